@@ -1,0 +1,1 @@
+"""Self-play fine-tuning: everything that knows about models. Imports no Prefect."""

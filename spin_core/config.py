@@ -1,0 +1,356 @@
+"""Every setting of a run: frozen, and refusing fields it does not know.
+
+A field's docstring is its help text. It reaches `spin check`, the README and the form in Prefect's UI.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar, Union
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+T = TypeVar("T")
+
+SCHEDULE = "schedule"
+Schedule = Annotated[Union[T, tuple[T, ...]], SCHEDULE]
+"""One value, or one value an iteration; past its end, the last value holds."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+LineageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+
+
+class Frozen(BaseModel):
+    """Base of all configuration and records: immutable, strict about fields, documented by docstrings."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+def at(schedule: T | tuple[T, ...], t: int) -> T:
+    """The value that a schedule has in iteration `t`."""
+    if isinstance(schedule, tuple):
+        return schedule[min(t, len(schedule) - 1)]
+    return schedule
+
+
+class ModelConfig(Frozen):
+    """Where θ_0, the SFT model, comes from."""
+
+    path: str = ""
+    """A local folder or a hub name of a causal language model. Empty: train one as `sft` says."""
+
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer, if it does not lie beside the model."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights in memory, for generation, scoring and training alike."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; `auto` takes a GPU if there is one."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off, unless you have read that code."""
+
+    pad_token: str | None = None
+    """The padding token, for a tokenizer that has none; it must be in the vocabulary already."""
+
+    eos_token: str | None = None
+    """The token that ends a response, if it is not the tokenizer's own end of sequence."""
+
+
+class SourceConfig(Frozen):
+    """Where the prompts and the human responses come from."""
+
+    path: str = "demo"
+    """A hub name, a local folder, or a JSON, JSONL, Parquet or CSV file. `demo` is the built-in source."""
+
+    split: str = "train"
+    """The split to read, where the source has several."""
+
+    subset: str | None = None
+    """The configuration of a hub data set, where it has several."""
+
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+
+
+class PromptsConfig(Frozen):
+    """The SFT data: prompts and the human responses that the player learns to prefer."""
+
+    source: SourceConfig = SourceConfig()
+    """Where the rows come from."""
+
+    format: Literal["auto", "messages", "prompt-response", "instruction", "spin", "text"] = "auto"
+    """Which columns hold what; `auto` looks at their names. `text` cuts each text in two at `text_prompt_chars`."""
+
+    columns: dict[str, str] = {}
+    """New names for columns, `{"question": "prompt", "answer": "response"}`, applied before anything else."""
+
+    rounds: Literal["all", "first"] = "all"
+    """Of a conversation, answer the last assistant turn (`all`), or only the first one (`first`, as the paper)."""
+
+    text_prompt_chars: PositiveInt = 64
+    """With `format: text`: the prompt is the text up to the last space within so many characters."""
+
+    text_response_chars: PositiveInt | None = None
+    """With `format: text`: keep at most so many characters of response, cut at a sentence's end; None keeps all."""
+
+    sample: PositiveInt | None = None
+    """A seeded sample of so many training prompts; None takes all."""
+
+    held_out: PositiveInt = 256
+    """How many prompts are kept out of training, for evaluation."""
+
+    held_out_source: SourceConfig | None = None
+    """A separate source for the held-out prompts; None splits them off `source`."""
+
+    max_prompt_tokens: PositiveInt = 512
+    """Longest prompt, in tokens of the rendered prompt."""
+
+    too_long: Literal["drop", "refuse"] = "drop"
+    """What happens to a prompt that is longer: dropped and counted, or the run is refused."""
+
+
+class ChatConfig(Frozen):
+    """How a prompt is written for the model."""
+
+    template: Literal["tokenizer", "plain", "format"] = "tokenizer"
+    """The tokenizer's own chat template; the bare text; or the `format` string."""
+
+    format: str = "### Instruction: {prompt}\n\n### Response: "
+    """With `template: format`: how one prompt becomes text."""
+
+    system: str | None = None
+    """A system prompt set before conversations that bring none."""
+
+    add_bos: bool = True
+    """With `plain` and `format`: begin with the tokenizer's BOS, where it has one."""
+
+
+class GenerateConfig(Frozen):
+    """How the opponent answers."""
+
+    engine: Literal["transformers"] = "transformers"
+    """What runs the model."""
+
+    temperature: Schedule[PositiveFloat] = 1.0
+    """Sampling temperature. The theory holds for samples of the opponent itself, which is 1."""
+
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling: the smallest set of tokens with so much probability; 1 takes all."""
+
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample from the so many likeliest tokens; 0 takes all."""
+
+    max_new_tokens: PositiveInt = 256
+    """Longest response in tokens, on both sides: a human response is cut to it too."""
+
+    batch_size: PositiveInt = 32
+    """Prompts answered at a time."""
+
+    shard_size: PositiveInt = 512
+    """Prompts in a shard. A shard is published whole, so a kill costs at most one."""
+
+
+class PairsConfig(Frozen):
+    """What becomes of real and generated responses before they train."""
+
+    mix_previous: Schedule[bool] = True
+    """Train on D_{t-1} ∪ D_t, as the paper does, or on D_t alone."""
+
+    drop_identical: bool = True
+    """Drop pairs whose generated response equals the real one: their gradient is zero."""
+
+    drop_empty: bool = True
+    """Drop pairs with an empty response on either side."""
+
+    drop_looping: bool = True
+    """Drop pairs whose generated response repeats one phrase over and over."""
+
+    drop_duplicates: bool = True
+    """Drop pairs that occur a second time, token by token."""
+
+    drop_cut: bool = False
+    """Drop pairs whose generated response was cut at `max_new_tokens`."""
+
+
+class TrainConfig(Frozen):
+    """How the player learns to tell real from generated."""
+
+    loss: Literal["logistic", "hinge", "sft"] = "logistic"
+    """The loss on the margin: the paper's logistic, or hinge; `sft` is continued fine-tuning on the real responses."""
+
+    beta: Schedule[PositiveFloat] = 0.1
+    """The paper's lambda. Larger keeps the player closer to the opponent."""
+
+    learning_rate: Schedule[PositiveFloat] = 5e-7
+    """Peak learning rate."""
+
+    epochs: Schedule[PositiveInt] = 2
+    """Passes over the pairs in one iteration."""
+
+    batch_size: PositiveInt = 64
+    """Pairs in an optimizer step, over all devices and accumulated micro-batches."""
+
+    micro_batch_tokens: PositiveInt = 16384
+    """Tokens, both sides and padding counted, in one forward and backward pass; a batch is split to fit."""
+
+    optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
+    """RMSProp is the paper's choice."""
+
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay."""
+
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warm-up."""
+
+    warmup: Fraction = 0.1
+    """The part of the steps in which the learning rate rises from zero."""
+
+    max_grad_norm: NonNegativeFloat = 1.0
+    """Clip the gradient to this norm; 0 leaves it alone."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+
+    save_every: PositiveInt = 100
+    """Steps between checkpoints. A kill costs at most so many steps."""
+
+    keep_checkpoints: PositiveInt = 2
+    """How many checkpoints stay."""
+
+    on_divergence: Literal["stop", "warn"] = "stop"
+    """What a monitor does when it fires: a loss that is not finite always stops."""
+
+    first_loss_tolerance: PositiveFloat = 1e-3
+    """How far the first loss may be from log 2 in float32 before the run stops; bfloat16 allows 20 times as much."""
+
+
+class SftConfig(Frozen):
+    """How θ_0 is trained, for recipes that bring their own small Llama-shaped model."""
+
+    hidden_size: PositiveInt = 32
+    """Width of the model."""
+
+    layers: PositiveInt = 2
+    """Number of decoder layers."""
+
+    heads: PositiveInt = 2
+    """Attention heads."""
+
+    intermediate_size: PositiveInt = 64
+    """Width of the feed-forward layer."""
+
+    train: TrainConfig = TrainConfig(loss="sft", optimizer="adamw", learning_rate=3e-3, epochs=30)
+    """Its training on the SFT data."""
+
+
+class LmEvalConfig(Frozen):
+    """Benchmarks run by lm-eval."""
+
+    tasks: tuple[str, ...] = ()
+    """lm-eval's names: `arc_challenge`, `hellaswag`, … Empty runs none."""
+
+    local_data: Path | None = None
+    """A folder with the tasks' rows as JSONL; None fetches them from the hub."""
+
+    limit: PositiveInt | None = None
+    """A seeded subset of so many items a task; None takes all."""
+
+    num_fewshot: int | None = None
+    """Examples in the prompt; None is each task's own number."""
+
+    batch_size: PositiveInt = 16
+    """Items a forward pass."""
+
+    apply_chat_template: bool = False
+    """Wrap each item in the model's chat template."""
+
+
+class EvaluateConfig(Frozen):
+    """How every model version is scored."""
+
+    lm_eval: LmEvalConfig = LmEvalConfig()
+    """Benchmarks."""
+
+    self_play: bool = True
+    """Diagnostics of the game on held-out prompts."""
+
+    exact: bool = False
+    """Exact distance to p_data, for sources whose distribution is known (the demo's)."""
+
+    main_metric: str = "heldout_nll"
+    """The score that the gate and the leaderboard's plot look at first."""
+
+    batch_size: PositiveInt = 64
+    """Rows a forward pass."""
+
+
+class GateConfig(Frozen):
+    """Whether θ_{t+1} becomes the next opponent."""
+
+    rule: Literal["off", "stop", "best"] = "stop"
+    """When the main metric falls: go on all the same, stop, or play on from the best version so far."""
+
+    tolerance: NonNegativeFloat = 2.0
+    """How many standard errors a fall may measure before it counts."""
+
+
+class ControlsConfig(Frozen):
+    """What the game is compared with, from the same θ_0 and scored in the same table."""
+
+    sft_continued: bool = False
+    """Continued fine-tuning on the real responses, for as many steps as the iterations took together."""
+
+    sft_learning_rate: tuple[PositiveFloat, ...] = ()
+    """Peak learning rates of continued fine-tuning, one control each; empty takes the player's own."""
+
+    temperatures: tuple[PositiveFloat, ...] = ()
+    """θ_0 sampled at other temperatures (needs `evaluate.exact`)."""
+
+
+class RunConfig(Frozen):
+    """A complete run. A recipe is a named value of this."""
+
+    recipe: str
+    """The recipe that this configuration began as."""
+
+    iterations: PositiveInt = 3
+    """How many iterations of the game to play."""
+
+    seed: int = 0
+    """The seed that every other seed comes from."""
+
+    model: ModelConfig = ModelConfig()
+    """The SFT model."""
+
+    sft: SftConfig = SftConfig()
+    """Training of θ_0, if `model.path` is empty."""
+
+    prompts: PromptsConfig = PromptsConfig()
+    """The SFT data."""
+
+    chat: ChatConfig = ChatConfig()
+    """Prompt rendering."""
+
+    generate: GenerateConfig = GenerateConfig()
+    """The opponent's answers."""
+
+    pairs: PairsConfig = PairsConfig()
+    """Pair building."""
+
+    train: TrainConfig = TrainConfig()
+    """The player's training."""
+
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Scoring."""
+
+    gate: GateConfig = GateConfig()
+    """Promotion of a player to the next opponent."""
+
+    controls: ControlsConfig = ControlsConfig()
+    """Comparisons."""

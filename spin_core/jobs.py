@@ -1,0 +1,137 @@
+"""What each phase is asked to do. A job file is one of these as JSON.
+
+A job holds all that its result depends on and nothing more: schedules are resolved to iteration t, inputs are records
+with digests. Light to import, so that flows and tasks can write jobs without loading torch.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from spin_core.config import (
+    ChatConfig,
+    EvaluateConfig,
+    Frozen,
+    GenerateConfig,
+    ModelConfig,
+    PairsConfig,
+    PromptsConfig,
+    SftConfig,
+    TrainConfig,
+)
+from spin_core.records import EvalReport, GenerationBatch, ModelVersion, PairDataset, PromptSet, ScoredPairs
+
+
+class Job(Frozen):
+    """Base of all jobs."""
+
+    phase: str
+    """The module that does it: `python -m spin_core.<phase> job.json`."""
+
+    version: int
+    """Raised when a phase's code comes to give another result, so that old results are not taken for new ones."""
+
+    output: Path
+    """The folder to publish."""
+
+    seed: int = 0
+
+
+class BaseJob(Job):
+    """Bring in a model and its tokenizer from a folder or the hub, or make a fresh one of the `sft` shape."""
+
+    phase: Literal["base"] = "base"
+    version: int = 1
+    model: ModelConfig
+    sft: SftConfig | None
+    chat: ChatConfig
+
+
+class PromptsJob(Job):
+    """Read, split and tokenise the SFT data."""
+
+    phase: Literal["prompts"] = "prompts"
+    version: int = 1
+    config: PromptsConfig
+    chat: ChatConfig
+    tokenizer: ModelVersion
+    max_new_tokens: int
+    """Both sides are capped alike: human responses are cut here, the opponent's in generation."""
+
+
+class GenerateJob(Job):
+    """Let the opponent answer the training prompts."""
+
+    phase: Literal["generate"] = "generate"
+    version: int = 1
+    t: int
+    config: GenerateConfig
+    model: ModelConfig
+    opponent: ModelVersion
+    prompts: PromptSet
+
+
+class PairsJob(Job):
+    """D_t: this iteration's pairs, with hygiene, joined with the previous iteration's."""
+
+    phase: Literal["pairs"] = "pairs"
+    version: int = 1
+    t: int
+    config: PairsConfig
+    prompts: PromptSet
+    generations: GenerationBatch
+    previous: GenerationBatch | None
+
+
+class ScoreJob(Job):
+    """The opponent's log-probabilities of every pair, once an iteration."""
+
+    phase: Literal["score"] = "score"
+    version: int = 1
+    t: int
+    model: ModelConfig
+    opponent: ModelVersion
+    pairs: PairDataset
+    micro_batch_tokens: int
+
+
+class TrainJob(Job):
+    """θ_{t+1} from θ_t. Publishes the metrics to `output` and the weights to `weights`."""
+
+    phase: Literal["train"] = "train"
+    version: int = 1
+    t: int
+    """The iteration. The model that comes out is version t + 1."""
+    config: TrainConfig
+    model: ModelConfig
+    start: ModelVersion
+    weights: Path
+    pairs: PairDataset | None = None
+    scores: ScoredPairs | None = None
+    prompts: PromptSet | None = None
+    """The SFT data, when the loss is `sft`."""
+    steps: int | None = None
+    """Train for exactly so many steps, whatever `config.epochs` says."""
+
+
+class EvaluateJob(Job):
+    """Answer and score the held-out prompts."""
+
+    phase: Literal["evaluate"] = "evaluate"
+    version: int = 1
+    config: EvaluateConfig
+    generate: GenerateConfig
+    model: ModelConfig
+    player: ModelVersion
+    prompts: PromptSet
+    opponent: EvalReport | None
+    """The report of the version that the player was trained from, for rewards against it; None for θ_0."""
+
+
+class BenchmarkJob(Job):
+    """Run lm-eval's tasks on one model."""
+
+    phase: Literal["benchmark"] = "benchmark"
+    version: int = 1
+    config: EvaluateConfig
+    model: ModelConfig
+    player: ModelVersion

@@ -1,0 +1,85 @@
+"""Loading and saving models and tokenizers: safetensors only, remote code only if asked for."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from spin_core.config import ModelConfig
+from spin_core.errors import ModelError
+
+
+def device_of(config: ModelConfig) -> torch.device:
+    """The device that the configuration names."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("model.device is cuda, but torch sees no GPU: set model.device to auto or cpu")
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
+    """The model in a folder, on its device, in evaluation mode, with `config.dtype` weights."""
+    check_safetensors(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, config.dtype),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{folder} cannot be loaded as a causal language model: {first_line(error)}") from error
+    model.eval()
+    return model.to(device_of(config))
+
+
+def load_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{folder} holds no tokenizer that loads ({first_line(error)}): set model.tokenizer to a folder that does"
+        ) from error
+    return tokenizer
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a folder that `from_pretrained` and inference engines load."""
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+
+
+def context_length(folder: Path, config: ModelConfig) -> int | None:
+    """The longest sequence the model was built for, in tokens; None if its configuration does not say."""
+    settings: Any = AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=config.trust_remote_code
+    )
+    length = getattr(settings, "max_position_embeddings", None) or getattr(settings, "n_positions", None)
+    return int(length) if length else None
+
+
+def check_safetensors(folder: Path) -> None:
+    """Refuse weights in a format that runs code when it is read."""
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is no folder: model.path must name a model's folder or a hub name")
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        raise ModelError(
+            f"{folder} holds no safetensors weights"
+            + (
+                f" (only {', '.join(pickled[:3])}): convert them with save_pretrained"
+                if pickled
+                else ": is it a model?"
+            )
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,147 @@
+"""The frame around every phase: `python -m spin_core.<phase> job.json`.
+
+Reads the job, reuses what is built, keeps unfinished work of the same job, publishes, and reports: progress as one
+JSON object a line on stdout, logs on stderr. Exit status: 0 done, 2 the user's input is wrong, 75 try again,
+143 stopped by SIGTERM with everything finished so far saved; anything else is a crash.
+"""
+
+import ctypes
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from spin_core import store
+from spin_core.errors import ConfigError, SpinError, Stopped, StorageError
+from spin_core.jobs import Job
+from spin_core.records import Artifact
+
+J = TypeVar("J", bound=Job)
+R = TypeVar("R", bound=Artifact)
+
+log = logging.getLogger("spin_core")
+
+
+class Progress:
+    """What a phase tells while it works, at most four times a second, and whether it has been asked to stop."""
+
+    def __init__(self, unit: str = "item", total: int = 0) -> None:
+        self.unit, self.total = unit, total
+        self._stop = False
+        self._told = 0.0
+        self._stdout = sys.stdout
+        sys.stdout = sys.stderr  # so that a library's print cannot break the protocol
+
+    def start(self, total: int, unit: str) -> None:
+        """Say how much there is to do."""
+        self.unit, self.total = unit, total
+        self._told = 0.0
+
+    def tell(self, done: int, **metrics: float) -> None:
+        """Report `done` of the total. Raises `Stopped` if SIGTERM arrived: call it where everything is saved."""
+        now = time.monotonic()
+        if now - self._told > 0.25 or done == self.total:
+            self._told = now
+            self.say({"done": done, "total": self.total, "unit": self.unit, "metrics": metrics})
+        self.check()
+
+    def check(self) -> None:
+        """Raise `Stopped` if SIGTERM arrived."""
+        if self._stop:
+            raise Stopped("stopped on request; the same command goes on from here")
+
+    @property
+    def stopping(self) -> bool:
+        """SIGTERM arrived: save and call `check`."""
+        return self._stop
+
+    def stop(self, *_: object) -> None:
+        """The SIGTERM handler."""
+        self._stop = True
+
+    def say(self, message: Mapping[str, Any]) -> None:
+        """One JSON object on the protocol's line."""
+        print(json.dumps(message), file=self._stdout, flush=True)
+
+
+def main(job_type: type[J], record_type: type[R], run: Callable[[J, Path, Progress], dict[str, Any]]) -> None:
+    """Run one phase from its command line.
+
+    `run(job, scratch, progress)` writes its files into `scratch`, which keeps what an earlier attempt at the same
+    job left there, and returns the record's fields but for path and digest.
+    """
+    die_with_parent()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    progress = Progress()
+    signal.signal(signal.SIGTERM, progress.stop)
+    try:
+        job = read_job(Path(sys.argv[1]), job_type)
+        with store.storage_errors(job.output.parent):
+            execute(job, record_type, run, progress)
+    except SpinError as error:
+        log.error("%s: %s", type(error).__name__, error)
+        sys.exit(error.exit_code)
+
+
+def read_job(path: Path, job_type: type[J]) -> J:
+    """The job in a file."""
+    try:
+        return job_type.model_validate_json(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist: give the path of a job file") from error
+    except ValidationError as error:
+        raise ConfigError(f"{path} is no job for this phase: {error}") from error
+
+
+def execute(job: J, record_type: type[R], run: Callable[[J, Path, Progress], dict[str, Any]], progress: Progress) -> R:
+    """Do the job, or find it done."""
+    asked = job.model_dump(mode="json")
+    record = store.reusable(job.output, asked, record_type)
+    if record is None:
+        started = time.monotonic()
+        scratch = workspace(job.output, asked)
+        fields = run(job, scratch, progress)
+        usage = {"seconds": round(time.monotonic() - started, 3), "peak_memory_mb": peak_memory_mb()}
+        record = store.publish(scratch, job.output, asked, fields, record_type, usage=usage)
+    progress.say({"record": record.model_dump(mode="json")})
+    return record
+
+
+def workspace(output: Path, asked: Mapping[str, Any]) -> Path:
+    """The scratch folder of a job. What an attempt at another job left there is removed."""
+    scratch = output.with_name(f".{output.name}.partial")
+    stamp = output.with_name(f".{output.name}.identity")
+    identity = store.digest_of(store.identity_of(asked))
+    if scratch.exists() and (not stamp.exists() or stamp.read_text("utf-8") != identity):
+        shutil.rmtree(scratch)
+    scratch.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(identity, "utf-8")
+    if shutil.disk_usage(scratch).free < 2**20:
+        raise StorageError(
+            f"the disk that holds {scratch.parent} is full: free some space and run the same command again"
+        )
+    return scratch
+
+
+def peak_memory_mb() -> float:
+    """The largest resident memory that this process has had."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when the one that started it ends, so that no GPU is held by an orphan."""
+    if sys.platform != "linux" or "SPIN_PARENT" not in os.environ:
+        return
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(os.environ["SPIN_PARENT"]):
+        sys.exit(1)  # the parent ended before the kernel was asked

@@ -1,0 +1,158 @@
+"""What each phase leaves behind: small, frozen, and enough to say where a number came from.
+
+`digest` is the digest of the published files, so that records made from equal inputs are equal. Paths are where a
+file lies, never what it is: they take no part in any identity.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from spin_core.config import Frozen, RunConfig
+
+
+class Artifact(Frozen):
+    """A published folder."""
+
+    path: Path
+    """The folder."""
+
+    digest: str
+    """SHA-256 over its files' names and contents."""
+
+
+class PromptSet(Artifact):
+    """`train.parquet` and `held_out.parquet`: prompts, human responses, and the token ids of both."""
+
+    kind: Literal["prompts"] = "prompts"
+    source: str
+    revision: str | None
+    rows: int
+    """Training prompts."""
+    held_out: int
+    drops: dict[str, int]
+    """Rows left out, by reason."""
+
+
+class ModelVersion(Artifact):
+    """θ_t: a folder that `from_pretrained` loads."""
+
+    kind: Literal["model"] = "model"
+    t: int
+    parent: str | None
+    """Digest of the version that this one was trained from."""
+
+
+class GenerationBatch(Artifact):
+    """`shard-*.parquet`: the opponent's answers."""
+
+    kind: Literal["generations"] = "generations"
+    t: int
+    opponent: str
+    """Digest of the model that answered."""
+    rows: int
+    shards: int
+    tokens: int
+    """Generated tokens."""
+    finish_reasons: dict[str, int]
+    """`stop`: the model ended its answer; `length`: it was cut."""
+
+
+class PairDataset(Artifact):
+    """`pairs.parquet`: real and generated responses to the same prompt."""
+
+    kind: Literal["pairs"] = "pairs"
+    t: int
+    rows_in: int
+    rows: int
+    drops: dict[str, int]
+    mix: dict[str, int]
+    """Rows by the iteration that generated them: `{"0": 500, "1": 480}`."""
+
+
+class ScoredPairs(Artifact):
+    """`logps.parquet`: the opponent's log-probability of both sides of each pair, in the pairs' order."""
+
+    kind: Literal["scores"] = "scores"
+    pairs: str
+    opponent: str
+
+
+class TrainRun(Artifact):
+    """`metrics.jsonl`: what every step measured. The weights are published beside it, as a ModelVersion."""
+
+    kind: Literal["train"] = "train"
+    t: int
+    model: str
+    """Digest of the trained model."""
+    steps: int
+    first_loss: float
+    metrics: dict[str, float]
+    """The last step's metrics, under the field's names."""
+    events: tuple[str, ...] = ()
+    """What the monitors saw."""
+
+
+class Score(Frozen):
+    """One number of an evaluation."""
+
+    value: float
+    stderr: float
+    n: int
+    """Items."""
+    higher_is_better: bool = True
+
+
+class EvalReport(Artifact):
+    """`items.parquet`: for paired tests, one row an item (task, item, value). Other files are the suite's own."""
+
+    kind: Literal["eval"] = "eval"
+    model: str
+    """Digest of the model."""
+    suite: str
+    harness: str
+    """Versions of what did the scoring."""
+    scores: dict[str, Score]
+
+
+class Comparison(Frozen):
+    """A paired difference: the items are the same, so their differences are what varies."""
+
+    against: int
+    """The version t that this one is compared with."""
+    delta: float
+    stderr: float
+
+
+class GateDecision(Frozen):
+    """What the gate made of θ_{t+1}."""
+
+    outcome: Literal["promote", "keep-best", "stop", "off"]
+    reason: str
+    next_opponent: int
+    """The version t that plays next."""
+
+
+class IterationRecord(Frozen):
+    """All of one iteration: enough to repeat it, and to say whether it helped."""
+
+    lineage: str
+    t: int
+    config: RunConfig
+    prompts: PromptSet
+    opponent: ModelVersion
+    generations: GenerationBatch
+    pairs: PairDataset
+    scores: ScoredPairs
+    train: TrainRun
+    player: ModelVersion
+    evaluations: tuple[EvalReport, ...]
+    gate: GateDecision
+    seconds: dict[str, float]
+    """Seconds by phase, as they were when the phase ran."""
+    peak_memory_mb: dict[str, float]
+    """Largest resident memory by phase."""
+    environment: dict[str, str]
+    """Git commit, package versions, device."""
+
+
+Record = PromptSet | ModelVersion | GenerationBatch | PairDataset | ScoredPairs | TrainRun | EvalReport
