@@ -9,12 +9,14 @@ import ctypes
 import json
 import logging
 import os
+import platform
 import resource
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,6 +90,7 @@ def main(job_type: type[J], record_type: type[R], run: Callable[[J, Path, Progre
         with store.storage_errors(job.output.parent):
             execute(job, record_type, run, progress)
     except SpinError as error:
+        progress.say({"error": type(error).__name__, "message": str(error)})
         log.error("%s: %s", type(error).__name__, error)
         sys.exit(error.exit_code)
 
@@ -110,7 +113,11 @@ def execute(job: J, record_type: type[R], run: Callable[[J, Path, Progress], dic
         started = time.monotonic()
         scratch = workspace(job.output, asked)
         fields = run(job, scratch, progress)
-        usage = {"seconds": round(time.monotonic() - started, 3), "peak_memory_mb": peak_memory_mb()}
+        usage = {
+            "seconds": round(time.monotonic() - started, 3),
+            "peak_memory_mb": peak_memory_mb(),
+            "environment": environment(),
+        }
         record = store.publish(scratch, job.output, asked, fields, record_type, usage=usage)
     progress.say({"record": record.model_dump(mode="json")})
     return record
@@ -135,6 +142,17 @@ def workspace(output: Path, asked: Mapping[str, Any]) -> Path:
 def peak_memory_mb() -> float:
     """The largest resident memory that this process has had."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def environment() -> dict[str, str]:
+    """What did the work: versions of the packages that this phase loaded, and its device."""
+    packages = ("torch", "transformers", "datasets", "lm_eval", "numpy", "pyarrow", "vllm", "deepspeed")
+    found = {name: metadata.version(name) for name in packages if name in sys.modules}
+    found["python"] = platform.python_version()
+    torch = sys.modules.get("torch")
+    on_gpu = torch is not None and torch.cuda.is_initialized()
+    found["device"] = torch.cuda.get_device_name() if torch is not None and on_gpu else f"CPU {platform.machine()}"
+    return found
 
 
 def die_with_parent() -> None:

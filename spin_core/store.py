@@ -132,12 +132,12 @@ def publish(
     job: Mapping[str, Any],
     fields: Mapping[str, Any],
     kind: type[R],
-    usage: Mapping[str, float] | None = None,
+    usage: Mapping[str, Any] | None = None,
 ) -> R:
     """Make the scratch folder the final one. `fields` are the record's fields, but for path and digest.
 
     Everything is flushed to disk before the rename, and the manifest is the last file written. `usage` (seconds,
-    memory) is kept in the manifest and takes no part in any digest.
+    memory, versions) is kept in the manifest and takes no part in any digest.
     """
     digest, files = digest_folder(scratch)
     record = kind.model_validate({**fields, "path": str(final), "digest": digest})

@@ -1,0 +1,155 @@
+"""Starting phases: the only place where command lines are built.
+
+A phase runs in a process group of its own that ends with the one that started it, whichever way that ends.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from spin_core import errors, store
+from spin_core.jobs import Job
+from spin_core.records import Artifact
+
+R = TypeVar("R", bound=Artifact)
+
+Listener = Callable[[Mapping[str, Any]], None]
+"""Called with each progress message: `{"done", "total", "unit", "metrics"}`."""
+
+GRACE_SECONDS = 30.0
+"""How long a phase may take to save its work after SIGTERM, before it is killed."""
+
+
+class PhaseCrashed(Exception):
+    """A phase ended in a way that is no user's fault. The message ends with the last lines of its log."""
+
+
+def command(job_file: Path, phase: str) -> list[str]:
+    """The command line of a phase."""
+    return [sys.executable, "-m", f"spin_core.{phase}", str(job_file)]
+
+
+def job_path(job: Job) -> Path:
+    """Where the job file of an output lies: `iter_01/jobs/train.json` for `iter_01/train`."""
+    return job.output.parent / "jobs" / f"{job.output.name}.json"
+
+
+def finished(job: Job, kind: type[R]) -> R | None:
+    """The record of a job that is done already; None if it is not."""
+    return store.reusable(job.output, job.model_dump(mode="json"), kind)
+
+
+def run_phase(
+    job: Job,
+    kind: type[R],
+    on_progress: Listener = lambda _: None,
+    on_log: Callable[[str], None] = lambda _: None,
+) -> R:
+    """Run one phase in a process of its own and return its record.
+
+    Raises the `SpinError` that the phase raised, or `PhaseCrashed`. Whatever ends this call, the phase's process
+    group has ended when it returns.
+    """
+    path = job_path(job)
+    with store.storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        end_leftover(path)
+        store.write_json(path, job.model_dump(mode="json"))
+    tail: deque[str] = deque(maxlen=20)
+    last: dict[str, Any] = {}
+    with started(command(path, job.phase), path) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        reader = threading.Thread(target=read_log, args=(process.stderr, tail, on_log), daemon=True)
+        reader.start()
+        for line in process.stdout:
+            message = parse(line)
+            if "done" in message:
+                on_progress(message)
+            else:
+                last = message
+        status = process.wait()
+        reader.join(timeout=5)
+    if status == 0 and "record" in last:
+        return kind.model_validate(last["record"])
+    if "error" in last:
+        error: type[errors.SpinError] = getattr(errors, last["error"])
+        raise error(last["message"])
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    hint = " (out of memory?)" if status == -signal.SIGKILL else ""
+    raise PhaseCrashed(
+        f"phase {job.phase} {how}{hint}; run it alone with: {' '.join(command(path, job.phase))}\n" + "\n".join(tail)
+    )
+
+
+@contextlib.contextmanager
+def started(arguments: list[str], job_file: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process in a group of its own, which is ended on the way out."""
+    process = subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "SPIN_PARENT": str(os.getpid()), "TOKENIZERS_PARALLELISM": "false"},
+    )
+    pid_file = job_file.with_suffix(".pid")
+    pid_file.write_text(str(process.pid), "utf-8")
+    try:
+        yield process
+    finally:
+        end_group(process)
+        pid_file.unlink(missing_ok=True)
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def end_group(process: subprocess.Popen[str]) -> None:
+    """Ask the process to save and end, and kill what is left of its group."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def end_leftover(job_file: Path) -> None:
+    """End the process group that an earlier, killed run of this very job left behind."""
+    pid_file = job_file.with_suffix(".pid")
+    with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
+        pid = int(pid_file.read_text("utf-8"))
+        # The number may belong to another program by now; its command line names the job if it does not.
+        if str(job_file).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.killpg(pid, signal.SIGKILL)
+            time.sleep(0.1)
+    pid_file.unlink(missing_ok=True)
+
+
+def read_log(stream: Any, tail: deque[str], on_log: Callable[[str], None]) -> None:
+    """Pass each line of a phase's log on, and keep the last ones."""
+    for line in stream:
+        text = line.rstrip()
+        if text:
+            tail.append(text)
+            on_log(text)
+
+
+def parse(line: str) -> dict[str, Any]:
+    """A message of the protocol; anything else that came on stdout is nothing."""
+    try:
+        message = json.loads(line)
+    except json.JSONDecodeError:
+        return {}
+    return message if isinstance(message, dict) else {}

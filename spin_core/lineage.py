@@ -1,0 +1,334 @@
+"""A lineage on disk: θ_0, θ_1, …, what made them, and what comes next.
+
+Writes the job of every phase of every iteration, so that the flow reads as the algorithm. Knows where things lie:
+
+    runs/<lineage>/lineage.json                                   configuration
+    runs/<lineage>/base/{model,eval/<suite>}                      θ_0
+    runs/<lineage>/iter_00/{prompts,generations,pairs,scores,train,model,eval/<suite>,record.json}
+    runs/<lineage>/controls/<name>/{train,model,eval/<suite>}
+    runs/.sft/<identity>/                                         θ_0 of recipes that train their own, shared
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from spin_core import store
+from spin_core.config import SCHEDULE, EvaluateConfig, RunConfig, at
+from spin_core.errors import ConfigError, DamagedArtifact, StaleArtifact
+from spin_core.jobs import (
+    BaseJob,
+    BenchmarkJob,
+    EvaluateJob,
+    GenerateJob,
+    Job,
+    PairsJob,
+    PromptsJob,
+    ScoreJob,
+    TrainJob,
+)
+from spin_core.records import (
+    EvalReport,
+    GenerationBatch,
+    IterationRecord,
+    ModelVersion,
+    PairDataset,
+    PromptSet,
+    ScoredPairs,
+    TrainRun,
+)
+
+M = TypeVar("M", bound=BaseModel)
+J = TypeVar("J", bound=Job)
+
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+FREE = ("iterations", "controls")
+"""Settings that may differ from the ones a lineage was started with: what is built does not depend on them."""
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """One chain of model versions under `runs`."""
+
+    runs: Path
+    name: str
+    config: RunConfig
+
+    @cached_property
+    def root(self) -> Path:
+        """The lineage's folder."""
+        return self.runs / self.name
+
+    def iteration(self, t: int) -> Path:
+        """The folder of iteration t, in which θ_t answers and θ_{t+1} is trained."""
+        return self.root / f"iter_{t:02d}"
+
+    def eval_folder(self, t: int) -> Path:
+        """Where the evaluations of θ_t lie."""
+        return (self.root / "base" if t == 0 else self.iteration(t - 1)) / "eval"
+
+    # Jobs, in the order in which they are done.
+
+    def base_job(self) -> BaseJob:
+        """θ_0 brought in; or, if the recipe trains its own, the untrained model."""
+        own = not self.config.model.path
+        job = BaseJob(
+            output=self.root / "base" / "model",
+            seed=self.config.seed,
+            model=self.config.model,
+            sft=self.config.sft if own else None,
+            chat=self.config.chat,
+        )
+        return self._shared(job, "init") if own else job
+
+    def prompts_job(self, tokenizer: ModelVersion) -> PromptsJob:
+        """The SFT data."""
+        return PromptsJob(
+            output=self.iteration(0) / "prompts",
+            seed=self.config.seed,
+            config=self.config.prompts,
+            chat=self.config.chat,
+            tokenizer=tokenizer,
+            max_new_tokens=self.config.generate.max_new_tokens,
+        )
+
+    def sft_job(self, untrained: ModelVersion, prompts: PromptSet) -> TrainJob:
+        """θ_0 of a recipe that trains its own. Lineages with the same data and settings share it."""
+        job = TrainJob(
+            output=Path(),
+            weights=Path(),
+            seed=self.config.seed,
+            t=-1,
+            config=resolved(self.config.sft.train, 0),
+            model=self.config.model,
+            start=untrained,
+            prompts=prompts,
+        )
+        shared: TrainJob = self._shared(job, "train")
+        return shared.model_copy(update={"weights": shared.output.parent / "model"})
+
+    def generate_job(self, t: int, opponent: ModelVersion, prompts: PromptSet) -> GenerateJob:
+        """The opponent answers."""
+        return GenerateJob(
+            output=self.iteration(t) / "generations",
+            seed=self.config.seed,
+            t=t,
+            config=resolved(self.config.generate, t),
+            model=self.config.model,
+            opponent=opponent,
+            prompts=prompts,
+        )
+
+    def pairs_job(
+        self, t: int, prompts: PromptSet, generations: GenerationBatch, previous: GenerationBatch | None
+    ) -> PairsJob:
+        """D_t, joined with D_{t-1} if the configuration mixes."""
+        config = resolved(self.config.pairs, t)
+        return PairsJob(
+            output=self.iteration(t) / "pairs",
+            seed=self.config.seed,
+            t=t,
+            config=config,
+            prompts=prompts,
+            generations=generations,
+            previous=previous if at(config.mix_previous, t) else None,
+        )
+
+    def score_job(self, t: int, opponent: ModelVersion, pairs: PairDataset) -> ScoreJob:
+        """The opponent's log-probabilities, carried-over pairs included."""
+        return ScoreJob(
+            output=self.iteration(t) / "scores",
+            t=t,
+            model=self.config.model,
+            opponent=opponent,
+            pairs=pairs,
+            micro_batch_tokens=self.config.train.micro_batch_tokens,
+        )
+
+    def train_job(self, t: int, opponent: ModelVersion, pairs: PairDataset, scores: ScoredPairs) -> TrainJob:
+        """θ_{t+1} from θ_t."""
+        return TrainJob(
+            output=self.iteration(t) / "train",
+            weights=self.iteration(t) / "model",
+            seed=self.config.seed + t,
+            t=t,
+            config=resolved(self.config.train, t),
+            model=self.config.model,
+            start=opponent,
+            pairs=pairs,
+            scores=scores,
+        )
+
+    def evaluate_jobs(
+        self,
+        player: ModelVersion,
+        prompts: PromptSet,
+        opponent: EvalReport | None,
+        folder: Path | None = None,
+        temperature: float = 1.0,
+    ) -> list[EvaluateJob | BenchmarkJob]:
+        """Every suite that the configuration asks for, on one model."""
+        folder = folder or self.eval_folder(player.t)
+        config: EvaluateConfig = self.config.evaluate
+        jobs: list[EvaluateJob | BenchmarkJob] = []
+        if config.self_play or config.exact:
+            jobs.append(
+                EvaluateJob(
+                    output=folder / "self-play",
+                    seed=self.config.seed,
+                    config=config,
+                    generate=self.config.generate.model_copy(update={"temperature": temperature}),
+                    model=self.config.model,
+                    player=player,
+                    prompts=prompts,
+                    opponent=opponent,
+                )
+            )
+        if config.lm_eval.tasks and temperature == 1.0:
+            jobs.append(
+                BenchmarkJob(
+                    output=folder / "lm-eval",
+                    seed=self.config.seed,
+                    config=config,
+                    model=self.config.model,
+                    player=player,
+                )
+            )
+        return jobs
+
+    def sft_control_job(self, base: ModelVersion, prompts: PromptSet, learning_rate: float, steps: int) -> TrainJob:
+        """Continued fine-tuning of θ_0 for `steps` steps, with the player's optimizer and batch."""
+        folder = self.control(f"sft-lr-{learning_rate:g}")
+        return TrainJob(
+            output=folder / "train",
+            weights=folder / "model",
+            seed=self.config.seed,
+            t=0,
+            config=resolved(self.config.train, 0).model_copy(update={"loss": "sft", "learning_rate": learning_rate}),
+            model=self.config.model,
+            start=base,
+            prompts=prompts,
+            steps=steps,
+        )
+
+    def control(self, name: str) -> Path:
+        """The folder of a control."""
+        return self.root / "controls" / name
+
+    # What is there.
+
+    def records(self) -> list[IterationRecord]:
+        """The records of all finished iterations, in order."""
+        found: list[IterationRecord] = []
+        while (path := self.iteration(len(found)) / "record.json").exists():
+            found.append(load(IterationRecord, path))
+        return found
+
+    def reports(self, t: int) -> list[EvalReport]:
+        """The evaluations of θ_t that are published."""
+        return reports_in(self.eval_folder(t))
+
+    def train_run(self, t: int) -> TrainRun | None:
+        """The training of iteration t, if it is published."""
+        return store.read_record(self.iteration(t) / "train", TrainRun)
+
+    def published(self) -> list[Path]:
+        """Every published folder of this lineage."""
+        return sorted(path.parent for path in self.root.rglob(store.MANIFEST))
+
+    def save_record(self, record: IterationRecord) -> None:
+        """Write an iteration's record."""
+        store.write_json(self.iteration(record.t) / "record.json", record.model_dump(mode="json"))
+
+    def _shared(self, job: J, name: str) -> J:
+        identity = store.digest_of(store.identity_of(job.model_dump(mode="json")))
+        return job.model_copy(update={"output": self.runs / ".sft" / identity[:16] / name})
+
+
+def start(runs: Path, name: str, config: RunConfig) -> Lineage:
+    """Begin a lineage, or go on with the one of that name. Call it with the lineage's lock held.
+
+    Raises `StaleArtifact`, naming the fields, if it was started with other settings that touch what is built: a
+    schedule may change for iterations that have not begun.
+    """
+    path = check_name(runs, name) / "lineage.json"
+    lineage = Lineage(runs=runs, name=name, config=config)
+    if path.exists():
+        have = load(RunConfig, path, "config")
+        begun = max(1, sum(1 for _ in lineage.root.glob("iter_*")))
+        for t in range(begun):
+            changed = [
+                item
+                for item in store.differences(dump(resolved(have, t)), dump(resolved(config, t)))
+                if item[0].split(".")[0] not in FREE
+            ]
+            if changed:
+                listed = "; ".join(
+                    f"{field} = {store.short(was)}, not {store.short(now)}" for field, was, now in changed[:3]
+                )
+                raise StaleArtifact(
+                    f"lineage {name} was started with {listed}: choose a new name with --lineage, or set the value back"
+                )
+    store.write_json(path, {"lineage": name, "config": dump(config)})
+    return lineage
+
+
+def find(runs: Path, name: str) -> Lineage:
+    """The lineage of that name. `ConfigError` if there is none."""
+    path = check_name(runs, name) / "lineage.json"
+    if not path.exists():
+        there = ", ".join(names(runs)) or "none yet"
+        raise ConfigError(f"there is no lineage {name!r} in {runs} (there: {there}): start it with spin run")
+    return Lineage(runs=runs, name=name, config=load(RunConfig, path, "config"))
+
+
+def names(runs: Path) -> list[str]:
+    """The names of all lineages in a folder."""
+    return sorted(path.parent.name for path in runs.glob("*/lineage.json"))
+
+
+def check_name(runs: Path, name: str) -> Path:
+    """The lineage's folder, if the name can be one."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} cannot name a lineage: use lower-case letters, digits and -, at most 63")
+    return runs / name
+
+
+def reports_in(folder: Path) -> list[EvalReport]:
+    """The evaluations published below a folder, by suite."""
+    found = [store.read_record(path.parent, EvalReport) for path in sorted(folder.glob(f"*/{store.MANIFEST}"))]
+    return [report for report in found if report is not None]
+
+
+def resolved(config: M, t: int) -> M:
+    """The configuration with every schedule at its value in iteration t."""
+    values: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            values[name] = resolved(value, t)
+        elif SCHEDULE in field.metadata:
+            values[name] = at(value, t)
+    return config.model_copy(update=values)
+
+
+def dump(config: BaseModel) -> dict[str, Any]:
+    """A record or configuration as JSON values."""
+    return config.model_dump(mode="json")
+
+
+def load(kind: type[M], path: Path, key: str | None = None) -> M:
+    """A record from a JSON file, or from one key of it."""
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        return kind.model_validate(values[key] if key else values)
+    except (json.JSONDecodeError, KeyError, ValidationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedArtifact(
+            f"{path} is damaged ({reason}): restore it, or remove {path.parent} to start over"
+        ) from error

@@ -1,0 +1,99 @@
+"""The recipes themselves, as plain values laid over the defaults of `config`."""
+
+from typing import Any
+
+DEMO: dict[str, Any] = {
+    "iterations": 3,
+    "chat": {"template": "plain"},
+}
+"""Everything made by program: a source whose distribution is known exactly, and a model of a few thousand weights."""
+
+TINYSTORIES: dict[str, Any] = {
+    "iterations": 3,
+    "model": {"path": "${SPIN_DATA:-../shared/data}/models/babyllama-105", "pad_token": "<unk>"},
+    "chat": {"template": "plain"},
+    "prompts": {
+        "source": {"path": "${SPIN_DATA:-../shared/data}/tinystories/train.jsonl"},
+        "held_out_source": {"path": "${SPIN_DATA:-../shared/data}/tinystories/val.jsonl"},
+        "format": "text",
+        "text_prompt_chars": 64,
+        "text_response_chars": 128,
+        "sample": 2000,
+        "held_out": 256,
+        "max_prompt_tokens": 80,
+    },
+    "generate": {"max_new_tokens": 144},
+    "train": {
+        "optimizer": "adamw",
+        "learning_rate": 1e-4,
+        "beta": 1.0,
+        "epochs": 2,
+        "batch_size": 32,
+    },
+    "controls": {"sft_continued": True},
+}
+"""A real 0.94M-parameter model and real stories, on a CPU."""
+
+SMOLLM2: dict[str, Any] = {
+    "iterations": 3,
+    "model": {"path": "HuggingFaceTB/SmolLM2-135M-Instruct", "dtype": "bfloat16"},
+    "prompts": {
+        "source": {"path": "HuggingFaceTB/smol-smoltalk", "split": "train"},
+        "sample": 10_000,
+        "held_out": 500,
+        "max_prompt_tokens": 512,
+    },
+    "generate": {"max_new_tokens": 512, "batch_size": 128},
+    "train": {"learning_rate": 1e-6, "beta": 0.1, "epochs": 2, "batch_size": 64},
+    "evaluate": {"lm_eval": {"tasks": ["arc_easy", "hellaswag"], "limit": 500}},
+}
+"""A first real run on one small GPU."""
+
+ZEPHYR_PAPER: dict[str, Any] = {
+    "iterations": 4,
+    "model": {"path": "alignment-handbook/zephyr-7b-sft-full", "dtype": "bfloat16"},
+    "chat": {"template": "format", "format": "### Instruction: {prompt}\n\n### Response: "},
+    "prompts": {
+        "source": {"path": "HuggingFaceH4/ultrachat_200k", "split": "train_sft"},
+        "rounds": "first",
+        "sample": 50_000,
+        "held_out": 500,
+        "max_prompt_tokens": 512,
+    },
+    "generate": {"max_new_tokens": 256, "temperature": 1.0, "batch_size": 64},
+    "pairs": {"mix_previous": [False, True]},
+    "train": {
+        "optimizer": "rmsprop",
+        "learning_rate": [5e-7, 5e-7, 1e-7, 1e-7],
+        "beta": [0.1, 0.1, 0.1, 5.0],
+        "epochs": 2,
+        "batch_size": 64,
+        "warmup": 0.1,
+        "lr_schedule": "linear",
+        "gradient_checkpointing": True,
+    },
+    "gate": {"rule": "off"},
+    "evaluate": {
+        "lm_eval": {
+            "tasks": ["arc_challenge", "truthfulqa_mc2", "winogrande", "gsm8k", "hellaswag", "mmlu"],
+        }
+    },
+}
+"""The settings that the paper published."""
+
+ZEPHYR: dict[str, Any] = {
+    **ZEPHYR_PAPER,
+    "chat": {"template": "tokenizer"},
+    "generate": {**ZEPHYR_PAPER["generate"], "max_new_tokens": 1024},
+    "gate": {"rule": "stop"},
+}
+"""The paper's run with its code's defects mended: one chat template in generation and training, and responses long
+enough that few are cut, capped alike on both sides."""
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "demo": DEMO,
+    "tinystories": TINYSTORIES,
+    "smollm2-135m": SMOLLM2,
+    "zephyr-7b": ZEPHYR,
+    "zephyr-7b-paper": ZEPHYR_PAPER,
+}
