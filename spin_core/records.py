@@ -31,6 +31,8 @@ class PromptSet(Artifact):
     held_out: int
     drops: dict[str, int]
     """Rows left out, by reason."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end a response: the template's end of turn, then the tokenizer's EOS. Empty: the EOS alone."""
 
 
 class ModelVersion(Artifact):
