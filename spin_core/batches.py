@@ -6,13 +6,17 @@ means over the batch's pairs.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 
 from spin_core.errors import DataError
 
 Ints = npt.NDArray[np.int64]
+TokenIds = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Sequences:
     """Tokens of each, prompt and response."""
 
     @classmethod
-    def of(cls, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]) -> "Sequences":
+    def of(cls, prompt_ids: Sequence[TokenIds], response_ids: Sequence[TokenIds]) -> "Sequences":
         """From lists of token ids. A prompt needs a token, since the response's first token is predicted from it."""
         prompts_S = np.fromiter((len(ids) for ids in prompt_ids), np.int64, len(prompt_ids))
         responses_S = np.fromiter((len(ids) for ids in response_ids), np.int64, len(response_ids))
@@ -53,6 +57,18 @@ class Sequences:
 
     def __len__(self) -> int:
         return len(self.lengths_S)
+
+
+def read_token_ids(path: Path, *columns: str) -> list[list[npt.NDArray[np.int32]]]:
+    """The columns of a Parquet file that hold lists of token ids, each as one array a row."""
+    table = pq.read_table(path, columns=list(columns))
+    result = []
+    for name in columns:
+        column = table[name].combine_chunks()
+        ends = np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False))
+        flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+        result.append(np.split(flat, ends[:-1]) if len(ends) else [])
+    return result
 
 
 def micro_batches(lengths_B: Ints, rows_each: int, max_tokens: int) -> Iterator[Ints]:

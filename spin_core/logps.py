@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from spin_core.batches import Ints, Sequences, micro_batches
+from spin_core.batches import Ints, Sequences, TokenIds, micro_batches
 
 log = logging.getLogger("spin_core")
 
@@ -188,8 +188,8 @@ def logits_of(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, tempe
 @torch.no_grad()
 def sequence_logps(
     model: PreTrainedModel,
-    prompt_ids: Sequence[Sequence[int]],
-    response_ids: Sequence[Sequence[int]],
+    prompt_ids: Sequence[TokenIds],
+    response_ids: Sequence[TokenIds],
     micro_batch_tokens: int,
     temperature: float = 1.0,
 ) -> Tensor:

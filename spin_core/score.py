@@ -1,0 +1,89 @@
+"""The opponent's log-probability of both responses of every pair, once an iteration: `python -m spin_core.score`.
+
+Training then holds one model, not two. Pairs that were carried over are scored again, since the opponent is another.
+"""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spin_core import store
+from spin_core.batches import Sequences, TokenIds, read_token_ids
+from spin_core.jobs import ScoreJob
+from spin_core.logps import ResponseLogps, score_sequences
+from spin_core.models import load_model
+from spin_core.phase import Progress, main
+from spin_core.records import ScoredPairs
+
+log = logging.getLogger("spin_core")
+
+BLOCK = 1024
+"""Sequences scored between two saves."""
+
+
+def run(job: ScoreJob, scratch: Path, progress: Progress) -> dict[str, Any]:
+    """Write `logps.parquet`: real_logps and generated_logps of each pair, float32, in the pairs' order."""
+    prompts, reals, generated = read_token_ids(
+        job.pairs.path / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids"
+    )
+    prompt_ids, response_ids, place = distinct(prompts + prompts, reals + generated)
+    log.info("%d pairs hold %d distinct responses", len(prompts), len(prompt_ids))
+    logps = score_all(job, prompt_ids, response_ids, scratch / "blocks", progress)[place]
+    columns = {"real_logps": logps[: len(prompts)], "generated_logps": logps[len(prompts) :]}
+    pq.write_table(pa.table(columns), scratch / "logps.parquet")
+    shutil.rmtree(scratch / "blocks", ignore_errors=True)
+    return {"pairs": job.pairs.digest, "opponent": job.opponent.digest}
+
+
+def distinct(
+    prompt_ids: list[npt.NDArray[np.int32]], response_ids: list[npt.NDArray[np.int32]]
+) -> tuple[list[TokenIds], list[TokenIds], npt.NDArray[np.int64]]:
+    """Each prompt with each response once, in order of first appearance, and where each row's is.
+
+    A pair that was carried over has the same real response as this iteration's pair: it is scored once.
+    """
+    seen: dict[tuple[bytes, bytes], int] = {}
+    place = np.empty(len(prompt_ids), np.int64)
+    first: list[int] = []
+    for row, (prompt, response) in enumerate(zip(prompt_ids, response_ids, strict=True)):
+        place[row] = seen.setdefault((prompt.tobytes(), response.tobytes()), len(first))
+        if place[row] == len(first):
+            first.append(row)
+    return [prompt_ids[row] for row in first], [response_ids[row] for row in first], place
+
+
+def score_all(
+    job: ScoreJob, prompt_ids: list[TokenIds], response_ids: list[TokenIds], blocks: Path, progress: Progress
+) -> npt.NDArray[np.float32]:
+    """Log-probabilities, (S,). Blocks that an earlier attempt saved are read, not computed."""
+    blocks.mkdir(exist_ok=True)
+    total = len(prompt_ids)
+    progress.start(total, "response")
+    logps: ResponseLogps | None = None
+    parts: list[npt.NDArray[np.float32]] = []
+    for start in range(0, total, BLOCK):
+        end = min(start + BLOCK, total)
+        path = blocks / f"{start:09d}.npy"
+        if path.exists():
+            parts.append(np.load(path, allow_pickle=False))
+        else:
+            logps = logps or ResponseLogps(load_model(job.opponent.path, job.model))
+            sequences = Sequences.of(prompt_ids[start:end], response_ids[start:end])
+            parts.append(score_sequences(logps, sequences, job.micro_batch_tokens).numpy())
+            partial = path.with_suffix(".partial")
+            with partial.open("wb") as file:
+                np.save(file, parts[-1], allow_pickle=False)
+            store.sync(partial)
+            partial.replace(path)
+        progress.tell(end)
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+if __name__ == "__main__":
+    main(ScoreJob, ScoredPairs, run)
