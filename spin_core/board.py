@@ -1,14 +1,14 @@
 """The leaderboard of a lineage, the paired differences in it, and the gate that reads them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from spin_core import store
-from spin_core.config import Frozen, GateConfig
+from spin_core.config import Frozen, RunConfig
+from spin_core.errors import ConfigError
 from spin_core.lineage import Lineage, reports_in
 from spin_core.records import Comparison, EvalReport, GateDecision, Score
 
@@ -50,8 +50,7 @@ def leaderboard(lineage: Lineage) -> Board:
         if not reports:
             break
         reports_by_t[t] = reports
-        before = {"previous": t - 1, "first": 0}
-        against = sorted({version for version in before.values() if 0 <= version < t}, reverse=True)
+        against = dict.fromkeys(version for version in (t - 1, 0) if 0 <= version < t)
         rows.append(
             Row(
                 name=f"θ_{t}",
@@ -137,17 +136,31 @@ def paired(mine: dict[str, float], theirs: dict[str, float]) -> tuple[float, flo
     return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(shared)))
 
 
+def best(config: RunConfig, reports: Mapping[int, Sequence[EvalReport]], upto: int) -> tuple[int, Sequence[EvalReport]]:
+    """The best of θ_0 … θ_upto by the main metric, the earliest of equals."""
+    metric = config.evaluate.main_metric
+
+    def merit(t: int) -> float:
+        found = scores(reports[t])
+        if metric not in found:
+            raise ConfigError(
+                f"evaluate.main_metric is {metric!r}, which no suite gives: choose one of {', '.join(sorted(found))}"
+            )
+        return found[metric].value if found[metric].higher_is_better else -found[metric].value
+
+    t = max(range(upto + 1), key=lambda t: (merit(t), -t))
+    return t, reports[t]
+
+
 def decide(
-    gate: GateConfig,
-    metric: str,
-    candidate: tuple[int, Sequence[EvalReport]],
-    best: tuple[int, Sequence[EvalReport]],
+    config: RunConfig, *, candidate: tuple[int, Sequence[EvalReport]], best: tuple[int, Sequence[EvalReport]]
 ) -> GateDecision:
     """Whether the candidate plays next, or the best version so far, or nobody.
 
     The candidate falls if it is worse than the best by more than `gate.tolerance` standard errors of the paired
     difference (of the difference of means, where single items are not known).
     """
+    gate, metric = config.gate, config.evaluate.main_metric
     t, reports = candidate
     best_t, best_reports = best
     if gate.rule == "off":
@@ -174,8 +187,3 @@ def format_score(score: Score | None) -> str:
         return f"{score.value:.4g}"
     digits = int(min(6, max(0, 1 - np.floor(np.log10(score.stderr)))))
     return f"{score.value:.{digits}f} ± {score.stderr:.{digits}f}"
-
-
-def as_json(board: Board) -> dict[str, Any]:
-    """The leaderboard as `spin leaderboard --json` prints it."""
-    return board.model_dump(mode="json")

@@ -223,8 +223,8 @@ class TrainConfig(Frozen):
     keep_checkpoints: PositiveInt = 2
     """How many checkpoints stay."""
 
-    on_divergence: Literal["stop", "warn"] = "stop"
-    """What a monitor does when it fires: a loss that is not finite always stops."""
+    on_divergence: Literal["stop", "warn"] = "warn"
+    """What a monitor does when it fires. A loss or gradient that is not finite stops the run in any case."""
 
     first_loss_tolerance: PositiveFloat = 1e-3
     """How far the first loss may be from log 2 in float32 before the run stops; bfloat16 allows 20 times as much."""
@@ -284,7 +284,10 @@ class EvaluateConfig(Frozen):
     """Exact distance to p_data, for sources whose distribution is known (the demo's)."""
 
     main_metric: str = "heldout_nll"
-    """The score that the gate and the leaderboard's plot look at first."""
+    """The score that the gate and the leaderboard's plot look at."""
+
+    headline: tuple[str, ...] = ("heldout_nll", "reward_accuracy", "length_classifier", "repeated_trigrams")
+    """The scores that the terminal's leaderboard shows beside the main metric and the benchmarks."""
 
     batch_size: PositiveInt = 64
     """Rows a forward pass."""

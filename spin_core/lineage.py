@@ -40,14 +40,13 @@ from spin_core.records import (
     PairDataset,
     PromptSet,
     ScoredPairs,
-    TrainRun,
 )
 
 M = TypeVar("M", bound=BaseModel)
 J = TypeVar("J", bound=Job)
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-FREE = ("iterations", "controls")
+FREE = ("iterations", "controls", "gate")
 """Settings that may differ from the ones a lineage was started with: what is built does not depend on them."""
 
 
@@ -203,7 +202,7 @@ class Lineage:
 
     def sft_control_job(self, base: ModelVersion, prompts: PromptSet, learning_rate: float, steps: int) -> TrainJob:
         """Continued fine-tuning of θ_0 for `steps` steps, with the player's optimizer and batch."""
-        folder = self.control(f"sft-lr-{learning_rate:g}")
+        folder = self.sft_control(learning_rate)
         return TrainJob(
             output=folder / "train",
             weights=folder / "model",
@@ -215,6 +214,16 @@ class Lineage:
             prompts=prompts,
             steps=steps,
         )
+
+    def sft_control_rates(self) -> tuple[float, ...]:
+        """The peak learning rates at which continued fine-tuning is compared; none if it is not asked for."""
+        controls = self.config.controls
+        own = (at(self.config.train.learning_rate, 0),)
+        return (controls.sft_learning_rate or own) if controls.sft_continued else ()
+
+    def sft_control(self, learning_rate: float) -> Path:
+        """The folder of continued fine-tuning at one learning rate."""
+        return self.control(f"sft-lr-{learning_rate:g}")
 
     def control(self, name: str) -> Path:
         """The folder of a control."""
@@ -233,9 +242,17 @@ class Lineage:
         """The evaluations of θ_t that are published."""
         return reports_in(self.eval_folder(t))
 
-    def train_run(self, t: int) -> TrainRun | None:
-        """The training of iteration t, if it is published."""
-        return store.read_record(self.iteration(t) / "train", TrainRun)
+    def player(self, t: int) -> ModelVersion:
+        """θ_{t+1}, which iteration t has trained."""
+        return trained(self.iteration(t) / "model")
+
+    def sft_model(self, untrained: ModelVersion, prompts: PromptSet) -> ModelVersion:
+        """θ_0 of a recipe that trains its own."""
+        return trained(self.sft_job(untrained, prompts).weights)
+
+    def sft_control_model(self, learning_rate: float) -> ModelVersion:
+        """θ_0 fine-tuned further."""
+        return trained(self.sft_control(learning_rate) / "model")
 
     def published(self) -> list[Path]:
         """Every published folder of this lineage."""
@@ -287,6 +304,29 @@ def find(runs: Path, name: str) -> Lineage:
     return Lineage(runs=runs, name=name, config=load(RunConfig, path, "config"))
 
 
+def verify(lineage: Lineage) -> tuple[list[str], int]:
+    """What is wrong with a lineage's published folders and records, one line each, and how many folders there are."""
+    folders = lineage.published()
+    problems = [problem for folder in folders for problem in store.verify(folder)]
+    for record in lineage.records():
+        artifacts = (
+            record.prompts,
+            record.generations,
+            record.pairs,
+            record.scores,
+            record.train,
+            record.player,
+            *record.evaluations,
+        )
+        for artifact in artifacts:
+            have = store.read_record(artifact.path, type(artifact))
+            if have is None:
+                problems.append(f"{artifact.path}: named by the record of iteration {record.t}, but not there")
+            elif have.digest != artifact.digest:
+                problems.append(f"{artifact.path}: not what the record of iteration {record.t} names")
+    return problems, len(folders)
+
+
 def names(runs: Path) -> list[str]:
     """The names of all lineages in a folder."""
     return sorted(path.parent.name for path in runs.glob("*/lineage.json"))
@@ -297,6 +337,16 @@ def check_name(runs: Path, name: str) -> Path:
     if not NAME.fullmatch(name):
         raise ConfigError(f"{name!r} cannot name a lineage: use lower-case letters, digits and -, at most 63")
     return runs / name
+
+
+def trained(folder: Path) -> ModelVersion:
+    """The model that a finished training published."""
+    model = store.read_record(folder, ModelVersion)
+    if model is None:
+        raise DamagedArtifact(
+            f"{folder} is gone, though its training is published: remove {folder.parent / 'train'} too"
+        )
+    return model
 
 
 def reports_in(folder: Path) -> list[EvalReport]:

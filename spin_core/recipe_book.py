@@ -97,3 +97,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "zephyr-7b": ZEPHYR,
     "zephyr-7b-paper": ZEPHYR_PAPER,
 }
+
+ABOUT: dict[str, str] = {
+    "demo": "Everything made by program, exact distances, minutes on two cores. Start here.",
+    "tinystories": "A real 0.94M-parameter model and real stories, on a CPU.",
+    "smollm2-135m": "A first real run on one small GPU.",
+    "zephyr-7b": "The paper's run with its code's defects mended: one template, samples at T = 1, honest lengths.",
+    "zephyr-7b-paper": "The settings that the paper published.",
+}

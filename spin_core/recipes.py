@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +52,17 @@ def validate(values: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(expand(values))
     except ValidationError as error:
-        raise ConfigError("; ".join(dict.fromkeys(explain(item) for item in error.errors()))) from error
+        raise ConfigError("; ".join(dict.fromkeys(explain(item) for item in relevant(error.errors())))) from error
+
+
+def relevant(found: Sequence[Any]) -> list[Any]:
+    """Pydantic's errors without those about the form of a schedule that the user did not choose."""
+    return [
+        item
+        for item in found
+        if not (item["type"] == "tuple_type" or (item["type"].endswith("_type") and isinstance(item["input"], tuple)))
+        or len(found) == 1
+    ]
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

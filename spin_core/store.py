@@ -220,14 +220,17 @@ def storage_errors(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(lineage: Path) -> Iterator[None]:
-    """Hold the lineage's lock. The kernel frees it when this process ends, however it ends."""
+def locked(lineage: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the folder's lock. The kernel frees it when this process ends, however it ends.
+
+    Raises `LineageBusy`, naming the holder, if another process has it and `wait` is off.
+    """
     with storage_errors(lineage):
         lineage.mkdir(parents=True, exist_ok=True)
         file = (lineage / ".lock").open("a+", encoding="utf-8")
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             file.seek(0)
             holder = file.read().strip() or "another process"

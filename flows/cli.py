@@ -1,0 +1,267 @@
+"""The command line. Heavy imports stay inside commands, so that `--help` is instant."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Commands(click.Group):
+    """Shows commands in the order of a user's work, and a user's error as one line."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, context: click.Context) -> Any:
+        from spin_core.errors import SpinError
+        from spin_core.launch import PhaseCrashed
+
+        try:
+            return super().invoke(context)
+        except SpinError as error:
+            click.echo(f"{click.style('error', fg='red', bold=True)}  {error}", err=True)
+            sys.exit(error.exit_code)
+        except PhaseCrashed as error:
+            click.echo(f"{click.style('crash', fg='red', bold=True)}  {error}", err=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("stopped; the same command goes on from here", err=True)
+            sys.exit(130)
+
+
+def runs_option(command: F) -> F:
+    """`--runs`, the folder that holds lineages."""
+    return click.option(
+        "--runs",
+        envvar="SPIN_RUNS",
+        default="runs",
+        show_default=True,
+        type=click.Path(file_okay=False, path_type=Path),
+        callback=lambda _context, _parameter, value: value.absolute(),
+        help="The folder that holds lineages.",
+    )(command)
+
+
+def config_options(command: F) -> F:
+    """`--config` and `--set`."""
+    command = click.option(
+        "--config", "file", type=click.Path(dir_okay=False, path_type=Path), help="Settings from a YAML or TOML file."
+    )(command)
+    return click.option("--set", "sets", multiple=True, metavar="A.B=C", help="One setting; may be repeated.")(command)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="spin-loop")
+def main() -> None:
+    """Self-play fine-tuning (SPIN): generate, build pairs, train, evaluate, and again with the trained model."""
+
+
+@main.command()
+@click.argument("recipe")
+@click.option("--lineage", help="Name of the chain of model versions; the recipe's own name if left out.")
+@click.option("--iterations", type=int, help="How many iterations the lineage shall have in the end.")
+@config_options
+@runs_option
+def run(
+    recipe: str, lineage: str | None, iterations: int | None, file: Path | None, sets: tuple[str, ...], runs: Path
+) -> None:
+    """Play a recipe's game, or go on with a lineage."""
+    from spin_core.recipes import resolve
+
+    config = resolve(recipe, file=file, sets=sets, iterations=iterations)
+    play(runs, lineage or recipe, config)
+
+
+@main.command()
+@click.argument("lineage")
+@runs_option
+def next(lineage: str, runs: Path) -> None:
+    """Play one more iteration of a lineage."""
+    from spin_core import lineage as lineages
+
+    game = lineages.find(runs, lineage)
+    play(runs, lineage, game.config.model_copy(update={"iterations": len(game.records()) + 1}))
+
+
+def play(runs: Path, name: str, config: Any) -> None:
+    """Run the flow here, with a live display, and end with the leaderboard."""
+    from flows import local
+    from spin_core import lineage as lineages
+    from spin_core import store
+
+    with store.locked(lineages.check_name(runs, name)):
+        lineages.start(runs, name, config)
+    local.prepare(runs, quiet=True)
+
+    from flows.spin import run_local
+    from flows.terminal import print_leaderboard, print_where
+    from tasks import display
+
+    display.current = display.Terminal()
+    try:
+        board = run_local(runs, name, config)
+    finally:
+        display.current.close()
+    print_leaderboard(board, config)
+    print_where(runs, name)
+
+
+@main.command()
+@click.argument("lineages", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Show every score, not only the headline.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@json_option
+@runs_option
+def leaderboard(lineages: tuple[str, ...], everything: bool, as_csv: bool, as_json: bool, runs: Path) -> None:
+    """Show the scores of every version of some lineages, or of all."""
+    from flows import terminal
+    from spin_core import board
+    from spin_core import lineage as chains
+
+    games = [chains.find(runs, name) for name in lineages or chains.names(runs)]
+    boards = [board.leaderboard(game) for game in games]
+    if as_json:
+        values = [one.model_dump(mode="json") for one in boards]
+        click.echo(json.dumps(values[0] if len(lineages) == 1 else values, indent=2, ensure_ascii=False))
+    elif as_csv:
+        click.echo(terminal.csv_text(boards), nl=False)
+    elif not boards:
+        click.echo(f"no lineages in {runs} yet: start one with spin run demo")
+    for game, one in zip(games, boards, strict=True):
+        if not (as_json or as_csv):
+            terminal.print_leaderboard(one, game.config, everything=everything)
+
+
+@main.command()
+@click.argument("lineage")
+@click.argument("t", type=int, required=False)
+@json_option
+@runs_option
+def show(lineage: str, t: int | None, as_json: bool, runs: Path) -> None:
+    """Show what a lineage, or its iteration T, was made from, and what it cost."""
+    from flows import terminal
+    from spin_core import lineage as lineages
+
+    game = lineages.find(runs, lineage)
+    records = game.records() if t is None else [terminal.record_at(game, t)]
+    if as_json:
+        values = [record.model_dump(mode="json") for record in records]
+        click.echo(json.dumps(values if t is None else values[0], indent=2, ensure_ascii=False))
+    else:
+        terminal.print_records(game, records)
+
+
+@main.command()
+@click.argument("lineage")
+@click.argument("t", type=int, required=False)
+@click.option("-n", "count", default=5, show_default=True, help="How many prompts.")
+@json_option
+@runs_option
+def samples(lineage: str, t: int | None, count: int, as_json: bool, runs: Path) -> None:
+    """Show held-out prompts with the human response and the answers of every version up to θ_T."""
+    from flows import terminal
+    from spin_core import lineage as lineages
+    from spin_core.report import samples as read_samples
+
+    game = lineages.find(runs, lineage)
+    found = read_samples(game, upto=len(game.records()) if t is None else t)[:count]
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        terminal.print_samples(found)
+
+
+@main.command()
+@click.argument("recipe")
+@config_options
+@json_option
+@runs_option
+def check(recipe: str, file: Path | None, sets: tuple[str, ...], as_json: bool, runs: Path) -> None:
+    """Find out what can be known before compute: config, data, tokenizer, memory, disk, rough time."""
+    from spin_core.check import check_run
+
+    from flows import terminal
+    from spin_core.recipes import resolve
+
+    findings = check_run(resolve(recipe, file=file, sets=sets), runs)
+    if as_json:
+        click.echo(findings.model_dump_json(indent=2))
+    else:
+        terminal.print_findings(findings)
+    sys.exit(0 if findings.ok else 2)
+
+
+@main.command()
+@click.argument("lineage")
+@runs_option
+def verify(lineage: str, runs: Path) -> None:
+    """Check every published file against the digest its manifest names."""
+    from spin_core import lineage as lineages
+
+    problems, count = lineages.verify(lineages.find(runs, lineage))
+    for problem in problems:
+        click.echo(f"{click.style('damaged', fg='red')}  {problem}", err=True)
+    if problems:
+        sys.exit(1)
+    click.echo(f"{count} published folders of {lineage} are whole, and its records agree with them")
+
+
+@main.command()
+@click.argument("lineage")
+@click.argument("t", type=int)
+@click.option("--format", "form", type=click.Choice(["dpo", "spin"]), required=True, help="For other trainers' eyes.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A .jsonl or .parquet file.")
+@runs_option
+def export(lineage: str, t: int, form: str, output: Path | None, runs: Path) -> None:
+    """Write the pairs of iteration T as a data set for other trainers."""
+    from spin_core.export import export_pairs
+
+    from flows.terminal import record_at
+    from spin_core import lineage as lineages
+
+    record = record_at(lineages.find(runs, lineage), t)
+    path = output or Path(f"{lineage}-iteration-{t:02d}-{form}.jsonl")
+    rows = export_pairs(record.pairs.path, path, form)
+    click.echo(f"{rows} pairs in {path}")
+
+
+@main.command()
+@click.option("--settings", is_flag=True, help="List every setting with its default and what it does.")
+@click.argument("recipe", required=False)
+def recipes(settings: bool, recipe: str | None) -> None:
+    """List the recipes, or show what one of them resolves to."""
+    from flows import terminal
+
+    if settings:
+        terminal.print_settings()
+    elif recipe:
+        from spin_core.recipes import resolve
+
+        click.echo(terminal.as_yaml(resolve(recipe)), nl=False)
+    else:
+        terminal.print_recipes()
+
+
+@main.command()
+@click.option("--port", default=4200, show_default=True, help="Port of the server and its UI.")
+@runs_option
+def up(port: int, runs: Path) -> None:
+    """Serve the UI: a server, the deployments and a worker, until Ctrl-C."""
+    from flows import local
+
+    local.prepare(runs, quiet=False)
+    from flows.serve import serve
+
+    serve(runs, port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Prefect for one person at one machine: where its state lies, and whether `spin up` is serving it.
+
+Whoever has set up Prefect already (PREFECT_API_URL, PREFECT_HOME or PREFECT_PROFILE) keeps their own.
+"""
+
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+OWN = ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE")
+DEFAULT_PORT = 4200
+
+
+def prepare(runs: Path, *, quiet: bool) -> None:
+    """Set Prefect's environment. Call it before Prefect is imported.
+
+    State lies in `<runs>/.prefect`, and the server is the one that `spin up` runs there; if none does, Prefect starts
+    a temporary one of its own. `quiet` leaves the terminal to our own display.
+    """
+    settings = {
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "PREFECT_CLI_PROMPT": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    if quiet:
+        settings |= {"PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL"}
+    if not any(name in os.environ for name in OWN):
+        settings["PREFECT_HOME"] = str(state_folder(runs))
+        url = serving(runs)
+        if url is not None:
+            settings["PREFECT_API_URL"] = f"{url}/api"
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+def state_folder(runs: Path) -> Path:
+    """Where the local server keeps its database."""
+    return runs / ".prefect"
+
+
+def serving(runs: Path) -> str | None:
+    """The address of the server that `spin up` runs for this folder; None if none answers."""
+    try:
+        url = (state_folder(runs) / "server.url").read_text("utf-8").strip()
+    except FileNotFoundError:
+        return None
+    return url if healthy(url) else None
+
+
+def healthy(url: str) -> bool:
+    """A Prefect server answers at `url`."""
+    try:
+        with urllib.request.urlopen(f"{url}/api/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False

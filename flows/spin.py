@@ -1,0 +1,113 @@
+"""The game: T iterations of self-play fine-tuning."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from flows.parameters import Iterations, Overrides, given, runs_folder
+from spin_core import board, history, store
+from spin_core import lineage as lineages
+from spin_core.board import Board
+from spin_core.config import LineageName, RunConfig
+from spin_core.lineage import Lineage
+from spin_core.recipes import RecipeName, resolve
+from spin_core.records import GenerationBatch, ModelVersion, PromptSet
+from tasks.base import base_model, prepare_prompts, train_sft
+from tasks.evaluate import Reports, evaluate
+from tasks.generate import generate
+from tasks.pairs import build_pairs, score
+from tasks.publish import publish_iteration, publish_leaderboard
+from tasks.train import continue_sft, train
+
+
+@flow(name="spin", flow_run_name="{recipe}-{lineage}", persist_result=False)
+def spin(
+    recipe: RecipeName = "demo",
+    lineage: LineageName | None = None,
+    iterations: Iterations | None = None,
+    overrides: Overrides = Overrides(),  # noqa: B008 (frozen)
+    runs: str = "",
+) -> None:
+    """Play a recipe's game, or go on with the lineage of that name.
+
+    Args:
+        recipe: A named, complete configuration.
+        lineage: The name of the chain of model versions; the recipe's own name if left out.
+        iterations: How many iterations the lineage shall have when the run ends; the recipe's number if left out.
+        overrides: Any other setting. What is left empty stays as the recipe has it.
+        runs: The folder that holds lineages; SPIN_RUNS, or runs, if left out.
+    """
+    config = resolve(recipe, overrides=given(overrides), iterations=iterations)
+    continue_lineage(runs, lineage or recipe, config)
+
+
+@flow(name="spin", flow_run_name="{name}", persist_result=False, validate_parameters=False)
+def run_local(runs: Path, name: str, config: RunConfig) -> Board:
+    """The same game with a configuration that is resolved already: what the command line runs."""
+    return continue_lineage(str(runs), name, config)
+
+
+def continue_lineage(runs: str, name: str, config: RunConfig) -> Board:
+    """Play until the lineage has `config.iterations` iterations, alone in its folder."""
+    folder = runs_folder(runs)
+    with store.locked(lineages.check_name(folder, name)):
+        return play(lineages.start(folder, name, config))
+
+
+def play(game: Lineage) -> Board:
+    """The algorithm. Each line is a phase in a process of its own; what is built already is reused."""
+    opponent, prompts = first_opponent(game)
+    reports: dict[int, Reports] = {0: evaluate(game, opponent, prompts)}
+    versions = {0: opponent}
+    previous: GenerationBatch | None = None
+    steps = 0
+    for t in range(game.config.iterations):
+        generations = generate(game, t, opponent, prompts)  # y' ~ p_θt(.|x)
+        pairs = build_pairs(game, t, prompts, generations, previous)  # D_t ∪ D_{t-1}
+        scores = score(game, t, opponent, pairs)  # log p_θt, once
+        training = train(game, t, opponent, pairs, scores)  # θ_{t+1}
+        player = versions[t + 1] = game.player(t)
+        reports[t + 1] = evaluate(game, player, prompts, reports[opponent.t])
+        gate = board.decide(game.config, candidate=(t + 1, reports[t + 1]), best=board.best(game.config, reports, t))
+        record = history.record_iteration(
+            game,
+            t,
+            prompts=prompts,
+            opponent=opponent,
+            generations=generations,
+            pairs=pairs,
+            scores=scores,
+            train=training,
+            player=player,
+            evaluations=reports[t + 1],
+            gate=gate,
+        )
+        publish_iteration(game, record)
+        steps += training.steps
+        if gate.outcome == "stop":
+            break
+        opponent, previous = versions[gate.next_opponent], generations
+    compare_with_controls(game, versions[0], prompts, reports[0], steps)
+    return publish_leaderboard(game)
+
+
+def first_opponent(game: Lineage) -> tuple[ModelVersion, PromptSet]:
+    """θ_0 and the SFT data; a recipe without a model trains its own, which lineages share."""
+    base = base_model(game)
+    prompts = prepare_prompts(game, base)
+    if game.config.model.path:
+        return base, prompts
+    with store.locked(game.runs / ".sft", wait=True):
+        train_sft(game, base, prompts)
+        return game.sft_model(base, prompts), prompts
+
+
+def compare_with_controls(game: Lineage, base: ModelVersion, prompts: PromptSet, of_base: Reports, steps: int) -> None:
+    """Score what the game has to beat: continued SFT for as many steps, and θ_0 at other temperatures."""
+    for rate in game.sft_control_rates():
+        continue_sft(game, base, prompts, rate, steps)
+        control = game.sft_control_model(rate)
+        evaluate(game, control, prompts, of_base, folder=game.sft_control(rate) / "eval")
+    for temperature in game.config.controls.temperatures:
+        folder = game.control(f"temperature-{temperature:g}")
+        evaluate(game, base, prompts, folder=folder / "eval", temperature=temperature)

@@ -1,0 +1,172 @@
+"""What the command line prints."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from spin_core.board import Board, Row, format_score
+from spin_core.config import RunConfig
+from spin_core.errors import ConfigError
+from spin_core.lineage import Lineage
+from spin_core.recipe_book import ABOUT, RECIPES
+from spin_core.records import IterationRecord
+from spin_core.report import heading, significant
+
+console = Console(highlight=False)
+
+
+def print_leaderboard(board: Board, config: RunConfig, *, everything: bool = False) -> None:
+    """The leaderboard as a table: the headline scores, or all of them."""
+    tasks = board.tasks()
+    if not everything:
+        benchmarks = set(config.evaluate.lm_eval.tasks)
+        tasks = [
+            task
+            for task in tasks
+            if task == board.main_metric or task in config.evaluate.headline or task in benchmarks
+        ]
+    table = Table(
+        title=f"Leaderboard of {board.lineage}", title_justify="left", title_style="bold", header_style="bold"
+    )
+    table.add_column("")
+    for task in tasks:
+        table.add_column(heading(board, task).replace("_", " "), justify="right")
+    for row in board.rows:
+        table.add_row(row.name, *(score_cell(row, task) for task in tasks))
+    if board.controls:
+        table.add_section()
+    for row in board.controls:
+        table.add_row(f"[dim]{row.name}[/]", *(score_cell(row, task) for task in tasks))
+    console.print(table)
+    console.print(
+        "[dim]value ± standard error; * differs from θ_0 by more than two standard errors of the paired difference; "
+        "↓ lower is better[/]"
+    )
+
+
+def score_cell(row: Row, task: str) -> str:
+    """A score, starred if it differs from θ_0's."""
+    star = any(one.against == 0 and significant(one) for one in row.differences.get(task, ()))
+    return format_score(row.scores.get(task)) + (" *" if star else "  ")
+
+
+def print_where(runs: Path, name: str) -> None:
+    """Where the artifacts lie, and how to see them."""
+    console.print(f"\nartifacts  {runs / name}")
+    console.print(f"samples    spin samples {name}        records    spin show {name}")
+    console.print("in the UI  spin up, then open http://127.0.0.1:4200/v2/artifacts")
+
+
+def csv_text(boards: Sequence[Board]) -> str:
+    """One line for each score of each model."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["lineage", "model", "task", "value", "stderr", "n", "higher_is_better"])
+    for board in boards:
+        for row in (*board.rows, *board.controls):
+            for task, score in row.scores.items():
+                writer.writerow(
+                    [board.lineage, row.name, task, score.value, score.stderr, score.n, score.higher_is_better]
+                )
+    return text.getvalue()
+
+
+def record_at(game: Lineage, t: int) -> IterationRecord:
+    """The record of iteration t; `ConfigError` if the lineage has none."""
+    records = game.records()
+    if not 0 <= t < len(records):
+        there = f"0 to {len(records) - 1}" if records else "none yet"
+        raise ConfigError(f"lineage {game.name} has no finished iteration {t} (there: {there})")
+    return records[t]
+
+
+def print_records(game: Lineage, records: Sequence[IterationRecord]) -> None:
+    """One block an iteration: data, training, gate, cost."""
+    if not records:
+        console.print(f"{game.name} has no finished iteration yet")
+    for record in records:
+        drops = ", ".join(f"{count} {reason}" for reason, count in record.pairs.drops.items() if count) or "none"
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in record.train.metrics.items())
+        seconds = ", ".join(f"{phase} {value:.1f}" for phase, value in record.seconds.items())
+        memory = max(record.peak_memory_mb.items(), key=lambda item: item[1])
+        rows = [
+            ("model", f"{record.player.path}  {record.player.digest[:12]}"),
+            ("opponent", f"θ_{record.opponent.t}  {record.opponent.digest[:12]}"),
+            ("pairs", f"{record.pairs.rows:,} of {record.pairs.rows_in:,}; dropped: {drops}"),
+            ("training", f"{record.train.steps} steps, first loss {record.train.first_loss:.5f}; {metrics}"),
+            ("gate", f"{record.gate.outcome}: {record.gate.reason}"),
+            ("seconds", f"{seconds}; in all {sum(record.seconds.values()):.1f}"),
+            ("memory", f"{memory[1]:,.0f} MB at most, in {memory[0]}"),
+            ("made by", ", ".join(f"{name} {value}" for name, value in record.environment.items())),
+        ]
+        table = Table(box=None, show_header=False, title=f"iteration {record.t}: θ_{record.t} → θ_{record.t + 1}")
+        table.title_justify, table.title_style = "left", "bold"
+        for name, value in rows:
+            table.add_row(f"[dim]{name}[/]", escape(value))
+        for event in record.train.events:
+            table.add_row("[yellow]monitor[/]", escape(event))
+        console.print(table)
+
+
+def print_samples(samples: Sequence[dict[str, Any]]) -> None:
+    """Prompt, human response, and every version's answer."""
+    if not samples:
+        console.print("no samples yet: they come with the first evaluation")
+    for sample in samples:
+        table = Table(box=None, show_header=False, padding=(0, 1))
+        table.add_row("[bold]prompt[/]", f"[bold]{escape(sample['prompt'])}[/]")
+        table.add_row("[green]human[/]", escape(sample["real"].strip()))
+        for t, answer in sample["answers"].items():
+            table.add_row(f"[blue]θ_{t}[/]", escape(answer.strip()))
+        console.print(table)
+        console.print()
+
+
+def print_recipes() -> None:
+    """The recipes and what each is for."""
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    for name in RECIPES:
+        table.add_row(f"[bold]{name}[/]", ABOUT[name])
+    console.print(table)
+    console.print(
+        "\n[dim]spin recipes NAME shows all its values; spin recipes --settings says what each setting does[/]"
+    )
+
+
+def print_settings() -> None:
+    """Every setting with its default and its help."""
+    for name, default, about in settings(RunConfig):
+        console.print(
+            f"[bold]{name}[/] [dim]= {escape(repr(default))}[/]\n    {escape(' '.join((about or '').split()))}"
+        )
+
+
+def settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, str | None]]:
+    """Dotted name, default and help of every setting."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from settings(kind, f"{prefix}{name}.")
+        elif not field.is_required():
+            yield prefix + name, field.default, field.description
+
+
+def as_yaml(config: RunConfig) -> str:
+    """A configuration as a YAML file that `--config` reads."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def print_findings(findings: Any) -> None:
+    """What `spin check` found: one line a subject."""
+    signs = {"ok": "[green]ok[/]   ", "warn": "[yellow]warn[/] ", "wrong": "[red]wrong[/]"}
+    for finding in findings.findings:
+        console.print(f"{signs[finding.level]}  {finding.subject:<10} {escape(finding.text)}")

@@ -1,0 +1,88 @@
+"""Writing an iteration's record: what went in, what came out, what it cost, and what made it."""
+
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from spin_core import store
+from spin_core.lineage import Lineage
+from spin_core.records import (
+    EvalReport,
+    GateDecision,
+    GenerationBatch,
+    IterationRecord,
+    ModelVersion,
+    PairDataset,
+    PromptSet,
+    ScoredPairs,
+    TrainRun,
+)
+
+
+def record_iteration(
+    lineage: Lineage,
+    t: int,
+    *,
+    prompts: PromptSet,
+    opponent: ModelVersion,
+    generations: GenerationBatch,
+    pairs: PairDataset,
+    scores: ScoredPairs,
+    train: TrainRun,
+    player: ModelVersion,
+    evaluations: tuple[EvalReport, ...],
+    gate: GateDecision,
+) -> IterationRecord:
+    """Assemble the record of iteration t from its parts and their manifests, and write it."""
+    used = {
+        phase: usage(artifact.path)
+        for phase, artifact in [
+            ("prompts", prompts),
+            ("generate", generations),
+            ("pairs", pairs),
+            ("score", scores),
+            ("train", train),
+            *((f"evaluate {report.suite}", report) for report in evaluations),
+        ]
+        if artifact is not prompts or t == 0
+    }
+    record = IterationRecord(
+        lineage=lineage.name,
+        t=t,
+        config=lineage.config,
+        prompts=prompts,
+        opponent=opponent,
+        generations=generations,
+        pairs=pairs,
+        scores=scores,
+        train=train,
+        player=player,
+        evaluations=evaluations,
+        gate=gate,
+        seconds={phase: use["seconds"] for phase, use in used.items()},
+        peak_memory_mb={phase: use["peak_memory_mb"] for phase, use in used.items()},
+        environment={"spin": version(), **usage(train.path)["environment"]},
+    )
+    lineage.save_record(record)
+    return record
+
+
+def usage(folder: Path) -> dict[str, Any]:
+    """Seconds, memory and versions that a manifest names."""
+    manifest = store.read_manifest(folder)
+    assert manifest is not None, f"{folder} is published, so it has a manifest"
+    found: dict[str, Any] = manifest["usage"]
+    return found
+
+
+def version() -> str:
+    """The package's version, with the commit it runs from where that is known."""
+    git = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    commit = f" ({git.stdout.strip()})" if git.returncode == 0 else ""
+    return metadata.version("spin-loop") + commit

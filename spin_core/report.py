@@ -1,0 +1,246 @@
+"""What a person reads of an iteration: a markdown page with its scores, two plots and ten samples."""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from spin_core.board import Board, Row, format_score, leaderboard
+from spin_core.lineage import Lineage
+from spin_core.records import Comparison, IterationRecord
+
+SAMPLES = 10
+INK, ACCENT, MUTED = "#1f2937", "#2563eb", "#9ca3af"
+
+
+def iteration_page(lineage: Lineage, record: IterationRecord) -> str:
+    """The markdown artifact of one iteration."""
+    board = leaderboard(lineage)
+    t = record.t + 1
+    return "\n\n".join(
+        [
+            f"# {lineage.name}: iteration {record.t}, θ_{record.t} → θ_{t}",
+            f"**Gate: {record.gate.outcome}.** {record.gate.reason}",
+            "## Scores",
+            score_table(board, t),
+            image(leaderboard_plot(board), f"{board.main_metric} over the versions"),
+            "## Training",
+            training_line(record),
+            image(training_plot(record), "training curve"),
+            "## Data",
+            data_table(record),
+            "## Samples",
+            "Held-out prompts; the human response, and what each version answers.",
+            *(sample_block(sample) for sample in samples(lineage, upto=t)[:SAMPLES]),
+            "## Cost and origin",
+            cost_table(record),
+        ]
+    )
+
+
+def leaderboard_page(board: Board) -> str:
+    """The markdown of the keyed artifact `leaderboard-<lineage>`."""
+    return "\n\n".join(
+        [
+            f"# Leaderboard of {board.lineage}",
+            leaderboard_table(board),
+            image(leaderboard_plot(board), f"{board.main_metric} over the versions"),
+            "value ± standard error; `*` differs from θ_0 by more than two standard errors of the paired difference. "
+            "↓: lower is better.",
+        ]
+    )
+
+
+def leaderboard_table(board: Board) -> str:
+    """All rows and all tasks, in markdown."""
+    tasks = board.tasks()
+    return markdown_table(
+        ["", *(heading(board, task) for task in tasks)],
+        [[row.name, *(cell(row, task) for task in tasks)] for row in (*board.rows, *board.controls)],
+    )
+
+
+def heading(board: Board, task: str) -> str:
+    """A task's name, with an arrow down where lower is better."""
+    known = [row.scores[task] for row in (*board.rows, *board.controls) if task in row.scores]
+    return task if all(score.higher_is_better for score in known) else f"{task} ↓"
+
+
+def cell(row: Row, task: str) -> str:
+    """A score, marked if it differs from θ_0's by more than two standard errors of the paired difference."""
+    mark = any(one.against == 0 and significant(one) for one in row.differences.get(task, ()))
+    return format_score(row.scores.get(task)) + (" *" if mark else "")
+
+
+def significant(comparison: Comparison) -> bool:
+    """The difference is more than two of its standard errors."""
+    return abs(comparison.delta) > 2 * comparison.stderr
+
+
+def score_table(board: Board, t: int) -> str:
+    """The scores of θ_t with their change against θ_{t-1} and θ_0."""
+    row = board.rows[t]
+    lines = []
+    for task in board.tasks():
+        if task in row.scores:
+            by_version = {one.against: one for one in row.differences.get(task, ())}
+            changes = [difference(by_version.get(version)) for version in dict.fromkeys((t - 1, 0))]
+            lines.append([heading(board, task), format_score(row.scores[task]), *changes, str(row.scores[task].n)])
+    versions = [f"against θ_{version}" for version in dict.fromkeys((t - 1, 0))]
+    return markdown_table(["task", row.name, *versions, "items"], lines)
+
+
+def difference(comparison: Comparison | None) -> str:
+    """`+0.12 ± 0.03 *`."""
+    if comparison is None:
+        return "–"
+    return f"{comparison.delta:+.3g} ± {comparison.stderr:.2g}" + (" *" if significant(comparison) else "")
+
+
+def training_line(record: IterationRecord) -> str:
+    """Steps, first loss, last metrics and what the monitors saw."""
+    last = ", ".join(f"{name} {value:.4g}" for name, value in record.train.metrics.items())
+    events = "".join(f"\n- {event}" for event in record.train.events) or "\n- the monitors saw nothing unusual"
+    first = f"{record.train.steps} steps; first loss {record.train.first_loss:.5f} (log 2 is 0.69315)"
+    return f"{first}; last: {last}\n{events}"
+
+
+def data_table(record: IterationRecord) -> str:
+    """Counts of what went in and what came out."""
+    drops = ", ".join(f"{count} {reason}" for reason, count in record.pairs.drops.items() if count) or "none"
+    mix = ", ".join(f"{rows} from iteration {t}" for t, rows in record.pairs.mix.items())
+    ended = ", ".join(f"{count} {reason}" for reason, count in record.generations.finish_reasons.items())
+    return markdown_table(
+        ["what", "count"],
+        [
+            ["training prompts", f"{record.prompts.rows:,}"],
+            ["answers", f"{record.generations.rows:,} ({ended}; {record.generations.tokens:,} tokens)"],
+            ["pairs kept", f"{record.pairs.rows:,} of {record.pairs.rows_in:,} ({mix})"],
+            ["pairs dropped", drops],
+        ],
+    )
+
+
+def cost_table(record: IterationRecord) -> str:
+    """Seconds and memory by phase, and what the iteration ran on."""
+    phases = [
+        [phase, f"{seconds:.1f}", f"{record.peak_memory_mb.get(phase, 0):,.0f}"]
+        for phase, seconds in record.seconds.items()
+    ]
+    origin = [[f"`{name}`", f"`{value}`", ""] for name, value in record.environment.items()]
+    return markdown_table(["phase", "seconds", "peak memory, MB"], phases + origin)
+
+
+def samples(lineage: Lineage, upto: int) -> list[dict[str, Any]]:
+    """Held-out prompts with every version's answer: `{"prompt", "real", "answers": {t: text}}`."""
+    found: dict[str, dict[str, Any]] = {}
+    for t in range(upto + 1):
+        path = lineage.eval_folder(t) / "self-play" / "held_out.parquet"
+        if path.exists():
+            for row in pq.read_table(path, columns=["id", "prompt", "real", "generated"]).to_pylist():
+                sample = found.setdefault(row["id"], {"prompt": row["prompt"], "real": row["real"], "answers": {}})
+                sample["answers"][t] = row["generated"]
+    return list(found.values())
+
+
+def sample_block(sample: dict[str, Any]) -> str:
+    """One sample as a table of who said what."""
+    said = [["prompt", sample["prompt"]], ["human", sample["real"]]]
+    said += [[f"θ_{t}", answer] for t, answer in sample["answers"].items()]
+    return markdown_table(["", ""], [[f"**{who}**", literal(text)] for who, text in said])
+
+
+def literal(text: str, limit: int = 600) -> str:
+    """Text that markdown and HTML leave as it is."""
+    cut = text if len(text) <= limit else text[:limit] + " …"
+    escaped = html.escape(cut, quote=False)
+    for sign in "\\`*_[]|#":
+        escaped = escaped.replace(sign, f"\\{sign}")
+    return escaped.replace("\n", "<br>")
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def image(png: bytes, title: str) -> str:
+    """A picture inside the markdown itself: the form that both of Prefect's UIs show."""
+    return f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"
+
+
+def leaderboard_plot(board: Board) -> bytes:
+    """The main metric over t with two-standard-error bars, and the controls as dashed lines. PNG."""
+    figure, axes = new_figure()
+    metric = board.main_metric
+    points = [(row.t, row.scores[metric]) for row in board.rows if metric in row.scores]
+    axes.errorbar(
+        [t for t, _ in points],
+        [score.value for _, score in points],
+        yerr=[2 * score.stderr for _, score in points],
+        color=ACCENT,
+        marker="o",
+        capsize=4,
+        label="SPIN, ± 2 standard errors",
+    )
+    styles = ["--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3))]
+    controls = [row for row in board.controls if metric in row.scores]
+    for number, row in enumerate(controls):
+        axes.axhline(row.scores[metric].value, color=MUTED, linestyle=styles[number % len(styles)], label=row.name)
+    axes.set_xticks([t for t, _ in points if t is not None], [f"θ_{t}" for t, _ in points])
+    axes.set_ylabel(heading(board, metric))
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return rendered(figure)
+
+
+def training_plot(record: IterationRecord) -> bytes:
+    """Loss and reward accuracy over the steps. PNG."""
+    steps = metrics(record.train.path)
+    figure, axes = new_figure()
+    axes.plot([step["step"] for step in steps], [step["loss"] for step in steps], color=ACCENT, label="loss")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    if all("rewards/accuracies" in step for step in steps):
+        right = axes.twinx()
+        right.spines["top"].set_visible(False)
+        right.plot(
+            [step["step"] for step in steps],
+            [step["rewards/accuracies"] for step in steps],
+            color=MUTED,
+            linewidth=1,
+            label="reward accuracy",
+        )
+        right.set_ylabel("reward accuracy")
+        right.set_ylim(0, 1.02)
+    figure.legend(frameon=False, fontsize=8, loc="outside upper right", ncols=2)
+    return rendered(figure)
+
+
+def metrics(train: Path) -> list[dict[str, Any]]:
+    """The training metrics, one dictionary a step."""
+    return [json.loads(line) for line in (train / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+def new_figure() -> tuple[Any, Any]:
+    """A small figure without matplotlib's global state, so that threads may draw."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.2), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK)
+    axes.grid(axis="y", color="#e5e7eb")
+    return figure, axes
+
+
+def rendered(figure: Any) -> bytes:
+    """The figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,24 @@
+"""θ_0 and the SFT data."""
+
+from spin_core.jobs import BaseJob, PromptsJob, TrainJob
+from spin_core.lineage import Lineage
+from spin_core.records import ModelVersion, PromptSet, TrainRun
+from tasks.frame import phase_task
+
+
+@phase_task(ModelVersion)
+def base_model(game: Lineage) -> BaseJob:
+    """Bring in the SFT model, or make an untrained one."""
+    return game.base_job()
+
+
+@phase_task(PromptSet)
+def prepare_prompts(game: Lineage, tokenizer: ModelVersion) -> PromptsJob:
+    """Read, split and tokenise the SFT data."""
+    return game.prompts_job(tokenizer)
+
+
+@phase_task(TrainRun)
+def train_sft(game: Lineage, untrained: ModelVersion, prompts: PromptSet) -> TrainJob:
+    """Train θ_0 on the SFT data."""
+    return game.sft_job(untrained, prompts)

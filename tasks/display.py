@@ -1,0 +1,95 @@
+"""What a person at a terminal sees of a run. Elsewhere (in a worker) nothing is shown: Prefect has the log."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+
+class Silent:
+    """Shows nothing."""
+
+    def started(self, title: str) -> None:
+        """A phase began."""
+
+    def progress(self, message: Mapping[str, Any]) -> None:
+        """The phase is so far."""
+
+    def log(self, line: str) -> None:
+        """A phase logged a line."""
+
+    def finished(self, title: str, seconds: float) -> None:
+        """A phase is done."""
+
+    def reused(self, title: str) -> None:
+        """A phase was found done."""
+
+    def failed(self, title: str) -> None:
+        """A phase failed; the error itself is told elsewhere."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
+class Terminal(Silent):
+    """One line a phase, with a live bar where the output is a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self.console = Console(highlight=False)
+        self.live = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:<28}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[metrics]}"),
+            console=self.console,
+            transient=True,
+        )
+        self.bar: Any = None
+        self.last: Mapping[str, Any] = {}
+        self.began = time.monotonic()
+        self.count_reused = 0
+        self.live.start()
+
+    def started(self, title: str) -> None:
+        self.last = {}
+        self.bar = self.live.add_task(title, total=None, unit="", metrics="")
+
+    def progress(self, message: Mapping[str, Any]) -> None:
+        self.last = message
+        self.live.update(
+            self.bar,
+            completed=message["done"],
+            total=message["total"],
+            unit=f"{message['unit']}s",
+            metrics=numbers(message),
+        )
+
+    def finished(self, title: str, seconds: float) -> None:
+        self.live.remove_task(self.bar)
+        did = f"{self.last['done']:,} {self.last['unit']}s" if self.last else ""
+        self.console.print(f"[green]done[/]    {title:<28} {seconds:6.1f} s  {did:<16} [dim]{numbers(self.last)}[/]")
+
+    def reused(self, title: str) -> None:
+        self.count_reused += 1
+        self.console.print(f"[cyan]reused[/]  {title}")
+
+    def failed(self, title: str) -> None:
+        self.live.remove_task(self.bar)
+        self.console.print(f"[red]failed[/]  {title}")
+
+    def close(self) -> None:
+        self.live.stop()
+
+
+def numbers(message: Mapping[str, Any]) -> str:
+    """The metrics of a progress message in one line."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in message.get("metrics", {}).items())
+
+
+current: Silent = Silent()
+"""Set by the command line."""

@@ -1,0 +1,30 @@
+"""Scoring model versions."""
+
+from pathlib import Path
+
+from spin_core.jobs import BenchmarkJob, EvaluateJob
+from spin_core.lineage import Lineage
+from spin_core.records import EvalReport, ModelVersion, PromptSet
+from tasks.frame import phase_task
+
+Reports = tuple[EvalReport, ...]
+
+
+@phase_task(EvalReport)
+def run_suite(job: EvaluateJob | BenchmarkJob) -> EvaluateJob | BenchmarkJob:
+    """One suite on one model."""
+    return job
+
+
+def evaluate(
+    game: Lineage,
+    player: ModelVersion,
+    prompts: PromptSet,
+    against: Reports = (),
+    *,
+    folder: Path | None = None,
+    temperature: float = 1.0,
+) -> Reports:
+    """Every suite that the configuration asks for, on one model. `against` are its opponent's reports."""
+    opponent = next((report for report in against if report.suite == "self-play"), None)
+    return tuple(run_suite(job) for job in game.evaluate_jobs(player, prompts, opponent, folder, temperature))

@@ -1,0 +1,20 @@
+"""Pairs, and the opponent's log-probabilities of them."""
+
+from spin_core.jobs import PairsJob, ScoreJob
+from spin_core.lineage import Lineage
+from spin_core.records import GenerationBatch, ModelVersion, PairDataset, PromptSet, ScoredPairs
+from tasks.frame import phase_task
+
+
+@phase_task(PairDataset)
+def build_pairs(
+    game: Lineage, t: int, prompts: PromptSet, generations: GenerationBatch, previous: GenerationBatch | None
+) -> PairsJob:
+    """D_t = hygiene(real, generated) ∪ D_{t-1}."""
+    return game.pairs_job(t, prompts, generations, previous)
+
+
+@phase_task(ScoredPairs)
+def score(game: Lineage, t: int, opponent: ModelVersion, pairs: PairDataset) -> ScoreJob:
+    """log p_θt of every pair, once, so that training holds one model."""
+    return game.score_job(t, opponent, pairs)
