@@ -57,11 +57,23 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 
 def context_length(folder: Path, config: ModelConfig) -> int | None:
     """The longest sequence the model was built for, in tokens; None if its configuration does not say."""
-    settings: Any = AutoConfig.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=config.trust_remote_code
-    )
+    settings = load_config(folder, config)
     length = getattr(settings, "max_position_embeddings", None) or getattr(settings, "n_positions", None)
     return int(length) if length else None
+
+
+def load_config(folder: Path, config: ModelConfig) -> Any:
+    """The model's own configuration. `ModelError` if there is none that loads."""
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{folder} needs Python code that comes with it: read that code, then set model.trust_remote_code"
+            ) from error
+        raise ModelError(
+            f"{folder} holds no config.json of a model that transformers knows ({first_line(error)}): is it a model?"
+        ) from error
 
 
 def check_safetensors(folder: Path) -> None:

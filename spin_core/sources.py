@@ -1,0 +1,165 @@
+"""Reading rows: a JSON, JSONL, Parquet or CSV file, a local folder, a data set on the hub, or the built-in demo.
+
+Files are read here rather than through `datasets`, so that a fault is named by its line, a CSV's numbers stay the
+text that they are, and no stale copy of an edited file waits in a cache. Folders and the hub go through `datasets`.
+"""
+
+import csv
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spin_core.config import SourceConfig
+from spin_core.errors import DataError
+
+Row = dict[str, Any]
+
+SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
+DEMO = "demo"
+
+
+def read_rows(source: SourceConfig, seed: int) -> tuple[list[Row], str | None]:
+    """All rows of a source, and the revision they come from if the source keeps any. `DataError` if there is none.
+
+    `seed` is for the built-in source, which makes its rows.
+    """
+    path = Path(source.path).expanduser()
+    revision = None
+    if source.path == DEMO:
+        from spin_core import demo
+
+        rows = demo.demonstrations(seed)
+    elif path.is_file():
+        rows = read_file(path)
+    elif path.is_dir():
+        rows, _ = from_datasets(path, source)
+    elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.path) and path.suffix not in SUFFIXES:
+        rows, revision = from_datasets(None, source)
+    else:
+        raise DataError(f"{source.path} does not exist: set prompts.source.path to a file, a folder or a hub name")
+    if not rows:
+        raise DataError(f"{source.path} holds no rows: set prompts.source.path to data with prompts and responses")
+    return rows, revision
+
+
+def read_file(path: Path) -> list[Row]:
+    """The rows of one file, read as its suffix says."""
+    if path.suffix == ".parquet":
+        try:
+            rows: list[Row] = pq.read_table(path).to_pylist()
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{path} is no Parquet file ({first_line(error)}): write it again") from error
+        return rows
+    if path.suffix not in SUFFIXES:
+        raise DataError(f"{path} is of no kind that is read here: give it one of the suffixes {', '.join(SUFFIXES)}")
+    text = read_text(path)
+    if path.suffix == ".csv":
+        return list(csv_rows(path, text))
+    if text.lstrip().startswith("["):
+        return json_rows(path, text)
+    return list(jsonl_rows(path, text))
+
+
+def read_text(path: Path) -> str:
+    """A file's text. `DataError` names the line that is not UTF-8."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, line {line} is not UTF-8 (byte {data[error.start]:#04x}): save the file as UTF-8"
+        ) from error
+
+
+def jsonl_rows(path: Path, text: str) -> Iterator[Row]:
+    """One JSON object a line; blank lines are passed over."""
+    # Only line feeds end a line: JSON strings may hold the other characters that `splitlines` breaks at.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}, line {number} is not JSON ({error.msg} at column {error.colno}): mend that line"
+            ) from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number} is {type(row).__name__}, not a JSON object: mend that line")
+        yield row
+
+
+def json_rows(path: Path, text: str) -> list[Row]:
+    """A JSON array of objects."""
+    try:
+        rows: list[Row] = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}, line {error.lineno} is not JSON ({error.msg} at column {error.colno}): mend that line"
+        ) from error
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, row {number} is {type(row).__name__}, not a JSON object: mend that row")
+    return rows
+
+
+def csv_rows(path: Path, text: str) -> Iterator[Row]:
+    """Rows of text under the names in the first line."""
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise DataError(
+                    f"{path}, line {reader.line_num} has not as many fields as the first line: "
+                    "quote fields that hold commas"
+                )
+            yield row
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.reader.line_num} is not CSV ({error}): mend that line") from error
+
+
+def from_datasets(folder: Path | None, source: SourceConfig) -> tuple[list[Row], str | None]:
+    """One split of a local folder, or of a data set on the hub, and its commit there."""
+    import datasets
+    import httpx
+
+    datasets.disable_progress_bars()
+    try:
+        if folder is not None and any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
+            loaded = datasets.load_from_disk(str(folder))
+        else:
+            loaded = datasets.load_dataset(
+                str(folder or source.path),
+                name=source.subset,
+                revision=source.revision if folder is None else None,
+            )
+    except (OSError, ValueError, datasets.exceptions.DatasetsError, httpx.HTTPError) as error:
+        where = "cannot be read as a data set" if folder else "is no file or folder here, nor found on the hub"
+        raise DataError(f"{source.path} {where} ({first_line(error)}): mend prompts.source") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        if source.split not in loaded:
+            raise DataError(
+                f"{source.path} has no split {source.split!r}: set prompts.source.split to one of {', '.join(loaded)}"
+            )
+        loaded = loaded[source.split]
+    rows: list[Row] = loaded.to_list()
+    return rows, None if folder else commit_of(loaded.info.download_checksums) or source.revision
+
+
+def commit_of(checksums: dict[str, Any] | None) -> str | None:
+    """The hub commit named in the addresses of the files that `datasets` fetched."""
+    found = (re.search(r"@([0-9a-f]{40})/", address) for address in checksums or {})
+    return next((match[1] for match in found if match), None)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
