@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 T = TypeVar("T")
 
 SCHEDULE = "schedule"
-Schedule = Annotated[Union[T, tuple[T, ...]], SCHEDULE]
+Schedule = Annotated[Union[T, Annotated[tuple[T, ...], Field(min_length=1)]], SCHEDULE]
 """One value, or one value an iteration; past its end, the last value holds."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -113,6 +113,9 @@ class PromptsConfig(Frozen):
 
     too_long: Literal["drop", "refuse"] = "drop"
     """What happens to a prompt that is longer: dropped and counted, or the run is refused."""
+
+    drop_duplicates: bool = True
+    """Drop rows that occur a second time, token by token. Off where the rows are a sample whose frequencies count."""
 
 
 class ChatConfig(Frozen):

@@ -157,7 +157,7 @@ def load(
             reason = fault(row, job, renderer)
             example = example_of(row, job, renderer)
             key = example.prompt_ids.tobytes(), example.response_ids.tobytes()
-            if reason is None and key in seen:
+            if reason is None and job.config.drop_duplicates and key in seen:
                 reason = "duplicate"
             if reason is None:
                 seen.add(key)

@@ -262,6 +262,12 @@ def test_every_row_is_kept_or_counted(build):
     assert built.fields["rows"] + built.fields["held_out"] + sum(built.drops.values()) == len(rows)
 
 
+def test_repeated_rows_can_stay_where_their_frequencies_count(build):
+    built = build([*rows_of(3), *rows_of(3)], drop_duplicates=False)
+    assert (built.fields["rows"], built.fields["held_out"]) == (4, 1)
+    assert built.drops == {"other-response-held-out": 1}
+
+
 def test_a_long_response_is_cut_and_not_ended(build):
     rows = [{"prompt": "a", "response": "x" * 60}, {"prompt": "b", "response": "x" * 49}]
     built = build(rows, max_new_tokens=50)
