@@ -165,8 +165,10 @@ class Renderer:
     @cached_property
     def _knows_newline(self) -> bool:
         unknown = self.tokenizer.unk_token_id
+        if unknown is None:
+            return True
         space, newline = self._tokenise(["a b", "a\nb"])
-        return unknown is None or unknown in space or unknown not in newline
+        return unknown in space or unknown not in newline
 
     @cached_property
     def _control(self) -> re.Pattern[str]:
@@ -239,9 +241,19 @@ class Renderer:
         return Frame(header, lead, closing=gap + written, end_of_turn=written, trims=trims)
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
-        ids: list[list[int]] = self.tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-        )["input_ids"]
+        """The ids of each text, with nothing added."""
+        try:
+            ids: list[list[int]] = self.tokenizer(
+                texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+            )["input_ids"]
+        except Exception as error:
+            # The library raises nothing narrower where a vocabulary lacks both a character and an unknown token.
+            if "UNK" not in str(error):
+                raise
+            raise DataError(
+                "the data hold characters that the tokenizer does not know, and it has no token for unknown ones: "
+                "use a model whose tokenizer covers the data"
+            ) from error
         return ids
 
     def _with_bos(self, prompts: list[list[int]]) -> list[list[int]]:

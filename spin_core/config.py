@@ -114,9 +114,6 @@ class PromptsConfig(Frozen):
     too_long: Literal["drop", "refuse"] = "drop"
     """What happens to a prompt that is longer: dropped and counted, or the run is refused."""
 
-    drop_duplicates: bool = True
-    """Drop rows that occur a second time, token by token. Off where the rows are a sample whose frequencies count."""
-
 
 class ChatConfig(Frozen):
     """How a prompt is written for the model."""

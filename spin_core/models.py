@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_core.config import ModelConfig
@@ -23,15 +24,21 @@ def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
     """The model in a folder, on its device, in evaluation mode, with `config.dtype` weights."""
     check_safetensors(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, config.dtype),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be loaded as a causal language model: {first_line(error)}") from error
+    if info["missing_keys"]:
+        # from_pretrained would go on with random numbers in their place.
+        raise ModelError(
+            f"the weights in {folder} lack {', '.join(sorted(info['missing_keys'])[:3])}: copy or fetch the model again"
+        )
     model.eval()
     return model.to(device_of(config))
 

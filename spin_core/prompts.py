@@ -22,14 +22,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from spin_core.chat import Encoded, Message, Renderer
-from spin_core.config import ModelConfig, SourceConfig
+from spin_core.config import ModelConfig
 from spin_core.conversations import Conversation, conversations
 from spin_core.errors import ConfigError, DataError
 from spin_core.jobs import PromptsJob
 from spin_core.models import context_length, load_tokenizer
 from spin_core.phase import Progress, main
 from spin_core.records import PromptSet
-from spin_core.sources import read_rows
+from spin_core.sources import DEMO, Row, demo_rows, read_rows
 
 log = logging.getLogger("spin_core")
 
@@ -81,29 +81,19 @@ def run(job: PromptsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     check_context(job)
     config = job.config
     renderer = Renderer(load_tokenizer(job.tokenizer.path, ModelConfig()), job.chat)
-    examples, drops, revision = load(job, config.source, renderer, progress)
-    if config.held_out_source is None:
-        train, held_out, moved = split(examples, config.held_out, job.seed, leave=1)
-        drops += moved
+    revision = None
+    if config.source.path == DEMO:
+        rows, other_rows = demo_rows(config.sample, config.held_out, job.seed)
+        # Repeats are draws from a known distribution, and without them it would be another one.
+        train, drops = load(job, DEMO, rows, renderer, progress, repeats=True)
+        held_out, _ = load(job, DEMO, other_rows, renderer, progress)
     else:
-        other, other_drops, _ = load(job, config.held_out_source, renderer, progress)
-        rest, held_out, _ = split(other, config.held_out, job.seed, leave=0)
-        kept_out = {example.id for example in held_out}
-        train = [example for example in examples if example.id not in kept_out]
-        drops["in-held-out"] += len(examples) - len(train)
-        log.info(
-            "held-out source: %d prompts kept out, %d rows left over; dropped %s",
-            len(held_out),
-            len(rest),
-            dict(other_drops),
-        )
-    if config.sample is not None:
-        chosen = sample(train, config.sample, job.seed)
-        drops["not-sampled"] += len(train) - len(chosen)
-        train = chosen
+        rows, revision = read_rows(config.source)
+        examples, drops = load(job, config.source.path, rows, renderer, progress)
+        train, held_out, moved = divide(job, examples, renderer, progress)
+        drops += moved
     if not train:
         refuse_empty(config.source.path, drops)
-    drops = +drops
     write(scratch / "train.parquet", train)
     write(scratch / "held_out.parquet", held_out)
     cut = sum(example.finish_reason == "length" for example in train)
@@ -119,7 +109,7 @@ def run(job: PromptsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
         "revision": revision,
         "rows": len(train),
         "held_out": len(held_out),
-        "drops": dict(sorted(drops.items())),
+        "drops": dict(sorted((+drops).items())),
         "stop_ids": renderer.stop_ids,
     }
 
@@ -140,12 +130,32 @@ def check_context(job: PromptsJob) -> None:
     )
 
 
+def divide(
+    job: PromptsJob, examples: list[Example], renderer: Renderer, progress: Progress
+) -> tuple[list[Example], list[Example], Counter[str]]:
+    """Training rows, held-out rows, and the rows that are in neither, by reason."""
+    config = job.config
+    if config.held_out_source is None:
+        train, held_out, moved = split(examples, config.held_out, job.seed, leave=1)
+    else:
+        rows, _ = read_rows(config.held_out_source)
+        other, _ = load(job, config.held_out_source.path, rows, renderer, progress)
+        _, held_out, _ = split(other, config.held_out, job.seed, leave=0)
+        ids = {example.id for example in held_out}
+        train = [example for example in examples if example.id not in ids]
+        moved = Counter({"in-held-out": len(examples) - len(train)})
+    if config.sample is not None:
+        chosen = sample(train, config.sample, job.seed)
+        moved["not-sampled"] += len(train) - len(chosen)
+        train = chosen
+    return train, held_out, moved
+
+
 def load(
-    job: PromptsJob, source: SourceConfig, renderer: Renderer, progress: Progress
-) -> tuple[list[Example], Counter[str], str | None]:
-    """A source's examples in its own order, the rows dropped by reason, and its revision."""
-    rows, revision = read_rows(source, job.seed)
-    found, drops = conversations(rows, job.config, source.path)
+    job: PromptsJob, name: str, rows: Sequence[Row], renderer: Renderer, progress: Progress, *, repeats: bool = False
+) -> tuple[list[Example], Counter[str]]:
+    """The examples in a source's rows, in their order, and the rows dropped by reason. `repeats` may stay or not."""
+    found, drops = conversations(rows, job.config, name)
     progress.start(len(found), "row")
     examples: list[Example] = []
     seen: set[tuple[bytes, bytes]] = set()
@@ -157,7 +167,7 @@ def load(
             reason = fault(row, job, renderer)
             example = example_of(row, job, renderer)
             key = example.prompt_ids.tobytes(), example.response_ids.tobytes()
-            if reason is None and job.config.drop_duplicates and key in seen:
+            if reason is None and key in seen and not repeats:
                 reason = "duplicate"
             if reason is None:
                 seen.add(key)
@@ -166,9 +176,9 @@ def load(
                 drops[reason] += 1
         progress.tell(min(first + BATCH, len(found)))
     if not examples:
-        refuse_empty(source.path, drops)
-    log.info("%s: kept %d of %d rows%s", source.path, len(examples), len(examples) + drops.total(), listed(drops))
-    return examples, drops, revision
+        refuse_empty(name, drops)
+    log.info("%s: kept %d of %d rows%s", name, len(examples), len(examples) + drops.total(), listed(drops))
+    return examples, drops
 
 
 def has_control_token(item: Conversation, renderer: Renderer) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spin_core import demo
 from spin_core.config import SourceConfig
 from spin_core.errors import DataError
 
@@ -25,18 +26,11 @@ SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
 DEMO = "demo"
 
 
-def read_rows(source: SourceConfig, seed: int) -> tuple[list[Row], str | None]:
-    """All rows of a source, and the revision they come from if the source keeps any. `DataError` if there is none.
-
-    `seed` is for the built-in source, which makes its rows.
-    """
+def read_rows(source: SourceConfig) -> tuple[list[Row], str | None]:
+    """All rows of a source, and the revision they come from if the source keeps any. `DataError` if there is none."""
     path = Path(source.path).expanduser()
     revision = None
-    if source.path == DEMO:
-        from spin_core import demo
-
-        rows = demo.demonstrations(seed)
-    elif path.is_file():
+    if path.is_file():
         rows = read_file(path)
     elif path.is_dir():
         rows, _ = from_datasets(path, source)
@@ -47,6 +41,13 @@ def read_rows(source: SourceConfig, seed: int) -> tuple[list[Row], str | None]:
     if not rows:
         raise DataError(f"{source.path} holds no rows: set prompts.source.path to data with prompts and responses")
     return rows, revision
+
+
+def demo_rows(sample: int | None, held_out: int, seed: int) -> tuple[list[Row], list[Row]]:
+    """The built-in source's training and held-out rows. `sample` is how many to draw; None asks every prompt once."""
+    size = len(demo.prompts(held_out)[0]) if sample is None else sample
+    train, other = demo.demonstrations(size, seed, held_out), demo.held_out_demonstrations(seed, held_out)
+    return [{"prompt": p, "response": r} for p, r in train], [{"prompt": p, "response": r} for p, r in other]
 
 
 def read_file(path: Path) -> list[Row]:

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import character_tokenizer, data_folder, save_tiny_model
 
-from spin_core import prompts
+from spin_core import demo, prompts
 from spin_core.chat import Renderer
 from spin_core.config import ChatConfig, ModelConfig, PromptsConfig, SourceConfig
 from spin_core.errors import ConfigError, DataError
@@ -262,12 +262,6 @@ def test_every_row_is_kept_or_counted(build):
     assert built.fields["rows"] + built.fields["held_out"] + sum(built.drops.values()) == len(rows)
 
 
-def test_repeated_rows_can_stay_where_their_frequencies_count(build):
-    built = build([*rows_of(3), *rows_of(3)], drop_duplicates=False)
-    assert (built.fields["rows"], built.fields["held_out"]) == (4, 1)
-    assert built.drops == {"other-response-held-out": 1}
-
-
 def test_a_long_response_is_cut_and_not_ended(build):
     rows = [{"prompt": "a", "response": "x" * 60}, {"prompt": "b", "response": "x" * 49}]
     built = build(rows, max_new_tokens=50)
@@ -496,6 +490,34 @@ def test_the_hub_commit_is_read_from_the_files_that_were_fetched():
     assert commit_of(None) is None
 
 
+# The demo
+
+
+@pytest.fixture(scope="session")
+def demo_model(tmp_path_factory):
+    """A tiny model with the demo's tokenizer, which knows digits, plus and equals alone."""
+    return save_tiny_model(tmp_path_factory.mktemp("demo"), demo.build_tokenizer())
+
+
+def test_the_demo_keeps_its_frequencies_and_its_own_split(build, demo_model):
+    built = build("demo", model=demo_model, held_out=99, sample=2100, seed=3)
+    drawn = demo.demonstrations(2100, 3, 99)
+    assert [(row["prompt"], row["response"]) for row in built.train] == drawn
+    assert len(set(drawn)) < 2100
+    assert sorted(row["prompt"] for row in built.held_out) == sorted(demo.prompts(99)[1])
+    assert not {row["id"] for row in built.train} & {row["id"] for row in built.held_out}
+    assert built.drops == {}
+
+
+def test_the_demo_asks_every_prompt_once_unless_told(build, demo_model):
+    assert build("demo", model=demo_model, held_out=99).fields["rows"] == 799 - 99
+
+
+def test_data_beyond_a_small_vocabulary_are_refused(build, demo_model):
+    with pytest.raises(DataError, match="characters that the tokenizer does not know, and it has no token for unknown"):
+        build(rows_of(3), model=demo_model)
+
+
 # Real data
 
 
@@ -517,7 +539,7 @@ def test_stories_are_cut_for_a_tokenizer_without_line_breaks(build):
     assert all(row["finish_reason"] == "stop" for row in rows)
     texts = [
         " ".join(story["text"].split())
-        for story in read_rows(SourceConfig(path=str(data_folder("tinystories", "val.jsonl"))), 0)[0]
+        for story in read_rows(SourceConfig(path=str(data_folder("tinystories", "val.jsonl"))))[0]
     ]
     assert all(any(text.startswith(row["prompt"] + row["response"]) for text in texts) for row in rows[:20])
 

@@ -1,0 +1,71 @@
+"""Pairs for other programs: as preference data for DPO, or in SPIN's own format."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spin_core.errors import ConfigError, DataError
+from spin_core.store import storage_errors
+
+Row = dict[str, Any]
+
+
+def export_pairs(pairs_folder: Path, out_file: Path, format: Literal["dpo", "spin"]) -> int:
+    """Write a published pair data set as JSONL or Parquet, as the suffix says; the number of rows.
+
+    `dpo`: `prompt`, `chosen`, `rejected`, as lists of turns where the prompt is a conversation, else as text.
+    `spin`: `real` and `generated`, each the whole conversation as a list of turns.
+
+    The file appears whole or not at all.
+    """
+    source = pairs_folder / "pairs.parquet"
+    if not source.exists():
+        raise DataError(f"{pairs_folder} holds no pairs: name an iteration whose pairs are built")
+    if out_file.suffix not in (".jsonl", ".parquet"):
+        raise ConfigError(f"{out_file} is of no kind that is written here: give it the suffix .jsonl or .parquet")
+    convert: Callable[[Row], Row] = {"dpo": dpo_row, "spin": spin_row}[format]
+    rows = [convert(row) for row in pq.read_table(source).to_pylist()]
+    scratch = out_file.with_name(f".{out_file.name}.{os.getpid()}")
+    with storage_errors(out_file.parent):
+        out_file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(rows, scratch, out_file.suffix)
+            scratch.replace(out_file)
+        finally:
+            scratch.unlink(missing_ok=True)
+    return len(rows)
+
+
+def write(rows: list[Row], path: Path, suffix: str) -> None:
+    """Write rows and flush them to disk."""
+    with path.open("wb") as file:
+        if suffix == ".parquet":
+            pq.write_table(pa.Table.from_pylist(rows), file)
+        else:
+            file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def dpo_row(row: Row) -> Row:
+    """A pair as a preference: the human's response is the chosen one."""
+    messages = json.loads(row["messages"])
+    if not messages:
+        return {"prompt": row["prompt"], "chosen": row["real"], "rejected": row["generated"]}
+    return {"prompt": messages, "chosen": [answer(row["real"])], "rejected": [answer(row["generated"])]}
+
+
+def spin_row(row: Row) -> Row:
+    """A pair as two conversations."""
+    messages = json.loads(row["messages"]) or [{"role": "user", "content": row["prompt"]}]
+    return {"real": [*messages, answer(row["real"])], "generated": [*messages, answer(row["generated"])]}
+
+
+def answer(text: str) -> dict[str, str]:
+    """An assistant's turn."""
+    return {"role": "assistant", "content": text}

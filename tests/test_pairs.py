@@ -1,0 +1,256 @@
+"""Real and generated responses on their way into training."""
+
+import json
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import data_folder
+
+from spin_core import pairs
+from spin_core.config import PairsConfig
+from spin_core.errors import DamagedArtifact, DataError
+from spin_core.jobs import PairsJob
+from spin_core.pairs import is_looping, repeated_share
+from spin_core.phase import Progress, execute
+from spin_core.prompts import SCHEMA as PROMPTS
+from spin_core.records import GenerationBatch, PairDataset, PromptSet
+
+EOS = 2
+
+
+def ids_of(text, finish="stop"):
+    return [*(ord(letter) for letter in text), *([EOS] if finish == "stop" else [])]
+
+
+def write_prompts(folder, rows):
+    """`rows`: prompt and real response."""
+    folder.mkdir(exist_ok=True)
+    table = [
+        {
+            "id": f"id-{prompt}",
+            "prompt": prompt,
+            "messages": json.dumps([{"role": "user", "content": prompt}]),
+            "response": real,
+            "prompt_ids": ids_of(prompt, "length"),
+            "response_ids": ids_of(real),
+            "finish_reason": "stop",
+        }
+        for prompt, real in rows
+    ]
+    pq.write_table(pa.Table.from_pylist(table, PROMPTS), folder / "train.parquet")
+    return PromptSet(
+        path=folder,
+        digest="p" * 64,
+        source="test",
+        revision=None,
+        rows=len(rows),
+        held_out=0,
+        drops={},
+        stop_ids=(EOS,),
+    )
+
+
+def write_generations(folder, t, answers, shard_size=3):
+    """`answers`: prompt and generated response, with a trailing … where it was cut."""
+    folder.mkdir(exist_ok=True)
+    rows = []
+    for prompt, text in answers:
+        finish = "length" if text.endswith("…") else "stop"
+        text = text.removesuffix("…")
+        rows.append(
+            {"id": f"id-{prompt}", "response": text, "response_ids": ids_of(text, finish), "finish_reason": finish}
+        )
+    texts, ids = ("id", "response", "finish_reason"), pa.list_(pa.int32())
+    schema = pa.schema([*((name, pa.string()) for name in texts), ("response_ids", ids)])
+    for number, first in enumerate(range(0, len(rows), shard_size)):
+        table = pa.Table.from_pylist(rows[first : first + shard_size], schema)
+        pq.write_table(table, folder / f"shard-{number:05d}.parquet")
+    return GenerationBatch(
+        path=folder, digest=str(t) * 64, t=t, opponent="m" * 64, rows=len(rows), shards=1, tokens=1, finish_reasons={}
+    )
+
+
+class Built:
+    def __init__(self, fields, table):
+        self.fields, self.rows = fields, table.to_pylist()
+        self.drops, self.mix = fields["drops"], fields["mix"]
+
+    @property
+    def triples(self):
+        return [(row["prompt"], row["real"], row["generated"]) for row in self.rows]
+
+
+def build(folder, real, generated, previous=None, t=0, **config):
+    job = PairsJob(
+        output=folder / "pairs",
+        t=t,
+        config=PairsConfig(**config),
+        prompts=write_prompts(folder / "prompts", real),
+        generations=write_generations(folder / "now", t, generated),
+        previous=None if previous is None else write_generations(folder / "before", t - 1, previous),
+    )
+    scratch = folder / "scratch"
+    scratch.mkdir(exist_ok=True)
+    fields = pairs.run(job, scratch, Progress())
+    return Built(fields, pq.read_table(scratch / "pairs.parquet"))
+
+
+REAL = [(f"q{i}", f"answer {i}") for i in range(5)]
+FAKE = [(f"q{i}", f"guess {i}") for i in range(5)]
+
+
+def test_every_prompt_meets_its_own_generation(tmp_path):
+    built = build(tmp_path, REAL, FAKE)
+    assert built.triples == [(f"q{i}", f"answer {i}", f"guess {i}") for i in range(5)]
+    assert (built.fields["rows_in"], built.fields["rows"], built.drops, built.mix) == (5, 5, {}, {"0": 5})
+
+
+def test_a_pair_holds_both_sides_token_ids_and_finish_reasons(tmp_path):
+    [row] = build(tmp_path, [("q", "yes")], [("q", "no…")]).rows
+    assert row == {
+        "id": "id-q",
+        "t": 0,
+        "prompt": "q",
+        "messages": '[{"role": "user", "content": "q"}]',
+        "real": "yes",
+        "generated": "no",
+        "prompt_ids": [113],
+        "real_ids": [121, 101, 115, 2],
+        "generated_ids": [110, 111],
+        "real_finish": "stop",
+        "generated_finish": "length",
+    }
+
+
+def test_the_order_is_the_prompts_whatever_the_order_of_generation(tmp_path):
+    shuffled = random.Random(0).sample(FAKE, len(FAKE))
+    assert shuffled != FAKE
+    assert build(tmp_path, REAL, shuffled).triples == build(tmp_path, REAL, FAKE).triples
+
+
+def test_a_prompt_with_two_real_responses_gets_both_its_generations(tmp_path):
+    real = [("q", "yes"), ("other", "well"), ("q", "aye")]
+    built = build(tmp_path, real, [("q", "no"), ("q", "nay"), ("other", "hm")])
+    assert built.triples == [("q", "yes", "no"), ("other", "well", "hm"), ("q", "aye", "nay")]
+
+
+def test_the_previous_iterations_pairs_follow_under_their_own_t(tmp_path):
+    before = [(f"q{i}", f"earlier {i}") for i in range(5)]
+    built = build(tmp_path, REAL, FAKE, before, t=3)
+    assert [row["t"] for row in built.rows] == [3] * 5 + [2] * 5
+    assert [row["generated"] for row in built.rows[5:]] == [f"earlier {i}" for i in range(5)]
+    assert built.mix == {"2": 5, "3": 5}
+    assert built.fields["rows_in"] == 10
+
+
+HYGIENE = {
+    "empty": ("answer", " \n"),
+    "looping": ("answer", "over and over " * 6),
+    "identical": ("answer", "answer"),
+    "cut": ("answer", "unfinished…"),
+}
+
+
+@pytest.mark.parametrize("reason", sorted(HYGIENE))
+def test_a_faulty_pair_is_dropped_and_counted_or_kept_as_configured(tmp_path, reason):
+    real, generated = HYGIENE[reason]
+    rows, answers = [("q", real), ("good", "yes")], [("q", generated), ("good", "no")]
+    built = build(tmp_path, rows, answers, **{f"drop_{reason}": True})
+    assert built.drops == {reason: 1}
+    assert built.triples == [("good", "yes", "no")]
+    assert len(build(tmp_path, rows, answers, **{f"drop_{reason}": False}).rows) == 2
+
+
+def test_an_empty_real_response_is_dropped_too(tmp_path):
+    assert build(tmp_path, [("q", ""), *REAL], [("q", "no"), *FAKE]).drops == {"empty": 1}
+
+
+def test_a_pair_that_comes_again_is_dropped_also_when_carried_over(tmp_path):
+    built = build(tmp_path, [("q", "yes"), ("q", "yes")], [("q", "no"), ("q", "no")])
+    assert built.drops == {"duplicate": 1}
+    before = [*FAKE[:3], ("q3", "else"), ("q4", "else")]
+    built = build(tmp_path, REAL, FAKE, before, t=1)
+    assert built.drops == {"duplicate": 3}
+    assert built.mix == {"0": 2, "1": 5}
+    assert len(build(tmp_path, REAL, FAKE, before, t=1, drop_duplicates=False).rows) == 10
+
+
+def test_carried_over_pairs_go_through_the_same_hygiene(tmp_path):
+    before = [("q0", "answer 0"), ("q1", " "), *FAKE[2:4], ("q4", "else")]
+    built = build(tmp_path, REAL, FAKE, before, t=1)
+    assert built.drops == {"duplicate": 2, "empty": 1, "identical": 1}
+    assert built.fields["rows"] + sum(built.drops.values()) == built.fields["rows_in"]
+
+
+def test_the_first_reason_that_applies_is_the_one_counted(tmp_path):
+    built = build(tmp_path, [("q", ""), *REAL], [("q", ""), *FAKE])
+    assert built.drops == {"empty": 1}
+
+
+def test_no_pair_left_names_the_commonest_reason_and_its_cure(tmp_path):
+    same = [(prompt, real) for prompt, real in REAL[:4]]
+    with pytest.raises(DataError, match=r"no pair is left \(4 of 5 dropped as identical\): raise generate.temperature"):
+        build(tmp_path, REAL, [*same, ("q4", "")])
+
+
+@pytest.mark.parametrize("answers", [FAKE[:4], [*FAKE, ("q0", "more")], [*FAKE[:4], ("who", "me")], []])
+def test_generations_for_other_prompts_are_refused(tmp_path, answers):
+    with pytest.raises(DamagedArtifact, match="of them to the 5 training prompts: remove it to generate again"):
+        build(tmp_path, REAL, answers)
+
+
+def test_the_same_job_gives_the_same_digest(tmp_path):
+    digests = []
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        job = PairsJob(
+            output=folder / "pairs",
+            t=0,
+            config=PairsConfig(),
+            prompts=write_prompts(folder / "prompts", REAL),
+            generations=write_generations(folder / "now", 0, FAKE),
+            previous=None,
+        )
+        record = execute(job, PairDataset, pairs.run, Progress())
+        assert (record.rows, record.path) == (5, Path(folder / "pairs"))
+        digests.append(record.digest)
+    assert digests[0] == digests[1]
+
+
+# Looping
+
+
+def test_repeated_share_by_hand():
+    assert repeated_share([1, 2, 3, 1, 2, 3], phrase=3) == pytest.approx(1 / 4)  # 123 231 312 123
+    assert repeated_share([7] * 10, phrase=1) == pytest.approx(9 / 10)
+    assert repeated_share([1, 2], phrase=3) == 0
+
+
+@pytest.mark.parametrize("period", [1, 2, 5, 10, 30])
+def test_four_rounds_of_a_phrase_are_a_loop(period):
+    rounds = max(4, 40 // period)
+    assert is_looping(list(range(period)) * rounds)
+
+
+def test_a_loop_after_an_honest_beginning_is_a_loop():
+    assert is_looping([*range(100), *([200, 201, 202, 203] * 40)])
+
+
+def test_short_and_varied_responses_are_no_loops():
+    assert not is_looping([5] * 20)
+    assert not is_looping(list(range(500)))
+
+
+@pytest.mark.parametrize(
+    ("file", "column"),
+    [("gsm8k/test.jsonl", "answer"), ("tinystories/val.jsonl", "text"), ("gsm8k/train.jsonl", "answer")],
+)
+def test_no_human_text_is_taken_for_a_loop(file, column):
+    texts = [json.loads(line)[column] for line in data_folder(file).read_text("utf-8").splitlines()][:2000]
+    # By characters, where phrases repeat most, and by words.
+    assert not [text for text in texts if is_looping([ord(letter) for letter in text])]
+    assert not [text for text in texts if is_looping([hash(word) for word in text.split()])]
