@@ -180,7 +180,7 @@ def decide(
 
 
 def format_score(score: Score | None) -> str:
-    """`0.123 ± 0.004`, with as many digits as the error bears."""
+    """`0.1234 ± 0.0043`, with as many digits as the error bears."""
     if score is None:
         return "–"
     if score.stderr <= 0:

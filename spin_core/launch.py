@@ -78,11 +78,12 @@ def run_phase(
             else:
                 last = message
         status = process.wait()
-        reader.join(timeout=5)
+        end_group(process)  # children that it left behind would hold its log open
+        reader.join()
     if status == 0 and "record" in last:
         return kind.model_validate(last["record"])
     if "error" in last:
-        error: type[errors.SpinError] = getattr(errors, last["error"])
+        error: type[errors.SpinError] = getattr(errors, last["error"], errors.SpinError)
         raise error(last["message"])
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     hint = " (out of memory?)" if status == -signal.SIGKILL else ""
@@ -96,22 +97,31 @@ def started(arguments: list[str], job_file: Path) -> Iterator[subprocess.Popen[s
     """A process in a group of its own, which is ended on the way out."""
     process = subprocess.Popen(
         arguments,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+        encoding="utf-8",
+        errors="replace",  # a library may log anything, and a reader that gave up would leave the pipe full
+        process_group=0,
         env={**os.environ, "SPIN_PARENT": str(os.getpid()), "TOKENIZERS_PARALLELISM": "false"},
     )
     pid_file = job_file.with_suffix(".pid")
-    pid_file.write_text(str(process.pid), "utf-8")
-    try:
-        yield process
-    finally:
-        end_group(process)
-        pid_file.unlink(missing_ok=True)
-        for stream in (process.stdout, process.stderr):
-            if stream is not None:
-                stream.close()
+    with process, guard(process.pid):
+        try:
+            with store.storage_errors(pid_file.parent):
+                pid_file.write_text(str(process.pid), "utf-8")
+            yield process
+        finally:
+            end_group(process)
+            pid_file.unlink(missing_ok=True)
+
+
+def guard(group: int) -> subprocess.Popen[bytes]:
+    """A process in the group that waits for our end, and then ends the group: even kill -9 closes our side of a pipe.
+
+    The phase itself asks the kernel for as much, but its own children do not.
+    """
+    return subprocess.Popen(["sh", "-c", "read -r _; kill -9 0"], stdin=subprocess.PIPE, process_group=group)
 
 
 def end_group(process: subprocess.Popen[str]) -> None:
@@ -131,9 +141,12 @@ def end_leftover(job_file: Path) -> None:
     with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
         pid = int(pid_file.read_text("utf-8"))
         # The number may belong to another program by now; its command line names the job if it does not.
-        if str(job_file).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+        command_line = Path(f"/proc/{pid}/cmdline")
+        if str(job_file).encode() in command_line.read_bytes():
             os.killpg(pid, signal.SIGKILL)
-            time.sleep(0.1)
+            # It is gone when its number is, or (waiting for its parent to take note) its memory.
+            while command_line.read_bytes():
+                time.sleep(0.05)
     pid_file.unlink(missing_ok=True)
 
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from spin_core import store
 from spin_core.config import SCHEDULE, EvaluateConfig, RunConfig, at
@@ -33,6 +33,7 @@ from spin_core.jobs import (
     TrainJob,
 )
 from spin_core.records import (
+    Artifact,
     EvalReport,
     GenerationBatch,
     IterationRecord,
@@ -40,6 +41,7 @@ from spin_core.records import (
     PairDataset,
     PromptSet,
     ScoredPairs,
+    moved,
 )
 
 M = TypeVar("M", bound=BaseModel)
@@ -232,10 +234,12 @@ class Lineage:
     # What is there.
 
     def records(self) -> list[IterationRecord]:
-        """The records of all finished iterations, in order."""
+        """The records of all finished iterations, in order. Paths are where the files lie now, had `runs` moved."""
         found: list[IterationRecord] = []
         while (path := self.iteration(len(found)) / "record.json").exists():
-            found.append(load(IterationRecord, path))
+            record = load(IterationRecord, path)
+            was = record.player.path.parents[2]
+            found.append(IterationRecord.model_validate(moved(dump(record), was, self.runs)))
         return found
 
     def reports(self, t: int) -> list[EvalReport]:
@@ -255,8 +259,9 @@ class Lineage:
         return trained(self.sft_control(learning_rate) / "model")
 
     def published(self) -> list[Path]:
-        """Every published folder of this lineage."""
-        return sorted(path.parent for path in self.root.rglob(store.MANIFEST))
+        """Every published folder of this lineage. A hidden one is not, even if a kill left a manifest in it."""
+        folders = (path.parent for path in self.root.rglob(store.MANIFEST))
+        return sorted(folder for folder in folders if not folder.name.startswith("."))
 
     def save_record(self, record: IterationRecord) -> None:
         """Write an iteration's record."""
@@ -305,26 +310,34 @@ def find(runs: Path, name: str) -> Lineage:
 
 
 def verify(lineage: Lineage) -> tuple[list[str], int]:
-    """What is wrong with a lineage's published folders and records, one line each, and how many folders there are."""
-    folders = lineage.published()
-    problems = [problem for folder in folders for problem in store.verify(folder)]
-    for record in lineage.records():
-        artifacts = (
-            record.prompts,
-            record.generations,
-            record.pairs,
-            record.scores,
-            record.train,
-            record.player,
-            *record.evaluations,
-        )
-        for artifact in artifacts:
+    """What is wrong with a lineage's published folders and records, one line each, and how many folders there are.
+
+    A θ_0 that lineages share lies elsewhere, and is looked at too.
+    """
+    records = lineage.records()
+    named = [(record.t, artifact) for record in records for artifact in artifacts_of(record)]
+    found = {folder: store.verify(folder) for folder in {*lineage.published(), *(one.path for _, one in named)}}
+    problems = [problem for folder in sorted(found) for problem in found[folder]]
+    for t, artifact in named:
+        if not found[artifact.path]:
             have = store.read_record(artifact.path, type(artifact))
-            if have is None:
-                problems.append(f"{artifact.path}: named by the record of iteration {record.t}, but not there")
-            elif have.digest != artifact.digest:
-                problems.append(f"{artifact.path}: not what the record of iteration {record.t} names")
-    return problems, len(folders)
+            if have is not None and have.digest != artifact.digest:
+                problems.append(f"{artifact.path}: not what the record of iteration {t} names")
+    return problems, len(found)
+
+
+def artifacts_of(record: IterationRecord) -> list[Artifact]:
+    """Everything that an iteration's record names."""
+    return [
+        record.prompts,
+        record.opponent,
+        record.generations,
+        record.pairs,
+        record.scores,
+        record.train,
+        record.player,
+        *record.evaluations,
+    ]
 
 
 def names(runs: Path) -> list[str]:
@@ -351,7 +364,7 @@ def trained(folder: Path) -> ModelVersion:
 
 def reports_in(folder: Path) -> list[EvalReport]:
     """The evaluations published below a folder, by suite."""
-    found = [store.read_record(path.parent, EvalReport) for path in sorted(folder.glob(f"*/{store.MANIFEST}"))]
+    found = [store.read_record(path.parent, EvalReport) for path in sorted(folder.glob(f"[!.]*/{store.MANIFEST}"))]
     return [report for report in found if report is not None]
 
 
@@ -377,7 +390,7 @@ def load(kind: type[M], path: Path, key: str | None = None) -> M:
     try:
         values = json.loads(path.read_text("utf-8"))
         return kind.model_validate(values[key] if key else values)
-    except (json.JSONDecodeError, KeyError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DamagedArtifact(
             f"{path} is damaged ({reason}): restore it, or remove {path.parent} to start over"

@@ -18,9 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from typing import Any, TextIO, TypeVar
 
 from spin_core import store
 from spin_core.errors import ConfigError, SpinError, Stopped, StorageError
@@ -36,12 +34,11 @@ log = logging.getLogger("spin_core")
 class Progress:
     """What a phase tells while it works, at most four times a second, and whether it has been asked to stop."""
 
-    def __init__(self, unit: str = "item", total: int = 0) -> None:
+    def __init__(self, unit: str = "item", total: int = 0, out: TextIO | None = None) -> None:
         self.unit, self.total = unit, total
         self._stop = False
         self._told = 0.0
-        self._stdout = sys.stdout
-        sys.stdout = sys.stderr  # so that a library's print cannot break the protocol
+        self._out = out or sys.stdout
 
     def start(self, total: int, unit: str) -> None:
         """Say how much there is to do."""
@@ -72,7 +69,7 @@ class Progress:
 
     def say(self, message: Mapping[str, Any]) -> None:
         """One JSON object on the protocol's line."""
-        print(json.dumps(message), file=self._stdout, flush=True)
+        print(json.dumps(message), file=self._out, flush=True)
 
 
 def main(job_type: type[J], record_type: type[R], run: Callable[[J, Path, Progress], dict[str, Any]]) -> None:
@@ -83,10 +80,10 @@ def main(job_type: type[J], record_type: type[R], run: Callable[[J, Path, Progre
     """
     die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    progress = Progress()
+    progress = Progress(out=claim_stdout())
     signal.signal(signal.SIGTERM, progress.stop)
     try:
-        job = read_job(Path(sys.argv[1]), job_type)
+        job = read_job(sys.argv[1:], job_type)
         with store.storage_errors(job.output.parent):
             execute(job, record_type, run, progress)
     except SpinError as error:
@@ -95,14 +92,25 @@ def main(job_type: type[J], record_type: type[R], run: Callable[[J, Path, Progre
         sys.exit(error.exit_code)
 
 
-def read_job(path: Path, job_type: type[J]) -> J:
-    """The job in a file."""
+def claim_stdout() -> TextIO:
+    """What was stdout, for the protocol alone: all else that is printed, be it from C or by a child, goes to stderr."""
+    ours = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return ours
+
+
+def read_job(arguments: list[str], job_type: type[J]) -> J:
+    """The job in the file that the command line names."""
+    if len(arguments) != 1:
+        raise ConfigError(f"a phase takes one job file, and was given {len(arguments)} arguments")
+    path = Path(arguments[0])
     try:
         return job_type.model_validate_json(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist: give the path of a job file") from error
-    except ValidationError as error:
-        raise ConfigError(f"{path} is no job for this phase: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): give the path of a job file") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is no job for this phase: {' '.join(str(error).split())}") from error
 
 
 def execute(job: J, record_type: type[R], run: Callable[[J, Path, Progress], dict[str, Any]], progress: Progress) -> R:

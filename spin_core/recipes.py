@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -129,7 +129,8 @@ def known_fields(path: list[str]) -> list[str]:
     model: Any = RunConfig
     for name in path:
         field = getattr(model, "model_fields", {}).get(name)
-        model = field.annotation if field is not None else None
+        kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+        model = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
     return list(getattr(model, "model_fields", {}))
 
 

@@ -5,7 +5,7 @@ file lies, never what it is: they take no part in any identity.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from spin_core.config import Frozen, RunConfig
 
@@ -158,3 +158,15 @@ class IterationRecord(Frozen):
 
 
 Record = PromptSet | ModelVersion | GenerationBatch | PairDataset | ScoredPairs | TrainRun | EvalReport
+
+
+def moved(value: Any, was: Path, now: Path) -> Any:
+    """A record's JSON value with the paths of all artifacts below `was` set below `now`."""
+    if isinstance(value, list):
+        return [moved(item, was, now) for item in value]
+    if not isinstance(value, dict):
+        return value
+    value = {key: moved(item, was, now) for key, item in value.items()}
+    if "digest" in value and Path(value.get("path", "")).is_relative_to(was):
+        value["path"] = str(now / Path(value["path"]).relative_to(was))
+    return value

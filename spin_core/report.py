@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -159,9 +160,9 @@ def literal(text: str, limit: int = 600) -> str:
     """Text that markdown and HTML leave as it is."""
     cut = text if len(text) <= limit else text[:limit] + " …"
     escaped = html.escape(cut, quote=False)
-    for sign in "\\`*_[]|#":
+    for sign in "\\`*_~[]|#":
         escaped = escaped.replace(sign, f"\\{sign}")
-    return escaped.replace("\n", "<br>")
+    return re.sub(r"\r\n|[\r\n]", "<br>", escaped)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -11,12 +11,14 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
 
 from spin_core.errors import DamagedArtifact, LineageBusy, StaleArtifact, StorageError
 from spin_core.records import Artifact, Record
@@ -47,8 +49,12 @@ def digest_folder(folder: Path) -> tuple[str, dict[str, dict[str, Any]]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != folder / MANIFEST
     }
-    content = {name: entry["sha256"] for name, entry in files.items() if not name.startswith(f"{UNDIGESTED}/")}
-    return digest_of(content), files
+    return digest_of(content_of(files)), files
+
+
+def content_of(files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What a folder's digest is taken of: each file's own digest by name, timings left out."""
+    return {name: entry["sha256"] for name, entry in files.items() if not name.startswith(f"{UNDIGESTED}/")}
 
 
 def identity_of(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,10 +89,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise DamagedArtifact(
             f"{folder / MANIFEST} is not JSON ({error}): remove {folder} to build it again"
         ) from error
+    if not isinstance(manifest, dict) or not {"identity", "record", "usage", "files"} <= manifest.keys():
+        raise DamagedArtifact(f"{folder / MANIFEST} is no manifest: remove {folder} to build it again")
     return manifest
 
 
@@ -95,7 +103,12 @@ def read_record(folder: Path, kind: type[R]) -> R | None:
     manifest = read_manifest(folder)
     if manifest is None:
         return None
-    record = _RECORD.validate_python({**manifest["record"], "path": str(folder)})
+    try:
+        record = _RECORD.validate_python({**manifest["record"], "path": str(folder)})
+    except (TypeError, ValidationError) as error:
+        raise DamagedArtifact(
+            f"{folder / MANIFEST} holds no record that can be read: remove {folder} to build it again"
+        ) from error
     assert isinstance(record, kind), f"{folder} holds a {type(record).__name__}, not a {kind.__name__}"
     return record
 
@@ -137,8 +150,11 @@ def publish(
     """Make the scratch folder the final one. `fields` are the record's fields, but for path and digest.
 
     Everything is flushed to disk before the rename, and the manifest is the last file written. `usage` (seconds,
-    memory, versions) is kept in the manifest and takes no part in any digest.
+    memory, versions) is kept in the manifest and takes no part in any digest. Hidden files are not published: they
+    are what a kill left of files that were being written.
     """
+    for path in [path for path in scratch.rglob(".*") if path.is_file()]:
+        path.unlink()
     digest, files = digest_folder(scratch)
     record = kind.model_validate({**fields, "path": str(final), "digest": digest})
     manifest = {
@@ -149,7 +165,8 @@ def publish(
     }
     for path in scratch.rglob("*"):
         sync(path)
-    write_json(scratch / MANIFEST, manifest)
+    # Written in place, since nobody sees it before the rename: a kill here leaves no stray file to be published.
+    dump_json(scratch / MANIFEST, manifest)
     sync(scratch)
     if final.exists():
         # Only an unpublished leftover can stand here: `reusable` has spoken for anything with a manifest.
@@ -161,10 +178,16 @@ def publish(
 
 def verify(folder: Path) -> list[str]:
     """What is wrong with a published folder, one line each; empty if it is whole."""
-    manifest = read_manifest(folder)
-    if manifest is None:
+    try:
+        manifest = read_manifest(folder)
+        record = read_record(folder, Artifact)
+    except DamagedArtifact as error:
+        return [str(error)]
+    if manifest is None or record is None:
         return [f"{folder}: nothing is published here"]
     problems = []
+    if record.digest != digest_of(content_of(manifest["files"])):
+        problems.append(f"{folder / MANIFEST}: its record's digest is not that of its files")
     for name, entry in manifest["files"].items():
         path = folder / name
         if not path.is_file():
@@ -193,12 +216,22 @@ def sync(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with scratch.open("w", encoding="utf-8") as file:
+    with storage_errors(path.parent):
+        try:
+            dump_json(scratch, value)
+            scratch.replace(path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
+
+
+def dump_json(path: Path, value: Any) -> None:
+    """Write JSON and flush it to disk."""
+    with path.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-    scratch.replace(path)
 
 
 @contextlib.contextmanager
@@ -206,17 +239,31 @@ def storage_errors(folder: Path) -> Iterator[None]:
     """Turn a full disk or a read-only folder into a line that says what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        number, name = errno_of(error), getattr(error, "filename", None) or folder
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(
                 f"the disk that holds {folder} is full: free some space and run the same command again; "
                 "what is finished is kept"
             ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if number in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise StorageError(
-                f"{error.filename or folder} cannot be written: make it writable, or choose another folder with --runs"
+                f"{name} cannot be written: make it writable, or choose another folder with --runs"
+            ) from error
+        if number in (errno.ENOTDIR, errno.EEXIST):
+            raise StorageError(
+                f"{name} cannot be made, since a file stands in its way: remove that, or choose another folder "
+                "with --runs"
             ) from error
         raise
+
+
+def errno_of(error: OSError | SafetensorError) -> int | None:
+    """The number of what the system refused. Safetensors has it in its text alone: `... (os error 28)`."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 @contextlib.contextmanager

@@ -1,0 +1,150 @@
+"""A lineage built by hand through the real store: two iterations of `demo` whose numbers are chosen."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spin_core import board, history, store
+from spin_core import lineage as lineages
+from spin_core.lineage import Lineage, dump
+from spin_core.recipes import resolve
+from spin_core.records import (
+    EvalReport,
+    GenerationBatch,
+    ModelVersion,
+    PairDataset,
+    PromptSet,
+    Score,
+    ScoredPairs,
+    TrainRun,
+)
+
+NLLS = ((2.0, 3.0, 4.0, 5.0), (1.5, 2.4, 3.6, 4.5), (1.4, 2.4, 3.5, 4.3))
+"""`heldout_nll` of θ_0, θ_1, θ_2 on four held-out items."""
+
+USAGE = {"seconds": 1.5, "peak_memory_mb": 100.0, "environment": {"python": "3.11", "device": "CPU x86_64"}}
+
+PROMPTS = ["tell me a story", "<b>bold</b> | *stars*\nand a new line", "one", "two"]
+
+
+def publish(
+    folder: Path, job: Mapping[str, Any], files: Mapping[str, Any], fields: Mapping[str, Any], kind: Any
+) -> Any:
+    """Publish files (bytes, or columns of a Parquet file) as a phase would."""
+    scratch = folder.with_name(f".{folder.name}.partial")
+    for name, content in files.items():
+        path = scratch / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            pq.write_table(pa.table(content), path)
+    return store.publish(scratch, folder, job, fields, kind, usage=USAGE)
+
+
+def report(folder: Path, model: str, values: Sequence[float], answer: str = "yes", **scores: Score) -> EvalReport:
+    """A published self-play report with one value an item for `heldout_nll`."""
+    n = len(values)
+    stderr = float(np.std(values, ddof=1) / np.sqrt(n))
+    items = {"task": ["heldout_nll"] * n, "item": [str(i) for i in range(n)], "value": [float(v) for v in values]}
+    held_out = {
+        "id": [str(i) for i in range(n)],
+        "prompt": [PROMPTS[i % len(PROMPTS)] for i in range(n)],
+        "real": ["a human said so"] * n,
+        "generated": [f"{answer} {i}" for i in range(n)],
+    }
+    nll = Score(value=float(np.mean(values)), stderr=stderr, n=n, higher_is_better=False)
+    fields = {
+        "model": model,
+        "suite": "self-play",
+        "harness": "by hand",
+        "scores": {"heldout_nll": dump(nll), **{name: dump(score) for name, score in scores.items()}},
+    }
+    files = {"items.parquet": items, "held_out.parquet": held_out}
+    return publish(folder, {"model": model}, files, fields, EvalReport)
+
+
+def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS, **config: Any) -> Lineage:
+    """A lineage with one iteration for each version after the first. `config` goes to `resolve`."""
+    with store.locked(runs / name):
+        game = lineages.start(runs, name, resolve("demo", **config))
+    untrained = game.base_job()
+    init = publish(
+        untrained.output, dump(untrained), {"model.safetensors": b"none"}, {"t": 0, "parent": None}, ModelVersion
+    )
+    rows = {"id": ["0", "1"], "prompt": ["one", "two"]}
+    job = game.prompts_job(init)
+    counts = {"source": "demo", "revision": None, "rows": 2, "held_out": 4, "drops": {"too long": 1}}
+    prompts = publish(job.output, dump(job), {"train.parquet": rows}, counts, PromptSet)
+    sft = game.sft_job(init, prompts)
+    opponent = publish(sft.weights, dump(sft), {"model.safetensors": b"zero"}, {"t": 0, "parent": None}, ModelVersion)
+    accuracy = Score(value=0.75, stderr=0.02, n=4)
+    reports = {0: (report(game.eval_folder(0) / "self-play", opponent.digest, nlls[0], "early"),)}
+    previous = None
+    for t in range(len(nlls) - 1):
+        job = game.generate_job(t, opponent, prompts)
+        fields = {"t": t, "opponent": opponent.digest, "rows": 2, "shards": 1, "tokens": 20}
+        generations = publish(
+            job.output,
+            dump(job),
+            {"shard-00000.parquet": {"id": ["0", "1"], "response": [f"{t}", "b"]}},
+            {**fields, "finish_reasons": {"stop": 1, "length": 1}},
+            GenerationBatch,
+        )
+        job = game.pairs_job(t, prompts, generations, previous)
+        drops, mix = {"empty": 1, "looping": 0}, {str(t): 1}
+        fields = {"t": t, "rows_in": 2, "rows": 1, "drops": drops, "mix": mix}
+        columns = {
+            "id": ["0"],
+            "t": pa.array([t], pa.int32()),
+            "prompt": ["one"],
+            "real": ["human"],
+            "generated": [f"{t}"],
+            "prompt_ids": [[1, 2]],
+            "real_ids": [[3, 0]],
+            "generated_ids": [[4]],
+            "real_finish": ["stop"],
+            "generated_finish": ["length"],
+        }
+        pairs = publish(job.output, dump(job), {"pairs.parquet": columns}, fields, PairDataset)
+        job = game.score_job(t, opponent, pairs)
+        fields = {"pairs": pairs.digest, "opponent": opponent.digest}
+        scores = publish(job.output, dump(job), {"logps.parquet": {"real_logps": [-float(t)]}}, fields, ScoredPairs)
+        job = game.train_job(t, opponent, pairs, scores)
+        weights = {"model.safetensors": f"weights {t + 1}".encode()}
+        player = publish(job.weights, dump(job), weights, {"t": t + 1, "parent": opponent.digest}, ModelVersion)
+        steps = [
+            {"step": 1, "loss": 0.693, "rewards/accuracies": 0.5},
+            {"step": 2, "loss": 0.6, "rewards/accuracies": 0.9},
+        ]
+        training = publish(
+            job.output,
+            dump(job),
+            {"metrics.jsonl": "".join(f"{json.dumps(step)}\n" for step in steps).encode(), "log/timing.jsonl": b"1"},
+            {"t": t, "model": player.digest, "steps": 2, "first_loss": 0.6931, "metrics": {"loss": 0.6}},
+            TrainRun,
+        )
+        folder = game.eval_folder(t + 1) / "self-play"
+        reports[t + 1] = (report(folder, player.digest, nlls[t + 1], f"late {t}", reward_accuracy=accuracy),)
+        gate = board.decide(game.config, candidate=(t + 1, reports[t + 1]), best=board.best(game.config, reports, t))
+        history.record_iteration(
+            game,
+            t,
+            prompts=prompts,
+            opponent=opponent,
+            generations=generations,
+            pairs=pairs,
+            scores=scores,
+            train=training,
+            player=player,
+            evaluations=reports[t + 1],
+            gate=gate,
+        )
+        opponent, previous = player, generations
+    board.save(game)
+    return game

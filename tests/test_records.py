@@ -1,0 +1,108 @@
+"""Records and jobs: small, frozen, and the same after a trip through JSON."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+from small_lineage import build
+
+from spin_core import jobs, lineage, store
+from spin_core.records import (
+    Comparison,
+    EvalReport,
+    GateDecision,
+    GenerationBatch,
+    IterationRecord,
+    ModelVersion,
+    PairDataset,
+    PromptSet,
+    Record,
+    Score,
+    ScoredPairs,
+    TrainRun,
+)
+
+HERE = {"path": Path("/runs/x"), "digest": "d" * 64}
+SCORE = Score(value=0.5, stderr=0.1, n=4)
+RECORDS = [
+    PromptSet(**HERE, source="demo", revision=None, rows=5, held_out=2, drops={"too long": 1}, stop_ids=(2, 3)),
+    ModelVersion(**HERE, t=0, parent=None),
+    ModelVersion(**HERE, t=1, parent="a" * 64),
+    GenerationBatch(**HERE, t=0, opponent="o", rows=5, shards=1, tokens=9, finish_reasons={"stop": 4, "length": 1}),
+    PairDataset(**HERE, t=1, rows_in=10, rows=8, drops={"empty": 2}, mix={"0": 4, "1": 4}),
+    ScoredPairs(**HERE, pairs="p", opponent="o"),
+    TrainRun(**HERE, t=0, model="m", steps=2, first_loss=0.69, metrics={"loss": 0.5}, events=("margins explode",)),
+    EvalReport(**HERE, model="m", suite="self-play", harness="spin 0", scores={"nll": SCORE}),
+]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.kind)
+def test_a_record_survives_json(record):
+    assert type(record).model_validate_json(record.model_dump_json()) == record
+    assert type(record).model_validate(json.loads(record.model_dump_json())) == record
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.kind)
+def test_a_record_is_known_by_its_kind(record):
+    assert TypeAdapter(Record).validate_python(record.model_dump(mode="json")) == record
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.kind)
+def test_a_record_refuses_fields_that_it_does_not_know(record):
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        type(record).model_validate({**record.model_dump(), "extra": 1})
+
+
+def test_every_record_of_a_phase_is_tried_here():
+    assert {type(record) for record in RECORDS} == set(Record.__args__)
+
+
+def test_scores_comparisons_and_decisions_survive_json():
+    for value in (
+        SCORE,
+        Comparison(against=0, delta=-0.1, stderr=0.05),
+        GateDecision(outcome="stop", reason="it fell", next_opponent=1),
+    ):
+        assert type(value).model_validate_json(value.model_dump_json()) == value
+
+
+def test_no_score_is_a_not_a_number():
+    with pytest.raises(ValidationError, match="finite"):
+        Score(value=float("nan"), stderr=0.0, n=1)
+
+
+def test_an_iterations_record_survives_json(tmp_path):
+    for record in build(tmp_path).records():
+        assert IterationRecord.model_validate_json(record.model_dump_json()) == record
+
+
+def test_every_job_survives_json_and_its_identity_knows_no_folder(tmp_path):
+    game = build(tmp_path)
+    record = game.records()[1]
+    generations = record.generations
+    made = [
+        game.base_job(),
+        game.prompts_job(record.opponent),
+        game.sft_job(record.opponent, record.prompts),
+        game.generate_job(1, record.opponent, record.prompts),
+        game.pairs_job(1, record.prompts, generations, generations),
+        game.score_job(1, record.opponent, record.pairs),
+        game.train_job(1, record.opponent, record.pairs, record.scores),
+        game.sft_control_job(record.opponent, record.prompts, 1e-3, 4),
+        *game.evaluate_jobs(record.player, record.prompts, record.evaluations[0]),
+    ]
+    bench = {"version": 1, "config": game.config.evaluate, "model": game.config.model, "player": record.player}
+    made.append(jobs.BenchmarkJob(output=tmp_path / "lm-eval", **bench))
+    assert {type(job) for job in made} == {kind for kind in vars(jobs).values() if kind in jobs.Job.__subclasses__()}
+    for job in made:
+        assert type(job).model_validate_json(job.model_dump_json()) == job
+        assert str(tmp_path) not in json.dumps(store.identity_of(job.model_dump(mode="json")))
+
+
+def test_a_job_holds_no_schedule(tmp_path):
+    game = build(tmp_path, sets=["train.beta=[0.1, 5.0]", "generate.temperature=[1.0, 0.5]"])
+    record = game.records()[1]
+    assert game.train_job(1, record.opponent, record.pairs, record.scores).config.beta == 5.0
+    assert game.generate_job(0, record.opponent, record.prompts).config.temperature == 1.0
+    assert lineage.resolved(game.config, 7).train.beta == 5.0
