@@ -74,28 +74,31 @@ def make(job: BaseJob, shape: SftConfig, scratch: Path) -> None:
     """A fresh random Llama of the configured shape, with the demo's tokenizer."""
     from spin_core import demo
 
+    tokenizer = demo.build_tokenizer()
+    settings = fresh_config(shape, tokenizer)
+    Renderer(tokenizer, job.chat)
+    torch.manual_seed(job.seed)
+    save_model(LlamaForCausalLM(settings), tokenizer, scratch)
+
+
+def fresh_config(shape: SftConfig, tokenizer: Any) -> LlamaConfig:
+    """The configuration of a Llama of the configured shape."""
     if shape.hidden_size % shape.heads:
         raise ModelError(
             f"sft.hidden_size {shape.hidden_size} does not divide by sft.heads {shape.heads}: change one of the two"
         )
-    tokenizer = demo.build_tokenizer()
-    Renderer(tokenizer, job.chat)
-    torch.manual_seed(job.seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=shape.hidden_size,
-            intermediate_size=shape.intermediate_size,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.heads,
-            max_position_embeddings=CONTEXT,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
-    save_model(model, tokenizer, scratch)
 
 
 def locate(name: str, config: ModelConfig, *, weights: bool = True) -> Path:
