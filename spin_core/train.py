@@ -75,7 +75,11 @@ def run(job: TrainJob, scratch: Path, progress: Progress) -> dict[str, Any]:
         model = train(job, data, order, total, scratch, progress)
         version = publish_weights(job, asked, model)
     shutil.rmtree(scratch / CHECKPOINTS, ignore_errors=True)
-    rows = read_rows(scratch / METRICS)
+    return summary(job, version, read_rows(scratch / METRICS))
+
+
+def summary(job: TrainJob, version: ModelVersion, rows: list[dict[str, float]]) -> dict[str, Any]:
+    """The record's fields, all of them from the metrics, so that a resumed run has the same."""
     monitors = Monitors(at(job.config.beta, max(job.t, 0)))
     return {
         "t": job.t,

@@ -1,0 +1,120 @@
+"""A small game by hand: pairs, prompts and jobs on disk, for tests of scoring and training."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spin_core import phase, score, store, train
+from spin_core.config import ModelConfig, TrainConfig
+from spin_core.jobs import Job, ScoreJob, TrainJob
+from spin_core.records import ModelVersion, PairDataset, PromptSet, ScoredPairs, TrainRun
+
+CPU = ModelConfig(device="cpu")
+TOKENS = pa.list_(pa.int32())
+
+
+def version_of(folder: Path, t: int = 0) -> ModelVersion:
+    """θ_t's record, made from what lies in the folder."""
+    return ModelVersion(path=folder, digest=store.digest_folder(folder)[0], t=t, parent=None)
+
+
+def token_ids(rng: np.random.Generator, rows: int, shortest: int, longest: int) -> list[list[int]]:
+    """Rows of random token ids, none of them special."""
+    return [rng.integers(4, 100, rng.integers(shortest, longest + 1)).tolist() for _ in range(rows)]
+
+
+def write_pairs(folder: Path, prompts: list, real: list, generated: list) -> PairDataset:
+    """`pairs.parquet` with what scoring and training read of it."""
+    folder.mkdir(parents=True)
+    columns = {"prompt_ids": prompts, "real_ids": real, "generated_ids": generated}
+    pq.write_table(pa.table({name: pa.array(rows, TOKENS) for name, rows in columns.items()}), folder / "pairs.parquet")
+    rows = len(prompts)
+    digest = store.digest_folder(folder)[0]
+    return PairDataset(path=folder, digest=digest, t=0, rows_in=rows, rows=rows, drops={}, mix={"0": rows})
+
+
+def random_pairs(folder: Path, rows: int = 24, seed: int = 0, longest: int = 12) -> PairDataset:
+    """Pairs of random tokens, of unlike lengths."""
+    rng = np.random.default_rng(seed)
+    return write_pairs(
+        folder, token_ids(rng, rows, 1, 6), token_ids(rng, rows, 2, longest), token_ids(rng, rows, 2, longest)
+    )
+
+
+def random_prompts(folder: Path, rows: int = 24, seed: int = 0) -> PromptSet:
+    """SFT data of random tokens."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    columns = {"prompt_ids": token_ids(rng, rows, 1, 6), "response_ids": token_ids(rng, rows, 2, 12)}
+    pq.write_table(pa.table({name: pa.array(rows, TOKENS) for name, rows in columns.items()}), folder / "train.parquet")
+    digest = store.digest_folder(folder)[0]
+    return PromptSet(path=folder, digest=digest, source="random", revision=None, rows=rows, held_out=0, drops={})
+
+
+def score_job(output: Path, opponent: ModelVersion, pairs: PairDataset, **fields) -> ScoreJob:
+    """The scoring of these pairs."""
+    fields = {"model": CPU, "micro_batch_tokens": 512, **fields}
+    return ScoreJob(output=output, t=opponent.t, opponent=opponent, pairs=pairs, **fields)
+
+
+def train_job(
+    folder: Path, start: ModelVersion, pairs: PairDataset, scores: ScoredPairs, model: ModelConfig = CPU, **config
+) -> TrainJob:
+    """Training on these pairs; keyword arguments are settings of `TrainConfig`, and `steps`."""
+    steps = config.pop("steps", None)
+    return TrainJob(
+        output=folder / "train",
+        weights=folder / "model",
+        t=start.t,
+        config=TrainConfig(**{"batch_size": 8, "learning_rate": 1e-3, "epochs": 1, **config}),
+        model=model,
+        start=start,
+        pairs=pairs,
+        scores=scores,
+        steps=steps,
+    )
+
+
+def game(folder: Path, model: Path, model_config: ModelConfig = CPU, **config) -> TrainJob:
+    """Random pairs, scored under the model, and the job that trains on them."""
+    start, pairs = version_of(model), random_pairs(folder / "pairs")
+    scores = do(score_job(folder / "scores", start, pairs, model=model_config))
+    return train_job(folder, start, pairs, scores, model_config, **config)
+
+
+def do(job: Job, progress: phase.Progress | None = None):
+    """Do a job in this process."""
+    stdout = sys.stdout
+    try:
+        module, record = (score, ScoredPairs) if isinstance(job, ScoreJob) else (train, TrainRun)
+        return phase.execute(job, record, module.run, progress or phase.Progress())
+    finally:
+        sys.stdout = stdout  # Progress had taken it
+
+
+def start(job: Job, folder: Path) -> subprocess.Popen:
+    """Do a job in a process of its own, as tasks do; its log lies in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "job.json").write_text(job.model_dump_json())
+    with (folder / "stderr.txt").open("ab") as stderr:
+        return subprocess.Popen(
+            [sys.executable, "-m", f"spin_core.{job.phase}", str(folder / "job.json")],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+
+
+def wait_for(process: subprocess.Popen, done: int) -> int:
+    """Read the process's progress until so much is done; returns how much was."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        said = json.loads(line)
+        if said.get("done", 0) >= done:
+            return said["done"]
+    raise AssertionError(f"the process ended with status {process.wait()} before {done} were done")

@@ -1,0 +1,178 @@
+"""Checkpoints, and trainings that were killed."""
+
+import json
+import signal
+
+import pytest
+import torch
+from small_game import do, game, random_pairs, score_job, start, train_job, version_of, wait_for
+
+from spin_core.checkpoint import (
+    CHECKPOINTS,
+    METRICS,
+    TIMING,
+    Journal,
+    checkpoints,
+    latest_checkpoint,
+    read_rows,
+    save_checkpoint,
+)
+from spin_core.store import digest_file
+
+
+def tensors(value: float) -> dict[str, torch.Tensor]:
+    return {"weight/a": torch.full((3,), value), "step/a": torch.tensor(value)}
+
+
+def test_a_checkpoint_comes_back_whole(tmp_path):
+    save_checkpoint(tmp_path / "step-00000005", tensors(1.5), {"step": 5, METRICS: 70})
+    state, read = latest_checkpoint(tmp_path)
+    assert state == {"step": 5, METRICS: 70}
+    assert {name: value.tolist() for name, value in read.items()} == {"weight/a": [1.5] * 3, "step/a": 1.5}
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert latest_checkpoint(tmp_path / "absent") is None
+
+
+def test_half_a_checkpoint_is_invisible(tmp_path):
+    save_checkpoint(tmp_path / "step-00000005", tensors(1), {"step": 5})
+    half = tmp_path / ".partial"
+    half.mkdir()
+    (half / "state.safetensors").write_bytes(b"half")
+    assert latest_checkpoint(tmp_path)[0] == {"step": 5}
+    save_checkpoint(tmp_path / "step-00000010", tensors(2), {"step": 10})
+    assert latest_checkpoint(tmp_path)[0] == {"step": 10}
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, caplog, name):
+    for step in (5, 10):
+        save_checkpoint(tmp_path / f"step-{step:08d}", tensors(step), {"step": step})
+    damaged = tmp_path / "step-00000010" / name
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    state, read = latest_checkpoint(tmp_path)
+    assert state == {"step": 5}
+    assert read["step/a"] == 5
+    assert "going back to the one before it" in caplog.text
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path):
+    with Journal(tmp_path, keep=2) as journal:
+        for step in (5, 10, 15):
+            journal.save(step, tensors(step))
+    assert [path.name for path in checkpoints(tmp_path / CHECKPOINTS)] == ["step-00000010", "step-00000015"]
+
+
+def test_resuming_cuts_the_metrics_to_what_the_checkpoint_knew(tmp_path):
+    with Journal(tmp_path, keep=2) as journal:
+        assert journal.resume() == (0, {})
+        for step in (1, 2):
+            journal.write(METRICS, {"step": step})
+            journal.write(TIMING, {"step": step})
+        journal.save(2, tensors(2))
+        journal.write(METRICS, {"step": 3})
+    with (tmp_path / METRICS).open("a") as file:
+        file.write('{"step": 4, "lo')  # a kill in the middle of a line
+    assert [row["step"] for row in read_rows(tmp_path / METRICS)] == [1, 2, 3]
+    with Journal(tmp_path, keep=2) as journal:
+        assert journal.resume()[0] == 2
+        journal.write(METRICS, {"step": 3})
+    assert (tmp_path / METRICS).read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+    assert [row["step"] for row in read_rows(tmp_path / TIMING)] == [1, 2]
+
+
+def test_without_a_checkpoint_the_metrics_begin_anew(tmp_path):
+    with Journal(tmp_path, keep=2) as journal:
+        journal.write(METRICS, {"step": 1})
+    with Journal(tmp_path, keep=2) as journal:
+        assert journal.resume() == (0, {})
+    assert read_rows(tmp_path / METRICS) == []
+
+
+def test_the_random_state_goes_on(tmp_path):
+    torch.manual_seed(3)
+    with Journal(tmp_path, keep=1) as journal:
+        journal.save(1, tensors(1))
+        want = torch.rand(4)
+        journal.resume()
+    assert torch.equal(torch.rand(4), want)
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_digest(tmp_path, tiny_model):
+    """SIGKILL twice, SIGTERM once, each in a process of its own; then the end is that of a run left in peace."""
+    version, pairs = version_of(tiny_model), random_pairs(tmp_path / "pairs", rows=96, longest=60)
+    scores = do(score_job(tmp_path / "scores", version, pairs))
+    settings = {"batch_size": 32, "steps": 64, "save_every": 3, "micro_batch_tokens": 2048}
+    whole = do(train_job(tmp_path / "whole", version, pairs, scores, **settings))
+    job = train_job(tmp_path / "killed", version, pairs, scores, **settings)
+    scratch, stderr = tmp_path / "killed" / ".train.partial", tmp_path / "log" / "stderr.txt"
+    reached = 0
+    for stop, status in ((signal.SIGKILL, -9), (signal.SIGKILL, -9), (signal.SIGTERM, 143)):
+        process = start(job, tmp_path / "log")
+        reached = wait_for(process, reached + 4)
+        process.send_signal(stop)
+        assert process.wait(60) == status
+        process.stdout.close()
+        step = latest_checkpoint(scratch / CHECKPOINTS)[0]["step"]
+        assert step >= reached - 3
+        assert not job.output.exists()
+    rows = read_rows(scratch / METRICS)
+    assert step == rows[-1]["step"] < 64  # SIGTERM saved its very step
+    starts = [line for line in stderr.read_text().splitlines() if "items, step" in line]
+    assert ["step 0 to 64" in line for line in starts] == [True, False, False]
+    assert "stopped on request" in stderr.read_text()
+    resumed = do(job)
+    assert resumed.model == whole.model
+    assert resumed.digest == whole.digest
+    for name in ("model.safetensors", "config.json"):
+        assert digest_file(tmp_path / "killed" / "model" / name) == digest_file(tmp_path / "whole" / "model" / name)
+    assert sorted(path.name for path in job.output.iterdir()) == ["log", "manifest.json", METRICS]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_checkpoint_at_every_step_changes_nothing(tmp_path, tiny_model, dtype):
+    from spin_core.config import ModelConfig
+
+    job = game(tmp_path, tiny_model, ModelConfig(device="cpu", dtype=dtype), epochs=3)
+    often = job.model_copy(
+        update={
+            "output": tmp_path / "often" / "train",
+            "weights": tmp_path / "often" / "model",
+            "config": job.config.model_copy(update={"save_every": 1}),
+        }
+    )
+    assert do(job).model == do(often).model
+
+
+def test_a_kill_between_weights_and_metrics_trains_nothing_again(tmp_path, tiny_model, monkeypatch):
+    from spin_core import train
+
+    job = game(tmp_path, tiny_model)
+    calls = []
+    keep = train.summary
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "summary", killed)
+    with pytest.raises(KeyboardInterrupt):
+        do(job)
+    assert (job.weights / "manifest.json").exists()
+    assert not job.output.exists()
+    monkeypatch.setattr(train, "summary", keep)
+    monkeypatch.setattr(train, "train", lambda *_: calls.append("trained"))
+    record = do(job)
+    assert calls == []
+    assert record.model == json.loads((job.weights / "manifest.json").read_text())["record"]["digest"]
+    assert record.steps == 3
+
+
+def test_weights_whose_metrics_were_lost_are_trained_again_to_the_same_digest(tmp_path, tiny_model):
+    import shutil
+
+    job = game(tmp_path, tiny_model)
+    first = do(job)
+    shutil.rmtree(job.output)
+    assert do(job) == first

@@ -1,0 +1,194 @@
+"""Log-probabilities of responses, against sums over the model's own logits."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from spin_core.batches import Sequences
+from spin_core.logps import ResponseLogps, linear_logps, rows_of, sequence_logps
+
+VOCABULARY = 40
+SMALL = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+WIDE = {
+    **SMALL, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 64,
+}  # fmt: skip
+
+PROMPTS = [[5, 6, 7], [8], [9, 10], [11, 12, 13, 14, 15]]
+RESPONSES = [[20, 21, 2], [22], [23, 24, 25, 26, 27, 2], []]
+
+
+def llama() -> LlamaForCausalLM:
+    return LlamaForCausalLM(LlamaConfig(**WIDE))
+
+
+def gpt2() -> GPT2LMHeadModel:
+    return GPT2LMHeadModel(GPT2Config(**SMALL, n_embd=16, n_layer=2, n_head=2, n_positions=64))
+
+
+def gemma2() -> Gemma2ForCausalLM:
+    """Its logits are capped: 1.5 * tanh(logits / 1.5)."""
+    return Gemma2ForCausalLM(Gemma2Config(**WIDE, head_dim=8, final_logit_softcapping=1.5, attn_implementation="eager"))
+
+
+def cohere() -> CohereForCausalLM:
+    """Its logits are scaled."""
+    return CohereForCausalLM(CohereConfig(**WIDE, logit_scale=0.3))
+
+
+@pytest.fixture(params=[llama, gpt2, gemma2, cohere])
+def model(request):
+    torch.manual_seed(0)
+    model = request.param().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3)  # so that probabilities are far from uniform
+    return model
+
+
+def naive(model, prompt: list[int], response: list[int], temperature: float = 1.0) -> torch.Tensor:
+    """One sequence alone, token by token, from the model's own logits."""
+    ids = torch.tensor([prompt + response])
+    logps = F.log_softmax(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float() / temperature, -1)
+    return sum((logps[len(prompt) + i - 1, token] for i, token in enumerate(response)), torch.zeros(()))
+
+
+def test_values_are_the_sums_over_the_models_own_logits(model):
+    want = torch.stack([naive(model, *pair) for pair in zip(PROMPTS, RESPONSES, strict=True)])
+    torch.testing.assert_close(sequence_logps(model, PROMPTS, RESPONSES, 1000), want.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_equals_its_singles_however_it_is_cut(model):
+    whole = sequence_logps(model, PROMPTS, RESPONSES, 1000)
+    for budget in (1, 12):
+        torch.testing.assert_close(sequence_logps(model, PROMPTS, RESPONSES, budget), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_a_temperature_divides_the_logits(model):
+    want = torch.stack([naive(model, *pair, temperature=0.7) for pair in zip(PROMPTS, RESPONSES, strict=True)])
+    have = sequence_logps(model, PROMPTS, RESPONSES, 1000, temperature=0.7)
+    torch.testing.assert_close(have, want.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_uniform_logits_give_the_logarithm_of_the_vocabulary_a_token():
+    model = llama().eval()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    have = sequence_logps(model, PROMPTS, RESPONSES, 1000)
+    torch.testing.assert_close(have, torch.tensor([-3.0, -1, -6, 0]) * math.log(VOCABULARY))
+
+
+def test_the_end_of_turn_counts_where_it_is_present():
+    model = gpt2().eval()
+    with_end, without = sequence_logps(model, [[5], [5]], [[6, 2], [6]], 1000).tolist()
+    assert with_end - without == pytest.approx(
+        F.log_softmax(model(torch.tensor([[5, 6]])).logits[0, -1], -1)[2].item(), abs=1e-5
+    )
+
+
+def test_padding_and_the_tokens_beside_it_change_nothing(model):
+    sequences = Sequences.of(PROMPTS, RESPONSES)
+    rows = rows_of(sequences, torch.arange(4).numpy(), model.device)
+    logps = ResponseLogps(model)
+    want = logps(rows)
+    inside = torch.arange(rows.input_ids_NT.shape[1]) < torch.from_numpy(sequences.lengths_S)[:, None]
+    rows.input_ids_NT[~inside] = 33
+    assert torch.equal(logps(rows), want)
+
+
+def test_a_response_is_not_scored_by_the_tokens_after_it(model):
+    alone, longer = sequence_logps(model, [[5, 6], [5, 6, 7]], [[7], [8, 9]], 1000)
+    both = sequence_logps(model, [[5, 6]], [[7, 8, 9]], 1000)
+    torch.testing.assert_close(alone + longer, both[0], rtol=1e-5, atol=1e-5)
+
+
+def test_loss_and_gradient_equal_those_of_all_logits_at_once(model):
+    weights_S = torch.tensor([1.0, -2.0, 0.5, 1.0])
+    sequences = Sequences.of(PROMPTS, RESPONSES)
+
+    def loss_and_gradients(logps_S: torch.Tensor) -> list[torch.Tensor]:
+        loss = (weights_S * logps_S).sum()
+        return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+
+    want = loss_and_gradients(torch.stack([naive(model, *pair) for pair in zip(PROMPTS, RESPONSES, strict=True)]))
+    for chunk_logits in (3 * VOCABULARY, 2**20, None):
+        logps = ResponseLogps(model, chunk_logits=chunk_logits)
+        have = loss_and_gradients(logps(rows_of(sequences, torch.arange(4).numpy(), model.device)))
+        for one, other in zip(have, want, strict=True):
+            torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("make", "linear"), [(llama, True), (gpt2, True), (gemma2, False), (cohere, False)])
+def test_a_head_that_is_more_than_linear_is_noticed(make, linear):
+    assert ResponseLogps(make().eval()).direct is linear
+
+
+def test_the_projection_with_bias_and_temperature_has_autograds_gradient():
+    torch.manual_seed(0)
+    hidden, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((7, 5), (11, 5), (11,)))
+    target, grad = torch.randint(0, 11, (7,)), torch.randn(7)
+    want = F.log_softmax(F.linear(hidden, weight, bias) / 1.7, -1).gather(1, target[:, None])[:, 0]
+    have = linear_logps(hidden, weight, bias, target, 1.7, 33)
+    torch.testing.assert_close(have, want)
+    torch.testing.assert_close(
+        torch.autograd.grad(have, (hidden, weight, bias), grad), torch.autograd.grad(want, (hidden, weight, bias), grad)
+    )
+
+
+def test_frozen_weights_get_no_gradient():
+    hidden, weight = torch.randn(4, 5, requires_grad=True), torch.randn(11, 5)
+    linear_logps(hidden, weight, None, torch.arange(4), 1.0, 100).sum().backward()
+    assert hidden.grad is not None
+    assert weight.grad is None
+
+
+class LargestFloat32(TorchDispatchMode):
+    """Notes the most elements that any float32 tensor of a computation has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32:
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+def test_no_matrix_of_tokens_by_vocabulary_ever_exists():
+    tokens, vocabulary, chunk = 64, 500, 4000
+    hidden, weight = torch.randn(tokens, 4, requires_grad=True), torch.randn(vocabulary, 4, requires_grad=True)
+    with LargestFloat32() as seen:
+        linear_logps(hidden, weight, None, torch.arange(tokens), 1.0, chunk).sum().backward()
+    assert chunk == seen.elements < tokens * vocabulary
+
+
+def test_bfloat16_weights_get_a_float32_softmax():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(300, 8).bfloat16(), torch.randn(50, 8).bfloat16()
+    target = torch.randint(0, 50, (300,))
+    have = linear_logps(hidden, weight, None, target, 1.0, 2**20)
+    assert have.dtype == torch.float32
+    logits = F.linear(hidden, weight)
+    want = F.log_softmax(logits.float(), -1).gather(1, target[:, None])[:, 0]
+    torch.testing.assert_close(have, want, rtol=0, atol=1e-6)
+    rounded = F.log_softmax(logits, -1).gather(1, target[:, None])[:, 0]
+    assert abs(have - rounded.float()).max() > 1e-3
+
+
+def test_scoring_leaves_no_gradient_behind():
+    assert not sequence_logps(llama().eval(), PROMPTS, RESPONSES, 1000).requires_grad

@@ -1,0 +1,84 @@
+"""The score phase, on a tiny real model."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from small_game import CPU, do, random_pairs, score_job, token_ids, version_of, write_pairs
+
+from spin_core import phase, score, store
+from spin_core.batches import read_token_ids
+from spin_core.errors import Stopped
+from spin_core.logps import sequence_logps
+from spin_core.models import load_model
+
+
+def read(record) -> np.ndarray:
+    table = pq.read_table(record.path / "logps.parquet")
+    assert table.column_names == ["real_logps", "generated_logps"]
+    return np.stack([column.to_numpy() for column in table.columns])
+
+
+def test_scores_are_the_models_log_probabilities_in_the_pairs_order(tmp_path, tiny_model):
+    opponent, pairs = version_of(tiny_model, t=1), random_pairs(tmp_path / "pairs")
+    record = do(score_job(tmp_path / "scores", opponent, pairs))
+    prompts, real, generated = read_token_ids(pairs.path / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids")
+    model = load_model(tiny_model, CPU)
+    want = torch.stack([sequence_logps(model, prompts, side, 1) for side in (real, generated)])
+    have = read(record)
+    assert have.dtype == np.float32
+    torch.testing.assert_close(torch.from_numpy(have), want, rtol=1e-5, atol=1e-4)
+    assert (record.pairs, record.opponent) == (pairs.digest, opponent.digest)
+    assert store.verify(record.path) == []
+
+
+def test_a_real_response_in_two_pairs_is_scored_once():
+    prompt, real, one, other = (np.array(ids, np.int32) for ids in ([5, 6], [7], [8, 9], [6, 7]))
+    prompts, responses, place = score.distinct([prompt] * 4, [real, real, one, other])
+    assert [ids.tolist() for ids in responses] == [[7], [8, 9], [6, 7]]
+    assert len(prompts) == 3
+    assert place.tolist() == [0, 0, 1, 2]
+
+
+def test_prompt_and_response_that_share_tokens_are_told_apart():
+    cut = [([5, 6], [7]), ([5], [6, 7])]
+    prompts, _, place = score.distinct(*zip(*[map(np.array, pair) for pair in cut], strict=True))
+    assert len(prompts) == 2
+    assert place.tolist() == [0, 1]
+
+
+def test_the_same_job_gives_the_same_bytes(tmp_path, tiny_model):
+    opponent, pairs = version_of(tiny_model), random_pairs(tmp_path / "pairs")
+    one, other = (do(score_job(tmp_path / name, opponent, pairs)) for name in ("one", "other"))
+    assert one.digest == other.digest
+
+
+def test_a_stopped_scoring_goes_on_where_it_was_and_ends_the_same(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.setattr(score, "BLOCK", 10)
+    opponent, pairs = version_of(tiny_model), random_pairs(tmp_path / "pairs")
+    whole = do(score_job(tmp_path / "whole", opponent, pairs))
+    job, progress = score_job(tmp_path / "stopped", opponent, pairs), phase.Progress()
+    progress.stop()
+    with pytest.raises(Stopped):
+        do(job, progress)
+    (block,) = (tmp_path / ".stopped.partial" / "blocks").iterdir()
+    kept = block.stat().st_mtime_ns, np.load(block)
+    assert len(kept[1]) == 10
+    np.save(block, kept[1] + 1)  # so that it shows whether the block was read or made again
+    marked = read(do(job))
+    assert (marked - read(whole)).max() == pytest.approx(1, abs=1e-4)
+    assert ((marked - read(whole)).round() == 1).sum() == 10
+    assert sorted(path.name for path in job.output.iterdir()) == ["logps.parquet", "manifest.json"]
+
+
+def test_no_pairs_give_no_scores(tmp_path, tiny_model):
+    pairs = write_pairs(tmp_path / "pairs", [], [], [])
+    assert read(do(score_job(tmp_path / "scores", version_of(tiny_model), pairs))).shape == (2, 0)
+
+
+def test_an_empty_response_has_log_probability_zero(tmp_path, tiny_model):
+    prompts, real = token_ids(np.random.default_rng(0), 2, 1, 4), [[5, 6], [7]]
+    pairs = write_pairs(tmp_path / "pairs", prompts, real, [[], [8]])
+    logps = read(do(score_job(tmp_path / "scores", version_of(tiny_model), pairs)))
+    assert logps[1, 0] == 0
+    assert (logps[0] < 0).all()
