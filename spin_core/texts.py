@@ -1,0 +1,75 @@
+"""Statistics of responses: repetition, diversity, and how much their length gives away.
+
+Repetition and diversity are of words, so that models with other vocabularies compare; a word is what stands between
+white space.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+def repeated_trigrams(text: str) -> float:
+    """The part of the text's word trigrams that it has said before; 0 for fewer than three words."""
+    grams = ngrams(text, 3)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def distinct(texts: Sequence[str], n: int = 2) -> tuple[float, float]:
+    """Different word n-grams over all word n-grams of the texts together (Li et al. 2016), and its standard error.
+
+    The ratio falls as texts are added, so compare equal numbers of them. The error is the jackknife's: how much the
+    ratio moves as each text in turn is left out. Texts without an n-gram at all give (0, 0).
+    """
+    counts = [Counter(ngrams(text, n)) for text in texts]
+    corpus: Counter[tuple[str, ...]] = sum(counts, Counter())
+    total = corpus.total()
+    if not total:
+        return 0.0, 0.0
+    value = len(corpus) / total
+    without = []
+    for mine in counts:
+        alone = sum(1 for gram, count in mine.items() if corpus[gram] == count)
+        rest = total - mine.total()
+        without.append((len(corpus) - alone) / rest if rest else 0.0)
+    left_out = np.array(without)
+    spread = (len(texts) - 1) / len(texts) * ((left_out - left_out.mean()) ** 2).sum()
+    return value, float(np.sqrt(spread))
+
+
+def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
+    """The text's word n-grams, in order."""
+    words = text.split()
+    return list(zip(*(words[start:] for start in range(n)), strict=False))
+
+
+def length_classifier(real: Sequence[int], generated: Sequence[int], folds: int = 5) -> Floats:
+    """How well length alone tells real from generated: the accuracy on each pair's two sides, (pairs,), 0, .5 or 1.
+
+    The classifier is a threshold on the length and a side, those that are best on the other folds; a pair's two sides
+    are in one fold. A mean of .5 says that length gives nothing away.
+    """
+    lengths_BS = np.array([real, generated], dtype=np.float64).T
+    fold_B = np.arange(len(lengths_BS)) % folds
+    right_B = np.zeros(len(lengths_BS))
+    for fold in range(folds):
+        threshold, longer_is_real = best_threshold(lengths_BS[fold_B != fold])
+        says_real_BS = (lengths_BS[fold_B == fold] > threshold) == longer_is_real
+        right_B[fold_B == fold] = (says_real_BS == np.array([True, False])).mean(axis=1)
+    return right_B
+
+
+def best_threshold(lengths_BS: Floats) -> tuple[float, bool]:
+    """The threshold that parts (real, generated) best, and whether the longer ones are real."""
+    values = np.unique(lengths_BS)
+    real, generated = (np.sort(side) for side in lengths_BS.T)
+    # How many more of the real than of the generated lie above each value.
+    lead = np.searchsorted(generated, values, side="right") - np.searchsorted(real, values, side="right")
+    if not len(values):
+        return 0.0, True
+    best = int(np.abs(lead).argmax())
+    return float(values[best]), bool(lead[best] >= 0)

@@ -1,0 +1,229 @@
+import math
+from collections import Counter
+
+import pytest
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
+
+from spin_core.engine import Answer, Request, TransformersEngine
+from spin_core.errors import DataError, ModelError
+from spin_core.sampling import Sampling
+
+VOCABULARY = 23
+GREEDY = Sampling(temperature=1e-6, top_p=1.0, top_k=0, max_new_tokens=12)
+AS_IS = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=12)
+
+
+def llama(context=128):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=context, initializer_range=0.4,
+        bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def gpt2():
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=128, initializer_range=0.4,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).eval()
+
+
+def mistral():
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=128, sliding_window=6, initializer_range=0.4,
+        bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    return MistralForCausalLM(config).eval()
+
+
+def prompts(count, longest=40, seed=0):
+    """Prompts of 1 to `longest` tokens, in no order."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, longest + 1, (count,), generator=generator).tolist()
+    return [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
+
+
+def requests(count, **kwargs):
+    return [Request(ids, seed=i) for i, ids in enumerate(prompts(count, **kwargs))]
+
+
+def answers(engine, asked):
+    """Answers in the requests' order; each came exactly once."""
+    found = dict(engine.answer(asked))
+    assert len(found) == len(asked)
+    return [found[i] for i in range(len(asked))]
+
+
+class Counting:
+    """A model that notes the rows and columns of each pass."""
+
+    def __init__(self, model):
+        self.shapes = []
+        self.handle = model.register_forward_pre_hook(self.note, with_kwargs=True)
+
+    def note(self, _module, _args, kwargs):
+        self.shapes.append(tuple(kwargs["input_ids"].shape))
+
+
+@pytest.mark.parametrize("make", [llama, gpt2, mistral])
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_the_coldest_answers_are_those_of_greedy_generate(make, batch_size):
+    model = make()
+    asked = requests(10)
+    stops = [3, 4]
+    for request, answer in zip(
+        asked, answers(TransformersEngine(model, stops, GREEDY, batch_size), asked), strict=True
+    ):
+        with torch.inference_mode():
+            ids = torch.tensor([request.prompt_ids])
+            whole = model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=stops,
+                pad_token_id=0,
+            )  # fmt: skip
+        assert answer.response_ids == whole[0, ids.shape[1] :].tolist()
+        assert answer.finish_reason == ("stop" if answer.response_ids[-1] in stops else "length")
+
+
+@pytest.mark.parametrize("make", [llama, gpt2, mistral])
+def test_a_batch_of_many_answers_as_one_by_one(make):
+    model = make()
+    asked = requests(40)
+    together = answers(TransformersEngine(model, [3], AS_IS, 8), asked)
+    alone = [answers(TransformersEngine(model, [3], AS_IS, 1), [request])[0] for request in asked]
+    assert together == alone
+    assert len({answer.finish_reason for answer in together}) == 2
+
+
+def test_the_same_requests_give_the_same_answers_and_other_seeds_others():
+    engine = TransformersEngine(llama(), [3], AS_IS, 4)
+    asked = requests(12)
+    assert answers(engine, asked) == answers(engine, asked)
+    other = [Request(request.prompt_ids, request.seed + 100) for request in asked]
+    assert answers(engine, asked) != answers(engine, other)
+
+
+@pytest.mark.parametrize(("temperature", "top_p", "top_k"), [(1.0, 1.0, 0), (0.7, 1.0, 0), (1.3, 0.8, 9)])
+def test_first_tokens_are_spread_as_the_models_softmax(temperature, top_p, top_k):
+    model, prompt, count = llama(), [5, 9, 11], 3000
+    with torch.inference_mode():
+        probs = torch.softmax(model(torch.tensor([prompt])).logits[0, -1].double() / temperature, -1).tolist()
+    ranked = sorted(range(VOCABULARY), key=lambda token: -probs[token])[: top_k or VOCABULARY]
+    kept, held, whole = [], 0.0, sum(probs[token] for token in ranked)
+    for token in ranked:
+        if held < top_p * whole:
+            kept.append(token)
+            held += probs[token]
+    engine = TransformersEngine(model, [], Sampling(temperature, top_p, top_k, 1), 500)
+    drawn = Counter(answer.response_ids[0] for _, answer in engine.answer([Request(prompt, i) for i in range(count)]))
+    assert set(drawn) <= set(kept)
+    # Cells of fewer than five expected draws are joined into one.
+    cells = [(drawn[token], count * probs[token] / held) for token in kept]
+    rare = [cell for cell in cells if cell[1] < 5]
+    cells = [cell for cell in cells if cell[1] >= 5] + ([tuple(map(sum, zip(*rare, strict=True)))] if rare else [])
+    statistic = sum((seen - expected) ** 2 / expected for seen, expected in cells if expected > 0)
+    freedom = len(cells) - 1
+    assert freedom >= 4
+    # A chi-square has mean `freedom` and variance twice that; the seeds are fixed, so this does not flicker.
+    assert statistic < freedom + 4 * math.sqrt(2 * freedom)
+
+
+def test_stopped_rows_leave_the_batch_and_waiting_prompts_take_their_place():
+    model = llama()
+    seen = Counting(model)
+    asked = requests(40)
+    got = answers(TransformersEngine(model, [3, 4, 5], AS_IS, 8), asked)
+    lengths = [len(answer.response_ids) for answer in got]
+    assert min(lengths) < 3
+    assert max(lengths) == 12
+    # Every token is paid for once: the pass that read a prompt drew the first, and no row idled in the batch.
+    assert sum(rows for rows, _ in seen.shapes) == sum(lengths)
+    assert max(rows for rows, _ in seen.shapes) == 8
+    # With batches that wait for their last row, this would take five prefills and 5 x 11 steps or nearly so.
+    prefills = [shape for shape in seen.shapes if shape[1] > 1]
+    assert len(prefills) > 5
+    assert all(rows >= 2 for rows, _ in prefills[:-1])
+    assert [width for _, width in prefills] == sorted((width for _, width in prefills), reverse=True)
+
+
+def test_answers_come_as_they_are_finished():
+    order = [i for i, _ in TransformersEngine(llama(), [3, 4, 5], AS_IS, 8).answer(requests(40))]
+    assert order != sorted(order)
+
+
+def test_the_cache_stays_as_narrow_as_the_rows_it_holds():
+    model = llama(context=512)
+    widths = []
+    model.register_forward_hook(
+        lambda _module, _args, kwargs, _out: widths.append(kwargs["past_key_values"].layers[0].keys.shape[2]),
+        with_kwargs=True,
+    )
+    asked = requests(14, longest=20)
+    long = Sampling(1.0, 1.0, 0, 90)
+    together = answers(TransformersEngine(model, [3], long, 4), asked)
+    assert max(widths) <= 20 + 90 + 32
+    assert sum(len(answer.response_ids) for answer in together) > 300
+    assert together == [answers(TransformersEngine(model, [3], long, 1), [one])[0] for one in asked]
+
+
+def test_every_stop_id_ends_an_answer_and_stays_its_last_token():
+    got = answers(TransformersEngine(llama(), [7, 8], Sampling(1.0, 1.0, 0, 30), 8), requests(60))
+    ends = Counter(answer.response_ids[-1] for answer in got if answer.finish_reason == "stop")
+    assert set(ends) == {7, 8}
+    for answer in got:
+        assert not {7, 8} & set(answer.response_ids[:-1])
+        assert answer.finish_reason == "stop" or (
+            len(answer.response_ids) == 30 and answer.response_ids[-1] not in ends
+        )
+
+
+def test_without_stop_ids_every_answer_is_cut():
+    got = answers(TransformersEngine(llama(), [], AS_IS, 8), requests(9))
+    assert {(len(answer.response_ids), answer.finish_reason) for answer in got} == {(12, "length")}
+
+
+def test_a_stop_id_as_the_last_token_allowed_counts_as_a_stop():
+    model = llama()
+    [cut] = answers(TransformersEngine(model, [], AS_IS), requests(1))
+    last = cut.response_ids[-1]
+    keep = cut.response_ids.index(last) + 1
+    [stopped] = answers(TransformersEngine(model, [last], Sampling(1.0, 1.0, 0, keep)), requests(1))
+    assert stopped == Answer(cut.response_ids[:keep], "stop")
+
+
+def test_an_answer_is_cut_where_the_context_ends():
+    got = answers(TransformersEngine(llama(context=16), [], AS_IS), [Request([5] * 10, 0), Request([5] * 2, 1)])
+    assert [(len(answer.response_ids), answer.finish_reason) for answer in got] == [(6, "length"), (12, "length")]
+
+
+def test_a_prompt_without_room_or_without_tokens_is_refused():
+    engine = TransformersEngine(llama(context=16), [], AS_IS)
+    with pytest.raises(DataError, match="16 tokens leaves no room"):
+        answers(engine, [Request([5] * 16, 0)])
+    with pytest.raises(DataError, match="no tokens"):
+        answers(engine, [Request([], 0)])
+
+
+def test_no_requests_are_answered_by_nothing():
+    assert list(TransformersEngine(llama(), [], AS_IS).answer([])) == []
+
+
+def test_a_recurrent_model_is_refused_in_one_line():
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=8, num_hidden_layers=1, state_size=4)
+    with pytest.raises(ModelError, match="recurrent"):
+        answers(TransformersEngine(MambaForCausalLM(config), [], AS_IS), requests(1))

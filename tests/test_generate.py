@@ -1,0 +1,253 @@
+"""The generate phase, on a tiny real model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import data_folder
+from small_game import CPU, token_ids, version_of
+
+from spin_core import phase, store
+from spin_core.config import GenerateConfig
+from spin_core.engine import Answer, Request
+from spin_core.errors import ModelError, Stopped
+from spin_core.generate import answers, make_engine, requests_for, run
+from spin_core.jobs import GenerateJob
+from spin_core.models import load_model, load_tokenizer
+from spin_core.records import GenerationBatch, PromptSet
+
+EOS, END_OF_TURN = 2, 30
+
+
+def prompt_set(folder: Path, rows=20, stop_ids=(EOS, END_OF_TURN)) -> PromptSet:
+    """Prompts of random tokens. The last one is the first again, as when people gave it two responses."""
+    prompts = token_ids(np.random.default_rng(0), rows - 1, 1, 12)
+    ids = [f"{i:016x}" for i in range(rows - 1)]
+    columns = {"id": [*ids, ids[0]], "prompt_ids": pa.array([*prompts, prompts[0]], pa.list_(pa.int32()))}
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table(columns), folder / "train.parquet")
+    digest = store.digest_folder(folder)[0]
+    return PromptSet(
+        path=folder, digest=digest, source="random", revision=None, rows=rows, held_out=0, drops={}, stop_ids=stop_ids
+    )
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    return prompt_set(tmp_path_factory.mktemp("prompts") / "prompts")
+
+
+def generate_job(output: Path, model: Path, prompts: PromptSet, t=0, seed=0, **config) -> GenerateJob:
+    settings = GenerateConfig(**{"max_new_tokens": 24, "batch_size": 4, "shard_size": 6, **config})
+    return GenerateJob(
+        output=output, seed=seed, t=t, config=settings, model=CPU, opponent=version_of(model, t), prompts=prompts
+    )
+
+
+def do(job: GenerateJob) -> GenerationBatch:
+    return phase.execute(job, GenerationBatch, run, phase.Progress())
+
+
+def rows_of(record: GenerationBatch) -> list[dict]:
+    return [row for path in sorted(record.path.glob("shard-*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def said(record: GenerationBatch) -> list[tuple]:
+    return [(row["id"], tuple(row["response_ids"])) for row in rows_of(record)]
+
+
+def test_every_prompt_is_answered_once_in_order_and_counted(tmp_path, tiny_model, prompts):
+    record = do(generate_job(tmp_path / "generations", tiny_model, prompts, t=1))
+    rows = rows_of(record)
+    assert [row["id"] for row in rows] == pq.read_table(prompts.path / "train.parquet")["id"].to_pylist()
+    assert [pq.read_metadata(record.path / f"shard-{i:05d}.parquet").num_rows for i in range(4)] == [6, 6, 6, 2]
+    assert (record.t, record.rows, record.shards) == (1, 20, 4)
+    assert record.opponent == version_of(tiny_model).digest
+    assert record.tokens == sum(len(row["response_ids"]) for row in rows)
+    reasons = [row["finish_reason"] for row in rows]
+    assert record.finish_reasons == {reason: reasons.count(reason) for reason in ("length", "stop")}
+    assert min(record.finish_reasons.values()) > 0
+    assert store.verify(record.path) == []
+
+
+def test_answers_end_in_a_stop_token_unless_they_are_cut(tmp_path, tiny_model, prompts):
+    tokenizer = load_tokenizer(tiny_model, CPU)
+    for row in rows_of(do(generate_job(tmp_path / "generations", tiny_model, prompts))):
+        stopped = row["response_ids"][-1] in (EOS, END_OF_TURN)
+        assert row["finish_reason"] == ("stop" if stopped else "length")
+        assert stopped or len(row["response_ids"]) == 24
+        assert not {EOS, END_OF_TURN} & set(row["response_ids"][:-1])
+        assert row["response"] == tokenizer.decode(row["response_ids"], skip_special_tokens=True)
+
+
+def test_without_stop_ids_of_the_prompts_the_tokenizers_eos_ends_an_answer(tmp_path, tiny_model):
+    record = do(generate_job(tmp_path / "generations", tiny_model, prompt_set(tmp_path / "prompts", stop_ids=())))
+    assert {row["response_ids"][-1] for row in rows_of(record) if row["finish_reason"] == "stop"} <= {EOS}
+
+
+def test_what_is_said_hangs_on_neither_shards_nor_batches(tmp_path, tiny_model, prompts):
+    one = do(generate_job(tmp_path / "one", tiny_model, prompts))
+    other = do(generate_job(tmp_path / "other", tiny_model, prompts, shard_size=9, batch_size=1))
+    assert said(one) == said(other)
+
+
+def test_the_same_job_gives_the_same_bytes_and_another_seed_or_iteration_does_not(tmp_path, tiny_model, prompts):
+    job = generate_job(tmp_path / "one", tiny_model, prompts)
+    one, same = do(job), do(job.model_copy(update={"output": tmp_path / "same"}))
+    assert one.digest == same.digest
+    seed = do(generate_job(tmp_path / "seed", tiny_model, prompts, seed=1))
+    later = do(generate_job(tmp_path / "later", tiny_model, prompts, t=1))
+    assert len({tuple(said(record)) for record in (one, seed, later)}) == 3
+
+
+def test_a_prompt_that_comes_twice_gets_two_answers(tmp_path, tiny_model, prompts):
+    rows = rows_of(do(generate_job(tmp_path / "generations", tiny_model, prompts)))
+    assert rows[0]["id"] == rows[-1]["id"]
+    assert rows[0]["response_ids"] != rows[-1]["response_ids"]
+
+
+def test_seeds_belong_to_the_prompt_and_not_to_its_place():
+    ids = ["a", "b", "a"]
+    seeds = [request.seed for request in requests_for(ids, [[1]] * 3, 0, "iteration 0")]
+    assert len(set(seeds)) == 3
+    moved = [request.seed for request in requests_for(["c", "a", "a", "b"], [[1]] * 4, 0, "iteration 0")]
+    assert moved[1:] == [seeds[0], seeds[2], seeds[1]]
+    # The numbers of a published run must not move: this is the digest of (0, "iteration 0", "a", 0).
+    assert seeds[0] == 8605844640351311853
+
+
+def test_timings_take_no_part_in_the_digest(tmp_path, tiny_model, prompts):
+    record = do(generate_job(tmp_path / "generations", tiny_model, prompts))
+    lines = [json.loads(line) for line in (record.path / "log" / "timing.jsonl").read_text().splitlines()]
+    assert [line["shard"] for line in lines] == [f"shard-{i:05d}" for i in range(4)]
+    assert sum(line["tokens"] for line in lines) == record.tokens
+    assert all(line["seconds"] > 0 for line in lines)
+
+
+def test_progress_counts_prompts_and_tokens_a_second(tmp_path, tiny_model, prompts, capfd):
+    do(generate_job(tmp_path / "generations", tiny_model, prompts))
+    told = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith('{"done"')]
+    assert told[-1]["done"] == told[-1]["total"] == 20
+    assert told[-1]["unit"] == "prompt"
+    assert told[-1]["metrics"]["tokens/s"] > 0
+
+
+def test_a_stop_finishes_the_shard_and_the_next_run_goes_on(tmp_path, tiny_model, prompts):
+    whole = do(generate_job(tmp_path / "whole", tiny_model, prompts))
+    job, progress = generate_job(tmp_path / "stopped", tiny_model, prompts), phase.Progress()
+    progress.stop()
+    with pytest.raises(Stopped):
+        phase.execute(job, GenerationBatch, run, progress)
+    scratch = tmp_path / ".stopped.partial"
+    assert [path.name for path in scratch.glob("shard-*")] == ["shard-00000.parquet"]
+    before = (scratch / "shard-00000.parquet").stat()
+    record = do(job)
+    after = (record.path / "shard-00000.parquet").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)  # read, not written again
+    assert record.digest == whole.digest
+
+
+def start(job: GenerateJob, folder: Path) -> subprocess.Popen:
+    """The phase as a process of its own."""
+    path = folder / "job.json"
+    path.write_text(job.model_dump_json())
+    command = [sys.executable, "-m", "spin_core.generate", str(path)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ)
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_a_run_that_is_terminated_and_then_killed_ends_as_one_that_was_not(tmp_path, tiny_model):
+    # Many shards, so that each process is still at work when its signal comes.
+    prompts = prompt_set(tmp_path / "prompts", rows=50, stop_ids=(EOS,))
+    config = {"shard_size": 2, "max_new_tokens": 40}
+    whole = do(generate_job(tmp_path / "whole", tiny_model, prompts, **config))
+    job = generate_job(tmp_path / "broken", tiny_model, prompts, **config)
+    scratch = tmp_path / ".broken.partial"
+
+    process = start(job, tmp_path)
+    wait_for(scratch / "shard-00000.parquet", process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert errors.strip().splitlines()[-1].startswith("Stopped: ")
+    terminated = len(list(scratch.glob("shard-*.parquet")))
+    assert 1 <= terminated < whole.shards
+
+    process = start(job, tmp_path)
+    wait_for(scratch / f"shard-{terminated:05d}.parquet", process)
+    process.kill()
+    process.communicate(timeout=60)
+    kept = {path.name: path.stat().st_mtime_ns for path in scratch.glob("shard-*.parquet")}
+    assert terminated < len(kept) < whole.shards
+    assert not job.output.exists()
+
+    record = do(job)
+    assert record.digest == whole.digest
+    assert {name: (record.path / name).stat().st_mtime_ns for name in kept} == kept
+    assert store.verify(record.path) == []
+
+
+class Cramped:
+    """An engine with room for two prompts at a time."""
+
+    def __init__(self, batch_size, error=torch.OutOfMemoryError, room=2):
+        self.batch_size, self.error, self.room = batch_size, error, room
+        self.asked = []
+
+    def answer(self, requests):
+        self.asked.append((self.batch_size, len(requests)))
+        for i, request in enumerate(requests):
+            if self.batch_size > self.room and i == 3:
+                raise self.error("DefaultCPUAllocator: can't allocate memory")
+            yield i, Answer([request.seed], "length")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_where_memory_runs_out_the_batch_is_halved_and_what_is_answered_is_kept(error, caplog):
+    engine = Cramped(8, error)
+    found = answers(engine, [Request([1], seed) for seed in range(10)])
+    assert [answer.response_ids for answer in found] == [[seed] for seed in range(10)]
+    assert engine.asked == [(8, 10), (4, 7), (2, 4)]
+    assert "going on with 2 prompts at a time" in caplog.text
+
+
+def test_memory_for_less_than_one_prompt_is_the_users_to_mend():
+    with pytest.raises(ModelError, match="one prompt at a time"):
+        answers(Cramped(4, room=0), [Request([1], seed) for seed in range(10)])
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    engine = Cramped(8, ValueError)
+    with pytest.raises(ValueError, match="allocate"):
+        answers(engine, [Request([1], seed) for seed in range(10)])
+    assert engine.batch_size == 8
+
+
+def test_the_real_small_model_answers_real_stories():
+    folder = data_folder("models", "babyllama-105")
+    with data_folder("tinystories", "val.jsonl").open(encoding="utf-8") as file:
+        stories = [json.loads(file.readline())["text"] for _ in range(8)]
+    tokenizer, model = load_tokenizer(folder, CPU), load_model(folder, CPU)
+    config = GenerateConfig(max_new_tokens=40, temperature=0.5, batch_size=4)
+    engine = make_engine(model, (tokenizer.eos_token_id,), config, 0)
+    prompts = [tokenizer(story[:60].replace("\n", " "))["input_ids"] for story in stories]
+    found = answers(engine, requests_for([str(i) for i in range(8)], prompts, 0, "test"))
+    letters = "".join(tokenizer.batch_decode([answer.response_ids for answer in found], skip_special_tokens=True))
+    known = sum(word in " ".join(stories) for word in letters.split())
+    assert known > 0.5 * len(letters.split())  # it writes words, not letters
