@@ -10,6 +10,7 @@ import logging
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -192,22 +194,17 @@ def by_name(player_PB: Tensor, opponent_PB: Tensor) -> dict[str, Tensor]:
 
 
 def prepared(model: PreTrainedModel, gradient_checkpointing: bool) -> PreTrainedModel:
-    """The model as it trains: without dropout, and recomputing activations if asked to."""
+    """The model as it trains: in evaluation mode, and recomputing its layers' activations if asked to."""
     model.eval()
     if gradient_checkpointing:
-        if not model.supports_gradient_checkpointing:
+        layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not layers:
             raise ConfigError(
                 f"{type(model).__name__} cannot recompute activations: set train.gradient_checkpointing to false"
             )
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        for module in model.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                # Layers recompute only if they believe to train. Their children, dropout among them, do not.
-                module.training = True
-                for name in [
-                    name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)
-                ]:
-                    setattr(module, name, 0.0)
+        for layer in layers:
+            # Not the model's own switch, since that one works in training mode alone, where dropout is on.
+            layer.forward = partial(torch_checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
     return model
 
 

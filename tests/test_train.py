@@ -1,0 +1,278 @@
+"""The train phase, on tiny real models."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import character_tokenizer
+from small_game import CPU, do, game, random_prompts, train_job, version_of
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from spin_core import monitors, phase, store
+from spin_core.batches import read_token_ids
+from spin_core.checkpoint import CHECKPOINTS, latest_checkpoint, read_rows
+from spin_core.config import ModelConfig, TrainConfig
+from spin_core.errors import ConfigError, DataError, Stopped, TrainingDiverged
+from spin_core.jobs import TrainJob
+from spin_core.logps import ResponseLogps, sequence_logps
+from spin_core.losses import LOG_2
+from spin_core.models import load_model, load_tokenizer
+from spin_core.optim import Optimizer
+from spin_core.records import ModelVersion
+from spin_core.train import forward_backward, prepared, read_data
+
+BF16 = ModelConfig(device="cpu", dtype="bfloat16")
+
+
+@pytest.fixture
+def dropout_model(tmp_path):
+    """A GPT-2 whose configuration asks for dropout everywhere."""
+    torch.manual_seed(0)
+    folder, tokenizer = tmp_path / "gpt2", character_tokenizer()
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=64,
+        resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def rows_of(job: TrainJob) -> list[dict[str, float]]:
+    return read_rows(job.output / "metrics.jsonl")
+
+
+def with_scores(job: TrainJob, change) -> TrainJob:
+    """The job, with other numbers in its scores."""
+    path = job.scores.path / "logps.parquet"
+    pq.write_table(pa.table({name: change(v.to_numpy()) for name, v in zip(*table_of(path), strict=True)}), path)
+    return job
+
+
+def table_of(path):
+    table = pq.read_table(path)
+    return table.column_names, table.columns
+
+
+def test_training_learns_and_publishes_the_next_version(tmp_path, tiny_model):
+    job = game(tmp_path, tiny_model, epochs=10)
+    record = do(job)
+    rows = rows_of(job)
+    assert record.first_loss == rows[0]["loss"] == pytest.approx(LOG_2, abs=1e-5)
+    assert record.steps == len(rows) == 30
+    assert rows[-1]["loss"] < 0.5
+    assert rows[-1]["rewards/margins"] > 0.5
+    assert record.metrics["loss"] == rows[-1]["loss"]
+    assert list(rows[0]) == [
+        "step", "epoch", "loss", "rewards/real", "rewards/generated", "rewards/margins", "rewards/accuracies",
+        "logps/real", "logps/generated", "grad_norm", "learning_rate",
+    ]  # fmt: skip
+    player = store.read_record(job.weights, ModelVersion)
+    assert (player.t, player.parent, player.digest) == (1, job.start.digest, record.model)
+    assert store.verify(job.weights) == store.verify(job.output) == []
+    load_tokenizer(job.weights, CPU)
+
+
+def test_the_published_weights_have_the_margins_that_training_ended_with(tmp_path, tiny_model):
+    job = game(tmp_path, tiny_model, batch_size=24, epochs=2, lr_schedule="constant", warmup=0)
+    do(job)
+    prompts, real, generated = read_token_ids(
+        job.pairs.path / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids"
+    )
+    before, after = (load_model(folder, CPU) for folder in (job.start.path, job.weights))
+    moved = [sequence_logps(after, prompts, ids, 512) - sequence_logps(before, prompts, ids, 512)
+             for ids in (real, generated)]  # fmt: skip
+    assert (moved[0] - moved[1]).mean() > 0
+    again = game(tmp_path / "again", tiny_model, batch_size=24, epochs=3, lr_schedule="constant", warmup=0)
+    do(again)
+    assert rows_of(again)[0] == rows_of(job)[0]
+    third = rows_of(again)[2]  # measured before the third step, so on the weights that two steps made
+    assert third["rewards/real"] == pytest.approx(0.1 * moved[0].mean().item(), abs=1e-4)
+    assert third["rewards/margins"] == pytest.approx(0.1 * (moved[0] - moved[1]).mean().item(), abs=1e-4)
+
+
+def test_the_same_job_gives_the_same_digests(tmp_path, tiny_model):
+    records = [do(game(tmp_path / name, tiny_model, epochs=2)) for name in ("one", "other")]
+    assert records[0].digest == records[1].digest
+    assert records[0].model == records[1].model
+
+
+def test_another_seed_trains_in_another_order(tmp_path, tiny_model):
+    job = game(tmp_path, tiny_model)
+    do(job)
+    other = job.model_copy(update={"seed": 1, "output": tmp_path / "o" / "train", "weights": tmp_path / "o" / "model"})
+    do(other)
+    assert rows_of(job)[0]["logps/real"] != rows_of(other)[0]["logps/real"]
+
+
+def gradients(job: TrainJob, batch: np.ndarray) -> tuple[dict[str, float], list[torch.Tensor]]:
+    """Metrics and gradient of one batch."""
+    model = prepared(load_model(job.start.path, job.model), job.config.gradient_checkpointing)
+    optimizer = Optimizer(model, job.config)
+    measured = forward_backward(job, read_data(job), batch, ResponseLogps(model), optimizer, beta=2.0)
+    return {name: value.item() for name, value in measured.items()}, [master.grad for master in optimizer.masters]
+
+
+@pytest.mark.parametrize("loss", ["logistic", "hinge", "sft"])
+def test_however_a_batch_is_split_loss_and_gradient_are_the_same(tmp_path, tiny_model, loss):
+    job = game(tmp_path, tiny_model, loss=loss)
+    job = with_scores(job, lambda logps: logps + np.linspace(-1, 1, len(logps), dtype=np.float32))
+    job = job.model_copy(update={"prompts": random_prompts(tmp_path / "prompts")})
+    want = None
+    for tokens in (10**6, 100, 1):
+        split = job.model_copy(update={"config": job.config.model_copy(update={"micro_batch_tokens": tokens})})
+        have = gradients(split, np.array([3, 1, 20, 7, 11]))
+        want = want or have
+        assert have[0] == pytest.approx(want[0], rel=1e-4, abs=1e-5)
+        torch.testing.assert_close(have[1], want[1], rtol=1e-3, atol=1e-5)
+
+
+def test_fine_tuning_is_the_mean_over_the_real_responses_tokens(tmp_path, tiny_model):
+    prompts = random_prompts(tmp_path / "prompts")
+    job = TrainJob(
+        output=tmp_path / "train", weights=tmp_path / "model", t=-1, model=CPU, start=version_of(tiny_model),
+        prompts=prompts,
+        config=TrainConfig(loss="sft", optimizer="adamw", learning_rate=3e-2, batch_size=24, epochs=20),
+    )  # fmt: skip
+    record = do(job)
+    rows = rows_of(job)
+    prompt_ids, response_ids = read_token_ids(prompts.path / "train.parquet", "prompt_ids", "response_ids")
+    logps = sequence_logps(load_model(tiny_model, CPU), prompt_ids, response_ids, 512)
+    tokens = sum(len(ids) for ids in response_ids)
+    assert record.first_loss == pytest.approx(-logps.sum().item() / tokens, rel=1e-5)
+    assert rows[0]["logps/real"] == pytest.approx(logps.mean().item(), rel=1e-5)
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
+    assert "rewards/margins" not in rows[0]
+    assert store.read_record(job.weights, ModelVersion).t == 0
+
+
+def test_steps_override_epochs(tmp_path, tiny_model):
+    job = game(tmp_path, tiny_model, epochs=1, steps=8)
+    assert do(job).steps == 8
+    assert [row["epoch"] for row in rows_of(job)] == pytest.approx([step / 3 for step in range(1, 9)], abs=1e-6)
+    assert rows_of(job)[-1]["learning_rate"] == pytest.approx(1e-3 / 8)
+
+
+def test_schedules_give_the_iterations_value(tmp_path, tiny_model):
+    job = game(tmp_path, tiny_model, beta=(0.1, 5.0), learning_rate=(1e-3, 1e-4), epochs=(1, 2), lr_schedule="constant")
+    assert do(job).steps == 3
+    later = job.model_copy(update={"t": 1, "output": tmp_path / "b" / "train", "weights": tmp_path / "b" / "model"})
+    assert do(later).steps == 6
+    assert rows_of(later)[-1]["learning_rate"] == 1e-4
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_dropout_is_off_so_that_the_player_starts_as_its_opponent(tmp_path, dropout_model, recompute):
+    job = game(tmp_path, dropout_model, gradient_checkpointing=recompute)
+    assert do(job).first_loss == pytest.approx(LOG_2, abs=1e-6)
+    kept = json.loads((job.weights / "config.json").read_text())
+    assert kept["resid_pdrop"] == 0.3
+
+
+@pytest.mark.parametrize("fixture", ["tiny_model", "dropout_model"])
+def test_recomputing_activations_changes_no_gradient_and_runs_layers_twice(tmp_path, request, fixture):
+    job = game(tmp_path, request.getfixturevalue(fixture))
+    again = job.model_copy(update={"config": job.config.model_copy(update={"gradient_checkpointing": True})})
+    batch = np.arange(8)
+    torch.testing.assert_close(gradients(again, batch), gradients(job, batch), rtol=1e-5, atol=1e-6)
+    model = prepared(load_model(job.start.path, CPU), gradient_checkpointing=True)
+    calls = []
+    layer = model.get_submodule("model.layers.0.mlp" if fixture == "tiny_model" else "transformer.h.0.mlp")
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    forward_backward(again, read_data(job), batch, ResponseLogps(model), Optimizer(model, job.config), beta=0.1)
+    assert len(calls) == 3  # the probe of the head, the forward pass, the backward pass
+
+
+def test_a_model_that_cannot_recompute_activations_is_refused_with_the_cure(tiny_model):
+    with pytest.raises(ConfigError, match=r"Linear cannot .* set train\.gradient_checkpointing to false"):
+        prepared(load_model(tiny_model, CPU).lm_head, gradient_checkpointing=True)
+
+
+def test_bfloat16_starts_near_log_2_and_publishes_bfloat16(tmp_path, tiny_model):
+    job = game(tmp_path, tiny_model, BF16, learning_rate=5e-7, steps=2, save_every=1)
+    assert do(job).first_loss == pytest.approx(LOG_2, abs=0.02)
+    assert load_model(job.weights, BF16).dtype == torch.bfloat16
+    assert json.loads((job.weights / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_bfloat16_learns_as_float32_does(tmp_path, tiny_model):
+    losses = []
+    for name, dtype in (("bf16", BF16), ("fp32", CPU)):
+        job = game(tmp_path / name, tiny_model, dtype, epochs=10)
+        do(job)
+        losses.append(rows_of(job)[-1]["loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=0.03)
+
+
+def test_a_first_loss_that_is_off_stops_before_the_first_step_and_says_why(tmp_path, tiny_model):
+    job = with_scores(game(tmp_path, tiny_model), lambda logps: np.roll(logps, 1) - 1)
+    path = job.scores.path / "logps.parquet"
+    with pytest.raises(TrainingDiverged, match=r"the first loss is .* must be 0\.693147 .* scores folder"):
+        do(with_scores(job, lambda logps: logps))
+    assert path.exists()
+    assert not job.output.exists()
+    assert not job.weights.exists()
+
+
+def test_hinge_starts_at_one(tmp_path, tiny_model):
+    assert do(game(tmp_path, tiny_model, loss="hinge")).first_loss == pytest.approx(1.0, abs=1e-5)
+
+
+def test_damaged_weights_stop_the_training_with_a_line(tmp_path, tiny_model):
+    job = game(tmp_path, tiny_model)
+    model = load_model(tiny_model, CPU)
+    with torch.no_grad():
+        model.lm_head.weight[5, 0] = float("nan")
+    model.save_pretrained(tmp_path / "nan")
+    load_tokenizer(tiny_model, CPU).save_pretrained(tmp_path / "nan")
+    job = job.model_copy(update={"start": job.start.model_copy(update={"path": tmp_path / "nan"})})
+    with pytest.raises(TrainingDiverged, match=r"the loss of step 1 is not finite"):
+        do(job)
+
+
+def test_a_monitor_warns_and_is_named_in_the_record(tmp_path, tiny_model, monkeypatch, caplog):
+    monkeypatch.setattr(monitors, "WINDOW", 3)
+    job = game(tmp_path, tiny_model, learning_rate=3e-2, epochs=8, on_divergence="warn")
+    record = do(job)
+    assert any("tells real from generated without fail" in event for event in record.events)
+    assert all(event in caplog.text for event in record.events)
+
+
+def test_a_monitor_stops_the_training_if_asked_to(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.setattr(monitors, "WINDOW", 3)
+    job = game(tmp_path, tiny_model, learning_rate=3e-2, epochs=8, on_divergence="stop")
+    with pytest.raises(TrainingDiverged, match=r"or set train\.on_divergence to warn"):
+        do(job)
+    assert not job.weights.exists()
+
+
+def test_no_pairs_is_an_error_with_the_cure(tmp_path, tiny_model):
+    from small_game import score_job, write_pairs
+
+    start, pairs = version_of(tiny_model), write_pairs(tmp_path / "pairs", [], [], [])
+    scores = do(score_job(tmp_path / "scores", start, pairs))
+    with pytest.raises(DataError, match="nothing is left to train on"):
+        do(train_job(tmp_path, start, pairs, scores))
+
+
+def test_a_stop_saves_its_very_step(tmp_path, tiny_model):
+    job, progress = game(tmp_path, tiny_model, save_every=100, epochs=3), phase.Progress()
+    progress.stop()
+    with pytest.raises(Stopped):
+        do(job, progress)
+    assert latest_checkpoint(tmp_path / ".train.partial" / CHECKPOINTS)[0]["step"] == 1
+    whole = do(game(tmp_path / "whole", tiny_model, save_every=100, epochs=3))
+    assert do(job).model == whole.model
+
+
+def test_timings_are_kept_and_take_no_part_in_the_digest(tmp_path, tiny_model):
+    job = game(tmp_path, tiny_model)
+    record = do(job)
+    timings = read_rows(job.output / "log" / "timing.jsonl")
+    assert [row["step"] for row in timings] == [1, 2, 3]
+    sequences = read_data(job).sequences
+    assert sum(row["tokens"] for row in timings) == len(sequences.tokens)
+    assert store.digest_folder(job.output)[0] == record.digest
