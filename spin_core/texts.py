@@ -47,7 +47,7 @@ def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
     return list(zip(*(words[start:] for start in range(n)), strict=False))
 
 
-def length_classifier(real: Sequence[int], generated: Sequence[int], folds: int = 5) -> Floats:
+def length_classifier(real: npt.ArrayLike, generated: npt.ArrayLike, folds: int = 5) -> Floats:
     """How well length alone tells real from generated: the accuracy on each pair's two sides, (pairs,), 0, .5 or 1.
 
     The classifier is a threshold on the length and a side, those that are best on the other folds; a pair's two sides

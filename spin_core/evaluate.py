@@ -1,0 +1,232 @@
+"""Phase `evaluate`: the player answers the held-out prompts, and what it says is scored. Suite `self-play`.
+
+    heldout_nll         nats a token of the human responses, each response's mean; lower is better
+    reward_margin       log p/p_opponent of the human response less that of the opponent's, without beta
+    reward_accuracy     how often that margin is positive; .5 when the player is its opponent
+    real_tokens         mean length of the human responses
+    generated_tokens    and of the player's
+    length_classifier   accuracy of telling the two apart by length alone; .5 is best, 1 means length gives it away
+    distinct_2          different word pairs over all word pairs of the player's responses together
+    repeated_trigrams   share of a response's word trigrams that it has said before
+    looping_share, cut_share, empty_share     responses that loop, that were cut, that hold no text
+    total_variation, invalid_mass, forward_kl     distance to p_data, where it is known (`exact`)
+
+Writes `held_out.parquet`, the responses with their log-probabilities, and `items.parquet`, one row for each score and
+prompt, so that versions can be compared prompt by prompt. Every version is asked with the same random numbers.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from spin_core import demo
+from spin_core.config import at
+from spin_core.errors import DataError
+from spin_core.exact import FORWARD_KL, INVALID_MASS, TOTAL_VARIATION, exact_distances
+from spin_core.generate import answers, make_engine, requests_for, stop_ids, texts
+from spin_core.jobs import EvaluateJob
+from spin_core.logps import sequence_logps
+from spin_core.models import load_model, load_tokenizer
+from spin_core.pairs import is_looping
+from spin_core.phase import Progress, main
+from spin_core.records import EvalReport, Score
+from spin_core.texts import distinct, length_classifier, repeated_trigrams
+
+Floats = npt.NDArray[np.float64]
+Values = dict[str, Floats]
+"""A score's value at each held-out prompt; NaN where the prompt does not count."""
+
+LOWER_IS_BETTER = {
+    "heldout_nll",
+    "length_classifier",
+    "repeated_trigrams",
+    "looping_share",
+    "cut_share",
+    "empty_share",
+    TOTAL_VARIATION,
+    INVALID_MASS,
+    FORWARD_KL,
+}
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt", pa.string()),
+        ("real", pa.string()),
+        ("generated", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("real_ids", pa.list_(pa.int32())),
+        ("generated_ids", pa.list_(pa.int32())),
+        ("finish_reason", pa.string()),
+        ("real_logps", pa.float32()),
+        ("generated_logps", pa.float32()),
+    ]
+)
+
+
+class Player:
+    """A model version with what it takes to ask it. All log-probabilities are at the temperature it samples at."""
+
+    def __init__(self, job: EvaluateJob) -> None:
+        self.job = job
+        self.model: PreTrainedModel = load_model(job.player.path, job.model)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(job.player.path, job.model)
+        self.stop_ids = stop_ids(job.prompts, self.tokenizer)
+        self.temperature = at(job.generate.temperature, job.player.t)
+
+    def logps(self, prompt_ids: list[list[int]], response_ids: list[list[int]]) -> Floats:
+        """log p(response | prompt) of each pair, (N,)."""
+        logps_N = sequence_logps(
+            self.model, prompt_ids, response_ids, self.micro_batch_tokens(prompt_ids, response_ids), self.temperature
+        )
+        return np.asarray(logps_N.double().numpy())
+
+    def micro_batch_tokens(self, prompt_ids: list[list[int]], response_ids: list[list[int]]) -> int:
+        """Room for `evaluate.batch_size` of the longest rows."""
+        rows = zip(prompt_ids, response_ids, strict=True)
+        return self.job.config.batch_size * max((len(prompt) + len(response) for prompt, response in rows), default=1)
+
+
+def run(job: EvaluateJob, scratch: Path, progress: Progress) -> dict[str, Any]:
+    """Answer and score the held-out prompts. What an earlier attempt left is done again."""
+    held_out = pq.read_table(job.prompts.path / "held_out.parquet")
+    player = Player(job)
+    progress.start(len(held_out), "prompt")
+    values: Values = {}
+    scores: dict[str, Score] = {}
+    if job.config.self_play:
+        table = play(player, held_out, progress)
+        pq.write_table(table, scratch / "held_out.parquet")
+        values |= quality(table)
+        diversity, stderr = distinct(table["generated"].to_pylist())
+        scores["distinct_2"] = Score(value=diversity, stderr=stderr, n=len(table))
+        if job.opponent is not None and (job.opponent.path / "held_out.parquet").exists():
+            values |= rewards(player, table, pq.read_table(job.opponent.path / "held_out.parquet", schema=SCHEMA))
+        progress.check()
+    if job.config.exact:
+        values |= exact(player, held_out)
+    scores |= {name: mean(value_N, name) for name, value_N in values.items() if np.isfinite(value_N).any()}
+    write_items(scratch / "items.parquet", held_out["id"].to_pylist(), values)
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
+    return {"model": job.player.digest, "suite": "self-play", "harness": versions, "scores": scores}
+
+
+def play(player: Player, held_out: pa.Table, progress: Progress) -> pa.Table:
+    """The player's answer to each held-out prompt, and the log-probability of both sides."""
+    job = player.job
+    ids, prompt_ids, real_ids = (held_out[name].to_pylist() for name in ("id", "prompt_ids", "response_ids"))
+    engine = make_engine(player.model, player.stop_ids, job.generate, job.player.t)
+    requests = requests_for(ids, prompt_ids, job.seed, "held out")
+    found = answers(engine, requests, lambda rows, _tokens: progress.tell(rows))
+    generated_ids = [answer.response_ids for answer in found]
+    columns = {
+        "id": ids,
+        "prompt": held_out["prompt"],
+        "real": held_out["response"],
+        "generated": texts(player.tokenizer, found),
+        "prompt_ids": prompt_ids,
+        "real_ids": real_ids,
+        "generated_ids": generated_ids,
+        "finish_reason": [answer.finish_reason for answer in found],
+        "real_logps": player.logps(prompt_ids, real_ids),
+        "generated_logps": player.logps(prompt_ids, generated_ids),
+    }
+    return pa.table(columns).cast(SCHEMA)
+
+
+def quality(table: pa.Table) -> Values:
+    """What the player's answers, and its view of the human ones, say by themselves."""
+    generated: list[str] = table["generated"].to_pylist()
+    generated_ids = table["generated_ids"].to_pylist()
+    real_tokens = lengths(table["real_ids"])
+    generated_tokens = lengths(table["generated_ids"])
+    return {
+        "heldout_nll": -table["real_logps"].to_numpy().astype(np.float64) / np.maximum(1, real_tokens),
+        "real_tokens": real_tokens,
+        "generated_tokens": generated_tokens,
+        "length_classifier": length_classifier(real_tokens, generated_tokens),
+        "repeated_trigrams": shares(repeated_trigrams(text) for text in generated),
+        "looping_share": shares(is_looping(ids) for ids in generated_ids),
+        "cut_share": shares(reason == "length" for reason in table["finish_reason"].to_pylist()),
+        "empty_share": shares(not text.strip() for text in generated),
+    }
+
+
+def rewards(player: Player, table: pa.Table, opponent: pa.Table) -> Values:
+    """How well the player tells the human responses from its opponent's, in the opponent's own words.
+
+    A pair with the same tokens on both sides does not count: no player can tell it apart.
+    """
+    if any(not table[name].equals(opponent[name]) for name in ("id", "prompt_ids", "real_ids")):
+        raise DataError(
+            "the opponent's report is about other held-out prompts than the player's: evaluate the opponent on these, "
+            "or start a new lineage"
+        )
+    prompt_ids, real_ids, theirs = (opponent[name].to_pylist() for name in ("prompt_ids", "real_ids", "generated_ids"))
+    real_N = table["real_logps"].to_numpy().astype(np.float64) - opponent["real_logps"].to_numpy()
+    generated_N = player.logps(prompt_ids, theirs) - opponent["generated_logps"].to_numpy()
+    same_N = np.array([real == generated for real, generated in zip(real_ids, theirs, strict=True)])
+    margin_N = np.where(same_N, np.nan, real_N - generated_N)
+    # A player that is its opponent, to the bit, has margins of 0.
+    accuracy_N = np.where(same_N, np.nan, (np.sign(margin_N) + 1) / 2)
+    return {"reward_margin": margin_N, "reward_accuracy": accuracy_N}
+
+
+def exact(player: Player, held_out: pa.Table) -> Values:
+    """The exact distance to the demo's distribution at each held-out prompt."""
+    prompt_ids = held_out["prompt_ids"].to_pylist()
+    longest = max(map(len, prompt_ids)) + demo.MAX_RESPONSE_CHARS + 1
+    return exact_distances(
+        player.model,
+        player.tokenizer,
+        demo.support,
+        held_out["prompt"].to_pylist(),
+        prompt_ids,
+        end_id=player.stop_ids[0],
+        temperature=player.temperature,
+        micro_batch_tokens=player.job.config.batch_size * longest,
+    )
+
+
+def mean(value_N: Floats, name: str) -> Score:
+    """A score over the items that count, with the standard error of their mean."""
+    value_N = value_N[~np.isnan(value_N)]
+    n = len(value_N)
+    stderr = float(value_N.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+    return Score(value=float(value_N.mean()), stderr=stderr, n=n, higher_is_better=name not in LOWER_IS_BETTER)
+
+
+def write_items(path: Path, ids: Sequence[str], values: Values) -> None:
+    """Write `items.parquet`: task, item, value."""
+    rows = [
+        (task, id, float(value))
+        for task, value_N in values.items()
+        for id, value in zip(ids, value_N, strict=True)
+        if not np.isnan(value)
+    ]
+    schema = pa.schema([("task", pa.string()), ("item", pa.string()), ("value", pa.float64())])
+    columns = zip(*rows, strict=True) if rows else ([], [], [])
+    pq.write_table(pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema), path)
+
+
+def lengths(column: pa.ChunkedArray) -> Floats:
+    """Tokens of each row."""
+    return np.asarray(pc.list_value_length(column).to_numpy(), dtype=np.float64)
+
+
+def shares(values: Iterable[float]) -> Floats:
+    """Values between 0 and 1, one an item."""
+    return np.fromiter(values, dtype=np.float64)
+
+
+if __name__ == "__main__":
+    main(EvaluateJob, EvalReport, run)

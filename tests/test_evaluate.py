@@ -1,0 +1,284 @@
+"""The evaluate phase, on a tiny real model that answers the demo's prompts."""
+
+import json
+import math
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import data_folder, save_tiny_model
+from small_game import CPU, version_of
+
+from spin_core import demo, phase, store
+from spin_core.config import EvaluateConfig, GenerateConfig
+from spin_core.errors import DataError
+from spin_core.evaluate import SCHEMA, mean, quality, run, write_items
+from spin_core.exact import exact_distances
+from spin_core.jobs import EvaluateJob
+from spin_core.models import load_model
+from spin_core.records import EvalReport, PromptSet
+
+ROWS = 24
+ALWAYS = {
+    "heldout_nll", "real_tokens", "generated_tokens", "length_classifier", "distinct_2", "repeated_trigrams",
+    "looping_share", "cut_share", "empty_share",
+}  # fmt: skip
+EXACT = {"total_variation", "invalid_mass", "forward_kl"}
+
+
+def prompt_set(folder: Path, prompts: list[str]) -> PromptSet:
+    """Held-out prompts of the demo with a response each."""
+    tokenizer, rng = demo.build_tokenizer(), Random(0)
+    responses = [demo.sample(prompt, rng) for prompt in prompts]
+    columns = {
+        "id": [f"{int(prompt[:-1]):016x}" for prompt in prompts],
+        "prompt": prompts,
+        "response": responses,
+        "prompt_ids": [[1, *tokenizer(prompt)["input_ids"]] for prompt in prompts],
+        "response_ids": [[*tokenizer(response)["input_ids"], 2] for response in responses],
+    }
+    for name in ("prompt_ids", "response_ids"):
+        columns[name] = pa.array(columns[name], pa.list_(pa.int32()))
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table(columns), folder / "held_out.parquet")
+    digest = store.digest_folder(folder)[0]
+    return PromptSet(
+        path=folder, digest=digest, source="demo", revision=None, rows=0, held_out=len(prompts), drops={}, stop_ids=(2,)
+    )
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    return prompt_set(tmp_path_factory.mktemp("prompts") / "prompts", demo.prompts(ROWS)[1])
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two random models that speak the demo's language."""
+    root = tmp_path_factory.mktemp("models")
+    return [save_tiny_model(root / str(seed), demo.build_tokenizer(), seed) for seed in range(2)]
+
+
+def evaluate_job(output: Path, model: Path, prompts: PromptSet, t=0, opponent=None, exact=False, **generate):
+    return EvaluateJob(
+        output=output,
+        seed=5,
+        config=EvaluateConfig(exact=exact, batch_size=8),
+        generate=GenerateConfig(**{"max_new_tokens": 10, "batch_size": 8, **generate}),
+        model=CPU,
+        player=version_of(model, t),
+        prompts=prompts,
+        opponent=opponent,
+    )
+
+
+def do(job: EvaluateJob) -> EvalReport:
+    return phase.execute(job, EvalReport, run, phase.Progress())
+
+
+def held_out(report: EvalReport) -> list[dict]:
+    return pq.read_table(report.path / "held_out.parquet").to_pylist()
+
+
+def items(report: EvalReport) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for row in pq.read_table(report.path / "items.parquet").to_pylist():
+        assert row["item"] not in found.setdefault(row["task"], {})
+        found[row["task"]][row["item"]] = row["value"]
+    return found
+
+
+def logp(model, prompt_ids, response_ids):
+    """log p(response | prompt) from the model's own loss, one sequence at a time."""
+    ids = torch.tensor([[*prompt_ids, *response_ids]])
+    labels = ids.clone()
+    labels[:, : len(prompt_ids)] = -100
+    with torch.inference_mode():
+        return -model(ids, labels=labels).loss.item() * len(response_ids)
+
+
+@pytest.fixture(scope="module")
+def opponents_report(tmp_path_factory, models, prompts):
+    return do(evaluate_job(tmp_path_factory.mktemp("opponent") / "self-play", models[0], prompts))
+
+
+def test_every_prompt_is_answered_once_and_both_sides_are_scored(opponents_report, prompts, models):
+    rows, asked = held_out(opponents_report), pq.read_table(prompts.path / "held_out.parquet").to_pylist()
+    assert pq.read_schema(opponents_report.path / "held_out.parquet").names == SCHEMA.names
+    model, tokenizer = load_model(models[0], CPU), demo.build_tokenizer()
+    for row, given in zip(rows, asked, strict=True):
+        assert {name: row[name] for name in ("id", "prompt", "prompt_ids")} == {
+            name: given[name] for name in ("id", "prompt", "prompt_ids")
+        }
+        assert (row["real"], row["real_ids"]) == (given["response"], given["response_ids"])
+        assert row["generated"] == tokenizer.decode(row["generated_ids"], skip_special_tokens=True)
+        assert row["finish_reason"] == ("stop" if row["generated_ids"][-1] == 2 else "length")
+        for side in ("real", "generated"):
+            want = logp(model, row["prompt_ids"], row[f"{side}_ids"])
+            assert row[f"{side}_logps"] == pytest.approx(want, rel=1e-4)
+
+
+def test_scores_are_the_means_of_their_items(opponents_report):
+    assert set(opponents_report.scores) == ALWAYS
+    by_task = items(opponents_report)
+    assert set(by_task) == ALWAYS - {"distinct_2"}
+    for task, values in by_task.items():
+        score, numbers = opponents_report.scores[task], list(values.values())
+        assert score.n == len(numbers) == ROWS
+        assert score.value == pytest.approx(sum(numbers) / ROWS)
+        assert score.stderr == pytest.approx(np.std(numbers, ddof=1) / math.sqrt(ROWS))
+
+
+def test_heldout_nll_is_nats_a_token_of_the_human_responses(opponents_report):
+    want = [-row["real_logps"] / len(row["real_ids"]) for row in held_out(opponents_report)]
+    assert list(items(opponents_report)["heldout_nll"].values()) == pytest.approx(want)
+    assert not opponents_report.scores["heldout_nll"].higher_is_better
+    # A random model over 15 tokens knows next to nothing.
+    assert opponents_report.scores["heldout_nll"].value == pytest.approx(math.log(15), rel=0.1)
+
+
+def test_quality_by_hand():
+    table = pa.table(
+        {
+            "real_ids": [[5, 6, 2], [5, 2]],
+            "generated_ids": [[2], [7, 7, 7, 7]],
+            "generated": [" ", "a b c a b c"],
+            "finish_reason": ["stop", "length"],
+            "real_logps": [-6.0, -1.0],
+        }
+    )
+    found = {name: values.tolist() for name, values in quality(table).items()}
+    assert found.pop("length_classifier") is not None
+    assert found == {
+        "heldout_nll": [2, 0.5],
+        "real_tokens": [3, 2],
+        "generated_tokens": [1, 4],
+        "repeated_trigrams": [0, 0.25],
+        "looping_share": [0, 0],
+        "cut_share": [0, 1],
+        "empty_share": [1, 0],
+    }
+
+
+def test_rewards_are_taken_on_the_opponents_own_answers(tmp_path, models, prompts, opponents_report):
+    report = do(evaluate_job(tmp_path / "self-play", models[1], prompts, t=1, opponent=opponents_report))
+    player, opponent = (load_model(models[seed], CPU) for seed in (1, 0))
+    margins = items(report)["reward_margin"]
+    for row in held_out(opponents_report):
+        sides = [
+            logp(player, row["prompt_ids"], row[side]) - logp(opponent, row["prompt_ids"], row[side])
+            for side in ("real_ids", "generated_ids")
+        ]
+        assert margins[row["id"]] == pytest.approx(sides[0] - sides[1], abs=1e-3)
+    won = sum(margin > 0 for margin in margins.values())
+    assert 0 < won < ROWS
+    assert report.scores["reward_accuracy"].value == pytest.approx(won / ROWS)
+    assert report.scores["reward_margin"].higher_is_better
+    assert set(report.scores) == ALWAYS | {"reward_margin", "reward_accuracy"}
+
+
+def test_a_player_that_is_its_opponent_has_no_margin(tmp_path, models, prompts, opponents_report):
+    report = do(evaluate_job(tmp_path / "self-play", models[0], prompts, t=1, opponent=opponents_report))
+    assert set(items(report)["reward_margin"].values()) == {0.0}
+    assert report.scores["reward_accuracy"].value == 0.5
+
+
+def test_a_pair_with_the_same_tokens_on_both_sides_does_not_count(tmp_path, models, prompts, opponents_report):
+    rows = held_out(opponents_report)
+    for row in rows[:20]:
+        row["generated_ids"], row["generated_logps"] = row["real_ids"], row["real_logps"]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "held_out.parquet")
+    same = opponents_report.model_copy(update={"path": tmp_path})
+    report = do(evaluate_job(tmp_path / "self-play", models[1], prompts, t=1, opponent=same))
+    assert report.scores["reward_margin"].n == report.scores["reward_accuracy"].n == ROWS - 20
+    assert set(items(report)["reward_margin"]) == {row["id"] for row in rows[20:]}
+
+
+def test_a_report_about_other_prompts_is_refused(tmp_path, models, opponents_report):
+    other = prompt_set(tmp_path / "prompts", demo.prompts(2 * ROWS)[1][ROWS:])
+    with pytest.raises(DataError, match="other held-out prompts"):
+        do(evaluate_job(tmp_path / "self-play", models[1], other, t=1, opponent=opponents_report))
+
+
+def test_the_same_job_gives_the_same_bytes(tmp_path, models, prompts, opponents_report):
+    assert do(evaluate_job(tmp_path / "again", models[0], prompts)).digest == opponents_report.digest
+    assert store.verify(tmp_path / "again") == []
+
+
+def test_every_version_is_asked_with_the_same_random_numbers(tmp_path, models, prompts, opponents_report):
+    later = do(evaluate_job(tmp_path / "later", models[0], prompts, t=3))
+    assert held_out(later) == held_out(opponents_report)
+
+
+def test_the_exact_distance_is_that_at_the_sampling_temperature(tmp_path, models, prompts):
+    report = do(evaluate_job(tmp_path / "self-play", models[0], prompts, exact=True, temperature=0.5))
+    rows, tokenizer = held_out(report), demo.build_tokenizer()
+    want = exact_distances(
+        load_model(models[0], CPU), tokenizer, demo.support, [row["prompt"] for row in rows],
+        [row["prompt_ids"] for row in rows], end_id=2, temperature=0.5, micro_batch_tokens=200,
+    )  # fmt: skip
+    assert set(report.scores) == ALWAYS | EXACT
+    for task in EXACT:
+        assert list(items(report)[task].values()) == pytest.approx(want[task].tolist(), rel=1e-5)
+        assert not report.scores[task].higher_is_better
+    assert report.scores["total_variation"].value > 0.9
+
+
+def test_either_half_of_the_suite_can_be_left_out(tmp_path, models, prompts):
+    job = evaluate_job(tmp_path / "self-play", models[0], prompts, exact=True)
+    report = do(job.model_copy(update={"config": EvaluateConfig(self_play=False, exact=True)}))
+    assert set(report.scores) == set(items(report)) == EXACT
+
+
+def test_an_unfinished_attempt_is_done_again(tmp_path, models, prompts, opponents_report):
+    job = evaluate_job(tmp_path / "self-play", models[0], prompts)
+    scratch = phase.workspace(job.output, job.model_dump(mode="json"))
+    (scratch / "held_out.parquet").write_bytes(b"half of it")
+    assert do(job).digest == opponents_report.digest
+
+
+def test_progress_counts_held_out_prompts(tmp_path, models, prompts, capfd):
+    do(evaluate_job(tmp_path / "self-play", models[0], prompts))
+    told = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith('{"done"')]
+    assert (told[-1]["done"], told[-1]["total"], told[-1]["unit"]) == (ROWS, ROWS, "prompt")
+
+
+def test_a_mean_leaves_out_what_does_not_count():
+    score = mean(np.array([1.0, np.nan, 3.0, np.nan, 2.0]), "heldout_nll")
+    assert (score.value, score.n, score.higher_is_better) == (2.0, 3, False)
+    assert score.stderr == pytest.approx(1 / math.sqrt(3))
+    assert mean(np.array([0.25]), "reward_accuracy").stderr == 0
+
+
+def test_items_leave_out_what_does_not_count(tmp_path):
+    write_items(tmp_path / "items.parquet", ["a", "b"], {"x": np.array([1.0, np.nan]), "y": np.array([2.0, 3.0])})
+    rows = pq.read_table(tmp_path / "items.parquet").to_pylist()
+    assert [tuple(row.values()) for row in rows] == [("x", "a", 1.0), ("y", "a", 2.0), ("y", "b", 3.0)]
+
+
+def test_the_real_small_model_is_better_at_stories_than_a_guess(tmp_path):
+    folder = data_folder("models", "babyllama-105")
+    with data_folder("tinystories", "val.jsonl").open(encoding="utf-8") as file:
+        stories = [json.loads(file.readline())["text"].replace("\n", " ") for _ in range(8)]
+    from spin_core.models import load_tokenizer
+
+    tokenizer = load_tokenizer(folder, CPU)
+    ids = [tokenizer(story)["input_ids"] for story in stories]
+    columns = {
+        "id": [str(i) for i in range(8)],
+        "prompt": [story[:60] for story in stories],
+        "response": [story[60:160] for story in stories],
+        "prompt_ids": pa.array([story[:61] for story in ids], pa.list_(pa.int32())),
+        "response_ids": pa.array([story[61:161] for story in ids], pa.list_(pa.int32())),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "held_out.parquet")
+    prompts = PromptSet(path=tmp_path, digest="0" * 64, source="stories", revision=None, rows=0, held_out=8, drops={})
+    report = do(evaluate_job(tmp_path / "self-play", folder, prompts, max_new_tokens=300))
+    assert report.scores["heldout_nll"].value < 0.5 * math.log(105)
+    # The context of 256 tokens ends before 300 answers are written.
+    assert report.scores["generated_tokens"].value <= 256 - 61
+    assert report.scores["real_tokens"].value == 100
