@@ -83,9 +83,11 @@ def make(job: BaseJob, shape: SftConfig, scratch: Path) -> None:
 
 def fresh_config(shape: SftConfig, tokenizer: Any) -> LlamaConfig:
     """The configuration of a Llama of the configured shape."""
-    if shape.hidden_size % shape.heads:
+    if shape.hidden_size % (2 * shape.heads):
+        # Rotary positions turn a head's dimensions in pairs.
         raise ModelError(
-            f"sft.hidden_size {shape.hidden_size} does not divide by sft.heads {shape.heads}: change one of the two"
+            f"sft.hidden_size {shape.hidden_size} is no multiple of {2 * shape.heads}, twice sft.heads: "
+            "change one of the two"
         )
     return LlamaConfig(
         vocab_size=len(tokenizer),

@@ -272,6 +272,25 @@ class Renderer:
         return self._tokenise([tail])[0]
 
 
+def decode_responses(
+    tokenizer: Any, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]
+) -> list[str]:
+    """Responses as text, without special tokens.
+
+    Decoded behind their prompts: by itself, a response would lose its first space to many tokenizers.
+    """
+    wholes = [[*before, *after] for before, after in zip(prompt_ids, response_ids, strict=True)]
+    heads, texts, alone = (
+        tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        for ids in ([list(ids) for ids in prompt_ids], wholes, [list(ids) for ids in response_ids])
+    )
+    # Half a character at a prompt's end is written otherwise once its other half follows.
+    return [
+        text.removeprefix(head) if text.startswith(head) else bare
+        for head, text, bare in zip(heads, texts, alone, strict=True)
+    ]
+
+
 def template_source(tokenizer: Any) -> str:
     """The text of the tokenizer's chat template, with the date held fixed."""
     try:

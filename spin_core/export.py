@@ -68,4 +68,6 @@ def spin_row(row: Row) -> Row:
 
 def answer(text: str) -> dict[str, str]:
     """An assistant's turn."""
-    return {"role": "assistant", "content": text}
+    # White space around a turn is the template's. A generated text brings what its own template wrote, a human one
+    # does not, and nothing but the content should tell the two apart.
+    return {"role": "assistant", "content": text.strip()}

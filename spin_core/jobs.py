@@ -56,6 +56,8 @@ class PromptsJob(Job):
     tokenizer: ModelVersion
     max_new_tokens: int
     """Both sides are capped alike: human responses are cut here, the opponent's in generation."""
+    trust_remote_code: bool = False
+    """Whether a tokenizer that brings its own code may run it."""
 
 
 class GenerateJob(Job):

@@ -96,6 +96,7 @@ class Lineage:
             chat=self.config.chat,
             tokenizer=tokenizer,
             max_new_tokens=self.config.generate.max_new_tokens,
+            trust_remote_code=self.config.model.trust_remote_code,
         )
 
     def sft_job(self, untrained: ModelVersion, prompts: PromptSet) -> TrainJob:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from spin_core.chat import Encoded, Message, Renderer
+from spin_core.chat import Encoded, Message, Renderer, decode_responses
 from spin_core.config import ModelConfig
 from spin_core.conversations import Conversation, conversations
 from spin_core.errors import ConfigError, DataError
@@ -80,7 +80,7 @@ def run(job: PromptsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     """Read, tokenise, split and write."""
     check_context(job)
     config = job.config
-    renderer = Renderer(load_tokenizer(job.tokenizer.path, ModelConfig()), job.chat)
+    renderer = Renderer(load_tokenizer(job.tokenizer.path, trust(job)), job.chat)
     revision = None
     if config.source.path == DEMO:
         rows, other_rows = demo_rows(config.sample, config.held_out, job.seed)
@@ -114,9 +114,14 @@ def run(job: PromptsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     }
 
 
+def trust(job: PromptsJob) -> ModelConfig:
+    """Of the model's settings, the only one that matters to its tokenizer."""
+    return ModelConfig(trust_remote_code=job.trust_remote_code)
+
+
 def check_context(job: PromptsJob) -> None:
     """The longest prompt and the longest response must fit into the model's context together."""
-    context = context_length(job.tokenizer.path, ModelConfig())
+    context = context_length(job.tokenizer.path, trust(job))
     prompt, response = job.config.max_prompt_tokens, job.max_new_tokens
     if context is None or prompt + response <= context:
         return
@@ -217,11 +222,16 @@ def example_of(row: Encoded, job: PromptsJob, renderer: Renderer) -> Example:
         prompt=row.prompt if plain else readable(row.messages),
         # Bare text has no turns, and nothing that is made from it should be written with a chat template.
         messages=json.dumps([] if plain else row.messages, ensure_ascii=False),
-        response=row.response if whole else renderer.tokenizer.decode(row.response_ids, skip_special_tokens=True),
+        response=row.response if whole else decode_cut(row, renderer),
         prompt_ids=prompt_ids,
         response_ids=np.asarray(row.response_ids, np.int32),
         finish_reason=row.finish_reason,
     )
+
+
+def decode_cut(row: Encoded, renderer: Renderer) -> str:
+    """The text of a cut response."""
+    return decode_responses(renderer.tokenizer, [row.prompt_ids], [row.response_ids])[0]
 
 
 def readable(messages: Sequence[Message]) -> str:

@@ -194,6 +194,22 @@ def test_remote_code_is_refused_unless_it_is_trusted(copy, tmp_path):
         publish(tmp_path, path=copy)
 
 
+def test_trusted_code_comes_along(copy, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}}
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class Own(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    version = publish(tmp_path, path=copy, trust_remote_code=True)
+    trusting = ModelConfig(device="cpu", trust_remote_code=True)
+    assert type(load_model(version.path, trusting)).__name__ == "Own"
+    assert context_length(version.path, trusting) == 1024
+
+
 def test_a_model_of_another_kind_is_refused(copy, tmp_path):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "model_type": "clip", "architectures": ["CLIPModel"]}))
@@ -225,6 +241,7 @@ def test_the_seed_decides_a_fresh_model(tmp_path):
     assert one == again != other
 
 
-def test_a_width_that_the_heads_cannot_share_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"sft.hidden_size 30 does not divide by sft.heads 4"):
-        publish(tmp_path, sft=SftConfig(hidden_size=30, heads=4))
+@pytest.mark.parametrize(("width", "heads"), [(30, 4), (12, 4)])
+def test_a_width_that_the_heads_cannot_share_is_refused(tmp_path, width, heads):
+    with pytest.raises(ModelError, match=rf"sft.hidden_size {width} is no multiple of 8, twice sft.heads"):
+        publish(tmp_path, sft=SftConfig(hidden_size=width, heads=heads))

@@ -3,7 +3,7 @@
 import pytest
 from conftest import character_tokenizer, data_folder
 
-from spin_core.chat import Renderer
+from spin_core.chat import Renderer, decode_responses
 from spin_core.config import ChatConfig, ModelConfig
 from spin_core.errors import ConfigError, DataError, ModelError
 from spin_core.models import load_tokenizer
@@ -261,6 +261,21 @@ def test_a_tokenizer_that_begins_texts_with_a_space_adds_none_to_the_response():
     ids, _ = renderer.response_ids(messages, " a time", cap=100)
     whole = tokenizer("Once upon a time</s>")["input_ids"]
     assert renderer.prompt_ids(messages) + ids == whole
+
+
+def test_a_decoded_response_keeps_its_first_space():
+    tokenizer = load_tokenizer(data_folder("models", "babyllama-105"), ModelConfig())
+    renderer = Renderer(tokenizer, ChatConfig(template="plain"))
+    texts = [" a time", "dale"]
+    rows = renderer.encode([[{"role": "user", "content": "Once upon"}]] * 2, texts, cap=100)
+    assert tokenizer.decode(rows[0].response_ids, skip_special_tokens=True) == "a time"
+    assert decode_responses(tokenizer, [row.prompt_ids for row in rows], [row.response_ids for row in rows]) == texts
+
+
+def test_a_response_that_completes_a_character_is_decoded_by_itself():
+    tokenizer = bpe_tokenizer()
+    first, second = tokenizer("\u00e9", add_special_tokens=False)["input_ids"]
+    assert decode_responses(tokenizer, [[first]], [[second, *tokenizer(" cat")["input_ids"]]]) == ["\ufffd cat"]
 
 
 def test_line_breaks_become_spaces_where_the_tokenizer_knows_none():

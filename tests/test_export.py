@@ -30,7 +30,7 @@ def pairs(tmp_path):
                 "prompt": f"prompt {i}",
                 "messages": json.dumps(messages),
                 "real": f"réel {i}\n",
-                "generated": f"made {i}",
+                "generated": f" made {i}",
                 "prompt_ids": [1],
                 "real_ids": [3, 2],
                 "generated_ids": [4, 2],
@@ -63,7 +63,7 @@ def test_conversations_become_conversational_preferences(pairs, tmp_path, suffix
     first, _ = load(out)
     assert first == {
         "prompt": CONVERSATION,
-        "chosen": [{"role": "assistant", "content": "réel 0\n"}],
+        "chosen": [{"role": "assistant", "content": "réel 0"}],
         "rejected": [{"role": "assistant", "content": "made 0"}],
     }
 
@@ -72,7 +72,7 @@ def test_conversations_become_conversational_preferences(pairs, tmp_path, suffix
 def test_bare_text_becomes_preferences_of_text(pairs, tmp_path, suffix):
     out = tmp_path / f"out.{suffix}"
     export_pairs(pairs(messages=[]), out, "dpo")
-    assert load(out)[1] == {"prompt": "prompt 1", "chosen": "réel 1\n", "rejected": "made 1"}
+    assert load(out)[1] == {"prompt": "prompt 1", "chosen": "réel 1\n", "rejected": " made 1"}
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
@@ -81,7 +81,7 @@ def test_spins_own_format_holds_whole_conversations(pairs, tmp_path, suffix):
     export_pairs(pairs(), out, "spin")
     first, _ = load(out)
     assert first == {
-        "real": [*CONVERSATION, {"role": "assistant", "content": "réel 0\n"}],
+        "real": [*CONVERSATION, {"role": "assistant", "content": "réel 0"}],
         "generated": [*CONVERSATION, {"role": "assistant", "content": "made 0"}],
     }
     export_pairs(pairs(messages=[]), out, "spin")
@@ -104,7 +104,7 @@ def test_trl_recognises_the_preferences(pairs, tmp_path, messages):
     template += "{% if add_generation_prompt %}assistant: {% endif %}"
     text = data_utils.maybe_apply_chat_template(row, character_tokenizer(chat_template=template))
     assert text["prompt"].endswith("user: Name a colour — any.</s>assistant: ")
-    assert (text["chosen"], text["rejected"]) == ("réel 0\n</s>", "made 0</s>")
+    assert (text["chosen"], text["rejected"]) == ("réel 0</s>", "made 0</s>")
 
 
 def test_a_second_export_replaces_the_first(pairs, tmp_path):

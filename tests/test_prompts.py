@@ -490,6 +490,18 @@ def test_the_hub_commit_is_read_from_the_files_that_were_fetched():
     assert commit_of(None) is None
 
 
+def test_the_text_of_a_cut_story_follows_its_prompt(build):
+    built = build(
+        data_folder("tinystories", "val.jsonl"), model=data_folder("models", "babyllama-105"), format="text", sample=20
+    )
+    assert {row["finish_reason"] for row in built.train} == {"length"}
+    stories = [
+        " ".join(row["text"].split())
+        for row in read_rows(SourceConfig(path=str(data_folder("tinystories", "val.jsonl"))))[0]
+    ]
+    assert all(any(story.startswith(row["prompt"] + row["response"]) for story in stories) for row in built.train)
+
+
 # The demo
 
 
