@@ -114,6 +114,8 @@ class EvalReport(Artifact):
     harness: str
     """Versions of what did the scoring."""
     scores: dict[str, Score]
+    notes: tuple[str, ...] = ()
+    """What a reader of the scores should know: prompts that did not fit into the model's context, for instance."""
 
 
 class Comparison(Frozen):
@@ -128,7 +130,7 @@ class Comparison(Frozen):
 class GateDecision(Frozen):
     """What the gate made of θ_{t+1}."""
 
-    outcome: Literal["promote", "keep-best", "stop", "off"]
+    outcome: Literal["promote", "keep-best", "stop"]
     reason: str
     next_opponent: int
     """The version t that plays next."""

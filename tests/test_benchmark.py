@@ -1,0 +1,346 @@
+"""The benchmark phase, on a tiny real model, checked against log-likelihoods that are computed by hand."""
+
+import json
+from pathlib import Path
+from random import Random
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import character_tokenizer, data_folder, save_tiny_model
+from small_game import CPU, version_of
+
+from spin_core import local_tasks, phase, store
+from spin_core.benchmark import outcome, run, subset
+from spin_core.config import EvaluateConfig, LmEvalConfig
+from spin_core.errors import ConfigError, DataError, Stopped
+from spin_core.jobs import BenchmarkJob
+from spin_core.models import load_model, load_tokenizer, save_model
+from spin_core.records import EvalReport
+
+SENTENCE = "red sun dog runs fast over the old green hill and sleeps near a blue lake while cold rain falls"
+WORDS = SENTENCE.split()
+ROWS = 16
+
+
+def phrase(rng, count):
+    return " ".join(rng.choice(WORDS) for _ in range(count))
+
+
+def question_rows(seed, choices=4):
+    """Questions whose choices have unlike lengths, so that normalising by length matters."""
+    rng = Random(seed)
+    return [
+        {
+            "question": f"Fact {i}: {phrase(rng, 4)}?",
+            "choices": [phrase(rng, rng.randint(1, 3)) for _ in range(choices)],
+            "label": rng.randrange(choices),
+        }
+        for i in range(ROWS)
+    ]
+
+
+def write_rows(folder: Path, name: str, rows: list[dict]) -> None:
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmarks")
+    rng = Random(9)
+    for seed, name in enumerate(["arc_easy_test", "arc_challenge_test", "arc_challenge_train", "openbookqa_test"]):
+        write_rows(folder, name, question_rows(seed))
+    hellaswag = [
+        {**row, "question": f"Walking: The dog runs. {'the' if i % 2 else 'The'} man{'' if i % 2 else ' stops.'}"}
+        for i, row in enumerate(question_rows(4))
+    ]
+    write_rows(folder, "hellaswag_val", hellaswag)
+    winogrande = [
+        {"question": f"The {first} met the {second} as _ {phrase(rng, 3)}.", "choices": [first, second], "label": i % 2}
+        for i, (first, second) in enumerate((rng.choice(WORDS), rng.choice(WORDS) + "s") for _ in range(ROWS))
+    ]
+    write_rows(folder, "winogrande_dev", winogrande)
+    for name in ("mmlu_test", "mmlu_dev"):
+        subjects = ["anatomy"] * 4 + ["virology"] * 12
+        rows = [{"subject": s, **row} for s, row in zip(subjects, question_rows(len(name)), strict=True)]
+        write_rows(folder, name, rows)
+    targets = [
+        {"question": row["question"], "mc1_choices": row["choices"], "mc1_labels": [1, 0, 0, 0],
+         "mc2_choices": row["choices"], "mc2_labels": [1, 1, 0, 0]}
+        for row in question_rows(7)
+    ]  # fmt: skip
+    write_rows(folder, "truthfulqa_mc", targets)
+    return folder
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def benchmark_job(output: Path, model: Path, data: Path | None, *tasks: str, seed=0, **config) -> BenchmarkJob:
+    lm_eval = LmEvalConfig(**{"tasks": tasks, "local_data": data, "batch_size": 8, **config})
+    return BenchmarkJob(
+        output=output, seed=seed, config=EvaluateConfig(lm_eval=lm_eval), model=CPU, player=version_of(model)
+    )
+
+
+def do(job: BenchmarkJob) -> EvalReport:
+    return phase.execute(job, EvalReport, run, phase.Progress())
+
+
+def items(report: EvalReport, task: str) -> list[float]:
+    table = pq.read_table(report.path / "items.parquet").to_pylist()
+    return [row["value"] for row in table if row["task"] == task]
+
+
+class ByHand:
+    """Log-likelihoods of texts, one at a time, from the model's own loss."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model, self.tokenizer = load_model(folder, CPU), load_tokenizer(folder, CPU)
+
+    def logp(self, context: str, continuation: str) -> float:
+        before = self.tokenizer(context)["input_ids"]
+        whole = self.tokenizer(context + continuation)["input_ids"]
+        labels = torch.tensor([[-100] * len(before) + whole[len(before) :]])
+        with torch.inference_mode():
+            loss = self.model(torch.tensor([whole]), labels=labels).loss.item()
+        return -loss * (len(whole) - len(before))
+
+    def right(self, context: str, choices: list[str], label: int) -> tuple[float, float]:
+        """acc and acc_norm of one item."""
+        logps = [self.logp(context, f" {choice}") for choice in choices]
+        by_length = [logp / len(choice) for logp, choice in zip(logps, choices, strict=True)]
+        return float(logps.index(max(logps)) == label), float(by_length.index(max(by_length)) == label)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tiny_model):
+    """The tiny model with larger weights: what it says depends on what it has read."""
+    folder = tmp_path_factory.mktemp("model")
+    large = load_model(tiny_model, CPU)
+    with torch.no_grad():
+        for name, weights in large.named_parameters():
+            if "norm" not in name:
+                weights.mul_(15)
+    save_model(large, load_tokenizer(tiny_model, CPU), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def by_hand(model):
+    return ByHand(model)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, model, data):
+    tasks = ("arc_easy", "openbookqa", "hellaswag", "winogrande", "mmlu", "truthfulqa_mc2")
+    return do(benchmark_job(tmp_path_factory.mktemp("eval") / "lm-eval", model, data, *tasks))
+
+
+CONTEXTS = {
+    "arc_easy": ("arc_easy_test", lambda question: f"Question: {question}\nAnswer:"),
+    "openbookqa": ("openbookqa_test", lambda question: question),
+    "hellaswag": ("hellaswag_val", lambda question: question.replace(". the man", ". The man")),
+}
+
+
+@pytest.mark.parametrize("task", CONTEXTS)
+def test_accuracies_are_those_of_a_hand_computation_item_by_item(task, report, data, by_hand):
+    file, context = CONTEXTS[task]
+    right = [
+        by_hand.right(context(row["question"]), row["choices"], row["label"]) for row in read(data / f"{file}.jsonl")
+    ]
+    assert items(report, f"{task}/acc") == [acc for acc, _ in right]
+    assert items(report, task) == [norm for _, norm in right]
+    assert report.scores[task].value == pytest.approx(sum(norm for _, norm in right) / ROWS)
+    assert report.scores[f"{task}/acc"].value == pytest.approx(sum(acc for acc, _ in right) / ROWS)
+
+
+def test_the_hand_computation_is_not_right_by_chance(report):
+    values = {tuple(items(report, name)) for name in report.scores if name.split("/")[0] in CONTEXTS}
+    assert len([one for one in values if 2 <= sum(one) <= ROWS - 2]) >= 4
+
+
+def test_winogrande_scores_the_end_of_the_sentence_behind_each_filling(report, data, by_hand):
+    right = []
+    for row in read(data / "winogrande_dev.jsonl"):
+        before, _, after = row["question"].partition("_")
+        logps = [by_hand.logp(before + filling, f" {after.strip()}") for filling in row["choices"]]
+        right.append(float(logps.index(max(logps)) == row["label"]))
+    assert items(report, "winogrande") == right
+    assert report.scores["winogrande"].value == pytest.approx(sum(right) / ROWS)
+
+
+def test_mmlu_averages_over_the_items_of_all_its_subjects(report, data, by_hand):
+    right = []
+    for row in read(data / "mmlu_test.jsonl"):
+        lines = "".join(f"\n{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"], strict=True))
+        head = f"The following are multiple choice questions (with answers) about {row['subject']}.\n\n"
+        logps = [by_hand.logp(f"{head}{row['question']}{lines}\nAnswer:", f" {letter}") for letter in "ABCD"]
+        right.append(float(logps.index(max(logps)) == row["label"]))
+    assert items(report, "mmlu") == right
+    assert report.scores["mmlu"].value == pytest.approx(sum(right) / ROWS)
+    assert report.scores["mmlu"].n == ROWS
+    names = [row["item"] for row in pq.read_table(report.path / "items.parquet").to_pylist() if row["task"] == "mmlu"]
+    assert names == [f"mmlu_anatomy/{i}" for i in range(4)] + [f"mmlu_virology/{i}" for i in range(12)]
+
+
+def test_truthfulqa_weighs_the_probability_of_the_true_answers(report):
+    values = items(report, "truthfulqa_mc2")
+    assert len(values) == ROWS
+    assert all(0 <= value <= 1 for value in values)
+    assert len([value for value in values if 0.01 < value < 0.99]) > 2  # weights, not hits
+    assert report.scores["truthfulqa_mc2"].value == pytest.approx(sum(values) / ROWS)
+
+
+def test_errors_are_those_of_the_mean(report):
+    for name, score in report.scores.items():
+        values = torch.tensor(items(report, name), dtype=torch.float64)
+        assert score.n == len(values) == ROWS
+        if name != "mmlu":  # lm-eval pools its subjects' errors
+            assert score.stderr == pytest.approx(values.std().item() / ROWS**0.5)
+        assert (score.stderr > 0) == (len(set(values.tolist())) > 1)
+        assert score.higher_is_better
+
+
+def test_the_report_names_the_model_and_the_harness(report, model):
+    assert (report.suite, report.model) == ("lm-eval", version_of(model).digest)
+    assert report.harness.startswith("lm-eval 0.")
+    assert report.notes == ()
+    assert sorted(path.name for path in report.path.iterdir()) == ["items.parquet", "manifest.json"]
+    assert store.verify(report.path) == []
+
+
+def test_the_same_job_gives_the_same_bytes(tmp_path, model, data):
+    one, other = (do(benchmark_job(tmp_path / name, model, data, "arc_easy")) for name in ("one", "other"))
+    assert one.digest == other.digest
+
+
+def test_examples_in_the_prompt_are_those_that_lm_eval_draws_from_the_training_rows(tmp_path, model, data, by_hand):
+    report = do(benchmark_job(tmp_path / "lm-eval", model, data, "arc_challenge", num_fewshot=2))
+    training, rng, right = read(data / "arc_challenge_train.jsonl"), Random(1234), []
+    for row in read(data / "arc_challenge_test.jsonl"):
+        examples = [
+            f"Question: {example['question']}\nAnswer: {example['choices'][example['label']]}\n\n"
+            for example in rng.sample(training, 2)
+        ]
+        context = "".join(examples) + f"Question: {row['question']}\nAnswer:"
+        right.append(by_hand.right(context, row["choices"], row["label"])[0])
+    assert items(report, "arc_challenge/acc") == right
+    bare = do(benchmark_job(tmp_path / "bare", model, data, "arc_challenge"))
+    assert items(bare, "arc_challenge/acc") != right
+    assert report.notes == ()
+
+
+def test_examples_from_the_rows_that_are_asked_are_noted(tmp_path, model, data):
+    report = do(benchmark_job(tmp_path / "lm-eval", model, data, "winogrande", num_fewshot=2))
+    assert report.notes == ("winogrande: examples in the prompt come from the rows that are evaluated",)
+
+
+def test_a_limit_takes_a_seeded_part_of_the_items(tmp_path, model, data, report):
+    job = benchmark_job(tmp_path / "lm-eval", model, data, "arc_easy", limit=5)
+    few = do(job)
+    rows = [row for row in pq.read_table(few.path / "items.parquet").to_pylist() if row["task"] == "arc_easy"]
+    assert few.scores["arc_easy"].n == len(rows) == 5
+    chosen = [int(row["item"]) for row in rows]
+    assert chosen == subset(ROWS, 5, 0, "arc_easy")
+    assert [row["value"] for row in rows] == [items(report, "arc_easy")[i] for i in chosen]
+
+
+def test_a_smaller_limit_is_part_of_a_larger_one_and_the_seed_matters():
+    assert set(subset(1000, 20, 0, "arc_easy")) < set(subset(1000, 50, 0, "arc_easy"))
+    assert subset(1000, 20, 0, "arc_easy") != subset(1000, 20, 1, "arc_easy")
+    assert subset(1000, 20, 0, "arc_easy") == sorted(subset(1000, 20, 0, "arc_easy"))
+
+
+def test_a_stopped_run_keeps_the_tasks_that_are_done(tmp_path, model, data):
+    whole = do(benchmark_job(tmp_path / "whole", model, data, "arc_easy", "winogrande"))
+    job, progress = benchmark_job(tmp_path / "stopped", model, data, "arc_easy", "winogrande"), phase.Progress()
+    progress.stop()
+    with pytest.raises(Stopped):
+        phase.execute(job, EvalReport, run, progress)
+    kept = tmp_path / ".stopped.partial" / ".arc_easy.json"
+    assert kept.exists()
+    assert not kept.with_name(".winogrande.json").exists()
+    assert do(job).digest == whole.digest
+
+
+def test_a_task_without_rows_is_refused_with_those_that_have(tmp_path, model, data):
+    with pytest.raises(
+        ConfigError, match=r"'gsm8k', which has no rows in .*: choose among arc_easy, .*, mmlu"
+    ) as error:
+        do(benchmark_job(tmp_path / "lm-eval", model, data, "gsm8k"))
+    assert "openbookqa" in str(error.value)
+    with pytest.raises(ConfigError, match="is no folder"):
+        do(benchmark_job(tmp_path / "lm-eval", model, data / "nowhere", "arc_easy"))
+
+
+def test_a_row_in_another_form_is_named(tmp_path, model):
+    write_rows(tmp_path, "arc_easy_test", [{"question": "?", "choices": ["a"], "label": 0}, {"question": "?"}])
+    with pytest.raises(DataError, match=r"arc_easy_test.jsonl, line 2, is not in the plain form"):
+        do(benchmark_job(tmp_path / "lm-eval", model, tmp_path, "arc_easy"))
+    (tmp_path / "arc_easy_test.jsonl").write_text("{\n")
+    with pytest.raises(DataError, match=r"line 1, is not JSON"):
+        do(benchmark_job(tmp_path / "lm-eval", model, tmp_path, "arc_easy"))
+
+
+def test_a_chat_template_that_is_not_there_is_refused(tmp_path, model, data):
+    with pytest.raises(ConfigError, match="no chat template"):
+        do(benchmark_job(tmp_path / "lm-eval", model, data, "arc_easy", apply_chat_template=True))
+
+
+def test_a_chat_template_wraps_each_item(tmp_path, data):
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[bot]{% endif %}"
+    )
+    folder = save_tiny_model(tmp_path / "model", character_tokenizer(chat_template=template))
+    report = do(benchmark_job(tmp_path / "lm-eval", folder, data, "openbookqa", apply_chat_template=True))
+    hand = ByHand(folder)
+    right = []
+    for row in read(data / "openbookqa_test.jsonl"):
+        logps = [hand.logp(f"[user]{row['question']}[bot]", choice) for choice in row["choices"]]
+        right.append(float(logps.index(max(logps)) == row["label"]))
+    assert items(report, "openbookqa/acc") == right
+
+
+def test_hellaswags_rows_are_split_as_the_data_set_has_them():
+    row = {"question": "Roof: A man sits. he", "choices": ["a", "b"], "label": 1}
+    assert local_tasks.hellaswag(row) == {
+        "activity_label": "Roof", "ctx_a": "A man sits.", "ctx_b": "he", "endings": ["a", "b"], "label": "1"
+    }  # fmt: skip
+    whole = {"question": "Style: How to: dress. Do it well.", "choices": ["a"], "label": 0}
+    assert local_tasks.hellaswag(whole) | {"endings": []} == {
+        "activity_label": "Style", "ctx_a": "How to: dress. Do it well.", "ctx_b": "", "endings": [], "label": "0"
+    }  # fmt: skip
+
+
+def test_an_error_that_lm_eval_does_not_give_is_0():
+    found = {"acc,none": 1.0, "acc_stderr,none": "N/A", "name": "x", "sample_len": 1}
+    results = {
+        "results": {"x": found},
+        "higher_is_better": {"x": {"acc": True}},
+        "samples": {"x": [{"doc_id": 3, "filter": "none", "acc": 1.0}]},
+    }
+    scores, rows = outcome("x", results, ["x"])
+    assert scores == {"x": {"value": 1.0, "stderr": 0.0, "n": 1, "higher_is_better": True}}
+    assert rows == [("x", "3", 1.0)]
+
+
+def test_a_real_small_model_takes_the_real_benchmarks(tmp_path):
+    data, folder = data_folder("benchmarks"), data_folder("models", "babyllama-105")
+    tasks = ("arc_easy", "arc_challenge", "openbookqa", "hellaswag", "winogrande")
+    report = do(benchmark_job(tmp_path / "lm-eval", folder, data, *tasks, limit=8, num_fewshot=1))
+    assert {name for name in report.scores if "/" not in name} == set(tasks)
+    assert all(score.n == 8 and 0 <= score.value <= 1 for score in report.scores.values())
+    # One character is one token, and the context is 256.
+    assert any("longer than the model's context of 256 tokens" in note for note in report.notes)
+
+
+def test_every_real_row_has_its_place_in_lm_evals_form():
+    data = data_folder("benchmarks")
+    known = local_tasks.sources(data)
+    assert len([name for name in known if name.startswith("mmlu_")]) == 57
+    for name, rows in {"arc_easy": 2376, "hellaswag": 10042, "winogrande": 1267, "mmlu_anatomy": 135}.items():
+        source = known[name]
+        assert len(list(local_tasks.converted(data / f"{source.file}.jsonl", source))) == rows
