@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -220,7 +220,7 @@ def verify(lineage: str, runs: Path) -> None:
 @click.option("--format", "form", type=click.Choice(["dpo", "spin"]), required=True, help="For other trainers' eyes.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A .jsonl or .parquet file.")
 @runs_option
-def export(lineage: str, t: int, form: str, output: Path | None, runs: Path) -> None:
+def export(lineage: str, t: int, form: Literal["dpo", "spin"], output: Path | None, runs: Path) -> None:
     """Write the pairs of iteration T as a data set for other trainers."""
     from spin_core.export import export_pairs
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows.parameters import Iterations, Overrides, given, runs_folder
-from spin_core import board, history, store
+from spin_core import board, history, launch, store
 from spin_core import lineage as lineages
 from spin_core.board import Board
 from spin_core.config import LineageName, RunConfig
@@ -50,7 +50,7 @@ def run_local(runs: Path, name: str, config: RunConfig) -> Board:
 def continue_lineage(runs: str, name: str, config: RunConfig) -> Board:
     """Play until the lineage has `config.iterations` iterations, alone in its folder."""
     folder = runs_folder(runs)
-    with store.locked(lineages.check_name(folder, name)):
+    with store.locked(lineages.check_name(folder, name)), launch.warm.phases():
         return play(lineages.start(folder, name, config))
 
 
@@ -97,7 +97,7 @@ def first_opponent(game: Lineage) -> tuple[ModelVersion, PromptSet]:
     prompts = prepare_prompts(game, base)
     if game.config.model.path:
         return base, prompts
-    with store.locked(game.runs / ".sft", wait=True):
+    with store.locked(game.runs / lineages.SHARED, wait=True):
         train_sft(game, base, prompts)
         return game.sft_model(base, prompts), prompts
 

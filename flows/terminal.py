@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -33,12 +34,10 @@ def print_leaderboard(board: Board, config: RunConfig, *, everything: bool = Fal
             for task in tasks
             if task == board.main_metric or task in config.evaluate.headline or task in benchmarks
         ]
-    table = Table(
-        title=f"Leaderboard of {board.lineage}", title_justify="left", title_style="bold", header_style="bold"
-    )
-    table.add_column("")
+    table = Table(title=f"Leaderboard of {board.lineage}", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
     for task in tasks:
-        table.add_column(heading(board, task).replace("_", " "), justify="right")
+        table.add_column(heading(board, task).replace("_", " "), justify="right", vertical="bottom")
     for row in board.rows:
         table.add_row(row.name, *(score_cell(row, task) for task in tasks))
     if board.controls:

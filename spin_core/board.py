@@ -163,8 +163,8 @@ def decide(
     gate, metric = config.gate, config.evaluate.main_metric
     t, reports = candidate
     best_t, best_reports = best
-    if gate.rule == "off":
-        return GateDecision(outcome="off", reason="the gate is off", next_opponent=t)
+    if gate.rule == "always":
+        return GateDecision(outcome="promote", reason="the gate is always open", next_opponent=t)
     score, other = scores(reports)[metric], scores(best_reports)[metric]
     pair = paired(items(reports).get(metric, {}), items(best_reports).get(metric, {}))
     delta, stderr = pair or (score.value - other.value, float(np.hypot(score.stderr, other.stderr)))
@@ -185,5 +185,5 @@ def format_score(score: Score | None) -> str:
         return "–"
     if score.stderr <= 0:
         return f"{score.value:.4g}"
-    digits = int(min(6, max(0, 1 - np.floor(np.log10(score.stderr)))))
+    digits = int(min(4, max(0, 1 - np.floor(np.log10(score.stderr)))))
     return f"{score.value:.{digits}f} ± {score.stderr:.{digits}f}"

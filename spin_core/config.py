@@ -4,9 +4,9 @@ A field's docstring is its help text. It reaches `spin check`, the README and th
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, Union
+from typing import Annotated, Literal, Self, TypeVar, Union
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 T = TypeVar("T")
 
@@ -230,6 +230,22 @@ class TrainConfig(Frozen):
     """How far the first loss may be from log 2 in float32 before the run stops; bfloat16 allows 20 times as much."""
 
 
+class SftTrainConfig(TrainConfig):
+    """Training on the real responses alone."""
+
+    loss: Literal["logistic", "hinge", "sft"] = "sft"
+    """Always `sft`."""
+
+    learning_rate: Schedule[PositiveFloat] = 3e-3
+    """Peak learning rate."""
+
+    epochs: Schedule[PositiveInt] = 20
+    """Passes over the SFT data."""
+
+    optimizer: Literal["rmsprop", "adamw"] = "adamw"
+    """RMSProp or AdamW."""
+
+
 class SftConfig(Frozen):
     """How θ_0 is trained, for recipes that bring their own small Llama-shaped model."""
 
@@ -245,7 +261,7 @@ class SftConfig(Frozen):
     intermediate_size: PositiveInt = 64
     """Width of the feed-forward layer."""
 
-    train: TrainConfig = TrainConfig(loss="sft", optimizer="adamw", learning_rate=3e-3, epochs=30)
+    train: SftTrainConfig = SftTrainConfig()
     """Its training on the SFT data."""
 
 
@@ -283,6 +299,9 @@ class EvaluateConfig(Frozen):
     exact: bool = False
     """Exact distance to p_data, for sources whose distribution is known (the demo's)."""
 
+    temperature: PositiveFloat = 1.0
+    """The temperature at which versions answer here: the one at which the model will be used."""
+
     main_metric: str = "heldout_nll"
     """The score that the gate and the leaderboard's plot look at."""
 
@@ -296,8 +315,8 @@ class EvaluateConfig(Frozen):
 class GateConfig(Frozen):
     """Whether θ_{t+1} becomes the next opponent."""
 
-    rule: Literal["off", "stop", "best"] = "stop"
-    """When the main metric falls: go on all the same, stop, or play on from the best version so far."""
+    rule: Literal["always", "stop", "best"] = "stop"
+    """When the main metric falls: promote the player always, stop, or play on from the best version so far."""
 
     tolerance: NonNegativeFloat = 2.0
     """How many standard errors a fall may measure before it counts."""
@@ -357,3 +376,9 @@ class RunConfig(Frozen):
 
     controls: ControlsConfig = ControlsConfig()
     """Comparisons."""
+
+    @model_validator(mode="after")
+    def _loss_is_a_game(self) -> Self:
+        if self.train.loss == "sft":
+            raise ValueError("train.loss sft is no game: set controls.sft_continued to compare with it")
+        return self

@@ -66,7 +66,7 @@ def run_phase(
         store.write_json(path, job.model_dump(mode="json"))
     tail: deque[str] = deque(maxlen=20)
     last: dict[str, Any] = {}
-    with started(command(path, job.phase), path) as process:
+    with started(job.phase, path) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         reader = threading.Thread(target=read_log, args=(process.stderr, tail, on_log), daemon=True)
@@ -74,6 +74,7 @@ def run_phase(
         for line in process.stdout:
             message = parse(line)
             if "done" in message:
+                warm.prepare()
                 on_progress(message)
             else:
                 last = message
@@ -93,11 +94,25 @@ def run_phase(
 
 
 @contextlib.contextmanager
-def started(arguments: list[str], job_file: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process in a group of its own, which is ended on the way out."""
-    process = subprocess.Popen(
+def started(phase: str, job_file: Path) -> Iterator[subprocess.Popen[str]]:
+    """The process of a phase, in a group of its own, which is ended on the way out."""
+    process = warm.take(phase, job_file) or spawn(command(job_file, phase), stdin=subprocess.DEVNULL)
+    pid_file = job_file.with_suffix(".pid")
+    with process, guard(process.pid):
+        try:
+            with store.storage_errors(pid_file.parent):
+                pid_file.write_text(f"{process.pid} {birth(process.pid)}", "utf-8")
+            yield process
+        finally:
+            end_group(process)
+            pid_file.unlink(missing_ok=True)
+
+
+def spawn(arguments: list[str], *, stdin: int) -> subprocess.Popen[str]:
+    """A process that leads a group of its own and asks the kernel to end it with us."""
+    return subprocess.Popen(
         arguments,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",
@@ -105,15 +120,51 @@ def started(arguments: list[str], job_file: Path) -> Iterator[subprocess.Popen[s
         process_group=0,
         env={**os.environ, "SPIN_PARENT": str(os.getpid()), "TOKENIZERS_PARALLELISM": "false"},
     )
-    pid_file = job_file.with_suffix(".pid")
-    with process, guard(process.pid):
+
+
+class Warm:
+    """At most one process that has loaded what a phase needs, and waits for its job (see `spin_core.warm`)."""
+
+    def __init__(self) -> None:
+        self._wanted = False
+        self._process: subprocess.Popen[str] | None = None
+
+    @contextlib.contextmanager
+    def phases(self) -> Iterator[None]:
+        """While this lasts, the process of the next phase is made ready as soon as the present one is at work."""
+        self._wanted = True
         try:
-            with store.storage_errors(pid_file.parent):
-                pid_file.write_text(str(process.pid), "utf-8")
-            yield process
+            yield
         finally:
+            self._wanted = False
+            process, self._process = self._process, None
+            if process is not None:
+                process.kill()
+                process.communicate()
+
+    def prepare(self) -> None:
+        """Start a process for the next phase, if phases are to be kept warm and none is waiting."""
+        if self._wanted and self._process is None:
+            self._process = spawn([sys.executable, "-m", "spin_core.warm"], stdin=subprocess.PIPE)
+
+    def take(self, phase: str, job_file: Path) -> subprocess.Popen[str] | None:
+        """The waiting process, told its job; None if none waits, or if the phase loads nothing heavy."""
+        if self._process is None or phase in LIGHT:
+            return None
+        process, self._process = self._process, None
+        assert process.stdin is not None
+        try:
+            process.stdin.write(f"{phase}\t{job_file}\n")
+            process.stdin.close()
+        except BrokenPipeError:  # it ended while it waited: the phase starts cold
             end_group(process)
-            pid_file.unlink(missing_ok=True)
+            return None
+        return process
+
+
+warm = Warm()
+LIGHT = ("pairs",)
+"""Phases that start at once without help."""
 
 
 def guard(group: int) -> subprocess.Popen[bytes]:
@@ -139,15 +190,22 @@ def end_leftover(job_file: Path) -> None:
     """End the process group that an earlier, killed run of this very job left behind."""
     pid_file = job_file.with_suffix(".pid")
     with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
-        pid = int(pid_file.read_text("utf-8"))
-        # The number may belong to another program by now; its command line names the job if it does not.
-        command_line = Path(f"/proc/{pid}/cmdline")
-        if str(job_file).encode() in command_line.read_bytes():
+        number, born = pid_file.read_text("utf-8").split()
+        pid = int(number)
+        if birth(pid) == born:  # else the number belongs to another program by now
             os.killpg(pid, signal.SIGKILL)
-            # It is gone when its number is, or (waiting for its parent to take note) its memory.
-            while command_line.read_bytes():
+            while birth(pid) == born:
                 time.sleep(0.05)
     pid_file.unlink(missing_ok=True)
+
+
+def birth(pid: int) -> str:
+    """When a process started, in the kernel's ticks; empty if it has ended."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if state in "ZX" else fields[18]
 
 
 def read_log(stream: Any, tail: deque[str], on_log: Callable[[str], None]) -> None:

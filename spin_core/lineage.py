@@ -48,6 +48,8 @@ M = TypeVar("M", bound=BaseModel)
 J = TypeVar("J", bound=Job)
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+SHARED = ".sft"
+"""Below the runs folder: models that recipes train for themselves, by identity."""
 FREE = ("iterations", "controls", "gate")
 """Settings that may differ from the ones a lineage was started with: what is built does not depend on them."""
 
@@ -172,7 +174,7 @@ class Lineage:
         prompts: PromptSet,
         opponent: EvalReport | None,
         folder: Path | None = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
     ) -> list[EvaluateJob | BenchmarkJob]:
         """Every suite that the configuration asks for, on one model."""
         folder = folder or self.eval_folder(player.t)
@@ -184,14 +186,14 @@ class Lineage:
                     output=folder / "self-play",
                     seed=self.config.seed,
                     config=config,
-                    generate=self.config.generate.model_copy(update={"temperature": temperature}),
+                    generate=self.config.generate.model_copy(update={"temperature": temperature or config.temperature}),
                     model=self.config.model,
                     player=player,
                     prompts=prompts,
                     opponent=opponent,
                 )
             )
-        if config.lm_eval.tasks and temperature == 1.0:
+        if config.lm_eval.tasks and temperature is None:
             jobs.append(
                 BenchmarkJob(
                     output=folder / "lm-eval",
@@ -270,7 +272,7 @@ class Lineage:
 
     def _shared(self, job: J, name: str) -> J:
         identity = store.digest_of(store.identity_of(job.model_dump(mode="json")))
-        return job.model_copy(update={"output": self.runs / ".sft" / identity[:16] / name})
+        return job.model_copy(update={"output": self.runs / SHARED / identity[:16] / name})
 
 
 def start(runs: Path, name: str, config: RunConfig) -> Lineage:

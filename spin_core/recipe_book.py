@@ -5,8 +5,31 @@ from typing import Any
 DEMO: dict[str, Any] = {
     "iterations": 3,
     "chat": {"template": "plain"},
+    "sft": {
+        "hidden_size": 24,
+        "layers": 2,
+        "heads": 4,
+        "intermediate_size": 48,
+        "train": {"learning_rate": 1e-2, "epochs": 12, "batch_size": 128},
+    },
+    "prompts": {"sample": 16_384, "held_out": 300, "max_prompt_tokens": 8},
+    "generate": {"temperature": 0.5, "max_new_tokens": 10, "batch_size": 512, "shard_size": 4096},
+    # Draws repeat: their frequencies are the distribution that the player learns.
+    "pairs": {"mix_previous": False, "drop_duplicates": False},
+    "train": {"optimizer": "adamw", "learning_rate": 1e-3, "beta": 3.0, "epochs": 3, "batch_size": 256},
+    "evaluate": {
+        "exact": True,
+        "temperature": 0.5,
+        "main_metric": "total_variation",
+        "headline": ["invalid_mass", "forward_kl", "heldout_nll", "reward_accuracy"],
+    },
+    "controls": {
+        "sft_continued": True,
+        "sft_learning_rate": [3e-4, 1e-3, 3e-3],
+        "temperatures": [0.3, 0.7, 1.0],
+    },
 }
-"""Everything made by program: a source whose distribution is known exactly, and a model of a few thousand weights."""
+"""Everything made by program: a source whose distribution is known exactly, and a model of some thousand weights."""
 
 TINYSTORIES: dict[str, Any] = {
     "iterations": 3,
@@ -72,7 +95,7 @@ ZEPHYR_PAPER: dict[str, Any] = {
         "lr_schedule": "linear",
         "gradient_checkpointing": True,
     },
-    "gate": {"rule": "off"},
+    "gate": {"rule": "always"},
     "evaluate": {
         "lm_eval": {
             "tasks": ["arc_challenge", "truthfulqa_mc2", "winogrande", "gsm8k", "hellaswag", "mmlu"],

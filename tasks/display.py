@@ -72,7 +72,7 @@ class Terminal(Silent):
     def finished(self, title: str, seconds: float) -> None:
         self.live.remove_task(self.bar)
         did = f"{self.last['done']:,} {self.last['unit']}s" if self.last else ""
-        self.console.print(f"[green]done[/]    {title:<28} {seconds:6.1f} s  {did:<16} [dim]{numbers(self.last)}[/]")
+        self.console.print(f"[green]done[/]    {title:<28} {seconds:6.1f} s  {did:<18} [dim]{numbers(self.last)}[/]")
 
     def reused(self, title: str) -> None:
         self.count_reused += 1
@@ -86,9 +86,14 @@ class Terminal(Silent):
         self.live.stop()
 
 
+SHOWN = ("loss", "rewards/accuracies", "tokens/s")
+"""The metrics that a line has room for; the rest are in the record."""
+
+
 def numbers(message: Mapping[str, Any]) -> str:
     """The metrics of a progress message in one line."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in message.get("metrics", {}).items())
+    found = message.get("metrics", {})
+    return "  ".join(f"{name.removeprefix('rewards/')} {found[name]:.4g}" for name in SHOWN if name in found)
 
 
 current: Silent = Silent()

@@ -23,7 +23,7 @@ def evaluate(
     against: Reports = (),
     *,
     folder: Path | None = None,
-    temperature: float = 1.0,
+    temperature: float | None = None,
 ) -> Reports:
     """Every suite that the configuration asks for, on one model. `against` are its opponent's reports."""
     opponent = next((report for report in against if report.suite == "self-play"), None)

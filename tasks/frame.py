@@ -21,6 +21,7 @@ from prefect.states import Completed
 from spin_core import launch
 from spin_core.errors import TryAgain
 from spin_core.jobs import Job
+from spin_core.lineage import SHARED
 from spin_core.records import Artifact
 from tasks import display
 
@@ -78,6 +79,8 @@ def title(job: Job) -> str:
     folder, name = job.output.parts[-2:]
     if folder == "eval":
         folder, name = job.output.parts[-3], f"evaluate {name}"
+    if SHARED in job.output.parts:
+        folder = "sft"
     return f"{folder.replace('_', ' ')} · {name}"
 
 

@@ -101,7 +101,7 @@ def test_a_phase_that_is_killed_is_said_to_be_out_of_memory_perhaps(tmp_path):
 
 def test_a_phase_that_someone_stops_says_so(tmp_path):
     def stop(_message):
-        os.kill(int((tmp_path / "jobs" / "toy.pid").read_text()), signal.SIGTERM)
+        os.kill(int((tmp_path / "jobs" / "toy.pid").read_text().split()[0]), signal.SIGTERM)
 
     with pytest.raises(Stopped, match="goes on from here"):
         run_phase(job(tmp_path, items=1000, seconds=0.01), ScoredPairs, stop)
@@ -180,17 +180,17 @@ def test_what_a_killed_run_left_is_ended_before_the_phase_starts_again(tmp_path)
     left = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(600)", str(path)], process_group=0, stdin=subprocess.DEVNULL
     )
-    path.with_suffix(".pid").write_text(str(left.pid))
+    path.with_suffix(".pid").write_text(f"{left.pid} {launch.birth(left.pid)}")
     wait_for(lambda: str(path).encode() in Path(f"/proc/{left.pid}/cmdline").read_bytes())
     run_phase(job(tmp_path), ScoredPairs)
     assert left.wait(timeout=10) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("content", ["", "not a number", "999999999", None])
+@pytest.mark.parametrize("content", ["", "not a number", "999999999 1", None])
 def test_a_process_number_that_is_no_longer_ours_is_left_alone(tmp_path, content):
     path = launch.job_path(job(tmp_path))
     path.parent.mkdir(parents=True)
-    path.with_suffix(".pid").write_text(str(os.getpid()) if content is None else content)
+    path.with_suffix(".pid").write_text(f"{os.getpid()} 1" if content is None else content)
     run_phase(job(tmp_path), ScoredPairs)
 
 

@@ -52,7 +52,7 @@ def test_the_paper_preset_holds_the_published_settings():
     assert (at(train.epochs, 0), train.batch_size, train.warmup, train.lr_schedule) == (2, 64, 0.1, "linear")
     generate = config.generate
     assert (at(generate.temperature, 0), generate.top_p, generate.top_k, generate.max_new_tokens) == (1.0, 1.0, 0, 256)
-    assert config.gate.rule == "off"
+    assert config.gate.rule == "always"
 
 
 def test_the_papers_benchmarks_are_evaluated():

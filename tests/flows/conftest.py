@@ -1,0 +1,72 @@
+"""A whole game in miniature, played by the command line in a process of its own, as a user plays it."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+TINY = {
+    "sft.hidden_size": 8,
+    "sft.intermediate_size": 16,
+    "sft.layers": 1,
+    "sft.train.epochs": 1,
+    "prompts.sample": 96,
+    "prompts.held_out": 16,
+    "generate.shard_size": 24,
+    "train.epochs": 2,
+    "train.batch_size": 16,
+    "train.save_every": 3,
+    "gate.rule": "always",
+    "controls": {"sft_continued": True, "sft_learning_rate": [1e-3], "temperatures": [0.7]},
+}
+ITERATIONS = 2
+
+
+@dataclass(frozen=True)
+class Player:
+    """The `spin` command with a folder of its own."""
+
+    runs: Path
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "flows.cli", *arguments, "--runs", str(self.runs)]
+
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        return {**kept, "OMP_NUM_THREADS": "1"}
+
+    def spin(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self.command(*arguments), env=self.environment(), capture_output=True, text=True, check=False, timeout=280
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def play(self, lineage: str, *more: str) -> list[str]:
+        return self.command(*self.arguments(lineage, *more))
+
+    @staticmethod
+    def arguments(lineage: str, *more: str) -> list[str]:
+        sets = [f"--set={name}={json.dumps(value)}" for name, value in TINY.items()]
+        return ["run", "demo", "--lineage", lineage, "--iterations", str(ITERATIONS), *sets, *more]
+
+    def digests(self, lineage: str) -> dict[str, str]:
+        """What every published folder of a lineage holds."""
+        root = self.runs / lineage
+        manifests = sorted(root.rglob("manifest.json"))
+        return {
+            str(path.parent.relative_to(root)): json.loads(path.read_text("utf-8"))["record"]["digest"]
+            for path in manifests
+        }
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Player:
+    """A lineage `whole`, played from start to end without a disturbance."""
+    player = Player(tmp_path_factory.mktemp("whole"))
+    player.spin(*player.arguments("whole"))
+    return player
