@@ -6,7 +6,7 @@
     real_tokens         mean length of the human responses
     generated_tokens    and of the player's
     length_classifier   accuracy of telling the two apart by length alone; .5 is best, 1 means length gives it away
-    distinct_2          different word pairs over all word pairs of the player's responses together
+    distinct_2          different word pairs over all word pairs of the player's responses together, if there are any
     repeated_trigrams   share of a response's word trigrams that it has said before
     looping_share, cut_share, empty_share     responses that loop, that were cut, that hold no text
     total_variation, invalid_mass, forward_kl     distance to p_data, where it is known (`exact`)
@@ -108,7 +108,8 @@ def run(job: EvaluateJob, scratch: Path, progress: Progress) -> dict[str, Any]:
         pq.write_table(table, scratch / "held_out.parquet")
         values |= quality(table)
         diversity, stderr = distinct(table["generated"].to_pylist())
-        scores["distinct_2"] = Score(value=diversity, stderr=stderr, n=len(table))
+        if diversity:
+            scores["distinct_2"] = Score(value=diversity, stderr=stderr, n=len(table))
         if job.opponent is not None and (job.opponent.path / "held_out.parquet").exists():
             values |= rewards(player, table, pq.read_table(job.opponent.path / "held_out.parquet", schema=SCHEMA))
         progress.check()

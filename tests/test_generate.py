@@ -115,6 +115,16 @@ def test_a_prompt_that_comes_twice_gets_two_answers(tmp_path, tiny_model, prompt
     assert rows[0]["response_ids"] != rows[-1]["response_ids"]
 
 
+def test_a_small_model_answers_on_one_thread(tiny_model):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        make_engine(load_model(tiny_model, CPU), (EOS,), GenerateConfig(), 0)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_seeds_belong_to_the_prompt_and_not_to_its_place():
     ids = ["a", "b", "a"]
     seeds = [request.seed for request in requests_for(ids, [[1]] * 3, 0, "iteration 0")]
