@@ -133,7 +133,7 @@ def play(player: Player, held_out: pa.Table, progress: Progress) -> pa.Table:
         "id": ids,
         "prompt": held_out["prompt"],
         "real": held_out["response"],
-        "generated": texts(player.tokenizer, found),
+        "generated": texts(player.tokenizer, requests, found),
         "prompt_ids": prompt_ids,
         "real_ids": real_ids,
         "generated_ids": generated_ids,

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_core import store
 from spin_core.batches import read_token_ids
+from spin_core.chat import decode_responses
 from spin_core.config import GenerateConfig
 from spin_core.engine import Answer, Engine, Request, TransformersEngine
 from spin_core.errors import ModelError
@@ -67,7 +68,7 @@ def run(job: GenerateJob, scratch: Path, progress: Progress) -> dict[str, Any]:
                 engine = make_engine(model, stop_ids(job.prompts, tokenizer), job.config, job.t)
             watch = Stopwatch(start, progress)
             found = answers(engine, requests[rows], watch.note)
-            write_shard(shards[-1], ids[rows], texts(tokenizer, found), found)
+            write_shard(shards[-1], ids[rows], texts(tokenizer, requests[rows], found), found)
             watch.record(scratch / "log" / "timing.jsonl", shards[-1].stem, len(found))
         progress.tell(rows.stop, **({"tokens/s": watch.speed()} if watch else {}))
     return {"t": job.t, "opponent": job.opponent.digest, "rows": len(ids), "shards": len(shards), **count(shards)}
@@ -135,12 +136,11 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
-def texts(tokenizer: PreTrainedTokenizerBase, found: Sequence[Answer]) -> list[str]:
+def texts(tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request], found: Sequence[Answer]) -> list[str]:
     """Answers as people read them, without special tokens."""
-    decoded: list[str] = tokenizer.batch_decode(
-        [answer.response_ids for answer in found], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    return decode_responses(
+        tokenizer, [request.prompt_ids for request in requests], [answer.response_ids for answer in found]
     )
-    return decoded
 
 
 def write_shard(path: Path, ids: Sequence[str], responses: Sequence[str], found: Sequence[Answer]) -> None:
