@@ -222,10 +222,9 @@ def verify(lineage: str, runs: Path) -> None:
 @runs_option
 def export(lineage: str, t: int, form: Literal["dpo", "spin"], output: Path | None, runs: Path) -> None:
     """Write the pairs of iteration T as a data set for other trainers."""
-    from spin_core.export import export_pairs
-
     from flows.terminal import record_at
     from spin_core import lineage as lineages
+    from spin_core.export import export_pairs
 
     record = record_at(lineages.find(runs, lineage), t)
     path = output or Path(f"{lineage}-iteration-{t:02d}-{form}.jsonl")

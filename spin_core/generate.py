@@ -34,10 +34,6 @@ from spin_core.sampling import Sampling
 
 log = logging.getLogger("spin_core")
 
-SMALL = 5_000_000
-"""A model of fewer parameters answers on one thread of a CPU: its operations are too short to share, and threads that
-wait for each other made it eight times slower on a busy machine."""
-
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -80,10 +76,8 @@ def stop_ids(prompts: PromptSet, tokenizer: PreTrainedTokenizerBase) -> tuple[in
 
 
 def make_engine(model: PreTrainedModel, stops: Sequence[int], config: GenerateConfig, t: int) -> Engine:
-    """The configured engine, as it samples in iteration `t`. Sets this process to one thread for a small model."""
+    """The configured engine, as it samples in iteration `t`."""
     assert config.engine == "transformers"
-    if model.device.type == "cpu" and model.num_parameters() < SMALL:
-        torch.set_num_threads(1)
     return TransformersEngine(model, stops, Sampling.of(config, t), config.batch_size)
 
 

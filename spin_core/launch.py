@@ -25,6 +25,14 @@ R = TypeVar("R", bound=Artifact)
 Listener = Callable[[Mapping[str, Any]], None]
 """Called with each progress message: `{"done", "total", "unit", "metrics"}`."""
 
+DEFAULTS = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait make everyone slow on a shared machine
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_MININTERVAL": "10",
+}
+"""The environment of a phase, where ours does not say otherwise."""
+
 GRACE_SECONDS = 30.0
 """How long a phase may take to save its work after SIGTERM, before it is killed."""
 
@@ -118,7 +126,7 @@ def spawn(arguments: list[str], *, stdin: int) -> subprocess.Popen[str]:
         encoding="utf-8",
         errors="replace",  # a library may log anything, and a reader that gave up would leave the pipe full
         process_group=0,
-        env={**os.environ, "SPIN_PARENT": str(os.getpid()), "TOKENIZERS_PARALLELISM": "false"},
+        env={**DEFAULTS, **os.environ, "SPIN_PARENT": str(os.getpid())},
     )
 
 

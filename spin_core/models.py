@@ -10,6 +10,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from spin_core.config import ModelConfig
 from spin_core.errors import ModelError
 
+SMALL = 5_000_000
+"""A model of fewer parameters runs on one thread of a CPU: its operations are too short to share, and threads that
+wait for each other made it ten times slower on a busy machine."""
+
 
 def device_of(config: ModelConfig) -> torch.device:
     """The device that the configuration names."""
@@ -21,7 +25,10 @@ def device_of(config: ModelConfig) -> torch.device:
 
 
 def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
-    """The model in a folder, on its device, in evaluation mode, with `config.dtype` weights."""
+    """The model in a folder, on its device, in evaluation mode, with `config.dtype` weights.
+
+    A small model sets this process to one thread.
+    """
     check_safetensors(folder)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -40,7 +47,10 @@ def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
             f"the weights in {folder} lack {', '.join(sorted(info['missing_keys'])[:3])}: copy or fetch the model again"
         )
     model.eval()
-    return model.to(device_of(config))
+    device = device_of(config)
+    if device.type == "cpu" and model.num_parameters() < SMALL:
+        torch.set_num_threads(1)
+    return model.to(device)
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase:
