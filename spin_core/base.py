@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from spin_core.chat import Renderer
 from spin_core.config import ModelConfig, SftConfig
@@ -164,19 +164,27 @@ def prepare_tokenizer(source: Path, config: ModelConfig) -> Any:
 
 def check_fit(source: Path, settings: Any, tokenizer: Any, config: ModelConfig) -> None:
     """Whether the folder's model is one that answers, with a row for each of the tokenizer's tokens."""
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(settings, trust_remote_code=config.trust_remote_code)
-    except (ValueError, ImportError) as error:
-        raise ModelError(
-            f"{source} is no causal language model ({first_line(error)}): set model.path to one"
-        ) from error
+    model = skeleton(source, settings, config)
     rows, tokens = model.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values()) + 1
     if tokens > rows:
         raise ModelError(
             f"the tokenizer has {tokens} tokens, but the model in {source} embeds only {rows}: "
             "set model.tokenizer to the model's own, or resize the model's embeddings"
         )
+
+
+def skeleton(source: Path, settings: Any, config: ModelConfig) -> PreTrainedModel:
+    """The model of a configuration, without numbers in its weights."""
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                settings, trust_remote_code=config.trust_remote_code
+            )
+    except (ValueError, ImportError) as error:
+        raise ModelError(
+            f"{source} is no causal language model ({first_line(error)}): set model.path to one"
+        ) from error
+    return model
 
 
 def generation_config(tokenizer: Any, stop_ids: tuple[int, ...]) -> dict[str, Any]:

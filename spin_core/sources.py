@@ -34,13 +34,20 @@ def read_rows(source: SourceConfig) -> tuple[list[Row], str | None]:
         rows = read_file(path)
     elif path.is_dir():
         rows, _ = from_datasets(path, source)
-    elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.path) and path.suffix not in SUFFIXES:
+    elif on_hub(source):
         rows, revision = from_datasets(None, source)
     else:
         raise DataError(f"{source.path} does not exist: set prompts.source.path to a file, a folder or a hub name")
     if not rows:
         raise DataError(f"{source.path} holds no rows: set prompts.source.path to data with prompts and responses")
     return rows, revision
+
+
+def on_hub(source: SourceConfig) -> bool:
+    """Whether a source is no file or folder here, but may be a data set on the hub."""
+    path = Path(source.path).expanduser()
+    is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.path) is not None
+    return is_name and path.suffix not in SUFFIXES and source.path != DEMO and not path.exists()
 
 
 def demo_rows(sample: int | None, held_out: int, seed: int) -> tuple[list[Row], list[Row]]:
