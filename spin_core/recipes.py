@@ -120,6 +120,8 @@ def explain(error: Any) -> str:
     field = ".".join(names)
     if error["type"] == "extra_forbidden":
         return f"{field} is no setting{suggestion(names[-1], known_fields(names[:-1]))}: see `spin recipes --settings`"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
     given = error.get("input")
     return f"{field} cannot be {given!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
