@@ -23,38 +23,39 @@ from spin_core.report import heading, significant
 
 console = Console(highlight=False)
 
+SCORE_WIDTH = 16
+"""Columns of the terminal that a score takes: `0.1234±0.0012*`, and a space on each side."""
+
 
 def print_leaderboard(board: Board, config: RunConfig, *, everything: bool = False) -> None:
-    """The leaderboard as a table: the headline scores, or all of them."""
+    """The leaderboard as a table: the headline scores that the terminal has room for, or all of them."""
     tasks = board.tasks()
+    models = (*board.rows, *board.controls)
     if not everything:
-        benchmarks = set(config.evaluate.lm_eval.tasks)
-        tasks = [
-            task
-            for task in tasks
-            if task == board.main_metric or task in config.evaluate.headline or task in benchmarks
-        ]
-    table = Table(title=f"Leaderboard of {board.lineage}", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+        shown = {board.main_metric, *config.evaluate.headline, *config.evaluate.lm_eval.tasks}
+        room = (console.width - max(len(row.name) for row in models) - 2) // SCORE_WIDTH if models else 0
+        tasks = [task for task in tasks if task in shown][: max(1, room)]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for task in tasks:
-        table.add_column(heading(board, task).replace("_", " "), justify="right", vertical="bottom")
+        table.add_column(heading(board, task).replace("_", " "), justify="right")
     for row in board.rows:
         table.add_row(row.name, *(score_cell(row, task) for task in tasks))
-    if board.controls:
-        table.add_section()
+    table.add_section()
     for row in board.controls:
         table.add_row(f"[dim]{row.name}[/]", *(score_cell(row, task) for task in tasks))
+    console.print(f"\n[bold]Leaderboard of {board.lineage}[/]")
     console.print(table)
     console.print(
         "[dim]value ± standard error; * differs from θ_0 by more than two standard errors of the paired difference; "
-        "↓ lower is better[/]"
+        f"↓ lower is better; all scores: spin leaderboard {board.lineage} --all[/]"
     )
 
 
 def score_cell(row: Row, task: str) -> str:
     """A score, starred if it differs from θ_0's."""
     star = any(one.against == 0 and significant(one) for one in row.differences.get(task, ()))
-    return format_score(row.scores.get(task)) + (" *" if star else "  ")
+    return format_score(row.scores.get(task)).replace(" ± ", "±") + ("*" if star else " ")
 
 
 def print_where(runs: Path, name: str) -> None:

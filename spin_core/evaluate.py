@@ -9,7 +9,8 @@
     distinct_2          different word pairs over all word pairs of the player's responses together, if there are any
     repeated_trigrams   share of a response's word trigrams that it has said before
     looping_share, cut_share, empty_share     responses that loop, that were cut, that hold no text
-    total_variation, invalid_mass, forward_kl     distance to p_data, where it is known (`exact`)
+    total_variation, invalid_mass, forward_kl     distance to p_data, where it is known (`exact`), of the player as it
+                        samples: at `evaluate.temperature`. Likelihoods and rewards are the model's own, at 1
 
 Writes `held_out.parquet`, the responses with their log-probabilities, and `items.parquet`, one row for each score and
 prompt, so that versions can be compared prompt by prompt. Every version is asked with the same random numbers.
@@ -74,7 +75,7 @@ SCHEMA = pa.schema(
 
 
 class Player:
-    """A model version with what it takes to ask it. All log-probabilities are at the temperature it samples at."""
+    """A model version with what it takes to ask it."""
 
     def __init__(self, job: EvaluateJob) -> None:
         self.job = job
@@ -84,9 +85,9 @@ class Player:
         self.temperature = at(job.generate.temperature, job.player.t)
 
     def logps(self, prompt_ids: list[list[int]], response_ids: list[list[int]]) -> Floats:
-        """log p(response | prompt) of each pair, (N,)."""
+        """log p(response | prompt) of each pair, (N,): the model's own, whatever temperature it samples at."""
         logps_N = sequence_logps(
-            self.model, prompt_ids, response_ids, self.micro_batch_tokens(prompt_ids, response_ids), self.temperature
+            self.model, prompt_ids, response_ids, self.micro_batch_tokens(prompt_ids, response_ids)
         )
         return np.asarray(logps_N.double().numpy())
 

@@ -86,14 +86,19 @@ class Terminal(Silent):
         self.live.stop()
 
 
-SHOWN = ("loss", "rewards/accuracies", "tokens/s")
+SHOWN = ("loss", "tokens/s")
 """The metrics that a line has room for; the rest are in the record."""
 
 
 def numbers(message: Mapping[str, Any]) -> str:
     """The metrics of a progress message in one line."""
     found = message.get("metrics", {})
-    return "  ".join(f"{name.removeprefix('rewards/')} {found[name]:.4g}" for name in SHOWN if name in found)
+    return "  ".join(f"{name} {figure(found[name])}" for name in SHOWN if name in found)
+
+
+def figure(value: float) -> str:
+    """`0.5536`, or `34,890`."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 current: Silent = Silent()
