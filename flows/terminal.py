@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rich.table import Table
 from spin_core.board import Board, Row, format_score
 from spin_core.config import RunConfig
 from spin_core.errors import ConfigError
+from spin_core.findings import Findings, count
 from spin_core.lineage import Lineage
 from spin_core.recipe_book import ABOUT, RECIPES
 from spin_core.records import IterationRecord
@@ -165,8 +167,16 @@ def as_yaml(config: RunConfig) -> str:
     return text
 
 
-def print_findings(findings: Any) -> None:
-    """What `spin check` found: one line a subject."""
-    signs = {"ok": "[green]ok[/]   ", "warn": "[yellow]warn[/] ", "wrong": "[red]wrong[/]"}
+def print_findings(findings: Findings) -> None:
+    """What `spin check` found: one line a finding, and whether the run can begin."""
+    signs = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "wrong": "[red]wrong[/]"}
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for finding in findings.findings:
-        console.print(f"{signs[finding.level]}  {finding.subject:<10} {escape(finding.text)}")
+        table.add_row(signs[finding.level], f"[bold]{finding.subject}[/]", escape(finding.text))
+    console.print(table)
+    levels = Counter(finding.level for finding in findings.findings)
+    wrong, warnings = levels["wrong"], f", with {count(levels['warn'], 'warning')}" if levels["warn"] else ""
+    if wrong:
+        console.print(f"\n[red]not ready[/]: {count(wrong, 'thing')} {'is' if wrong == 1 else 'are'} wrong{warnings}")
+    else:
+        console.print(f"\n[green]ready[/]: nothing stands in the way of the run{warnings}")

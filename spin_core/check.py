@@ -1,0 +1,257 @@
+"""What can be known of a run before it computes anything: `spin check`.
+
+Asks the functions that the phases themselves ask, so that nothing is tested here in another way than there; then
+estimates memory, disk and time. Reads the data and a tokenizer, but no weights. One line a finding, with its numbers.
+"""
+
+import math
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from spin_core import estimate
+from spin_core.check_data import look_at_source, look_at_texts
+from spin_core.config import SCHEDULE, RunConfig, at
+from spin_core.errors import ConfigError, ModelError, StorageError
+from spin_core.estimate import Shape, Texts
+from spin_core.findings import Findings, Looks, count, duration, listed, size
+
+SELF_PLAY = (
+    *("heldout_nll", "real_tokens", "generated_tokens", "length_classifier", "distinct_2", "repeated_trigrams"),
+    *("looping_share", "cut_share", "empty_share"),
+)
+"""Scores that every version has. Rewards are not among them: θ_0 has no opponent."""
+EXACT = ("total_variation", "invalid_mass", "forward_kl")
+
+SLOW = 24 * 3600.0
+"""Seconds an iteration beyond which the time is a warning."""
+
+
+def check_run(config: RunConfig, runs: Path) -> Findings:
+    """Look at everything that `spin run` with this configuration will need."""
+    looks = Looks()
+    looks.at("config", look_at_settings, config)
+    source = looks.at("data", look_at_source, config)
+    with tempfile.TemporaryDirectory(prefix="spin-check-") as scratch:
+        folder = looks.at("model", look_for_model, config, Path(scratch))
+        shape = looks.at("model", look_at_model, config, folder)
+        renderer = looks.at("tokenizer", look_at_tokenizer, config, folder)
+        texts = looks.at("data", look_at_texts, config, source, folder, renderer)
+        looks.at("benchmarks", look_at_benchmarks, config, Path(scratch))
+    looks.at("memory", look_at_memory, config, shape, texts)
+    disk = looks.at("disk", look_for_folder, runs)
+    looks.at("disk", look_at_disk, config, shape, texts, disk)
+    looks.at("time", look_at_time, config, shape, texts)
+    return Findings(findings=tuple(looks.findings))
+
+
+def look_at_settings(looks: Looks, config: RunConfig) -> None:
+    """Schedules as they will run, and settings that do not go together."""
+    steps, train, evaluate = range(config.iterations), config.train, config.evaluate
+    mixed = any(at(config.pairs.mix_previous, t) for t in steps[1:])
+    schedules = {
+        "beta": train.beta,
+        "learning rate": train.learning_rate,
+        "epochs": train.epochs,
+        "temperature": config.generate.temperature,
+    }
+    run_as = ", ".join(f"{name} {listed(at(values, t) for t in steps)}" for name, values in schedules.items())
+    trains_on = "the last two iterations' pairs" if mixed else "each iteration's own pairs"
+    looks.add("config", f"{count(config.iterations, 'iteration')} on {trains_on}; {run_as}")
+    for name, values in schedules_of(config):
+        if len(values) > config.iterations:
+            unused = len(values) - config.iterations
+            said = f"{name} has {len(values)} values for {count(config.iterations, 'iteration')}"
+            looks.add("config", f"{said}: the last {unused} go unused", "warn")
+    if evaluate.exact and config.prompts.source.path != "demo":
+        cure = "set evaluate.exact to false, or prompts.source.path to demo"
+        looks.add("config", f"evaluate.exact needs data whose distribution is known: {cure}", "wrong")
+    known = [*(SELF_PLAY if evaluate.self_play else ()), *(EXACT if evaluate.exact else ()), *evaluate.lm_eval.tasks]
+    if evaluate.main_metric.split("/")[0] not in known:
+        cure = (
+            f"choose one of {', '.join(known)}" if known else "set evaluate.self_play, or name evaluate.lm_eval.tasks"
+        )
+        metric = f"evaluate.main_metric {evaluate.main_metric!r}"
+        looks.add("config", f"{metric} is no score that every version will have: {cure}", "wrong")
+
+
+def schedules_of(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Dotted name and values of every setting that has one value an iteration."""
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            yield from schedules_of(value, f"{prefix}{name}.")
+        elif SCHEDULE in field.metadata and isinstance(value, tuple):
+            yield prefix + name, value
+
+
+def look_for_model(_looks: Looks, config: RunConfig, scratch: Path) -> Path:
+    """The model's folder, with a tokenizer. Weights that are on the hub, or still to be made, are not in it."""
+    from spin_core import base, demo
+
+    if config.model.path:
+        return base.locate(config.model.path, config.model, weights=False)
+    tokenizer = demo.build_tokenizer()
+    base.fresh_config(config.sft, tokenizer).save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    return scratch
+
+
+def look_at_model(looks: Looks, config: RunConfig, folder: Path) -> Shape:
+    """Sizes, from the weights' headers where weights are here, and from the configuration where not."""
+    from spin_core import base
+    from spin_core.models import device_of, load_config
+
+    model = config.model
+    settings = load_config(folder, model)
+    skeleton = base.skeleton(folder, settings, model)
+    parameters = sum(weight.numel() for weight in skeleton.parameters())
+    if not model.path:
+        origin = f"made here, and trained on the data for {count(at(config.sft.train.epochs, 0), 'epoch')}"
+    elif Path(model.path).expanduser().is_dir() or any(folder.glob("*.safetensors")):
+        parameters, stored = read_headers(base.weight_files(folder))
+        origin = f"{model.path}, stored as {stored}"
+    else:
+        origin = f"{model.path}, fetched from the hub when the run begins"
+    looks.add("model", f"{parameters:,} parameters, {model.dtype} on {device_of(model)}: {origin}")
+    return Shape.of(settings, parameters, model.dtype)
+
+
+def read_headers(files: Iterable[Path]) -> tuple[int, str]:
+    """How many numbers safetensors files hold, and of what kind. `ModelError` if a file is cut short."""
+    from safetensors import SafetensorError, safe_open
+
+    kinds: Counter[str] = Counter()
+    for path in files:
+        try:
+            with safe_open(path, "np") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (it has no iterator)
+                    part = tensors.get_slice(name)
+                    kinds[part.get_dtype()] += math.prod(part.get_shape())
+        except SafetensorError as error:
+            raise ModelError(f"{path} is no whole safetensors file ({error}): copy or fetch it again") from error
+    return kinds.total(), " and ".join(sorted(kinds))
+
+
+def look_at_tokenizer(looks: Looks, config: RunConfig, folder: Path) -> Any:
+    """A renderer: the tokenizer loads, fits the model, and can write what the configuration asks for."""
+    from spin_core import base
+    from spin_core.chat import Renderer
+    from spin_core.models import load_config
+
+    tokenizer = base.prepare_tokenizer(folder, config.model)
+    base.check_fit(folder, load_config(folder, config.model), tokenizer, config.model)
+    renderer = Renderer(tokenizer, config.chat)
+    template = {"tokenizer": "its chat template", "plain": "bare text", "format": f"format {config.chat.format!r}"}
+    tokens = f"{len(tokenizer):,} tokens; pad {tokenizer.pad_token}, responses end in {renderer.frame.end_of_turn}"
+    looks.add("tokenizer", f"{tokens}; prompts are written as {template[config.chat.template]}")
+    return renderer
+
+
+def look_at_benchmarks(looks: Looks, config: RunConfig, scratch: Path) -> None:
+    """The rows of lm-eval's tasks, where they are to come from a folder."""
+    settings = config.evaluate.lm_eval
+    if not settings.tasks:
+        return
+    names = ", ".join(settings.tasks)
+    if settings.local_data is None:
+        looks.add("benchmarks", f"{names}: rows come from the hub when they are needed, so no run without it")
+        return
+    from spin_core import local_tasks
+
+    if not settings.local_data.is_dir():
+        raise ConfigError(f"evaluate.lm_eval.local_data {settings.local_data} is no folder: give one, or unset it")
+    local_tasks.write(list(settings.tasks), settings.local_data, scratch)
+    looks.add("benchmarks", f"{names}: rows are in {settings.local_data}")
+
+
+def look_at_memory(looks: Looks, config: RunConfig, shape: Shape, texts: Texts) -> None:
+    """The peaks of training and of generation against what is free."""
+    from spin_core.models import device_of
+
+    train, generate = config.train, config.generate
+    cures = {
+        "lower train.micro_batch_tokens": estimate.tokens_in_a_pass(train, texts.longest) > 2 * texts.longest,
+        "set train.gradient_checkpointing": not train.gradient_checkpointing,
+        "set model.dtype to bfloat16": config.model.dtype == "float32",
+        "take a smaller model": True,
+    }
+    fewer = ["lower generate.batch_size", "take a smaller model"]
+    device = device_of(config.model)
+    free, where = free_memory(device.type)
+    training = estimate.training_memory(shape, train, texts.longest)
+    generation = estimate.generation_memory(shape, generate, texts.longest_prompt)
+    for phase, parts, ways in (
+        ("training", training, [cure for cure, helps in cures.items() if helps]),
+        ("generation", generation, fewer),
+    ):
+        parts = {**parts, "libraries": float(estimate.LIBRARIES)}
+        need = sum(parts.values())
+        listing = ", ".join(f"{name} {size(part)}" for name, part in parts.items())
+        said = f"{phase} takes about {size(need)} ({listing}); {size(free)} are free {where}"
+        looks.judge("memory", said, need, free, " or ".join(ways))
+
+
+def free_memory(device: str) -> tuple[int, str]:
+    """Bytes that are free for a process on the device, and where; a container's limit counts."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info()[0], f"on {torch.cuda.get_device_name()}"
+    meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text("utf-8").splitlines())
+    free = int(meminfo["MemAvailable"].split()[0]) * 1024
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.exists() and limit.read_text("utf-8").strip() != "max":
+        return min(free, int(limit.read_text("utf-8")) - int(used.read_text("utf-8"))), "in this container"
+    return free, "in memory"
+
+
+def look_for_folder(_looks: Looks, runs: Path) -> Path:
+    """The folder that holds lineages; or, if that is still to be made, the one that it will be made in."""
+    there = next(path for path in (runs.absolute(), *runs.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise StorageError(f"{there} is a file, where a folder should be: choose another folder with --runs")
+    if not os.access(there, os.W_OK):
+        raise StorageError(f"{there} cannot be written: make it writable, or choose another folder with --runs")
+    return there
+
+
+def look_at_disk(looks: Looks, config: RunConfig, shape: Shape, texts: Texts, runs: Path) -> None:
+    """What the whole run will leave, and what an iteration takes while it trains, against what is free."""
+    steps = range(config.iterations)
+    versions = config.iterations + len(config.controls.sft_learning_rate or (0,)) * config.controls.sft_continued
+    models = (versions + (0 if config.model.path else 2)) * estimate.model_disk(shape)
+    written = sum(estimate.text_disk(texts, config, t) for t in steps)
+    passing = max(estimate.checkpoint_disk(shape, config.train, estimate.steps_in(texts, config, t)) for t in steps)
+    free, need = shutil.disk_usage(runs).free, models + written + passing
+    checkpoints = f", checkpoints while it trains {size(passing)}" if passing else ""
+    parts = f"models {size(models)}, texts {size(written)}{checkpoints}"
+    said = f"the run takes about {size(need)} ({parts}); {size(free)} are free in {runs}"
+    looks.judge("disk", said, need, free, "free some space, choose another folder with --runs or lower iterations")
+
+
+def look_at_time(looks: Looks, config: RunConfig, shape: Shape, texts: Texts) -> None:
+    """A guess at the time of the run, from arithmetic and from how fast this device does some now."""
+    from spin_core.models import device_of
+
+    speed = estimate.measure(shape, config, texts, device_of(config.model))
+    iterations = [estimate.iteration_seconds(shape, texts, config, t, speed) for t in range(config.iterations)]
+    beside = estimate.other_seconds(shape, texts, config, speed)
+    total = beside + sum(sum(parts.values()) for parts in iterations)
+    last = iterations[-1]
+    parts = ", ".join(f"{name} {duration(part)}" for name, part in last.items() if part >= 1)
+    rest = f"; {duration(beside)} for SFT and controls" if beside else ""
+    benchmarks = "; benchmarks not counted" if config.evaluate.lm_eval.tasks else ""
+    guess = f"a rough guess from {speed.batch_flops / 1e9:,.0f} GFLOP/s that were measured just now"
+    looks.add(
+        "time",
+        f"about {duration(total)}: {duration(sum(last.values()))} for the last iteration ({parts}){rest}{benchmarks}; "
+        f"{guess}",
+        "warn" if sum(last.values()) > SLOW else "ok",
+    )

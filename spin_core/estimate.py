@@ -1,0 +1,298 @@
+"""What a run will need, from sizes alone: memory, disk, arithmetic. Near enough to say what cannot fit, no nearer.
+
+Sizes are in bytes, lengths in tokens. Each term follows the code that it speaks of, which is named beside it.
+Measured against training on a CPU, the sums came out between 6 % too high and 25 % too low: hence `SLACK`.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from spin_core.config import GenerateConfig, RunConfig, TrainConfig, at
+
+FLOAT32 = 4
+SLACK = 1.25
+"""What allocators keep beyond what is in use."""
+
+LIBRARIES = 450 * 2**20
+"""Memory of Python, torch and transformers before any weight is loaded."""
+
+BYTES_A_TOKEN = 8
+"""A token in a Parquet file: its id, and the text that it stands for."""
+
+KERNELS = 120
+"""What a layer's forward pass starts, in the time of starting one addition; small models wait for little else."""
+
+EFFICIENCY = 0.35
+"""The speed of a whole network's products over that of the fastest of them alone. Measured: .3 to .5."""
+
+START_SECONDS = 3.0
+"""From the start of a phase's process until it works."""
+
+TRIED_SECONDS = 0.12
+"""How long each operation is tried."""
+
+ANSWER_SECONDS = 5e-4
+"""For one answer, beside the network: its random numbers, its text, its row in a file."""
+
+Parts = dict[str, float]
+"""A sum by its parts, in bytes or seconds."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model that costs depend on."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    query_width: int
+    """All query heads together."""
+    key_width: int
+    """All key heads together."""
+    vocabulary: int
+    itemsize: int
+    """Bytes of a weight in memory."""
+
+    @classmethod
+    def of(cls, settings: Any, parameters: int, dtype: str) -> "Shape":
+        """From a configuration of transformers."""
+        text = settings.get_text_config()
+        hidden, heads = int(text.hidden_size), int(text.num_attention_heads)
+        width = int(getattr(text, "head_dim", None) or hidden // heads)
+        return cls(
+            parameters=parameters,
+            layers=int(text.num_hidden_layers),
+            hidden=hidden,
+            intermediate=int(getattr(text, "intermediate_size", None) or 4 * hidden),
+            query_width=heads * width,
+            key_width=int(getattr(text, "num_key_value_heads", None) or heads) * width,
+            vocabulary=int(text.vocab_size),
+            itemsize=2 if dtype == "bfloat16" else FLOAT32,
+        )
+
+
+@dataclass(frozen=True)
+class Texts:
+    """How much there is to read and to answer."""
+
+    prompts: int
+    """Training prompts."""
+    held_out: int
+    prompt_tokens: float
+    """Mean length of a prompt."""
+    response_tokens: float
+    """Mean length of a human response; the opponent, trained on those, is taken to be as long-winded."""
+    longest_prompt: int
+    longest: int
+    """Of a prompt and its response together."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What this device did when it was tried."""
+
+    batch_flops: float
+    """Floating-point operations a second in products as large as training's."""
+    row_flops: float
+    """And in products as small as generation's, one token a row."""
+    bandwidth: float
+    """Bytes a second through an operation that computes nearly nothing."""
+    start: float
+    """Seconds to start one operation."""
+
+
+def training_memory(shape: Shape, config: TrainConfig, longest: int) -> Parts:
+    """The peak of `train`: at the end of a forward pass, or in the optimizer's step, whichever is more."""
+    masters = 0 if shape.itemsize == FLOAT32 else FLOAT32
+    states = FLOAT32 * optimizer_states(config)
+    held = shape.parameters * (shape.itemsize + masters + FLOAT32 + states)
+    # `Optimizer.gather` empties the weights' own gradients; a step takes the roots of one state into new tensors.
+    gradients = 0 if shape.itemsize == FLOAT32 else shape.parameters * shape.itemsize
+    roots = shape.parameters * FLOAT32
+    tokens = tokens_in_a_pass(config, longest)
+    passing = {
+        "activations": SLACK * activations(shape, tokens, config.gradient_checkpointing),
+        "logits": SLACK * logits_chunk(shape, tokens),
+    }
+    if sum(passing.values()) + gradients > roots:
+        return {"weights, gradients and optimizer": float(held + gradients), **passing}
+    return {"weights, gradients and optimizer": float(held + roots)}
+
+
+def optimizer_states(config: TrainConfig) -> int:
+    """Numbers kept for each weight beside its master (`optim.Optimizer`)."""
+    return 2 if config.optimizer == "adamw" else 1
+
+
+def tokens_in_a_pass(config: TrainConfig, longest: int) -> int:
+    """The most tokens that a forward and backward pass holds (`batches.micro_batches`): one pair at the least."""
+    pair = longest * (1 if config.loss == "sft" else 2)
+    return max(pair, min(config.micro_batch_tokens, config.batch_size * pair))
+
+
+def activations(shape: Shape, tokens: int, recomputed: bool) -> float:
+    """What a Llama-like decoder keeps for the backward pass.
+
+    For each token and layer: two norms' inputs in float32, and their outputs before and after the gain; queries,
+    keys, values, and what attention gives, before and after it is laid out anew; four widths of the feed-forward
+    layer. Recomputed layers keep their inputs alone, but for the one at work.
+    """
+    itemsize = shape.itemsize
+    norms = shape.hidden * (2 * FLOAT32 + 4 * itemsize)
+    attention = itemsize * (3 * shape.query_width + 4 * shape.key_width)
+    layer = norms + attention + 4 * itemsize * shape.intermediate
+    return tokens * (shape.layers * shape.hidden * itemsize + layer if recomputed else shape.layers * layer)
+
+
+def logits_chunk(shape: Shape, tokens: int) -> float:
+    """The chunk of logits at work with its copies, and the projection's gradient in float32 (`logps`)."""
+    from spin_core.logps import CHUNK_LOGITS
+
+    copies = 2 * FLOAT32 + (0 if shape.itemsize == FLOAT32 else shape.itemsize)
+    chunk = min(CHUNK_LOGITS, tokens * shape.vocabulary)
+    return chunk * copies + shape.vocabulary * shape.hidden * (FLOAT32 + shape.itemsize)
+
+
+def generation_memory(shape: Shape, config: GenerateConfig, longest_prompt: int) -> Parts:
+    """The peak of `generate`: the weights, keys and values of a batch (`engine`), and its prompts and logits."""
+    rows, longest = config.batch_size, longest_prompt + config.max_new_tokens
+    columns = longest + max(64, longest // 2)
+    prompts = rows * longest_prompt * shape.itemsize * (4 * shape.hidden + 3 * shape.intermediate)
+    return {
+        "weights": float(shape.parameters * shape.itemsize),
+        "keys and values": float(rows * columns * shape.layers * 2 * shape.key_width * shape.itemsize),
+        "a batch at work": SLACK * (prompts + 4 * rows * shape.vocabulary * FLOAT32),
+    }
+
+
+def model_disk(shape: Shape) -> int:
+    """A published version."""
+    return shape.parameters * shape.itemsize
+
+
+def checkpoint_disk(shape: Shape, config: TrainConfig, steps: int) -> int:
+    """The most that checkpoints take while an iteration trains (`checkpoint.Journal`); afterwards they are gone.
+
+    The next one is written before the oldest is dropped, and none is written for the last step.
+    """
+    one = shape.parameters * FLOAT32 * (1 + optimizer_states(config))
+    return one * min(config.keep_checkpoints + 1, (steps - 1) // config.save_every)
+
+
+def text_disk(texts: Texts, config: RunConfig, t: int) -> float:
+    """Generations, pairs and held-out answers of iteration t."""
+    pair = texts.prompt_tokens + 2 * texts.response_tokens
+    return BYTES_A_TOKEN * pair * (texts.prompts + pairs_in(texts, config, t) + 2 * texts.held_out)
+
+
+def pairs_in(texts: Texts, config: RunConfig, t: int) -> int:
+    """Pairs that iteration t trains on, if none is dropped."""
+    return texts.prompts * (2 if t > 0 and at(config.pairs.mix_previous, t) else 1)
+
+
+def steps_in(texts: Texts, config: RunConfig, t: int) -> int:
+    """Optimizer steps of iteration t."""
+    return at(config.train.epochs, t) * -(-pairs_in(texts, config, t) // config.train.batch_size)
+
+
+def iteration_seconds(shape: Shape, texts: Texts, config: RunConfig, t: int, speed: Speed) -> Parts:
+    """Time of iteration t by phase."""
+    pairs, row = pairs_in(texts, config, t), texts.prompt_tokens + texts.response_tokens
+    trained = 2 * row * pairs * at(config.train.epochs, t)
+    scored = row * (texts.prompts + pairs)
+    rows = config.generate.batch_size
+    return {
+        "generating": generation_seconds(shape, texts, texts.prompts, rows, speed),
+        "scoring": pass_seconds(shape, scored, config.train, texts.longest, speed),
+        "training": training_seconds(shape, trained, config.train, texts.longest, speed),
+        "evaluating": generation_seconds(shape, texts, texts.held_out, rows, speed)
+        + pass_seconds(shape, 3 * row * texts.held_out, config.train, texts.longest, speed),
+        "starting phases": 5 * START_SECONDS,
+    }
+
+
+def other_seconds(shape: Shape, texts: Texts, config: RunConfig, speed: Speed) -> float:
+    """Time of what stands beside the iterations: SFT of a model that is made here, and continued SFT as a control."""
+    row, total = texts.prompt_tokens + texts.response_tokens, 0.0
+    if not config.model.path:
+        train = config.sft.train
+        total += training_seconds(shape, row * texts.prompts * at(train.epochs, 0), train, texts.longest, speed)
+    if config.controls.sft_continued:
+        steps = sum(steps_in(texts, config, t) for t in range(config.iterations))
+        rates = len(config.controls.sft_learning_rate) or 1
+        tokens = row * rates * steps * config.train.batch_size
+        total += training_seconds(shape, tokens, config.train, texts.longest, speed)
+    return total
+
+
+def training_seconds(shape: Shape, tokens: float, config: TrainConfig, longest: int, speed: Speed) -> float:
+    """Forward and backward over so many tokens. A backward pass is two forward ones; recomputing adds a third."""
+    passes = 4 if config.gradient_checkpointing else 3
+    return passes * pass_seconds(shape, tokens, config, longest, speed)
+
+
+def pass_seconds(shape: Shape, tokens: float, config: TrainConfig, longest: int, speed: Speed) -> float:
+    """A forward pass over so many tokens: arithmetic, memory traffic, and starting kernels."""
+    arithmetic = 2.0 * shape.parameters / (EFFICIENCY * speed.batch_flops)
+    traffic = 1.5 * activations(shape, 1, recomputed=False) / speed.bandwidth
+    starting = shape.layers * KERNELS * speed.start / tokens_in_a_pass(config, longest)
+    return tokens * (arithmetic + traffic + starting)
+
+
+def generation_seconds(shape: Shape, texts: Texts, prompts: int, rows: int, speed: Speed) -> float:
+    """Reading so many prompts, and answering them a token a step, `rows` at a time."""
+    per_token = 2.0 * shape.parameters / EFFICIENCY
+    steps = prompts * texts.response_tokens / min(rows, prompts)
+    reading = prompts * texts.prompt_tokens * per_token / speed.batch_flops
+    writing = prompts * texts.response_tokens * per_token / speed.row_flops
+    return reading + writing + steps * shape.layers * KERNELS * speed.start + prompts * ANSWER_SECONDS
+
+
+def measure(shape: Shape, config: RunConfig, texts: Texts, device: Any) -> Speed:
+    """Try matrix products of this model's widths on the device, and operations that compute next to nothing."""
+    import torch
+
+    from spin_core.models import SMALL
+
+    dtype = getattr(torch, config.model.dtype)
+    width = min(shape.intermediate, 4096)
+    weight_HI = torch.full((shape.hidden, width), 0.01, dtype=dtype, device=device)
+
+    def product(rows: int) -> float:
+        rows_RH = torch.full((rows, shape.hidden), 0.01, dtype=dtype, device=device)
+        return 2.0 * rows * shape.hidden * width / fastest(lambda: rows_RH @ weight_HI, device)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if shape.parameters < SMALL else threads)  # as `load_model` does
+    try:
+        long, little = (torch.zeros(size, device=device) for size in (4_000_000, 8))
+        return Speed(
+            batch_flops=product(min(2048, tokens_in_a_pass(config.train, texts.longest))),
+            row_flops=product(min(config.generate.batch_size, texts.prompts)),
+            bandwidth=2.0 * FLOAT32 * len(long) / fastest(lambda: long + 1, device),
+            start=fastest(lambda: little + 1, device),
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
+def fastest(work: Callable[[], Any], device: Any) -> float:
+    """Seconds that `work` takes when nothing disturbs it: the least of what fits into a tenth of a second."""
+    import torch
+
+    def timed() -> float:
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    work()
+    end = time.perf_counter() + TRIED_SECONDS
+    found = timed()
+    while time.perf_counter() < end:
+        found = min(found, timed())
+    return found

@@ -1,0 +1,402 @@
+"""`spin check`: its numbers are those of the phases, and each thing that is wrong is one line before any compute."""
+
+import http.server
+import io
+import json
+import threading
+
+import numpy as np
+import pytest
+import torch
+from conftest import character_tokenizer, data_folder, save_tiny_model
+from huggingface_hub import constants
+
+from spin_core import check, check_data, estimate, prompts
+from spin_core.batches import Sequences
+from spin_core.check import check_run
+from spin_core.checkpoint import save_checkpoint
+from spin_core.config import ModelConfig, PromptsConfig, SourceConfig, TrainConfig
+from spin_core.errors import DataError, ModelError
+from spin_core.estimate import Shape, Speed, Texts
+from spin_core.findings import Findings, Looks, duration, listed, size
+from spin_core.jobs import PromptsJob
+from spin_core.logps import hidden_states, rows_of
+from spin_core.models import load_config, load_model
+from spin_core.optim import Optimizer
+from spin_core.phase import Progress
+from spin_core.recipes import resolve
+from spin_core.records import ModelVersion
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """A JSONL file of 60 rows, of which one is empty, one is a repetition, and one has a prompt of 100 tokens."""
+    file = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    made = [{"prompt": f"question {i:02d}?", "response": "answer " * (1 + i % 3) + f"{i:02d}."} for i in range(57)]
+    made += [{"prompt": "empty?", "response": " "}, made[0], {"prompt": "x" * 99, "response": "long"}]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in made))
+    return file
+
+
+@pytest.fixture
+def configured(tiny_model, rows):
+    """A small run's configuration; settings may be changed."""
+
+    def configure(*sets):
+        own = (f"model.path={tiny_model}", f"prompts.source.path={rows}", "prompts.held_out=8", "prompts.sample=null")
+        sizes = ("prompts.max_prompt_tokens=50", "generate.max_new_tokens=24", "train.batch_size=4")
+        off = ("evaluate.exact=false", "evaluate.main_metric=heldout_nll", "controls={sft_continued: false}")
+        return resolve("demo", sets=[*own, *sizes, *off, *sets])
+
+    return configure
+
+
+def texts(found: Findings, subject: str, level: str = "ok") -> list[str]:
+    return [finding.text for finding in found.findings if (finding.subject, finding.level) == (subject, level)]
+
+
+def wrong(found: Findings) -> str:
+    """The one thing that is wrong."""
+    (line,) = [f"{finding.subject}: {finding.text}" for finding in found.findings if finding.level == "wrong"]
+    assert not found.ok
+    assert "\n" not in line
+    return line
+
+
+def test_the_demo_is_ready_and_nothing_is_left_behind(tmp_path):
+    found = check_run(resolve("demo"), tmp_path / "runs")
+    assert found.ok
+    subjects = {finding.subject for finding in found.findings}
+    assert subjects == {
+        "config",
+        "data",
+        "model",
+        "tokenizer",
+        "context",
+        "prompts",
+        "lengths",
+        "memory",
+        "disk",
+        "time",
+    }
+    assert texts(found, "prompts") == ["16,384 to train on and 300 held out"]
+    assert "made here, and trained on the data for 12 epochs" in texts(found, "model")[0]
+    assert list(tmp_path.iterdir()) == []
+    assert Findings.model_validate_json(found.model_dump_json()) == found
+
+
+def test_the_small_real_recipe_is_ready(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPIN_DATA", str(data_folder("tinystories").parent))
+    found = check_run(resolve("tinystories"), tmp_path)
+    assert found.ok
+    assert texts(found, "model")[0].startswith("936,448 parameters, float32 on cpu: ")
+    assert "7,215 rows" in texts(found, "data")[0]
+
+
+def test_a_models_size_is_its_own(configured, tiny_model, tmp_path):
+    found = check_run(configured(), tmp_path)
+    parameters = load_model(tiny_model, ModelConfig()).num_parameters()
+    assert texts(found, "model")[0] == f"{parameters:,} parameters, float32 on cpu: {tiny_model}, stored as F32"
+    assert "100 tokens; pad <pad>, responses end in </s>; prompts are written as bare text" in texts(found, "tokenizer")
+
+
+def test_the_counts_are_those_of_the_phase(configured, tiny_model, tmp_path):
+    config = configured()
+    job = PromptsJob(
+        output=tmp_path / "prompts",
+        seed=config.seed,
+        config=config.prompts,
+        chat=config.chat,
+        tokenizer=ModelVersion(path=tiny_model, digest="", t=0, parent=None),
+        max_new_tokens=config.generate.max_new_tokens,
+    )
+    record = prompts.run(job, tmp_path, Progress(out=io.StringIO()))
+    found = check_run(config, tmp_path)
+    left_out = ", ".join(f"{number} {reason}" for reason, number in record["drops"].items())
+    assert texts(found, "prompts") == [
+        f"{record['rows']} to train on and {record['held_out']} held out; left out: {left_out}"
+    ]
+    assert record["drops"] == {"duplicate": 1, "empty-response": 1, "prompt-too-long": 1}
+
+
+def test_a_long_source_is_judged_by_its_beginning(configured, tmp_path, monkeypatch):
+    monkeypatch.setattr(check_data, "CHARACTERS", 700)
+    found = check_run(configured(), tmp_path)
+    assert "judged by the first 24 rows" in texts(found, "prompts")[0]
+    assert texts(found, "prompts")[0].startswith("52 to train on and 8 held out")
+
+
+def test_responses_that_are_mostly_cut_are_a_warning(configured, tmp_path):
+    found = check_run(configured("generate.max_new_tokens=6"), tmp_path)
+    assert found.ok
+    assert "100% of the responses are cut: raise generate.max_new_tokens above 6" in texts(found, "lengths", "warn")[0]
+
+
+def test_a_schedule_that_is_too_long_is_a_warning(configured, tmp_path):
+    found = check_run(configured("iterations=2", "train.beta=[0.1, 0.2, 0.3]"), tmp_path)
+    assert texts(found, "config", "warn") == ["train.beta has 3 values for 2 iterations: the last 1 go unused"]
+    assert "beta 0.1, 0.2, learning rate" in texts(found, "config")[0]
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        (["model.path=/nowhere/model"], "model: /nowhere/model is no folder"),
+        (["prompts.source.path=/nowhere/rows.jsonl"], "data: /nowhere/rows.jsonl does not exist"),
+        (["prompts.columns={prompt: question}"], "data: "),
+        (["prompts.held_out=500"], "data: prompts.held_out is 500, but there are only"),
+        (["prompts.max_prompt_tokens=1020"], "context: prompts of 1020 tokens and responses of 24 exceed"),
+        (["chat.template=tokenizer"], "tokenizer: the tokenizer has no chat template"),
+        (["model.pad_token=<none>"], "tokenizer: model.pad_token '<none>' is not in the tokenizer's vocabulary"),
+        (["evaluate.main_metric=reward_margin"], "config: evaluate.main_metric 'reward_margin' is no score that every"),
+        (["evaluate.exact=true"], "config: evaluate.exact needs data whose distribution is known"),
+        (["evaluate.self_play=false"], "set evaluate.self_play, or name evaluate.lm_eval.tasks"),
+        (["evaluate.lm_eval={tasks: [arc_easy], local_data: /nowhere}"], "benchmarks: evaluate.lm_eval.local_data"),
+        (["train.micro_batch_tokens=1000000000", "train.batch_size=10000000"], "memory: training takes about"),
+        (["generate.batch_size=10000000"], "memory: generation takes about"),
+        (
+            ["iterations=1000", "train.save_every=1", "train.keep_checkpoints=10000000", "train.epochs=1000000"],
+            "disk: ",
+        ),
+    ],
+)
+def test_what_is_wrong_is_one_line_with_its_cure(configured, tmp_path, sets, says):
+    line = wrong(check_run(configured(*sets), tmp_path))
+    assert says in line
+    assert ": " in line.split(": ", 1)[1], "the cure follows a colon"
+
+
+def test_a_device_that_is_not_there_is_one_line(configured, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "set model.device to auto or cpu" in wrong(check_run(configured("model.device=cuda"), tmp_path))
+
+
+def test_what_does_not_depend_on_a_mistake_is_looked_at_all_the_same(configured, tmp_path):
+    found = check_run(configured("model.path=/nowhere/model", "prompts.source.path=/nowhere.jsonl"), tmp_path / "x")
+    assert [f.subject for f in found.findings if f.level == "wrong"] == ["data", "model"]
+    assert not {"memory", "time", "tokenizer"} & {f.subject for f in found.findings}
+
+
+def test_a_model_that_is_not_whole_is_found_by_its_headers(configured, tiny_model, tmp_path):
+    save_tiny_model(tmp_path / "model", character_tokenizer())
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    line = wrong(check_run(configured(f"model.path={tmp_path / 'model'}"), tmp_path))
+    assert "is no whole safetensors file" in line
+    with pytest.raises(ModelError, match="copy or fetch it again"):
+        check.read_headers([weights])
+    assert check.read_headers([tiny_model / "model.safetensors"])[1] == "F32"
+
+
+def test_a_folder_that_is_a_file_is_one_line(configured, tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    assert "is a file, where a folder should be" in wrong(check_run(configured(), tmp_path / "runs" / "below"))
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_a_source(tmp_path):
+    found = check_run(resolve("zephyr-7b"), tmp_path)
+    lines = {finding.subject: finding.text for finding in found.findings if finding.level == "wrong"}
+    assert set(lines) == {"data", "model"}
+    assert lines["data"].startswith(
+        "HuggingFaceH4/ultrachat_200k is no file or folder here, and the hub did not answer"
+    )
+    assert lines["model"].startswith("alignment-handbook/zephyr-7b-sft-full is no folder here, and the hub did not")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub with one data set, which has 1,234 rows."""
+    info = {"id": "some/data", "sha": "c" * 40, "siblings": [], "cardData": {}}
+    info["cardData"]["dataset_info"] = {"splits": [{"name": "train", "num_examples": 1234}]}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            known = self.path.split("?")[0] == "/api/datasets/some/data"
+            self.send_response(200 if known else 404)
+            self.end_headers()
+            self.wfile.write(json.dumps(info).encode() if known else b"{}")
+
+        def log_message(self, *_):
+            """Say nothing."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.usefixtures("hub")
+def test_rows_on_the_hub_are_counted_by_their_card():
+    assert check_data.rows_on_hub(SourceConfig(path="some/data")) == 1234
+    assert check_data.rows_on_hub(SourceConfig(path="some/data", split="test")) is None
+    with pytest.raises(DataError, match="some/other is no file or folder here, and the hub did not answer for it"):
+        check_data.rows_on_hub(SourceConfig(path="some/other"))
+
+
+@pytest.mark.usefixtures("hub")
+def test_rows_on_the_hub_are_taken_to_be_as_long_as_allowed(configured, tmp_path):
+    found = check_run(configured("prompts.source.path=some/data"), tmp_path)
+    assert found.ok
+    assert texts(found, "data") == ["some/data is on the hub and has 1,234 rows; they are read when the run begins"]
+    assert texts(found, "lengths") == ["unknown: 1,234 prompts of 50 and responses of 24 tokens are reckoned with"]
+
+
+def test_scores_that_a_gate_may_watch_are_those_that_versions_get():
+    from spin_core import evaluate
+
+    assert {name for name in (*check.SELF_PLAY, *check.EXACT) if name not in evaluate.__doc__} == set()
+    assert set(check.EXACT) < evaluate.LOWER_IS_BETTER
+
+
+# Estimates against the things themselves.
+
+SHAPE = Shape(
+    parameters=1000, layers=2, hidden=8, intermediate=16, query_width=8, key_width=4, vocabulary=50, itemsize=4
+)
+TEXTS = Texts(prompts=100, held_out=10, prompt_tokens=20, response_tokens=30, longest_prompt=40, longest=80)
+
+
+def shape_of(folder) -> Shape:
+    model = load_model(folder, ModelConfig())
+    return Shape.of(load_config(folder, ModelConfig()), model.num_parameters(), "float32")
+
+
+def test_a_pass_holds_the_budget_a_batch_or_a_pair():
+    longest = 100
+    assert estimate.tokens_in_a_pass(TrainConfig(micro_batch_tokens=4096, batch_size=64), longest) == 4096
+    assert estimate.tokens_in_a_pass(TrainConfig(micro_batch_tokens=4096, batch_size=4), longest) == 800
+    assert estimate.tokens_in_a_pass(TrainConfig(micro_batch_tokens=10, batch_size=4), longest) == 200
+    assert estimate.tokens_in_a_pass(TrainConfig(micro_batch_tokens=10, batch_size=4, loss="sft"), longest) == 100
+
+
+def test_memory_for_weights_by_hand():
+    held = "weights, gradients and optimizer"
+    small = {"micro_batch_tokens": 1, "batch_size": 1}
+    bf16 = Shape(**{**vars(SHAPE), "itemsize": 2, "parameters": 10**9})
+    fp32 = Shape(**{**vars(SHAPE), "parameters": 10**9})
+    # Weights, gradient, one or two states, and in a step the roots; bfloat16 has masters as well.
+    assert estimate.training_memory(fp32, TrainConfig(**small), 10) == {held: (4 + 4 + 4 + 4) * 10**9}
+    assert estimate.training_memory(fp32, TrainConfig(**small, optimizer="adamw"), 10) == {held: 20 * 10**9}
+    assert estimate.training_memory(bf16, TrainConfig(**small), 10) == {held: (2 + 4 + 4 + 4 + 4) * 10**9}
+
+
+def test_activations_are_those_that_autograd_keeps(tiny_model):
+    model = load_model(tiny_model, ModelConfig())
+    weights = {weight.data_ptr() for weight in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    ids = [np.arange(4, 60) for _ in range(8)]
+    rows = rows_of(Sequences.of(ids, ids), np.arange(8), torch.device("cpu"))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = hidden_states(model, rows.input_ids_NT)
+    guess = estimate.activations(shape_of(tiny_model), rows.input_ids_NT.numel(), recomputed=False)
+    assert output.requires_grad
+    assert 0.7 < guess / sum(kept.values()) < 1.4
+
+
+def test_recomputed_activations_are_fewer():
+    deep = Shape(**{**vars(SHAPE), "layers": 32})
+    assert estimate.activations(deep, 100, recomputed=True) < 0.2 * estimate.activations(deep, 100, recomputed=False)
+
+
+def test_disk_for_a_version_and_a_checkpoint_is_that_of_their_files(tiny_model, tmp_path):
+    shape, config = shape_of(tiny_model), TrainConfig(save_every=10, keep_checkpoints=2)
+    assert estimate.model_disk(shape) == pytest.approx((tiny_model / "model.safetensors").stat().st_size, rel=0.1)
+    model = load_model(tiny_model, ModelConfig())
+    optimizer = Optimizer(model, config)
+    sum(weight.sum() for weight in model.parameters()).backward()
+    optimizer.step(1e-3)
+    save_checkpoint(tmp_path / "step", optimizer.tensors(), {"step": 1})
+    one = estimate.checkpoint_disk(shape, config, steps=11)
+    assert one == pytest.approx((tmp_path / "step" / "state.safetensors").stat().st_size, rel=0.15)
+    assert estimate.checkpoint_disk(shape, config, steps=10) == 0, "none is kept of the last step"
+    assert estimate.checkpoint_disk(shape, config, steps=1000) == 3 * one, "the next is written before the oldest goes"
+
+
+def test_keys_and_values_by_hand():
+    config = resolve("demo", sets=["generate.batch_size=16", "generate.max_new_tokens=60"]).generate
+    parts = estimate.generation_memory(SHAPE, config, longest_prompt=40)
+    # 16 rows, 100 columns and 64 to spare, 2 layers, keys and values of width 4 in float32.
+    assert parts["keys and values"] == 16 * 164 * 2 * 2 * 4 * 4
+    assert parts["weights"] == 4000
+
+
+def test_pairs_and_steps_grow_where_iterations_are_mixed():
+    config = resolve("demo", sets=["pairs.mix_previous=true", "train.batch_size=32", "train.epochs=[1, 2]"])
+    assert [estimate.pairs_in(TEXTS, config, t) for t in range(3)] == [100, 200, 200]
+    assert [estimate.steps_in(TEXTS, config, t) for t in range(3)] == [4, 14, 14]
+
+
+def test_time_grows_with_epochs_and_model_and_falls_with_speed():
+    speed = Speed(batch_flops=1e9, row_flops=1e8, bandwidth=1e9, start=1e-6)
+    faster = Speed(batch_flops=1e10, row_flops=1e9, bandwidth=1e10, start=1e-7)
+    config = resolve("demo", sets=["train.epochs=[1, 2]", "pairs.mix_previous=false"])
+    first, second = (estimate.iteration_seconds(SHAPE, TEXTS, config, t, speed) for t in range(2))
+    assert second["training"] == pytest.approx(2 * first["training"])
+    assert first["training"] == pytest.approx(
+        10 * estimate.iteration_seconds(SHAPE, TEXTS, config, 0, faster)["training"]
+    )
+    larger = Shape(**{**vars(SHAPE), "parameters": 10**7})
+    assert estimate.iteration_seconds(larger, TEXTS, config, 0, speed)["scoring"] > 10 * first["scoring"]
+    assert estimate.other_seconds(SHAPE, TEXTS, config, speed) > 0
+
+
+def test_a_device_is_measured_in_half_a_second_and_left_as_it_was():
+    threads = torch.get_num_threads()
+    speed = estimate.measure(SHAPE, resolve("demo"), TEXTS, torch.device("cpu"))
+    assert speed.batch_flops > 1e6
+    assert speed.row_flops > 1e5
+    assert speed.bandwidth > 1e7
+    assert 0 < speed.start < 0.01
+    assert torch.get_num_threads() == threads
+
+
+def test_free_memory_is_less_than_there_is():
+    free, where = check.free_memory("cpu")
+    assert 50 * MIB < free < 2**50
+    assert where in ("in memory", "in this container")
+
+
+def test_shapes_are_read_from_other_families_too():
+    from transformers import GPT2Config, LlamaConfig
+
+    llama = LlamaConfig(hidden_size=64, num_attention_heads=8, num_key_value_heads=2, intermediate_size=100)
+    assert Shape.of(llama, 1, "bfloat16").key_width == 16
+    assert Shape.of(llama, 1, "bfloat16").itemsize == 2
+    gpt2 = Shape.of(GPT2Config(n_embd=64, n_head=4, n_layer=3), 1, "float32")
+    assert (gpt2.hidden, gpt2.layers, gpt2.intermediate, gpt2.key_width) == (64, 3, 256, 64)
+
+
+def test_numbers_are_written_for_people():
+    assert [size(n) for n in (900, 5e5, 2.5e6, 1.26e9, 34e9, 2e12)] == [
+        "1 kB", "500 kB", "2.5 MB", "1.3 GB", "34 GB", "2.0 TB",
+    ]  # fmt: skip
+    assert [duration(s) for s in (4, 99, 600, 7200 * 1.5, 4e5)] == ["4 s", "99 s", "10 min", "3.0 h", "4.6 days"]
+    assert listed([0.1, 0.1]) == "0.1"
+    assert listed([5e-7, 1e-7]) == "5e-07, 1e-07"
+
+
+def test_a_finding_that_nearly_does_not_fit_is_a_warning():
+    looks = Looks()
+    for need in (79, 81, 101):
+        looks.judge("disk", "it takes much", need, 100, "take less")
+    assert [finding.level for finding in looks.findings] == ["ok", "warn", "wrong"]
+    assert looks.findings[0].text == "it takes much"
+    assert looks.findings[1].text == "it takes much: take less"
+
+
+def test_settings_of_the_prompts_have_room_for_held_out_sources(configured, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(check_data, "CHARACTERS", 700)
+    other = configured(f"prompts.held_out_source={{path: {rows}}}", "prompts.held_out=100")
+    assert isinstance(other.prompts, PromptsConfig)
+    assert "has fewer rows than prompts.held_out: lower that" in wrong(check_run(other, tmp_path))
