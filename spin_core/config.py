@@ -96,9 +96,6 @@ class PromptsConfig(Frozen):
     text_prompt_chars: PositiveInt = 64
     """With `format: text`: the prompt is the text up to the last space within so many characters."""
 
-    text_response_chars: PositiveInt | None = None
-    """With `format: text`: keep at most so many characters of response, cut at a sentence's end; None keeps all."""
-
     sample: PositiveInt | None = None
     """A seeded sample of so many training prompts; None takes all."""
 

@@ -41,7 +41,6 @@ ROLES = {
 }
 
 MARKED = re.compile(r"\s*### Human:(?P<prompt>.*?)### Assistant:(?P<response>.*)", re.DOTALL)
-SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*(?=\s|$)")
 
 
 class Conversation(NamedTuple):
@@ -164,14 +163,7 @@ def split_text(text: str, config: PromptsConfig) -> list[Message]:
         raise Dropped("text-too-short")
     border = max(text.rfind(space, 0, config.text_prompt_chars + 1) for space in " \n\t")
     prompt = text[: max(border, 0)].rstrip()
-    response = text[len(prompt) :]
-    longest = config.text_response_chars
-    if longest is not None and len(response) > longest:
-        ends = [match.end() for match in SENTENCE_END.finditer(response) if match.end() <= longest]
-        if not ends:
-            raise Dropped("no-sentence-end")
-        response = response[: ends[-1]]
-    return exchange(prompt, response)
+    return exchange(prompt, text[len(prompt) :])
 
 
 def exchange(prompt: str, response: str) -> list[Message]:

@@ -56,7 +56,6 @@ CURES = {
     "unknown-character": "use a tokenizer whose vocabulary covers the responses",
     "control-token": "take the chat format's control tokens out of the texts: they are added here",
     "text-too-short": "lower prompts.text_prompt_chars",
-    "no-sentence-end": "raise prompts.text_response_chars",
     "turns-out-of-order": "let user and assistant take turns, the user first",
     "unknown-role": "use the roles system, user and assistant",
     "in-held-out": "give training prompts that are not in prompts.held_out_source",

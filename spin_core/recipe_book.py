@@ -40,15 +40,14 @@ TINYSTORIES: dict[str, Any] = {
         "held_out_source": {"path": "${SPIN_DATA:-../shared/data}/tinystories/val.jsonl"},
         "format": "text",
         "text_prompt_chars": 64,
-        "text_response_chars": 160,
-        "sample": 1500,
+        "sample": 1000,
         "held_out": 256,
         "max_prompt_tokens": 80,
     },
     # Stories are told below temperature 1, where this model repeats itself; so the game is played there.
-    "generate": {"temperature": 0.7, "max_new_tokens": 170, "batch_size": 128, "shard_size": 500},
+    "generate": {"temperature": 0.7, "max_new_tokens": 128, "batch_size": 128, "shard_size": 500},
     "pairs": {"mix_previous": False},
-    "train": {"optimizer": "adamw", "learning_rate": 3e-4, "beta": 3.0, "epochs": 2, "batch_size": 64},
+    "train": {"optimizer": "adamw", "learning_rate": 5e-5, "beta": 1.0, "epochs": 1, "batch_size": 32},
     "evaluate": {
         "temperature": 0.7,
         "main_metric": "repeated_trigrams",

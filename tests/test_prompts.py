@@ -169,18 +169,6 @@ def test_a_text_is_cut_between_words_and_loses_nothing(build):
     assert built.pairs == [("Once upon a", " time there was a cat."), ("The dog ran", "\n\nhome and slept.")]
 
 
-def test_a_text_response_ends_with_a_sentence(build):
-    texts = [
-        "Ann two three. Four five. Six seven eight.",
-        'Bob two "go!" Then some more went on.',
-        "Cat two three four",
-        "Dan two three four five six seven eight.",
-    ]
-    built = build([{"text": text} for text in texts], text_prompt_chars=5, text_response_chars=22)
-    assert built.pairs == [("Ann", " two three. Four five."), ("Bob", ' two "go!"'), ("Cat", " two three four")]
-    assert built.drops == {"no-sentence-end": 1}
-
-
 def test_a_text_without_room_for_a_response_is_dropped(build):
     texts = ["A short one", "Nospacesuntilthebordercomes here", "Ann went home again", "Bob went home again"]
     built = build([{"text": text} for text in texts], text_prompt_chars=12)
@@ -539,7 +527,6 @@ def test_stories_are_cut_for_a_tokenizer_without_line_breaks(build):
         model=data_folder("models", "babyllama-105"),
         format="text",
         text_prompt_chars=64,
-        text_response_chars=128,
         max_new_tokens=144,
         held_out=100,
     )
@@ -548,7 +535,9 @@ def test_stories_are_cut_for_a_tokenizer_without_line_breaks(build):
     assert len(rows) > 900
     assert all(0 not in row["prompt_ids"] + row["response_ids"] for row in rows)
     assert all(len(row["prompt"]) <= 64 and row["response"].startswith(" ") for row in rows)
-    assert all(row["finish_reason"] == "stop" for row in rows)
+    # A story that is cut has no end: none may be learned from it.
+    assert {row["finish_reason"] for row in rows} == {"length"}
+    assert all(len(row["response_ids"]) == 144 for row in rows)
     texts = [
         " ".join(story["text"].split())
         for story in read_rows(SourceConfig(path=str(data_folder("tinystories", "val.jsonl"))))[0]

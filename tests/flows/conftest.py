@@ -63,6 +63,11 @@ class Player:
             for path in manifests
         }
 
+    def stamps(self, lineage: str) -> dict[str, int]:
+        """When every published folder of a lineage was published."""
+        root = self.runs / lineage
+        return {str(path): path.stat().st_mtime_ns for path in root.rglob("manifest.json")}
+
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Player:

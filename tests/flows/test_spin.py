@@ -5,9 +5,12 @@ import signal
 import subprocess
 import time
 
-import pytest
-
 PHASES = ("generations", "pairs", "scores", "train", "model", "eval/self-play")
+MOMENTS = (
+    "iter_00/.generations.partial/shard-00001.parquet",  # within a phase: a shard is done, others are not
+    "iter_01/generations/manifest.json",  # between two phases
+    "iter_01/.train.partial",  # within training
+)
 
 
 def test_a_run_publishes_every_phase_of_every_iteration(finished):
@@ -31,12 +34,13 @@ def test_the_leaderboard_holds_every_version_and_the_controls(finished):
 
 def test_a_second_run_reuses_every_phase_and_changes_nothing(finished):
     before = finished.digests("whole")
-    stamps = {path: path.stat().st_mtime_ns for path in finished.runs.rglob("manifest.json")}
+    stamps = finished.stamps("whole")
     out = finished.spin(*finished.arguments("whole")).stdout
-    assert "done " not in out
-    assert out.count("reused") >= len(before) - 3  # weights are published by their training, not by a task
+    assert not [line for line in out.splitlines() if line.startswith("done")]
+    tasks = [name for name in before if not name.endswith("/model")]  # weights are published by their training
+    assert sum(line.startswith("reused") for line in out.splitlines()) == len(tasks) + len(("init", "train"))
     assert finished.digests("whole") == before
-    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert finished.stamps("whole") == stamps
 
 
 def test_verify_finds_the_lineage_whole(finished):
@@ -51,49 +55,38 @@ def test_another_configuration_is_refused_before_any_compute(finished):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_the_untrained_and_the_sft_model_are_shared_by_lineages(finished):
-    shared = [path.parent.name for path in (finished.runs / ".sft").rglob("manifest.json")]
-    assert sorted(shared) == ["init", "model", "train"]
-    out = finished.spin(*finished.arguments("another", "--iterations=1", "--set=controls={}")).stdout
-    assert sum(line.startswith("reused") for line in out.splitlines()) == 2
-    assert finished.digests("another")["iter_00/model"] == finished.digests("whole")["iter_00/model"]
-
-
-@pytest.mark.parametrize(
-    "moment",
-    ["iter_00/.generations.partial/shard-00001.parquet", "iter_01/generations/manifest.json", "iter_01/.train.partial"],
-)
-def test_a_killed_run_resumes_repeats_no_finished_phase_and_ends_with_the_same_digests(finished, moment):
-    lineage = "killed-" + str(abs(hash(moment)) % 10**6)
-    root = finished.runs / lineage
-    process = subprocess.Popen(
-        finished.play(lineage), env=finished.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 200
-    while not (root / moment).exists():
-        assert process.poll() is None, "the run ended before the moment to kill it"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    built = {path: path.stat().st_mtime_ns for path in root.rglob("manifest.json")}
-    finished.spin(*finished.arguments(lineage))
-    assert {path: path.stat().st_mtime_ns for path in built} == built
-    assert finished.digests(lineage) == finished.digests("whole")
-
-
-def test_a_lineage_in_use_is_refused_naming_the_holder(finished):
-    process = subprocess.Popen(
-        finished.play("busy"), env=finished.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        deadline = time.monotonic() + 100
-        while not (finished.runs / "busy" / "base").exists() and not list((finished.runs / "busy").glob("iter_00")):
+def test_a_run_killed_again_and_again_repeats_no_finished_phase_and_ends_with_the_same_digests(finished):
+    root = finished.runs / "killed"
+    for moment in MOMENTS:
+        before = finished.stamps("killed")
+        process = subprocess.Popen(
+            finished.play("killed"),
+            env=finished.environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 200
+        while not (root / moment).exists():
+            assert process.poll() is None, f"the run ended before {moment}: {process.communicate()[1]}"
             assert time.monotonic() < deadline
-            time.sleep(0.05)
-        done = finished.spin(*finished.arguments("busy"), check=False)
-    finally:
-        process.kill()
-        process.wait()
-    assert done.returncode == 2
-    assert f"process {process.pid}" in done.stderr
+            time.sleep(0.01)
+        if moment == MOMENTS[0]:
+            refused = finished.spin(*finished.arguments("killed"), check=False)
+            assert refused.returncode == 2
+            assert f"in use by process {process.pid} " in refused.stderr
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert before.items() <= finished.stamps("killed").items()
+    before = finished.stamps("killed")
+    finished.spin(*finished.arguments("killed"))
+    assert before.items() <= finished.stamps("killed").items()
+    assert finished.digests("killed") == finished.digests("whole")
+
+
+def test_the_sft_model_is_shared_by_lineages(finished):
+    assert sorted(path.parent.name for path in (finished.runs / ".sft").rglob("manifest.json")) == [
+        "init",
+        "model",
+        "train",
+    ]
