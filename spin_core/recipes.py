@@ -66,11 +66,13 @@ def relevant(found: Sequence[Any]) -> list[Any]:
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `change` laid over it, level by level."""
+    """`base` with `change` laid over it, level by level. An empty level takes back all that `base` has in it."""
     merged = dict(base)
     for key, value in change.items():
         below = merged.get(key)
-        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and value:
+            value = merge(below, value)
+        merged[key] = value
     return merged
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from spin_core import board, history, store
 from spin_core import lineage as lineages
+from spin_core.config import RunConfig
 from spin_core.lineage import Lineage, dump
 from spin_core.recipes import resolve
 from spin_core.records import (
@@ -69,10 +70,15 @@ def report(folder: Path, model: str, values: Sequence[float], answer: str = "yes
     return publish(folder, {"model": model}, files, fields, EvalReport)
 
 
-def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS, **config: Any) -> Lineage:
-    """A lineage with one iteration for each version after the first. `config` goes to `resolve`."""
+def settings(*sets: str) -> RunConfig:
+    """The demo's recipe, gated by the one score that versions have here, with some settings of a test's own."""
+    return resolve("demo", sets=["evaluate.main_metric=heldout_nll", "train.beta=0.1", "controls={}", *sets])
+
+
+def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS, sets: Sequence[str] = ()) -> Lineage:
+    """A lineage with one iteration for each version after the first."""
     with store.locked(runs / name):
-        game = lineages.start(runs, name, resolve("demo", **config))
+        game = lineages.start(runs, name, settings(*sets))
     untrained = game.base_job()
     init = publish(
         untrained.output, dump(untrained), {"model.safetensors": b"none"}, {"t": 0, "parent": None}, ModelVersion
@@ -103,6 +109,7 @@ def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS
             "id": ["0"],
             "t": pa.array([t], pa.int32()),
             "prompt": ["one"],
+            "messages": ["[]"],
             "real": ["human"],
             "generated": [f"{t}"],
             "prompt_ids": [[1, 2]],

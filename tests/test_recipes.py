@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 import yaml
 
-from spin_core.config import RunConfig, at
+from spin_core.config import ControlsConfig, RunConfig, at
 from spin_core.errors import ConfigError
 from spin_core.recipe_book import ABOUT, RECIPES
 from spin_core.recipes import RecipeName, resolve
@@ -120,6 +120,12 @@ def test_a_later_source_of_settings_wins(tmp_path):
     )
     train = config.train
     assert (train.optimizer, train.batch_size, train.epochs, train.beta, config.iterations) == ("adamw", 3, 6, 0.4, 9)
+
+
+def test_an_empty_section_takes_the_recipes_settings_back():
+    assert resolve("demo").controls != ControlsConfig()
+    assert resolve("demo", sets=["controls={}"]).controls == ControlsConfig()
+    assert resolve("demo", overrides={"controls": {}}).controls == ControlsConfig()
 
 
 def test_settings_come_from_toml_too(tmp_path):

@@ -1,0 +1,145 @@
+"""The pages that a person reads: whole, with their pictures inside, and proof against what models say."""
+
+import base64
+import html
+import re
+
+import pytest
+from small_lineage import build
+from small_lineage import report as publish_report
+
+from spin_core import report
+from spin_core.board import leaderboard
+from spin_core.records import Comparison
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def game(tmp_path_factory):
+    made = build(tmp_path_factory.mktemp("runs"))
+    publish_report(made.control("sft-lr-0.001") / "eval" / "self-play", "c" * 64, (1.9, 2.9, 3.9, 4.9))
+    return made
+
+
+@pytest.fixture(scope="module")
+def page(game):
+    return written(game, 1)
+
+
+def written(game, t: int, **train) -> str:
+    """The page of iteration t with its spaces as spaces. `train` changes the record of the training."""
+    record = game.records()[t]
+    record = record.model_copy(update={"train": record.train.model_copy(update=train)})
+    return report.iteration_page(game, record).replace("\u00a0", " ")
+
+
+def pictures(text: str) -> list[bytes]:
+    return [base64.b64decode(data) for data in re.findall(r"!\[[^]]*\]\(data:image/png;base64,([^)]*)\)", text)]
+
+
+def test_a_page_begins_with_what_was_decided_and_why(page):
+    beginning, _ = page.split("## ", maxsplit=1)
+    assert beginning.startswith("# tale")
+    for part in ("θ_1 → θ_2", "**Gate: promote.**", "heldout_nll 2.9 against 3 of θ_1"):
+        assert part in beginning
+
+
+def test_a_page_has_all_its_parts(page):
+    assert re.findall(r"^## (\w+)", page, re.MULTILINE)[:4] == ["Scores", "Training", "Data", "Samples"]
+    assert "\n## Cost" in page
+
+
+def test_pictures_are_inside_the_page(page):
+    shown = pictures(page)
+    assert len(shown) == 2
+    assert all(picture.startswith(PNG) and len(picture) > 5000 for picture in shown)
+    assert "http" not in page
+
+
+def test_scores_stand_beside_their_change_against_the_version_before_and_the_first(page):
+    assert "| task | θ_2 | against θ_1 | against θ_0 | items |" in page
+    assert re.search(r"\| heldout.nll ↓ \| 2.90 ± 0.63 \| -0.1 ± 0.041 \* \| -0.6 ± 0.041 \* \| 4 \|", page)
+    assert re.search(r"\| reward.accuracy \| 0.750 ± 0.020 \| – \| – \| 4 \|", page)
+
+
+def test_the_first_iteration_is_compared_once(game):
+    assert "| task | θ_1 | against θ_0 | items |" in written(game, 0)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "1 of 2 (1 from iteration 1)",
+        "| 1 empty |",
+        "2 (1 stop, 1 length; 20 tokens)",
+        "| train | 1.5 | 100 |",
+        "`CPU x86_64`",
+        "2 steps",
+        "0.69310",
+        "log 2 is 0.69315",
+    ],
+)
+def test_counts_and_costs_are_told(page, told):
+    assert told in page
+
+
+def test_what_the_monitors_saw_is_told(game):
+    assert "- margins explode\n" in written(game, 0, events=("margins explode",))
+    assert "- the monitors saw nothing unusual\n" in written(game, 0)
+
+
+def test_samples_hold_every_versions_answer(game, page):
+    samples = report.samples(game, upto=2)
+    assert len(samples) == 4
+    assert samples[0]["answers"] == {0: "early 0", 1: "late 0 0", 2: "late 1 0"}
+    for answer in ("early 0", "late 0 0", "late 1 0", "a human said so"):
+        assert f"| {answer} |" in page
+    assert [sorted(sample["answers"]) for sample in report.samples(game, upto=0)] == [[0]] * 4
+
+
+def test_signs_of_markdown_and_html_in_a_sample_stay_signs(page):
+    prompt = "| **prompt** | &lt;b&gt;bold&lt;/b&gt; \\| \\*stars\\*<br>and a new line |"
+    assert prompt in page
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>alert(1)</script>",
+        "a | b\n| --- | --- |\r\n| c |\rd",
+        "# no heading\n- no list\n```no code```",
+        "**bold** _under_ ~~struck~~ ![x](y) [link](http://a.b) $x$ \\n",
+        "&lt;already&gt; &amp;",
+    ],
+)
+def test_text_of_a_model_stays_one_cell_of_plain_text(text):
+    cell = report.literal(text)
+    assert not re.search(r"[\r\n]", cell)
+    assert set(re.findall(r"<[^>]*>", cell)) <= {"<br>"}
+    assert not re.search(r"(?<!\\)(?:\\\\)*[*_~`|\[\]#]", cell), "every sign is escaped"
+    plain = html.unescape(re.sub(r"\\([\\`*_~\[\]|#])", r"\1", cell.replace("<br>", "\n")))
+    assert plain == re.sub(r"\r\n?", "\n", text)
+
+
+def test_long_text_is_cut():
+    assert report.literal("x" * 700) == "x" * 600 + " …"
+
+
+def test_the_leaderboard_holds_versions_controls_and_stars(game):
+    page = report.leaderboard_page(leaderboard(game)).replace("\u00a0", " ")
+    assert page.startswith("# Leaderboard of tale\n")
+    assert "| θ_0 | 3.50 ± 0.65 | – |" in page
+    assert "| θ_1 | 3.00 ± 0.66 * | 0.750 ± 0.020 |" in page
+    assert "| sft-lr-0.001 | 3.40 ± 0.65 * |" in page
+    assert [picture.startswith(PNG) for picture in pictures(page)] == [True]
+
+
+def test_a_difference_of_more_than_two_errors_is_starred():
+    assert report.difference(Comparison(against=0, delta=0.21, stderr=0.1)) == "+0.21 ± 0.1 *"
+    assert report.difference(Comparison(against=0, delta=-0.19, stderr=0.1)) == "-0.19 ± 0.1"
+    assert report.difference(None) == "–"
+
+
+def test_the_same_page_is_written_twice(game):
+    assert written(game, 1) == written(game, 1)
