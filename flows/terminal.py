@@ -70,7 +70,7 @@ def print_where(runs: Path, name: str) -> None:
 def csv_text(boards: Sequence[Board]) -> str:
     """One line for each score of each model."""
     text = io.StringIO()
-    writer = csv.writer(text)
+    writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["lineage", "model", "task", "value", "stderr", "n", "higher_is_better"])
     for board in boards:
         for row in (*board.rows, *board.controls):
