@@ -165,7 +165,8 @@ class Warm:
             process.stdin.write(f"{phase}\t{job_file}\n")
             process.stdin.close()
         except BrokenPipeError:  # it ended while it waited: the phase starts cold
-            end_group(process)
+            with process:
+                end_group(process)
             return None
         return process
 

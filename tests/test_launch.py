@@ -212,3 +212,27 @@ def test_a_job_file_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "jobs").write_text("a file where the folder should be")
     with pytest.raises(StorageError, match="a file stands in its way"):
         run_phase(job(tmp_path), ScoredPairs)
+
+
+def test_a_process_is_kept_warm_only_while_phases_follow_one_another():
+    warm = launch.Warm()
+    warm.prepare()
+    assert warm._process is None
+    with warm.phases():
+        warm.prepare()
+        waiting = warm._process
+        warm.prepare()
+        assert warm._process is waiting, "one is enough"
+        assert runs(waiting.pid)
+    assert not runs(waiting.pid)
+    assert warm._process is None
+
+
+def test_a_warm_process_that_died_is_no_loss(tmp_path):
+    warm = launch.Warm()
+    with warm.phases():
+        warm.prepare()
+        warm._process.kill()
+        warm._process.wait()
+        assert warm.take("train", tmp_path / "train.json") is None
+        assert warm.take("train", tmp_path / "train.json") is None
