@@ -30,6 +30,12 @@ from spin_core.records import ModelVersion
 MIB = 2**20
 
 
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch):
+    """The device is measured in an instant: no test here depends on its speed."""
+    monkeypatch.setattr(estimate, "TRIED_SECONDS", 0.005)
+
+
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     """A JSONL file of 60 rows, of which one is empty, one is a repetition, and one has a prompt of 100 tokens."""

@@ -207,7 +207,7 @@ def test_exported_pairs_have_a_name_of_their_own(spin, tmp_path, monkeypatch):
 
 
 def test_check_tells_what_is_ready_and_what_is_not(spin, tmp_path):
-    ready = spin("check", "demo", "--runs", tmp_path / "runs")
+    ready = spin("check", "demo", "--set", "prompts.sample=64", "--runs", tmp_path / "runs")
     assert "ready: nothing stands in the way of the run" in ready.stdout
     assert not (tmp_path / "runs").exists()
     spoilt = spin("check", "demo", "--set", "prompts.max_prompt_tokens=3000", status=2)
