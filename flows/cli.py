@@ -186,9 +186,8 @@ def samples(lineage: str, t: int | None, count: int, as_json: bool, runs: Path) 
 @runs_option
 def check(recipe: str, file: Path | None, sets: tuple[str, ...], as_json: bool, runs: Path) -> None:
     """Find out what can be known before compute: config, data, tokenizer, memory, disk, rough time."""
-    from spin_core.check import check_run
-
     from flows import terminal
+    from spin_core.check import check_run
     from spin_core.recipes import resolve
 
     findings = check_run(resolve(recipe, file=file, sets=sets), runs)
