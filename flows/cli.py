@@ -87,8 +87,7 @@ def next(lineage: str, runs: Path) -> None:
     """Play one more iteration of a lineage."""
     from spin_core import lineage as lineages
 
-    game = lineages.find(runs, lineage)
-    play(runs, lineage, game.config.model_copy(update={"iterations": len(game.records()) + 1}))
+    play(runs, lineage, lineages.find(runs, lineage).one_more())
 
 
 def play(runs: Path, name: str, config: Any) -> None:

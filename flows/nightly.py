@@ -20,8 +20,7 @@ def nightly(lineage: LineageName, recipe: RecipeName = "demo", runs: str = "") -
     """
     folder = runs_folder(runs)
     if (lineages.check_name(folder, lineage) / "lineage.json").exists():
-        game = lineages.find(folder, lineage)
-        config, head = game.config, len(game.records())
+        config = lineages.find(folder, lineage).one_more()
     else:
-        config, head = resolve(recipe), 0
-    continue_lineage(runs, lineage, config.model_copy(update={"iterations": head + 1}))
+        config = resolve(recipe, iterations=1)
+    continue_lineage(runs, lineage, config)

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 from prefect import flow
+from prefect.runtime import flow_run
 
-from flows.parameters import Iterations, Overrides, given, runs_folder
+from flows.parameters import Iterations, Overrides, OwnName, given, runs_folder
+from flows.temporary import end_server_with_us
 from spin_core import board, history, launch, store
 from spin_core import lineage as lineages
 from spin_core.board import Board
-from spin_core.config import LineageName, RunConfig
+from spin_core.config import RunConfig
 from spin_core.lineage import Lineage
 from spin_core.recipes import RecipeName, resolve
 from spin_core.records import GenerationBatch, ModelVersion, PromptSet
@@ -20,11 +22,17 @@ from tasks.publish import publish_iteration, publish_leaderboard
 from tasks.train import continue_sft, train
 
 
-@flow(name="spin", flow_run_name="{recipe}-{lineage}", persist_result=False)
+def run_name() -> str:
+    """`demo-mylineage`, or `demo` for the lineage that bears the recipe's own name."""
+    recipe, lineage = flow_run.parameters["recipe"], flow_run.parameters["lineage"]
+    return f"{recipe}-{lineage}" if lineage not in ("", recipe) else recipe
+
+
+@flow(name="spin", flow_run_name=run_name, persist_result=False)
 def spin(
     recipe: RecipeName = "demo",
-    lineage: LineageName | None = None,
-    iterations: Iterations | None = None,
+    lineage: OwnName = "",
+    iterations: Iterations = None,
     overrides: Overrides = Overrides(),  # noqa: B008 (frozen)
     runs: str = "",
 ) -> None:
@@ -44,6 +52,7 @@ def spin(
 @flow(name="spin", flow_run_name="{name}", persist_result=False, validate_parameters=False)
 def run_local(runs: Path, name: str, config: RunConfig) -> Board:
     """The same game with a configuration that is resolved already: what the command line runs."""
+    end_server_with_us()
     return continue_lineage(str(runs), name, config)
 
 
@@ -93,21 +102,22 @@ def play(game: Lineage) -> Board:
 
 def first_opponent(game: Lineage) -> tuple[ModelVersion, PromptSet]:
     """θ_0 and the SFT data; a recipe without a model trains its own, which lineages share."""
-    base = base_model(game)
-    prompts = prepare_prompts(game, base)
     if game.config.model.path:
-        return base, prompts
+        base = base_model(game)
+        return base, prepare_prompts(game, base)
     with store.locked(game.runs / lineages.SHARED, wait=True):
-        train_sft(game, base, prompts)
-        return game.sft_model(base, prompts), prompts
+        untrained = base_model(game)
+        prompts = prepare_prompts(game, untrained)
+        train_sft(game, untrained, prompts)
+        return game.sft_model(untrained, prompts), prompts
 
 
 def compare_with_controls(game: Lineage, base: ModelVersion, prompts: PromptSet, of_base: Reports, steps: int) -> None:
     """Score what the game has to beat: continued SFT for as many steps, and θ_0 at other temperatures."""
     for rate in game.sft_control_rates():
         continue_sft(game, base, prompts, rate, steps)
-        control = game.sft_control_model(rate)
-        evaluate(game, control, prompts, of_base, folder=game.sft_control(rate) / "eval")
+        control = game.sft_control_model(rate, steps)
+        evaluate(game, control, prompts, of_base, folder=game.sft_control(rate, steps) / "eval")
     for temperature in game.config.controls.temperatures:
         folder = game.control(f"temperature-{temperature:g}")
         evaluate(game, base, prompts, folder=folder / "eval", temperature=temperature)

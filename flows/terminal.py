@@ -18,7 +18,7 @@ from spin_core.board import Board, Row, format_score
 from spin_core.config import RunConfig
 from spin_core.errors import ConfigError
 from spin_core.findings import Findings, count
-from spin_core.lineage import Lineage
+from spin_core.lineage import Lineage, find
 from spin_core.recipe_book import ABOUT, RECIPES
 from spin_core.records import IterationRecord
 from spin_core.report import heading, significant
@@ -61,7 +61,10 @@ def score_cell(row: Row, task: str) -> str:
 
 
 def print_where(runs: Path, name: str) -> None:
-    """Where the artifacts lie, and how to see them."""
+    """Whether the gate ended the game, where the artifacts lie, and how to see them."""
+    records = find(runs, name).records()
+    if records and records[-1].gate.outcome == "stop":
+        console.print(f"\n[yellow]gate[/]       {records[-1].gate.reason}")
     console.print(f"\nartifacts  {runs / name}")
     console.print(f"samples    spin samples {name}        records    spin show {name}")
     console.print("in the UI  spin up, then open http://127.0.0.1:4200/v2/artifacts")

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from spin_core import store
-from spin_core.config import SCHEDULE, EvaluateConfig, RunConfig, at
+from spin_core.config import SCHEDULE, ControlsConfig, EvaluateConfig, RunConfig, at
 from spin_core.errors import ConfigError, DamagedArtifact, StaleArtifact
 from spin_core.jobs import (
     BaseJob,
@@ -207,7 +207,7 @@ class Lineage:
 
     def sft_control_job(self, base: ModelVersion, prompts: PromptSet, learning_rate: float, steps: int) -> TrainJob:
         """Continued fine-tuning of θ_0 for `steps` steps, with the player's optimizer and batch."""
-        folder = self.sft_control(learning_rate)
+        folder = self.sft_control(learning_rate, steps)
         return TrainJob(
             output=folder / "train",
             weights=folder / "model",
@@ -226,9 +226,9 @@ class Lineage:
         own = (at(self.config.train.learning_rate, 0),)
         return (controls.sft_learning_rate or own) if controls.sft_continued else ()
 
-    def sft_control(self, learning_rate: float) -> Path:
+    def sft_control(self, learning_rate: float, steps: int) -> Path:
         """The folder of continued fine-tuning at one learning rate."""
-        return self.control(f"sft-lr-{learning_rate:g}")
+        return self.control(f"sft-lr-{learning_rate:g}-steps-{steps}")
 
     def control(self, name: str) -> Path:
         """The folder of a control."""
@@ -257,9 +257,22 @@ class Lineage:
         """θ_0 of a recipe that trains its own."""
         return trained(self.sft_job(untrained, prompts).weights)
 
-    def sft_control_model(self, learning_rate: float) -> ModelVersion:
+    def sft_control_model(self, learning_rate: float, steps: int) -> ModelVersion:
         """θ_0 fine-tuned further."""
-        return trained(self.sft_control(learning_rate) / "model")
+        return trained(self.sft_control(learning_rate, steps) / "model")
+
+    def one_more(self) -> RunConfig:
+        """The configuration that plays one iteration after the head. Controls stay as they were.
+
+        Raises `ConfigError` if the gate has stopped the game.
+        """
+        records = self.records()
+        if records and records[-1].gate.outcome == "stop" and self.config.gate.rule == "stop":
+            raise ConfigError(
+                f"the gate ended lineage {self.name} ({records[-1].gate.reason}): to go on all the same, use spin run "
+                f"{self.config.recipe} --lineage {self.name} --iterations {len(records) + 1} --set gate.rule=best"
+            )
+        return self.config.model_copy(update={"iterations": len(records) + 1, "controls": ControlsConfig()})
 
     def published(self) -> list[Path]:
         """Every published folder of this lineage. A hidden one is not, even if a kill left a manifest in it."""

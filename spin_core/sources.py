@@ -137,7 +137,7 @@ def csv_rows(path: Path, text: str) -> Iterator[Row]:
 def from_datasets(folder: Path | None, source: SourceConfig) -> tuple[list[Row], str | None]:
     """One split of a local folder, or of a data set on the hub, and its commit there."""
     import datasets
-    import httpx
+    from huggingface_hub.errors import HTTPError
 
     datasets.disable_progress_bars()
     try:
@@ -149,7 +149,7 @@ def from_datasets(folder: Path | None, source: SourceConfig) -> tuple[list[Row],
                 name=source.subset,
                 revision=source.revision if folder is None else None,
             )
-    except (OSError, ValueError, datasets.exceptions.DatasetsError, httpx.HTTPError) as error:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError, HTTPError) as error:
         where = "cannot be read as a data set" if folder else "is no file or folder here, nor found on the hub"
         raise DataError(f"{source.path} {where} ({first_line(error)}): mend prompts.source") from error
     if isinstance(loaded, datasets.DatasetDict):

@@ -147,7 +147,7 @@ def test_controls_run_at_the_players_own_rate_unless_told(built):
     assert rates("controls.sft_continued=false") == ()
     job = built.sft_control_job(built.records()[0].opponent, built.records()[0].prompts, 1e-3, steps=7)
     assert (job.config.loss, job.config.learning_rate, job.steps) == ("sft", 1e-3, 7)
-    assert job.output == built.root / "controls" / "sft-lr-0.001" / "train"
+    assert job.output == built.root / "controls" / "sft-lr-0.001-steps-7" / "train"
 
 
 def test_models_that_recipes_train_are_shared_by_what_made_them(tmp_path):
@@ -262,3 +262,18 @@ def test_resolving_keeps_everything_that_is_no_schedule():
     assert (resolved.train.beta, resolved.train.learning_rate) == (5.0, 1e-7)
     changed = {name for name, _, _ in store.differences(dump(config), dump(resolved))}
     assert changed == {"train.beta", "train.learning_rate", "pairs.mix_previous"}
+
+
+def test_one_more_iteration_is_one_after_the_head_and_leaves_the_controls(built):
+    config = built.one_more()
+    assert config.iterations == len(built.records()) + 1
+    assert not config.controls.sft_continued
+    assert not config.controls.temperatures
+
+
+def test_a_game_that_its_gate_ended_does_not_go_on_unasked(game):
+    record = game.records()[-1]
+    gate = record.gate.model_copy(update={"outcome": "stop", "reason": "stopped: it fell"})
+    game.save_record(record.model_copy(update={"gate": gate}))
+    with pytest.raises(ConfigError, match=r"stopped: it fell.*--set gate.rule=best"):
+        game.one_more()
