@@ -47,18 +47,18 @@ TINYSTORIES: dict[str, Any] = {
     # Stories are told below temperature 1, where this model repeats itself; so the game is played there.
     "generate": {"temperature": 0.7, "max_new_tokens": 128, "batch_size": 128, "shard_size": 500},
     "pairs": {"mix_previous": False},
-    "train": {"optimizer": "adamw", "learning_rate": 5e-5, "beta": 1.0, "epochs": 1, "batch_size": 32},
+    "train": {"optimizer": "adamw", "learning_rate": 1e-5, "beta": 5.0, "epochs": 1, "batch_size": 32},
     "evaluate": {
         "temperature": 0.7,
-        "main_metric": "repeated_trigrams",
-        "headline": ["distinct_2", "heldout_nll", "length_classifier", "reward_accuracy"],
+        "main_metric": "distinct_2",
+        "headline": ["repeated_trigrams", "heldout_nll", "reward_accuracy"],
         "lm_eval": {
             "tasks": ["arc_easy", "winogrande"],
             "limit": 100,
             "local_data": "${SPIN_DATA:-../shared/data}/benchmarks",
         },
     },
-    "controls": {"sft_continued": True, "temperatures": [1.0]},
+    "controls": {"sft_continued": True, "sft_learning_rate": [1e-5, 1e-4], "temperatures": [1.0]},
 }
 """A real 0.94M-parameter model and real stories, on a CPU."""
 
