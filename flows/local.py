@@ -3,6 +3,7 @@
 Whoever has set up Prefect already (PREFECT_API_URL, PREFECT_HOME or PREFECT_PROFILE) keeps their own.
 """
 
+import fcntl
 import os
 import urllib.error
 import urllib.request
@@ -10,6 +11,8 @@ from pathlib import Path
 
 OWN = ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE")
 DEFAULT_PORT = 4200
+POOL = "spin"
+"""The work pool of the local worker."""
 
 
 def prepare(runs: Path, *, quiet: bool) -> None:
@@ -20,6 +23,7 @@ def prepare(runs: Path, *, quiet: bool) -> None:
     """
     settings = {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_CLI_PROMPT": "false",
@@ -41,13 +45,30 @@ def state_folder(runs: Path) -> Path:
     return runs / ".prefect"
 
 
+def address_file(runs: Path) -> Path:
+    """Holds the address of the folder's server, and is locked as long as `spin up` lives."""
+    return state_folder(runs) / "server.url"
+
+
 def serving(runs: Path) -> str | None:
     """The address of the server that `spin up` runs for this folder; None if none answers."""
     try:
-        url = (state_folder(runs) / "server.url").read_text("utf-8").strip()
+        with address_file(runs).open(encoding="utf-8") as file:
+            if not is_locked(file.fileno()):
+                return None  # a killed `spin up` left it, and another's server may have that port by now
+            url = file.read().strip()
     except FileNotFoundError:
         return None
-    return url if healthy(url) else None
+    return url if url and healthy(url) else None
+
+
+def is_locked(descriptor: int) -> bool:
+    """Another process has locked the file."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 def healthy(url: str) -> bool:

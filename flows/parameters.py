@@ -1,63 +1,116 @@
-"""The parameters of flows, as the form in Prefect's UI shows them."""
+"""The parameters of flows, as the form in Prefect's UI shows them.
+
+Every setting of `RunConfig` is there, and each may be left out: then the recipe's value stands. The form shows sections
+closed, fields empty and settings in the order of `config`; what cannot be right is refused before a run exists, because
+the bounds of `config` are in the JSON schema.
+"""
 
 import os
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model, model_serializer
+from pydantic.json_schema import SkipJsonSchema
 
 from spin_core.config import RunConfig
 
 TOP_LEVEL = ("recipe", "iterations")
 """Settings that are parameters of their own."""
 
-Iterations = Annotated[int, Field(ge=1, le=1000)]
+LeftOut = Annotated[None, WithJsonSchema({"type": "null", "title": "as the recipe has it"})]
+"""None, under the name that the form gives it."""
+
+Unseen = Annotated[None, SkipJsonSchema()]
+"""None, of which the form does not know."""
+
+Iterations = Annotated[int, Field(ge=1, le=1000)] | LeftOut
+"""How many iterations; None takes the recipe's number."""
+
+OwnName = Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9-]{0,62})?$")]
+"""A lineage's name, or nothing."""
+
+
+class Partial(BaseModel):
+    """Settings of which some are given. Dumped, it is those alone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), title="change")
+
+    @model_serializer
+    def given(self) -> dict[str, Any]:
+        """The values that were filled in, without sections in which nothing was."""
+        found: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, Partial):
+                value = value.given() or None
+            # A setting that can be None itself is given None on purpose; elsewhere, None is a field left empty.
+            if value is not None or (name in self.model_fields_set and NoneType in get_args(field.annotation)):
+                found[name] = value
+        return found
 
 
 @cache
-def partial(model: type[BaseModel]) -> type[BaseModel]:
-    """The same settings, each of which may be left out: then the recipe's value stands."""
+def partial(model: type[BaseModel]) -> type[Partial]:
+    """The same settings, each of which may be left out."""
     fields: dict[str, Any] = {}
     for position, (name, field) in enumerate(model.model_fields.items()):
-        kind: Any = field.annotation
-        about: dict[str, Any] = {
-            "title": name.replace("_", " "),
-            "description": field.description,
-            "json_schema_extra": {"position": position},
-        }
         if model is RunConfig and name in TOP_LEVEL:
             continue
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            below = partial(kind)
-            fields[name] = (below, Field(default_factory=below, **about))
-        else:
-            fields[name] = (Annotated[kind, "may be left out", *field.metadata] | None, Field(default=None, **about))
-    return create_model(
-        f"{model.__name__}Overrides",
-        __config__=ConfigDict(extra="forbid", frozen=True, protected_namespaces=()),
-        __doc__=model.__doc__,
-        **fields,
-    )
+        kind: Any = field.annotation
+        section = next((one for one in (kind, *get_args(kind)) if is_settings(one)), None)
+        if section is not None:
+            below: Any = partial(section)
+            kind = below | LeftOut
+        elif NoneType not in get_args(kind):
+            kind = Annotated[kind, "may be left out", *field.metadata] | Unseen
+        fields[name] = (
+            kind,
+            Field(
+                default=None,
+                title=name.replace("_", " "),
+                description=field.description,
+                json_schema_extra=section_form(position) if section else field_form(position),
+            ),
+        )
+    return create_model(f"{model.__name__}Overrides", __base__=Partial, __doc__=model.__doc__, **fields)
+
+
+def is_settings(kind: Any) -> bool:
+    """It is a model with settings of its own."""
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def section_form(position: int) -> Any:
+    """How the form shows a section: closed, since its default is None."""
+    return {"position": position}
+
+
+def field_form(position: int) -> Any:
+    """How the form shows a setting: empty, and yes or no as a choice, since a switch cannot be left as it is."""
+
+    def change(schema: dict[str, Any]) -> None:
+        schema["position"] = position
+        del schema["default"]
+        for part in (schema, *schema.get("anyOf", ())):
+            if part.get("type") == "boolean":
+                part["enum"] = [True, False]
+
+    return change
 
 
 if TYPE_CHECKING:
 
-    class Overrides(BaseModel):
+    class Overrides(Partial):
         """`RunConfig` with every field optional."""
 else:
     Overrides = partial(RunConfig)
 
 
-def given(overrides: BaseModel) -> dict[str, Any]:
+def given(overrides: Partial) -> dict[str, Any]:
     """The values that were filled in."""
-    return prune(overrides.model_dump(mode="json", exclude_none=True))
-
-
-def prune(values: dict[str, Any]) -> dict[str, Any]:
-    """Without empty levels."""
-    kept = {name: prune(value) if isinstance(value, dict) else value for name, value in values.items()}
-    return {name: value for name, value in kept.items() if value != {}}
+    return overrides.given()
 
 
 def runs_folder(named: str = "") -> Path:

@@ -1,6 +1,7 @@
-"""`spin up`: a server, the deployments and a worker in one process group, until Ctrl-C."""
+"""`spin up`: a server, the deployments and a worker, which end together, at Ctrl-C at the latest."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -9,17 +10,19 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import click
 
 from flows import local
+from spin_core import launch
 from spin_core.errors import ConfigError, TryAgain
 
 HOST = "127.0.0.1"
-POOL = "spin"
 HOME = Path(__file__).resolve().parent.parent
 START_SECONDS = 180.0
+PATIENCE_SECONDS = 30.0
+"""How long a part may take to end by itself."""
 
 
 def serve(runs: Path, port: int) -> None:
@@ -32,40 +35,47 @@ def serve(runs: Path, port: int) -> None:
     if not (HOME / "prefect.yaml").exists():
         raise ConfigError(f"{HOME} holds no prefect.yaml: install with pip install -e from a checkout")
     url = f"http://{HOST}:{port}"
-    state = local.state_folder(runs)
-    state.mkdir(parents=True, exist_ok=True)
+    path = local.state_folder(runs) / "server.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
         "PREFECT_API_URL": f"{url}/api",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "spin_core",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
         "SPIN_RUNS": str(runs),
         "SPIN_HOME": str(HOME),
-        "PREFECT_LOGGING_EXTRA_LOGGERS": "spin_core",
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
-    signal.signal(signal.SIGTERM, interrupt)
-    with contextlib.ExitStack() as stack, contextlib.suppress(KeyboardInterrupt):
-        log = stack.enter_context((state / "server.log").open("ab"))
-        click.echo("starting the server …")
-        server = stack.enter_context(part(["server", "start", "--host", HOST, "--port", str(port)], environment, log))
-        wait_until_healthy(url, server, state / "server.log")
-        deploy(environment, state / "server.log")
-        worker = stack.enter_context(part(["worker", "start", "--pool", POOL, "--type", "process"], environment, log))
-        address = state / "server.url"
-        address.write_text(url, "utf-8")
-        stack.callback(address.unlink, missing_ok=True)
-        click.echo(
-            f"up: {url}/v2/deployments starts runs; {url}/v2/artifacts shows every iteration and leaderboard\n"
-            f"lineages in {runs}; log in {state / 'server.log'}; Ctrl-C ends it"
-        )
-        while server.poll() is None and worker.poll() is None:
-            time.sleep(0.5)
-        which = "server" if server.poll() is not None else "worker"
-        raise TryAgain(f"the {which} ended by itself: see {state / 'server.log'}, and run spin up again")
+    # Also where it was ignored, as in a shell's background jobs: the worker ends at SIGINT, and would inherit that.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(KeyboardInterrupt):
+            address = stack.enter_context(claimed(local.address_file(runs)))
+            log = stack.enter_context(path.open("ab"))
+            click.echo("starting the server …")
+            server = stack.enter_context(
+                part(["prefect", "server", "start", "--host", HOST, "--port", str(port)], environment, log)
+            )
+            with part(["flows.deploy"], environment, log) as deploying:
+                wait_until_ready(server, deploying, path)
+            worker = stack.enter_context(
+                part(["prefect", "worker", "start", "--pool", local.POOL, "--type", "process"], environment, log)
+            )
+            print(url, file=address, flush=True)
+            click.echo(
+                f"up: {url}/v2/deployments starts runs; {url}/v2/artifacts shows every iteration and leaderboard\n"
+                f"lineages in {runs}; log in {path}; Ctrl-C ends it"
+            )
+            while server.poll() is None and worker.poll() is None:
+                time.sleep(0.5)
+            which = "server" if server.poll() is not None else "worker"
+            raise TryAgain(f"the {which} ended by itself: see {path}, and run spin up again")
+        click.echo("ending …")
     click.echo("down")
 
 
 def interrupt(*_: object) -> None:
-    """SIGTERM ends `spin up` as Ctrl-C does."""
+    """The handler of both signals that end `spin up`."""
     raise KeyboardInterrupt
 
 
@@ -82,53 +92,51 @@ def refuse_taken_port(port: int) -> None:
 
 
 @contextlib.contextmanager
-def part(arguments: list[str], environment: dict[str, str], log: BinaryIO) -> Iterator[subprocess.Popen[bytes]]:
-    """One of Prefect's programs in a group of its own, ended with all its children on the way out."""
+def claimed(path: Path) -> Iterator[TextIO]:
+    """The file of the server's address, empty and locked. The kernel frees it when we end, however we end."""
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TryAgain(f"another spin up is starting or ending in {path.parent}: try again in a minute") from error
+        file.truncate(0)
+        try:
+            yield file
+        finally:
+            file.truncate(0)
+
+
+@contextlib.contextmanager
+def part(module: list[str], environment: dict[str, str], log: BinaryIO) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python module in a process group of its own, which ends with us, in whichever way we end."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "prefect", *arguments],
+        [sys.executable, "-m", *module],
         env=environment,
         cwd=HOME,
+        stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        start_new_session=True,
+        process_group=0,
     )
-    try:
-        yield process
-    finally:
-        for number, patience in ((signal.SIGTERM, 30.0), (signal.SIGKILL, 5.0)):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(patience)
+    with process, launch.guard(process.pid):
+        try:
+            yield process
+        finally:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(PATIENCE_SECONDS)
 
 
-def wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    """Return when the server answers; `TryAgain` if it ends or takes too long."""
+def wait_until_ready(server: subprocess.Popen[bytes], deploying: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when the deployments are installed; `TryAgain` if the server or that ends badly, or it takes too long."""
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
+    while deploying.poll() is None:
         if server.poll() is not None:
             raise TryAgain(f"the server did not start (status {server.returncode}): its last words are in {log}")
-        if local.healthy(url):
-            return
-        time.sleep(0.5)
-    raise TryAgain(f"the server did not answer within {START_SECONDS:.0f} s: its last words are in {log}")
-
-
-def deploy(environment: dict[str, str], log: Path) -> None:
-    """Create the work pool and install the deployments of prefect.yaml; done again, it changes nothing."""
-    for arguments in (
-        ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
-        ["--no-prompt", "deploy", "--all"],
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", "prefect", *arguments],
-            env=environment,
-            cwd=HOME,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        with log.open("a", encoding="utf-8") as file:
-            file.write(done.stdout + done.stderr)
-        if done.returncode:
-            raise TryAgain(f"prefect {' '.join(arguments)} failed: {(done.stderr or done.stdout).strip()[-300:]}")
+        if time.monotonic() > deadline:
+            raise TryAgain(f"the server was not ready within {START_SECONDS:.0f} s: its last words are in {log}")
+        time.sleep(0.1)
+    if deploying.returncode:
+        raise TryAgain(f"the deployments could not be installed: why is at the end of {log}; then run spin up again")

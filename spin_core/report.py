@@ -5,7 +5,7 @@ import html
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,54 +16,70 @@ from spin_core.lineage import Lineage
 from spin_core.records import Comparison, IterationRecord
 
 SAMPLES = 10
+COLUMNS = 5
+"""Scores beside one another: with more, a table runs into the margin of Prefect's page."""
 INK, ACCENT, MUTED = "#1f2937", "#2563eb", "#9ca3af"
 
 
 def iteration_page(lineage: Lineage, record: IterationRecord) -> str:
     """The markdown artifact of one iteration."""
-    board = leaderboard(lineage)
     t = record.t + 1
+    known = leaderboard(lineage)
+    # As it stood then: a page that is written again later is the same page.
+    board = known.model_copy(update={"rows": known.rows[: t + 1], "controls": ()})
     return "\n\n".join(
         [
-            f"# {lineage.name}: iteration {record.t}, θ_{record.t} → θ_{t}",
-            f"**Gate: {record.gate.outcome}.** {record.gate.reason}",
+            f"# {lineage.name}: θ_{record.t} → θ_{t}",
+            f"Iteration {record.t}. **Gate: {record.gate.outcome}.** {record.gate.reason}",
             "## Scores",
             score_table(board, t),
             image(leaderboard_plot(board), f"{board.main_metric} over the versions"),
             "## Training",
-            training_line(record),
+            *training(record),
             image(training_plot(record), "training curve"),
             "## Data",
             data_table(record),
             "## Samples",
-            "Held-out prompts; the human response, and what each version answers.",
-            *(sample_block(sample) for sample in samples(lineage, upto=t)[:SAMPLES]),
-            "## Cost and origin",
+            "Held-out prompts; the human response, and what the versions answer.",
+            sample_table(samples(lineage, upto=t)[:SAMPLES], dict.fromkeys((0, record.t, t))),
+            "## Cost",
             cost_table(record),
+            "## Origin",
+            origin_table(record),
         ]
     )
 
 
-def leaderboard_page(board: Board) -> str:
-    """The markdown of the keyed artifact `leaderboard-<lineage>`."""
+def leaderboard_page(board: Board, headline: Sequence[str] = ()) -> str:
+    """The markdown of the keyed artifact `leaderboard-<lineage>`; the scores of `headline` stand above the plot."""
+    tasks = sorted(board.tasks(), key=lambda task: (task != board.main_metric, task not in headline))
+    first, *others = leaderboard_tables(board, tasks) or ["Nothing is scored yet."]
     return "\n\n".join(
         [
             f"# Leaderboard of {board.lineage}",
-            leaderboard_table(board),
+            first,
             image(leaderboard_plot(board), f"{board.main_metric} over the versions"),
             "value ± standard error; `*` differs from θ_0 by more than two standard errors of the paired difference. "
             "↓: lower is better.",
+            *(["## Further scores", *others] if others else []),
         ]
     )
 
 
-def leaderboard_table(board: Board) -> str:
-    """All rows and all tasks, in markdown."""
-    tasks = board.tasks()
-    return markdown_table(
-        ["", *(heading(board, task) for task in tasks)],
-        [[row.name, *(cell(row, task) for task in tasks)] for row in (*board.rows, *board.controls)],
-    )
+def leaderboard_tables(board: Board, tasks: Sequence[str]) -> list[str]:
+    """All models and the tasks, a few to a table."""
+    return [
+        markdown_table(
+            ["", *(heading(board, task).replace("_", " ") for task in some)],
+            [[row.name, *(unbroken(cell(row, task)) for task in some)] for row in (*board.rows, *board.controls)],
+        )
+        for some in (tasks[start : start + COLUMNS] for start in range(0, len(tasks), COLUMNS))
+    ]
+
+
+def unbroken(score: str) -> str:
+    """A score that a narrow column breaks nowhere but before its error."""
+    return score.replace("± ", "±\u00a0").replace(" *", "\u00a0*")
 
 
 def heading(board: Board, task: str) -> str:
@@ -103,12 +119,18 @@ def difference(comparison: Comparison | None) -> str:
     return f"{comparison.delta:+.3g} ± {comparison.stderr:.2g}" + (" *" if significant(comparison) else "")
 
 
-def training_line(record: IterationRecord) -> str:
-    """Steps, first loss, last metrics and what the monitors saw."""
-    last = ", ".join(f"{name} {value:.4g}" for name, value in record.train.metrics.items())
-    events = "".join(f"\n- {event}" for event in record.train.events) or "\n- the monitors saw nothing unusual"
-    first = f"{record.train.steps} steps; first loss {record.train.first_loss:.5f} (log 2 is 0.69315)"
-    return f"{first}; last: {last}\n{events}"
+def training(record: IterationRecord) -> list[str]:
+    """Steps, first loss, metrics and what the monitors saw."""
+    steps = metrics(record.train.path)
+    events = record.train.events or ("the monitors saw nothing unusual",)
+    return [
+        f"{record.train.steps} steps. The first loss is {record.train.first_loss:.5f}; log 2 is 0.69315.",
+        "\n".join(f"- {event}" for event in events),
+        markdown_table(
+            ["metric", "first step", "last step"],
+            [[name, *(f"{step[name]:.4g}" for step in (steps[0], steps[-1]))] for name in record.train.metrics],
+        ),
+    ]
 
 
 def data_table(record: IterationRecord) -> str:
@@ -128,13 +150,25 @@ def data_table(record: IterationRecord) -> str:
 
 
 def cost_table(record: IterationRecord) -> str:
-    """Seconds and memory by phase, and what the iteration ran on."""
+    """Seconds and memory by phase."""
     phases = [
         [phase, f"{seconds:.1f}", f"{record.peak_memory_mb.get(phase, 0):,.0f}"]
         for phase, seconds in record.seconds.items()
     ]
-    origin = [[f"`{name}`", f"`{value}`", ""] for name, value in record.environment.items()]
-    return markdown_table(["phase", "seconds", "peak memory, MB"], phases + origin)
+    together = ["**in all**", f"**{sum(record.seconds.values()):.1f}**", ""]
+    return markdown_table(["phase", "seconds", "peak memory, MB"], [*phases, together])
+
+
+def origin_table(record: IterationRecord) -> str:
+    """What the iteration was made from, and what made it."""
+    known = {
+        "recipe": record.config.recipe,
+        "seed": str(record.config.seed),
+        "opponent": record.opponent.digest[:12],
+        "player": record.player.digest[:12],
+        **record.environment,
+    }
+    return markdown_table(["what", "which"], [[name, f"`{value}`"] for name, value in known.items()])
 
 
 def samples(lineage: Lineage, upto: int) -> list[dict[str, Any]]:
@@ -149,11 +183,13 @@ def samples(lineage: Lineage, upto: int) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def sample_block(sample: dict[str, Any]) -> str:
-    """One sample as a table of who said what."""
-    said = [["prompt", sample["prompt"]], ["human", sample["real"]]]
-    said += [[f"θ_{t}", answer] for t, answer in sample["answers"].items()]
-    return markdown_table(["", ""], [[f"**{who}**", literal(text)] for who, text in said])
+def sample_table(found: Sequence[dict[str, Any]], versions: Iterable[int]) -> str:
+    """Samples as one table of who said what."""
+    said = []
+    for sample in found:
+        said += [("**prompt**", sample["prompt"]), ("human", sample["real"])]
+        said += [(f"θ_{t}", sample["answers"][t]) for t in versions if t in sample["answers"]]
+    return markdown_table(["", ""], [[who, literal(text) or "*nothing*"] for who, text in said])
 
 
 def literal(text: str, limit: int = 600) -> str:
@@ -236,6 +272,7 @@ def new_figure() -> tuple[Any, Any]:
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK)
+    axes.ticklabel_format(useOffset=False)
     axes.grid(axis="y", color="#e5e7eb")
     return figure, axes
 

@@ -6,19 +6,19 @@ from spin_core.records import ModelVersion, PromptSet, TrainRun
 from tasks.frame import phase_task
 
 
-@phase_task(ModelVersion)
+@phase_task(ModelVersion, "base model")
 def base_model(game: Lineage) -> BaseJob:
     """Bring in the SFT model, or make an untrained one."""
     return game.base_job()
 
 
-@phase_task(PromptSet)
+@phase_task(PromptSet, "prepare prompts")
 def prepare_prompts(game: Lineage, tokenizer: ModelVersion) -> PromptsJob:
     """Read, split and tokenise the SFT data."""
     return game.prompts_job(tokenizer)
 
 
-@phase_task(TrainRun)
+@phase_task(TrainRun, "train sft")
 def train_sft(game: Lineage, untrained: ModelVersion, prompts: PromptSet) -> TrainJob:
     """Train θ_0 on the SFT data."""
     return game.sft_job(untrained, prompts)

@@ -10,8 +10,8 @@ from tasks.frame import phase_task
 Reports = tuple[EvalReport, ...]
 
 
-@phase_task(EvalReport)
-def run_suite(job: EvaluateJob | BenchmarkJob) -> EvaluateJob | BenchmarkJob:
+@phase_task(EvalReport, "evaluate {model} {job.output.name}")
+def run_suite(model: str, job: EvaluateJob | BenchmarkJob) -> EvaluateJob | BenchmarkJob:  # noqa: ARG001 (for its name)
     """One suite on one model."""
     return job
 
@@ -27,4 +27,5 @@ def evaluate(
 ) -> Reports:
     """Every suite that the configuration asks for, on one model. `against` are its opponent's reports."""
     opponent = next((report for report in against if report.suite == "self-play"), None)
-    return tuple(run_suite(job) for job in game.evaluate_jobs(player, prompts, opponent, folder, temperature))
+    model = folder.parent.name if folder else f"θ_{player.t}"
+    return tuple(run_suite(model, job) for job in game.evaluate_jobs(player, prompts, opponent, folder, temperature))

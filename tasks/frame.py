@@ -33,8 +33,11 @@ RETRIES = 2
 RETRY_DELAY_SECONDS = 10
 
 
-def phase_task(kind: type[R]) -> Callable[[Callable[P, Job]], Callable[P, R]]:
-    """Turn a function that writes a job into a function that has it done as a Prefect task and returns its record."""
+def phase_task(kind: type[R], run_name: str) -> Callable[[Callable[P, Job]], Callable[P, R]]:
+    """Turn a function that writes a job into a function that has it done as a Prefect task and returns its record.
+
+    `run_name` is what the UI calls a run of it, with the function's parameters in braces.
+    """
 
     def decorate(write_job: Callable[P, Job]) -> Callable[P, R]:
         name = write_job.__name__.replace("_", "-")
@@ -50,6 +53,7 @@ def phase_task(kind: type[R]) -> Callable[[Callable[P, Job]], Callable[P, R]]:
         functools.update_wrapper(body, write_job)
         prefect_task = task(
             name=name,
+            task_run_name=run_name,
             cache_policy=NO_CACHE,
             persist_result=False,
             retries=RETRIES,
@@ -110,10 +114,10 @@ def run(job: Job, kind: type[R]) -> R:
 
 
 class ProgressArtifact:
-    """A progress bar in the UI, made at the first message and updated every two seconds."""
+    """A progress bar in the UI, updated every two seconds. A phase that is done sooner needs none."""
 
     def __init__(self, title: str) -> None:
-        self.title, self.told = title, 0.0
+        self.title, self.told = title, time.monotonic()
         self.id: UUID | None = None
 
     def update(self, message: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from spin_core.records import GenerationBatch, ModelVersion, PairDataset, Prompt
 from tasks.frame import phase_task
 
 
-@phase_task(PairDataset)
+@phase_task(PairDataset, "build pairs t={t}")
 def build_pairs(
     game: Lineage, t: int, prompts: PromptSet, generations: GenerationBatch, previous: GenerationBatch | None
 ) -> PairsJob:
@@ -14,7 +14,7 @@ def build_pairs(
     return game.pairs_job(t, prompts, generations, previous)
 
 
-@phase_task(ScoredPairs)
+@phase_task(ScoredPairs, "score t={t}")
 def score(game: Lineage, t: int, opponent: ModelVersion, pairs: PairDataset) -> ScoreJob:
     """log p_θt of every pair, once, so that training holds one model."""
     return game.score_job(t, opponent, pairs)

@@ -13,7 +13,7 @@ from spin_core.lineage import Lineage
 from spin_core.records import IterationRecord
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(name="publish", task_run_name="publish t={record.t}", cache_policy=NO_CACHE, persist_result=False)
 def publish_iteration(game: Lineage, record: IterationRecord) -> None:
     """The iteration's page, the leaderboard's next version, and the gate's event."""
     publish_leaderboard(game)
@@ -34,7 +34,7 @@ def publish_leaderboard(game: Lineage) -> board.Board:
     """Write `leaderboard.json`, and a new version of the artifact `leaderboard-<lineage>`."""
     standing = board.save(game)
     create_markdown_artifact(
-        report.leaderboard_page(standing),
+        report.leaderboard_page(standing, game.config.evaluate.headline),
         key=artifact_key(f"leaderboard-{game.name}"),
         description=f"{game.name}: {standing.main_metric} over {len(standing.rows)} versions",
     )
