@@ -34,9 +34,9 @@ def print_leaderboard(board: Board, config: RunConfig, *, everything: bool = Fal
     tasks = board.tasks()
     models = (*board.rows, *board.controls)
     if not everything:
-        shown = {board.main_metric, *config.evaluate.headline, *config.evaluate.lm_eval.tasks}
+        shown = dict.fromkeys([board.main_metric, *config.evaluate.headline, *config.evaluate.lm_eval.tasks])
         room = (console.width - max(len(row.name) for row in models) - 2) // SCORE_WIDTH if models else 0
-        tasks = [task for task in tasks if task in shown][: max(1, room)]
+        tasks = [task for task in shown if task in tasks][: max(1, room)]
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for task in tasks:
