@@ -72,7 +72,7 @@ class Terminal(Silent):
     def finished(self, title: str, seconds: float) -> None:
         self.live.remove_task(self.bar)
         did = f"{self.last['done']:,} {self.last['unit']}s" if self.last else ""
-        self.console.print(f"[green]done[/]    {title:<28} {seconds:6.1f} s  {did:<18} [dim]{numbers(self.last)}[/]")
+        self.console.print(f"[green]done[/]    {title:<28} {seconds:6.1f} s  {did:<15} [dim]{numbers(self.last)}[/]")
 
     def reused(self, title: str) -> None:
         self.count_reused += 1
