@@ -5,6 +5,9 @@ Whoever has set up Prefect already (PREFECT_API_URL, PREFECT_HOME or PREFECT_PRO
 
 import fcntl
 import os
+import signal
+import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -13,6 +16,8 @@ OWN = ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE")
 DEFAULT_PORT = 4200
 POOL = "spin"
 """The work pool of the local worker."""
+ORPHAN_GRACE_SECONDS = 40.0
+"""How long a run whose worker is gone may take to end by itself."""
 
 
 def prepare(runs: Path, *, quiet: bool) -> None:
@@ -78,3 +83,22 @@ def healthy(url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def end_with_worker() -> None:
+    """In a run that the worker of `spin up` has started: end it when that worker is gone, be it by kill -9.
+
+    Such a run would go on unseen, holding its lineage.
+    """
+    if "SPIN_UP" not in os.environ:
+        return
+    worker = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == worker:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)  # a phase saves its work
+        time.sleep(ORPHAN_GRACE_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -25,7 +25,7 @@ LeftOut = Annotated[None, WithJsonSchema({"type": "null", "title": "as the recip
 Unseen = Annotated[None, SkipJsonSchema()]
 """None, of which the form does not know."""
 
-Iterations = Annotated[int, Field(ge=1, le=1000)] | LeftOut
+Iterations = Annotated[int, Field(ge=1, le=1000, title="number")] | LeftOut
 """How many iterations; None takes the recipe's number."""
 
 OwnName = Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9-]{0,62})?$")]

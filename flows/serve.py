@@ -42,6 +42,7 @@ def serve(runs: Path, port: int) -> None:
         "PREFECT_API_URL": f"{url}/api",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "spin_core",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "SPIN_UP": str(os.getpid()),
         "SPIN_RUNS": str(runs),
         "SPIN_HOME": str(HOME),
     }

@@ -5,6 +5,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.local import end_with_worker
 from flows.parameters import Iterations, Overrides, OwnName, given, runs_folder
 from flows.temporary import end_server_with_us
 from spin_core import board, history, launch, store
@@ -58,6 +59,7 @@ def run_local(runs: Path, name: str, config: RunConfig) -> Board:
 
 def continue_lineage(runs: str, name: str, config: RunConfig) -> Board:
     """Play until the lineage has `config.iterations` iterations, alone in its folder."""
+    end_with_worker()
     folder = runs_folder(runs)
     with store.locked(lineages.check_name(folder, name)), launch.warm.phases():
         return play(lineages.start(folder, name, config))

@@ -34,7 +34,10 @@ def record_iteration(
     evaluations: tuple[EvalReport, ...],
     gate: GateDecision,
 ) -> IterationRecord:
-    """Assemble the record of iteration t from its parts and their manifests, and write it."""
+    """Assemble the record of iteration t from its parts and their manifests, and write it.
+
+    An iteration that was played before keeps its record: it was made by the code and the settings of that time.
+    """
     used = {
         phase: usage(artifact.path)
         for phase, artifact in [
@@ -64,6 +67,9 @@ def record_iteration(
         peak_memory_mb={phase: use["peak_memory_mb"] for phase, use in used.items()},
         environment={"spin": version(), **usage(train.path)["environment"]},
     )
+    for have in lineage.records()[t : t + 1]:
+        if record.model_copy(update={"config": have.config, "environment": have.environment}) == have:
+            return have
     lineage.save_record(record)
     return record
 

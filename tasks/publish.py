@@ -1,9 +1,10 @@
 """What the UI shows of an iteration, and the gate."""
 
 import re
+from collections.abc import Coroutine
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import Artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
@@ -17,28 +18,37 @@ from spin_core.records import IterationRecord
 def publish_iteration(game: Lineage, record: IterationRecord) -> None:
     """The iteration's page, the leaderboard's next version, and the gate's event."""
     publish_leaderboard(game)
-    create_markdown_artifact(
+    is_new = show(
+        f"{game.name}-iteration-{record.t:02d}",
         report.iteration_page(game, record),
-        key=artifact_key(f"{game.name}-iteration-{record.t:02d}"),
-        description=f"{game.name}: θ_{record.t} → θ_{record.t + 1}. {record.gate.reason}",
+        f"{game.name}: θ_{record.t} → θ_{record.t + 1}; {record.gate.reason}",
     )
     get_run_logger().info("gate: %s (%s)", record.gate.outcome, record.gate.reason)
-    emit_event(
-        event=f"spin.gate.{record.gate.outcome}",
-        resource={"prefect.resource.id": f"spin.lineage.{game.name}", "prefect.resource.name": game.name},
-        payload={"t": record.t + 1, "reason": record.gate.reason, "next_opponent": record.gate.next_opponent},
-    )
+    if is_new:
+        emit_event(
+            event=f"spin.gate.{record.gate.outcome}",
+            resource={"prefect.resource.id": f"spin.lineage.{game.name}", "prefect.resource.name": game.name},
+            payload={"t": record.t + 1, "reason": record.gate.reason, "next_opponent": record.gate.next_opponent},
+        )
 
 
 def publish_leaderboard(game: Lineage) -> board.Board:
     """Write `leaderboard.json`, and a new version of the artifact `leaderboard-<lineage>`."""
     standing = board.save(game)
-    create_markdown_artifact(
-        report.leaderboard_page(standing, game.config.evaluate.headline),
-        key=artifact_key(f"leaderboard-{game.name}"),
-        description=f"{game.name}: {standing.main_metric} over {len(standing.rows)} versions",
-    )
+    page = report.leaderboard_page(standing, game.config.evaluate.headline)
+    show(f"leaderboard-{game.name}", page, f"{game.name}: {report.leader(standing)}")
     return standing
+
+
+def show(name: str, page: str, description: str) -> bool:
+    """Make a new version of an artifact, unless the last one says the same: whether it is new."""
+    key = artifact_key(name)
+    last = Artifact.get(key)
+    assert not isinstance(last, Coroutine), "called from a sync task"
+    if last is not None and last.data == page:
+        return False
+    create_markdown_artifact(page, key=key, description=description)
+    return True
 
 
 def artifact_key(text: str) -> str:
