@@ -203,8 +203,9 @@ def check(recipe: str, file: Path | None, sets: tuple[str, ...], as_json: bool, 
 def verify(lineage: str, runs: Path) -> None:
     """Check every published file against the digest its manifest names."""
     from spin_core import lineage as lineages
+    from spin_core.verify import verify as verify_lineage
 
-    problems, count = lineages.verify(lineages.find(runs, lineage))
+    problems, count = verify_lineage(lineages.find(runs, lineage))
     for problem in problems:
         click.echo(f"{click.style('damaged', fg='red')}  {problem}", err=True)
     if problems:

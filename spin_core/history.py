@@ -67,10 +67,11 @@ def record_iteration(
         peak_memory_mb={phase: use["peak_memory_mb"] for phase, use in used.items()},
         environment={"spin": version(), **usage(train.path)["environment"]},
     )
-    for have in lineage.records()[t : t + 1]:
-        if record.model_copy(update={"config": have.config, "environment": have.environment}) == have:
-            return have
+    have = lineage.record(t)
+    if have is not None and have == record.model_copy(update={"config": have.config, "environment": have.environment}):
+        return have
     lineage.save_record(record)
+    lineage.page(t).unlink(missing_ok=True)
     return record
 
 

@@ -33,7 +33,6 @@ from spin_core.jobs import (
     TrainJob,
 )
 from spin_core.records import (
-    Artifact,
     EvalReport,
     GenerationBatch,
     IterationRecord,
@@ -239,11 +238,22 @@ class Lineage:
     def records(self) -> list[IterationRecord]:
         """The records of all finished iterations, in order. Paths are where the files lie now, had `runs` moved."""
         found: list[IterationRecord] = []
-        while (path := self.iteration(len(found)) / "record.json").exists():
-            record = load(IterationRecord, path)
-            was = record.player.path.parents[2]
-            found.append(IterationRecord.model_validate(moved(dump(record), was, self.runs)))
+        while (record := self.record(len(found))) is not None:
+            found.append(record)
         return found
+
+    def record(self, t: int) -> IterationRecord | None:
+        """The record of iteration t; None if that is not finished."""
+        path = self.iteration(t) / "record.json"
+        if not path.exists():
+            return None
+        record = load(IterationRecord, path)
+        was = record.player.path.parents[2]
+        return IterationRecord.model_validate(moved(dump(record), was, self.runs))
+
+    def page(self, t: int) -> Path:
+        """What a person reads of iteration t."""
+        return self.iteration(t) / "report.md"
 
     def reports(self, t: int) -> list[EvalReport]:
         """The evaluations of θ_t that are published."""
@@ -323,37 +333,6 @@ def find(runs: Path, name: str) -> Lineage:
         there = ", ".join(names(runs)) or "none yet"
         raise ConfigError(f"there is no lineage {name!r} in {runs} (there: {there}): start it with spin run")
     return Lineage(runs=runs, name=name, config=load(RunConfig, path, "config"))
-
-
-def verify(lineage: Lineage) -> tuple[list[str], int]:
-    """What is wrong with a lineage's published folders and records, one line each, and how many folders there are.
-
-    A θ_0 that lineages share lies elsewhere, and is looked at too.
-    """
-    records = lineage.records()
-    named = [(record.t, artifact) for record in records for artifact in artifacts_of(record)]
-    found = {folder: store.verify(folder) for folder in {*lineage.published(), *(one.path for _, one in named)}}
-    problems = [problem for folder in sorted(found) for problem in found[folder]]
-    for t, artifact in named:
-        if not found[artifact.path]:
-            have = store.read_record(artifact.path, type(artifact))
-            if have is not None and have.digest != artifact.digest:
-                problems.append(f"{artifact.path}: not what the record of iteration {t} names")
-    return problems, len(found)
-
-
-def artifacts_of(record: IterationRecord) -> list[Artifact]:
-    """Everything that an iteration's record names."""
-    return [
-        record.prompts,
-        record.opponent,
-        record.generations,
-        record.pairs,
-        record.scores,
-        record.train,
-        record.player,
-        *record.evaluations,
-    ]
 
 
 def names(runs: Path) -> list[str]:

@@ -16,11 +16,18 @@ from spin_core.records import IterationRecord
 
 @task(name="publish", task_run_name="publish t={record.t}", cache_policy=NO_CACHE, persist_result=False)
 def publish_iteration(game: Lineage, record: IterationRecord) -> None:
-    """The iteration's page, the leaderboard's next version, and the gate's event."""
+    """The iteration's page, the leaderboard's next version, and the gate's event.
+
+    The page also lies beside the record, last of all: where it does, all this has been done.
+    """
+    path = game.page(record.t)
+    if path.exists():
+        return
     publish_leaderboard(game)
+    page = report.iteration_page(game, record)
     is_new = show(
         f"{game.name}-iteration-{record.t:02d}",
-        report.iteration_page(game, record),
+        page,
         f"{game.name}: θ_{record.t} → θ_{record.t + 1}; {record.gate.reason}",
     )
     get_run_logger().info("gate: %s (%s)", record.gate.outcome, record.gate.reason)
@@ -30,12 +37,14 @@ def publish_iteration(game: Lineage, record: IterationRecord) -> None:
             resource={"prefect.resource.id": f"spin.lineage.{game.name}", "prefect.resource.name": game.name},
             payload={"t": record.t + 1, "reason": record.gate.reason, "next_opponent": record.gate.next_opponent},
         )
+    path.write_text(page, "utf-8")
 
 
 def publish_leaderboard(game: Lineage) -> board.Board:
     """Write `leaderboard.json`, and a new version of the artifact `leaderboard-<lineage>`."""
     standing = board.save(game)
-    page = report.leaderboard_page(standing, game.config.evaluate.headline)
+    shown = game.config.evaluate
+    page = report.leaderboard_page(standing, (*shown.headline, *shown.lm_eval.tasks))
     show(f"leaderboard-{game.name}", page, f"{game.name}: {report.leader(standing)}")
     return standing
 

@@ -12,6 +12,7 @@ from spin_core.errors import ConfigError, DamagedArtifact, StaleArtifact
 from spin_core.lineage import Lineage, dump
 from spin_core.recipes import resolve
 from spin_core.records import EvalReport
+from spin_core.verify import verify
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,7 @@ def test_weights_that_are_gone_say_what_else_to_remove(game):
 
 
 def test_a_whole_lineage_verifies(built):
-    problems, folders = lineages.verify(built)
+    problems, folders = verify(built)
     assert problems == []
     assert folders == 1 + 2 * 6 + 1 + 1, "prompts; two iterations; θ_0's evaluation; θ_0 itself"
 
@@ -185,7 +186,7 @@ def test_a_flipped_byte_is_found_wherever_it_is(game, name):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    problems, _ = lineages.verify(game)
+    problems, _ = verify(game)
     assert problems == [f"{path}: changed since it was published"]
 
 
@@ -193,21 +194,21 @@ def test_a_flipped_byte_in_a_shared_model_is_found(game):
     path = game.records()[0].opponent.path / "model.safetensors"
     assert path.is_relative_to(game.runs / ".sft")
     path.write_bytes(b"zerO")
-    assert lineages.verify(game)[0] == [f"{path}: changed since it was published"]
+    assert verify(game)[0] == [f"{path}: changed since it was published"]
 
 
 def test_a_folder_that_is_missing_or_another_is_found(game):
     pairs = game.iteration(1) / "pairs"
     shutil.rmtree(pairs)
-    assert lineages.verify(game)[0] == [f"{pairs}: nothing is published here"]
+    assert verify(game)[0] == [f"{pairs}: nothing is published here"]
     shutil.copytree(game.iteration(0) / "pairs", pairs)
-    assert lineages.verify(game)[0] == [f"{pairs}: not what the record of iteration 1 names"]
+    assert verify(game)[0] == [f"{pairs}: not what the record of iteration 1 names"]
 
 
 def test_a_damaged_manifest_does_not_hide_what_else_is_wrong(game):
     (game.iteration(0) / "pairs" / "manifest.json").write_text("{")
     (game.iteration(1) / "model" / "model.safetensors").write_bytes(b"other")
-    problems, _ = lineages.verify(game)
+    problems, _ = verify(game)
     assert len(problems) == 2
     assert "manifest.json is not JSON" in problems[0]
     assert problems[1].endswith("model.safetensors: changed since it was published")
@@ -218,14 +219,14 @@ def test_what_a_kill_left_half_published_is_no_part_of_a_lineage(game):
     shutil.copytree(game.iteration(0) / "train", game.iteration(0) / ".train.partial")
     assert len(game.reports(1)) == 1
     assert not any(folder.name.startswith(".") for folder in game.published())
-    assert lineages.verify(game)[0] == []
+    assert verify(game)[0] == []
 
 
 def test_a_runs_folder_that_was_moved_is_whole_where_it_is(game, tmp_path):
     before = game.records()[1]
     shutil.move(game.runs, tmp_path / "moved")
     moved = lineages.find(tmp_path / "moved", "tale")
-    assert lineages.verify(moved) == ([], 15)
+    assert verify(moved) == ([], 15)
     record = moved.records()[1]
     assert record.pairs.path == tmp_path / "moved" / "tale" / "iter_01" / "pairs"
     assert record.pairs.digest == before.pairs.digest
