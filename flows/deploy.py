@@ -1,7 +1,7 @@
 """Make the local server ready for runs: `python -m flows.deploy`, which `spin up` starts beside the server.
 
 Waits for the server, ends what a killed `spin up` left as running, and installs the work pool and the deployments of
-prefect.yaml. Done again, it changes nothing.
+prefect.yaml. What a user has set on a deployment since (its schedules, its parameters) stays.
 """
 
 import contextlib
@@ -9,17 +9,20 @@ import os
 import runpy
 import sys
 import time
+from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentScheduleUpdate, DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
 from prefect.states import Crashed
 
 import flows.spin  # noqa: F401 (so that it is loaded by the time the server answers)
 from flows import local
 
 LOST = "The server and the worker ended while it ran. Start it again: what is finished is reused."
+IN_OUR_POOL = WorkPoolFilter.model_validate({"name": {"any_": [local.POOL]}})
+SAID_TO_RUN = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}})
 
 
 def main() -> None:
@@ -31,18 +34,50 @@ def main() -> None:
         with contextlib.suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=local.POOL, type="process"))
         end_lost_runs(client)
-    sys.argv = ["prefect", "--no-prompt", "deploy", "--all"]
-    runpy.run_module("prefect", run_name="__main__", alter_sys=True)
+        before = user_settings(client)
+        deploy()
+        for deployment, settings in before.items():
+            try:
+                client.update_deployment(deployment, settings)
+            except PrefectHTTPStatusError as error:  # they fit the flow's parameters no longer
+                print(f"deployment {deployment} has its settings from prefect.yaml again: {error}")
 
 
 def end_lost_runs(client: SyncPrefectClient) -> None:
     """Say of every run that is said to be running that it crashed: no worker lives yet that could run it."""
-    running = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
-    for run in client.read_flow_runs(
-        flow_run_filter=FlowRunFilter.model_validate(running),
-        work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [local.POOL]}}),
-    ):
+    for run in client.read_flow_runs(flow_run_filter=SAID_TO_RUN, work_pool_filter=IN_OUR_POOL):
         client.set_flow_run_state(run.id, Crashed(message=LOST), force=True)
+
+
+def user_settings(client: SyncPrefectClient) -> dict[UUID, DeploymentUpdate]:
+    """What `prefect deploy` would set back."""
+    return {
+        deployment.id: DeploymentUpdate(
+            parameters=deployment.parameters,
+            paused=deployment.paused,
+            schedules=[
+                DeploymentScheduleUpdate(
+                    schedule=one.schedule,
+                    active=one.active,
+                    max_scheduled_runs=one.max_scheduled_runs,
+                    parameters=one.parameters,
+                    slug=one.slug,
+                )
+                for one in deployment.schedules
+            ],
+        )
+        for deployment in client.read_deployments(work_pool_filter=IN_OUR_POOL)
+    }
+
+
+def deploy() -> None:
+    """`prefect --no-prompt deploy --all`, in this process, which has loaded all that already."""
+    sys.argv = ["prefect", "--no-prompt", "deploy", "--all"]
+    try:
+        runpy.run_module("prefect", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code:
+            raise
 
 
 if __name__ == "__main__":

@@ -52,8 +52,11 @@ def iteration_page(lineage: Lineage, record: IterationRecord) -> str:
 
 def leaderboard_page(board: Board, headline: Sequence[str] = ()) -> str:
     """The markdown of the keyed artifact `leaderboard-<lineage>`; the scores of `headline` stand above the plot."""
-    tasks = sorted(board.tasks(), key=lambda task: (task != board.main_metric, task not in headline))
-    first, *others = leaderboard_tables(board, tasks) or ["Nothing is scored yet."]
+    tasks = board.tasks()
+    chosen = [task for task in tasks if task in (board.main_metric, *headline)]
+    tables = leaderboard_tables(board, chosen)
+    tables += leaderboard_tables(board, [task for task in tasks if task not in chosen])
+    first, *others = tables or ["Nothing is scored yet."]
     return "\n\n".join(
         [
             f"# Leaderboard of {board.lineage}",
