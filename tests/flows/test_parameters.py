@@ -1,0 +1,168 @@
+"""The run form: every setting is in it, bounded and explained, and what is left empty changes nothing."""
+
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+from pydantic import BaseModel, ValidationError
+
+from flows.nightly import nightly
+from flows.parameters import Overrides, given, runs_folder
+from flows.spin import spin
+from spin_core.config import RunConfig
+from spin_core.recipe_book import RECIPES
+from spin_core.recipes import resolve
+
+SCHEMA = Overrides.model_json_schema()
+
+
+def settings(model: type[BaseModel], *above: str):
+    """Path and field of every setting of the configuration, sections included."""
+    for name, field in model.model_fields.items():
+        yield (*above, name), field
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from settings(kind, *above, name)
+
+
+SETTINGS = [(path, field) for path, field in settings(RunConfig) if path[0] not in ("recipe", "iterations")]
+
+
+def properties(schema: dict) -> dict:
+    """The properties of an object in the schema, or of the one object among its choices."""
+    for choice in schema.get("anyOf", [schema]):
+        if "$ref" in choice:
+            return SCHEMA["$defs"][choice["$ref"].rpartition("/")[2]]["properties"]
+    return schema["properties"]
+
+
+def shown(path: tuple[str, ...]) -> dict:
+    """The schema of one setting."""
+    found = SCHEMA
+    for name in path:
+        found = properties(found)[name]
+    return found
+
+
+@pytest.mark.parametrize(("path", "field"), SETTINGS, ids=[".".join(path) for path, _ in SETTINGS])
+def test_every_setting_is_in_the_form_with_its_help(path, field):
+    about = shown(path)
+    assert field.description
+    assert about["description"] == field.description
+    assert about["title"] == path[-1].replace("_", " ")
+
+
+def test_recipe_and_iterations_are_parameters_of_their_own():
+    assert not {"recipe", "iterations"} & set(SCHEMA["properties"])
+    parameters = spin.parameters.model_dump()["properties"]
+    assert list(parameters) == ["recipe", "lineage", "iterations", "overrides", "runs"]
+    assert parameters["recipe"]["enum"] == list(RECIPES)
+    assert all(about["description"] for about in parameters.values())
+    assert [about["position"] for about in parameters.values()] == [0, 1, 2, 3, 4]
+
+
+def test_settings_stand_in_the_order_of_the_configuration():
+    for about in (SCHEMA, *SCHEMA["$defs"].values()):
+        positions = [field["position"] for field in about["properties"].values()]
+        assert positions == sorted(positions)
+    assert list(properties(shown(("train",)))) == list(RunConfig.model_fields["train"].annotation.model_fields)
+
+
+def test_sections_are_closed_and_settings_empty():
+    for path, field in SETTINGS:
+        about, kind = shown(path), field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            assert about["default"] is None
+            assert [choice.get("title") for choice in about["anyOf"]] == [None, "as the recipe has it"]
+        elif path != ("prompts", "held_out_source"):
+            assert "default" not in about, path
+
+
+def test_yes_or_no_is_a_choice_since_a_switch_cannot_be_left_alone():
+    assert shown(("pairs", "drop_cut"))["enum"] == [True, False]
+    assert shown(("pairs", "mix_previous"))["anyOf"][0]["enum"] == [True, False]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_nothing_filled_in_changes_nothing(recipe):
+    empty = dict.fromkeys(Overrides.model_fields) | {"train": {}, "prompts": {"source": None}}
+    for overrides in (Overrides(), Overrides(**empty)):
+        assert given(overrides) == {}
+        assert resolve(recipe, overrides=given(overrides)) == resolve(recipe)
+
+
+def test_what_is_filled_in_is_laid_over_the_recipe():
+    values = {
+        "seed": 3,
+        "train": {"beta": [0.1, 0.2], "epochs": 4},
+        "pairs": {"drop_cut": False, "mix_previous": True},
+        "prompts": {"source": {"split": "test"}, "columns": {"question": "prompt"}},
+        "controls": {"temperatures": []},
+    }
+    config = resolve("demo", overrides=given(Overrides(**values)), iterations=5)
+    sets = [
+        "seed=3",
+        "train={beta: [0.1, 0.2], epochs: 4}",
+        "pairs={drop_cut: false, mix_previous: true}",
+        "prompts={source: {split: test}, columns: {question: prompt}}",
+        "controls.temperatures=[]",
+    ]
+    assert config == resolve("demo", sets=sets, iterations=5)
+    assert config.train.beta == (0.1, 0.2)
+    assert config.prompts.source.split == "test"
+    assert config.prompts.sample == RECIPES["demo"]["prompts"]["sample"]
+
+
+def test_a_setting_that_can_be_none_is_given_none_and_others_are_left_out():
+    overrides = Overrides(prompts={"sample": None, "held_out": None}, evaluate={"lm_eval": {"limit": None}})
+    assert given(overrides) == {"prompts": {"sample": None}, "evaluate": {"lm_eval": {"limit": None}}}
+    assert resolve("demo", overrides=given(overrides)).prompts.sample is None
+
+
+def test_parameters_survive_the_way_through_the_api():
+    overrides = Overrides(train={"beta": [0.1, 0.2]}, evaluate={"lm_eval": {"local_data": "rows"}})
+    sent = overrides.model_dump(mode="json")
+    assert sent == {"train": {"beta": [0.1, 0.2]}, "evaluate": {"lm_eval": {"local_data": "rows"}}}
+    again = Overrides.model_validate(sent)
+    assert given(again) == given(overrides)
+    assert given(again)["evaluate"]["lm_eval"]["local_data"] == Path("rows")
+
+
+BAD = [
+    {"train": {"beta": -1}},
+    {"train": {"beta": []}},
+    {"train": {"beta": "much"}},
+    {"train": {"optimizer": "lion"}},
+    {"train": {"no_such": 1}},
+    {"no_such": {}},
+    {"evaluate": {"lm_eval": {"limit": 0}}},
+    {"pairs": {"drop_cut": "perhaps"}},
+    {"generate": {"top_p": 1.5}},
+]
+
+
+@pytest.mark.parametrize("values", BAD, ids=str)
+def test_a_bad_value_is_refused_by_the_schema_and_by_the_model(values):
+    assert not Draft202012Validator(SCHEMA).is_valid(values)
+    with pytest.raises(ValidationError):
+        Overrides.model_validate(values)
+
+
+def test_the_schema_takes_what_recipes_say():
+    for recipe in RECIPES.values():
+        values = {name: value for name, value in recipe.items() if name != "iterations"}
+        assert list(Draft202012Validator(SCHEMA).iter_errors(values)) == []
+
+
+def test_a_night_needs_the_name_of_a_lineage():
+    parameters = nightly.parameters.model_dump()
+    assert parameters["required"] == ["lineage"]
+    assert parameters["properties"]["lineage"]["pattern"]
+
+
+def test_runs_lie_where_named_or_where_the_environment_says(monkeypatch):
+    monkeypatch.setenv("SPIN_RUNS", "/somewhere")
+    assert runs_folder() == Path("/somewhere")
+    assert runs_folder("elsewhere") == Path.cwd() / "elsewhere"
+    monkeypatch.delenv("SPIN_RUNS")
+    assert runs_folder() == Path.cwd() / "runs"
