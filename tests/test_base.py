@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import character_tokenizer, data_folder
+from helpers import character_tokenizer, data_folder
 
 from spin_core import base, store
 from spin_core.config import ChatConfig, ModelConfig, SftConfig

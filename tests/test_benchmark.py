@@ -7,7 +7,7 @@ from random import Random
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import character_tokenizer, data_folder, save_tiny_model
+from helpers import character_tokenizer, data_folder, save_tiny_model
 from small_game import CPU, version_of
 
 from spin_core import local_tasks, phase, store

@@ -1,7 +1,7 @@
 """Prompts and responses as token ids, over the chat formats that models use."""
 
 import pytest
-from conftest import character_tokenizer, data_folder
+from helpers import character_tokenizer, data_folder
 
 from spin_core.chat import Renderer, decode_responses
 from spin_core.config import ChatConfig, ModelConfig

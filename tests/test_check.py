@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import character_tokenizer, data_folder, save_tiny_model
+from helpers import character_tokenizer, data_folder, save_tiny_model
 from huggingface_hub import constants
 
 from spin_core import check, check_data, estimate, prompts

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import data_folder, save_tiny_model
+from helpers import data_folder, save_tiny_model
 from small_game import CPU, version_of
 
 from spin_core import demo, phase, store

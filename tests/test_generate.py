@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import data_folder
+from helpers import data_folder
 from small_game import CPU, token_ids, version_of
 
 from spin_core import phase, store

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import data_folder
+from helpers import data_folder
 from safetensors.torch import load_file, save_file
 
 from spin_core.config import ModelConfig

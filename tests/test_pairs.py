@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import data_folder
+from helpers import data_folder
 
 from spin_core import pairs
 from spin_core.config import PairsConfig

@@ -5,7 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import character_tokenizer, data_folder, save_tiny_model
+from helpers import character_tokenizer, data_folder, save_tiny_model
 
 from spin_core import demo, prompts
 from spin_core.chat import Renderer

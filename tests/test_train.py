@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import character_tokenizer
+from helpers import character_tokenizer
 from small_game import CPU, do, game, random_prompts, train_job, version_of
 from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import data_folder
+from helpers import data_folder
 from small_game import CPU, do, random_pairs, score_job, train_job, version_of, write_pairs
 
 from spin_core.batches import read_token_ids

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import save_tiny_model
+from helpers import save_tiny_model
 from small_game import CPU, do, score_job, train_job, version_of, write_pairs
 
 from spin_core.logps import ResponseLogps
