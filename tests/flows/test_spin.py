@@ -6,7 +6,7 @@ import subprocess
 import time
 
 PHASES = ("generations", "pairs", "scores", "train", "model", "eval/self-play")
-STEPS = 36
+STEPS = 24
 MOMENTS = (
     "iter_00/.generations.partial/shard-00001.parquet",  # within a phase: a shard is done, others are not
     "iter_01/generations/manifest.json",  # between two phases
