@@ -41,7 +41,7 @@ class Player:
 
     def spin(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            self.command(*arguments), env=self.environment(), capture_output=True, text=True, check=False, timeout=280
+            self.command(*arguments), env=self.environment(), capture_output=True, text=True, check=False, timeout=560
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
