@@ -149,12 +149,15 @@ def test_a_phase_that_is_deaf_to_sigterm_is_killed(tmp_path, monkeypatch):
 
 
 PARENT = """
+    import signal
     import sys
     from pathlib import Path
     from spin_core import launch
     from spin_core.records import ScoredPairs
     from toy_phase import ToyJob
 
+    # A shell ignores it for what it starts in the background, the whole test run perhaps.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     toy, folder = sys.argv[1:]
     launch.command = lambda job_file, _phase: [sys.executable, toy, str(job_file)]
     job = ToyJob(output=Path(folder) / "toy", does="family", items=1000, seconds=0.1)
