@@ -13,7 +13,8 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleUpdate, DeploymentUpdate, WorkPoolCreate
-from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
+from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter, WorkPoolFilter
+from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
 from prefect.states import Crashed
 
@@ -22,7 +23,10 @@ from flows import local
 
 LOST = "The server and the worker ended while it ran. Start it again: what is finished is reused."
 IN_OUR_POOL = WorkPoolFilter.model_validate({"name": {"any_": [local.POOL]}})
-SAID_TO_RUN = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}})
+OF_DEPLOYMENTS = FlowRunFilter.model_validate({"deployment_id": {"is_null_": False}})
+UNDER_WAY = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
+SAID_TO_RUN = FlowRunFilter.model_validate(UNDER_WAY)
+TASK_SAID_TO_RUN = TaskRunFilter.model_validate(UNDER_WAY)
 
 
 def main() -> None:
@@ -44,9 +48,15 @@ def main() -> None:
 
 
 def end_lost_runs(client: SyncPrefectClient) -> None:
-    """Say of every run that is said to be running that it crashed: no worker lives yet that could run it."""
+    """Say of all that is said to be running that it crashed: no worker lives yet that could run it.
+
+    Runs of the command line are left alone: they belong to no deployment.
+    """
+    lost: State[None] = Crashed(message=LOST)
     for run in client.read_flow_runs(flow_run_filter=SAID_TO_RUN, work_pool_filter=IN_OUR_POOL):
-        client.set_flow_run_state(run.id, Crashed(message=LOST), force=True)
+        client.set_flow_run_state(run.id, lost, force=True)
+    for task in client.read_task_runs(flow_run_filter=OF_DEPLOYMENTS, task_run_filter=TASK_SAID_TO_RUN):
+        client.set_task_run_state(task.id, lost, force=True)
 
 
 def user_settings(client: SyncPrefectClient) -> dict[UUID, DeploymentUpdate]:

@@ -300,9 +300,11 @@ def test_a_killed_one_leaves_no_process_and_the_next_one_sets_things_right(tmp_p
     nightly = one.deployment("nightly")
     schedule = {"schedule": {"cron": "30 3 * * *", "timezone": "Europe/Berlin"}, "active": True}
     one.ask("PATCH", f"/deployments/{nightly['id']}", {"schedules": [schedule], "parameters": {"lineage": "mine"}})
-    lost = one.ask("POST", "/flow_runs/", {"flow_id": nightly["flow_id"], "work_pool_name": "spin"})
-    for state in ("PENDING", "RUNNING"):
-        one.ask("POST", f"/flow_runs/{lost['id']}/set_state", {"state": {"type": state}, "force": True})
+    later = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}
+    lost = one.ask("POST", f"/deployments/{nightly['id']}/create_flow_run", {"state": later})
+    task = one.ask("POST", "/task_runs/", {"flow_run_id": lost["id"], "task_key": "train", "dynamic_key": "0"})
+    for path in (f"/flow_runs/{lost['id']}", f"/task_runs/{task['id']}"):
+        one.ask("POST", f"{path}/set_state", {"state": {"type": "RUNNING"}, "force": True})
 
     one.end(signal.SIGKILL)
     wait_for(lambda: not one.alive())
@@ -315,9 +317,10 @@ def test_a_killed_one_leaves_no_process_and_the_next_one_sets_things_right(tmp_p
     (kept,) = after["schedules"]
     assert kept["active"]
     assert (kept["schedule"]["cron"], kept["schedule"]["timezone"]) == ("30 3 * * *", "Europe/Berlin")
-    state = one.ask("GET", f"/flow_runs/{lost['id']}")["state"]
-    assert state["type"] == "CRASHED"
-    assert "Start it again" in state["message"]
+    for path in (f"/flow_runs/{lost['id']}", f"/task_runs/{task['id']}"):
+        state = one.ask("GET", path)["state"]
+        assert state["type"] == "CRASHED"
+        assert "Start it again" in state["message"]
 
     assert one.end(signal.SIGTERM) == 0
     assert not one.alive()
