@@ -53,3 +53,6 @@ class Stopped(SpinError):
     """SIGTERM arrived; what was finished is saved, and the same call goes on from there."""
 
     exit_code = 143
+
+
+STOPPED = "stopped on request; the same command goes on from here"

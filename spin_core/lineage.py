@@ -128,9 +128,14 @@ class Lineage:
         )
 
     def pairs_job(
-        self, t: int, prompts: PromptSet, generations: GenerationBatch, previous: GenerationBatch | None
+        self,
+        t: int,
+        prompts: PromptSet,
+        generations: GenerationBatch,
+        previous: GenerationBatch | None,
+        initial: GenerationBatch | None = None,
     ) -> PairsJob:
-        """D_t, joined with D_{t-1} if the configuration mixes."""
+        """D_t, joined with D_{t-1} if the configuration mixes, and with θ_0's answers if the objective reads them."""
         config = resolved(self.config.pairs, t)
         return PairsJob(
             output=self.iteration(t) / "pairs",
@@ -140,10 +145,13 @@ class Lineage:
             prompts=prompts,
             generations=generations,
             previous=previous if at(config.mix_previous, t) else None,
+            initial=initial if self.config.train.history_weight_in(t) else None,
         )
 
-    def score_job(self, t: int, opponent: ModelVersion, pairs: PairDataset) -> ScoreJob:
-        """The opponent's log-probabilities, carried-over pairs included."""
+    def score_job(
+        self, t: int, opponent: ModelVersion, pairs: PairDataset, base: ModelVersion | None = None
+    ) -> ScoreJob:
+        """The opponent's log-probabilities, carried-over pairs included, and θ_0's if the reference is anchored."""
         return ScoreJob(
             output=self.iteration(t) / "scores",
             t=t,
@@ -151,6 +159,7 @@ class Lineage:
             opponent=opponent,
             pairs=pairs,
             micro_batch_tokens=self.config.train.micro_batch_tokens,
+            base=base if self.config.train.anchor_in(t) else None,
         )
 
     def train_job(self, t: int, opponent: ModelVersion, pairs: PairDataset, scores: ScoredPairs) -> TrainJob:
@@ -159,6 +168,7 @@ class Lineage:
             output=self.iteration(t) / "train",
             weights=self.iteration(t) / "model",
             seed=self.config.seed + t,
+            held_out_seed=self.config.seed,
             t=t,
             config=resolved(self.config.train, t),
             model=self.config.model,
@@ -313,7 +323,7 @@ def start(runs: Path, name: str, config: RunConfig) -> Lineage:
             changed = [
                 item
                 for item in store.differences(dump(resolved(have, t)), dump(resolved(config, t)))
-                if item[0].split(".")[0] not in FREE
+                if item[0].split(".")[0] not in FREE and store.SPEED not in item[0].split(".")
             ]
             if changed:
                 listed = "; ".join(

@@ -1,14 +1,13 @@
 """Log-probabilities of responses. Labels are shifted here, and only here.
 
-Shapes: S sequences, N rows of T tokens, R response tokens of all rows, H hidden size, V vocabulary.
+Shapes: S sequences, N rows of T tokens, R response tokens of all rows, H hidden size, V vocabulary, C of a chunk.
 
 What is paid for: the network runs over every token, but the projection to the vocabulary only where a response token
 is predicted, a chunk at a time and again in the backward pass, so that no (R, V) matrix ever exists in float32.
 """
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from spin_core import attention
 from spin_core.batches import Ints, Sequences, TokenIds, micro_batches
+from spin_core.packing import Rows, packed_rows, padded_rows
 
 log = logging.getLogger("spin_core")
 
@@ -25,77 +26,63 @@ CHUNK_LOGITS = 2**25
 """Logits in memory at a time: 128 MB in float32."""
 
 
-@dataclass(frozen=True)
-class Rows:
-    """What one forward pass reads, and which of its hidden states predict which response tokens."""
-
-    input_ids_NT: Tensor
-
-    at_R: Tensor
-    """Where a response token is predicted: index into the N x T hidden states, laid end to end."""
-
-    target_R: Tensor
-    """The response tokens, sequence after sequence."""
-
-    responses_S: Tensor
-    """Response tokens of each sequence; they add up to R."""
-
-
-def rows_of(sequences: Sequences, chosen: Ints, device: torch.device) -> Rows:
-    """One row for each chosen sequence, padded on the right.
-
-    No attention mask is needed: padding comes after all that counts, and a causal model does not look ahead. The
-    token at t is predicted by the hidden state at t - 1.
-    """
-    starts_S, prompts_S, lengths_S = (
-        values[chosen] for values in (sequences.starts_S, sequences.prompts_S, sequences.lengths_S)
-    )
-    at_T = np.arange(max(2, int(lengths_S.max(initial=0))))
-    inside_NT = at_T < lengths_S[:, None]
-    ids_NT = np.where(inside_NT, sequences.tokens.take(starts_S[:, None] + at_T, mode="clip"), 0)
-    response_NT = inside_NT & (at_T >= prompts_S[:, None])
-    response_R = np.flatnonzero(response_NT)
-    arrays = (ids_NT, response_R - 1, ids_NT.reshape(-1)[response_R], lengths_S - prompts_S)
-    return Rows(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
-
-
-class ResponseLogps:
+class ResponseLogps(nn.Module):
     """The summed log-probability of each response under a model: `Rows` in, (S,) float32 out, differentiable.
 
     The weights are the model's own, so this follows them through training. Works for every causal language model of
     transformers; one whose logits are not simply a linear map of the last hidden state (softcapping, a scale) pays
-    for its whole logits.
+    for its whole logits, and one whose attention cannot be told of packed rows pays for padding.
     """
 
     def __init__(
-        self, model: PreTrainedModel, temperature: float = 1.0, chunk_logits: int | None = CHUNK_LOGITS
+        self,
+        model: PreTrainedModel,
+        temperature: float = 1.0,
+        chunk_logits: int | None = CHUNK_LOGITS,
+        *,
+        pack: str | None = None,
     ) -> None:
-        """`temperature` divides the logits; `chunk_logits=None` takes the model's own logits, all at a time."""
+        """`temperature` divides the logits; `chunk_logits=None` takes the model's own logits, all at a time.
+
+        `pack` names an implementation of `attention.py`: the model is made to take packed rows, and from then on takes
+        no others. Read `packed` to know whether it could be.
+        """
+        super().__init__()
         self.model, self.temperature, self.chunk_logits = model, temperature, chunk_logits
         self.direct = chunk_logits is not None and head_is_linear(model)
         if chunk_logits is not None and not self.direct:
             log.info("%s does more than project to its vocabulary: all its logits are computed", type(model).__name__)
+        self.packed = pack is not None and attention.pack(model, pack)
 
-    def __call__(self, rows: Rows) -> Tensor:
+    def forward(self, rows: Rows) -> Tensor:
+        """(S,), in the order of the rows' sequences."""
         if self.direct:
             assert self.chunk_logits is not None
-            hidden_NTH = hidden_states(self.model, rows.input_ids_NT)
+            hidden_NTH = hidden_states(self.model, rows)
             head: Any = self.model.get_output_embeddings()
             hidden_RH = hidden_NTH.flatten(0, 1).index_select(0, rows.at_R)
             logps_R = linear_logps(
                 hidden_RH, head.weight, head.bias, rows.target_R, self.temperature, self.chunk_logits
             )
         else:
-            logits_NTV = self.model(input_ids=rows.input_ids_NT, use_cache=False).logits
+            logits_NTV = self.model(**arguments(rows)).logits
             logits_RV = logits_NTV.flatten(0, 1).index_select(0, rows.at_R).float() / self.temperature
             logps_R = F.log_softmax(logits_RV, dim=-1).gather(1, rows.target_R[:, None]).squeeze(1)
         # Unlike index_add, this adds in one order on every device.
         return torch.segment_reduce(logps_R, "sum", lengths=rows.responses_S, initial=0.0)
 
 
-def hidden_states(model: PreTrainedModel, input_ids_NT: Tensor) -> Tensor:
+def arguments(rows: Rows) -> dict[str, Any]:
+    """What the model's forward pass is given."""
+    given: dict[str, Any] = {"input_ids": rows.input_ids_NT, "use_cache": False}
+    if rows.layout is not None:
+        given |= {"position_ids": rows.layout.position_ids_1T, "packing": rows.layout}
+    return given
+
+
+def hidden_states(model: PreTrainedModel, rows: Rows) -> Tensor:
     """The last hidden states, (N, T, H), as the vocabulary projection sees them."""
-    hidden: Tensor = model.base_model(input_ids=input_ids_NT, use_cache=False)[0]
+    hidden: Tensor = model.base_model(**arguments(rows))[0]
     return hidden
 
 
@@ -110,7 +97,7 @@ def head_is_linear(model: PreTrainedModel) -> bool:
         return False
     ids = torch.arange(1, 1 + min(8, head.out_features - 1), device=head.weight.device)[None]
     want = model(input_ids=ids, use_cache=False).logits
-    hidden = hidden_states(model, ids)
+    hidden = body(input_ids=ids, use_cache=False)[0]
     return hidden.shape[-1] == head.in_features and torch.equal(head(hidden), want)
 
 
@@ -195,8 +182,8 @@ def sequence_logps(
 ) -> Tensor:
     """log p(response | prompt) of each pair, (S,) float32 on the CPU, in the order given, without gradients.
 
-    Sums over all response tokens, the end-of-turn token among them where the ids hold one. Sequences run in
-    micro-batches of at most `micro_batch_tokens` tokens, padding counted. An empty response has log-probability 0.
+    Sums over all response tokens, the end-of-turn token among them where the ids hold one. Sequences run in padded
+    micro-batches of at most `micro_batch_tokens` tokens. An empty response has log-probability 0.
     """
     return score_sequences(
         ResponseLogps(model, temperature), Sequences.of(prompt_ids, response_ids), micro_batch_tokens
@@ -204,9 +191,32 @@ def sequence_logps(
 
 
 @torch.no_grad()
-def score_sequences(logps: ResponseLogps, sequences: Sequences, micro_batch_tokens: int) -> Tensor:
-    """The log-probability of each sequence's response, (S,) float32 on the CPU."""
+def score_sequences(
+    logps: ResponseLogps, sequences: Sequences, micro_batch_tokens: int, group_S: Ints | None = None
+) -> Tensor:
+    """The log-probability of each sequence's response, (S,) float32 on the CPU.
+
+    Sequences with the same number in `group_S` have the same prompt, which a packed row computes once.
+    """
     result_S = torch.empty(len(sequences), dtype=torch.float32)
-    for chosen in micro_batches(sequences.lengths_S, 1, micro_batch_tokens):
-        result_S[torch.from_numpy(chosen)] = logps(rows_of(sequences, chosen, logps.model.device)).cpu()
+    for chosen_S, rows in passes(sequences, micro_batch_tokens, logps.packed, group_S):
+        result_S[torch.from_numpy(chosen_S)] = logps(rows.to(logps.model.device)).cpu()
     return result_S
+
+
+def passes(
+    sequences: Sequences, micro_batch_tokens: int, packed: bool, group_S: Ints | None
+) -> Iterator[tuple[Ints, Rows]]:
+    """All sequences, in as many rows as it takes."""
+    if not packed:
+        for chosen_S in micro_batches(sequences.lengths_S, 1, micro_batch_tokens):
+            yield chosen_S, padded_rows(sequences, chosen_S)
+        return
+    _, first, group_S = np.unique(
+        np.arange(len(sequences)) if group_S is None else group_S, return_index=True, return_inverse=True
+    )
+    responses_S = (sequences.lengths_S - sequences.prompts_S).astype(float)
+    tokens_G = sequences.prompts_S[first] + np.bincount(group_S, weights=responses_S, minlength=len(first)).astype(int)
+    for groups in micro_batches(tokens_G, 1, micro_batch_tokens):
+        chosen_S = np.flatnonzero(np.isin(group_S, groups))
+        yield chosen_S, packed_rows(sequences, chosen_S, group_S[chosen_S])

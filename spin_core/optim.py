@@ -7,61 +7,63 @@ in float32, and the model holds the rounded master. So the model computes with t
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from spin_core.config import TrainConfig
+from spin_core.logps import ResponseLogps
+from spin_core.models import save_model
+from spin_core.packing import Rows
 
 
-class Optimizer:
-    """Steps the trainable weights of a model. Float32 weights are their own masters."""
+class SingleDevice:
+    """The `Stepper` of one device. Steps the trainable weights; float32 weights are their own masters."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+    def __init__(self, logps: ResponseLogps, config: TrainConfig) -> None:
+        self.network, model = logps, logps.model
         named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
         self.names = [name for name, _ in named]
         self.weights = [weight for _, weight in named]
         self.masters = [w if w.dtype == torch.float32 else w.detach().float() for w in self.weights]
         self.copies = [(w, m) for w, m in zip(self.weights, self.masters, strict=True) if w is not m]
-        self.max_grad_norm, self.weight_decay = config.max_grad_norm, config.weight_decay
-        self.inner: torch.optim.Optimizer
-        if config.optimizer == "rmsprop":
-            self.inner = torch.optim.RMSprop(self.masters, lr=0.0, foreach=True)
-        else:
-            self.inner = torch.optim.AdamW(self.masters, lr=0.0, weight_decay=0.0, foreach=True)
+        self.max_grad_norm = config.max_grad_norm
+        self.inner = optimizer_of(self.masters, config)
+
+    def logps(self, rows: Rows) -> Tensor:
+        """Of each response, (S,)."""
+        found: Tensor = self.network(rows)
+        return found
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:  # noqa: ARG002 (one device has nothing to wait for)
+        """Add the loss's gradient to that of the masters."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for weight, master in self.copies:
+                if weight.grad is None:
+                    continue
+                if master.grad is None:
+                    master.grad = weight.grad.float()
+                else:
+                    master.grad += weight.grad
+                weight.grad = None
 
     @torch.no_grad()
-    def gather(self) -> None:
-        """Add what a backward pass left on the weights to the masters' gradients. Call it after each one."""
-        for weight, master in self.copies:
-            if weight.grad is None:
-                continue
-            if master.grad is None:
-                master.grad = weight.grad.float()
-            else:
-                master.grad += weight.grad
-            weight.grad = None
-
-    @torch.no_grad()
-    def clip(self) -> Tensor:
-        """The gradient's norm, a scalar, before it is cut to `max_grad_norm`."""
+    def step(self, learning_rate: float) -> Tensor:
+        """Clip, move the weights, forget the gradient; the norm before clipping."""
         grads = [master.grad for master in self.masters if master.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads, foreach=True)
         if self.max_grad_norm:
             torch._foreach_mul_(grads, (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-        return norm
-
-    @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
-        """Move the weights and forget the gradient. The decay is decoupled: weights shrink by rate times decay."""
-        if self.weight_decay:
-            torch._foreach_mul_(self.masters, 1 - learning_rate * self.weight_decay)
         for group in self.inner.param_groups:
             group["lr"] = learning_rate
         self.inner.step()
         self.inner.zero_grad(set_to_none=True)
         for weight, master in self.copies:
             weight.copy_(master)
+        return norm
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a resumed run needs, by name: the masters, and the optimizer's state of each."""
@@ -88,6 +90,34 @@ class Optimizer:
                 self.inner.state[master] = {
                     key: tensor if key in on_cpu else tensor.to(master.device) for key, tensor in states[name].items()
                 }
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write a folder that `from_pretrained` loads."""
+        save_model(self.network.model, tokenizer, folder)
+
+
+def optimizer_of(weights: list[Tensor], config: TrainConfig) -> torch.optim.Optimizer:
+    """The configured optimizer. Its rate is set before each step."""
+    if config.optimizer == "rmsprop":
+        return DecayedRMSprop(weights, config.weight_decay)
+    return torch.optim.AdamW(weights, lr=0.0, weight_decay=config.weight_decay, foreach=True)
+
+
+class DecayedRMSprop(torch.optim.RMSprop):
+    """RMSProp with decoupled weight decay, as AdamW has it: weights shrink by rate times decay before the step."""
+
+    def __init__(self, weights: list[Tensor], decay: float) -> None:
+        super().__init__(weights, lr=0.0, foreach=True)
+        self.decay = decay
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step."""
+        assert closure is None
+        if self.decay:
+            for group in self.param_groups:
+                torch._foreach_mul_(group["params"], 1 - group["lr"] * self.decay)
+        super().step()
 
 
 def learning_rate(step: int, total: int, peak: float, config: TrainConfig) -> float:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from spin_core import store
-from spin_core.errors import ConfigError, SpinError, Stopped, StorageError
+from spin_core.errors import STOPPED, ConfigError, SpinError, Stopped, StorageError
 from spin_core.jobs import Job
 from spin_core.records import Artifact
 
@@ -47,16 +47,20 @@ class Progress:
 
     def tell(self, done: int, **metrics: float) -> None:
         """Report `done` of the total. Raises `Stopped` if SIGTERM arrived: call it where everything is saved."""
+        self.show(done, **metrics)
+        self.check()
+
+    def show(self, done: int, **metrics: float) -> None:
+        """Report `done` of the total, and nothing else."""
         now = time.monotonic()
         if now - self._told > 0.25 or done == self.total:
             self._told = now
             self.say({"done": done, "total": self.total, "unit": self.unit, "metrics": metrics})
-        self.check()
 
     def check(self) -> None:
         """Raise `Stopped` if SIGTERM arrived."""
         if self._stop:
-            raise Stopped("stopped on request; the same command goes on from here")
+            raise Stopped(STOPPED)
 
     @property
     def stopping(self) -> bool:

@@ -27,6 +27,9 @@ MANIFEST = "manifest.json"
 UNDIGESTED = "log"
 """Files under this folder of an output are kept and verified, but are no part of its digest: timings differ."""
 
+SPEED = "speed"
+"""Settings under this name say how a result is reached, and take no part in an identity."""
+
 R = TypeVar("R", bound=Artifact)
 _RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 
@@ -58,13 +61,16 @@ def content_of(files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def identity_of(job: Mapping[str, Any]) -> dict[str, Any]:
-    """What a job's result depends on: all of the job but where things lie. Records count by their digest."""
+    """What a job's result depends on: all of the job but where things lie and how fast it is to be done.
+
+    Records count by their digest.
+    """
 
     def strip(value: Any) -> Any:
         if isinstance(value, Mapping):
             if "digest" in value and "path" in value:
                 return value["digest"]
-            return {key: strip(item) for key, item in value.items()}
+            return {key: strip(item) for key, item in value.items() if key != SPEED}
         if isinstance(value, (list, tuple)):
             return [strip(item) for item in value]
         return value

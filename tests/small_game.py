@@ -12,7 +12,13 @@ import pyarrow.parquet as pq
 from spin_core import phase, score, store, train
 from spin_core.config import ModelConfig, TrainConfig
 from spin_core.jobs import Job, ScoreJob, TrainJob
+from spin_core.models import load_model
+from spin_core.objective import objective_of
+from spin_core.optim import SingleDevice
+from spin_core.ranks import Ranks
 from spin_core.records import ModelVersion, PairDataset, PromptSet, ScoredPairs, TrainRun
+from spin_core.train import forward_backward, network_of, prepare
+from spin_core.train_data import batch_of, read_data
 
 CPU = ModelConfig(device="cpu")
 TOKENS = pa.list_(pa.int32())
@@ -95,6 +101,23 @@ def do(job: Job, progress: phase.Progress | None = None):
         return phase.execute(job, record, module.run, progress or phase.Progress())
     finally:
         sys.stdout = stdout  # Progress had taken it
+
+
+def stepper_of(job: TrainJob) -> SingleDevice:
+    """The job's model, as it trains on one device."""
+    network = network_of(load_model(job.start.path, job.model), job.config.speed)
+    prepare(network.model, job.config)
+    return SingleDevice(network, job.config)
+
+
+def pass_over(job: TrainJob, stepper: SingleDevice, items: np.ndarray) -> dict[str, float]:
+    """One forward and backward pass over these items; the batch's metrics."""
+    batch = batch_of(
+        read_data(job), items, Ranks(), job.config.micro_batch_tokens,
+        packed=stepper.network.packed, prefix_sharing=job.config.speed.prefix_sharing,
+    )  # fmt: skip
+    measured = forward_backward(batch, objective_of(job.config, job.t), stepper, Ranks(), stepper.network.model.device)
+    return {name: value.item() for name, value in measured.items()}
 
 
 def start(job: Job, folder: Path) -> subprocess.Popen:

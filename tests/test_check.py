@@ -20,9 +20,10 @@ from spin_core.errors import DataError, ModelError
 from spin_core.estimate import Shape, Speed, Texts
 from spin_core.findings import Findings, Looks, duration, listed, size
 from spin_core.jobs import PromptsJob
-from spin_core.logps import hidden_states, rows_of
+from spin_core.logps import ResponseLogps, hidden_states
 from spin_core.models import load_config, load_model
-from spin_core.optim import Optimizer
+from spin_core.optim import SingleDevice
+from spin_core.packing import padded_rows
 from spin_core.phase import Progress
 from spin_core.recipes import resolve
 from spin_core.records import ModelVersion
@@ -302,9 +303,9 @@ def test_activations_are_those_that_autograd_keeps(tiny_model):
         return tensor
 
     ids = [np.arange(4, 60) for _ in range(8)]
-    rows = rows_of(Sequences.of(ids, ids), np.arange(8), torch.device("cpu"))
+    rows = padded_rows(Sequences.of(ids, ids), np.arange(8))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        output = hidden_states(model, rows.input_ids_NT)
+        output = hidden_states(model, rows)
     guess = estimate.activations(shape_of(tiny_model), rows.input_ids_NT.numel(), recomputed=False)
     assert output.requires_grad
     assert 0.7 < guess / sum(kept.values()) < 1.4
@@ -319,8 +320,8 @@ def test_disk_for_a_version_and_a_checkpoint_is_that_of_their_files(tiny_model, 
     shape, config = shape_of(tiny_model), TrainConfig(save_every=10, keep_checkpoints=2)
     assert estimate.model_disk(shape) == pytest.approx((tiny_model / "model.safetensors").stat().st_size, rel=0.1)
     model = load_model(tiny_model, ModelConfig())
-    optimizer = Optimizer(model, config)
-    sum(weight.sum() for weight in model.parameters()).backward()
+    optimizer = SingleDevice(ResponseLogps(model), config)
+    optimizer.backward(sum(weight.sum() for weight in model.parameters()), last=True)
     optimizer.step(1e-3)
     save_checkpoint(tmp_path / "step", optimizer.tensors(), {"step": 1})
     one = estimate.checkpoint_disk(shape, config, steps=11)

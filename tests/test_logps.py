@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from spin_core.batches import Sequences
-from spin_core.logps import ResponseLogps, linear_logps, rows_of, sequence_logps
+from spin_core.logps import ResponseLogps, linear_logps, sequence_logps
+from spin_core.packing import padded_rows
 
 VOCABULARY = 40
 SMALL = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -100,7 +101,7 @@ def test_the_end_of_turn_counts_where_it_is_present():
 
 def test_padding_and_the_tokens_beside_it_change_nothing(model):
     sequences = Sequences.of(PROMPTS, RESPONSES)
-    rows = rows_of(sequences, torch.arange(4).numpy(), model.device)
+    rows = padded_rows(sequences, torch.arange(4).numpy())
     logps = ResponseLogps(model)
     want = logps(rows)
     inside = torch.arange(rows.input_ids_NT.shape[1]) < torch.from_numpy(sequences.lengths_S)[:, None]
@@ -125,7 +126,7 @@ def test_loss_and_gradient_equal_those_of_all_logits_at_once(model):
     want = loss_and_gradients(torch.stack([naive(model, *pair) for pair in zip(PROMPTS, RESPONSES, strict=True)]))
     for chunk_logits in (3 * VOCABULARY, 2**20, None):
         logps = ResponseLogps(model, chunk_logits=chunk_logits)
-        have = loss_and_gradients(logps(rows_of(sequences, torch.arange(4).numpy(), model.device)))
+        have = loss_and_gradients(logps(padded_rows(sequences, torch.arange(4).numpy())))
         for one, other in zip(have, want, strict=True):
             torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-5)
 

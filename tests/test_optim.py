@@ -1,11 +1,13 @@
 """The optimizer and its learning rates."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from spin_core.config import TrainConfig
-from spin_core.optim import Optimizer, learning_rate
+from spin_core.optim import SingleDevice, learning_rate
 
 PAPER = 5e-7
 """The paper's peak learning rate."""
@@ -16,18 +18,20 @@ def layer(dtype: torch.dtype = torch.float32) -> nn.Linear:
     return nn.Linear(8, 4, bias=False).to(dtype)
 
 
-def step(model: nn.Module, optimizer: Optimizer, rate: float, grad: torch.Tensor) -> float:
-    model.weight.grad = grad.to(model.weight.dtype).clone()
-    optimizer.gather()
-    norm = optimizer.clip().item()
-    optimizer.step(rate)
-    return norm
+def step(model: nn.Module, optimizer: SingleDevice, rate: float, grad: torch.Tensor) -> float:
+    optimizer.backward((model.weight * grad.to(model.weight.dtype)).sum(), last=True)
+    return optimizer.step(rate).item()
+
+
+def single(model: nn.Module, config: TrainConfig) -> SingleDevice:
+    """The optimizer of a model of one layer."""
+    return SingleDevice(SimpleNamespace(model=model), config)
 
 
 def test_rmsprop_by_hand():
     model, grad = layer(), torch.linspace(-1, 1, 32).view(4, 8)
     before = model.weight.detach().clone()
-    optimizer = Optimizer(model, TrainConfig(max_grad_norm=0))
+    optimizer = single(model, TrainConfig(max_grad_norm=0))
     step(model, optimizer, 0.01, grad)
     once = before - 0.01 * grad / ((0.01 * grad**2).sqrt() + 1e-8)
     torch.testing.assert_close(model.weight.detach(), once)
@@ -39,7 +43,7 @@ def test_rmsprop_by_hand():
 def test_the_first_adamw_step_moves_every_weight_by_the_learning_rate():
     model, grad = layer(), torch.linspace(-1, 1, 32).view(4, 8)
     before = model.weight.detach().clone()
-    step(model, Optimizer(model, TrainConfig(optimizer="adamw")), 0.01, grad)
+    step(model, single(model, TrainConfig(optimizer="adamw")), 0.01, grad)
     torch.testing.assert_close(model.weight.detach(), before - 0.01 * grad.sign())
 
 
@@ -47,19 +51,19 @@ def test_the_first_adamw_step_moves_every_weight_by_the_learning_rate():
 def test_weight_decay_is_decoupled_from_the_gradient(name):
     model = layer()
     before = model.weight.detach().clone()
-    step(model, Optimizer(model, TrainConfig(optimizer=name, weight_decay=0.5)), 0.1, torch.zeros(4, 8))
+    step(model, single(model, TrainConfig(optimizer=name, weight_decay=0.5)), 0.1, torch.zeros(4, 8))
     torch.testing.assert_close(model.weight.detach(), before * 0.95)
 
 
 def test_the_gradient_is_cut_to_its_largest_norm_and_its_own_norm_is_told():
-    model = layer()
-    optimizer = Optimizer(model, TrainConfig(max_grad_norm=1.0))
-    model.weight.grad = torch.ones(4, 8)
-    assert optimizer.clip().item() == pytest.approx(32**0.5)
-    assert model.weight.grad.norm().item() == pytest.approx(1.0, abs=1e-5)
-    model.weight.grad = torch.full((4, 8), 0.01)
-    optimizer.clip()
-    assert torch.equal(model.weight.grad, torch.full((4, 8), 0.01))
+    model, cut = layer(), layer()
+    optimizer = single(model, TrainConfig(max_grad_norm=1.0))
+    assert step(model, optimizer, 0.01, torch.ones(4, 8)) == pytest.approx(32**0.5)
+    step(cut, single(cut, TrainConfig(max_grad_norm=0)), 0.01, torch.full((4, 8), 32**-0.5))
+    torch.testing.assert_close(model.weight, cut.weight)
+    assert step(model, optimizer, 0.01, torch.full((4, 8), 0.01)) == pytest.approx(0.01 * 32**0.5)
+    (square,) = (state["square_avg"] for state in optimizer.inner.state.values())
+    torch.testing.assert_close(square, torch.full((4, 8), 0.99 * 0.01 / 32 + 0.01 * 0.01**2))
 
 
 @pytest.mark.parametrize("name", ["rmsprop", "adamw"])
@@ -69,7 +73,7 @@ def test_the_papers_learning_rate_moves_bfloat16_weights(name):
         for one in (model, plain):
             one.weight.copy_(torch.linspace(0.01, 0.03, 32).view(4, 8))  # as large as a language model's weights are
     before = model.weight.detach().clone()
-    optimizer = Optimizer(model, TrainConfig(optimizer=name))
+    optimizer = single(model, TrainConfig(optimizer=name))
     bare = (torch.optim.RMSprop if name == "rmsprop" else torch.optim.AdamW)(plain.parameters(), lr=PAPER)
     for _ in range(300):
         step(model, optimizer, PAPER, torch.ones(4, 8))
@@ -84,10 +88,9 @@ def test_the_papers_learning_rate_moves_bfloat16_weights(name):
 
 def test_gradients_of_bfloat16_weights_are_summed_in_float32():
     model = layer(torch.bfloat16)
-    optimizer = Optimizer(model, TrainConfig(max_grad_norm=0))
+    optimizer = single(model, TrainConfig(max_grad_norm=0))
     for value in (1.0, 2**-10, 2**-10):  # bfloat16 would lose the small ones beside the large one
-        model.weight.grad = torch.full((4, 8), value).bfloat16()
-        optimizer.gather()
+        optimizer.backward(model.weight.sum() * value, last=False)
     assert torch.equal(optimizer.masters[0].grad, torch.full((4, 8), 1 + 2**-9))
 
 
@@ -96,10 +99,10 @@ def test_gradients_of_bfloat16_weights_are_summed_in_float32():
 def test_a_restored_optimizer_takes_the_same_steps_to_the_bit(name, dtype):
     config, grads = TrainConfig(optimizer=name), [torch.randn(4, 8) for _ in range(6)]
     model, other = layer(dtype), nn.Linear(8, 4, bias=False).to(dtype)
-    optimizer = Optimizer(model, config)
+    optimizer = single(model, config)
     for grad in grads[:3]:
         step(model, optimizer, 0.01, grad)
-    restored = Optimizer(other, config)
+    restored = single(other, config)
     restored.load({name: tensor.clone() for name, tensor in optimizer.tensors().items()})
     assert torch.equal(model.weight, other.weight)
     for grad in grads[3:]:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import character_tokenizer
-from small_game import CPU, do, game, random_prompts, train_job, version_of
+from small_game import CPU, do, game, pass_over, random_prompts, stepper_of, train_job, version_of
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from spin_core import monitors, phase, store
@@ -17,12 +17,12 @@ from spin_core.checkpoint import CHECKPOINTS, latest_checkpoint, read_rows
 from spin_core.config import ModelConfig, TrainConfig
 from spin_core.errors import ConfigError, DataError, Stopped, TrainingDiverged
 from spin_core.jobs import TrainJob
-from spin_core.logps import ResponseLogps, sequence_logps
+from spin_core.logps import sequence_logps
 from spin_core.losses import LOG_2
 from spin_core.models import load_model, load_tokenizer
-from spin_core.optim import Optimizer
 from spin_core.records import ModelVersion
-from spin_core.train import forward_backward, prepared, read_data
+from spin_core.train import prepare
+from spin_core.train_data import read_data
 
 BF16 = ModelConfig(device="cpu", dtype="bfloat16")
 
@@ -110,10 +110,8 @@ def test_another_seed_trains_in_another_order(tmp_path, tiny_model):
 
 def gradients(job: TrainJob, batch: np.ndarray) -> tuple[dict[str, float], list[torch.Tensor]]:
     """Metrics and gradient of one batch."""
-    model = prepared(load_model(job.start.path, job.model), job.config.gradient_checkpointing)
-    optimizer = Optimizer(model, job.config)
-    measured = forward_backward(job, read_data(job), batch, ResponseLogps(model), optimizer, beta=2.0)
-    return {name: value.item() for name, value in measured.items()}, [master.grad for master in optimizer.masters]
+    stepper = stepper_of(job)
+    return pass_over(job, stepper, batch), [master.grad for master in stepper.masters]
 
 
 @pytest.mark.parametrize("loss", ["logistic", "hinge", "sft"])
@@ -178,17 +176,18 @@ def test_recomputing_activations_changes_no_gradient_and_runs_layers_twice(tmp_p
     again = job.model_copy(update={"config": job.config.model_copy(update={"gradient_checkpointing": True})})
     batch = np.arange(8)
     torch.testing.assert_close(gradients(again, batch), gradients(job, batch), rtol=1e-5, atol=1e-6)
-    model = prepared(load_model(job.start.path, CPU), gradient_checkpointing=True)
-    calls = []
-    layer = model.get_submodule("model.layers.0.mlp" if fixture == "tiny_model" else "transformer.h.0.mlp")
+    stepper, calls = stepper_of(again), []
+    layer = stepper.network.model.get_submodule(
+        "model.layers.0.mlp" if fixture == "tiny_model" else "transformer.h.0.mlp"
+    )
     layer.register_forward_hook(lambda *_: calls.append(1))
-    forward_backward(again, read_data(job), batch, ResponseLogps(model), Optimizer(model, job.config), beta=0.1)
-    assert len(calls) == 3  # the probe of the head, the forward pass, the backward pass
+    pass_over(again, stepper, batch)
+    assert len(calls) == 2  # the forward pass, the backward pass
 
 
 def test_a_model_that_cannot_recompute_activations_is_refused_with_the_cure(tiny_model):
     with pytest.raises(ConfigError, match=r"Linear cannot .* set train\.gradient_checkpointing to false"):
-        prepared(load_model(tiny_model, CPU).lm_head, gradient_checkpointing=True)
+        prepare(load_model(tiny_model, CPU).lm_head, TrainConfig(gradient_checkpointing=True))
 
 
 def test_bfloat16_starts_near_log_2_and_publishes_bfloat16(tmp_path, tiny_model):

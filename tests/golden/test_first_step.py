@@ -8,13 +8,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import data_folder
-from small_game import CPU, do, random_pairs, score_job, train_job, version_of, write_pairs
+from small_game import CPU, do, pass_over, random_pairs, score_job, stepper_of, train_job, version_of, write_pairs
 
 from spin_core.batches import read_token_ids
-from spin_core.logps import ResponseLogps
 from spin_core.models import load_model, load_tokenizer
-from spin_core.optim import Optimizer
-from spin_core.train import forward_backward, prepared, read_data
 
 
 def stories(count: int) -> list[str]:
@@ -43,10 +40,10 @@ def test_the_gradient_of_the_output_layer_by_hand(tmp_path: Path, tiny_model: Pa
     response tokens of (onehot(token) - softmax(W h)) h'. Here the player is its opponent, so every sigmoid is 1/2."""
     start, pairs, beta = version_of(tiny_model), random_pairs(tmp_path / "pairs", rows=5), 0.7
     scores = do(score_job(tmp_path / "scores", start, pairs))
-    job = train_job(tmp_path, start, pairs, scores)
-    model = prepared(load_model(tiny_model, CPU), gradient_checkpointing=False)
-    optimizer = Optimizer(model, job.config)
-    measured = forward_backward(job, read_data(job), np.arange(5), ResponseLogps(model), optimizer, beta)
+    job = train_job(tmp_path, start, pairs, scores, beta=beta)
+    stepper = stepper_of(job)
+    measured = pass_over(job, stepper, np.arange(5))
+    model = load_model(tiny_model, CPU)
 
     want = torch.zeros_like(model.lm_head.weight)
     columns = read_token_ids(pairs.path / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids")
@@ -59,5 +56,5 @@ def test_the_gradient_of_the_output_layer_by_hand(tmp_path: Path, tiny_model: Pa
                     pull = -torch.softmax(model.lm_head.weight @ hidden[at - 1], dim=0)
                     pull[ids[at]] += 1
                     want -= sign * beta / 5 * 0.5 * torch.outer(pull, hidden[at - 1])
-    assert measured["loss"].item() == pytest.approx(math.log(2), abs=1e-6)
-    torch.testing.assert_close(model.lm_head.weight.grad, want, rtol=1e-4, atol=1e-6)
+    assert measured["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    torch.testing.assert_close(stepper.network.model.lm_head.weight.grad, want, rtol=1e-4, atol=1e-6)

@@ -7,12 +7,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import save_tiny_model
-from small_game import CPU, do, score_job, train_job, version_of, write_pairs
+from small_game import CPU, do, pass_over, score_job, stepper_of, train_job, version_of, write_pairs
 
-from spin_core.logps import ResponseLogps
 from spin_core.models import load_model, load_tokenizer
-from spin_core.optim import Optimizer
-from spin_core.train import forward_backward, prepared, read_data
 
 ROWS = [
     ("What is two and two? ", "Four.", "It is five, I believe."),
@@ -59,14 +56,14 @@ def test_loss_gradient_and_metrics_equal_trls(tmp_path: Path, tiny_model: Path):
     columns = ([list(row[name]) for row in rows] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
     pairs = write_pairs(tmp_path / "pairs", *columns)
     scores = do(score_job(tmp_path / "scores", version_of(tiny_model), pairs))
-    job = train_job(tmp_path, version_of(tiny_model), pairs, scores)
-    model = prepared(load_model(player, CPU), gradient_checkpointing=False)
-    optimizer = Optimizer(model, job.config)
-    ours = forward_backward(job, read_data(job), np.arange(len(rows)), ResponseLogps(model), optimizer, beta)
+    job = train_job(tmp_path, version_of(tiny_model), pairs, scores, beta=beta)
+    stepper = stepper_of(job)
+    stepper.network.model.load_state_dict(load_model(player, CPU).state_dict())
+    ours = pass_over(job, stepper, np.arange(len(rows)))
 
-    assert ours["loss"].item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert ours["loss"] == pytest.approx(theirs.item(), rel=1e-5)
     assert abs(theirs.item() - np.log(2)) > 0.01
-    for name, weight in model.named_parameters():
+    for name, weight in stepper.network.model.named_parameters():
         torch.testing.assert_close(weight.grad, their_gradients[name], rtol=1e-3, atol=1e-6)
     same = {
         "rewards/real": "rewards/chosen", "rewards/generated": "rewards/rejected", "logps/real": "logps/chosen",
@@ -74,4 +71,4 @@ def test_loss_gradient_and_metrics_equal_trls(tmp_path: Path, tiny_model: Path):
         "rewards/accuracies": "rewards/accuracies",
     }  # fmt: skip
     for name, theirs_name in same.items():
-        assert ours[name].item() == pytest.approx(their_metrics[theirs_name], rel=1e-4, abs=1e-5)
+        assert ours[name] == pytest.approx(their_metrics[theirs_name], rel=1e-4, abs=1e-5)

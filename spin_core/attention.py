@@ -1,0 +1,171 @@
+"""Attention within a packed row, through transformers' attention interface.
+
+A model takes part by `config._attn_implementation = PACKED`; its forward pass then hands on the keyword `packing`, the
+row's `Layout`. Shapes: h query heads, k key heads, T tokens, d width of a head, b sequences of L tokens.
+
+SDPA: the tokens of each sequence are gathered, sequences of like length together, and attend causally. A shared prompt
+is gathered once for each of its responses; that repeats a part of attention's products, a few hundredths of a pass, and
+in return needs no mask, with which the kernel could not skip the upper half.
+FlexAttention: one call, whose block mask hides what is of another group or response.
+"""
+
+import logging
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+from spin_core.batches import Sequences
+from spin_core.packing import Layout, Rows, packed_rows, padded_rows
+
+log = logging.getLogger("spin_core")
+
+PACKED, FLEX = "spin_packed", "spin_packed_flex"
+"""The attention implementations of transformers that are registered here."""
+HANDLED = ("position_ids", "use_cache", "output_attentions", "sliding_window", "is_causal", "cache_position")
+
+
+class Unsupported(Exception):
+    """The model asks for an attention that packed rows cannot give."""
+
+
+def packed_attention(
+    module: nn.Module,
+    query_1hTd: Tensor,
+    key_1kTd: Tensor,
+    value_1kTd: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    packing: Layout | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """The result of each token, (1, T, h, d)."""
+    asked = [name for name, value in others.items() if value is not None and name not in HANDLED]
+    asked += ["dropout"] * bool(dropout) + ["plain rows"] * (packing is None)
+    if attention_mask is not None and int(attention_mask) != sliding_window:
+        asked.append(f"a mask of {int(attention_mask)} tokens")
+    if asked or packing is None:
+        raise Unsupported(f"{type(module).__name__} asks for {', '.join(asked)}")
+    config: Any = module.config
+    attend = flex if config._attn_implementation == FLEX else gathered
+    return attend(query_1hTd, key_1kTd, value_1kTd, packing, scaling, sliding_window), None
+
+
+def gathered(
+    query_1hTd: Tensor, key_1kTd: Tensor, value_1kTd: Tensor, layout: Layout, scaling: float | None, window: int | None
+) -> Tensor:
+    """By SDPA on each call's sequences."""
+    query_Thd, key_Tkd, value_Tkd = (x.squeeze(0).transpose(0, 1) for x in (query_1hTd, key_1kTd, value_1kTd))
+    heads, width = query_Thd.shape[1:]
+    found = []
+    for at_bL in layout.calls:
+        q_bhLd, k_bkLd, v_bkLd = (
+            x.index_select(0, at_bL.reshape(-1)).view(*at_bL.shape, *x.shape[1:]).transpose(1, 2)
+            for x in (query_Thd, key_Tkd, value_Tkd)
+        )
+        length = at_bL.shape[1]
+        mask_LL = band(length, window, q_bhLd.device) if window is not None and window < length else None
+        out_bhLd = F.scaled_dot_product_attention(
+            q_bhLd, k_bkLd, v_bkLd, mask_LL, is_causal=mask_LL is None, scale=scaling,
+            enable_gqa=k_bkLd.shape[1] != heads,
+        )  # fmt: skip
+        found.append(out_bhLd.transpose(1, 2).reshape(-1, heads, width))
+    out = found[0] if len(found) == 1 else torch.cat(found)
+    return out.index_select(0, layout.source_T)[None]
+
+
+@lru_cache(maxsize=8)
+def band(length: int, window: int, device: torch.device) -> Tensor:
+    """Which keys a token sees: itself and the `window` - 1 before it, (L, L)."""
+    at_L = torch.arange(length, device=device)
+    behind_LL = at_L[:, None] - at_L
+    return (behind_LL >= 0) & (behind_LL < window)
+
+
+def flex(
+    query_1hTd: Tensor, key_1kTd: Tensor, value_1kTd: Tensor, layout: Layout, scaling: float | None, window: int | None
+) -> Tensor:
+    """By FlexAttention. On a CPU it has no backward pass, and is not compiled."""
+    attend: Any = compiled_flex() if query_1hTd.is_cuda else flex_attention
+    out_1hTd: Tensor = attend(
+        query_1hTd, key_1kTd, value_1kTd, block_mask=block_mask(layout, window), scale=scaling,
+        enable_gqa=key_1kTd.shape[1] != query_1hTd.shape[1],
+    )  # fmt: skip
+    return out_1hTd.transpose(1, 2)
+
+
+@lru_cache(maxsize=1)
+def compiled_flex() -> Any:
+    """Compiled for every length at once."""
+    return torch.compile(flex_attention, dynamic=True)
+
+
+@lru_cache(maxsize=4)
+def block_mask(layout: Layout, window: int | None) -> BlockMask:
+    """Which keys each token sees: of its own group, the prompt's and its own response's, not after itself."""
+    position_T, group_T, side_T = layout.position_ids_1T[0], layout.group_T, layout.side_T
+
+    def sees(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        behind = position_T[q] - position_T[k]
+        near = (behind >= 0) if window is None else (behind >= 0) & (behind < window)
+        return near & (group_T[q] == group_T[k]) & ((side_T[k] == 0) | (side_T[k] == side_T[q]))
+
+    return create_block_mask(sees, None, None, len(group_T), len(group_T), device=group_T.device)
+
+
+def no_mask(local_size: int | None = None, **_others: Any) -> Tensor | None:
+    """What a model makes in place of a mask: nothing; or, if its tokens see a window alone, that window's size.
+
+    So `packed_attention` learns of a window, or of chunks, that a model knows as a mask only.
+    """
+    return None if local_size is None else torch.full((1, 1, 1, 1), local_size)
+
+
+for name in (PACKED, FLEX):
+    AttentionInterface.register(name, packed_attention)
+    AttentionMaskInterface.register(name, no_mask)
+
+
+def pack(model: PreTrainedModel, implementation: str = PACKED) -> bool:
+    """Make a model take packed rows, if it can: the log says if not.
+
+    Asked of the model itself, since families differ in what they hand on to their attention: packed rows must give
+    the hidden states of plain ones.
+    """
+    was = model.config._attn_implementation
+    prompt, responses = [1, 2, 3], [[4, 5], [5, 4, 6]]
+    sequences = Sequences.of([prompt] * 2 + [[3]], [*responses, [6, 5, 4]])
+    device = model.device
+    with torch.no_grad():
+        plain = model.base_model(**ids_of(padded_rows(sequences, np.arange(3)), device))[0]
+        try:
+            model.set_attn_implementation(implementation)
+            rows = packed_rows(sequences, np.arange(3), np.array([0, 0, 1])).to(device)
+            assert rows.layout is not None
+            layout = rows.layout
+            packed = model.base_model(
+                input_ids=rows.input_ids_NT, position_ids=layout.position_ids_1T, packing=layout, use_cache=False
+            )[0]
+            want = torch.cat([plain[0, :5], plain[1, 3:6], plain[2, :4]])
+            tolerance = 0.1 if want.dtype == torch.bfloat16 else 1e-3
+            if torch.allclose(packed[0], want, rtol=tolerance, atol=tolerance * float(want.abs().max())):
+                return True
+            reason = "its hidden states would be others"
+        except (Unsupported, TypeError, ValueError) as error:
+            reason = str(error)
+    model.set_attn_implementation(was)
+    log.info("%s cannot take packed rows (%s): its rows are padded", type(model).__name__, reason)
+    return False
+
+
+def ids_of(rows: Rows, device: torch.device) -> dict[str, Any]:
+    """The arguments of a plain forward pass."""
+    return {"input_ids": rows.input_ids_NT.to(device), "use_cache": False}
