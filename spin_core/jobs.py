@@ -82,6 +82,8 @@ class PairsJob(Job):
     prompts: PromptSet
     generations: GenerationBatch
     previous: GenerationBatch | None
+    initial: GenerationBatch | None = None
+    """θ_0's answers, for an objective that reads them too."""
 
 
 class ScoreJob(Job):
@@ -94,6 +96,8 @@ class ScoreJob(Job):
     opponent: ModelVersion
     pairs: PairDataset
     micro_batch_tokens: int
+    base: ModelVersion | None = None
+    """θ_0, where the reference is anchored in it: the pairs are scored under it too."""
 
 
 class TrainJob(Job):
@@ -113,6 +117,8 @@ class TrainJob(Job):
     """The SFT data, when the loss is `sft`."""
     steps: int | None = None
     """Train for exactly so many steps, whatever `config.epochs` says."""
+    held_out_seed: int = 0
+    """Chooses the prompts that are held out. One for all iterations, so that what one holds out none trains on."""
 
 
 class EvaluateJob(Job):

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_core.config import ModelConfig
@@ -13,6 +14,9 @@ from spin_core.errors import ModelError
 SMALL = 5_000_000
 """A model of fewer parameters runs on one thread of a CPU: its operations are too short to share, and threads that
 wait for each other made it ten times slower on a busy machine."""
+
+BASE, ADAPTERS = "base", "adapters"
+"""In the folder of a version that stacks adapters: θ_0's weights, and the adapters by version (see `lora.py`)."""
 
 
 def device_of(config: ModelConfig) -> torch.device:
@@ -27,12 +31,13 @@ def device_of(config: ModelConfig) -> torch.device:
 def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
     """The model in a folder, on its device, in evaluation mode, with `config.dtype` weights.
 
-    A small model sets this process to one thread.
+    Adapters that are stacked on the weights are merged into them. A small model sets this process to one thread.
     """
-    check_safetensors(folder)
+    weights = weights_of(folder)
+    check_safetensors(weights)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
+            weights,
             dtype=getattr(torch, config.dtype),
             use_safetensors=True,
             local_files_only=True,
@@ -50,7 +55,22 @@ def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
     device = device_of(config)
     if device.type == "cpu" and model.num_parameters() < SMALL:
         torch.set_num_threads(1)
-    return model.to(device)
+    model = model.to(device)
+    if is_stacked(folder):
+        from spin_core import lora
+
+        lora.merge(model, lora.read(folder))
+    return model
+
+
+def is_stacked(folder: Path) -> bool:
+    """Whether a version is a stack of adapters on θ_0's weights."""
+    return (folder / BASE).is_dir() and (folder / ADAPTERS).is_dir()
+
+
+def weights_of(folder: Path) -> Path:
+    """The folder that holds a version's weights."""
+    return folder / BASE if is_stacked(folder) else folder
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -66,9 +86,11 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a folder that `from_pretrained` and inference engines load."""
-    model.save_pretrained(folder, safe_serialization=True)
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict[str, Tensor] | None = None
+) -> None:
+    """Write a folder that `from_pretrained` and inference engines load; `weights`, if given, in place of its own."""
+    model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
     tokenizer.save_pretrained(folder)
 
 
@@ -97,6 +119,11 @@ def check_safetensors(folder: Path) -> None:
     """Refuse weights in a format that runs code when it is read."""
     if not folder.is_dir():
         raise ModelError(f"{folder} is no folder: model.path must name a model's folder or a hub name")
+    if is_stacked(folder):
+        raise ModelError(
+            f"{folder} holds adapters beside the weights of θ_0: write plain weights with spin export --format merged, "
+            "and set model.path to these"
+        )
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         raise ModelError(

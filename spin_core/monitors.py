@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 from spin_core.config import TrainConfig
 from spin_core.errors import TrainingDiverged
-from spin_core.losses import first_loss
 
 WINDOW = 20
 """Steps over which a monitor looks, so that one odd batch does not set it off."""
@@ -75,14 +74,12 @@ def check_finite(row: Mapping[str, float]) -> None:
             )
 
 
-def check_first_loss(loss: float, config: TrainConfig, beta: float, dtype: str) -> None:
+def check_first_loss(loss: float, want: float, config: TrainConfig, beta: float, dtype: str) -> None:
     """Before the first step the player is its opponent, so the loss must be l(0) up to rounding.
 
     Log-probabilities of long responses differ by rounding when they ran beside other rows. The loss sees that
     difference times beta, so a beta above the usual one widens the tolerance.
     """
-    assert config.loss != "sft"
-    want = first_loss(config.loss)
     tolerance = config.first_loss_tolerance * max(1.0, beta / USUAL_BETA) * (20 if dtype == "bfloat16" else 1)
     if not abs(loss - want) <= tolerance:
         raise TrainingDiverged(

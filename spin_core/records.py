@@ -72,25 +72,47 @@ class PairDataset(Artifact):
 
 
 class ScoredPairs(Artifact):
-    """`logps.parquet`: the opponent's log-probability of both sides of each pair, in the pairs' order."""
+    """`logps.parquet`: the opponent's log-probability of both sides of each pair, in the pairs' order.
+
+    θ_0's too, where the reference is anchored in it.
+    """
 
     kind: Literal["scores"] = "scores"
     pairs: str
     opponent: str
 
 
+class Event(Frozen):
+    """Something that a monitor saw in training, and what was done about it."""
+
+    kind: str
+    """The monitor: a field of `MonitorsConfig`."""
+    step: int
+    message: str
+    """What it means and what helps, in one line."""
+    action: Literal["warn", "stop", "roll-back", "refuse"]
+
+
 class TrainRun(Artifact):
-    """`metrics.jsonl`: what every step measured. The weights are published beside it, as a ModelVersion."""
+    """`metrics.jsonl`: what every step measured; `held_out.jsonl`: what was measured on held-out pairs, if any are.
+
+    The weights are published beside it, as a ModelVersion.
+    """
 
     kind: Literal["train"] = "train"
     t: int
     model: str
     """Digest of the trained model."""
     steps: int
+    """Steps that were trained: fewer than planned if an event ended the training."""
+    published: int | None = None
+    """The step whose weights were published; None means the last."""
     first_loss: float
     metrics: dict[str, float]
-    """The last step's metrics, under the field's names."""
-    events: tuple[str, ...] = ()
+    """The metrics of the published step, under the field's names."""
+    held_out: dict[str, float] = {}
+    """What was measured on the held-out pairs, with the published weights or last before them."""
+    events: tuple[Event | str, ...] = ()
     """What the monitors saw."""
 
 

@@ -1,0 +1,280 @@
+"""Adapters of low rank in place of all weights, through peft.
+
+The player is an adapter over the frozen weights that the iteration started from. Its second factor starts at zero, so
+the player starts as its opponent to the bit, and the first loss is log 2.
+
+How a version is published:
+
+    merge    a plain model folder, the adapter merged into the weights in float32, and `adapters/<version>/` beside it
+    stack    `base/` with links to the weights of θ_0, which no rounding ever touches, and `adapters/<version>/` of
+             every iteration so far; `load_model` adds them up in float32 and rounds once
+
+Each adapter is in peft's own format, float32 as it was trained, and fits the version that it was trained from. A
+folder that stacks has no weights at its top, so that what knows nothing of adapters fails and does not load θ_0.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from spin_core import store
+from spin_core.config import LoraConfig, ModelConfig
+from spin_core.errors import ConfigError, DamagedArtifact
+from spin_core.models import ADAPTERS, BASE, is_stacked, load_model, load_tokenizer, save_model, weights_of
+
+PLAYER = "player"
+"""The adapter's name while it trains."""
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
+WEIGHT = "weight/"
+"""How a stepper's tensors begin that are weights."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter: its configuration in peft's words, and its factors."""
+
+    config: dict[str, Any]
+
+    factors: dict[str, tuple[Tensor, Tensor]]
+    """A, (rank, in), and B, (out, rank), by the name of the layer that they adapt. Float32, on the CPU."""
+
+    def delta(self, layer: str, device: torch.device) -> Tensor:
+        """What it adds to a layer's weight, (out, in) float32."""
+        a, b = (factor.to(device) for factor in self.factors[layer])
+        return b @ a * self.scale
+
+    @property
+    def scale(self) -> float:
+        """How many times the product of the factors counts."""
+        return float(self.config["lora_alpha"] / self.config["r"])
+
+
+def adapted_layers(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
+    """Full names of the layers that get an adapter: those that `targets` name, or all linear ones but the output.
+
+    Asks for no weights, so that a model on the meta device will do. `ConfigError` names the layers that there are.
+    """
+    output = model.get_output_embeddings()
+    linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, Conv1D))}
+    if not targets:
+        return [name for name, layer in linear.items() if layer is not output]
+    there = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+    found = []
+    for target in targets:
+        named = [name for name in linear if name == target or name.endswith(f".{target}")]
+        if not named:
+            raise ConfigError(
+                f"train.lora.targets names {target!r}, and {type(model).__name__} has no such linear layer: "
+                f"choose among {there}"
+            )
+        found += named
+    if output is not None and output.weight is model.get_input_embeddings().weight:
+        for name in found:
+            if linear[name] is output:
+                raise ConfigError(
+                    f"train.lora.targets names {name}, which shares its weights with the embeddings, so that an "
+                    f"adapter would not stay in it: leave it out of {there}"
+                )
+    return list(dict.fromkeys(found))
+
+
+def attach(model: PreTrainedModel, lora: LoraConfig, seed: int) -> dict[str, Any]:
+    """Freeze the model, and put an adapter that does nothing yet on its layers, in the model's own precision.
+
+    Returns the adapter's configuration in peft's words, for `publish`.
+    """
+    import peft
+
+    layers = adapted_layers(model, lora.targets)
+    settings = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=short_names(model, layers),
+        # Conv1D keeps its weight the other way round. Layers of one model are all of one kind.
+        fan_in_fan_out=isinstance(model.get_submodule(layers[0]), Conv1D),
+        task_type="CAUSAL_LM",
+    )
+    model.requires_grad_(False)
+    torch.manual_seed(seed)
+    peft.inject_adapter_in_model(settings, model, adapter_name=PLAYER)
+    model.eval()
+    told = {**settings.to_dict(), "inference_mode": True}
+    # Sets have another order in every process, and digests are taken of what is written.
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in told.items()}
+
+
+def short_names(model: nn.Module, layers: Sequence[str]) -> list[str]:
+    """The layers' last names if these name no others, else their full names."""
+    last = {name.rpartition(".")[2] for name in layers}
+    named = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in last}
+    return sorted(last if named == set(layers) else layers)
+
+
+@contextlib.contextmanager
+def dropout(model: nn.Module, seed: int, step: int, rank: int = 0) -> Iterator[None]:
+    """While this lasts, adapters drop inputs, if they were asked to.
+
+    What is dropped follows from seed, step and rank alone, so that a resumed run drops what it would have dropped.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]))
+    try:
+        for layer in layers:
+            layer.lora_dropout.train()
+        yield
+    finally:
+        for layer in layers:
+            layer.lora_dropout.eval()
+
+
+@contextlib.contextmanager
+def detached(model: nn.Module) -> Iterator[None]:
+    """While this lasts, the model is the opponent: its adapter is passed by."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def publish(
+    folder: Path,
+    *,
+    start: Path,
+    t: int,
+    lora: LoraConfig,
+    model: ModelConfig,
+    told: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Write version t + 1 into `folder`: what iteration `t` started from, and the adapter that it trained.
+
+    `told` is what `attach` returned, `tensors` what a stepper tells. θ_0's own training (t = -1) always merges.
+    """
+    adapter = trained(told, tensors)
+    if lora.across == "stack" and t >= 0:
+        stack(start, folder)
+    else:
+        merged = load_model(start, model.model_copy(update={"device": "cpu"}))
+        merge(merged, [adapter])
+        save_model(merged, load_tokenizer(start, model), folder)
+    write(adapter, folder / ADAPTERS / f"{t + 1:02d}")
+
+
+def trained(told: dict[str, Any], tensors: Mapping[str, Tensor]) -> Adapter:
+    """The adapter in a stepper's tensors, its float32 masters."""
+    return Adapter(
+        told,
+        pairs_of({name.removeprefix(WEIGHT): value for name, value in tensors.items() if name.startswith(WEIGHT)}),
+    )
+
+
+def pairs_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Factors by layer, from `<layer>.lora_A[.<adapter>].weight` and `<layer>.lora_B[.<adapter>].weight`."""
+    by_layer: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        layer, _, factor = name.rpartition(".lora_")
+        by_layer.setdefault(layer, {})[factor[:1]] = value.detach().float().cpu().contiguous()
+    return {layer: (pair["A"], pair["B"]) for layer, pair in by_layer.items()}
+
+
+def stack(start: Path, folder: Path) -> None:
+    """All of version `start` in `folder`: its base by links, its adapters, tokenizer and configuration as copies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / BASE).mkdir()
+    weights = weights_of(start)
+    for file in sorted(file for file in weights.iterdir() if file.is_file()):
+        if file.suffix in (".safetensors", ".py") or file.name in ("config.json", "model.safetensors.index.json"):
+            link(file, folder / BASE / file.name)
+    for file in sorted(file for file in start.iterdir() if file.is_file()):
+        if not (file.suffix == ".safetensors" or file.name in ("model.safetensors.index.json", store.MANIFEST)):
+            shutil.copyfile(file, folder / file.name)
+    if is_stacked(start):
+        shutil.copytree(start / ADAPTERS, folder / ADAPTERS)
+
+
+def link(source: Path, target: Path) -> None:
+    """The same file in another place: a link where the file system can, else a copy."""
+    if source.is_symlink():
+        target.symlink_to(source.resolve())
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+@torch.no_grad()
+def merge(model: PreTrainedModel, adapters: Sequence[Adapter]) -> None:
+    """Add adapters to the weights of the layers, in float32 and rounded once."""
+    for layer in dict.fromkeys(layer for adapter in adapters for layer in adapter.factors):
+        module = model.get_submodule(layer)
+        weight: Any = module.weight
+        total = weight.float()
+        for adapter in adapters:
+            if layer in adapter.factors:
+                delta = adapter.delta(layer, weight.device)
+                total = total + (delta.T if isinstance(module, Conv1D) else delta)
+        weight.copy_(total)
+
+
+def combined(adapters: Sequence[Adapter]) -> Adapter:
+    """One adapter that adds what all of them add: factors side by side (peft's `cat`), ranks adding up."""
+    rank = sum(adapter.config["r"] for adapter in adapters)
+    factors = {}
+    for layer in adapters[0].factors:
+        a = [adapter.factors[layer][0] * adapter.scale for adapter in adapters]
+        b = [adapter.factors[layer][1] for adapter in adapters]
+        factors[layer] = (torch.cat(a), torch.cat(b, dim=1))
+    return Adapter({**adapters[0].config, "r": rank, "lora_alpha": rank}, factors)
+
+
+def write(adapter: Adapter, folder: Path) -> None:
+    """Write an adapter as peft reads it."""
+    folder.mkdir(parents=True)
+    tensors = {
+        f"{PEFT_PREFIX}{layer}.lora_{name}.weight": factor.contiguous()
+        for layer, pair in adapter.factors.items()
+        for name, factor in zip("AB", pair, strict=True)
+    }
+    save_file(tensors, folder / TENSORS, {"format": "pt"})
+    store.dump_json(folder / CONFIG, adapter.config)
+
+
+def read(folder: Path) -> list[Adapter]:
+    """The adapters of a published version, oldest first. `DamagedArtifact` if one cannot be read."""
+    found = []
+    for path in sorted((folder / ADAPTERS).iterdir(), key=lambda path: int(path.name)):
+        try:
+            config = json.loads((path / CONFIG).read_text("utf-8"))
+            tensors = load_file(path / TENSORS)
+            found.append(
+                Adapter(config, pairs_of({name.removeprefix(PEFT_PREFIX): value for name, value in tensors.items()}))
+            )
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise DamagedArtifact(
+                f"the adapter in {path} cannot be read ({error}): restore or remove {folder}"
+            ) from error
+    return found

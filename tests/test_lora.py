@@ -1,0 +1,251 @@
+"""Adapters: where they go, what they add, and how versions that hold them lie on disk."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from helpers import character_tokenizer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from spin_core import lora, store
+from spin_core.config import LoraConfig, ModelConfig
+from spin_core.errors import ConfigError, DamagedArtifact, ModelError
+from spin_core.models import check_safetensors, load_model, load_tokenizer
+
+CPU = ModelConfig(device="cpu")
+BF16 = ModelConfig(device="cpu", dtype="bfloat16")
+IDS = torch.tensor([[5, 9, 40, 77, 12, 30]])
+
+
+@pytest.fixture
+def gpt2(tmp_path):
+    """A GPT-2, whose layers keep their weights the other way round and whose output is tied to its embeddings."""
+    torch.manual_seed(0)
+    folder, tokenizer = tmp_path / "gpt2", character_tokenizer()
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=2
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def trained(folder, config=CPU, seed=0, **settings):
+    """A model with an adapter that does something, what `attach` told, and the tensors that a stepper would tell."""
+    settings = LoraConfig(**{"rank": 2, "alpha": 8.0, **settings})
+    model = load_model(folder, config)
+    told = lora.attach(model, settings, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    with torch.no_grad():
+        for weight in weights.values():
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.05)
+    return model, told, {f"weight/{name}": weight.detach().float() for name, weight in weights.items()}
+
+
+def publish(folder, start, t, config=CPU, **settings):
+    """The version that iteration `t` makes of an adapter; the model as it was in training."""
+    model, told, tensors = trained(start, config, seed=t, **settings)
+    settings = LoraConfig(**{"rank": 2, "alpha": 8.0, **settings})
+    lora.publish(folder, start=start, t=t, lora=settings, model=config, told=told, tensors=tensors)
+    return model
+
+
+@torch.no_grad()
+def logits(model):
+    return model(input_ids=IDS).logits.float()
+
+
+def close(one, other, tolerance=1e-5):
+    torch.testing.assert_close(logits(one), logits(other), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("fixture", ["tiny_model", "gpt2"])
+@pytest.mark.parametrize("config", [CPU, BF16], ids=lambda config: config.dtype)
+def test_the_player_starts_as_its_opponent_to_the_bit_and_trains_its_adapter_alone(request, fixture, config):
+    folder = request.getfixturevalue(fixture)
+    model = load_model(folder, config)
+    lora.attach(model, LoraConfig(rank=2, dropout=0.5), seed=0)
+    assert torch.equal(logits(model), logits(load_model(folder, config)))
+    trains = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trains
+    assert all(".lora_" in name and weight.dtype == model.dtype for name, weight in trains.items())
+    assert not model.training
+
+
+def test_the_adapters_start_depends_on_the_seed_alone(tiny_model):
+    def start(seed):
+        torch.rand(3)
+        model = load_model(tiny_model, CPU)
+        lora.attach(model, LoraConfig(), seed)
+        return torch.cat([weight.flatten() for weight in model.parameters() if weight.requires_grad])
+
+    assert torch.equal(start(1), start(1))
+    assert not torch.equal(start(1), start(2))
+
+
+def test_all_linear_layers_but_the_output_get_an_adapter_unless_targets_are_named(tiny_model, gpt2):
+    llama = load_model(tiny_model, CPU)
+    names = lora.adapted_layers(llama, ())
+    assert len(names) == 2 * 7
+    assert "lm_head" not in names
+    assert lora.adapted_layers(llama, ("v_proj", "layers.1.mlp.up_proj")) == [
+        "model.layers.0.self_attn.v_proj", "model.layers.1.self_attn.v_proj", "model.layers.1.mlp.up_proj",
+    ]  # fmt: skip
+    assert lora.adapted_layers(llama, ("lm_head",)) == ["lm_head"]
+    assert len(lora.adapted_layers(load_model(gpt2, CPU), ())) == 2 * 4
+
+
+def test_a_target_that_is_not_there_names_the_layers_that_are(tiny_model):
+    with pytest.raises(
+        ConfigError,
+        match=r"names 'query', and LlamaForCausalLM has no such linear layer: choose among q_proj, k_proj, v_proj, "
+        r"o_proj, gate_proj, up_proj, down_proj, lm_head$",
+    ):
+        lora.adapted_layers(load_model(tiny_model, CPU), ("q_proj", "query"))
+
+
+def test_an_output_layer_that_is_tied_to_the_embeddings_takes_no_adapter(gpt2):
+    with pytest.raises(ConfigError, match="lm_head, which shares its weights with the embeddings"):
+        lora.adapted_layers(load_model(gpt2, CPU), ("c_attn", "lm_head"))
+
+
+def test_dropout_is_on_inside_its_context_alone_and_follows_from_the_step(tiny_model):
+    model, _, _ = trained(tiny_model, dropout=0.5)
+    still = logits(model)
+
+    def dropped(*at):
+        with lora.dropout(model, *at):
+            return logits(model)
+
+    first = dropped(0, 3)
+    assert not torch.equal(first, still)
+    torch.rand(5)
+    assert torch.equal(dropped(0, 3), first)
+    assert not any(torch.equal(dropped(*at), first) for at in ((0, 4), (1, 3), (0, 3, 1)))
+    assert torch.equal(logits(model), still)
+
+
+def test_a_detached_adapter_leaves_the_opponent(tiny_model):
+    model, _, _ = trained(tiny_model)
+    with lora.detached(model):
+        assert torch.equal(logits(model), logits(load_model(tiny_model, CPU)))
+    assert not torch.equal(logits(model), logits(load_model(tiny_model, CPU)))
+    assert sum(weight.requires_grad for weight in model.parameters()) == 2 * 2 * 7
+
+
+@pytest.mark.parametrize("fixture", ["tiny_model", "gpt2"])
+@pytest.mark.parametrize("across", ["merge", "stack"])
+def test_a_published_version_answers_as_the_player_did_when_it_was_trained(request, tmp_path, fixture, across):
+    start = request.getfixturevalue(fixture)
+    player = publish(tmp_path / "v1", start, 0, across=across)
+    assert not torch.allclose(logits(player), logits(load_model(start, CPU)), atol=1e-3)
+    close(load_model(tmp_path / "v1", CPU), player)
+    second = publish(tmp_path / "v2", tmp_path / "v1", 1, across=across)
+    close(load_model(tmp_path / "v2", CPU), second)
+    assert load_tokenizer(tmp_path / "v2", CPU).eos_token == "</s>"
+    kept = sorted(path.name for path in (tmp_path / "v2" / "adapters").iterdir())
+    assert kept == (["02"] if across == "merge" else ["01", "02"])
+
+
+@pytest.mark.parametrize("across", ["merge", "stack"])
+def test_peft_puts_the_adapter_on_the_version_that_it_was_trained_from(tmp_path, tiny_model, across):
+    from peft import PeftModel
+
+    publish(tmp_path / "v1", tiny_model, 0, across=across, targets=("q_proj", "down_proj"))
+    player = publish(tmp_path / "v2", tmp_path / "v1", 1, across=across, targets=("q_proj", "down_proj"))
+    close(PeftModel.from_pretrained(load_model(tmp_path / "v1", CPU), tmp_path / "v2" / "adapters" / "02"), player)
+    config = json.loads((tmp_path / "v2" / "adapters" / "02" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["down_proj", "q_proj"]
+    assert config["base_model_name_or_path"] is None
+
+
+def test_a_merged_version_is_a_plain_folder(tmp_path, tiny_model):
+    player = publish(tmp_path / "v1", tiny_model, 0, BF16)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "v1", dtype=torch.bfloat16)
+    assert torch.equal(logits(plain), logits(load_model(tmp_path / "v1", BF16)))
+    close(plain, player, 0.02)
+    assert set(load_file(tmp_path / "v1" / "model.safetensors")) == set(load_file(tiny_model / "model.safetensors"))
+
+
+def test_merging_adds_in_float32_and_rounds_once(tmp_path, tiny_model):
+    publish(tmp_path / "v1", tiny_model, 0, BF16)
+    (adapter,) = lora.read(tmp_path / "v1")
+    name = "model.layers.0.mlp.up_proj"
+    before = load_model(tiny_model, BF16).get_submodule(name).weight.float()
+    a, b = adapter.factors[name]
+    assert torch.equal(
+        load_model(tmp_path / "v1", BF16).get_submodule(name).weight, (before + b @ a * 4.0).to(torch.bfloat16)
+    )
+
+
+def test_a_stack_never_touches_the_weights_it_began_with(tmp_path, tiny_model):
+    start = shutil.copytree(tiny_model, tmp_path / "v0")
+    (start / "manifest.json").write_text("{}")
+    for t in range(3):
+        publish(tmp_path / f"v{t + 1}", tmp_path / f"v{t}", t, BF16, across="stack")
+    base = tmp_path / "v3" / "base" / "model.safetensors"
+    assert base.samefile(start / "model.safetensors")
+    assert not (tmp_path / "v3" / "manifest.json").exists()
+    exact = load_model(start, BF16).float()
+    adapters = lora.read(tmp_path / "v3")
+    assert len(adapters) == 3
+    lora.merge(exact, adapters)
+    for name, weight in load_model(tmp_path / "v3", BF16).named_parameters():
+        assert torch.equal(weight, exact.get_parameter(name).to(torch.bfloat16)), "rounded once"
+
+
+def test_a_stack_on_linked_weights_links_to_where_they_lie(tmp_path, tiny_model):
+    start = tmp_path / "v0"
+    start.mkdir()
+    for file in tiny_model.iterdir():
+        (start / file.name).symlink_to(file)
+    publish(tmp_path / "v1", start, 0, across="stack")
+    assert (tmp_path / "v1" / "base" / "model.safetensors").is_symlink()
+    shutil.rmtree(start)
+    load_model(tmp_path / "v1", CPU)
+
+
+def test_what_knows_nothing_of_adapters_fails_on_a_stack_and_does_not_load_the_base(tmp_path, tiny_model):
+    publish(tmp_path / "v1", tiny_model, 0, across="stack")
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "v1")
+    with pytest.raises(ModelError, match="spin export --format merged"):
+        check_safetensors(tmp_path / "v1")
+
+
+def test_the_models_own_training_merges_so_that_theta_0_is_plain(tmp_path, tiny_model):
+    publish(tmp_path / "v0", tiny_model, -1, across="stack")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "v0")
+
+
+def test_stacked_adapters_combine_into_one_as_peft_does_it(tmp_path, tiny_model):
+    from peft import PeftModel
+
+    publish(tmp_path / "v1", tiny_model, 0, across="stack")
+    player = publish(tmp_path / "v2", tmp_path / "v1", 1, across="stack")
+    one = lora.combined(lora.read(tmp_path / "v2"))
+    lora.write(one, tmp_path / "one")
+    assert one.config["r"] == 4
+    ours = PeftModel.from_pretrained(load_model(tiny_model, CPU), tmp_path / "one")
+    close(ours, player)
+    theirs = PeftModel.from_pretrained(load_model(tiny_model, CPU), tmp_path / "v2" / "adapters" / "01", "a")
+    theirs.load_adapter(tmp_path / "v2" / "adapters" / "02", "b")
+    theirs.add_weighted_adapter(["a", "b"], [1.0, 1.0], "both", combination_type="cat")
+    theirs.set_adapter("both")
+    close(ours, theirs)
+
+
+def test_the_same_adapter_is_published_with_the_same_digest(tmp_path, tiny_model):
+    for name in ("one", "other"):
+        publish(tmp_path / name, tiny_model, 0, across="stack")
+    assert store.digest_folder(tmp_path / "one")[0] == store.digest_folder(tmp_path / "other")[0]
+
+
+def test_a_damaged_adapter_is_named(tmp_path, tiny_model):
+    publish(tmp_path / "v1", tiny_model, 0, across="stack")
+    (tmp_path / "v1" / "adapters" / "01" / "adapter_model.safetensors").write_bytes(b"half")
+    with pytest.raises(DamagedArtifact, match=r"the adapter in .*adapters/01 cannot be read"):
+        load_model(tmp_path / "v1", CPU)
