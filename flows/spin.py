@@ -8,7 +8,7 @@ from prefect.runtime import flow_run
 from flows.local import end_with_worker
 from flows.parameters import Iterations, Overrides, OwnName, given, runs_folder
 from flows.temporary import end_server_with_us
-from spin_core import board, history, launch, store
+from spin_core import board, controls, history, launch, store
 from spin_core import lineage as lineages
 from spin_core.board import Board
 from spin_core.config import RunConfig
@@ -20,7 +20,7 @@ from tasks.evaluate import Reports, evaluate
 from tasks.generate import generate
 from tasks.pairs import build_pairs, score
 from tasks.publish import publish_iteration, publish_leaderboard
-from tasks.train import continue_sft, train
+from tasks.train import continue_sft, read_preferences, score_preferences, train, train_dpo
 
 
 def run_name() -> str:
@@ -71,11 +71,12 @@ def play(game: Lineage) -> Board:
     reports: dict[int, Reports] = {0: evaluate(game, opponent, prompts)}
     versions = {0: opponent}
     previous: GenerationBatch | None = None
+    initial: GenerationBatch | None = None
     steps = 0
     for t in range(game.config.iterations):
         generations = generate(game, t, opponent, prompts)  # y' ~ p_θt(.|x)
-        pairs = build_pairs(game, t, prompts, generations, previous)  # D_t ∪ D_{t-1}
-        scores = score(game, t, opponent, pairs)  # log p_θt, once
+        pairs = build_pairs(game, t, prompts, generations, previous, initial)  # D_t ∪ D_{t-1}
+        scores = score(game, t, opponent, pairs, versions[0])  # log p_θt, once
         training = train(game, t, opponent, pairs, scores)  # θ_{t+1}
         player = versions[t + 1] = game.player(t)
         reports[t + 1] = evaluate(game, player, prompts, reports[opponent.t])
@@ -97,7 +98,7 @@ def play(game: Lineage) -> Board:
         steps += training.steps
         if gate.outcome == "stop":
             break
-        opponent, previous = versions[gate.next_opponent], generations
+        opponent, previous, initial = versions[gate.next_opponent], generations, initial or generations
     compare_with_controls(game, versions[0], prompts, reports[0], steps)
     return publish_leaderboard(game)
 
@@ -115,11 +116,18 @@ def first_opponent(game: Lineage) -> tuple[ModelVersion, PromptSet]:
 
 
 def compare_with_controls(game: Lineage, base: ModelVersion, prompts: PromptSet, of_base: Reports, steps: int) -> None:
-    """Score what the game has to beat: continued SFT for as many steps, and θ_0 at other temperatures."""
+    """Score what the game has to beat: continued SFT for as many steps, DPO, and θ_0 at other temperatures."""
     for rate in game.sft_control_rates():
         continue_sft(game, base, prompts, rate, steps)
         control = game.sft_control_model(rate, steps)
         evaluate(game, control, prompts, of_base, folder=game.sft_control(rate, steps) / "eval")
+    dpo = game.config.controls.dpo
+    if dpo is not None:
+        pairs = read_preferences(game, dpo, base, prompts)
+        scores = score_preferences(game, dpo, base, pairs)
+        train_dpo(game, dpo, base, pairs, scores)
+        folder = controls.dpo_folder(game, dpo)
+        evaluate(game, lineages.trained(folder / "model"), prompts, of_base, folder=folder / "eval")
     for temperature in game.config.controls.temperatures:
         folder = game.control(f"temperature-{temperature:g}")
         evaluate(game, base, prompts, folder=folder / "eval", temperature=temperature)

@@ -454,6 +454,28 @@ class GateConfig(Frozen):
     """How many standard errors a fall may measure before it counts."""
 
 
+class DpoConfig(Frozen):
+    """DPO of θ_0 on preference data, by the player's optimizer and batch."""
+
+    source: SourceConfig
+    """Where the preferences come from: rows with `chosen` and `rejected`, and perhaps `prompt` or `conversations`."""
+
+    columns: dict[str, str] = {}
+    """New names for columns, `{"question": "prompt"}`, applied before anything else."""
+
+    sample: PositiveInt | None = None
+    """A seeded sample of so many preferences; None takes all."""
+
+    beta: PositiveFloat = 0.1
+    """DPO's beta. Larger keeps the model closer to θ_0."""
+
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate; None takes the player's own in iteration 0."""
+
+    epochs: PositiveInt = 1
+    """Passes over the preferences."""
+
+
 class ControlsConfig(Frozen):
     """What the game is compared with, from the same θ_0 and scored in the same table."""
 
@@ -462,6 +484,9 @@ class ControlsConfig(Frozen):
 
     sft_learning_rate: tuple[PositiveFloat, ...] = ()
     """Peak learning rates of continued fine-tuning, one control each; empty takes the player's own."""
+
+    dpo: DpoConfig | None = None
+    """DPO on preference data that people have labelled, from θ_0."""
 
     temperatures: tuple[PositiveFloat, ...] = ()
     """θ_0 sampled at other temperatures (needs `evaluate.exact`)."""

@@ -16,6 +16,7 @@ from spin_core.config import (
     PairsConfig,
     PromptsConfig,
     SftConfig,
+    SourceConfig,
     TrainConfig,
 )
 from spin_core.records import EvalReport, GenerationBatch, ModelVersion, PairDataset, PromptSet, ScoredPairs
@@ -56,6 +57,24 @@ class PromptsJob(Job):
     tokenizer: ModelVersion
     max_new_tokens: int
     """Both sides are capped alike: human responses are cut here, the opponent's in generation."""
+    trust_remote_code: bool = False
+    """Whether a tokenizer that brings its own code may run it."""
+
+
+class PreferencesJob(Job):
+    """Read and tokenise preference data, as pairs whose real response is the chosen one."""
+
+    phase: Literal["preferences"] = "preferences"
+    version: int = 1
+    source: SourceConfig
+    columns: dict[str, str]
+    sample: int | None
+    chat: ChatConfig
+    tokenizer: ModelVersion
+    prompts: PromptSet
+    """The SFT data: preferences about its held-out prompts are left out."""
+    max_prompt_tokens: int
+    max_new_tokens: int
     trust_remote_code: bool = False
     """Whether a tokenizer that brings its own code may run it."""
 

@@ -7,6 +7,7 @@ arXiv 2401.01335.
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,7 +29,7 @@ def rewards(*, player_B: Tensor, opponent_B: Tensor, beta: float) -> Tensor:
 
 
 def margin_losses(margins_B: Tensor, kind: MarginLoss) -> Tensor:
-    """l(m) of each margin, (B,), for the losses that assumption 5.1 of SPIN covers: convex, and falling at 0.
+    """l(m) of each margin, (B,), for the losses that assumption 5.1 of SPIN covers: convex, falling at 0.
 
     `logistic` is log(1 + e^-m), `hinge` max(0, 1 - m), `exponential` e^-m, `correlation` 1 - m.
     """
@@ -37,8 +38,8 @@ def margin_losses(margins_B: Tensor, kind: MarginLoss) -> Tensor:
     if kind == "correlation":
         return 1 - margins_B
     if kind == "exponential":
-        kept_B = margins_B.clamp(min=-STEEPEST)
-        return (-kept_B).exp() + math.exp(STEEPEST) * (kept_B - margins_B)
+        tangent_B = math.exp(STEEPEST) * (1 - STEEPEST - margins_B)
+        return torch.where(margins_B < -STEEPEST, tangent_B, (-margins_B.clamp(min=-STEEPEST)).exp())
     return -F.logsigmoid(margins_B)
 
 
@@ -63,8 +64,65 @@ def spin_losses(
     return margin_losses(margins_B, kind)
 
 
-def first_loss(kind: MarginLoss) -> float:
-    """What the loss is while the player is its opponent: l(0)."""
+def t_spin_losses(
+    *,
+    player_real_B: Tensor,
+    player_generated_B: Tensor,
+    player_initial_B: Tensor | None,
+    beta: float,
+    history_weight: float,
+) -> Tensor:
+    """T-SPIN's loss of each triplet, (B,): arXiv 2601.08198, whose alpha is `beta` and whose beta `history_weight`.
+
+    l(alpha log p(y) - alpha log p(y')) + beta l(alpha log p(y') - alpha log p(y0)), l logistic: the current advantage
+    of the real response y over the opponent's y', and the historical one of y' over y0, the answer of the initial
+    policy θ_0. No reference appears, since an entropy constraint replaces it. Without y0, in iteration 0, the second
+    term is left out.
+    """
+    losses_B = margin_losses(beta * (player_real_B - player_generated_B), "logistic")
+    if player_initial_B is None:
+        return losses_B
+    return losses_B + history_weight * history_losses(
+        player_generated_B=player_generated_B, player_initial_B=player_initial_B, beta=beta
+    )
+
+
+def history_losses(*, player_generated_B: Tensor, player_initial_B: Tensor, beta: float) -> Tensor:
+    """The second term of T-SPIN's loss before it is weighted, (B,)."""
+    return margin_losses(beta * (player_generated_B - player_initial_B), "logistic")
+
+
+def space_losses(*, real_B: Tensor, generated_B: Tensor, mu: float) -> Tensor:
+    """SPACE's loss of each pair of rewards, (B,): arXiv 2512.07175, noise contrastive estimation with p_t for noise.
+
+    -log s_mu(r(y)) - mu log s_{1/mu}(-r(y')), s_mu(r) = 1 / (1 + mu e^-r): the posterior that a response is real, if
+    there are `mu` generated ones to each real one. Each reward is judged by itself, not by its margin over the other;
+    with beta = 1, as in the paper, the loss is least where the player is p_data.
+    """
+    log_mu = math.log(mu)
+    return F.softplus(log_mu - real_B) + mu * F.softplus(generated_B - log_mu)
+
+
+def nll_losses(*, player_real_B: Tensor, tokens_B: Tensor) -> Tensor:
+    """Negative log-likelihood of each real response, a token's mean, (B,): the term that arXiv 2404.19733 adds.
+
+    An empty response has no token to average over, and gives 0.
+    """
+    return -player_real_B / tokens_B.clamp(min=1)
+
+
+def mixed_reference(*, opponent_B: Tensor, initial_B: Tensor, anchor: float) -> Tensor:
+    """The log-probability of each response under the geometric mixture p_t^(1 - anchor) p_0^anchor, (B,).
+
+    This is alpha-SPIN's reference (arXiv 2404.04291), before it is normalised: the constant cancels in every margin.
+    """
+    return (1 - anchor) * opponent_B + anchor * initial_B
+
+
+def first_loss(kind: MarginLoss | Literal["space"], mu: float = 1.0) -> float:
+    """What the loss is while the player is its opponent, so that all rewards are 0."""
+    if kind == "space":
+        return math.log1p(mu) + mu * math.log1p(1 / mu)
     return LOG_2 if kind == "logistic" else 1.0
 
 

@@ -2,7 +2,8 @@
 
 Writes `pairs.parquet`: this iteration's pairs in the order of the training prompts, then those that are carried over
 from the previous iteration, in the same order. Both go through the same hygiene, and every pair that is left out is
-counted under the first reason that applies.
+counted under the first reason that applies. Where the job brings θ_0's answers, each pair has its prompt's in a column
+of its own.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -42,6 +44,9 @@ SCHEMA = pa.schema(
     ]
 )
 
+INITIAL = pa.field("initial_ids", pa.list_(pa.int32()))
+"""θ_0's answer to the same prompt, where the objective reads it."""
+
 PHRASE = 8
 """Tokens in a phrase, for `repeated_share`."""
 
@@ -57,6 +62,7 @@ CURES = {
     "identical": "raise generate.temperature: the opponent answers as the data do, and nothing is left to learn",
     "duplicate": "give more prompts, or set pairs.drop_duplicates to false",
     "cut": "raise generate.max_new_tokens, or set pairs.drop_cut to false",
+    "no-initial": "θ_0 gave these prompts no answer: train it longer, or set train.loss to another than t-spin",
 }
 """What to do when a reason has left no pair."""
 
@@ -72,6 +78,8 @@ def run(job: PairsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     seen: set[bytes] = set()
     for number, batch in enumerate(batches, start=1):
         pairs = joined(prompts, batch)
+        if job.initial is not None:
+            pairs = pairs.append_column(INITIAL, initial_ids(prompts, job.initial))
         faults = list(faults_of(pairs, job.config, seen))
         drops.update(fault for fault in faults if fault is not None)
         kept.append(pairs.filter(pa.array([fault is None for fault in faults])))
@@ -97,19 +105,14 @@ def joined(prompts: pa.Table, batch: GenerationBatch) -> pa.Table:
 
     Raises `DamagedArtifact` if the generations are not for these prompts.
     """
-    shards = sorted(batch.path.glob("shard-*.parquet"))
-    answers = pa.concat_tables([pq.read_table(shard) for shard in shards]) if shards else prompts.slice(0, 0)
-    places: dict[str, deque[int]] = defaultdict(deque)
-    for place, id in enumerate(answers["id"].to_pylist()):
-        places[id].append(place)
-    ids = prompts["id"].to_pylist()
-    order = [places[id].popleft() for id in ids if places[id]]
-    if len(order) != len(ids) or len(order) != len(answers):
+    answers, places = answers_in(prompts, batch)
+    found = len(prompts) - places.count(None)
+    if found != len(prompts) or found != len(answers):
         raise DamagedArtifact(
-            f"{batch.path} holds {len(answers)} answers, {len(order)} of them to the {len(ids)} training prompts: "
+            f"{batch.path} holds {len(answers)} answers, {found} of them to the {len(prompts)} training prompts: "
             "remove it to generate again"
         )
-    answers = answers.take(pa.array(order, pa.int64()))
+    answers = answers.take(pa.array(places, pa.int64()))
     columns = {
         "id": prompts["id"],
         "t": pa.repeat(pa.scalar(batch.t, pa.int32()), len(prompts)),
@@ -126,13 +129,33 @@ def joined(prompts: pa.Table, batch: GenerationBatch) -> pa.Table:
     return pa.table(columns).select(SCHEMA.names).cast(SCHEMA)
 
 
+def answers_in(prompts: pa.Table, batch: GenerationBatch) -> tuple[pa.Table, list[int | None]]:
+    """A batch's answers, and which of them each prompt gets."""
+    shards = sorted(batch.path.glob("shard-*.parquet"))
+    answers = pa.concat_tables([pq.read_table(shard) for shard in shards]) if shards else prompts.slice(0, 0)
+    places: dict[str, deque[int]] = defaultdict(deque)
+    for place, id in enumerate(answers["id"].to_pylist()):
+        places[id].append(place)
+    return answers, [places[id].popleft() if places[id] else None for id in prompts["id"].to_pylist()]
+
+
+def initial_ids(prompts: pa.Table, initial: GenerationBatch) -> pa.ChunkedArray:
+    """θ_0's answer to each prompt as token ids; null where it has none."""
+    answers, places = answers_in(prompts, initial)
+    return answers["response_ids"].take(pa.array(places, pa.int64())).cast(INITIAL.type)
+
+
 def faults_of(pairs: pa.Table, config: PairsConfig, seen: set[bytes]) -> Iterator[str | None]:
     """For each pair the first reason to drop it, or None. Digests of pairs that are kept are added to `seen`."""
     texts = zip(pairs["real"].to_pylist(), pairs["generated"].to_pylist(), strict=True)
     token_ids = zip(*(slices(pairs[name]) for name in ("prompt_ids", "real_ids", "generated_ids")), strict=True)
     finishes = pairs["generated_finish"].to_pylist()
-    for (real, generated), (prompt, ours, theirs), finish in zip(texts, token_ids, finishes, strict=True):
-        if config.drop_empty and not (real.strip() and generated.strip()):
+    lengths = pc.list_value_length(pairs[INITIAL.name]).to_pylist() if INITIAL.name in pairs.column_names else finishes
+    rows = zip(texts, token_ids, finishes, lengths, strict=True)
+    for (real, generated), (prompt, ours, theirs), finish, initial in rows:
+        if not initial:
+            yield "no-initial"
+        elif config.drop_empty and not (real.strip() and generated.strip()):
             yield "empty"
         elif config.drop_looping and is_looping(theirs.tolist()):
             yield "looping"

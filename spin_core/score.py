@@ -19,7 +19,7 @@ from spin_core.jobs import ScoreJob
 from spin_core.logps import ResponseLogps, score_sequences
 from spin_core.models import load_model
 from spin_core.phase import Progress, main
-from spin_core.records import ScoredPairs
+from spin_core.records import ModelVersion, ScoredPairs
 
 log = logging.getLogger("spin_core")
 
@@ -28,16 +28,30 @@ BLOCK = 1024
 
 
 def run(job: ScoreJob, scratch: Path, progress: Progress) -> dict[str, Any]:
-    """Write `logps.parquet`: real_logps and generated_logps of each pair, float32, in the pairs' order."""
+    """Write `logps.parquet`: real_logps and generated_logps of each pair, float32, in the pairs' order.
+
+    With θ_0 in the job, real_base_logps and generated_base_logps follow.
+    """
     prompts, reals, generated = read_token_ids(
         job.pairs.path / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids"
     )
     prompt_ids, response_ids, place = distinct(prompts + prompts, reals + generated)
     log.info("%d pairs hold %d distinct responses", len(prompts), len(prompt_ids))
-    logps = score_all(job, prompt_ids, response_ids, scratch / "blocks", progress)[place]
-    columns = {"real_logps": logps[: len(prompts)], "generated_logps": logps[len(prompts) :]}
+    blocks = scratch / "blocks"
+    models = {"": job.opponent} if job.base is None else {"": job.opponent, "_base": job.base}
+    # By digest, so that an opponent that is θ_0 is scored once.
+    versions = {version.digest: version for version in models.values()}
+    progress.start(len(prompt_ids) * len(versions), "response")
+    scored = {
+        digest: score_all(job, version, prompt_ids, response_ids, blocks, progress, number)[place]
+        for number, (digest, version) in enumerate(versions.items())
+    }
+    columns: dict[str, npt.NDArray[np.float32]] = {}
+    for name, version in models.items():
+        sides = np.split(scored[version.digest], 2)
+        columns |= {f"{side}{name}_logps": logps for side, logps in zip(("real", "generated"), sides, strict=True)}
     pq.write_table(pa.table(columns), scratch / "logps.parquet")
-    shutil.rmtree(scratch / "blocks", ignore_errors=True)
+    shutil.rmtree(blocks, ignore_errors=True)
     return {"pairs": job.pairs.digest, "opponent": job.opponent.digest}
 
 
@@ -59,21 +73,29 @@ def distinct(
 
 
 def score_all(
-    job: ScoreJob, prompt_ids: list[TokenIds], response_ids: list[TokenIds], blocks: Path, progress: Progress
+    job: ScoreJob,
+    version: ModelVersion,
+    prompt_ids: list[TokenIds],
+    response_ids: list[TokenIds],
+    blocks: Path,
+    progress: Progress,
+    number: int,
 ) -> npt.NDArray[np.float32]:
-    """Log-probabilities, (S,). Blocks that an earlier attempt saved are read, not computed."""
+    """Log-probabilities under one model, (S,). Blocks that an earlier attempt saved are read, not computed.
+
+    `number` models have been scored before.
+    """
     blocks.mkdir(exist_ok=True)
     total = len(prompt_ids)
-    progress.start(total, "response")
     logps: ResponseLogps | None = None
     parts: list[npt.NDArray[np.float32]] = []
     for start in range(0, total, BLOCK):
         end = min(start + BLOCK, total)
-        path = blocks / f"{start:09d}.npy"
+        path = blocks / f"{number}-{start:09d}.npy"
         if path.exists():
             parts.append(np.load(path, allow_pickle=False))
         else:
-            logps = logps or ResponseLogps(load_model(job.opponent.path, job.model))
+            logps = logps or ResponseLogps(load_model(version.path, job.model))
             sequences = Sequences.of(prompt_ids[start:end], response_ids[start:end])
             parts.append(score_sequences(logps, sequences, job.micro_batch_tokens).numpy())
             partial = path.with_suffix(".partial")
@@ -81,7 +103,7 @@ def score_all(
                 np.save(file, parts[-1], allow_pickle=False)
             store.sync(partial)
             partial.replace(path)
-        progress.tell(end)
+        progress.tell(number * total + end)
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 

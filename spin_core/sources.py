@@ -26,20 +26,23 @@ SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
 DEMO = "demo"
 
 
-def read_rows(source: SourceConfig) -> tuple[list[Row], str | None]:
-    """All rows of a source, and the revision they come from if the source keeps any. `DataError` if there is none."""
+def read_rows(source: SourceConfig, setting: str = "prompts.source") -> tuple[list[Row], str | None]:
+    """All rows of a source, and the revision they come from if the source keeps any. `DataError` if there is none.
+
+    `setting` is where the configuration names the source, for messages.
+    """
     path = Path(source.path).expanduser()
     revision = None
     if path.is_file():
         rows = read_file(path)
     elif path.is_dir():
-        rows, _ = from_datasets(path, source)
+        rows, _ = from_datasets(path, source, setting)
     elif on_hub(source):
-        rows, revision = from_datasets(None, source)
+        rows, revision = from_datasets(None, source, setting)
     else:
-        raise DataError(f"{source.path} does not exist: set prompts.source.path to a file, a folder or a hub name")
+        raise DataError(f"{source.path} does not exist: set {setting}.path to a file, a folder or a hub name")
     if not rows:
-        raise DataError(f"{source.path} holds no rows: set prompts.source.path to data with prompts and responses")
+        raise DataError(f"{source.path} holds no rows: set {setting}.path to data with prompts and responses")
     return rows, revision
 
 
@@ -134,7 +137,7 @@ def csv_rows(path: Path, text: str) -> Iterator[Row]:
         raise DataError(f"{path}, line {reader.reader.line_num} is not CSV ({error}): mend that line") from error
 
 
-def from_datasets(folder: Path | None, source: SourceConfig) -> tuple[list[Row], str | None]:
+def from_datasets(folder: Path | None, source: SourceConfig, setting: str) -> tuple[list[Row], str | None]:
     """One split of a local folder, or of a data set on the hub, and its commit there."""
     import datasets
     from huggingface_hub.errors import HTTPError
@@ -151,11 +154,11 @@ def from_datasets(folder: Path | None, source: SourceConfig) -> tuple[list[Row],
             )
     except (OSError, ValueError, datasets.exceptions.DatasetsError, HTTPError) as error:
         where = "cannot be read as a data set" if folder else "is no file or folder here, nor found on the hub"
-        raise DataError(f"{source.path} {where} ({first_line(error)}): mend prompts.source") from error
+        raise DataError(f"{source.path} {where} ({first_line(error)}): mend {setting}") from error
     if isinstance(loaded, datasets.DatasetDict):
         if source.split not in loaded:
             raise DataError(
-                f"{source.path} has no split {source.split!r}: set prompts.source.split to one of {', '.join(loaded)}"
+                f"{source.path} has no split {source.split!r}: set {setting}.split to one of {', '.join(loaded)}"
             )
         loaded = loaded[source.split]
     rows: list[Row] = loaded.to_list()

@@ -8,13 +8,18 @@ from tasks.frame import phase_task
 
 @phase_task(PairDataset, "build pairs t={t}")
 def build_pairs(
-    game: Lineage, t: int, prompts: PromptSet, generations: GenerationBatch, previous: GenerationBatch | None
+    game: Lineage,
+    t: int,
+    prompts: PromptSet,
+    generations: GenerationBatch,
+    previous: GenerationBatch | None,
+    initial: GenerationBatch | None,
 ) -> PairsJob:
     """D_t = hygiene(real, generated) ∪ D_{t-1}."""
-    return game.pairs_job(t, prompts, generations, previous)
+    return game.pairs_job(t, prompts, generations, previous, initial)
 
 
 @phase_task(ScoredPairs, "score t={t}")
-def score(game: Lineage, t: int, opponent: ModelVersion, pairs: PairDataset) -> ScoreJob:
+def score(game: Lineage, t: int, opponent: ModelVersion, pairs: PairDataset, base: ModelVersion) -> ScoreJob:
     """log p_θt of every pair, once, so that training holds one model."""
-    return game.score_job(t, opponent, pairs)
+    return game.score_job(t, opponent, pairs, base)

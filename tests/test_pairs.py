@@ -83,7 +83,7 @@ class Built:
         return [(row["prompt"], row["real"], row["generated"]) for row in self.rows]
 
 
-def build(folder, real, generated, previous=None, t=0, **config):
+def build(folder, real, generated, previous=None, t=0, initial=None, **config):
     job = PairsJob(
         output=folder / "pairs",
         t=t,
@@ -91,6 +91,7 @@ def build(folder, real, generated, previous=None, t=0, **config):
         prompts=write_prompts(folder / "prompts", real),
         generations=write_generations(folder / "now", t, generated),
         previous=None if previous is None else write_generations(folder / "before", t - 1, previous),
+        initial=None if initial is None else write_generations(folder / "first", 0, initial),
     )
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
@@ -144,6 +145,25 @@ def test_the_previous_iterations_pairs_follow_under_their_own_t(tmp_path):
     assert [row["generated"] for row in built.rows[5:]] == [f"earlier {i}" for i in range(5)]
     assert built.mix == {"2": 5, "3": 5}
     assert built.fields["rows_in"] == 10
+
+
+def test_every_pair_gets_its_prompts_answer_by_the_initial_policy(tmp_path):
+    real = [("q", "yes"), ("other", "well"), ("q", "aye")]
+    answers = [("q", "no"), ("other", "hm"), ("q", "nay")]
+    before = [("other", "eh"), ("q", "never"), ("q", "naught")]
+    built = build(tmp_path, real, answers, before, t=2, initial=[("q", "a"), ("q", "b"), ("other", "c")])
+    assert [row["initial_ids"] for row in built.rows] == [ids_of(text) for text in ("a", "c", "b")] * 2
+    assert "initial_ids" not in build(tmp_path, real, answers).rows[0]
+
+
+def test_a_pair_whose_prompt_the_initial_policy_left_unanswered_is_dropped_and_counted(tmp_path):
+    built = build(tmp_path, REAL, FAKE, [*FAKE[:4], ("q4", "else")], t=1, initial=[*FAKE[:3], ("q3", "…")])
+    assert built.drops == {"duplicate": 3, "no-initial": 4}
+    assert [row["prompt"] for row in built.rows] == ["q0", "q1", "q2"]
+    unused = tmp_path / "again"
+    unused.mkdir()
+    with pytest.raises(DataError, match=r"no pair is left \(5 of 5 dropped as no-initial\): θ_0 gave"):
+        build(unused, REAL, FAKE, t=1, initial=[])
 
 
 HYGIENE = {

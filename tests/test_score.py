@@ -1,9 +1,12 @@
 """The score phase, on a tiny real model."""
 
+import io
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import character_tokenizer, save_tiny_model
 from small_game import CPU, do, random_pairs, score_job, token_ids, version_of, write_pairs
 
 from spin_core import phase, score, store
@@ -69,6 +72,27 @@ def test_a_stopped_scoring_goes_on_where_it_was_and_ends_the_same(tmp_path, tiny
     assert (marked - read(whole)).max() == pytest.approx(1, abs=1e-4)
     assert ((marked - read(whole)).round() == 1).sum() == 10
     assert sorted(path.name for path in job.output.iterdir()) == ["logps.parquet", "manifest.json"]
+
+
+def test_pairs_are_scored_under_the_initial_policy_too_where_it_is_named(tmp_path, tiny_model):
+    opponent, pairs = version_of(tiny_model, t=1), random_pairs(tmp_path / "pairs")
+    base = version_of(save_tiny_model(tmp_path / "base", character_tokenizer(), seed=1))
+    plain = do(score_job(tmp_path / "plain", opponent, pairs))
+    both = do(score_job(tmp_path / "both", opponent, pairs, base=base))
+    table = pq.read_table(both.path / "logps.parquet")
+    assert table.column_names == ["real_logps", "generated_logps", "real_base_logps", "generated_base_logps"]
+    assert table.select([0, 1]).equals(pq.read_table(plain.path / "logps.parquet"))
+    own = do(score_job(tmp_path / "own", base.model_copy(update={"t": 1}), pairs))
+    assert [column.to_pylist() for column in table.columns[2:]] == read(own).tolist()
+
+
+def test_an_opponent_that_is_the_initial_policy_is_scored_once(tmp_path, tiny_model):
+    opponent, pairs = version_of(tiny_model), random_pairs(tmp_path / "pairs")
+    progress = phase.Progress(out=io.StringIO())
+    record = do(score_job(tmp_path / "scores", opponent, pairs, base=opponent), progress)
+    table = pq.read_table(record.path / "logps.parquet")
+    assert table["real_logps"].equals(table["real_base_logps"])
+    assert progress.total == 2 * pairs.rows
 
 
 def test_no_pairs_give_no_scores(tmp_path, tiny_model):

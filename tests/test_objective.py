@@ -1,0 +1,123 @@
+"""What the training loop is told about each loss."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from spin_core.config import TrainConfig
+from spin_core.losses import LOG_2
+from spin_core.objective import objective_of
+
+GAMES = ("logistic", "hinge", "exponential", "correlation", "space")
+PLAYER = torch.tensor([[-4.0, -9.0, -2.0], [-5.0, -8.0, -2.5], [-6.0, -7.0, -3.0]])
+OPPONENT = torch.tensor([[-5.0, -8.0, -2.0], [-4.0, -9.0, -2.0]])
+TOKENS = torch.tensor([[4, 3, 2], [5, 2, 1], [6, 6, 6]])
+
+
+def objective(t: int = 1, **settings):
+    return objective_of(TrainConfig(**settings), t)
+
+
+def all_losses(one) -> torch.Tensor:
+    return one.losses(PLAYER[: one.sides], OPPONENT, TOKENS[: one.sides])
+
+
+@pytest.mark.parametrize(
+    ("settings", "t", "sides"),
+    [
+        ({"loss": "sft"}, -1, 1),
+        ({}, 0, 2),
+        ({"loss": "space"}, 3, 2),
+        ({"loss": "t-spin"}, 0, 2),
+        ({"loss": "t-spin"}, 1, 3),
+        ({"loss": "t-spin", "t_spin_weight": 0.0}, 1, 2),
+        ({"loss": "t-spin", "t_spin_weight": (0.1, 0.1, 0.0)}, 2, 2),
+    ],
+)
+def test_how_many_responses_a_loss_reads(settings, t, sides):
+    assert objective(t, **settings).sides == sides
+
+
+@pytest.mark.parametrize("loss", [*GAMES, "t-spin", "sft"])
+def test_the_batchs_loss_is_the_same_in_whatever_parts_it_is_computed(loss):
+    one = objective(loss=loss, nll_weight=0.5)
+    whole = one.metrics(PLAYER[: one.sides], OPPONENT, TOKENS[: one.sides])["loss"].item()
+    denominator = one.denominator(TOKENS[: one.sides].numpy())
+    parts = [
+        one.losses(PLAYER[: one.sides, [i]], OPPONENT[:, [i]], TOKENS[: one.sides, [i]]).sum().item() / denominator
+        for i in range(3)
+    ]
+    assert sum(parts) == pytest.approx(whole, rel=1e-6)
+
+
+def test_sft_is_the_mean_over_the_real_responses_tokens_and_takes_no_second_nll():
+    one = objective(loss="sft", nll_weight=3.0)
+    assert one.denominator(TOKENS.numpy()[:1]) == 9
+    metrics = one.metrics(PLAYER[:1], None, TOKENS[:1])
+    assert {name: value.item() for name, value in metrics.items()} == {"loss": pytest.approx(15 / 9), "logps/real": -5}
+
+
+@pytest.mark.parametrize("loss", GAMES)
+@pytest.mark.parametrize("nll_weight", [0.0, 0.7])
+def test_the_first_loss_is_known_where_the_player_is_its_opponent(loss, nll_weight):
+    one = objective(loss=loss, nll_weight=nll_weight, beta=3.0, space_mu=2.0)
+    metrics = one.metrics(OPPONENT, OPPONENT, TOKENS[:2])
+    assert one.game_loss({name: value.item() for name, value in metrics.items()}) == pytest.approx(one.first_loss)
+    want = {"logistic": LOG_2, "space": math.log(3) + 2 * math.log(1.5)}.get(loss, 1.0)
+    assert one.first_loss == pytest.approx(want, rel=1e-15)
+
+
+def test_nothing_is_known_of_the_first_loss_where_no_reference_or_another_than_the_opponent_stands():
+    assert objective(loss="t-spin").first_loss is None
+    assert objective(loss="sft").first_loss is None
+    assert objective(1, anchor=0.3).first_loss is None
+    assert objective(0, anchor=0.3).first_loss == LOG_2  # The opponent is θ_0 itself.
+
+
+def test_the_nll_is_added_and_shown():
+    plain, with_nll = objective(), objective(nll_weight=0.5)
+    nll = torch.tensor([4 / 4, 9 / 3, 2 / 2])
+    torch.testing.assert_close(all_losses(with_nll), all_losses(plain) + 0.5 * nll)
+    metrics = with_nll.metrics(PLAYER[:2], OPPONENT, TOKENS[:2])
+    assert metrics["nll"].item() == pytest.approx(5 / 3)
+    assert "nll" not in plain.metrics(PLAYER[:2], OPPONENT, TOKENS[:2])
+
+
+def test_t_spin_does_without_a_reference_and_shows_its_parts():
+    one = objective(loss="t-spin", beta=1.0, t_spin_weight=0.2)
+    losses = one.losses(PLAYER, None, TOKENS)
+    current = [math.log1p(math.exp(-margin)) for margin in (1.0, -1.0, 0.5)]
+    history = [math.log1p(math.exp(-margin)) for margin in (1.0, -1.0, 0.5)]
+    torch.testing.assert_close(losses, torch.tensor(current) + 0.2 * torch.tensor(history))
+    metrics = one.metrics(PLAYER, OPPONENT, TOKENS)
+    assert metrics["history"].item() == pytest.approx(np.mean(history))
+    assert metrics["logps/initial"].item() == pytest.approx(-16 / 3)
+    # Rewards are measured against the opponent, as every loss's are, where it has been scored.
+    assert metrics["rewards/real"].item() == pytest.approx(0.0)
+    assert one.metrics(PLAYER, None, TOKENS)["rewards/real"].item() == pytest.approx(-5.0)
+
+
+def test_metrics_keep_their_names_and_order():
+    names = ["rewards/real", "rewards/generated", "rewards/margins", "rewards/accuracies", "logps/real"]
+    assert list(objective().metrics(PLAYER[:2], OPPONENT, TOKENS[:2])) == ["loss", *names, "logps/generated"]
+
+
+def test_schedules_stand_at_their_iteration():
+    one = objective(2, beta=(0.1, 0.2, 0.4), nll_weight=(0.0, 1.0), anchor=(0.1, 0.2, 0.3), space_mu=(1.0, 2.0))
+    assert (one.beta, one.nll_weight, one.anchor, one.space_mu) == (0.4, 1.0, 0.3, 2.0)
+    assert objective(-1, loss="sft", beta=(0.1, 0.2)).beta == 0.1
+
+
+def test_the_reference_is_read_from_the_scores_and_anchored_where_asked(tmp_path):
+    path = tmp_path / "logps.parquet"
+    columns = {"real_logps": [-1.0, -2.0], "generated_logps": [-3.0, -4.0]}
+    base = {"real_base_logps": [-2.0, -4.0], "generated_base_logps": [-7.0, -4.0]}
+    pq.write_table(pa.table({name: pa.array(v, pa.float32()) for name, v in {**columns, **base}.items()}), path)
+    torch.testing.assert_close(objective().read_reference(path), torch.tensor([[-1.0, -2.0], [-3.0, -4.0]]))
+    anchored = objective(1, anchor=0.25).read_reference(path)
+    torch.testing.assert_close(anchored, torch.tensor([[-1.25, -2.5], [-4.0, -4.0]]))
+    torch.testing.assert_close(objective(0, anchor=0.25).read_reference(path), objective().read_reference(path))
