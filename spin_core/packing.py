@@ -191,7 +191,7 @@ def deal(tokens_B: Ints, ranks: int, max_tokens: int) -> list[list[Ints]]:
     All ranks get equally many micro-batches, of loads as equal as dealing the longest items first makes them. An item
     that is longer than `max_tokens` goes alone. A micro-batch can be empty, if there are fewer items than ranks.
     """
-    each = max(1, -(-int(tokens_B.sum()) // (ranks * max_tokens)))
+    each = max(1, -(-int(tokens_B.clip(max=max_tokens).sum()) // (ranks * max_tokens)))
     order = np.argsort(-tokens_B, kind="stable")
     while True:
         bins: list[list[int]] = [[] for _ in range(ranks * each)]

@@ -1,0 +1,141 @@
+"""Packed rows against plain ones, in every family of models: the same log-probabilities, the same gradients."""
+
+import copy
+import logging
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from spin_core.attention import FLEX, PACKED
+from spin_core.batches import Sequences
+from spin_core.logps import ResponseLogps
+from spin_core.packing import packed_rows, padded_rows
+
+SMALL = {"vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+WIDE = {
+    **SMALL, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64,
+}  # fmt: skip
+FAMILIES = {
+    "llama": LlamaConfig(**WIDE),
+    "mistral": MistralConfig(**WIDE, sliding_window=None),
+    "mistral with a window": MistralConfig(**WIDE, sliding_window=4),
+    "qwen2": Qwen2Config(**WIDE),
+    "qwen3": Qwen3Config(**WIDE, head_dim=8),
+    "gemma": GemmaConfig(**WIDE, head_dim=8),
+    "gemma3 with a window in some layers": Gemma3TextConfig(
+        **WIDE, head_dim=8, sliding_window=4, layer_types=["sliding_attention", "full_attention"]
+    ),
+    "gpt2": GPT2Config(**SMALL, n_embd=16, n_layer=2, n_head=2, n_positions=64),
+}
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14]]
+REAL = [[20, 21, 22, 23, 24, 2], [22], [23, 24, 25, 26, 27, 2]]
+GENERATED = [[30, 2], [31, 32, 33, 34, 35, 36, 37, 38], []]
+SEQUENCES = Sequences.of(PROMPTS * 2, REAL + GENERATED)
+TOGETHER, APART = np.array([0, 1, 2, 0, 1, 2]), np.arange(6)
+WEIGHTS = torch.tensor([1.0, -2.0, 0.5, 1.0, 3.0, -1.0])
+
+
+def model_of(config) -> PreTrainedModel:
+    """A random model whose probabilities are far from uniform."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3)
+    return model
+
+
+def values_and_gradients(logps: ResponseLogps, rows) -> list[torch.Tensor]:
+    logps_S = logps(rows)
+    return [logps_S, *torch.autograd.grad((WEIGHTS * logps_S).sum(), list(logps.model.parameters()))]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_rows_give_what_plain_ones_give_with_and_without_shared_prompts(family):
+    want = values_and_gradients(ResponseLogps(model_of(FAMILIES[family])), padded_rows(SEQUENCES, np.arange(6)))
+    packed = ResponseLogps(model_of(FAMILIES[family]), pack=PACKED)
+    assert packed.packed, "this family can be told of packed rows"
+    for groups in (TOGETHER, APART):
+        have = values_and_gradients(packed, packed_rows(SEQUENCES, np.arange(6), groups))
+        for one, other in zip(have, want, strict=True):
+            torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flex_attention_gives_the_same(family):
+    model = model_of(FAMILIES[family])
+    with torch.no_grad():
+        want = ResponseLogps(model)(padded_rows(SEQUENCES, np.arange(6)))
+        flex = ResponseLogps(model, pack=FLEX)
+        assert flex.packed
+        have = flex(packed_rows(SEQUENCES, np.arange(6), TOGETHER))
+    torch.testing.assert_close(have, want, rtol=2e-4, atol=2e-5)
+
+
+def test_a_response_does_not_see_the_other_one():
+    packed = ResponseLogps(model_of(FAMILIES["llama"]), pack=PACKED)
+    rows = packed_rows(SEQUENCES, np.arange(6), TOGETHER)
+    with torch.no_grad():
+        before = packed(rows)
+        rows.input_ids_NT[0, rows.layout.side_T == 2] = 39
+        after = packed(rows)
+    assert torch.equal(before[:3], after[:3])
+    assert not torch.equal(before[3:5], after[3:5])
+
+
+def test_a_model_whose_attention_cannot_be_told_pays_for_padding_and_says_so(caplog):
+    config = Gemma2Config(**WIDE, head_dim=8, attn_logit_softcapping=1.0, attn_implementation="eager")
+    model = model_of(config)
+    with caplog.at_level(logging.INFO, "spin_core"):
+        logps = ResponseLogps(model, pack=PACKED)
+    assert not logps.packed
+    assert "Gemma2ForCausalLM cannot take packed rows (Gemma2Attention asks for softcap): its rows are padded" in (
+        caplog.text
+    )
+    with torch.no_grad():
+        want = ResponseLogps(model_of(config))(padded_rows(SEQUENCES, np.arange(6)))
+        assert torch.equal(logps(padded_rows(SEQUENCES, np.arange(6))), want)
+
+
+def test_a_window_that_a_model_knows_as_a_mask_alone_is_noticed():
+    model = model_of(FAMILIES["mistral with a window"])
+
+    class Hidden:
+        """The model's configuration, as one that hands its attention no window."""
+
+        sliding_window = None
+
+        def __getattr__(self, name):
+            return getattr(model.config, name)
+
+    for layer in model.model.layers:
+        layer.self_attn.config = Hidden()
+    assert not ResponseLogps(model, pack=PACKED).packed
+
+
+def test_recomputed_layers_see_the_same_rows():
+    from spin_core.config import TrainConfig
+    from spin_core.train import prepare
+
+    results = []
+    for recompute in (False, True):
+        packed = ResponseLogps(model_of(FAMILIES["llama"]), pack=PACKED)
+        prepare(packed.model, TrainConfig(gradient_checkpointing=recompute))
+        results.append(values_and_gradients(packed, packed_rows(SEQUENCES, np.arange(6), TOGETHER)))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)

@@ -1,0 +1,94 @@
+"""Layouts of rows, and how a batch is shared out."""
+
+import numpy as np
+import pytest
+
+from spin_core.batches import Sequences
+from spin_core.packing import alike, deal, deal_padded, packed_rows, spans
+
+SEQUENCES = Sequences.of([[5, 6], [7], [5, 6], [7]], [[20], [21, 22], [30, 31, 32], []])
+EVERYTHING, TWO_PROMPTS = np.arange(4), np.array([0, 1, 0, 1])
+
+
+def test_a_row_holds_each_prompt_once_with_its_responses_behind_it():
+    rows = packed_rows(SEQUENCES, EVERYTHING, TWO_PROMPTS)
+    assert rows.input_ids_NT.tolist() == [[5, 6, 20, 30, 31, 32, 7, 21, 22]]
+    assert rows.layout.position_ids_1T.tolist() == [[0, 1, 2, 2, 3, 4, 0, 1, 2]]
+    assert rows.layout.group_T.tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 1]
+    assert rows.layout.side_T.tolist() == [0, 0, 1, 2, 2, 2, 0, 1, 1]
+
+
+def test_responses_come_in_the_order_of_the_sequences_and_start_from_the_prompts_last_token():
+    rows = packed_rows(SEQUENCES, EVERYTHING, TWO_PROMPTS)
+    assert rows.responses_S.tolist() == [1, 2, 3, 0]
+    assert rows.target_R.tolist() == [20, 21, 22, 30, 31, 32]
+    assert rows.at_R.tolist() == [1, 6, 7, 1, 3, 4]
+
+
+def test_without_sharing_each_sequence_has_its_own_prompt():
+    rows = packed_rows(SEQUENCES, EVERYTHING, EVERYTHING)
+    assert rows.input_ids_NT.tolist() == [[5, 6, 20, 7, 21, 22, 5, 6, 30, 31, 32, 7]]
+    assert rows.at_R.tolist() == [1, 3, 4, 7, 8, 9]
+
+
+def test_groups_may_be_of_unlike_size_and_in_any_order():
+    rows = packed_rows(SEQUENCES, np.array([3, 2, 0, 1]), np.array([9, 4, 4, 9]))
+    assert rows.input_ids_NT.tolist() == [[5, 6, 30, 31, 32, 20, 7, 21, 22]]
+    assert rows.target_R.tolist() == [30, 31, 32, 20, 21, 22]
+    assert rows.responses_S.tolist() == [0, 3, 1, 2]
+
+
+def test_each_call_of_attention_holds_whole_sequences_and_every_token_finds_its_result():
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(5, 99, n) for n in rng.integers(1, 40, 12)]
+    sequences = Sequences.of(prompts * 2, [rng.integers(5, 99, n) for n in rng.integers(0, 300, 24)])
+    rows = packed_rows(sequences, np.arange(24), np.tile(np.arange(12), 2))
+    tokens = rows.input_ids_NT[0].numpy()
+    found = np.concatenate([tokens[call.numpy()].reshape(-1) for call in rows.layout.calls])
+    assert np.array_equal(found[rows.layout.source_T.numpy()], tokens)
+    whole = {tuple(tokens[row.numpy()]) for call in rows.layout.calls for row in call}
+    for start, length in zip(sequences.starts_S, sequences.lengths_S, strict=True):
+        ids = tuple(sequences.tokens[start : start + length])
+        assert any(row[:length] == ids and set(row[length:]) <= {ids[-1]} for row in whole)
+    assert len(rows.layout.calls) > 1
+
+
+def test_a_row_of_a_single_token_is_widened():
+    rows = packed_rows(Sequences.of([[5]], [[]]), np.arange(1), np.arange(1))
+    assert rows.input_ids_NT.shape == (1, 2)
+    assert rows.at_R.tolist() == []
+
+
+def test_short_sequences_share_a_call_and_long_ones_only_with_their_like():
+    assert [part.tolist() for part in alike(np.array([3, 9, 5, 1]))] == [[1, 2, 0, 3]]
+    assert [part.tolist() for part in alike(np.array([400, 500, 200, 490]))] == [[1, 3], [0], [2]]
+
+
+def test_spans_lays_ranges_end_to_end():
+    assert spans(np.array([7, 3, 9]), np.array([2, 0, 3])).tolist() == [7, 8, 9, 10, 11]
+    assert spans(np.zeros(0, np.int64), np.zeros(0, np.int64)).tolist() == []
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_item_is_dealt_once_no_micro_batch_is_too_large_and_loads_are_alike(ranks):
+    tokens = np.random.default_rng(1).integers(20, 400, 96)
+    shares = deal(tokens, ranks, 2048)
+    assert sorted(np.concatenate([part for share in shares for part in share])) == list(range(96))
+    loads = [[int(tokens[part].sum()) for part in share] for share in shares]
+    assert len({len(share) for share in shares}) == 1, "all ranks take equally many turns"
+    assert max(map(max, loads)) <= 2048
+    assert max(map(sum, loads)) <= 1.02 * min(map(sum, loads))
+    assert [[part.tolist() for part in share] for share in deal(tokens, ranks, 2048)] == [
+        [part.tolist() for part in share] for share in shares
+    ]
+
+
+def test_one_that_is_too_long_goes_alone():
+    assert [part.tolist() for part in deal(np.array([10, 5000, 10]), 1, 100)[0]] == [[1], [0, 2]]
+
+
+@pytest.mark.parametrize("share_out", [lambda n: deal(n, 4, 100), lambda n: deal_padded(n, 2, 4, 100)])
+def test_with_fewer_items_than_ranks_some_have_nothing_to_do(share_out):
+    shares = share_out(np.array([10, 20]))
+    assert sorted(len(part) for share in shares for part in share) == [0, 0, 1, 1]
+    assert len({len(share) for share in shares}) == 1
