@@ -2,12 +2,13 @@
 
 A checkpoint is a folder `step-00000100` with `state.safetensors` (weights, optimizer, random state) and `state.json`
 (the step, and how long the growing files were). It is whole or invisible, and holds no pickle, so that reading it
-runs no code.
+runs no code. `best-00000100` is such a folder too: the best step so far by what is measured on held-out pairs.
 """
 
 import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -24,18 +25,21 @@ from spin_core import store
 log = logging.getLogger("spin_core")
 
 METRICS, TIMING, CHECKPOINTS = "metrics.jsonl", "log/timing.jsonl", "checkpoints"
+HELD_OUT = "held_out.jsonl"
 TENSORS, STATE = "state.safetensors", "state.json"
 
 
 class Journal:
     """The growing files of a training and its checkpoints, which know how far each file had grown."""
 
-    def __init__(self, scratch: Path, keep: int) -> None:
-        self.folder, self.keep = scratch / CHECKPOINTS, keep
+    def __init__(self, scratch: Path, keep: int, every: int = 1, *, held_out: bool = False) -> None:
+        """`keep` checkpoints stay, the last regular one among them: one at a multiple of `every` steps."""
+        self.folder, self.keep, self.every = scratch / CHECKPOINTS, keep, every
         (scratch / TIMING).parent.mkdir(parents=True, exist_ok=True)
         self._files = contextlib.ExitStack()
         self.growing: dict[str, IO[bytes]] = {
-            name: self._files.enter_context((scratch / name).open("ab")) for name in (METRICS, TIMING)
+            name: self._files.enter_context((scratch / name).open("ab"))
+            for name in (METRICS, TIMING, *([HELD_OUT] if held_out else []))
         }
 
     def __enter__(self) -> "Journal":
@@ -47,16 +51,31 @@ class Journal:
 
     def write(self, name: str, row: Mapping[str, float]) -> None:
         """Add a row to a file. It is seen at once, and safe from a power cut with the next checkpoint."""
-        self.growing[name].write(json.dumps(row).encode() + b"\n")
+        # JSON has no word for what is not finite.
+        told = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        self.growing[name].write(json.dumps(told).encode() + b"\n")
         self.growing[name].flush()
 
-    def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """Checkpoint `step` steps done, then drop all checkpoints but the newest few."""
+    def save(self, step: int, tensors: Mapping[str, Tensor], *, best: bool = False) -> None:
+        """Checkpoint `step` steps done, then drop all checkpoints but the newest few.
+
+        With `best` it is the best so far. The best before it stays until a checkpoint knows of the new one, since a
+        run that resumes before the new one may need it.
+        """
         self._sync()
         lengths = {name: file.tell() for name, file in self.growing.items()}
-        save_checkpoint(self.folder / f"step-{step:08d}", {**tensors, **random_state()}, {"step": step, **lengths})
-        for old in checkpoints(self.folder)[: -self.keep]:
-            shutil.rmtree(old)
+        name = f"{'best' if best else 'step'}-{step:08d}"
+        save_checkpoint(self.folder / name, {**tensors, **random_state()}, {"step": step, **lengths})
+        if not best:
+            there, bests = checkpoints(self.folder), checkpoints(self.folder, "best")
+            regular = [path for path in there if step_of(path) % self.every == 0]
+            for old in {*there[: -self.keep], *bests[:-1]} - {*regular[-1:]}:
+                shutil.rmtree(old)
+
+    def tensors_at(self, step: int) -> dict[str, Tensor]:
+        """The tensors of the checkpoint of that step, which must be there."""
+        found = [path for kind in ("step", "best") for path in checkpoints(self.folder, kind) if step_of(path) == step]
+        return load_checkpoint(found[0])[1]
 
     def resume(self) -> tuple[int, dict[str, Tensor]]:
         """Steps done and tensors of the last checkpoint, (0, {}) if there is none; files are cut to what it knew."""
@@ -64,6 +83,9 @@ class Journal:
         for name, file in self.growing.items():
             file.truncate(state.get(name, 0))
             file.seek(0, os.SEEK_END)
+        for path in checkpoints(self.folder, "best"):
+            if step_of(path) > state["step"]:  # it will be made again
+                shutil.rmtree(path)
         if tensors:
             set_random_state(tensors)
         return state["step"], tensors
@@ -79,7 +101,8 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
     *whole, _ = path.read_text("utf-8").split("\n")
-    return [json.loads(line) for line in whole]
+    rows = [json.loads(line) for line in whole]
+    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
 
 
 def save_checkpoint(final: Path, tensors: Mapping[str, Tensor], state: Mapping[str, int]) -> None:
@@ -100,15 +123,25 @@ def latest_checkpoint(folder: Path) -> tuple[dict[str, int], dict[str, Tensor]] 
     """State and tensors (on the CPU) of the newest checkpoint that can be read; None if there is none."""
     for path in reversed(checkpoints(folder)):
         try:
-            return json.loads((path / STATE).read_text("utf-8")), load_file(path / TENSORS)
+            return load_checkpoint(path)
         except (OSError, SafetensorError, json.JSONDecodeError) as error:
             log.warning("%s cannot be read (%s): going back to the one before it", path, error)
     return None
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("step-*"))
+def load_checkpoint(path: Path) -> tuple[dict[str, int], dict[str, Tensor]]:
+    """State and tensors of a checkpoint."""
+    return json.loads((path / STATE).read_text("utf-8")), load_file(path / TENSORS)
+
+
+def checkpoints(folder: Path, kind: str = "step") -> list[Path]:
+    """The checkpoints in a folder, or with `best` the best so far, oldest first."""
+    return sorted(folder.glob(f"{kind}-*"))
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint."""
+    return int(path.name.rpartition("-")[2])
 
 
 def random_state() -> dict[str, Tensor]:
