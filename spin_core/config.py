@@ -539,3 +539,9 @@ class RunConfig(Frozen):
         if self.train.loss == "sft":
             raise ValueError("train.loss sft is no game: set controls.sft_continued to compare with it")
         return self
+
+    @model_validator(mode="after")
+    def _anchor_is_scored(self) -> Self:
+        if not self.train.speed.cached_scores and any(self.train.anchor_in(t) for t in range(self.iterations)):
+            raise ValueError("train.anchor is read from scores: set train.speed.cached_scores to true")
+        return self

@@ -150,6 +150,17 @@ def pair_metrics(
     }
 
 
+def length_correlation(*, margins_B: Tensor, longer_B: Tensor) -> Tensor:
+    """Pearson's correlation of reward margins with how many tokens longer the real responses are, a scalar.
+
+    It is taken within a batch, so that margins that grow from step to step do not dilute it. Where one of the two is
+    the same for all pairs it is 0.
+    """
+    margins_B, longer_B = (values.double() - values.double().mean() for values in (margins_B, longer_B))
+    size = (margins_B.square().sum() * longer_B.square().sum()).sqrt()
+    return torch.where(size > 0, (margins_B * longer_B).sum() / size.clamp(min=1e-300), 0.0).float()
+
+
 def sft_loss(*, logps_B: Tensor, tokens: int) -> Tensor:
     """Continued fine-tuning: the mean negative log-likelihood of a token, a scalar; `tokens` counts the whole batch."""
     return -logps_B.sum() / tokens

@@ -17,6 +17,7 @@ from spin_core.config import Loss, TrainConfig, at
 from spin_core.losses import (
     first_loss,
     history_losses,
+    length_correlation,
     mixed_reference,
     nll_losses,
     pair_metrics,
@@ -107,6 +108,9 @@ class Objective:
             return {"loss": losses_B.sum() / tokens_PB[0].sum(), "logps/real": player_PB[0].mean()}
         against_PB = torch.zeros_like(player_PB) if reference_PB is None else reference_PB
         found = {"loss": losses_B.mean(), **pair_metrics(**by_name(player_PB, against_PB), beta=self.beta)}
+        real_B, generated_B = player_PB[:2] - against_PB[:2]
+        longer_B = tokens_PB[0] - tokens_PB[1]
+        found["length_correlation"] = length_correlation(margins_B=real_B - generated_B, longer_B=longer_B)
         if self.history_weight:
             history_B = history_losses(player_generated_B=player_PB[1], player_initial_B=player_PB[2], beta=self.beta)
             found |= {"logps/initial": player_PB[2].mean(), "history": history_B.mean()}

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from spin_core.batches import Ints, Sequences, read_token_ids
 from spin_core.errors import DataError
 from spin_core.jobs import TrainJob
+from spin_core.objective import objective_of
 from spin_core.packing import Rows, deal, deal_padded, packed_rows, padded_rows
 from spin_core.ranks import Ranks
 
@@ -28,7 +28,7 @@ AHEAD = 2
 
 @dataclass(frozen=True)
 class TrainData:
-    """All real responses, then all generated ones; and log-probabilities under the opponent."""
+    """All real responses, all generated ones and, for T-SPIN, all of θ_0's; and what they are measured against."""
 
     sequences: Sequences
     reference_PB: Tensor | None
@@ -46,7 +46,7 @@ class TrainData:
         return chosen + np.arange(self.sides)[:, None] * self.items
 
     def reference(self, chosen: Ints) -> Tensor | None:
-        """The opponent's log-probabilities of the chosen items, (P, B); (2, B) where a third side has none."""
+        """The reference's log-probabilities of the chosen items, (2, B): of their real and generated responses."""
         return None if self.reference_PB is None else self.reference_PB[:, torch.from_numpy(chosen)]
 
 
@@ -143,12 +143,12 @@ def read_data(job: TrainJob) -> TrainData:
         assert job.pairs is not None, f"loss {job.config.loss} trains on pairs"
         assert job.scores is not None, f"loss {job.config.loss} needs the opponent's scores"
         assert (job.scores.pairs, job.scores.opponent) == (job.pairs.digest, job.start.digest), "scores of other pairs"
-        prompt_ids, real_ids, generated_ids = read_token_ids(
-            job.pairs.path / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids"
-        )
-        table = pq.read_table(job.scores.path / "logps.parquet", columns=["real_logps", "generated_logps"])
-        reference_PB = torch.from_numpy(np.stack([column.to_numpy() for column in table.columns]))
-        data = TrainData(Sequences.of(prompt_ids * 2, real_ids + generated_ids), reference_PB, 2)
+        objective = objective_of(job.config, job.t)
+        names = ("prompt_ids", "real_ids", "generated_ids", "initial_ids")[: 1 + objective.sides]
+        prompt_ids, *responses = read_token_ids(job.pairs.path / "pairs.parquet", *names)
+        reference_PB = objective.read_reference(job.scores.path / "logps.parquet")
+        sequences = Sequences.of(prompt_ids * objective.sides, [ids for side in responses for ids in side])
+        data = TrainData(sequences, reference_PB, objective.sides)
         assert reference_PB.shape == (2, len(prompt_ids)), "scores and pairs have the same rows"
     if data.items == 0:
         raise DataError(

@@ -7,6 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import character_tokenizer, save_tiny_model
+from small_game import do, random_pairs, score_job, token_ids, train_job, version_of
 
 from spin_core.config import TrainConfig
 from spin_core.losses import LOG_2
@@ -102,8 +104,9 @@ def test_t_spin_does_without_a_reference_and_shows_its_parts():
 
 
 def test_metrics_keep_their_names_and_order():
-    names = ["rewards/real", "rewards/generated", "rewards/margins", "rewards/accuracies", "logps/real"]
-    assert list(objective().metrics(PLAYER[:2], OPPONENT, TOKENS[:2])) == ["loss", *names, "logps/generated"]
+    rewards = ["rewards/real", "rewards/generated", "rewards/margins", "rewards/accuracies"]
+    names = ["loss", *rewards, "logps/real", "logps/generated", "length_correlation"]
+    assert list(objective().metrics(PLAYER[:2], OPPONENT, TOKENS[:2])) == names
 
 
 def test_schedules_stand_at_their_iteration():
@@ -121,3 +124,33 @@ def test_the_reference_is_read_from_the_scores_and_anchored_where_asked(tmp_path
     anchored = objective(1, anchor=0.25).read_reference(path)
     torch.testing.assert_close(anchored, torch.tensor([[-1.25, -2.5], [-4.0, -4.0]]))
     torch.testing.assert_close(objective(0, anchor=0.25).read_reference(path), objective().read_reference(path))
+
+
+def trained(folder, tiny_model, t: int, **config):
+    """Training of a θ_t that is not θ_0, with θ_0's answers and scores at hand."""
+    start, base = version_of(tiny_model, t), version_of(save_tiny_model(folder / "base", character_tokenizer(), seed=1))
+    pairs = random_pairs(folder / "pairs")
+    path = pairs.path / "pairs.parquet"
+    initial = pa.array(token_ids(np.random.default_rng(5), pairs.rows, 2, 9), pa.list_(pa.int32()))
+    pq.write_table(pq.read_table(path).append_column("initial_ids", initial), path)
+    scores = do(score_job(folder / "scores", start, pairs, base=base))
+    return do(train_job(folder, start, pairs, scores, epochs=3, learning_rate=3e-3, **config))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *({"loss": loss, "beta": 0.5} for loss in GAMES),
+        {"nll_weight": 0.5},
+        {"anchor": 0.4},
+        {"loss": "t-spin", "beta": 0.1},
+        {"loss": "t-spin", "beta": 0.1, "speed": {"packing": False}},
+    ],
+    ids=str,
+)
+def test_every_objective_trains_a_real_model(tmp_path, tiny_model, config):
+    record = trained(tmp_path, tiny_model, 1, **config)
+    assert record.metrics["loss"] < record.first_loss
+    assert record.metrics["rewards/margins"] > 0
+    assert record.metrics["rewards/accuracies"] > 0.5
+    assert ("logps/initial" in record.metrics) == (config.get("loss") == "t-spin")

@@ -7,7 +7,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from small_lineage import build
 
-from spin_core import jobs, lineage, store
+from spin_core import controls, jobs, lineage, store
+from spin_core.config import DpoConfig, SourceConfig
 from spin_core.lineage import dump
 from spin_core.records import (
     Comparison,
@@ -82,6 +83,7 @@ def test_every_job_survives_json_and_its_identity_knows_no_folder(tmp_path):
     game = build(tmp_path)
     record = game.records()[1]
     generations = record.generations
+    dpo = DpoConfig(source=SourceConfig(path="preferences.jsonl"))
     made = [
         game.base_job(),
         game.prompts_job(record.opponent),
@@ -91,6 +93,9 @@ def test_every_job_survives_json_and_its_identity_knows_no_folder(tmp_path):
         game.score_job(1, record.opponent, record.pairs),
         game.train_job(1, record.opponent, record.pairs, record.scores),
         game.sft_control_job(record.opponent, record.prompts, 1e-3, 4),
+        controls.preferences_job(game, dpo, record.opponent, record.prompts),
+        controls.dpo_score_job(game, dpo, record.opponent, record.pairs),
+        controls.dpo_train_job(game, dpo, record.opponent, record.pairs, record.scores),
         *game.evaluate_jobs(record.player, record.prompts, record.evaluations[0]),
     ]
     bench = {"version": 1, "config": game.config.evaluate, "model": game.config.model, "player": record.player}

@@ -1,0 +1,221 @@
+"""Preference data on their way into DPO."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers import data_folder
+from small_game import CPU, do, score_job, train_job, version_of
+
+from spin_core import pairs, preferences
+from spin_core.chat import Renderer
+from spin_core.config import ChatConfig, SourceConfig
+from spin_core.errors import DataError
+from spin_core.jobs import PreferencesJob
+from spin_core.losses import LOG_2
+from spin_core.models import load_tokenizer
+from spin_core.phase import Progress, execute
+from spin_core.preferences import preference
+from spin_core.prompts import SCHEMA as PROMPTS
+from spin_core.records import ModelVersion, PairDataset, PromptSet
+
+FORMAT = ChatConfig(template="format", format="Q: {prompt} A: ")
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def job_of(folder, model, source, held_out=(), **fields):
+    (folder / "prompts").mkdir(exist_ok=True)
+    table = pa.Table.from_pylist([{"id": id} for id in held_out], PROMPTS)
+    pq.write_table(table, folder / "prompts" / "held_out.parquet")
+    given = {"columns": {}, "sample": None, "chat": FORMAT, "max_prompt_tokens": 100, "max_new_tokens": 50, **fields}
+    return PreferencesJob(
+        output=folder / "pairs",
+        source=SourceConfig(path=str(source)),
+        tokenizer=ModelVersion(path=model, digest="0" * 64, t=0, parent=None),
+        prompts=PromptSet(
+            path=folder / "prompts", digest="p" * 64, source="test", revision=None, rows=1, held_out=1, drops={}
+        ),
+        **given,
+    )
+
+
+@pytest.fixture
+def build(tiny_model, tmp_path):
+    """The record's fields and the rows that the phase makes of some rows or of a file."""
+
+    def make(source, **fields):
+        if isinstance(source, list):
+            path = tmp_path / "rows.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in source), "utf-8")
+            source = path
+        scratch = tmp_path / "scratch"
+        scratch.mkdir(exist_ok=True)
+        found = preferences.run(job_of(tmp_path, tiny_model, source, **fields), scratch, Progress())
+        table = pq.read_table(scratch / "pairs.parquet")
+        assert table.schema == pairs.SCHEMA
+        return found, table.to_pylist()
+
+    return make
+
+
+ASKED = "What is two and two?"
+SAME = {
+    "explicit text": {"prompt": ASKED, "chosen": "Four.", "rejected": "Five."},
+    "explicit turns": {"prompt": [user(ASKED)], "chosen": [assistant("Four.")], "rejected": [assistant("Five.")]},
+    "implicit turns": {"chosen": [user(ASKED), assistant("Four.")], "rejected": [user(ASKED), assistant("Five.")]},
+    "prompt repeated in the responses": {
+        "prompt": ASKED,
+        "chosen": [user(ASKED), assistant("Four.")],
+        "rejected": [user(ASKED), assistant("Five.")],
+    },
+    "ShareGPT": {
+        "conversations": [{"from": "human", "value": ASKED}],
+        "chosen": {"from": "gpt", "value": "Four."},
+        "rejected": {"from": "gpt", "value": "Five."},
+    },
+    "marked text": {
+        "chosen": f"\n\nHuman: {ASKED}\n\nAssistant: Four.",
+        "rejected": f"\n\nHuman: {ASKED}\n\nAssistant: Five.",
+    },
+}
+
+
+@pytest.mark.parametrize("form", SAME)
+def test_every_form_of_a_preference_says_the_same(form):
+    assert preference(SAME[form]) == ([user(ASKED)], "Four.", "Five.")
+
+
+def test_texts_without_a_prompt_part_after_the_last_word_that_they_share():
+    row = {"chosen": "The sky is blue today.", "rejected": "The sky is black today."}
+    assert preference(row) == ([user("The sky is")], " blue today.", " black today.")
+
+
+def test_several_rounds_and_system_prompts_are_kept():
+    turns = [user("Hi"), assistant("Hello"), user("Two and two?")]
+    row = {"system": "Be brief.", "prompt": turns, "chosen": "Four", "rejected": "Five"}
+    system = {"role": "system", "content": "Be brief."}
+    assert preference(row).messages == [system, *turns]
+    assert preference({**row, "prompt": [system, *turns]}).messages == [system, *turns]
+    marked = "\n\nHuman: Hi\n\nAssistant: Hello\n\nthere\n\nHuman: Two and two?\n\nAssistant: "
+    found = preference({"chosen": f"{marked}Four", "rejected": f"{marked}Five"})
+    assert found == ([user("Hi"), assistant("Hello\n\nthere"), user("Two and two?")], "Four", "Five")
+
+
+def test_both_sides_are_tokenised_as_the_sft_data_are(build, tiny_model):
+    found, (row,) = build([SAME["explicit text"]])
+    renderer = Renderer(load_tokenizer(tiny_model, CPU), FORMAT)
+    assert row["prompt_ids"] == renderer.prompt_ids([user(ASKED)])
+    assert row["real_ids"] == renderer.response_ids([user(ASKED)], "Four.", 50)[0]
+    assert row["generated_ids"] == renderer.response_ids([user(ASKED)], "Five.", 50)[0]
+    assert (row["prompt"], row["real"], row["generated"], row["real_finish"]) == (ASKED, "Four.", "Five.", "stop")
+    assert found == {"t": 0, "rows_in": 1, "rows": 1, "drops": {}, "mix": {}}
+
+
+def test_both_sides_are_cut_alike_and_a_cut_one_gets_no_end(build):
+    _, (row,) = build([SAME["explicit text"]], max_new_tokens=3)
+    assert (row["real"], row["generated"]) == ("Fou", "Fiv")
+    assert row["real_finish"] == row["generated_finish"] == "length"
+    assert len(row["real_ids"]) == 3
+
+
+BAD = {
+    "malformed": {"prompt": ASKED, "chosen": 4, "rejected": "Five."},
+    "empty-response": {"prompt": ASKED, "chosen": " ", "rejected": "Five."},
+    "empty-prompt": {"prompt": " ", "chosen": "Four.", "rejected": "Five."},
+    "identical": {"prompt": ASKED, "chosen": "Four.", "rejected": "Four."},
+    "duplicate": SAME["ShareGPT"],
+    "prompts-differ": {"chosen": [user("A"), assistant("B")], "rejected": [user("C"), assistant("D")]},
+    "no-response": {"chosen": [user("A")], "rejected": [user("A"), assistant("D")]},
+    "unknown-role": {"prompt": [{"role": "judge", "content": "A"}], "chosen": "B", "rejected": "C"},
+    "turns-out-of-order": {"prompt": [user("A"), user("A")], "chosen": "B", "rejected": "C"},
+    "unknown-character": {"prompt": ASKED, "chosen": "Четыре", "rejected": "Five."},
+    "control-token": {"prompt": ASKED, "chosen": "Fo</s>ur", "rejected": "Five."},
+    "prompt-too-long": {"prompt": ASKED * 10, "chosen": "Four.", "rejected": "Five."},
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_a_bad_row_is_dropped_and_counted(build, reason):
+    found, rows = build([SAME["explicit text"], BAD[reason]])
+    assert found["drops"] == {reason: 1}
+    assert len(rows) == found["rows"] == 1
+    assert found["rows_in"] == 2
+
+
+def test_preferences_about_held_out_prompts_are_left_out(build):
+    _, rows = build([SAME["explicit text"]])
+    with pytest.raises(DataError, match=r"\(1 of 1 dropped as in-held-out\): give preferences about other prompts"):
+        build([SAME["explicit text"]], held_out=[rows[0]["id"]])
+
+
+def test_a_sample_is_seeded_and_part_of_a_larger_one(build):
+    source = [{"prompt": f"Count to {i}", "chosen": "Yes", "rejected": "No"} for i in range(30)]
+    small, large = ([row["prompt"] for row in build(source, sample=size)[1]] for size in (5, 10))
+    assert len(small) == 5
+    assert set(small) < set(large)
+    assert small != [row["prompt"] for row in build(source, sample=5, seed=1)[1]]
+    assert build(source, sample=5)[0]["drops"] == {"not-sampled": 25}
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        (
+            [{"prompt": "a", "response": "b"}],
+            r"is no preference data, since it has no column chosen or rejected \(found: prompt, response\): give other "
+            r'data, or name the column in controls.dpo.columns, {"its name": "chosen"}',
+        ),
+        (
+            [BAD["malformed"]],
+            r"no preference of .* is left \(1 of 1 dropped as malformed\): give prompts and responses",
+        ),
+        ([BAD["empty-response"]], r"or name its column in controls\.dpo\.columns$"),
+    ],
+)
+def test_what_is_no_preference_data_is_refused_in_one_line(build, rows, line):
+    with pytest.raises(DataError, match=line) as refused:
+        build(rows)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_source_that_is_not_there_is_named_by_its_own_setting(build, tmp_path):
+    with pytest.raises(DataError, match=r"does not exist: set controls\.dpo\.source\.path"):
+        build(tmp_path / "nowhere.jsonl")
+
+
+def test_columns_can_be_renamed(build):
+    row = {"question": ASKED, "good": "Four.", "bad": "Five."}
+    names = {"question": "prompt", "good": "chosen", "bad": "rejected"}
+    assert [(row["prompt"], row["real"]) for row in build([row], columns=names)[1]] == [(ASKED, "Four.")]
+
+
+def test_real_preferences_are_read_whole(build):
+    found, rows = build(data_folder("preferences", "dpo_en_demo.json"), max_prompt_tokens=2000, max_new_tokens=5000)
+    assert found["rows_in"] == 300
+    assert found["rows"] + sum(found["drops"].values()) == 300
+    # What was left out was left out for what a character vocabulary cannot hold, or because it is there twice, as five
+    # rows are; not because it was misread.
+    assert set(found["drops"]) <= {"unknown-character", "prompt-too-long", "duplicate"}
+    assert found["drops"]["duplicate"] <= 5
+    assert len(rows) > 100
+    assert all(row["real"] != row["generated"] for row in rows)
+
+
+def test_preferences_train_by_the_same_phases_as_the_game(tmp_path, tiny_model):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"Count to {i}", "chosen": f"{i}!", "rejected": "No, I will not"} for i in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    made = execute(job_of(tmp_path, tiny_model, path), PairDataset, preferences.run, Progress())
+    start = version_of(tiny_model)
+    scores = do(score_job(tmp_path / "scores", start, made))
+    trained = do(train_job(tmp_path, start, made, scores, epochs=4))
+    assert trained.first_loss == pytest.approx(LOG_2, abs=1e-4)
+    assert trained.metrics["loss"] < 0.6
