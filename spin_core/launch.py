@@ -1,12 +1,15 @@
 """Starting phases: the only place where command lines are built.
 
-A phase runs in a process group of its own that ends with the one that started it, whichever way that ends.
+A phase runs in a process group of its own that ends with the one that started it, whichever way that ends. A training
+of several ranks is such a phase, which becomes torchrun and starts a process for each rank.
 """
 
 import contextlib
 import json
+import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,13 +17,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from spin_core import errors, store
+from spin_core import errors, ranks, store
+from spin_core.config import SpeedConfig
 from spin_core.jobs import Job
 from spin_core.records import Artifact
 
 R = TypeVar("R", bound=Artifact)
+
+log = logging.getLogger("spin_core")
 
 Listener = Callable[[Mapping[str, Any]], None]
 """Called with each progress message: `{"done", "total", "unit", "metrics"}`."""
@@ -32,6 +38,9 @@ DEFAULTS = {
     "TQDM_MININTERVAL": "10",
 }
 """The environment of a phase, where ours does not say otherwise."""
+
+NODE_RANK = "SPIN_NODE_RANK"
+"""Which node this is, from 0, when several train together. Node 0 is the one that runs the flow."""
 
 GRACE_SECONDS = 30.0
 """How long a phase may take to save its work after SIGTERM, before it is killed."""
@@ -84,7 +93,7 @@ def run_phase(
             if "done" in message:
                 warm.prepare()
                 on_progress(message)
-            else:
+            elif "error" not in last:  # the first rank's error to be told is the cause of the others'
                 last = message
         status = process.wait()
         end_group(process)  # children that it left behind would hold its log open
@@ -99,6 +108,89 @@ def run_phase(
     raise PhaseCrashed(
         f"phase {job.phase} {how}{hint}; run it alone with: {' '.join(command(path, job.phase))}\n" + "\n".join(tail)
     )
+
+
+def speed_of(job: Job) -> SpeedConfig | None:
+    """How a job's ranks are to be started; None for one process without DeepSpeed."""
+    speed = getattr(getattr(job, "config", None), "speed", None)
+    if not isinstance(speed, SpeedConfig) or not (speed.ranks * speed.nodes > 1 or speed.deepspeed):
+        return None
+    return speed
+
+
+def start_ranks(job: Job, job_file: Path, speed: SpeedConfig) -> NoReturn:
+    """Become torchrun: start this node's ranks, wait for all, and end as the first that failed, or with 0.
+
+    torchrun sets each rank in a session of its own, out of reach for what ends our process group. So each asks the
+    kernel to end it with us (`phase.die_with_parent`), and we are ended with our group.
+    """
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    node = int(os.environ.get(NODE_RANK, "0"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ |= {**DEFAULTS, "OMP_NUM_THREADS": str(max(1, cores // speed.ranks)), **os.environ}
+    os.environ["SPIN_PARENT"] = str(os.getpid())
+    if network := interface_to(speed.rendezvous.rpartition(":")[0] or "127.0.0.1"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", network)
+    if speed.nodes > 1 and node == 0:
+        line = " ".join(command(job_file, job.phase))
+        log.info("waiting at %s for %d more nodes: on node i, run %s=i %s",
+                 speed.rendezvous, speed.nodes - 1, NODE_RANK, line)  # fmt: skip
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what failed is told below
+    try:
+        run.main(rank_arguments(job, job_file, speed, node))
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        if failure.exitcode == -signal.SIGKILL:
+            os.kill(os.getpid(), signal.SIGKILL)  # so that it is told as what it was
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
+    except SignalException:
+        sys.exit(errors.Stopped.exit_code)
+    except RuntimeError as error:
+        raise errors.TryAgain(
+            f"the ranks could not be started ({(str(error).splitlines() or [type(error).__name__])[0]}): see that "
+            f"{speed.rendezvous or 'this machine'} can be reached and that its port is free"
+        ) from error
+    sys.exit(0)
+
+
+def rank_arguments(job: Job, job_file: Path, speed: SpeedConfig, node: int) -> list[str]:
+    """torchrun's arguments for one node. Nodes that were started for different jobs do not meet."""
+    name = ranks.RUN_ID + store.digest_of(store.identity_of(job.model_dump(mode="json")))[:16]
+    host, _, port = speed.rendezvous.rpartition(":")
+    meeting = (
+        ["--node-rank", str(node), "--master-addr", host, "--master-port", port]
+        if speed.nodes > 1
+        else ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
+    )
+    return [
+        "--nnodes", str(speed.nodes),
+        "--nproc-per-node", str(speed.ranks),
+        "--rdzv-id", name,
+        "--rdzv-conf", f"timeout={int(ranks.PATIENCE.total_seconds())}",
+        "--shutdown-timeout", str(int(GRACE_SECONDS)),
+        *meeting,
+        "--module", f"spin_core.{job.phase}", str(job_file),
+    ]  # fmt: skip
+
+
+def interface_to(host: str) -> str:
+    """The network interface from which a host is reached; empty if that is not to be found out."""
+    if sys.platform != "linux":
+        return ""
+    import fcntl
+
+    SIOCGIFADDR = 0x8915
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # sends nothing
+        ours = socket.inet_aton(probe.getsockname()[0])
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):
+                if fcntl.ioctl(probe, SIOCGIFADDR, name.encode().ljust(256, b"\0"))[20:24] == ours:
+                    return name
+    return ""
 
 
 @contextlib.contextmanager

@@ -3,6 +3,9 @@
 Reads the job, reuses what is built, keeps unfinished work of the same job, publishes, and reports: progress as one
 JSON object a line on stdout, logs on stderr. Exit status: 0 done, 2 the user's input is wrong, 75 try again,
 143 stopped by SIGTERM with everything finished so far saved; anything else is a crash.
+
+A training of several ranks is one such process too: it starts the ranks, each of which comes here again, and ends as
+they do. The first rank reuses, publishes and reports; the others only take part, and report what ends them.
 """
 
 import ctypes
@@ -18,9 +21,9 @@ import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
-from spin_core import store
+from spin_core import launch, ranks, store
 from spin_core.errors import STOPPED, ConfigError, SpinError, Stopped, StorageError
 from spin_core.jobs import Job
 from spin_core.records import Artifact
@@ -34,8 +37,9 @@ log = logging.getLogger("spin_core")
 class Progress:
     """What a phase tells while it works, at most four times a second, and whether it has been asked to stop."""
 
-    def __init__(self, unit: str = "item", total: int = 0, out: TextIO | None = None) -> None:
-        self.unit, self.total = unit, total
+    def __init__(self, unit: str = "item", total: int = 0, out: TextIO | None = None, *, quiet: bool = False) -> None:
+        """`quiet` for a process that is not the one to tell how far the work is."""
+        self.unit, self.total, self.quiet = unit, total, quiet
         self._stop = False
         self._told = 0.0
         self._out = out or sys.stdout
@@ -53,7 +57,7 @@ class Progress:
     def show(self, done: int, **metrics: float) -> None:
         """Report `done` of the total, and nothing else."""
         now = time.monotonic()
-        if now - self._told > 0.25 or done == self.total:
+        if not self.quiet and (now - self._told > 0.25 or done == self.total):
             self._told = now
             self.say({"done": done, "total": self.total, "unit": self.unit, "metrics": metrics})
 
@@ -83,17 +87,50 @@ def main(job_type: type[J], record_type: type[R], run: Callable[[J, Path, Progre
     job left there, and returns the record's fields but for path and digest.
     """
     die_with_parent()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    progress = Progress(out=claim_stdout())
-    signal.signal(signal.SIGTERM, progress.stop)
+    us = ranks.here()
+    name = "" if us.size == 1 else f"rank {us.rank}: "
+    logging.basicConfig(
+        level=logging.INFO if us.first else logging.WARNING, format=f"{name}%(message)s", stream=sys.stderr
+    )
     try:
         job = read_job(sys.argv[1:], job_type)
-        with store.storage_errors(job.output.parent):
-            execute(job, record_type, run, progress)
+        if not ranks.inside() and (speed := launch.speed_of(job)):
+            launch.start_ranks(job, Path(sys.argv[1]), speed)  # ends this process
     except SpinError as error:
-        progress.say({"error": type(error).__name__, "message": str(error)})
-        log.error("%s: %s", type(error).__name__, error)
-        sys.exit(error.exit_code)
+        end(error, Progress(out=claim_stdout()), us)
+    progress = Progress(out=claim_stdout(), quiet=not us.first)
+    signal.signal(signal.SIGTERM, progress.stop)
+    try:
+        with store.storage_errors(job.output.parent):
+            ranks.meet(on_gpu(job))
+            execute(job, record_type, run, progress)
+        ranks.part()
+    except SpinError as error:
+        end(error, progress, us)
+    except RuntimeError:
+        if (failure := us.failure()) is None:
+            raise
+        # Another rank, perhaps on another node, ended first, and said why.
+        progress.say(failure)
+        sys.exit(1)
+
+
+def end(error: SpinError, progress: Progress, us: ranks.Ranks) -> NoReturn:
+    """Report the error and exit as it says."""
+    message = {"error": type(error).__name__, "message": str(error)}
+    progress.say(message)
+    us.fail(message)
+    log.error("%s: %s", type(error).__name__, error)
+    sys.exit(error.exit_code)
+
+
+def on_gpu(job: Job) -> bool:
+    """Whether the job's model will be on a GPU."""
+    if not ranks.inside():
+        return False
+    from spin_core.models import device_of
+
+    return device_of(job.model).type == "cuda"  # type: ignore[attr-defined]
 
 
 def claim_stdout() -> TextIO:
@@ -117,27 +154,38 @@ def read_job(arguments: list[str], job_type: type[J]) -> J:
         raise ConfigError(f"{path} is no job for this phase: {' '.join(str(error).split())}") from error
 
 
-def execute(job: J, record_type: type[R], run: Callable[[J, Path, Progress], dict[str, Any]], progress: Progress) -> R:
-    """Do the job, or find it done."""
-    asked = job.model_dump(mode="json")
-    record = store.reusable(job.output, asked, record_type)
-    if record is None:
+def execute(
+    job: J, record_type: type[R], run: Callable[[J, Path, Progress], dict[str, Any]], progress: Progress
+) -> R | None:
+    """Do the job, or find it done. None on all ranks but the first."""
+    us, asked = ranks.here(), job.model_dump(mode="json")
+    record = store.reusable(job.output, asked, record_type) if us.first else None
+    if not us.any(record is not None):
         started = time.monotonic()
-        scratch = workspace(job.output, asked)
-        fields = run(job, scratch, progress)
+        if us.first:
+            workspace(job.output, asked)
+        us.wait()
+        fields = run(job, scratch_of(job.output), progress)
         usage = {
             "seconds": round(time.monotonic() - started, 3),
             "peak_memory_mb": peak_memory_mb(),
             "environment": environment(),
         }
-        record = store.publish(scratch, job.output, asked, fields, record_type, usage=usage)
-    progress.say({"record": record.model_dump(mode="json")})
+        if us.first:
+            record = store.publish(scratch_of(job.output), job.output, asked, fields, record_type, usage=usage)
+    if record is not None:
+        progress.say({"record": record.model_dump(mode="json")})
     return record
+
+
+def scratch_of(output: Path) -> Path:
+    """Where a job's unfinished work lies."""
+    return output.with_name(f".{output.name}.partial")
 
 
 def workspace(output: Path, asked: Mapping[str, Any]) -> Path:
     """The scratch folder of a job. What an attempt at another job left there is removed."""
-    scratch = output.with_name(f".{output.name}.partial")
+    scratch = scratch_of(output)
     stamp = output.with_name(f".{output.name}.identity")
     identity = store.digest_of(store.identity_of(asked))
     if scratch.exists() and (not stamp.exists() or stamp.read_text("utf-8") != identity):
