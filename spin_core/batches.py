@@ -106,10 +106,12 @@ def steps_in_epoch(items: int, batch_size: int) -> int:
 class DataOrder:
     """Which items each step trains on: a seeded permutation an epoch, a function of the step alone."""
 
-    def __init__(self, items: int, batch_size: int, seed: int) -> None:
-        assert items > 0
-        self.items, self.batch_size, self.seed = items, batch_size, seed
-        self.steps_in_epoch = steps_in_epoch(items, batch_size)
+    def __init__(self, items: int | Ints, batch_size: int, seed: int) -> None:
+        """`items`: how many there are, or the indices of those to train on."""
+        self.items = np.arange(items) if isinstance(items, int) else items
+        self.batch_size, self.seed = batch_size, seed
+        assert len(self.items) > 0
+        self.steps_in_epoch = steps_in_epoch(len(self.items), batch_size)
         self._epoch, self._order = -1, np.zeros(0, np.int64)
 
     def batch(self, step: int) -> Ints:

@@ -17,7 +17,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,9 @@ from transformers.pytorch_utils import Conv1D
 from spin_core import store
 from spin_core.config import LoraConfig, ModelConfig
 from spin_core.errors import ConfigError, DamagedArtifact
+from spin_core.logps import ResponseLogps
 from spin_core.models import ADAPTERS, BASE, is_stacked, load_model, load_tokenizer, save_model, weights_of
+from spin_core.packing import Rows
 
 PLAYER = "player"
 """The adapter's name while it trains."""
@@ -95,7 +97,7 @@ def adapted_layers(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
 def attach(model: PreTrainedModel, lora: LoraConfig, seed: int) -> dict[str, Any]:
     """Freeze the model, and put an adapter that does nothing yet on its layers, in the model's own precision.
 
-    Returns the adapter's configuration in peft's words, for `publish`.
+    Returns the adapter's configuration in peft's words, for `trained`.
     """
     import peft
 
@@ -126,11 +128,14 @@ def short_names(model: nn.Module, layers: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def dropout(model: nn.Module, seed: int, step: int, rank: int = 0) -> Iterator[None]:
-    """While this lasts, adapters drop inputs, if they were asked to.
+def dropout(model: nn.Module, lora: LoraConfig | None, seed: int, step: int, rank: int = 0) -> Iterator[None]:
+    """While this lasts, adapters drop inputs, if they are to.
 
     What is dropped follows from seed, step and rank alone, so that a resumed run drops what it would have dropped.
     """
+    if lora is None or not lora.dropout:
+        yield
+        return
     from peft.tuners.lora import LoraLayer
 
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
@@ -142,6 +147,17 @@ def dropout(model: nn.Module, seed: int, step: int, rank: int = 0) -> Iterator[N
     finally:
         for layer in layers:
             layer.lora_dropout.eval()
+
+
+def opponent_in(network: ResponseLogps) -> Callable[[Rows], Tensor]:
+    """The log-probabilities of responses under the opponent, which is the player without its adapter."""
+
+    def logps(rows: Rows) -> Tensor:
+        with detached(network.model):
+            found: Tensor = network(rows)
+        return found
+
+    return logps
 
 
 @contextlib.contextmanager
@@ -159,21 +175,11 @@ def detached(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def publish(
-    folder: Path,
-    *,
-    start: Path,
-    t: int,
-    lora: LoraConfig,
-    model: ModelConfig,
-    told: dict[str, Any],
-    tensors: Mapping[str, Tensor],
-) -> None:
+def publish(folder: Path, *, adapter: Adapter, start: Path, t: int, lora: LoraConfig, model: ModelConfig) -> None:
     """Write version t + 1 into `folder`: what iteration `t` started from, and the adapter that it trained.
 
-    `told` is what `attach` returned, `tensors` what a stepper tells. θ_0's own training (t = -1) always merges.
+    θ_0's own training (t = -1) always merges.
     """
-    adapter = trained(told, tensors)
     if lora.across == "stack" and t >= 0:
         stack(start, folder)
     else:
@@ -184,7 +190,7 @@ def publish(
 
 
 def trained(told: dict[str, Any], tensors: Mapping[str, Tensor]) -> Adapter:
-    """The adapter in a stepper's tensors, its float32 masters."""
+    """The adapter in a stepper's tensors, its float32 masters; `told` is what `attach` returned."""
     return Adapter(
         told,
         pairs_of({name.removeprefix(WEIGHT): value for name, value in tensors.items() if name.startswith(WEIGHT)}),

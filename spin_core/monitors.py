@@ -5,82 +5,145 @@ Every monitor is a function of the rows of `metrics.jsonl`, so that a resumed ru
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean, median
 
-from spin_core.config import TrainConfig
+from spin_core.config import MonitorsConfig, TrainConfig
 from spin_core.errors import TrainingDiverged
+from spin_core.objective import Objective
+from spin_core.records import Event
 
-WINDOW = 20
-"""Steps over which a monitor looks, so that one odd batch does not set it off."""
-SATURATED_ACCURACY = 0.99
-EXPLODED_MARGIN = 20.0
-"""A logistic loss of 2e-9: nothing is left to learn, and still the weights move."""
-FALLEN_NATS = 1.0
-"""How far the real responses' mean log-probability may fall below where it started."""
+LEAP = 3
+"""Steps in a row whose gradient is far larger than before, until that is an event."""
+LENGTHS = "length_correlation"
 USUAL_BETA = 0.1
+
+MEANS = {
+    "warn": "",
+    "stop": ": training ends here with the weights as they are, since train.monitors.{kind} is stop",
+    "roll-back": ": training ends here with earlier weights, since train.monitors.{kind} is roll-back",
+    "refuse": "; or set train.monitors.not_finite to roll-back",
+}
+"""What an action adds to what is said."""
 
 
 class Monitors:
-    """Looks at one row after another. Each monitor speaks once a run, when it first fires."""
+    """Looks at one row after another. Each monitor acts once a run, when it first fires."""
 
-    def __init__(self, beta: float) -> None:
-        self.beta = beta
-        self.events: list[str] = []
+    def __init__(self, config: MonitorsConfig, objective: Objective) -> None:
+        self.config, self.beta = config, objective.beta
+        self._starts_at_zero = objective.first_loss is not None
+        self._start: list[float] = []
         self._fired: set[str] = set()
-        self._window: deque[Mapping[str, float]] = deque(maxlen=WINDOW)
+        self._rows: deque[Mapping[str, float]] = deque(maxlen=config.window + LEAP)
 
-    def see(self, row: Mapping[str, float]) -> list[str]:
-        """The events that this row sets off, each one line that says what it means and what helps."""
-        self._window.append(row)
-        if "rewards/margins" not in row or len(self._window) < WINDOW:
-            return []
-        last = f"over the last {WINDOW} steps, to step {row['step']}"
-        found = {}
-        if min(r["rewards/accuracies"] for r in self._window) >= SATURATED_ACCURACY:
-            found["saturated"] = (
-                f"reward accuracy was at least {SATURATED_ACCURACY} {last}: the player tells real from generated "
-                "without fail, and what it still learns may be no more than length or format; "
-                "use fewer epochs or a smaller learning rate"
-            )
-        margin = self._mean("rewards/margins")
-        if margin > EXPLODED_MARGIN:
-            found["exploded"] = (
-                f"the mean reward margin was {margin:.1f} {last}: the loss is flat there, and the player runs away "
-                "from its opponent; use a smaller learning rate or a larger beta"
-            )
-        nats = self._mean("rewards/real") / self.beta
-        if nats < -FALLEN_NATS:
-            found["fallen"] = (
-                f"log p of the real responses was {-nats:.1f} nats below its start {last}: the player wins by making "
-                "the generated ones unlikely, not the real ones likely; use a smaller learning rate or a larger beta"
-            )
-        fresh = [event for name, event in found.items() if name not in self._fired]
-        self._fired |= found.keys()
-        self.events += fresh
+    def see(self, row: Mapping[str, float]) -> list[Event]:
+        """The events that this row sets off."""
+        self._rows.append(row)
+        if len(self._start) < self.config.window and "rewards/real" in row:
+            self._start.append(row["rewards/real"])
+        fresh = []
+        for kind, said in self._found(row):
+            action = getattr(self.config, kind)
+            if kind not in self._fired and action != "off":
+                message = said + MEANS[action].format(kind=kind)
+                fresh.append(Event(kind=kind, step=int(row["step"]), message=message, action=action))
+            self._fired.add(kind)
         return fresh
 
-    def _mean(self, name: str) -> float:
-        return sum(row[name] for row in self._window) / len(self._window)
-
-
-def check_finite(row: Mapping[str, float]) -> None:
-    """Stop before a step is taken that would spoil the weights."""
-    for name, what in (("loss", "loss"), ("grad_norm", "gradient")):
-        if not math.isfinite(row[name]):
-            raise TrainingDiverged(
-                f"the {what} of step {row['step']} is not finite, at learning rate {row['learning_rate']:.3g}: "
-                "lower train.learning_rate, raise train.warmup or set train.max_grad_norm to 1; "
-                "if it is the first step, look for damaged weights"
+    def _found(self, row: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+        """Kind and meaning of everything that is out of order now."""
+        config, window = self.config, list(self._rows)[-self.config.window :]
+        for name, what in (("loss", "loss"), ("grad_norm", "gradient")):
+            if not math.isfinite(row[name]):
+                yield (
+                    "not_finite",
+                    f"the {what} of step {row['step']:.0f} is not finite, at learning rate {row['learning_rate']:.3g}: "
+                    "lower train.learning_rate, raise train.warmup or set train.max_grad_norm to 1; "
+                    "if it is the first step, look for damaged weights",
+                )
+                return
+        before, now = list(self._rows)[:-LEAP], list(self._rows)[-LEAP:]
+        if len(before) == config.window:
+            usual, least = median(r["grad_norm"] for r in before), min(r["grad_norm"] for r in now)
+            if least > config.gradient_factor * usual:
+                yield (
+                    "gradient",
+                    f"the gradient's norm was at least {least:.3g} in {LEAP} steps running, to step {row['step']:.0f}, "
+                    f"and {usual:.3g} in the {config.window} steps before: the weights are leaving the region where "
+                    "learning is smooth; use a smaller learning rate, or a longer train.warmup",
+                )
+        if "rewards/margins" not in row or len(window) < config.window:
+            return
+        last = f"over the last {config.window} steps, to step {row['step']:.0f}"
+        if min(r["rewards/accuracies"] for r in window) >= config.saturated_accuracy:
+            yield (
+                "saturated",
+                f"reward accuracy was at least {config.saturated_accuracy} {last}: the player tells real from "
+                "generated without fail, and what it still learns may be no more than length or format; "
+                "use fewer epochs or a smaller learning rate",
             )
+        margin = mean(window, "rewards/margins")
+        if margin > config.exploded_margin:
+            yield (
+                "exploded",
+                f"the mean reward margin was {margin:.1f} {last}: the loss is flat there, and the player runs away "
+                "from its opponent; use a smaller learning rate or a larger beta",
+            )
+        # Where the reference is not the opponent, rewards do not start at zero.
+        start = 0.0 if self._starts_at_zero else fmean(self._start)
+        nats = (mean(window, "rewards/real") - start) / self.beta
+        if nats < -config.fallen_nats:
+            yield (
+                "fallen",
+                f"log p of the real responses was {-nats:.1f} nats below its start {last}: the player wins by making "
+                "the generated ones unlikely, not the real ones likely; use a smaller learning rate, a larger beta "
+                "or train.nll_weight",
+            )
+        if all(LENGTHS in r for r in window):
+            correlation = mean(window, LENGTHS)
+            if abs(correlation) > config.length_correlation:
+                longer = "longer" if correlation > 0 else "shorter"
+                yield (
+                    "length",
+                    f"the correlation of a pair's reward margin with its difference in length was {correlation:.2f} "
+                    f"{last}: the player learns that real responses are {longer}, more than what they say; look at "
+                    "the length classifier's score, cap both sides alike with generate.max_new_tokens, or set "
+                    "pairs.drop_cut",
+                )
 
 
-def check_first_loss(loss: float, want: float, config: TrainConfig, beta: float, dtype: str) -> None:
+def mean(rows: Sequence[Mapping[str, float]], name: str) -> float:
+    """A metric's mean over rows."""
+    return fmean(row[name] for row in rows)
+
+
+def events_of(rows: Sequence[Mapping[str, float]], config: MonitorsConfig, objective: Objective) -> list[Event]:
+    """All that monitors saw in a run."""
+    monitors = Monitors(config, objective)
+    return [event for row in rows for event in monitors.see(row)]
+
+
+def ending(events: Sequence[Event]) -> Event | None:
+    """The event of these that ends training early, `roll-back` before `stop`; None if none does."""
+    for action in ("refuse", "roll-back", "stop"):
+        for event in events:
+            if event.action == action:
+                return event
+    return None
+
+
+def check_first_loss(row: Mapping[str, float], objective: Objective, config: TrainConfig, dtype: str) -> None:
     """Before the first step the player is its opponent, so the loss must be l(0) up to rounding.
 
     Log-probabilities of long responses differ by rounding when they ran beside other rows. The loss sees that
     difference times beta, so a beta above the usual one widens the tolerance.
     """
-    tolerance = config.first_loss_tolerance * max(1.0, beta / USUAL_BETA) * (20 if dtype == "bfloat16" else 1)
+    want = objective.first_loss
+    if want is None:
+        return
+    loss = objective.game_loss(row)
+    tolerance = config.first_loss_tolerance * max(1.0, objective.beta / USUAL_BETA) * (20 if dtype == "bfloat16" else 1)
     if not abs(loss - want) <= tolerance:
         raise TrainingDiverged(
             f"the first loss is {loss:.6f}, and must be {want:.6f} within {tolerance:.2g}, since the player starts as "

@@ -105,6 +105,8 @@ class TrainRun(Artifact):
     """Digest of the trained model."""
     steps: int
     """Steps that were trained: fewer than planned if an event ended the training."""
+    ranks: tuple[tuple[int, int], ...] = ()
+    """How many steps were taken by how many ranks, in their order: `((40, 2), (24, 1))`."""
     published: int | None = None
     """The step whose weights were published; None means the last."""
     first_loss: float
@@ -112,7 +114,7 @@ class TrainRun(Artifact):
     """The metrics of the published step, under the field's names."""
     held_out: dict[str, float] = {}
     """What was measured on the held-out pairs, with the published weights or last before them."""
-    events: tuple[Event | str, ...] = ()
+    events: tuple[Event, ...] = ()
     """What the monitors saw."""
 
 

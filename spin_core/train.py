@@ -4,13 +4,14 @@ Shapes: B items of a batch (pairs; for loss `sft` responses), P responses to eac
 micro-batch.
 
 The model stays in evaluation mode, since dropout would make the player another model than the opponent that was
-scored: the margins would begin as noise, and the first loss would not be log 2.
+scored: the margins would begin as noise, and the first loss would not be log 2. An adapter's dropout does no such
+harm, since an adapter begins as nothing.
 """
 
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,79 +22,110 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from spin_core import attention, ranks, store
-from spin_core.batches import DataOrder
-from spin_core.checkpoint import CHECKPOINTS, METRICS, TIMING, Journal, read_rows
+from spin_core import attention, held_out, lora, ranks, store
+from spin_core.batches import DataOrder, Ints
+from spin_core.checkpoint import CHECKPOINTS, HELD_OUT, METRICS, TIMING, Journal, ranks_of, read_rows
 from spin_core.config import SpeedConfig, TrainConfig, at
-from spin_core.errors import STOPPED, ConfigError, Stopped
+from spin_core.errors import STOPPED, ConfigError, Stopped, TrainingDiverged
 from spin_core.jobs import TrainJob
 from spin_core.logps import CHUNK_LOGITS, ResponseLogps
 from spin_core.models import load_model, load_tokenizer
-from spin_core.monitors import Monitors, check_finite, check_first_loss
+from spin_core.monitors import Monitors, check_first_loss, ending, events_of
 from spin_core.objective import Objective, objective_of
 from spin_core.optim import SingleDevice, learning_rate
+from spin_core.packing import Rows
 from spin_core.phase import Progress, main
 from spin_core.ranks import Ranks
 from spin_core.records import ModelVersion, TrainRun
 from spin_core.stepper import Stepper
 from spin_core.train_data import Batch, TrainData, ahead, batch_of, read_data
+from spin_core.zero import Zero
 
 log = logging.getLogger("spin_core")
 
 
 def run(job: TrainJob, scratch: Path, progress: Progress) -> dict[str, Any]:
-    """Train, publish the weights, and leave `metrics.jsonl`.
+    """Train, publish the weights, and leave `metrics.jsonl`, and `held_out.jsonl` if pairs are held out.
 
     Weights are published before the metrics. If a kill falls between the two, complete metrics beside weights that
     this very job published say that nothing is left to train.
     """
+    held_out.check_settings(job.config)
     asked = job.model_dump(mode="json")
     data = read_data(job)
-    order = DataOrder(data.items, job.config.batch_size, job.seed)
+    items, held = held_out.split(data, job.config.held_out, job.held_out_seed)
+    order = DataOrder(items, job.config.batch_size, job.seed)
     total = job.steps or at(job.config.epochs, max(job.t, 0)) * order.steps_in_epoch
-    version = store.reusable(job.weights, asked, ModelVersion)
-    if version is None or len(read_rows(scratch / METRICS)) != total:
-        stepper = train(job, data, order, total, scratch, progress)
-        version = publish_weights(job, asked, stepper)
+    us = ranks.here()
+    version = store.reusable(job.weights, asked, ModelVersion) if us.first else None
+    if not us.any(version is not None and is_complete(job, scratch, total)):
+        stepper, adapter = train(job, data, order, held, total, scratch, progress)
+        version = publish_weights(job, asked, stepper, adapter, us)
+    if version is None:  # the first rank has it
+        return {}
     shutil.rmtree(scratch / CHECKPOINTS, ignore_errors=True)
-    return summary(job, version, read_rows(scratch / METRICS))
+    return summary(job, version, scratch)
 
 
-def summary(job: TrainJob, version: ModelVersion, rows: list[dict[str, float]]) -> dict[str, Any]:
-    """The record's fields, all of them from the metrics, so that a resumed run has the same."""
-    monitors = Monitors(at(job.config.beta, max(job.t, 0)))
+def is_complete(job: TrainJob, scratch: Path, total: int) -> bool:
+    """Whether the metrics go to the last step, or to an event that ended the training."""
+    rows = read_rows(scratch / METRICS)
+    events = events_of(rows, job.config.monitors, objective_of(job.config, job.t))
+    return len(rows) == total or ending(events) is not None
+
+
+def summary(job: TrainJob, version: ModelVersion, scratch: Path) -> dict[str, Any]:
+    """The record's fields, all of them from what was measured, so that a resumed run has the same."""
+    rows, held_rows = read_rows(scratch / METRICS), read_rows(scratch / HELD_OUT)
+    events = events_of(rows, job.config.monitors, objective_of(job.config, job.t))
+    published = held_out.published_step(job.config, len(rows), held_rows, events)
+    measured = [row for row in held_rows if row["step"] <= published]
     return {
         "t": job.t,
         "model": version.digest,
         "steps": len(rows),
+        "ranks": ranks_of(read_rows(scratch / TIMING)),
+        "published": published,
         "first_loss": rows[0]["loss"],
-        "metrics": {name: value for name, value in rows[-1].items() if name not in ("step", "epoch")},
-        "events": [event for row in rows for event in monitors.see(row)],
+        "metrics": {name: value for name, value in rows[published - 1].items() if name not in ("step", "epoch")},
+        "held_out": measured[-1] if measured else {},
+        "events": events,
     }
 
 
-def train(job: TrainJob, data: TrainData, order: DataOrder, total: int, scratch: Path, progress: Progress) -> Stepper:
-    """The loop: from the last checkpoint, or from the start, to the last step."""
+def train(
+    job: TrainJob, data: TrainData, order: DataOrder, held: Ints, total: int, scratch: Path, progress: Progress
+) -> tuple[Stepper, lora.Adapter | None]:
+    """The loop: from the last checkpoint, or from the start, to the last step or to an event that ends it.
+
+    Returns the stepper with the weights that are to be published in it, and the adapter if one was trained.
+    """
     config, t, us = job.config, max(job.t, 0), ranks.here()
     objective, peak = objective_of(config, job.t), at(config.learning_rate, t)
     torch.manual_seed(job.seed)
-    network = network_of(load_model(job.start.path, job.model), config.speed)
-    prepare(network.model, config)
-    stepper: Stepper = SingleDevice(network, config)
-    opponent = None if config.speed.cached_scores or data.reference_PB is None else opponent_of(job)
-    monitors = Monitors(objective.beta)
-    with Journal(scratch, config.keep_checkpoints) as journal:
+    model = load_model(job.start.path, job.model)
+    told = lora.attach(model, config.lora, job.seed) if config.lora else {}
+    network = network_of(model, config.speed)
+    prepare(model, config)
+    stepper: Stepper = Zero(network, config, us) if ranks.inside() else SingleDevice(network, config)
+    opponent = None if config.speed.cached_scores or data.reference_PB is None else opponent_of(job, network)
+    watched = layout(data, held, us, config, network.packed) if len(held) else None
+    monitors = Monitors(config.monitors, objective)
+    with Journal(scratch, config.keep_checkpoints, config.save_every, held_out=watched is not None, us=us) as journal:
         done, saved = journal.resume()
         if saved:
             stepper.load(saved)
-        for row in read_rows(scratch / METRICS):
-            monitors.see(row)
-        log.info("%d items, step %d to %d, %d items a step", data.items, done, total, config.batch_size)
+        events = [event for row in read_rows(scratch / METRICS) for event in monitors.see(row)]
+        held_rows = read_rows(scratch / HELD_OUT)
+        last = done if ending(events) else total
+        log.info("%d items, step %d to %d, %d items a step", len(order.items), done, last, config.batch_size)
         progress.start(total, "step")
-        for step, batch in enumerate(batches(data, order, us, config, network.packed, done, total), done):
+        for step, batch in enumerate(batches(data, order, us, config, network.packed, done, last), done):
             started = time.monotonic()
-            measured = forward_backward(batch, objective, stepper, us, network.model.device, opponent)
+            with lora.dropout(model, config.lora, job.seed, step, us.rank):
+                measured = forward_backward(batch, objective, stepper, us, model.device, opponent)
             rate = learning_rate(step, total, peak, config)
+            done = step + 1
             # One transfer a step: each .item() would make the device wait.
             values = torch.stack([*measured.values(), stepper.step(rate)]).tolist()
             row = {
@@ -102,34 +134,61 @@ def train(job: TrainJob, data: TrainData, order: DataOrder, total: int, scratch:
                 **dict(zip([*measured, "grad_norm"], values, strict=True)),
                 "learning_rate": rate,
             }
-            check_finite(row)
-            if step == 0 and objective.first_loss is not None:
-                check_first_loss(row["loss"], objective.first_loss, config, objective.beta, job.model.dtype)
+            seen = monitors.see(row)
+            events, end = events + seen, ending(seen)
+            if end and end.action == "refuse":
+                raise TrainingDiverged(end.message)
+            if step == 0:
+                check_first_loss(row, objective, config, job.model.dtype)
             journal.write(METRICS, row)
-            journal.write(TIMING, {"step": step + 1, "seconds": time.monotonic() - started, "tokens": batch.tokens})
-            for event in monitors.see(row):
-                log.warning("%s", event)
+            seconds = time.monotonic() - started
+            journal.write(TIMING, {"step": step + 1, "seconds": seconds, "tokens": batch.tokens, "ranks": us.size})
+            for event in seen:
+                log.warning("%s", event.message)
+            if end and end.action == "roll-back":
+                break
+            due = end or step + 1 == total or (step + 1) % config.evaluate_every == 0
+            if watched is not None and due:
+                held_rows.append({"step": step + 1, **held_out.measure(watched, objective, stepper, us, model.device)})
+                journal.write(HELD_OUT, held_rows[-1])
+                if config.keep_best and held_out.is_best(held_rows, config.keep_best):
+                    journal.save(step + 1, stepper.tensors(), best=True)
+            if end:
+                break
             stopping = us.any(progress.stopping)
             if step + 1 < total and (stopping or (step + 1) % config.save_every == 0):
                 journal.save(step + 1, stepper.tensors())
-            progress.show(step + 1, **{name: row[name] for name in measured})
+            shown = {f"held out {name}": value for name, value in held_rows[-1].items()} if held_rows else {}
+            progress.show(step + 1, **{name: row[name] for name in measured}, **shown)
             if stopping:
                 raise Stopped(STOPPED)
-    return stepper
+        published = held_out.published_step(config, done, held_rows, events)
+        if published != done:
+            stepper.load(journal.tensors_at(published))
+        if config.lora is None:
+            return stepper, None
+        if published == done:
+            # Each rank holds a share of the adapter: the disk brings them together.
+            journal.save(done, stepper.tensors())
+        return stepper, lora.trained(told, journal.tensors_at(published))
 
 
 def batches(
     data: TrainData, order: DataOrder, us: Ranks, config: TrainConfig, packed: bool, first: int, last: int
 ) -> Iterator[Batch]:
     """What each step trains on, laid out while the one before it computes."""
-    speed = config.speed
 
     def make(step: int) -> Batch:
-        return batch_of(
-            data, order.batch(step), us, config.micro_batch_tokens, packed=packed, prefix_sharing=speed.prefix_sharing
-        )
+        return layout(data, order.batch(step), us, config, packed)
 
-    return ahead(make, first, last) if speed.prefetch else (make(step) for step in range(first, last))
+    return ahead(make, first, last) if config.speed.prefetch else (make(step) for step in range(first, last))
+
+
+def layout(data: TrainData, items: Ints, us: Ranks, config: TrainConfig, packed: bool) -> Batch:
+    """Items as this training lays them out."""
+    return batch_of(
+        data, items, us, config.micro_batch_tokens, packed=packed, prefix_sharing=config.speed.prefix_sharing
+    )
 
 
 def forward_backward(
@@ -138,7 +197,7 @@ def forward_backward(
     stepper: Stepper,
     us: Ranks,
     device: torch.device,
-    opponent: ResponseLogps | None = None,
+    opponent: Callable[[Rows], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Leave the gradient of the batch's loss with the stepper; returns the batch's metrics as float32 scalars.
 
@@ -178,8 +237,10 @@ def network_of(model: PreTrainedModel, speed: SpeedConfig) -> ResponseLogps:
     return ResponseLogps(model, chunk_logits=chunk, pack=kernel if speed.packing else None)
 
 
-def opponent_of(job: TrainJob) -> ResponseLogps:
-    """θ_t itself, for those who would rather score it at every step."""
+def opponent_of(job: TrainJob, network: ResponseLogps) -> Callable[[Rows], Tensor]:
+    """θ_t itself, for those who would rather score it at every step. A player that is an adapter contains it."""
+    if job.config.lora:
+        return lora.opponent_in(network)
     return network_of(load_model(job.start.path, job.model), job.config.speed).requires_grad_(False)
 
 
@@ -197,17 +258,25 @@ def prepare(model: PreTrainedModel, config: TrainConfig) -> None:
             )
         for layer in layers:
             # Not the model's own switch, since that one works in training mode alone, where dropout is on.
-            layer.forward = partial(torch_checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+            drops = config.lora is not None and config.lora.dropout > 0
+            layer.forward = partial(torch_checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=drops)
 
 
-def publish_weights(job: TrainJob, asked: dict[str, Any], stepper: Stepper) -> ModelVersion:
-    """Publish the trained model with its tokenizer as version t + 1."""
+def publish_weights(
+    job: TrainJob, asked: dict[str, Any], stepper: Stepper, adapter: lora.Adapter | None, us: Ranks
+) -> ModelVersion | None:
+    """Publish the trained model with its tokenizer as version t + 1. None on all ranks but the first."""
     scratch = job.weights.with_name(f".{job.weights.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    stepper.save(scratch, load_tokenizer(job.start.path, job.model))
+    if us.first:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+    if adapter is None:
+        stepper.save(scratch, load_tokenizer(job.start.path, job.model))
+    elif us.first:
+        assert job.config.lora is not None
+        lora.publish(scratch, adapter=adapter, start=job.start.path, t=job.t, lora=job.config.lora, model=job.model)
     fields = {"t": job.t + 1, "parent": job.start.digest}
-    return store.publish(scratch, job.weights, asked, fields, ModelVersion)
+    return store.publish(scratch, job.weights, asked, fields, ModelVersion) if us.first else None
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def publish(folder, start, t, config=CPU, **settings):
     """The version that iteration `t` makes of an adapter; the model as it was in training."""
     model, told, tensors = trained(start, config, seed=t, **settings)
     settings = LoraConfig(**{"rank": 2, "alpha": 8.0, **settings})
-    lora.publish(folder, start=start, t=t, lora=settings, model=config, told=told, tensors=tensors)
+    lora.publish(folder, adapter=lora.trained(told, tensors), start=start, t=t, lora=settings, model=config)
     return model
 
 
@@ -117,7 +117,7 @@ def test_dropout_is_on_inside_its_context_alone_and_follows_from_the_step(tiny_m
     still = logits(model)
 
     def dropped(*at):
-        with lora.dropout(model, *at):
+        with lora.dropout(model, LoraConfig(dropout=0.5), *at):
             return logits(model)
 
     first = dropped(0, 3)

@@ -11,7 +11,7 @@ from helpers import character_tokenizer
 from small_game import CPU, do, game, pass_over, random_prompts, stepper_of, train_job, version_of
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from spin_core import monitors, phase, store
+from spin_core import phase, store
 from spin_core.batches import read_token_ids
 from spin_core.checkpoint import CHECKPOINTS, latest_checkpoint, read_rows
 from spin_core.config import ModelConfig, TrainConfig
@@ -68,7 +68,7 @@ def test_training_learns_and_publishes_the_next_version(tmp_path, tiny_model):
     assert record.metrics["loss"] == rows[-1]["loss"]
     assert list(rows[0]) == [
         "step", "epoch", "loss", "rewards/real", "rewards/generated", "rewards/margins", "rewards/accuracies",
-        "logps/real", "logps/generated", "grad_norm", "learning_rate",
+        "logps/real", "logps/generated", "length_correlation", "grad_norm", "learning_rate",
     ]  # fmt: skip
     player = store.read_record(job.weights, ModelVersion)
     assert (player.t, player.parent, player.digest) == (1, job.start.digest, record.model)
@@ -230,22 +230,6 @@ def test_damaged_weights_stop_the_training_with_a_line(tmp_path, tiny_model):
     job = job.model_copy(update={"start": job.start.model_copy(update={"path": tmp_path / "nan"})})
     with pytest.raises(TrainingDiverged, match=r"the loss of step 1 is not finite"):
         do(job)
-
-
-def test_a_monitor_warns_and_is_named_in_the_record(tmp_path, tiny_model, monkeypatch, caplog):
-    monkeypatch.setattr(monitors, "WINDOW", 3)
-    job = game(tmp_path, tiny_model, learning_rate=3e-2, epochs=8, on_divergence="warn")
-    record = do(job)
-    assert any("tells real from generated without fail" in event for event in record.events)
-    assert all(event in caplog.text for event in record.events)
-
-
-def test_a_monitor_stops_the_training_if_asked_to(tmp_path, tiny_model, monkeypatch):
-    monkeypatch.setattr(monitors, "WINDOW", 3)
-    job = game(tmp_path, tiny_model, learning_rate=3e-2, epochs=8, on_divergence="stop")
-    with pytest.raises(TrainingDiverged, match=r"or set train\.on_divergence to warn"):
-        do(job)
-    assert not job.weights.exists()
 
 
 def test_no_pairs_is_an_error_with_the_cure(tmp_path, tiny_model):
