@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from spin_core import estimate
-from spin_core.check_data import look_at_source, look_at_texts
+from spin_core.check_data import look_at_preferences, look_at_source, look_at_texts
 from spin_core.config import SCHEDULE, RunConfig, at
 from spin_core.errors import ConfigError, ModelError, StorageError
 from spin_core.estimate import Shape, Texts
@@ -38,6 +38,7 @@ def check_run(config: RunConfig, runs: Path) -> Findings:
     looks = Looks()
     looks.at("config", look_at_settings, config)
     source = looks.at("data", look_at_source, config)
+    preferences = looks.at("data", look_at_preferences, config)
     with tempfile.TemporaryDirectory(prefix="spin-check-") as scratch:
         folder = looks.at("model", look_for_model, config, Path(scratch))
         shape = looks.at("model", look_at_model, config, folder)
@@ -47,7 +48,7 @@ def check_run(config: RunConfig, runs: Path) -> Findings:
     looks.at("memory", look_at_memory, config, shape, texts)
     disk = looks.at("disk", look_for_folder, runs)
     looks.at("disk", look_at_disk, config, shape, texts, disk)
-    looks.at("time", look_at_time, config, shape, texts)
+    looks.at("time", look_at_time, config, shape, texts, preferences)
     return Findings(findings=tuple(looks.findings))
 
 
@@ -69,6 +70,8 @@ def look_at_settings(looks: Looks, config: RunConfig) -> None:
             unused = len(values) - config.iterations
             said = f"{name} has {len(values)} values for {count(config.iterations, 'iteration')}"
             looks.add("config", f"{said}: the last {unused} go unused", "warn")
+    if train.loss in ("t-spin", "space") and any(at(train.beta, t) != 1 for t in steps):
+        looks.add("config", f"train.loss {train.loss} is made for train.beta 1, which its paper takes", "warn")
     if evaluate.exact and config.prompts.source.path != "demo":
         cure = "set evaluate.exact to false, or prompts.source.path to demo"
         looks.add("config", f"evaluate.exact needs data whose distribution is known: {cure}", "wrong")
@@ -225,7 +228,9 @@ def look_for_folder(_looks: Looks, runs: Path) -> Path:
 def look_at_disk(looks: Looks, config: RunConfig, shape: Shape, texts: Texts, runs: Path) -> None:
     """What the whole run will leave, and what an iteration takes while it trains, against what is free."""
     steps = range(config.iterations)
-    versions = config.iterations + len(config.controls.sft_learning_rate or (0,)) * config.controls.sft_continued
+    controls = config.controls
+    versions = config.iterations + len(controls.sft_learning_rate or (0,)) * controls.sft_continued
+    versions += controls.dpo is not None
     models = (versions + (0 if config.model.path else 2)) * estimate.model_disk(shape)
     written = sum(estimate.text_disk(texts, config, t) for t in steps)
     passing = max(estimate.checkpoint_disk(shape, config.train, estimate.steps_in(texts, config, t)) for t in steps)
@@ -236,13 +241,13 @@ def look_at_disk(looks: Looks, config: RunConfig, shape: Shape, texts: Texts, ru
     looks.judge("disk", said, need, free, "free some space, choose another folder with --runs or lower iterations")
 
 
-def look_at_time(looks: Looks, config: RunConfig, shape: Shape, texts: Texts) -> None:
+def look_at_time(looks: Looks, config: RunConfig, shape: Shape, texts: Texts, preferences: int) -> None:
     """A guess at the time of the run, from arithmetic and from how fast this device does some now."""
     from spin_core.models import device_of
 
     speed = estimate.measure(shape, config, texts, device_of(config.model))
     iterations = [estimate.iteration_seconds(shape, texts, config, t, speed) for t in range(config.iterations)]
-    beside = estimate.other_seconds(shape, texts, config, speed)
+    beside = estimate.other_seconds(shape, texts, config, speed, preferences)
     total = beside + sum(sum(parts.values()) for parts in iterations)
     last = iterations[-1]
     parts = ", ".join(f"{name} {duration(part)}" for name, part in last.items() if part >= 1)

@@ -53,6 +53,28 @@ def look_at_source(looks: Looks, config: RunConfig) -> Source:
     return Source(rows, len(rows))
 
 
+def look_at_preferences(looks: Looks, config: RunConfig) -> int:
+    """DPO's data can be read and are preferences: how many there are. 0 without DPO, or if nobody says."""
+    from spin_core.preferences import SETTING, preferences, refuse_empty
+    from spin_core.sources import on_hub, read_rows
+
+    dpo = config.controls.dpo
+    if dpo is None:
+        return 0
+    name = dpo.source.path
+    if on_hub(dpo.source):
+        number = rows_on_hub(dpo.source, f"{SETTING}.source")
+        known = f"has {number:,} rows" if number is not None else "does not say how many rows it has"
+        looks.add("data", f"{name} is on the hub and {known}; DPO reads them when the iterations are done")
+        return min(number or 0, dpo.sample or number or 0)
+    rows, _ = read_rows(dpo.source, f"{SETTING}.source")
+    found, drops = preferences(rows, dpo.columns, name)
+    if not found:
+        refuse_empty(name, drops)
+    looks.add("data", f"{name} has {len(rows):,} rows, of which {len(found):,} are preferences for DPO")
+    return min(len(found), dpo.sample or len(found))
+
+
 def look_at_texts(looks: Looks, config: RunConfig, source: Source, folder: Path, renderer: Any) -> Texts | None:
     """The data as phase `prompts` will leave them. None if nobody says how many there are."""
     tokenizer = ModelVersion(path=folder, digest="", t=0, parent=None)
@@ -163,7 +185,7 @@ def as_long_as_allowed(looks: Looks, job: PromptsJob, number: int | None) -> Tex
     return Texts(prompts, settings.held_out, prompt, response, prompt, prompt + response)
 
 
-def rows_on_hub(source: SourceConfig) -> int | None:
+def rows_on_hub(source: SourceConfig, setting: str = "prompts.source") -> int | None:
     """How many rows a data set of the hub has, as its card says; None if it does not. `DataError` if there is none."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
@@ -177,7 +199,7 @@ def rows_on_hub(source: SourceConfig) -> int | None:
             return None
         raise DataError(
             f"{source.path} is no file or folder here, and the hub did not answer for it ({first_line(error)}): "
-            "mend prompts.source.path, or connect to the hub"
+            f"mend {setting}.path, or connect to the hub"
         ) from error
     about = card.to_dict().get("dataset_info", []) if card is not None else []
     parts = about if isinstance(about, list) else [about]

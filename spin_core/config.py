@@ -282,7 +282,8 @@ class TrainConfig(Frozen):
     T-SPIN (arXiv 2601.08198) and SPACE (2512.07175); `sft` is continued fine-tuning on the real responses."""
 
     beta: Schedule[PositiveFloat] = 0.1
-    """The paper's lambda. Larger keeps the player closer to the opponent."""
+    """The paper's lambda. Larger keeps the player closer to the opponent. T-SPIN's alpha and the scale of SPACE's
+    rewards too; their papers take 1 for both."""
 
     nll_weight: Schedule[NonNegativeFloat] = 0.0
     """Add so many times the real response's negative log-likelihood, a token's mean."""

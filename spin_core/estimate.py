@@ -214,8 +214,11 @@ def iteration_seconds(shape: Shape, texts: Texts, config: RunConfig, t: int, spe
     }
 
 
-def other_seconds(shape: Shape, texts: Texts, config: RunConfig, speed: Speed) -> float:
-    """Time of what stands beside the iterations: SFT of a model that is made here, and continued SFT as a control."""
+def other_seconds(shape: Shape, texts: Texts, config: RunConfig, speed: Speed, preferences: int = 0) -> float:
+    """Time of what stands beside the iterations: SFT of a model that is made here, and the controls that train.
+
+    Preferences are taken to be as long as the SFT data.
+    """
     row, total = texts.prompt_tokens + texts.response_tokens, 0.0
     if not config.model.path:
         train = config.sft.train
@@ -225,6 +228,10 @@ def other_seconds(shape: Shape, texts: Texts, config: RunConfig, speed: Speed) -
         rates = len(config.controls.sft_learning_rate) or 1
         tokens = row * rates * steps * config.train.batch_size
         total += training_seconds(shape, tokens, config.train, texts.longest, speed)
+    if config.controls.dpo is not None:
+        tokens = 2 * row * preferences
+        total += pass_seconds(shape, tokens, config.train, texts.longest, speed)
+        total += training_seconds(shape, tokens * config.controls.dpo.epochs, config.train, texts.longest, speed)
     return total
 
 

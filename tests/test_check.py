@@ -72,6 +72,35 @@ def wrong(found: Findings) -> str:
     return line
 
 
+@pytest.fixture
+def preferred(tmp_path):
+    """A JSONL file of 10 preferences and a row that is none."""
+    file = tmp_path / "preferences.jsonl"
+    made = [{"prompt": f"question {i}?", "chosen": "yes", "rejected": "no"} for i in range(10)]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in [*made, {"prompt": 1, "chosen": 2, "rejected": 3}]))
+    return file
+
+
+def test_preferences_for_dpo_are_read_and_their_model_and_time_are_counted(configured, preferred, tmp_path):
+    without = check_run(configured(), tmp_path)
+    found = check_run(configured(f"controls.dpo.source.path={preferred}", "controls.dpo.epochs=9"), tmp_path)
+    assert f"{preferred} has 11 rows, of which 10 are preferences for DPO" in texts(found, "data")
+    assert "SFT and controls" in texts(found, "time")[0]
+    assert texts(found, "disk") != texts(without, "disk")
+
+
+def test_data_that_are_no_preferences_are_wrong(configured, rows, tmp_path):
+    line = wrong(check_run(configured(f"controls.dpo.source.path={rows}"), tmp_path))
+    assert line.startswith(f"data: {rows} is no preference data, since it has no column chosen or rejected")
+
+
+@pytest.mark.parametrize("loss", ["t-spin", "space"])
+def test_a_beta_that_its_paper_does_not_take_is_a_warning(configured, loss, tmp_path):
+    said = f"train.loss {loss} is made for train.beta 1, which its paper takes"
+    assert said in texts(check_run(configured(f"train.loss={loss}", "train.beta=0.1"), tmp_path), "config", "warn")
+    assert said not in texts(check_run(configured(f"train.loss={loss}", "train.beta=1"), tmp_path), "config", "warn")
+
+
 def test_the_demo_is_ready_and_nothing_is_left_behind(tmp_path):
     found = check_run(resolve("demo"), tmp_path / "runs")
     assert found.ok
