@@ -106,7 +106,7 @@ def print_records(game: Lineage, records: Sequence[IterationRecord]) -> None:
             ("model", f"{record.player.path}  {record.player.digest[:12]}"),
             ("opponent", f"θ_{record.opponent.t}  {record.opponent.digest[:12]}"),
             ("pairs", f"{record.pairs.rows:,} of {record.pairs.rows_in:,}; dropped: {drops}"),
-            ("training", f"{record.train.steps} steps, first loss {record.train.first_loss:.5f}; {metrics}"),
+            ("training", f"{steps_of(record)}, first loss {record.train.first_loss:.5f}; {metrics}"),
             ("gate", f"{record.gate.outcome}: {record.gate.reason}"),
             ("seconds", f"{seconds}; in all {sum(record.seconds.values()):.1f}"),
             ("memory", f"{memory[1]:,.0f} MB at most, in {memory[0]}"),
@@ -117,8 +117,15 @@ def print_records(game: Lineage, records: Sequence[IterationRecord]) -> None:
         for name, value in rows:
             table.add_row(f"[dim]{name}[/]", escape(value))
         for event in record.train.events:
-            table.add_row("[yellow]monitor[/]", escape(event))
+            table.add_row(f"[yellow]{event.action}[/]", escape(event.message))
         console.print(table)
+
+
+def steps_of(record: IterationRecord) -> str:
+    """`40 steps`, or `40 steps, published step 30`."""
+    train = record.train
+    other = train.published is not None and train.published != train.steps
+    return f"{train.steps} steps" + (f", published step {train.published}" if other else "")
 
 
 def print_samples(samples: Sequence[dict[str, Any]]) -> None:

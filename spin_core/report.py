@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from spin_core.board import Board, Row, format_score, leaderboard
 from spin_core.lineage import Lineage
-from spin_core.records import Comparison, IterationRecord
+from spin_core.records import Comparison, IterationRecord, TrainRun
 
 SAMPLES = 10
 COLUMNS = 5
@@ -133,16 +133,27 @@ def difference(comparison: Comparison | None) -> str:
 
 def training(record: IterationRecord) -> list[str]:
     """Steps, first loss, metrics and what the monitors saw."""
-    steps = metrics(record.train.path)
-    events = record.train.events or ("the monitors saw nothing unusual",)
+    train, steps = record.train, metrics(record.train.path)
+    last = train.published or train.steps
+    chosen = "" if last == train.steps else f" Published are the weights of step {last}."
+    events = [f"**{event.action}** at step {event.step}: {event.message}" for event in train.events]
+    first = {name: f"{value:.4g}" for name, value in steps[0].items() if value is not None}
     return [
-        f"{record.train.steps} steps. The first loss is {record.train.first_loss:.5f}; log 2 is 0.69315.",
-        "\n".join(f"- {event}" for event in events),
+        f"{train.steps} steps. The first loss is {train.first_loss:.5f}; log 2 is 0.69315.{chosen}",
+        "\n".join(f"- {event}" for event in events or ["the monitors saw nothing unusual"]),
         markdown_table(
-            ["metric", "first step", "last step"],
-            [[name, *(f"{step[name]:.4g}" for step in (steps[0], steps[-1]))] for name in record.train.metrics],
+            ["metric", "first step", f"step {last}", *(["held out"] if train.held_out else [])],
+            [
+                [name, first[name], f"{value:.4g}", *([held(train, name)] if train.held_out else [])]
+                for name, value in train.metrics.items()
+            ],
         ),
     ]
+
+
+def held(train: TrainRun, name: str) -> str:
+    """A metric on the held-out pairs."""
+    return f"{train.held_out[name]:.4g}" if name in train.held_out else "–"
 
 
 def data_table(record: IterationRecord) -> str:

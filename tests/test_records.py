@@ -13,6 +13,7 @@ from spin_core.lineage import dump
 from spin_core.records import (
     Comparison,
     EvalReport,
+    Event,
     GateDecision,
     GenerationBatch,
     IterationRecord,
@@ -27,6 +28,7 @@ from spin_core.records import (
 
 HERE = {"path": Path("/runs/x"), "digest": "d" * 64}
 SCORE = Score(value=0.5, stderr=0.1, n=4)
+EVENT = Event(kind="exploded", step=2, message="margins explode", action="stop")
 RECORDS = [
     PromptSet(**HERE, source="demo", revision=None, rows=5, held_out=2, drops={"too long": 1}, stop_ids=(2, 3)),
     ModelVersion(**HERE, t=0, parent=None),
@@ -34,7 +36,7 @@ RECORDS = [
     GenerationBatch(**HERE, t=0, opponent="o", rows=5, shards=1, tokens=9, finish_reasons={"stop": 4, "length": 1}),
     PairDataset(**HERE, t=1, rows_in=10, rows=8, drops={"empty": 2}, mix={"0": 4, "1": 4}),
     ScoredPairs(**HERE, pairs="p", opponent="o"),
-    TrainRun(**HERE, t=0, model="m", steps=2, first_loss=0.69, metrics={"loss": 0.5}, events=("margins explode",)),
+    TrainRun(**HERE, t=0, model="m", steps=2, first_loss=0.69, metrics={"loss": 0.5}, events=(EVENT,)),
     EvalReport(**HERE, model="m", suite="self-play", harness="spin 0", scores={"nll": SCORE}),
 ]
 

@@ -10,7 +10,7 @@ from small_lineage import report as publish_report
 
 from spin_core import report
 from spin_core.board import leaderboard
-from spin_core.records import Comparison
+from spin_core.records import Comparison, Event
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -84,8 +84,16 @@ def test_counts_and_costs_are_told(page, told):
     assert told in page
 
 
+def test_weights_that_are_not_the_last_ones_are_told_with_what_was_measured_on_held_out_pairs(game):
+    page = written(game, 0, published=1, metrics={"loss": 0.693}, held_out={"step": 1.0, "loss": 0.65})
+    assert "2 steps. The first loss is 0.69310; log 2 is 0.69315. Published are the weights of step 1." in page
+    assert "| metric | first step | step 1 | held out |" in page
+    assert "| loss | 0.693 | 0.693 | 0.65 |" in page
+
+
 def test_what_the_monitors_saw_is_told(game):
-    assert "- margins explode\n" in written(game, 0, events=("margins explode",))
+    event = Event(kind="exploded", step=2, message="margins explode", action="stop")
+    assert "- **stop** at step 2: margins explode\n" in written(game, 0, events=(event,))
     assert "- the monitors saw nothing unusual\n" in written(game, 0)
 
 

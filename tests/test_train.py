@@ -180,7 +180,7 @@ def test_recomputing_activations_changes_no_gradient_and_runs_layers_twice(tmp_p
     layer = stepper.network.model.get_submodule(
         "model.layers.0.mlp" if fixture == "tiny_model" else "transformer.h.0.mlp"
     )
-    layer.register_forward_hook(lambda *_: calls.append(1))
+    layer.register_forward_pre_hook(lambda *_: calls.append(1))
     pass_over(again, stepper, batch)
     assert len(calls) == 2  # the forward pass, the backward pass
 
