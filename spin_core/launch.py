@@ -160,6 +160,7 @@ def rank_arguments(job: Job, job_file: Path, speed: SpeedConfig, node: int) -> l
     """torchrun's arguments for one node. Nodes that were started for different jobs do not meet."""
     name = ranks.RUN_ID + store.digest_of(store.identity_of(job.model_dump(mode="json")))[:16]
     host, _, port = speed.rendezvous.rpartition(":")
+    module = sys.modules["__main__"].__spec__  # None for a phase that is a script
     meeting = (
         ["--node-rank", str(node), "--master-addr", host, "--master-port", port]
         if speed.nodes > 1
@@ -172,7 +173,8 @@ def rank_arguments(job: Job, job_file: Path, speed: SpeedConfig, node: int) -> l
         "--rdzv-conf", f"timeout={int(ranks.PATIENCE.total_seconds())}",
         "--shutdown-timeout", str(int(GRACE_SECONDS)),
         *meeting,
-        "--module", f"spin_core.{job.phase}", str(job_file),
+        *(["--module", module.name] if module else [sys.argv[0]]),
+        str(job_file),
     ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Loading and saving models and tokenizers: safetensors only, remote code only if asked for."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,9 @@ def save_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict[str, Tensor] | None = None
 ) -> None:
     """Write a folder that `from_pretrained` and inference engines load; `weights`, if given, in place of its own."""
+    if model.device.type == "cpu":
+        # transformers loads DeepSpeed to save, where it is installed, and that else warns that it finds no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
     tokenizer.save_pretrained(folder)
 

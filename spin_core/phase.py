@@ -113,6 +113,8 @@ def main(job_type: type[J], record_type: type[R], run: Callable[[J, Path, Progre
         # Another rank, perhaps on another node, ended first, and said why.
         progress.say(failure)
         sys.exit(1)
+    finally:
+        ranks.part(failed=True)
 
 
 def end(error: SpinError, progress: Progress, us: ranks.Ranks) -> NoReturn:
@@ -126,11 +128,12 @@ def end(error: SpinError, progress: Progress, us: ranks.Ranks) -> NoReturn:
 
 def on_gpu(job: Job) -> bool:
     """Whether the job's model will be on a GPU."""
-    if not ranks.inside():
+    model = getattr(job, "model", None)
+    if model is None or not ranks.inside():
         return False
     from spin_core.models import device_of
 
-    return device_of(job.model).type == "cuda"  # type: ignore[attr-defined]
+    return device_of(model).type == "cuda"
 
 
 def claim_stdout() -> TextIO:

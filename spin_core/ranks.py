@@ -130,12 +130,16 @@ def meet(on_gpu: bool) -> Ranks:
     return us
 
 
-def part() -> None:
-    """Leave the process group."""
+def part(*, failed: bool = False) -> None:
+    """Leave the process group, if this process is in one.
+
+    A process that ends without having left gloo aborts, which hides how it ended. One that has `failed` does not try
+    to leave NCCL, which might wait for the others.
+    """
     if inside():
         import torch
 
-        if torch.distributed.is_initialized():
+        if torch.distributed.is_initialized() and not (failed and torch.distributed.get_backend() == "nccl"):
             torch.distributed.destroy_process_group()
 
 

@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,8 @@ def import_deepspeed(device: str) -> Any:
         ) from error
     # Gloo does what this one does, without a minute of compiling before the first step.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # It calls torch by names that are on their way out, in every step.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     return deepspeed
 
 

@@ -8,15 +8,22 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from spin_core.errors import DataError, TryAgain
+from spin_core import ranks
+from spin_core.config import Frozen, SpeedConfig
+from spin_core.errors import STOPPED, DataError, Stopped, TryAgain
 from spin_core.jobs import Job
 from spin_core.phase import Progress, main
 from spin_core.records import ScoredPairs
 
 
+class ToyConfig(Frozen):
+    speed: SpeedConfig = SpeedConfig()
+
+
 class ToyJob(Job):
     phase: Literal["toy"] = "toy"
     version: int = 1
+    config: ToyConfig = ToyConfig()
     does: str = "count"
     items: int = 3
     seconds: float = 0.0
@@ -24,16 +31,21 @@ class ToyJob(Job):
 
 
 def run(job: ToyJob, scratch: Path, progress: Progress) -> dict[str, Any]:
-    print("toy is at work", file=sys.stderr, flush=True)
+    us = ranks.here()
+    if us.first:
+        print("toy is at work", file=sys.stderr, flush=True)
     DOES[job.does](job)
     progress.start(job.items, "item")
     counted = scratch / "counted.txt"
     done = len(counted.read_text().split()) if counted.exists() else 0
-    for item in range(done, job.items):
-        with counted.open("a") as file:
-            file.write(f"{item + job.seed}\n")
+    for item in range(int(us.total(done if us.first else 0)), job.items):
+        if us.first:
+            with counted.open("a") as file:
+                file.write(f"{item + job.seed}\n")
         time.sleep(job.seconds)
-        progress.tell(item + 1, loss=1 / (item + 1))
+        progress.show(item + 1, loss=1 / (item + 1))
+        if us.any(progress.stopping):
+            raise Stopped(STOPPED)
     return {"pairs": "p", "opponent": "o"}
 
 
@@ -80,7 +92,30 @@ def family(job: ToyJob) -> None:
     job.output.with_name("pids").write_text(f"{os.getpid()} {child.pid}\n")
 
 
-DOES = {does.__name__: does for does in (count, wrong, again, bug, killed, full, deaf, noisy, family)}
+def crowd(job: ToyJob) -> None:
+    """Each rank tells its number, and that of the process which started it."""
+    rank = ranks.here().rank
+    job.output.with_name(f"pids-{rank}").write_text(f"{os.getpid()} {os.getppid()}\n")
+
+
+def wrong_second(_job: ToyJob) -> None:
+    """The second rank has an error of its own, while the others wait for it."""
+    if ranks.here().rank == 1:
+        raise DataError("the data of one rank are wrong: mend them")
+    ranks.here().wait()
+
+
+def killed_second(_job: ToyJob) -> None:
+    """The second rank is killed, as by a machine that is out of memory."""
+    if ranks.here().rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    ranks.here().wait()
+
+
+DOES = {
+    does.__name__: does
+    for does in (count, wrong, again, bug, killed, full, deaf, noisy, family, crowd, wrong_second, killed_second)
+}
 
 if __name__ == "__main__":
     main(ToyJob, ScoredPairs, run)
