@@ -159,8 +159,3 @@ def length_correlation(*, margins_B: Tensor, longer_B: Tensor) -> Tensor:
     margins_B, longer_B = (values.double() - values.double().mean() for values in (margins_B, longer_B))
     size = (margins_B.square().sum() * longer_B.square().sum()).sqrt()
     return torch.where(size > 0, (margins_B * longer_B).sum() / size.clamp(min=1e-300), 0.0).float()
-
-
-def sft_loss(*, logps_B: Tensor, tokens: int) -> Tensor:
-    """Continued fine-tuning: the mean negative log-likelihood of a token, a scalar; `tokens` counts the whole batch."""
-    return -logps_B.sum() / tokens

@@ -21,7 +21,12 @@ TINY = {
     "train.batch_size": 16,
     "train.save_every": 3,
     "gate.rule": "always",
-    "controls": {"sft_continued": True, "sft_learning_rate": [1e-3], "temperatures": [0.7]},
+    "controls": {
+        "sft_continued": True,
+        "sft_learning_rate": [1e-3],
+        "dpo": {"source": {"path": str(Path(__file__).with_name("preferences.jsonl"))}, "learning_rate": 1e-3},
+        "temperatures": [0.7],
+    },
 }
 ITERATIONS = 2
 

@@ -7,6 +7,7 @@ import time
 
 PHASES = ("generations", "pairs", "scores", "train", "model", "eval/self-play")
 STEPS = 24
+DPO = "dpo-beta-0.1-lr-0.001-epochs-1"
 MOMENTS = (
     "iter_00/.generations.partial/shard-00001.parquet",  # within a phase: a shard is done, others are not
     "iter_01/generations/manifest.json",  # between two phases
@@ -19,6 +20,8 @@ def test_a_run_publishes_every_phase_of_every_iteration(finished):
     expected = {f"iter_{t:02d}/{phase}" for t in range(2) for phase in PHASES}
     expected |= {"iter_00/prompts", "base/eval/self-play", "controls/temperature-0.7/eval/self-play"}
     expected |= {f"controls/sft-lr-0.001-steps-{STEPS}/{phase}" for phase in ("train", "model", "eval/self-play")}
+    dpo = ("pairs", "scores", "train", "model", "eval/self-play")
+    expected |= {f"controls/{DPO}/{phase}" for phase in dpo}
     assert set(built) == expected
     for t in range(2):
         assert (finished.runs / "whole" / f"iter_{t:02d}" / "record.json").exists()
@@ -27,7 +30,7 @@ def test_a_run_publishes_every_phase_of_every_iteration(finished):
 def test_the_leaderboard_holds_every_version_and_the_controls(finished):
     board = json.loads((finished.runs / "whole" / "leaderboard.json").read_text())
     assert [row["t"] for row in board["rows"]] == [0, 1, 2]
-    assert {row["name"] for row in board["controls"]} == {f"sft-lr-0.001-steps-{STEPS}", "temperature-0.7"}
+    assert {row["name"] for row in board["controls"]} == {f"sft-lr-0.001-steps-{STEPS}", DPO, "temperature-0.7"}
     for row in board["rows"] + board["controls"]:
         assert row["scores"]["total_variation"]["n"] == 16
     assert json.loads(finished.spin("leaderboard", "whole", "--json").stdout) == board
