@@ -216,19 +216,35 @@ def verify(lineage: str, runs: Path) -> None:
 @main.command()
 @click.argument("lineage")
 @click.argument("t", type=int)
-@click.option("--format", "form", type=click.Choice(["dpo", "spin"]), required=True, help="For other trainers' eyes.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A .jsonl or .parquet file.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["dpo", "spin", "merged", "adapter"]),
+    required=True,
+    help="Pairs: preferences for DPO, or conversations as SPIN's. The model: plain weights, or one adapter for peft.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="For pairs a .jsonl or .parquet file, else a new folder."
+)
 @runs_option
-def export(lineage: str, t: int, form: Literal["dpo", "spin"], output: Path | None, runs: Path) -> None:
-    """Write the pairs of iteration T as a data set for other trainers."""
+def export(
+    lineage: str, t: int, form: Literal["dpo", "spin", "merged", "adapter"], output: Path | None, runs: Path
+) -> None:
+    """Write what iteration T made for other programs: its pairs, or the model that it trained."""
     from flows.terminal import record_at
     from spin_core import lineage as lineages
-    from spin_core.export import export_pairs
+    from spin_core.export import export_model, export_pairs
 
     record = record_at(lineages.find(runs, lineage), t)
-    path = output or Path(f"{lineage}-iteration-{t:02d}-{form}.jsonl")
-    rows = export_pairs(record.pairs.path, path, form)
-    click.echo(f"{rows} pairs in {path}")
+    match form:
+        case "merged" | "adapter":
+            path = output or Path(f"{lineage}-theta-{t + 1}-{form}")
+            export_model(record.player.path, path, form, record.config.model)
+            click.echo(f"θ_{t + 1} in {path}")
+        case "dpo" | "spin":
+            path = output or Path(f"{lineage}-iteration-{t:02d}-{form}.jsonl")
+            rows = export_pairs(record.pairs.path, path, form)
+            click.echo(f"{rows} pairs in {path}")
 
 
 @main.command()

@@ -37,11 +37,13 @@ def check_run(config: RunConfig, runs: Path) -> Findings:
     """Look at everything that `spin run` with this configuration will need."""
     looks = Looks()
     looks.at("config", look_at_settings, config)
+    looks.at("config", look_at_measures, config)
     source = looks.at("data", look_at_source, config)
     preferences = looks.at("data", look_at_preferences, config)
     with tempfile.TemporaryDirectory(prefix="spin-check-") as scratch:
         folder = looks.at("model", look_for_model, config, Path(scratch))
         shape = looks.at("model", look_at_model, config, folder)
+        looks.at("model", look_at_adapter, config, folder)
         renderer = looks.at("tokenizer", look_at_tokenizer, config, folder)
         texts = looks.at("data", look_at_texts, config, source, folder, renderer)
         looks.at("benchmarks", look_at_benchmarks, config, Path(scratch))
@@ -84,6 +86,14 @@ def look_at_settings(looks: Looks, config: RunConfig) -> None:
         looks.add("config", f"{metric} is no score that every version will have: {cure}", "wrong")
 
 
+def look_at_measures(_looks: Looks, config: RunConfig) -> None:
+    """What is to choose the weights is measured."""
+    from spin_core.held_out import check_settings
+
+    check_settings(config.train)
+    check_settings(config.sft.train)
+
+
 def schedules_of(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Dotted name and values of every setting that has one value an iteration."""
     for name, field in type(config).model_fields.items():
@@ -124,6 +134,22 @@ def look_at_model(looks: Looks, config: RunConfig, folder: Path) -> Shape:
         origin = f"{model.path}, fetched from the hub when the run begins"
     looks.add("model", f"{parameters:,} parameters, {model.dtype} on {device_of(model)}: {origin}")
     return Shape.of(settings, parameters, model.dtype)
+
+
+def look_at_adapter(looks: Looks, config: RunConfig, folder: Path) -> None:
+    """The layers that are to get an adapter are there."""
+    from spin_core import base
+    from spin_core.lora import adapted_layers
+    from spin_core.models import load_config
+
+    lora = config.train.lora
+    if lora is None:
+        return
+    skeleton = base.skeleton(folder, load_config(folder, config.model), config.model)
+    layers: list[Any] = [skeleton.get_submodule(name) for name in adapted_layers(skeleton, lora.targets)]
+    trained = sum(lora.rank * sum(layer.weight.shape) for layer in layers)
+    scale = f"rank {lora.rank}, alpha {lora.alpha:g}"
+    looks.add("model", f"trains an adapter of {scale} on {count(len(layers), 'layer')}: {trained:,} parameters")
 
 
 def read_headers(files: Iterable[Path]) -> tuple[int, str]:

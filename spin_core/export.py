@@ -1,7 +1,8 @@
-"""Pairs for other programs: as preference data for DPO, or in SPIN's own format."""
+"""What an iteration made, for other programs: its pairs as data sets, its model as plain weights or as an adapter."""
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -9,8 +10,9 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spin_core.config import ModelConfig
 from spin_core.errors import ConfigError, DataError
-from spin_core.store import storage_errors
+from spin_core.store import storage_errors, sync
 
 Row = dict[str, Any]
 
@@ -39,6 +41,43 @@ def export_pairs(pairs_folder: Path, out_file: Path, format: Literal["dpo", "spi
         finally:
             scratch.unlink(missing_ok=True)
     return len(rows)
+
+
+def export_model(player: Path, out: Path, format: Literal["adapter", "merged"], config: ModelConfig) -> None:
+    """Write a published version as a folder that must not be there yet.
+
+    `merged`: plain weights that `from_pretrained` and inference engines load, in the precision of `config.dtype`.
+    `adapter`: one adapter as peft loads it. Of a version that stacks, it holds all iterations and goes onto θ_0;
+    of one that was merged, it holds the last and goes onto the version that it was trained from.
+
+    The folder appears whole or not at all.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from spin_core import lora
+    from spin_core.models import ADAPTERS, is_stacked, load_model, load_tokenizer, save_model
+
+    disable_progress_bar()
+    if format == "adapter" and not (player / ADAPTERS).is_dir():
+        raise ConfigError(f"{player} was trained with all its weights, not train.lora: use --format merged")
+    if out.exists():
+        raise ConfigError(f"{out} is there already: name another folder with -o, or remove it")
+    scratch = out.with_name(f".{out.name}.{os.getpid()}")
+    with storage_errors(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if format == "merged":
+                scratch.mkdir()
+                model = load_model(player, config.model_copy(update={"device": "cpu"}))
+                save_model(model, load_tokenizer(player, config), scratch)
+            else:
+                adapters = lora.read(player)
+                lora.write(lora.combined(adapters) if is_stacked(player) else adapters[-1], scratch)
+            for path in scratch.rglob("*"):
+                sync(path)
+            scratch.replace(out)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write(rows: list[Row], path: Path, suffix: str) -> None:

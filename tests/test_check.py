@@ -94,6 +94,22 @@ def test_data_that_are_no_preferences_are_wrong(configured, rows, tmp_path):
     assert line.startswith(f"data: {rows} is no preference data, since it has no column chosen or rejected")
 
 
+def test_an_adapter_is_told_with_its_size_and_its_layers_must_be_there(configured, tmp_path):
+    found = check_run(configured("train.lora={rank: 4, targets: [q_proj, down_proj]}"), tmp_path)
+    told = "trains an adapter of rank 4, alpha 32 on 4 layers: 640 parameters"
+    assert told in texts(found, "model"), "by hand: 2 layers x 4 x (16 + 16 + 32 + 16)"
+    line = wrong(check_run(configured("train.lora={targets: [query]}"), tmp_path))
+    assert line.startswith("model: train.lora.targets names 'query', and LlamaForCausalLM has no such linear layer: ")
+
+
+def test_weights_are_chosen_by_what_is_measured(configured, tmp_path):
+    line = wrong(check_run(configured("train.keep_best=loss"), tmp_path))
+    assert line == (
+        "config: train.keep_best loss is measured on held-out pairs, and none are held out: "
+        "set train.held_out to 0.05, or train.keep_best to nothing"
+    )
+
+
 @pytest.mark.parametrize("loss", ["t-spin", "space"])
 def test_a_beta_that_its_paper_does_not_take_is_a_warning(configured, loss, tmp_path):
     said = f"train.loss {loss} is made for train.beta 1, which its paper takes"

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from spin_core.config import ModelConfig
 from spin_core.errors import ConfigError, DataError, StorageError
-from spin_core.export import export_pairs
+from spin_core.export import export_model, export_pairs
 from spin_core.pairs import SCHEMA
 
 CONVERSATION = [
@@ -141,3 +142,24 @@ def test_a_folder_without_pairs_is_named(tmp_path):
 def test_another_suffix_is_refused(pairs, tmp_path):
     with pytest.raises(ConfigError, match=r"give it the suffix .jsonl or .parquet"):
         export_pairs(pairs(), tmp_path / "out.csv", "dpo")
+
+
+def test_a_version_is_exported_with_its_weights_and_tokenizer_and_nothing_else(tiny_model, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = ModelConfig(device="cpu", dtype="bfloat16")
+    export_model(tiny_model, tmp_path / "out" / "model", "merged", config)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    assert str(model.dtype) == "torch.bfloat16"
+    assert AutoTokenizer.from_pretrained(tmp_path / "out" / "model").eos_token == "</s>"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
+
+
+def test_a_version_without_an_adapter_has_none_to_export(tiny_model, tmp_path):
+    with pytest.raises(ConfigError, match=r"trained with all its weights, not train\.lora: use --format merged"):
+        export_model(tiny_model, tmp_path / "out", "adapter", ModelConfig())
+
+
+def test_an_exported_model_takes_no_folders_place(tiny_model, tmp_path):
+    with pytest.raises(ConfigError, match="is there already: name another folder with -o, or remove it"):
+        export_model(tiny_model, tmp_path, "merged", ModelConfig())

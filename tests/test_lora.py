@@ -5,14 +5,32 @@ import shutil
 
 import pytest
 import torch
+from click.testing import CliRunner
 from helpers import character_tokenizer
 from safetensors.torch import load_file
+from small_game import do, game
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from spin_core import lora, store
+from flows.cli import main
+from spin_core import base, evaluate, generate, lora, pairs, phase, prompts, score, store, train
+from spin_core import lineage as lineages
+from spin_core.checkpoint import CHECKPOINTS, latest_checkpoint
 from spin_core.config import LoraConfig, ModelConfig
-from spin_core.errors import ConfigError, DamagedArtifact, ModelError
-from spin_core.models import check_safetensors, load_model, load_tokenizer
+from spin_core.errors import ConfigError, DamagedArtifact, ModelError, Stopped
+from spin_core.history import record_iteration
+from spin_core.losses import LOG_2
+from spin_core.models import check_safetensors, is_stacked, load_model, load_tokenizer
+from spin_core.recipes import resolve
+from spin_core.records import (
+    EvalReport,
+    GateDecision,
+    GenerationBatch,
+    ModelVersion,
+    PairDataset,
+    PromptSet,
+    ScoredPairs,
+    TrainRun,
+)
 
 CPU = ModelConfig(device="cpu")
 BF16 = ModelConfig(device="cpu", dtype="bfloat16")
@@ -249,3 +267,136 @@ def test_a_damaged_adapter_is_named(tmp_path, tiny_model):
     (tmp_path / "v1" / "adapters" / "01" / "adapter_model.safetensors").write_bytes(b"half")
     with pytest.raises(DamagedArtifact, match=r"the adapter in .*adapters/01 cannot be read"):
         load_model(tmp_path / "v1", CPU)
+
+
+# In a real training.
+
+
+@pytest.mark.parametrize("fixture", ["tiny_model", "gpt2"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"gradient_checkpointing": True},
+        {"speed": {"packing": False}},
+        {"speed": {"cached_scores": False}},
+        {"lora": {"rank": 4, "dropout": 0.5}, "gradient_checkpointing": True, "micro_batch_tokens": 64},
+        {"lora": {"rank": 4, "across": "stack"}},
+    ],
+    ids=["plain", "recomputed", "padded", "scored-anew", "dropout", "stack"],
+)
+def test_an_adapter_learns_from_a_first_loss_of_log_2(request, tmp_path, fixture, settings):
+    start = request.getfixturevalue(fixture)
+    job = game(tmp_path, start, **{"lora": {"rank": 4}, "epochs": 8, "learning_rate": 2e-2, "beta": 2.0, **settings})
+    record = do(job)
+    assert record.first_loss == pytest.approx(LOG_2, abs=1e-5)
+    assert record.metrics["loss"] < 0.5
+    assert store.verify(job.weights) == []
+    assert not torch.allclose(logits(load_model(job.weights, CPU)), logits(load_model(start, CPU)), atol=1e-2)
+
+
+def test_recomputing_drops_what_the_forward_pass_dropped(tmp_path, tiny_model):
+    settings = {"lora": {"rank": 4, "dropout": 0.5}, "epochs": 4, "learning_rate": 2e-2}
+    losses = [
+        do(game(tmp_path / str(again), tiny_model, **settings, gradient_checkpointing=again)).metrics["loss"]
+        for again in (False, True)
+    ]
+    still = do(game(tmp_path / "still", tiny_model, **{**settings, "lora": {"rank": 4}})).metrics["loss"]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] != pytest.approx(still, rel=1e-2)
+
+
+def test_scoring_the_opponent_anew_passes_the_adapter_by(tmp_path, tiny_model):
+    settings = {"lora": {"rank": 4}, "epochs": 4, "learning_rate": 2e-2}
+    cached, anew = (
+        do(game(tmp_path / str(kept), tiny_model, **settings, speed={"cached_scores": kept})) for kept in (True, False)
+    )
+    assert anew.metrics == pytest.approx(cached.metrics, rel=1e-3, abs=1e-5)
+
+
+def test_a_checkpoint_holds_the_adapter_alone(tmp_path, tiny_model):
+    job, progress = game(tmp_path, tiny_model, lora={"rank": 2}), phase.Progress()
+    progress.stop()
+    with pytest.raises(Stopped):
+        do(job, progress)
+    _, tensors = latest_checkpoint(tmp_path / ".train.partial" / CHECKPOINTS)
+    names = [name for name in tensors if not name.startswith("random/")]
+    assert {name.partition("/")[0] for name in names} == {"weight", "square_avg", "step"}
+    assert all(".lora_" in name for name in names)
+    assert sum(name.startswith("weight/") for name in names) == 2 * 2 * 7
+
+
+def test_bfloat16_adapters_move_by_steps_that_bfloat16_would_lose(tmp_path, tiny_model):
+    job = game(tmp_path, tiny_model, BF16, lora={"rank": 2}, learning_rate=5e-7, epochs=2)
+    do(job)
+    (adapter,) = lora.read(job.weights)
+    b = adapter.factors["model.layers.0.mlp.up_proj"][1]
+    assert 0 < b.abs().max() < 1e-4
+    a = adapter.factors["model.layers.0.mlp.up_proj"][0]
+    assert not torch.equal(a, a.to(torch.bfloat16).float()), "its float32 masters are what is published"
+
+
+MODULES = {
+    "base": (base, ModelVersion), "prompts": (prompts, PromptSet), "generate": (generate, GenerationBatch),
+    "pairs": (pairs, PairDataset), "score": (score, ScoredPairs), "train": (train, TrainRun),
+    "evaluate": (evaluate, EvalReport),
+}  # fmt: skip
+
+
+def act(job):
+    """Do a phase's job here."""
+    module, record = MODULES[job.phase]
+    return phase.execute(job, record, module.run, phase.Progress())
+
+
+def play(runs, tiny_model, across):
+    """Two iterations with adapters, through every phase but the gate."""
+    config = resolve(
+        "demo",
+        sets=[
+            f"model.path={tiny_model}", "model.device=cpu", "prompts.sample=24", "prompts.held_out=4",
+            "generate.max_new_tokens=6", "train.batch_size=8", "train.epochs=4", "train.learning_rate=0.02",
+            "train.lr_schedule=constant", f"train.lora={{rank: 2, across: {across}}}", "controls={}",
+        ],
+    )  # fmt: skip
+    with store.locked(runs / "tale"):
+        made = lineages.start(runs, "tale", config)
+    opponent = theta_0 = act(made.base_job())
+    data, previous, report = act(made.prompts_job(theta_0)), None, None
+    for t in range(2):
+        generations = act(made.generate_job(t, opponent, data))
+        paired = act(made.pairs_job(t, data, generations, previous))
+        scores = act(made.score_job(t, opponent, paired))
+        trained_run = act(made.train_job(t, opponent, paired, scores))
+        player = made.player(t)
+        (job,) = made.evaluate_jobs(player, data, report)
+        report = act(job)
+        record_iteration(
+            made, t, prompts=data, opponent=opponent, generations=generations, pairs=paired, scores=scores,
+            train=trained_run, player=player, evaluations=(report,),
+            gate=GateDecision(outcome="promote", reason="", next_opponent=t + 1),
+        )  # fmt: skip
+        opponent, previous = player, generations
+    return made
+
+
+@pytest.mark.parametrize("across", ["merge", "stack"])
+def test_two_iterations_are_played_and_exported(tmp_path, tiny_model, monkeypatch, across):
+    from peft import PeftModel
+
+    made = play(tmp_path / "runs", tiny_model, across)
+    versions = [made.records()[0].opponent, *(record.player for record in made.records())]
+    for record in made.records():
+        assert record.train.first_loss == pytest.approx(LOG_2, abs=1e-5)
+        assert record.train.metrics["loss"] < record.train.first_loss - 0.01
+        assert store.verify(record.player.path) == []
+        assert is_stacked(record.player.path) == (across == "stack")
+    monkeypatch.chdir(tmp_path)
+    for form in ("merged", "adapter"):
+        result = CliRunner().invoke(main, ["export", "tale", "1", "--format", form, "--runs", str(tmp_path / "runs")])
+        assert (result.exit_code, result.output) == (0, f"θ_2 in tale-theta-2-{form}\n")
+    player = load_model(versions[2].path, CPU)
+    close(AutoModelForCausalLM.from_pretrained(tmp_path / "tale-theta-2-merged"), player)
+    load_tokenizer(tmp_path / "tale-theta-2-merged", CPU)
+    onto = versions[0] if across == "stack" else versions[1]
+    close(PeftModel.from_pretrained(load_model(onto.path, CPU), tmp_path / "tale-theta-2-adapter"), player)
