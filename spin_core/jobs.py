@@ -17,6 +17,7 @@ from spin_core.config import (
     PromptsConfig,
     SftConfig,
     SourceConfig,
+    SpeedConfig,
     TrainConfig,
 )
 from spin_core.records import EvalReport, GenerationBatch, ModelVersion, PairDataset, PromptSet, ScoredPairs
@@ -115,6 +116,7 @@ class ScoreJob(Job):
     opponent: ModelVersion
     pairs: PairDataset
     micro_batch_tokens: int
+    speed: SpeedConfig = SpeedConfig()
     base: ModelVersion | None = None
     """θ_0, where the reference is anchored in it: the pairs are scored under it too."""
 

@@ -159,6 +159,7 @@ class Lineage:
             opponent=opponent,
             pairs=pairs,
             micro_batch_tokens=self.config.train.micro_batch_tokens,
+            speed=self.config.train.speed,
             base=base if self.config.train.anchor_in(t) else None,
         )
 

@@ -18,6 +18,8 @@ from transformers import PreTrainedModel
 
 from spin_core import attention
 from spin_core.batches import Ints, Sequences, TokenIds, micro_batches
+from spin_core.config import SpeedConfig
+from spin_core.errors import ConfigError
 from spin_core.packing import Rows, packed_rows, padded_rows
 
 log = logging.getLogger("spin_core")
@@ -70,6 +72,15 @@ class ResponseLogps(nn.Module):
             logps_R = F.log_softmax(logits_RV, dim=-1).gather(1, rows.target_R[:, None]).squeeze(1)
         # Unlike index_add, this adds in one order on every device.
         return torch.segment_reduce(logps_R, "sum", lengths=rows.responses_S, initial=0.0)
+
+
+def network_of(model: PreTrainedModel, speed: SpeedConfig) -> ResponseLogps:
+    """The model as it scores responses, with the savings that the configuration leaves on."""
+    if speed.attention == "flex" and model.device.type != "cuda":
+        raise ConfigError("train.speed.attention flex trains on a GPU alone: set it to sdpa")
+    kernel = attention.FLEX if speed.attention == "flex" else attention.PACKED
+    chunk = CHUNK_LOGITS if speed.response_logits else None
+    return ResponseLogps(model, chunk_logits=chunk, pack=kernel if speed.packing else None)
 
 
 def arguments(rows: Rows) -> dict[str, Any]:

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spin_core import store
-from spin_core.batches import Sequences, TokenIds, read_token_ids
+from spin_core.batches import Ints, Sequences, TokenIds, read_token_ids
 from spin_core.jobs import ScoreJob
-from spin_core.logps import ResponseLogps, score_sequences
+from spin_core.logps import ResponseLogps, network_of, score_sequences
 from spin_core.models import load_model
 from spin_core.phase import Progress, main
 from spin_core.records import ModelVersion, ScoredPairs
@@ -32,10 +32,10 @@ def run(job: ScoreJob, scratch: Path, progress: Progress) -> dict[str, Any]:
 
     With θ_0 in the job, real_base_logps and generated_base_logps follow.
     """
-    prompts, reals, generated = read_token_ids(
-        job.pairs.path / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids"
-    )
-    prompt_ids, response_ids, place = distinct(prompts + prompts, reals + generated)
+    prompts, *responses = read_token_ids(job.pairs.path / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids")
+    # A pair's responses lie side by side, so that they are in one block and their prompt is computed once.
+    both = [ids for pair in zip(*responses, strict=True) for ids in pair]
+    prompt_ids, response_ids, place = distinct([prompt for prompt in prompts for _ in responses], both)
     log.info("%d pairs hold %d distinct responses", len(prompts), len(prompt_ids))
     blocks = scratch / "blocks"
     models = {"": job.opponent} if job.base is None else {"": job.opponent, "_base": job.base}
@@ -48,7 +48,7 @@ def run(job: ScoreJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     }
     columns: dict[str, npt.NDArray[np.float32]] = {}
     for name, version in models.items():
-        sides = np.split(scored[version.digest], 2)
+        sides = scored[version.digest].reshape(-1, 2).T
         columns |= {f"{side}{name}_logps": logps for side, logps in zip(("real", "generated"), sides, strict=True)}
     pq.write_table(pa.table(columns), scratch / "logps.parquet")
     shutil.rmtree(blocks, ignore_errors=True)
@@ -70,6 +70,12 @@ def distinct(
         if place[row] == len(first):
             first.append(row)
     return [prompt_ids[row] for row in first], [response_ids[row] for row in first], place
+
+
+def groups(prompt_ids: list[TokenIds]) -> Ints:
+    """A number for each distinct prompt."""
+    seen: dict[bytes, int] = {}
+    return np.array([seen.setdefault(np.asarray(prompt).tobytes(), len(seen)) for prompt in prompt_ids], np.int64)
 
 
 def score_all(
@@ -95,9 +101,10 @@ def score_all(
         if path.exists():
             parts.append(np.load(path, allow_pickle=False))
         else:
-            logps = logps or ResponseLogps(load_model(version.path, job.model))
+            logps = logps or network_of(load_model(version.path, job.model), job.speed)
             sequences = Sequences.of(prompt_ids[start:end], response_ids[start:end])
-            parts.append(score_sequences(logps, sequences, job.micro_batch_tokens).numpy())
+            group_S = groups(prompt_ids[start:end]) if job.speed.prefix_sharing else None
+            parts.append(score_sequences(logps, sequences, job.micro_batch_tokens, group_S).numpy())
             partial = path.with_suffix(".partial")
             with partial.open("wb") as file:
                 np.save(file, parts[-1], allow_pickle=False)

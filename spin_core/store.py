@@ -75,7 +75,7 @@ def identity_of(job: Mapping[str, Any]) -> dict[str, Any]:
             return [strip(item) for item in value]
         return value
 
-    return {key: strip(value) for key, value in job.items() if key not in ("output", "weights")}
+    return {key: strip(value) for key, value in job.items() if key not in ("output", "weights", SPEED)}
 
 
 def differences(have: Any, want: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -22,13 +22,13 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from spin_core import attention, held_out, lora, ranks, store
+from spin_core import held_out, lora, ranks, store
 from spin_core.batches import DataOrder, Ints
 from spin_core.checkpoint import CHECKPOINTS, HELD_OUT, METRICS, TIMING, Journal, ranks_of, read_rows
-from spin_core.config import SpeedConfig, TrainConfig, at
+from spin_core.config import TrainConfig, at
 from spin_core.errors import STOPPED, ConfigError, Stopped, TrainingDiverged
 from spin_core.jobs import TrainJob
-from spin_core.logps import CHUNK_LOGITS, ResponseLogps
+from spin_core.logps import ResponseLogps, network_of
 from spin_core.models import load_model, load_tokenizer
 from spin_core.monitors import Monitors, check_first_loss, ending, events_of
 from spin_core.objective import Objective, objective_of
@@ -226,15 +226,6 @@ def forward_backward(
     if opponent is not None and reference_PB is not None:
         us.sum(reference_PB)
     return {name: value.float() for name, value in objective.metrics(player_PB, reference_PB, tokens_PB).items()}
-
-
-def network_of(model: PreTrainedModel, speed: SpeedConfig) -> ResponseLogps:
-    """The model as it scores responses, with the savings that the configuration leaves on."""
-    if speed.attention == "flex" and model.device.type != "cuda":
-        raise ConfigError("train.speed.attention flex trains on a GPU alone: set it to sdpa")
-    kernel = attention.FLEX if speed.attention == "flex" else attention.PACKED
-    chunk = CHUNK_LOGITS if speed.response_logits else None
-    return ResponseLogps(model, chunk_logits=chunk, pack=kernel if speed.packing else None)
 
 
 def opponent_of(job: TrainJob, network: ResponseLogps) -> Callable[[Rows], Tensor]:

@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 from spin_core import phase, score, store, train
 from spin_core.config import ModelConfig, TrainConfig
 from spin_core.jobs import Job, ScoreJob, TrainJob
+from spin_core.logps import network_of
 from spin_core.models import load_model
 from spin_core.objective import objective_of
 from spin_core.optim import SingleDevice
 from spin_core.ranks import Ranks
 from spin_core.records import ModelVersion, PairDataset, PromptSet, ScoredPairs, TrainRun
-from spin_core.train import forward_backward, network_of, prepare
+from spin_core.train import forward_backward, prepare
 from spin_core.train_data import batch_of, read_data
 
 CPU = ModelConfig(device="cpu")

@@ -11,6 +11,7 @@ from small_game import CPU, do, random_pairs, score_job, token_ids, version_of, 
 
 from spin_core import phase, score, store
 from spin_core.batches import read_token_ids
+from spin_core.config import SpeedConfig
 from spin_core.errors import Stopped
 from spin_core.logps import sequence_logps
 from spin_core.models import load_model
@@ -72,6 +73,16 @@ def test_a_stopped_scoring_goes_on_where_it_was_and_ends_the_same(tmp_path, tiny
     assert (marked - read(whole)).max() == pytest.approx(1, abs=1e-4)
     assert ((marked - read(whole)).round() == 1).sum() == 10
     assert sorted(path.name for path in job.output.iterdir()) == ["logps.parquet", "manifest.json"]
+
+
+@pytest.mark.parametrize("off", ["packing", "prefix_sharing", "response_logits"])
+def test_scores_are_the_same_however_fast_they_are_made(tmp_path, tiny_model, off):
+    opponent, pairs = version_of(tiny_model), random_pairs(tmp_path / "pairs")
+    fast, slow = (
+        score_job(tmp_path / str(on), opponent, pairs, speed=SpeedConfig(**{off: on})) for on in (True, False)
+    )
+    assert store.identity_of(fast.model_dump(mode="json")) == store.identity_of(slow.model_dump(mode="json"))
+    np.testing.assert_allclose(read(do(fast)), read(do(slow)), rtol=1e-5, atol=1e-4)
 
 
 def test_pairs_are_scored_under_the_initial_policy_too_where_it_is_named(tmp_path, tiny_model):
