@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def check_run(config: RunConfig, runs: Path) -> Findings:
     with tempfile.TemporaryDirectory(prefix="spin-check-") as scratch:
         folder = looks.at("model", look_for_model, config, Path(scratch))
         shape = looks.at("model", look_at_model, config, folder)
-        looks.at("model", look_at_adapter, config, folder)
+        shape = looks.at("model", look_at_adapter, config, folder, shape)
         renderer = looks.at("tokenizer", look_at_tokenizer, config, folder)
         texts = looks.at("data", look_at_texts, config, source, folder, renderer)
         looks.at("benchmarks", look_at_benchmarks, config, Path(scratch))
@@ -136,20 +137,21 @@ def look_at_model(looks: Looks, config: RunConfig, folder: Path) -> Shape:
     return Shape.of(settings, parameters, model.dtype)
 
 
-def look_at_adapter(looks: Looks, config: RunConfig, folder: Path) -> None:
-    """The layers that are to get an adapter are there."""
+def look_at_adapter(looks: Looks, config: RunConfig, folder: Path, shape: Shape) -> Shape:
+    """The sizes with those of the adapter, if one is to be trained: the layers that get it are there."""
     from spin_core import base
     from spin_core.lora import adapted_layers
     from spin_core.models import load_config
 
     lora = config.train.lora
     if lora is None:
-        return
+        return shape
     skeleton = base.skeleton(folder, load_config(folder, config.model), config.model)
     layers: list[Any] = [skeleton.get_submodule(name) for name in adapted_layers(skeleton, lora.targets)]
     trained = sum(lora.rank * sum(layer.weight.shape) for layer in layers)
     scale = f"rank {lora.rank}, alpha {lora.alpha:g}"
     looks.add("model", f"trains an adapter of {scale} on {count(len(layers), 'layer')}: {trained:,} parameters")
+    return replace(shape, adapter=trained)
 
 
 def read_headers(files: Iterable[Path]) -> tuple[int, str]:

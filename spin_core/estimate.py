@@ -55,6 +55,13 @@ class Shape:
     vocabulary: int
     itemsize: int
     """Bytes of a weight in memory."""
+    adapter: int = 0
+    """Parameters that train in place of all, if an adapter is trained."""
+
+    @property
+    def trained(self) -> int:
+        """Parameters that train."""
+        return self.adapter or self.parameters
 
     @classmethod
     def of(cls, settings: Any, parameters: int, dtype: str) -> "Shape":
@@ -108,10 +115,10 @@ def training_memory(shape: Shape, config: TrainConfig, longest: int) -> Parts:
     """The peak of `train`: at the end of a forward pass, or in the optimizer's step, whichever is more."""
     masters = 0 if shape.itemsize == FLOAT32 else FLOAT32
     states = FLOAT32 * optimizer_states(config)
-    held = shape.parameters * (shape.itemsize + masters + FLOAT32 + states)
+    held = shape.parameters * shape.itemsize + shape.trained * (masters + FLOAT32 + states)
     # `Optimizer.gather` empties the weights' own gradients; a step takes the roots of one state into new tensors.
-    gradients = 0 if shape.itemsize == FLOAT32 else shape.parameters * shape.itemsize
-    roots = shape.parameters * FLOAT32
+    gradients = 0 if shape.itemsize == FLOAT32 else shape.trained * shape.itemsize
+    roots = shape.trained * FLOAT32
     tokens = tokens_in_a_pass(config, longest)
     passing = {
         "activations": SLACK * activations(shape, tokens, config.gradient_checkpointing),
@@ -178,7 +185,7 @@ def checkpoint_disk(shape: Shape, config: TrainConfig, steps: int) -> int:
 
     The next one is written before the oldest is dropped, and none is written for the last step.
     """
-    one = shape.parameters * FLOAT32 * (1 + optimizer_states(config))
+    one = shape.trained * FLOAT32 * (1 + optimizer_states(config))
     return one * min(config.keep_checkpoints + 1, (steps - 1) // config.save_every)
 
 

@@ -1,5 +1,6 @@
 """`spin check`: its numbers are those of the phases, and each thing that is wrong is one line before any compute."""
 
+import dataclasses
 import http.server
 import io
 import json
@@ -100,6 +101,17 @@ def test_an_adapter_is_told_with_its_size_and_its_layers_must_be_there(configure
     assert told in texts(found, "model"), "by hand: 2 layers x 4 x (16 + 16 + 32 + 16)"
     line = wrong(check_run(configured("train.lora={targets: [query]}"), tmp_path))
     assert line.startswith("model: train.lora.targets names 'query', and LlamaForCausalLM has no such linear layer: ")
+
+
+def test_an_adapter_needs_no_gradient_nor_optimizer_state_of_the_weights_that_it_leaves_alone(tiny_model):
+    shape = Shape.of(load_config(tiny_model, ModelConfig()), 1_000_000, "bfloat16")
+    config = TrainConfig(optimizer="adamw")
+    key = "weights, gradients and optimizer"
+    whole = estimate.training_memory(shape, config, 8)[key]
+    adapted = estimate.training_memory(dataclasses.replace(shape, adapter=1000), config, 8)[key]
+    assert whole == 1_000_000 * (2 + 4 + 4 + 8 + 2), "by hand: weight, master, its gradient, states, the weight's own"
+    assert adapted == 1_000_000 * 2 + 1000 * (4 + 4 + 8 + 2)
+    assert estimate.checkpoint_disk(dataclasses.replace(shape, adapter=1000), config, 1000) == 3 * 12_000
 
 
 def test_weights_are_chosen_by_what_is_measured(configured, tmp_path):
@@ -370,7 +382,7 @@ def test_disk_for_a_version_and_a_checkpoint_is_that_of_their_files(tiny_model, 
     optimizer.step(1e-3)
     save_checkpoint(tmp_path / "step", optimizer.tensors(), {"step": 1})
     one = estimate.checkpoint_disk(shape, config, steps=11)
-    assert one == pytest.approx((tmp_path / "step" / "state.safetensors").stat().st_size, rel=0.15)
+    assert one == pytest.approx((tmp_path / "step" / "state-00000.safetensors").stat().st_size, rel=0.15)
     assert estimate.checkpoint_disk(shape, config, steps=10) == 0, "none is kept of the last step"
     assert estimate.checkpoint_disk(shape, config, steps=1000) == 3 * one, "the next is written before the oldest goes"
 
