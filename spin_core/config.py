@@ -226,11 +226,19 @@ class SpeedConfig(Frozen):
     """Machines that train together."""
 
     rendezvous: str = ""
-    """`host:port` where the nodes meet; needed for more than one."""
+    """`host:port` of the first node, where the others meet it; needed for more than one node. On node i, start
+    `SPIN_NODE_RANK=i python -m spin_core.train JOB`, with the job file that the first node's log names."""
 
     deepspeed: str = ""
     """A DeepSpeed configuration: `zero0` to `zero3`, `zero2-offload`, `zero3-offload`, or a JSON file of your own.
     Empty: none on one device, `zero2` on several."""
+
+    @model_validator(mode="after")
+    def _nodes_know_where_to_meet(self) -> Self:
+        host, _, port = self.rendezvous.rpartition(":")
+        if self.nodes > 1 and not (host and port.isdecimal()):
+            raise ValueError("several nodes need train.speed.rendezvous: the first node's address as host:port")
+        return self
 
 
 class MonitorsConfig(Frozen):
@@ -360,7 +368,7 @@ class TrainConfig(Frozen):
 
     def anchor_in(self, t: int) -> float:
         """The part of θ_0 in the reference in iteration `t`. In iteration 0 the opponent is θ_0."""
-        return at(self.anchor, t) if self.loss not in ("sft", "t-spin") and t > 0 else 0.0
+        return at(self.anchor, t) if self.loss not in ("sft", "t-spin", "space") and t > 0 else 0.0
 
 
 class SftTrainConfig(TrainConfig):
@@ -542,7 +550,12 @@ class RunConfig(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _anchor_is_scored(self) -> Self:
+    def _anchor_holds(self) -> Self:
+        if self.train.loss in ("t-spin", "space") and any(at(self.train.anchor, t) for t in range(self.iterations)):
+            raise ValueError(
+                f"train.anchor needs a loss of margins, and {self.train.loss} is none, since the mixture is not "
+                "normalised: set train.anchor to 0, or train.loss to logistic, hinge, exponential or correlation"
+            )
         if not self.train.speed.cached_scores and any(self.train.anchor_in(t) for t in range(self.iterations)):
             raise ValueError("train.anchor is read from scores: set train.speed.cached_scores to true")
         return self

@@ -136,8 +136,7 @@ def start_ranks(job: Job, job_file: Path, speed: SpeedConfig) -> NoReturn:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", network)
     if speed.nodes > 1 and node == 0:
         line = " ".join(command(job_file, job.phase))
-        log.info("waiting at %s for %d more nodes: on node i, run %s=i %s",
-                 speed.rendezvous, speed.nodes - 1, NODE_RANK, line)  # fmt: skip
+        log.info("this is node 0 of %d: on each other, by its number, run %s=1 %s", speed.nodes, NODE_RANK, line)
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what failed is told below
     try:
         run.main(rank_arguments(job, job_file, speed, node))
@@ -173,7 +172,7 @@ def rank_arguments(job: Job, job_file: Path, speed: SpeedConfig, node: int) -> l
         "--rdzv-conf", f"timeout={int(ranks.PATIENCE.total_seconds())}",
         "--shutdown-timeout", str(int(GRACE_SECONDS)),
         *meeting,
-        *(["--module", module.name] if module else [sys.argv[0]]),
+        *(["--module", module.name] if module else [str(Path(sys.argv[0]).resolve())]),
         str(job_file),
     ]  # fmt: skip
 

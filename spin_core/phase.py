@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
-from spin_core import launch, ranks, store
+from spin_core import errors, launch, ranks, store
 from spin_core.errors import STOPPED, ConfigError, SpinError, Stopped, StorageError
 from spin_core.jobs import Job
 from spin_core.records import Artifact
@@ -112,7 +112,7 @@ def main(job_type: type[J], record_type: type[R], run: Callable[[J, Path, Progre
             raise
         # Another rank, perhaps on another node, ended first, and said why.
         progress.say(failure)
-        sys.exit(1)
+        sys.exit(getattr(errors, failure["error"]).exit_code)
     finally:
         ranks.part(failed=True)
 
