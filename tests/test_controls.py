@@ -52,6 +52,12 @@ def test_other_objectives_have_the_same_jobs_as_before(built):
         assert store.differences(before, asked) == []
 
 
+@pytest.mark.parametrize("loss", ["t-spin", "space"])
+def test_an_anchor_is_refused_where_there_is_no_margin_to_cancel_its_constant(loss):
+    with pytest.raises(ConfigError, match=rf"train\.anchor needs a loss of margins, and {loss} is none"):
+        resolve("demo", sets=["train.anchor=0.3", f"train.loss={loss}"])
+
+
 def test_an_anchor_without_cached_scores_is_refused():
     sets = ("train.anchor=[0.0, 0.3]", "train.speed.cached_scores=false")
     with pytest.raises(ConfigError, match=r"train\.anchor is read from scores: set train\.speed\.cached_scores"):
@@ -60,7 +66,7 @@ def test_an_anchor_without_cached_scores_is_refused():
 
 
 def test_dpo_is_the_logistic_loss_with_its_own_settings_and_the_players_optimizer(built):
-    settings = ("train.loss=space", "train.nll_weight=0.2", "train.anchor=0.5", "train.learning_rate=[0.02, 0.01]")
+    settings = ("train.loss=hinge", "train.nll_weight=0.2", "train.anchor=0.5", "train.learning_rate=[0.02, 0.01]")
     game, record = under(built, *settings), built.records()[0]
     dpo = DpoConfig(source=SourceConfig(path="p.jsonl"), beta=0.3, epochs=3)
     preferences = controls.preferences_job(game, dpo, record.opponent, record.prompts)

@@ -145,6 +145,8 @@ def trained(folder, tiny_model, t: int, **config):
         {"anchor": 0.4},
         {"loss": "t-spin", "beta": 0.1},
         {"loss": "t-spin", "beta": 0.1, "speed": {"packing": False}},
+        {"loss": "t-spin", "beta": 0.1, "speed": {"cached_scores": False}},
+        {"loss": "t-spin", "beta": 0.1, "held_out": 0.25, "evaluate_every": 2, "keep_best": "loss"},
     ],
     ids=str,
 )
