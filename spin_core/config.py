@@ -192,7 +192,8 @@ class LoraConfig(Frozen):
     """Names of the linear layers that get an adapter (`q_proj`, …); empty takes all but the output layer."""
 
     across: Literal["merge", "stack"] = "merge"
-    """From one iteration to the next: the adapter is merged into the weights, or stays beside those of θ_0."""
+    """From one iteration to the next: the adapter is merged into the weights in float32, or stays beside those of θ_0,
+    which then are stored once and never rounded. Inference engines take a stack through `spin export`."""
 
 
 class SpeedConfig(Frozen):
@@ -246,7 +247,7 @@ class MonitorsConfig(Frozen):
 
     saturated: Literal["off", "warn", "stop", "roll-back"] = "warn"
     """Reward accuracy stays near 1. `stop` ends training early and publishes the weights as they are; `roll-back`
-    does too, with the weights of the best checkpoint."""
+    does too, with those of the last checkpoint before. With `keep_best` both publish the best so far."""
 
     exploded: Literal["off", "warn", "stop", "roll-back"] = "warn"
     """Reward margins so large that the loss is flat."""
@@ -261,7 +262,7 @@ class MonitorsConfig(Frozen):
     """The reward margin follows the difference in length."""
 
     not_finite: Literal["refuse", "roll-back"] = "refuse"
-    """A loss or gradient that is not finite: end the run with an error, or publish the best checkpoint's weights."""
+    """A loss or gradient that is not finite: end the run with an error, or with the weights that `roll-back` takes."""
 
     window: Annotated[int, Field(ge=2)] = 20
     """Steps over which a monitor looks, so that one odd batch does not set it off."""
@@ -276,10 +277,10 @@ class MonitorsConfig(Frozen):
     """`fallen`: how far the mean log p of the real responses may fall, in nats a response."""
 
     gradient_factor: PositiveFloat = 10.0
-    """`gradient`: how many times the median norm of the steps before."""
+    """`gradient`: how many times the median norm in the window, three steps running."""
 
     length_correlation: Fraction = 0.8
-    """`length`: correlation over the window's pairs between reward margin and difference in length."""
+    """`length`: correlation within a batch between reward margin and difference in length, its mean in the window."""
 
 
 class TrainConfig(Frozen):
@@ -348,10 +349,10 @@ class TrainConfig(Frozen):
     """How many checkpoints stay."""
 
     held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    """Part of the pairs that is kept out of training, to measure the loss on."""
+    """Part of the prompts whose pairs are kept out of training, the same in all iterations, to measure the loss on."""
 
     evaluate_every: PositiveInt = 50
-    """Steps between two measurements on the held-out pairs."""
+    """Steps between two measurements on the held-out pairs; the last step is measured in any case."""
 
     keep_best: Literal["", "loss", "rewards/accuracies", "rewards/margins", "logps/real"] = ""
     """Publish the weights that were best by this metric on the held-out pairs; empty publishes the last."""

@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 from helpers import character_tokenizer
 from safetensors.torch import load_file
-from small_game import do, game
+from small_game import do, game, start
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from flows.cli import main
@@ -286,13 +286,13 @@ def test_a_damaged_adapter_is_named(tmp_path, tiny_model):
     ids=["plain", "recomputed", "padded", "scored-anew", "dropout", "stack"],
 )
 def test_an_adapter_learns_from_a_first_loss_of_log_2(request, tmp_path, fixture, settings):
-    start = request.getfixturevalue(fixture)
-    job = game(tmp_path, start, **{"lora": {"rank": 4}, "epochs": 8, "learning_rate": 2e-2, "beta": 2.0, **settings})
+    folder = request.getfixturevalue(fixture)
+    job = game(tmp_path, folder, **{"lora": {"rank": 4}, "epochs": 8, "learning_rate": 2e-2, "beta": 2.0, **settings})
     record = do(job)
     assert record.first_loss == pytest.approx(LOG_2, abs=1e-5)
     assert record.metrics["loss"] < 0.5
     assert store.verify(job.weights) == []
-    assert not torch.allclose(logits(load_model(job.weights, CPU)), logits(load_model(start, CPU)), atol=1e-2)
+    assert not torch.allclose(logits(load_model(job.weights, CPU)), logits(load_model(folder, CPU)), atol=1e-2)
 
 
 def test_recomputing_drops_what_the_forward_pass_dropped(tmp_path, tiny_model):
@@ -400,3 +400,24 @@ def test_two_iterations_are_played_and_exported(tmp_path, tiny_model, monkeypatc
     load_tokenizer(tmp_path / "tale-theta-2-merged", CPU)
     onto = versions[0] if across == "stack" else versions[1]
     close(PeftModel.from_pretrained(load_model(onto.path, CPU), tmp_path / "tale-theta-2-adapter"), player)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deepspeed", ["zero2", "zero3"])
+def test_two_ranks_train_the_adapter_that_one_trains(tmp_path, tiny_model, deepspeed):
+    pytest.importorskip("deepspeed")
+    settings = {
+        "lora": {"rank": 2, "across": "stack"}, "steps": 6, "optimizer": "adamw", "learning_rate": 1e-3, "beta": 1.0,
+        "held_out": 0.2, "evaluate_every": 2, "keep_best": "loss", "save_every": 2,
+    }  # fmt: skip
+    one = game(tmp_path / "one", tiny_model, **settings)
+    two = game(tmp_path / "two", tiny_model, **settings, speed={"ranks": 2, "deepspeed": deepspeed})
+    want = do(one)
+    process = start(two, tmp_path / "log")
+    process.communicate(timeout=240)
+    assert process.returncode == 0, (tmp_path / "log" / "stderr.txt").read_text()
+    have = store.read_record(two.output, TrainRun)
+    assert have.published == want.published
+    assert have.metrics == pytest.approx(want.metrics, rel=1e-3, abs=1e-4)
+    assert have.held_out == pytest.approx(want.held_out, rel=1e-3, abs=1e-4)
+    close(load_model(two.weights, CPU), load_model(one.weights, CPU), 1e-4)

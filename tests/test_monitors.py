@@ -220,6 +220,41 @@ def test_a_stop_publishes_the_weights_as_they_are_and_the_run_is_complete(tmp_pa
     assert store.verify(job.output) == store.verify(job.weights) == []
 
 
+def test_a_kill_after_a_stop_has_published_its_weights_trains_nothing_again(tmp_path, tiny_model, monkeypatch):
+    from spin_core import train
+
+    job, keep, calls = game(tmp_path, tiny_model, **WILD, monitors=monitors(saturated="stop")), train.summary, []
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "summary", killed)
+    with pytest.raises(KeyboardInterrupt):
+        do(job)
+    monkeypatch.setattr(train, "summary", keep)
+    monkeypatch.setattr(train, "train", lambda *_: calls.append("trained"))
+    record = do(job)
+    assert calls == []
+    assert record.steps == record.events[-1].step < 24
+    assert record.model == store.read_record(job.weights, ModelVersion).digest
+
+
+def test_a_stop_on_request_changes_nothing_about_what_is_rolled_back_to(tmp_path, tiny_model):
+    from spin_core import phase
+    from spin_core.errors import Stopped
+
+    settings = {**WILD, "monitors": monitors(saturated="roll-back"), "save_every": 4, "keep_checkpoints": 1}
+    whole = do(game(tmp_path / "whole", tiny_model, **settings))
+    job = game(tmp_path / "stopped", tiny_model, **settings)
+    for _ in range(whole.steps - 1):
+        progress = phase.Progress()
+        progress.stop()
+        with pytest.raises(Stopped):
+            do(job, progress)  # one step further, and a checkpoint of it
+    assert do(job) == whole.model_copy(update={"path": job.output})
+    assert whole.published < whole.steps - 1
+
+
 def test_a_roll_back_publishes_the_last_checkpoint_before_the_event(tmp_path, tiny_model):
     job = game(tmp_path / "back", tiny_model, **WILD, monitors=monitors(saturated="roll-back"), save_every=2)
     record = do(job)
