@@ -158,7 +158,7 @@ def train(
             stopping = us.any(progress.stopping)
             if step + 1 < total and (stopping or (step + 1) % config.save_every == 0):
                 journal.save(step + 1, stepper.tensors())
-            shown = {f"held out {name}": value for name, value in held_rows[-1].items()} if held_rows else {}
+            shown = {f"held out {name}": held_rows[-1][name] for name in measured} if held_rows else {}
             progress.show(step + 1, **{name: row[name] for name in measured}, **shown)
             if stopping:
                 raise Stopped(STOPPED)
