@@ -1,0 +1,60 @@
+"""Several trainings one after the other on the ranks of one torchrun, since starting ranks takes longer than they do.
+
+`jobs.json` holds pairs of a job and the step at which it is to be stopped, or null.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from spin_core import phase, ranks, train
+from spin_core.errors import Stopped
+from spin_core.jobs import TrainJob
+from spin_core.records import TrainRun
+
+
+class StopsAt(phase.Progress):
+    """Progress of a job that is asked to stop in a step."""
+
+    def __init__(self, step: int | None) -> None:
+        super().__init__(out=sys.stderr, quiet=True)
+        self.last, self.done = step, 0
+
+    @property
+    def stopping(self) -> bool:
+        return self.done + 1 == self.last
+
+    def show(self, done: int, **_metrics: float) -> None:
+        self.done = done
+
+
+def train_on_ranks(folder: Path, size: int, jobs: list[tuple[TrainJob, int | None]]) -> None:
+    """Do the jobs on so many ranks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "jobs.json"
+    file.write_text(json.dumps([[job.model_dump_json(), stop] for job, stop in jobs]))
+    meeting = ["--rdzv-id", "spin-tests", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *meeting, "--local-addr", "127.0.0.1",
+         "--nproc-per-node", str(size), __file__, file],
+        capture_output=True, text=True, check=False, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+def main() -> None:
+    """What each rank does."""
+    us = ranks.meet(on_gpu=False)
+    for text, stop in json.loads(Path(sys.argv[1]).read_text()):
+        job = TrainJob.model_validate_json(text)
+        try:
+            phase.execute(job, TrainRun, train.run, StopsAt(stop))
+        except Stopped:
+            assert stop is not None
+        us.wait()
+    ranks.part()
+
+
+if __name__ == "__main__":
+    main()
