@@ -212,9 +212,11 @@ def forward_backward(
     denominator = objective.denominator(batch.tokens_PB)
     for part in batch.parts:
         rows, chosen_b = part.rows.to(device), part.chosen_b.to(device)
-        if opponent is not None and reference_PB is not None and not part.idle:
+        if opponent is not None and reference_PB is not None:
+            # Idle parts too: where weights are shared out, all ranks must be there to put them together.
             with torch.no_grad():
                 theirs_Pb = opponent(rows).view(len(tokens_PB), -1)
+            if not part.idle:
                 reference_PB[:, chosen_b] = theirs_Pb[: len(reference_PB)]
         part_Pb = stepper.logps(rows).view(len(tokens_PB), -1)
         reference_Pb = None if reference_PB is None else reference_PB[:, chosen_b]
