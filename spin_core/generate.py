@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from spin_core.chat import decode_responses
 from spin_core.config import GenerateConfig
 from spin_core.engine import Answer, Engine, Request, TransformersEngine
 from spin_core.errors import ModelError
+from spin_core.hygiene import statistics
 from spin_core.jobs import GenerateJob
 from spin_core.models import load_model, load_tokenizer
 from spin_core.phase import Progress, main
@@ -67,7 +68,7 @@ def run(job: GenerateJob, scratch: Path, progress: Progress) -> dict[str, Any]:
             write_shard(shards[-1], ids[rows], texts(tokenizer, requests[rows], found), found)
             watch.record(scratch / "log" / "timing.jsonl", shards[-1].stem, len(found))
         progress.tell(rows.stop, **({"tokens/s": watch.speed()} if watch else {}))
-    return {"t": job.t, "opponent": job.opponent.digest, "rows": len(ids), "shards": len(shards), **count(shards)}
+    return {"t": job.t, "opponent": job.opponent.digest, "rows": len(ids), "shards": len(shards), **count(shards, path)}
 
 
 def stop_ids(prompts: PromptSet, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -152,15 +153,13 @@ def write_shard(path: Path, ids: Sequence[str], responses: Sequence[str], found:
     store.sync(path.parent)
 
 
-def count(shards: Sequence[Path]) -> dict[str, Any]:
-    """Tokens and finish reasons over all shards."""
-    reasons: Counter[str] = Counter()
-    tokens = 0
-    for path in shards:
-        table = pq.read_table(path, columns=["response_ids", "finish_reason"])
-        reasons.update(table["finish_reason"].to_pylist())
-        tokens += pc.sum(pc.list_value_length(table["response_ids"])).as_py() or 0
-    return {"tokens": tokens, "finish_reasons": dict(sorted(reasons.items()))}
+def count(shards: Sequence[Path], prompts: Path) -> dict[str, Any]:
+    """Tokens, finish reasons and statistics over all shards."""
+    columns = ["id", "response", "response_ids", "finish_reason"]
+    answers = pa.concat_tables([pq.read_table(path, columns=columns) for path in shards])
+    found = statistics(pq.read_table(prompts, columns=columns), answers)
+    tokens: int = pc.sum(pc.list_value_length(answers["response_ids"])).as_py() or 0
+    return {"tokens": tokens, "finish_reasons": found.generated.finish_reasons, "statistics": found}
 
 
 class Stopwatch:

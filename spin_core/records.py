@@ -44,6 +44,37 @@ class ModelVersion(Artifact):
     """Digest of the version that this one was trained from."""
 
 
+class ResponseStatistics(Frozen):
+    """What one side's responses look like. Counts are of responses."""
+
+    responses: int
+    mean_tokens: float
+    quantiles: tuple[int, ...]
+    """Tokens of the shortest, at 5, 25, 50, 75 and 95 percent, and of the longest; empty without a response."""
+    histogram: tuple[int, ...]
+    """Responses by length, in bins of `bin_tokens` from 0 on."""
+    finish_reasons: dict[str, int]
+    empty: int
+    """Without text."""
+    looping: int
+    """Round and round in one phrase."""
+    repeated: int
+    """Token for token what an earlier response of this side is, whatever its prompt."""
+    distinct: tuple[float, ...]
+    """distinct-1, -2, -3: different word n-grams over all of them. Falls as responses are added."""
+
+
+class AnswerStatistics(Frozen):
+    """The opponent's answers beside the human responses."""
+
+    bin_tokens: int
+    """Width of the histograms' bins."""
+    real: ResponseStatistics
+    generated: ResponseStatistics
+    same_as_real: int
+    """Answers that are, token for token, a human response to their prompt."""
+
+
 class GenerationBatch(Artifact):
     """`shard-*.parquet`: the opponent's answers."""
 
@@ -57,6 +88,8 @@ class GenerationBatch(Artifact):
     """Generated tokens."""
     finish_reasons: dict[str, int]
     """`stop`: the model ended its answer; `length`: it was cut."""
+    statistics: AnswerStatistics | None = None
+    """The answers beside the human responses; None in batches from before this was measured."""
 
 
 class PairDataset(Artifact):

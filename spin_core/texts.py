@@ -41,6 +41,25 @@ def distinct(texts: Sequence[str], n: int = 2) -> tuple[float, float]:
     return value, float(np.sqrt(spread))
 
 
+def distinct_shares(texts: Sequence[str], most: int = 3) -> tuple[float, ...]:
+    """distinct-1 … distinct-`most` without errors, for many texts; 0 where no text has an n-gram."""
+    numbers: dict[str, int] = {}
+    words = [[numbers.setdefault(word, len(numbers)) for word in text.split()] for text in texts]
+    word_N = np.fromiter((number for one in words for number in one), np.int64)
+    # No text has the number -1, so that no n-gram runs over the end.
+    text_N = np.append(np.repeat(np.arange(len(words)), [len(one) for one in words]), [-1] * most)
+    start_N, gram_N, shares = np.arange(len(word_N)), word_N, []
+    for n in range(1, most + 1):
+        if n > 1:
+            # An n-gram is the one before, by its number, and a further word of the same text.
+            whole = text_N[start_N] == text_N[start_N + n - 1]
+            start_N = start_N[whole]
+            gram_N = gram_N[whole] * len(numbers) + word_N[start_N + n - 1]
+        different, gram_N = np.unique(gram_N, return_inverse=True)
+        shares.append(len(different) / max(1, len(gram_N)))
+    return tuple(shares)
+
+
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
     """The text's word n-grams, in order."""
     words = text.split()

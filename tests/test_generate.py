@@ -21,6 +21,7 @@ from spin_core.config import GenerateConfig
 from spin_core.engine import Answer, Request
 from spin_core.errors import ModelError, Stopped
 from spin_core.generate import answers, make_engine, requests_for, run
+from spin_core.hygiene import statistics
 from spin_core.jobs import GenerateJob
 from spin_core.models import load_model, load_tokenizer
 from spin_core.records import GenerationBatch, PromptSet
@@ -32,7 +33,13 @@ def prompt_set(folder: Path, rows=20, stop_ids=(EOS, END_OF_TURN)) -> PromptSet:
     """Prompts of random tokens. The last one is the first again, as when people gave it two responses."""
     prompts = token_ids(np.random.default_rng(0), rows - 1, 1, 12)
     ids = [f"{i:016x}" for i in range(rows - 1)]
-    columns = {"id": [*ids, ids[0]], "prompt_ids": pa.array([*prompts, prompts[0]], pa.list_(pa.int32()))}
+    columns = {
+        "id": [*ids, ids[0]],
+        "prompt_ids": pa.array([*prompts, prompts[0]], pa.list_(pa.int32())),
+        "response": ["said"] * rows,
+        "response_ids": pa.array([[5, EOS]] * rows, pa.list_(pa.int32())),
+        "finish_reason": ["stop"] * rows,
+    }
     folder.mkdir(parents=True)
     pq.write_table(pa.table(columns), folder / "train.parquet")
     digest = store.digest_folder(folder)[0]
@@ -76,6 +83,7 @@ def test_every_prompt_is_answered_once_in_order_and_counted(tmp_path, tiny_model
     reasons = [row["finish_reason"] for row in rows]
     assert record.finish_reasons == {reason: reasons.count(reason) for reason in ("length", "stop")}
     assert min(record.finish_reasons.values()) > 0
+    assert record.statistics == statistics(pq.read_table(prompts.path / "train.parquet"), pa.Table.from_pylist(rows))
     assert store.verify(record.path) == []
 
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from spin_core.texts import distinct, length_classifier, ngrams, repeated_trigrams
+from spin_core.texts import distinct, distinct_shares, length_classifier, ngrams, repeated_trigrams
 
 
 def test_repeated_trigrams_by_hand():
@@ -22,6 +22,11 @@ def test_distinct_by_hand():
     assert distinct(["a b c", "a b d"])[0] == pytest.approx(3 / 4)  # ab bc ab bd
     assert distinct(["a b", "a b", "a b"])[0] == pytest.approx(1 / 3)
     assert distinct(["a", ""]) == (0, 0)
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["a"], ["a b c", "a b d", "", "x a b c a b"], ["a a a a"] * 3])
+def test_distinct_shares_are_distinct_of_one_two_and_three_words(texts):
+    assert distinct_shares(texts) == pytest.approx([distinct(texts, n)[0] for n in (1, 2, 3)])
 
 
 def test_the_error_of_distinct_is_the_jackknifes():

@@ -1,0 +1,63 @@
+"""What generated answers look like beside the human responses: lengths, ends, repetition, diversity.
+
+Counted once, by the phase that generated, from the files that it publishes.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from spin_core.pairs import is_looping, slices
+from spin_core.records import AnswerStatistics, ResponseStatistics
+from spin_core.texts import distinct_shares
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+BINS = 24
+
+
+def statistics(prompts: pa.Table, answers: pa.Table) -> AnswerStatistics:
+    """Both sides of a batch. `prompts` has the human responses, `answers` the generated ones; their ids pair them."""
+    longest = max((int(tokens.max()) for tokens in (lengths(prompts), lengths(answers)) if len(tokens)), default=0)
+    width = longest // BINS + 1
+    human: defaultdict[str, set[bytes]] = defaultdict(set)
+    for id, said in zip(prompts["id"].to_pylist(), contents(prompts), strict=True):
+        human[id].add(said)
+    said_by = zip(answers["id"].to_pylist(), contents(answers), strict=True)
+    return AnswerStatistics(
+        bin_tokens=width,
+        real=side(prompts, width),
+        generated=side(answers, width),
+        same_as_real=sum(said in human.get(id, ()) for id, said in said_by),
+    )
+
+
+def side(responses: pa.Table, width: int) -> ResponseStatistics:
+    """One side's responses: their columns `response`, `response_ids` and `finish_reason`."""
+    texts: list[str] = responses["response"].to_pylist()
+    tokens = lengths(responses)
+    some = len(tokens) > 0
+    return ResponseStatistics(
+        responses=len(texts),
+        mean_tokens=float(tokens.mean()) if some else 0.0,
+        quantiles=tuple(int(value) for value in np.quantile(tokens, QUANTILES, method="nearest")) if some else (),
+        histogram=tuple(np.bincount(tokens // width, minlength=BINS).tolist()),
+        finish_reasons=dict(sorted(Counter(responses["finish_reason"].to_pylist()).items())),
+        empty=sum(not text.strip() for text in texts),
+        looping=sum(is_looping(ids.tolist()) for ids in slices(responses["response_ids"])),
+        repeated=len(texts) - len(set(contents(responses))),
+        distinct=distinct_shares(texts),
+    )
+
+
+def lengths(responses: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Tokens of each response, (responses,)."""
+    counts: Sequence[int] = pc.list_value_length(responses["response_ids"]).to_numpy()
+    return np.asarray(counts, dtype=np.int64)
+
+
+def contents(responses: pa.Table) -> list[bytes]:
+    """Each response's token ids, as something that can be compared and counted."""
+    return [ids.tobytes() for ids in slices(responses["response_ids"])]

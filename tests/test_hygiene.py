@@ -1,0 +1,73 @@
+"""What is counted of generated answers, by hand."""
+
+import pyarrow as pa
+import pytest
+
+from spin_core.hygiene import BINS, statistics
+from spin_core.records import AnswerStatistics
+
+LOOP = [7] * 40
+
+
+def responses(*rows: tuple[str, str, list[int], str]) -> pa.Table:
+    """A table of (id, text, token ids, finish reason)."""
+    columns = zip(*rows, strict=True) if rows else ([], [], [], [])
+    types = [pa.string(), pa.string(), pa.list_(pa.int32()), pa.string()]
+    names = ["id", "response", "response_ids", "finish_reason"]
+    return pa.table([pa.array(c, type=t) for c, t in zip(columns, types, strict=True)], names=names)
+
+
+@pytest.fixture
+def found() -> AnswerStatistics:
+    human = responses(
+        ("a", "one two three", [1, 2, 3], "stop"),
+        ("a", "four", [4], "stop"),
+        ("b", "one two three", [1, 2, 3], "stop"),
+        ("c", "five", list(range(48)), "length"),
+    )
+    answers = responses(
+        ("a", "four", [4], "stop"),
+        ("a", "", [0], "stop"),
+        ("b", "four", [4], "stop"),
+        ("c", "so so so", LOOP, "length"),
+    )
+    return statistics(human, answers)
+
+
+def test_faults_are_counted(found):
+    generated = found.generated
+    assert (generated.responses, generated.empty, generated.looping) == (4, 1, 1)
+    assert generated.finish_reasons == {"length": 1, "stop": 3}
+    assert (found.real.empty, found.real.looping) == (0, 0)
+
+
+def test_an_answer_is_the_same_as_any_human_response_to_its_prompt_and_to_no_other(found):
+    assert found.same_as_real == 1, "the answer `four` to a, not the one to b"
+
+
+def test_an_answer_that_was_given_before_is_repeated_whatever_its_prompt(found):
+    assert (found.generated.repeated, found.real.repeated) == (1, 1)
+
+
+def test_lengths_of_both_sides_share_their_bins(found):
+    assert found.bin_tokens == 3, f"48 tokens in {BINS} bins"
+    assert found.real.histogram == (1, 2, *(0,) * 14, 1, *(0,) * 7)
+    assert found.generated.histogram == (3, *(0,) * 12, 1, *(0,) * 10)
+    assert len(found.real.histogram) == len(found.generated.histogram) == BINS
+    assert found.real.quantiles == (1, 1, 3, 3, 3, 48, 48)
+    assert found.generated.mean_tokens == 43 / 4
+
+
+def test_diversity_is_that_of_all_responses_of_a_side_together(found):
+    assert found.real.distinct == (5 / 8, 2 / 4, 1 / 2)
+    assert found.generated.distinct == (2 / 5, 1 / 2, 1.0)
+
+
+def test_without_a_response_there_is_nothing_to_count():
+    nothing = statistics(responses(), responses())
+    assert nothing.generated.quantiles == ()
+    assert (nothing.bin_tokens, nothing.real.histogram, nothing.same_as_real) == (1, (0,) * BINS, 0)
+
+
+def test_statistics_survive_json(found):
+    assert AnswerStatistics.model_validate_json(found.model_dump_json()) == found
