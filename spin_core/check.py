@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def check_run(config: RunConfig, runs: Path) -> Findings:
     looks = Looks()
     looks.at("config", look_at_settings, config)
     looks.at("config", look_at_measures, config)
+    looks.at("config", look_at_ranks, config)
     source = looks.at("data", look_at_source, config)
     preferences = looks.at("data", look_at_preferences, config)
     with tempfile.TemporaryDirectory(prefix="spin-check-") as scratch:
@@ -135,6 +137,29 @@ def look_at_model(looks: Looks, config: RunConfig, folder: Path) -> Shape:
         origin = f"{model.path}, fetched from the hub when the run begins"
     looks.add("model", f"{parameters:,} parameters, {model.dtype} on {device_of(model)}: {origin}")
     return Shape.of(settings, parameters, model.dtype)
+
+
+def look_at_ranks(looks: Looks, config: RunConfig) -> None:
+    """The processes that train together, if there are several: DeepSpeed, its settings and the devices are there."""
+    speed = config.train.speed
+    ranks = speed.ranks * speed.nodes
+    if ranks == 1 and not speed.deepspeed:
+        return
+    import torch
+
+    from spin_core.models import device_of
+    from spin_core.zero_settings import MISSING, stage_of, zero_settings
+
+    stage = stage_of(zero_settings(config.train, config.model.dtype))
+    if find_spec("deepspeed") is None:
+        raise ConfigError(MISSING)
+    there = torch.cuda.device_count()
+    if device_of(config.model).type == "cuda" and there < speed.ranks:
+        raise ConfigError(f"train.speed.ranks is {speed.ranks}, and this node has {there} GPUs: one is needed for each")
+    looks.add("config", f"trains on {count(ranks, 'rank')} on {count(speed.nodes, 'node')}, ZeRO stage {stage}")
+    if ranks > config.train.batch_size:
+        idle = ranks - config.train.batch_size
+        looks.add("config", f"{count(idle, 'rank')} will idle: set train.batch_size to {ranks} or more", "warn")
 
 
 def look_at_adapter(looks: Looks, config: RunConfig, folder: Path, shape: Shape) -> Shape:

@@ -2,7 +2,10 @@
 
 Stage 1 shares out the optimizer's state among the ranks, 2 the gradients too, 3 the weights too; stage 0 nothing.
 Whatever the stage, the state is told and put back whole, by the parameters' names, so that a training may go on under
-another stage, with another number of ranks, or on one device without DeepSpeed.
+under another stage, with another number of ranks, or on one device without DeepSpeed.
+
+Each rank begins with the whole model, which stage 3 then cuts up: it must fit a device once, in its own precision.
+Weights, gradients and the optimizer's state together need not.
 """
 
 import contextlib
@@ -25,7 +28,7 @@ from spin_core.models import save_model
 from spin_core.optim import optimizer_of
 from spin_core.packing import Rows
 from spin_core.ranks import Ranks
-from spin_core.zero_settings import stage_of, zero_settings
+from spin_core.zero_settings import MISSING, stage_of, zero_settings
 
 
 class Zero:
@@ -197,10 +200,7 @@ def import_deepspeed(device: str) -> Any:
     try:
         import deepspeed
     except ImportError as error:
-        raise ConfigError(
-            "training on several ranks needs DeepSpeed: pip install 'spin-loop[deepspeed]', or set train.speed.ranks "
-            "and train.speed.nodes to 1 and train.speed.deepspeed to nothing"
-        ) from error
+        raise ConfigError(MISSING) from error
     # Gloo does what this one does, without a minute of compiling before the first step.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # It calls torch by names that are on their way out, in every step.

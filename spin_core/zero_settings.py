@@ -12,6 +12,11 @@ from typing import Any
 from spin_core.config import TrainConfig
 from spin_core.errors import ConfigError
 
+MISSING = (
+    "training on several ranks needs DeepSpeed: pip install 'spin-loop[deepspeed]', or set train.speed.ranks and "
+    "train.speed.nodes to 1 and train.speed.deepspeed to nothing"
+)
+
 NAMES = ("zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload")
 
 OURS = {

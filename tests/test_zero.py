@@ -22,9 +22,11 @@ from small_game import CPU, do, game
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from spin_core import launch, store
+from spin_core.check import look_at_ranks
 from spin_core.checkpoint import CHECKPOINTS, latest_checkpoint, read_rows
-from spin_core.config import LoraConfig, ModelConfig, SpeedConfig
+from spin_core.config import LoraConfig, ModelConfig, RunConfig, SpeedConfig, TrainConfig
 from spin_core.errors import ConfigError, Stopped
+from spin_core.findings import Looks
 from spin_core.jobs import TrainJob
 from spin_core.launch import PhaseCrashed, run_phase
 from spin_core.models import load_model
@@ -286,10 +288,23 @@ def test_a_file_of_ones_own_is_taken_and_completed(tmp_path):
     assert settings["gradient_clipping"] == config.max_grad_norm
 
 
-def game_config(**speed):
-    from spin_core.config import TrainConfig
-
+def game_config(**speed) -> TrainConfig:
     return TrainConfig(speed=SpeedConfig(**speed))
+
+
+def test_the_check_tells_of_ranks_before_anything_is_computed(tmp_path):
+    def told(**train) -> list[str]:
+        looks = Looks()
+        config = RunConfig(recipe="none", model=CPU, train={"batch_size": 2, **train})
+        looks.at("config", look_at_ranks, config)
+        return [finding.text for finding in looks.findings]
+
+    assert told() == []
+    assert told(speed={"ranks": 2}) == ["trains on 2 ranks on 1 node, ZeRO stage 2"]
+    assert told(speed={"ranks": 4, "deepspeed": "zero3"})[1:] == [
+        "2 ranks will idle: set train.batch_size to 4 or more"
+    ]
+    assert "neither a file that can be read nor one of" in told(speed={"deepspeed": str(tmp_path / "absent")})[0]
 
 
 @pytest.mark.parametrize(
