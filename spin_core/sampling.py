@@ -1,5 +1,6 @@
 """Drawing the next token. Shapes: N rows, V vocabulary, K random numbers of a row."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,11 +19,19 @@ class Sampling:
     top_p: float
     top_k: int
     max_new_tokens: int
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop_strings: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    """Beside those of the chat format."""
 
     @classmethod
     def of(cls, config: GenerateConfig, t: int) -> "Sampling":
         """The settings that hold in iteration `t`."""
-        return cls(at(config.temperature, t), config.top_p, config.top_k, config.max_new_tokens)
+        return cls(
+            at(config.temperature, t), config.top_p, config.top_k, config.max_new_tokens, config.min_p,
+            config.repetition_penalty, config.stop_strings, config.stop_ids,
+        )  # fmt: skip
 
 
 def uniforms(seeds: Sequence[int], count: int) -> Tensor:
@@ -35,15 +44,26 @@ def uniforms(seeds: Sequence[int], count: int) -> Tensor:
     return torch.from_numpy(np.array(rows_NK, dtype=np.float64).reshape(len(seeds), count))
 
 
-def probabilities(logits_NV: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0) -> Tensor:
+def penalised(logits_NV: Tensor, seen_NV: Tensor, penalty: float) -> Tensor:
+    """Logits in which the tokens that were `seen`, (N, V) bool, are less likely by `penalty` (arXiv 1909.05858)."""
+    logits_NV = logits_NV.float()
+    return torch.where(seen_NV, torch.where(logits_NV > 0, logits_NV / penalty, logits_NV * penalty), logits_NV)
+
+
+def probabilities(
+    logits_NV: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0
+) -> Tensor:
     """What tokens are drawn from, (N, V) float32, rows sum to 1: softmax(logits / temperature), then cut.
 
-    `top_k` keeps the so many likeliest tokens, and those that tie with the last of them; `top_p` keeps the smallest
-    set of likeliest tokens that holds so much of the probability that `top_k` left.
+    `min_p` leaves out tokens less likely than so many times the likeliest; `top_k` keeps the so many likeliest tokens,
+    and those that tie with the last of them; `top_p` keeps the smallest set of likeliest tokens that holds so much of
+    the probability that these left. This order is vLLM's.
     """
     logits_NV = logits_NV.float()
     # The largest logit becomes 0 before the division, so that the smallest temperature is the greedy choice, not NaN.
     scaled_NV = (logits_NV - logits_NV.amax(dim=-1, keepdim=True)) / max(temperature, 1e-30)
+    if min_p > 0:
+        scaled_NV = scaled_NV.masked_fill(scaled_NV < math.log(min_p), -torch.inf)
     if 0 < top_k < scaled_NV.shape[-1]:
         least_N1 = scaled_NV.topk(top_k, dim=-1).values[:, -1:]
         scaled_NV = scaled_NV.masked_fill(scaled_NV < least_N1, -torch.inf)

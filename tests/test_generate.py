@@ -18,12 +18,12 @@ from small_game import CPU, token_ids, version_of
 
 from spin_core import phase, store
 from spin_core.config import GenerateConfig
-from spin_core.engine import Answer, Request
+from spin_core.engine import Answer, Request, make_engine
 from spin_core.errors import ModelError, Stopped
-from spin_core.generate import answers, make_engine, requests_for, run
+from spin_core.generate import answers, requests_for, run
 from spin_core.hygiene import statistics
 from spin_core.jobs import GenerateJob
-from spin_core.models import load_model, load_tokenizer
+from spin_core.models import load_tokenizer
 from spin_core.records import GenerationBatch, PromptSet
 
 EOS, END_OF_TURN = 2, 30
@@ -127,7 +127,7 @@ def test_a_small_model_answers_on_one_thread(tiny_model):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        make_engine(load_model(tiny_model, CPU), (EOS,), GenerateConfig(), 0)
+        make_engine(tiny_model, CPU, (EOS,), GenerateConfig(engine="transformers"), 0)
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
@@ -261,9 +261,9 @@ def test_the_real_small_model_answers_real_stories():
     folder = data_folder("models", "babyllama-105")
     with data_folder("tinystories", "val.jsonl").open(encoding="utf-8") as file:
         stories = [json.loads(file.readline())["text"] for _ in range(8)]
-    tokenizer, model = load_tokenizer(folder, CPU), load_model(folder, CPU)
-    config = GenerateConfig(max_new_tokens=40, temperature=0.5, batch_size=4)
-    engine = make_engine(model, (tokenizer.eos_token_id,), config, 0)
+    tokenizer = load_tokenizer(folder, CPU)
+    config = GenerateConfig(engine="transformers", max_new_tokens=40, temperature=0.5, batch_size=4)
+    engine = make_engine(folder, CPU, (tokenizer.eos_token_id,), config, 0)
     prompts = [tokenizer(story[:60].replace("\n", " "))["input_ids"] for story in stories]
     found = answers(engine, requests_for([str(i) for i in range(8)], prompts, 0, "test"))
     letters = "".join(tokenizer.batch_decode([answer.response_ids for answer in found], skip_special_tokens=True))
