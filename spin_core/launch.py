@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from spin_core import errors, ranks, store
-from spin_core.config import SpeedConfig
+from spin_core import engines, errors, ranks, store
+from spin_core.config import GenerateConfig, SpeedConfig
 from spin_core.jobs import Job
 from spin_core.records import Artifact
 
@@ -52,7 +52,15 @@ class PhaseCrashed(Exception):
 
 def command(job_file: Path, phase: str) -> list[str]:
     """The command line of a phase."""
-    return [sys.executable, "-m", f"spin_core.{phase}", str(job_file)]
+    return [interpreter(job_file, phase), "-m", f"spin_core.{phase}", str(job_file)]
+
+
+def interpreter(job_file: Path, phase: str) -> str:
+    """What runs a phase: our own interpreter, or where vLLM is to answer that of its own virtual environment."""
+    if phase not in ("generate", "shards"):
+        return sys.executable
+    config = GenerateConfig.model_validate(json.loads(job_file.read_text("utf-8"))["config"])
+    return str(engines.required_python(config.vllm)) if config.engine == "vllm" else sys.executable
 
 
 def job_path(job: Job) -> Path:
@@ -197,7 +205,8 @@ def interface_to(host: str) -> str:
 @contextlib.contextmanager
 def started(phase: str, job_file: Path) -> Iterator[subprocess.Popen[str]]:
     """The process of a phase, in a group of its own, which is ended on the way out."""
-    process = warm.take(phase, job_file) or spawn(command(job_file, phase), stdin=subprocess.DEVNULL)
+    words = command(job_file, phase)
+    process = (words[0] == sys.executable and warm.take(phase, job_file)) or spawn(words, stdin=subprocess.DEVNULL)
     pid_file = job_file.with_suffix(".pid")
     with process, guard(process.pid):
         try:

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from spin_core import store
-from spin_core.config import SCHEDULE, ControlsConfig, EvaluateConfig, RunConfig, at
+from spin_core import engines, store
+from spin_core.config import SCHEDULE, ControlsConfig, EvaluateConfig, RunConfig, VllmConfig, at
 from spin_core.errors import ConfigError, DamagedArtifact, StaleArtifact
 from spin_core.jobs import (
     BaseJob,
@@ -117,11 +117,13 @@ class Lineage:
 
     def generate_job(self, t: int, opponent: ModelVersion, prompts: PromptSet) -> GenerateJob:
         """The opponent answers."""
+        output = self.iteration(t) / "generations"
+        engine = engines.chosen(self.config.generate, self.config.model, output)
         return GenerateJob(
-            output=self.iteration(t) / "generations",
+            output=output,
             seed=self.config.seed,
             t=t,
-            config=resolved(self.config.generate, t),
+            config=resolved(self.config.generate, t).model_copy(update={"engine": engine}),
             model=self.config.model,
             opponent=opponent,
             prompts=prompts,
@@ -196,7 +198,14 @@ class Lineage:
                     output=folder / "self-play",
                     seed=self.config.seed,
                     config=config,
-                    generate=self.config.generate.model_copy(update={"temperature": temperature or config.temperature}),
+                    generate=self.config.generate.model_copy(
+                        update={
+                            "temperature": temperature or config.temperature,
+                            # The model that scores both sides is loaded, and answers too.
+                            "engine": "transformers",
+                            "vllm": VllmConfig(),
+                        }
+                    ),
                     model=self.config.model,
                     player=player,
                     prompts=prompts,
@@ -313,8 +322,10 @@ def start(runs: Path, name: str, config: RunConfig) -> Lineage:
     """Begin a lineage, or go on with the one of that name. Call it with the lineage's lock held.
 
     Raises `StaleArtifact`, naming the fields, if it was started with other settings that touch what is built: a
-    schedule may change for iterations that have not begun.
+    schedule may change for iterations that have not begun. Raises `ConfigError` if the engine is not installed.
     """
+    if config.generate.engine == "vllm":
+        engines.required_python(config.generate.vllm)
     path = check_name(runs, name) / "lineage.json"
     lineage = Lineage(runs=runs, name=name, config=config)
     if path.exists():
@@ -324,7 +335,7 @@ def start(runs: Path, name: str, config: RunConfig) -> Lineage:
             changed = [
                 item
                 for item in store.differences(dump(resolved(have, t)), dump(resolved(config, t)))
-                if item[0].split(".")[0] not in FREE and store.SPEED not in item[0].split(".")
+                if item[0].split(".")[0] not in FREE and store.WAYS.isdisjoint(item[0].split("."))
             ]
             if changed:
                 listed = "; ".join(

@@ -27,8 +27,8 @@ MANIFEST = "manifest.json"
 UNDIGESTED = "log"
 """Files under this folder of an output are kept and verified, but are no part of its digest: timings differ."""
 
-SPEED = "speed"
-"""Settings under this name say how a result is reached, and take no part in an identity."""
+WAYS = frozenset({"speed", "python"})
+"""Settings under these names say how, or by which installation, a result is reached: no part of an identity."""
 
 R = TypeVar("R", bound=Artifact)
 _RECORD: TypeAdapter[Record] = TypeAdapter(Record)
@@ -70,12 +70,12 @@ def identity_of(job: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping):
             if "digest" in value and "path" in value:
                 return value["digest"]
-            return {key: strip(item) for key, item in value.items() if key != SPEED}
+            return {key: strip(item) for key, item in value.items() if key not in WAYS}
         if isinstance(value, (list, tuple)):
             return [strip(item) for item in value]
         return value
 
-    return {key: strip(value) for key, value in job.items() if key not in ("output", "weights", SPEED)}
+    return {key: strip(value) for key, value in job.items() if key not in {"output", "weights", *WAYS}}
 
 
 def differences(have: Any, want: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

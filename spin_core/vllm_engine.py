@@ -33,7 +33,7 @@ log = logging.getLogger("spin_core")
 SURROUNDINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a process of its own would batch requests as they happen to arrive
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",
     "HF_HUB_OFFLINE": "1",  # the model lies in a folder
 }
 """vLLM's environment, where ours does not say otherwise."""

@@ -1,0 +1,57 @@
+"""Which engine answers, and which interpreter runs it. Light to import: no engine is loaded here."""
+
+import os
+import sys
+from pathlib import Path
+
+from spin_core import store
+from spin_core.config import GenerateConfig, ModelConfig, VllmConfig
+from spin_core.errors import ConfigError
+
+VENV = ".venv-vllm"
+"""vLLM's virtual environment, beside ours."""
+
+
+def vllm_python(config: VllmConfig) -> Path:
+    """The interpreter of vLLM's environment, whether it is there or not."""
+    return Path(config.python or Path(sys.prefix).parent / VENV / "bin" / "python").expanduser().absolute()
+
+
+def required_python(config: VllmConfig) -> Path:
+    """The interpreter of vLLM's environment. `ConfigError` if there is none."""
+    python = vllm_python(config)
+    if not os.access(python, os.X_OK):
+        raise ConfigError(
+            f"vLLM's environment is missing ({python} is no interpreter): run `make vllm`, name another in "
+            "generate.vllm.python, or set generate.engine to transformers"
+        )
+    return python
+
+
+def sees_gpu() -> bool:
+    """Whether this machine has a GPU that a process started here would see."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1") and any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def chosen(config: GenerateConfig, model: ModelConfig, output: Path | None = None) -> str:
+    """`transformers` or `vllm`: what `auto` comes to here and now.
+
+    What is published in `output` was answered by one of the two, and stays what it is wherever the run goes on.
+    """
+    if config.engine != "auto":
+        return config.engine
+    built = store.read_manifest(output) if output else None
+    if built and built["identity"].get("phase") == "generate":
+        return str(built["identity"]["config"]["engine"])
+    ready = model.device != "cpu" and sees_gpu() and os.access(vllm_python(config.vllm), os.X_OK)
+    return "vllm" if ready else "transformers"
+
+
+def reason(config: GenerateConfig, model: ModelConfig) -> str:
+    """Why that engine, for people."""
+    if config.engine != "auto":
+        return "as generate.engine says"
+    if model.device == "cpu" or not sees_gpu():
+        return "there is no GPU to use"
+    python = vllm_python(config.vllm)
+    return f"with {python}" if os.access(python, os.X_OK) else f"{python} is missing: make vllm installs it"
