@@ -13,6 +13,7 @@ from spin_core import lineage as lineages
 from spin_core.board import Board
 from spin_core.config import RunConfig
 from spin_core.lineage import Lineage
+from spin_core.opponents import answerers
 from spin_core.recipes import RecipeName, resolve
 from spin_core.records import GenerationBatch, ModelVersion, PromptSet
 from tasks.base import base_model, prepare_prompts, train_sft
@@ -74,7 +75,8 @@ def play(game: Lineage) -> Board:
     initial: GenerationBatch | None = None
     steps = 0
     for t in range(game.config.iterations):
-        generations = generate(game, t, opponent, prompts)  # y' ~ p_θt(.|x)
+        others = answerers(game.config, opponent, versions, reports)  # nobody, unless the configuration says so
+        generations = generate(game, t, opponent, prompts, others)  # y' ~ p_θt(.|x)
         pairs = build_pairs(game, t, prompts, generations, previous, initial)  # D_t ∪ D_{t-1}
         scores = score(game, t, opponent, pairs, versions[0])  # log p_θt, once
         training = train(game, t, opponent, pairs, scores)  # θ_{t+1}

@@ -90,6 +90,8 @@ class GenerateJob(Job):
     model: ModelConfig
     opponent: ModelVersion
     prompts: PromptSet
+    answerers: tuple[ModelVersion, ...] = ()
+    """Who answers, where it is not the opponent alone: each prompt gets one of them."""
 
 
 class PairsJob(Job):

@@ -42,6 +42,9 @@ DEFAULTS = {
 NODE_RANK = "SPIN_NODE_RANK"
 """Which node this is, from 0, when several train together. Node 0 is the one that runs the flow."""
 
+WORKER = "SPIN_WORKER"
+"""The number of a worker that a generation has started on its machine, from 2."""
+
 GRACE_SECONDS = 30.0
 """How long a phase may take to save its work after SIGTERM, before it is killed."""
 
@@ -68,6 +71,15 @@ def job_path(job: Job) -> Path:
     return job.output.parent / "jobs" / f"{job.output.name}.json"
 
 
+def write_job(job: Job) -> Path:
+    """Write the job file."""
+    path = job_path(job)
+    with store.storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store.write_json(path, job.model_dump(mode="json"))
+    return path
+
+
 def finished(job: Job, kind: type[R]) -> R | None:
     """The record of a job that is done already; None if it is not."""
     return store.reusable(job.output, job.model_dump(mode="json"), kind)
@@ -84,11 +96,8 @@ def run_phase(
     Raises the `SpinError` that the phase raised, or `PhaseCrashed`. Whatever ends this call, the phase's process
     group has ended when it returns.
     """
-    path = job_path(job)
-    with store.storage_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        end_leftover(path)
-        store.write_json(path, job.model_dump(mode="json"))
+    path = write_job(job)
+    end_leftover(path)
     tail: deque[str] = deque(maxlen=20)
     last: dict[str, Any] = {}
     with started(job.phase, path) as process:
@@ -284,6 +293,47 @@ def guard(group: int) -> subprocess.Popen[bytes]:
     The phase itself asks the kernel for as much, but its own children do not.
     """
     return subprocess.Popen(["sh", "-c", "read -r _; kill -9 0"], stdin=subprocess.PIPE, process_group=group)
+
+
+def start_worker(job_file: Path, number: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """One more worker on the generation in a job file, in our process group. It ends when we do."""
+    ours = {"SPIN_PARENT": str(os.getpid()), WORKER: str(number)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "spin_core.shards", str(job_file)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env={**DEFAULTS, **os.environ, **environment, **ours},
+    )
+
+
+def join_generation(job_file: Path) -> None:
+    """Be a worker on a generation that another process has begun or will begin, until all its shards are there.
+
+    Raises `PhaseCrashed`, with the last lines of its log, if the worker ends in another way.
+    """
+    with spawn(command(job_file, "shards"), stdin=subprocess.DEVNULL) as process:
+        try:
+            _, said = process.communicate()
+        finally:
+            end_group(process)
+    if process.returncode:
+        tail = "\n".join(said.splitlines()[-20:])
+        raise PhaseCrashed(f"a worker on {job_file} ended with status {process.returncode}\n{tail}")
+
+
+def environments(workers: int, devices: int, each: int = 1) -> list[dict[str, str]]:
+    """What tells each worker on this machine which `each` of its GPUs to take, or how many threads without any.
+
+    Where there are fewer devices than workers, they share.
+    """
+    if not devices:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // max(1, workers))))
+        return [{"OMP_NUM_THREADS": threads} for _ in range(workers)]
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = given.split(",") if given else [str(number) for number in range(devices)]
+    groups = [names[first : first + each] for first in range(0, len(names) - each + 1, each)] or [names]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(groups[number % len(groups)])} for number in range(workers)]
 
 
 def end_group(process: subprocess.Popen[str]) -> None:

@@ -11,6 +11,7 @@ Writes the job of every phase of every iteration, so that the flow reads as the 
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -115,8 +116,10 @@ class Lineage:
         shared: TrainJob = self._shared(job, "train")
         return shared.model_copy(update={"weights": shared.output.parent / "model"})
 
-    def generate_job(self, t: int, opponent: ModelVersion, prompts: PromptSet) -> GenerateJob:
-        """The opponent answers."""
+    def generate_job(
+        self, t: int, opponent: ModelVersion, prompts: PromptSet, answerers: Sequence[ModelVersion] = ()
+    ) -> GenerateJob:
+        """The opponent answers, or whoever answers in its place."""
         output = self.iteration(t) / "generations"
         engine = engines.chosen(self.config.generate, self.config.model, output)
         return GenerateJob(
@@ -127,6 +130,7 @@ class Lineage:
             model=self.config.model,
             opponent=opponent,
             prompts=prompts,
+            answerers=tuple(answerers),
         )
 
     def pairs_job(

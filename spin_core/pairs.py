@@ -2,8 +2,9 @@
 
 Writes `pairs.parquet`: this iteration's pairs in the order of the training prompts, then those that are carried over
 from the previous iteration, in the same order. Both go through the same hygiene, and every pair that is left out is
-counted under the first reason that applies. Where the job brings θ_0's answers, each pair has its prompt's in a column
-of its own.
+counted under the first reason that applies. Where a prompt has several answers, each makes a pair, or one of those
+that hygiene keeps does and the rest are counted as spare. Where the job brings θ_0's answers, each pair has its
+prompt's in a column of its own.
 """
 
 import hashlib
@@ -71,7 +72,7 @@ def run(job: PairsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     """Join, filter, write."""
     prompts = pq.read_table(job.prompts.path / "train.parquet")
     batches = [job.generations, *([job.previous] if job.previous is not None else [])]
-    rows_in = len(prompts) * len(batches)
+    rows_in = len(prompts) * sum(batch.answers for batch in batches)
     progress.start(rows_in, "pair")
     kept: list[pa.Table] = []
     drops: Counter[str] = Counter()
@@ -79,11 +80,13 @@ def run(job: PairsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     for number, batch in enumerate(batches, start=1):
         pairs = joined(prompts, batch)
         if job.initial is not None:
-            pairs = pairs.append_column(INITIAL, initial_ids(prompts, job.initial))
-        faults = list(faults_of(pairs, job.config, seen))
+            pairs = pairs.append_column(INITIAL, initial_ids(prompts, job.initial, batch.answers))
+        if job.config.answers == "nearest-length":
+            pairs = pairs.take(pa.array(nearest_first(pairs, batch.answers)))
+        faults = list(faults_of(pairs, job.config, seen, batch.answers))
         drops.update(fault for fault in faults if fault is not None)
         kept.append(pairs.filter(pa.array([fault is None for fault in faults])))
-        progress.tell(number * len(prompts))
+        progress.tell(rows_in * number // len(batches))
     table = pa.concat_tables(kept)
     if not len(table):
         reason, count = drops.most_common(1)[0]
@@ -101,18 +104,20 @@ def run(job: PairsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
 
 
 def joined(prompts: pa.Table, batch: GenerationBatch) -> pa.Table:
-    """Each prompt with its generation. The first row of an id gets the first generation of that id, and so on.
+    """Each prompt with each of its generations, side by side.
 
-    Raises `DamagedArtifact` if the generations are not for these prompts.
+    The first row of an id gets the first generations of that id, and so on. Raises `DamagedArtifact` if the
+    generations are not for these prompts.
     """
     answers, places = answers_in(prompts, batch)
-    found = len(prompts) - places.count(None)
-    if found != len(prompts) or found != len(answers):
+    found = len(places) - places.count(None)
+    if found != len(places) or found != len(answers):
         raise DamagedArtifact(
             f"{batch.path} holds {len(answers)} answers, {found} of them to the {len(prompts)} training prompts: "
             "remove it to generate again"
         )
     answers = answers.take(pa.array(places, pa.int64()))
+    prompts = prompts.take(pa.array(np.repeat(np.arange(len(prompts)), batch.answers)))
     columns = {
         "id": prompts["id"],
         "t": pa.repeat(pa.scalar(batch.t, pa.int32()), len(prompts)),
@@ -130,30 +135,49 @@ def joined(prompts: pa.Table, batch: GenerationBatch) -> pa.Table:
 
 
 def answers_in(prompts: pa.Table, batch: GenerationBatch) -> tuple[pa.Table, list[int | None]]:
-    """A batch's answers, and which of them each prompt gets."""
+    """A batch's answers, and which of them each prompt gets: `batch.answers` places a prompt, side by side."""
     shards = sorted(batch.path.glob("shard-*.parquet"))
     answers = pa.concat_tables([pq.read_table(shard) for shard in shards]) if shards else prompts.slice(0, 0)
     places: dict[str, deque[int]] = defaultdict(deque)
     for place, id in enumerate(answers["id"].to_pylist()):
         places[id].append(place)
-    return answers, [places[id].popleft() if places[id] else None for id in prompts["id"].to_pylist()]
+    wanted = [id for id in prompts["id"].to_pylist() for _ in range(batch.answers)]
+    return answers, [places[id].popleft() if places[id] else None for id in wanted]
 
 
-def initial_ids(prompts: pa.Table, initial: GenerationBatch) -> pa.ChunkedArray:
-    """θ_0's answer to each prompt as token ids; null where it has none."""
-    answers, places = answers_in(prompts, initial)
+def initial_ids(prompts: pa.Table, initial: GenerationBatch, copies: int) -> pa.ChunkedArray:
+    """θ_0's answers as token ids, `copies` a prompt, in turn where it gave fewer; null where it gave none."""
+    answers, found = answers_in(prompts, initial)
+    given = initial.answers
+    places = [found[row * given + copy % given] for row in range(len(prompts)) for copy in range(copies)]
     return answers["response_ids"].take(pa.array(places, pa.int64())).cast(INITIAL.type)
 
 
-def faults_of(pairs: pa.Table, config: PairsConfig, seen: set[bytes]) -> Iterator[str | None]:
-    """For each pair the first reason to drop it, or None. Digests of pairs that are kept are added to `seen`."""
+def nearest_first(pairs: pa.Table, answers: int) -> NDArray[np.int64]:
+    """The order that puts those of a prompt's `answers` pairs first whose two sides are nearest in tokens."""
+    real, generated = (pc.list_value_length(pairs[name]).to_numpy() for name in ("real_ids", "generated_ids"))
+    row = np.arange(len(pairs))
+    order: NDArray[np.int64] = np.lexsort((row, np.abs(real - generated), row // answers))
+    return order
+
+
+def faults_of(pairs: pa.Table, config: PairsConfig, seen: set[bytes], answers: int) -> Iterator[str | None]:
+    """For each pair the first reason to drop it, or None, `answers` pairs a prompt.
+
+    Digests of pairs that are kept are added to `seen`. Where one pair of a prompt is enough, those after it are spare.
+    """
+    enough, kept = answers if config.answers == "all" else 1, 0
     texts = zip(pairs["real"].to_pylist(), pairs["generated"].to_pylist(), strict=True)
     token_ids = zip(*(slices(pairs[name]) for name in ("prompt_ids", "real_ids", "generated_ids")), strict=True)
     finishes = pairs["generated_finish"].to_pylist()
     lengths = pc.list_value_length(pairs[INITIAL.name]).to_pylist() if INITIAL.name in pairs.column_names else finishes
     rows = zip(texts, token_ids, finishes, lengths, strict=True)
-    for (real, generated), (prompt, ours, theirs), finish, initial in rows:
-        if not initial:
+    for row, ((real, generated), (prompt, ours, theirs), finish, initial) in enumerate(rows):
+        if row % answers == 0:
+            kept = 0
+        if kept == enough:
+            yield "spare"
+        elif not initial:
             yield "no-initial"
         elif config.drop_empty and not (real.strip() and generated.strip()):
             yield "empty"
@@ -165,8 +189,10 @@ def faults_of(pairs: pa.Table, config: PairsConfig, seen: set[bytes]) -> Iterato
             yield "cut"
         else:
             digest = hashlib.sha256(b"|".join(part.tobytes() for part in (prompt, ours, theirs))).digest()
-            yield "duplicate" if config.drop_duplicates and digest in seen else None
+            again = config.drop_duplicates and digest in seen
             seen.add(digest)
+            kept += not again
+            yield "duplicate" if again else None
 
 
 def slices(column: pa.ChunkedArray) -> Iterator[NDArray[np.int32]]:

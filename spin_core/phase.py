@@ -193,6 +193,8 @@ def workspace(output: Path, asked: Mapping[str, Any]) -> Path:
     identity = store.digest_of(store.identity_of(asked))
     if scratch.exists() and (not stamp.exists() or stamp.read_text("utf-8") != identity):
         shutil.rmtree(scratch)
+        for work in output.parent.glob(f".{output.name}.*.work"):
+            shutil.rmtree(work)
     scratch.mkdir(parents=True, exist_ok=True)
     stamp.write_text(identity, "utf-8")
     if shutil.disk_usage(scratch).free < 2**20:

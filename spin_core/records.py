@@ -72,7 +72,7 @@ class AnswerStatistics(Frozen):
     real: ResponseStatistics
     generated: ResponseStatistics
     same_as_real: int
-    """Answers that are, token for token, a human response to their prompt."""
+    """Answers that are, token for token, the human response that they are paired with."""
 
 
 class GenerationBatch(Artifact):
@@ -81,8 +81,13 @@ class GenerationBatch(Artifact):
     kind: Literal["generations"] = "generations"
     t: int
     opponent: str
-    """Digest of the model that answered."""
+    """Digest of θ_t."""
+    opponents: dict[str, int] = {}
+    """Answers by the version that gave them: `{"1": 250, "2": 262}`. Empty in batches of θ_t alone from earlier on."""
     rows: int
+    """Answers, of all prompts together."""
+    answers: int = 1
+    """Answers to each prompt."""
     shards: int
     tokens: int
     """Generated tokens."""

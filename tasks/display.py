@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 
@@ -66,7 +67,7 @@ class Terminal(Silent):
             completed=message["done"],
             total=message["total"],
             unit=f"{message['unit']}s",
-            metrics=numbers(message),
+            metrics=numbers(message) + time_left(message),
         )
 
     def finished(self, title: str, seconds: float) -> None:
@@ -94,6 +95,12 @@ def numbers(message: Mapping[str, Any]) -> str:
     """The metrics of a progress message in one line."""
     found = message.get("metrics", {})
     return "  ".join(f"{name} {figure(found[name])}" for name in SHOWN if name in found)
+
+
+def time_left(message: Mapping[str, Any]) -> str:
+    """`  1:02:05 left`, where the phase knows."""
+    seconds = message.get("metrics", {}).get("seconds left")
+    return f"  {timedelta(seconds=int(seconds))} left" if seconds is not None else ""
 
 
 def figure(value: float) -> str:

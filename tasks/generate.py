@@ -1,12 +1,63 @@
-"""The opponent answers."""
+"""The opponent answers, by workers on this machine, and on a Ray cluster where the configuration names one."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from spin_core import launch
+from spin_core.config import RayConfig
+from spin_core.errors import ConfigError
 from spin_core.jobs import GenerateJob
 from spin_core.lineage import Lineage
 from spin_core.records import GenerationBatch, ModelVersion, PromptSet
 from tasks.frame import phase_task
 
 
-@phase_task(GenerationBatch, "generate t={t}")
-def generate(game: Lineage, t: int, opponent: ModelVersion, prompts: PromptSet) -> GenerateJob:
+def generate(
+    game: Lineage, t: int, opponent: ModelVersion, prompts: PromptSet, answerers: Sequence[ModelVersion] = ()
+) -> GenerationBatch:
     """y' ~ p_θt(.|x) for every training prompt."""
-    return game.generate_job(t, opponent, prompts)
+    job = game.generate_job(t, opponent, prompts, answerers)
+    ray = job.config.speed.ray
+    if ray is None or launch.finished(job, GenerationBatch) is not None:
+        return answer(game, t, opponent, prompts, answerers)
+    with workers_on(ray, job):
+        return answer(game, t, opponent, prompts, answerers)
+
+
+@phase_task(GenerationBatch, "generate t={t}")
+def answer(
+    game: Lineage, t: int, opponent: ModelVersion, prompts: PromptSet, answerers: Sequence[ModelVersion]
+) -> GenerateJob:
+    """The phase itself: it begins the shards, sees to it that all are done, and publishes."""
+    return game.generate_job(t, opponent, prompts, answerers)
+
+
+@task(name="answer-on-ray", cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=1)
+def join(job_file: Path) -> None:
+    """Answer shards on whichever machine of the cluster this runs on, until all are there."""
+    launch.join_generation(job_file)
+
+
+@contextlib.contextmanager
+def workers_on(ray: RayConfig, job: GenerateJob) -> Iterator[None]:
+    """Workers on the cluster while this lasts. One that dies is started again; its shard goes to another meanwhile."""
+    try:
+        from prefect_ray import RayTaskRunner
+        from prefect_ray.context import remote_options
+    except ImportError as error:
+        raise ConfigError(
+            "generate.speed.ray needs prefect-ray, which is not installed: install Spin with its extra `ray`, or set "
+            "generate.speed.ray to null"
+        ) from error
+    path = launch.write_job(job)
+    # Ray starts a task again whose process has died; one that failed is Prefect's to retry.
+    options = {"num_gpus": ray.gpus, "max_retries": -1}
+    with RayTaskRunner(address=ray.address) as runner, remote_options(**options):
+        futures = [runner.submit(join, {"job_file": path}) for _ in range(ray.workers)]
+        yield
+        for future in futures:
+            future.wait(launch.GRACE_SECONDS)

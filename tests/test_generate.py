@@ -159,10 +159,18 @@ def test_progress_counts_prompts_and_tokens_a_second(tmp_path, tiny_model, promp
     assert told[-1]["metrics"]["tokens/s"] > 0
 
 
+class StoppedWithin(phase.Progress):
+    """Asked to stop as soon as there is an answer."""
+
+    def show(self, done, **metrics):
+        super().show(done, **metrics)
+        if done:
+            self.stop()
+
+
 def test_a_stop_finishes_the_shard_and_the_next_run_goes_on(tmp_path, tiny_model, prompts):
     whole = do(generate_job(tmp_path / "whole", tiny_model, prompts))
-    job, progress = generate_job(tmp_path / "stopped", tiny_model, prompts), phase.Progress()
-    progress.stop()
+    job, progress = generate_job(tmp_path / "stopped", tiny_model, prompts), StoppedWithin()
     with pytest.raises(Stopped):
         phase.execute(job, GenerationBatch, run, progress)
     scratch = tmp_path / ".stopped.partial"
