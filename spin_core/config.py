@@ -661,6 +661,16 @@ class RunConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _vllm_has_room(self) -> Self:
+        longest, most = self.prompts.max_prompt_tokens + self.generate.max_new_tokens, self.generate.vllm.max_length
+        if most is not None and most < longest:
+            raise ValueError(
+                f"generate.vllm.max_length {most} has no room for prompts of {self.prompts.max_prompt_tokens} tokens "
+                f"and answers of {self.generate.max_new_tokens}: raise it to {longest}, or lower prompts.max_prompt_tokens"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _anchor_holds(self) -> Self:
         if self.train.loss in ("t-spin", "space") and any(at(self.train.anchor, t) for t in range(self.iterations)):
             raise ValueError(

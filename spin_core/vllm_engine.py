@@ -214,7 +214,7 @@ def load_adapter(llm: Any, folder: Path, scratch: contextlib.ExitStack) -> Any:
 
 def start_error(error: Exception, folder: Path) -> SpinError:
     """What kept vLLM from starting, in one line with its cure. The log has the rest."""
-    said = " ".join(str(error).split())
+    said = gist(error)
     if "architectures" in said:
         names = re.search(r"\[[^\]]*\]", said)
         return ModelError(
@@ -222,13 +222,17 @@ def start_error(error: Exception, folder: Path) -> SpinError:
             "generate.engine to transformers"
         )
     if "already in use" in said or "EADDRINUSE" in said:
-        return TryAgain(f"vLLM found a port taken ({said[:200]}): the same command may find another")
+        return TryAgain(f"vLLM found a port taken ({said}): the same command may find another")
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or re.search(r"(?i)\bmemory\b|kv cache", said):
         return ModelError(
-            f"there is not enough memory to start vLLM ({said[:300]}): lower generate.vllm.max_length or "
-            "generate.vllm.speed.cache_gb, change generate.vllm.speed.memory_fraction, or raise "
-            "generate.vllm.speed.tensor_parallel"
+            f"there is not enough memory to start vLLM ({said}): lower generate.vllm.max_length, set "
+            "generate.vllm.speed.cache_gb or memory_fraction to what is free, or raise tensor_parallel there"
         )
     log.warning("vLLM's own words:", exc_info=error)
-    what = said[:300] or type(error).__name__
-    return ModelError(f"vLLM cannot load {folder} ({what}): mend that, or set generate.engine to transformers")
+    return ModelError(f"vLLM cannot load {folder} ({said}): mend that, or set generate.engine to transformers")
+
+
+def gist(error: Exception) -> str:
+    """What an error says, in one line and without what pydantic writes around it."""
+    said = re.sub(r"^\d+ validation errors? for \w+ (Value error, )?|\[type=.*", "", " ".join(str(error).split()))
+    return f"{said[:200]}…" if len(said) > 200 else said.strip() or type(error).__name__
