@@ -161,21 +161,45 @@ def show(lineage: str, t: int | None, as_json: bool, runs: Path) -> None:
 @main.command()
 @click.argument("lineage")
 @click.argument("t", type=int, required=False)
-@click.option("-n", "count", default=5, show_default=True, help="How many prompts.")
+@click.option("--held-out", "part", flag_value="held-out", default="held-out", help="Held-out prompts: the default.")
+@click.option("--train", "part", flag_value="train", help="Training prompts, with the answers that were trained on.")
+@click.option("--find", default="", metavar="TEXT", help="Only prompts in which, or in whose responses, TEXT occurs.")
+@click.option(
+    "--sort",
+    type=click.Choice(["length", "margin", "random"]),
+    help="Longest answers first, lowest reward margins first, or shuffled.",
+)
+@click.option("-n", "--limit", type=click.IntRange(1), help="How many prompts; all if left out.")
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write one page to filter and search in a browser."
+)
 @json_option
 @runs_option
-def samples(lineage: str, t: int | None, count: int, as_json: bool, runs: Path) -> None:
-    """Show held-out prompts with the human response and the answers of every version up to θ_T."""
-    from flows import terminal
+def samples(
+    lineage: str,
+    t: int | None,
+    part: Literal["held-out", "train"],
+    find: str,
+    sort: Literal["length", "margin", "random"] | None,
+    limit: int | None,
+    html: Path | None,
+    as_json: bool,
+    runs: Path,
+) -> None:
+    """Browse prompts with the human response and what every version up to θ_T, or iteration up to T, answered."""
+    from flows import browse
     from spin_core import lineage as lineages
-    from spin_core.report import samples as read_samples
+    from spin_core import samples_page
+    from spin_core.samples import read
 
-    game = lineages.find(runs, lineage)
-    found = read_samples(game, upto=len(game.records()) if t is None else t)[:count]
-    if as_json:
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    found = read(lineages.find(runs, lineage), part, t)
+    places = found.select(find=find, sort=sort, limit=limit)
+    if html:
+        click.echo(samples_page.write(html, found, places, limit))
+    elif as_json:
+        click.echo(json.dumps([found.sample(place).as_json() for place in places], indent=2, ensure_ascii=False))
     else:
-        terminal.print_samples(found)
+        click.echo_via_pager(browse.pages(found, places, find))
 
 
 @main.command()

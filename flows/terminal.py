@@ -20,8 +20,8 @@ from spin_core.errors import ConfigError
 from spin_core.findings import Findings, count
 from spin_core.lineage import Lineage, find
 from spin_core.recipe_book import ABOUT, RECIPES
-from spin_core.records import IterationRecord
-from spin_core.report import heading, significant
+from spin_core.records import GenerationBatch, IterationRecord, ResponseStatistics
+from spin_core.report import heading, middle, share, significant
 
 console = Console(highlight=False)
 
@@ -105,6 +105,7 @@ def print_records(game: Lineage, records: Sequence[IterationRecord]) -> None:
         rows = [
             ("model", f"{record.player.path}  {record.player.digest[:12]}"),
             ("opponent", f"θ_{record.opponent.t}  {record.opponent.digest[:12]}"),
+            *answer_rows(record.generations),
             ("pairs", f"{record.pairs.rows:,} of {record.pairs.rows_in:,}; dropped: {drops}"),
             ("training", f"{steps_of(record)}, first loss {record.train.first_loss:.5f}; {metrics}"),
             ("gate", f"{record.gate.outcome}: {record.gate.reason}"),
@@ -121,25 +122,44 @@ def print_records(game: Lineage, records: Sequence[IterationRecord]) -> None:
         console.print(table)
 
 
+def answer_rows(batch: GenerationBatch) -> list[tuple[str, str]]:
+    """The answers' faults; how long and how diverse both sides are."""
+    found = batch.statistics
+    if found is None:
+        return []
+    mine = found.generated
+    faults = {
+        "cut": mine.finish_reasons.get("length", 0),
+        "empty": mine.empty,
+        "looping": mine.looping,
+        "same as the human": found.same_as_real,
+        "said before": mine.repeated,
+    }
+    counts = ", ".join(f"{share(number, mine.responses)} {fault}" for fault, number in faults.items() if number)
+    return [
+        ("answers", f"{mine.responses:,} of {batch.tokens:,} tokens" + (f"; {counts}" if counts else "")),
+        ("lengths", f"{sparkline(mine.histogram)} {middle(mine)}"),
+        ("  human", f"{sparkline(found.real.histogram)} {middle(found.real)}"),
+        ("distinct", f"{diversity(mine)}; human {diversity(found.real)}"),
+    ]
+
+
+def diversity(side: ResponseStatistics) -> str:
+    """distinct-1, -2 and -3."""
+    return " ".join(f"{part:.3f}" for part in side.distinct)
+
+
+def sparkline(counts: Sequence[int]) -> str:
+    """`▁▃█▂ `, one sign a number, as high as its share of the largest; nothing at all is a blank."""
+    steps, most = "▁▂▃▄▅▆▇█", max(counts, default=0)
+    return "".join(steps[(number * len(steps) - 1) // most] if number else " " for number in counts)
+
+
 def steps_of(record: IterationRecord) -> str:
     """`40 steps`, or `40 steps, published step 30`."""
     train = record.train
     other = train.published is not None and train.published != train.steps
     return f"{train.steps} steps" + (f", published step {train.published}" if other else "")
-
-
-def print_samples(samples: Sequence[dict[str, Any]]) -> None:
-    """Prompt, human response, and every version's answer."""
-    if not samples:
-        console.print("no samples yet: they come with the first evaluation")
-    for sample in samples:
-        table = Table(box=None, show_header=False, padding=(0, 1))
-        table.add_row("[bold]prompt[/]", f"[bold]{escape(sample['prompt'])}[/]")
-        table.add_row("[green]human[/]", escape(sample["real"].strip()))
-        for t, answer in sample["answers"].items():
-            table.add_row(f"[blue]θ_{t}[/]", escape(answer.strip()))
-        console.print(table)
-        console.print()
 
 
 def print_recipes() -> None:

@@ -22,16 +22,34 @@ def statistics(prompts: pa.Table, answers: pa.Table) -> AnswerStatistics:
     """Both sides of a batch. `prompts` has the human responses, `answers` the generated ones; their ids pair them."""
     longest = max((int(tokens.max()) for tokens in (lengths(prompts), lengths(answers)) if len(tokens)), default=0)
     width = longest // BINS + 1
-    human: defaultdict[str, set[bytes]] = defaultdict(set)
-    for id, said in zip(prompts["id"].to_pylist(), contents(prompts), strict=True):
-        human[id].add(said)
-    said_by = zip(answers["id"].to_pylist(), contents(answers), strict=True)
+    human, said = contents(prompts), contents(answers)
+    rows = rows_of(prompts["id"].to_pylist(), answers["id"].to_pylist())
     return AnswerStatistics(
         bin_tokens=width,
         real=side(prompts, width),
         generated=side(answers, width),
-        same_as_real=sum(said in human.get(id, ()) for id, said in said_by),
+        same_as_real=sum(said[row] == human[place] for place, found in enumerate(rows) for row in found),
     )
+
+
+def rows_of(prompts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
+    """The rows with the answers to each prompt, by the ids of both.
+
+    An id that several prompts have, because people gave it several responses, has its answers dealt out in order,
+    equally many to each.
+    """
+    places: defaultdict[str, list[int]] = defaultdict(list)
+    for place, id in enumerate(prompts):
+        places[id].append(place)
+    found: defaultdict[str, list[int]] = defaultdict(list)
+    for row, id in enumerate(answers):
+        found[id].append(row)
+    rows: list[list[int]] = [[] for _ in prompts]
+    for id, mine in places.items():
+        each = len(found[id]) // len(mine)
+        for number, place in enumerate(mine):
+            rows[place] = found[id][number * each : (number + 1) * each]
+    return rows
 
 
 def side(responses: pa.Table, width: int) -> ResponseStatistics:

@@ -1,19 +1,25 @@
-"""What a person reads of an iteration: a markdown page with its scores, two plots and ten samples."""
+"""What a person reads of an iteration: a markdown page with its scores, plots and ten samples."""
 
 import base64
 import html
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from spin_core.board import Board, Row, format_score, leaderboard
 from spin_core.lineage import Lineage
-from spin_core.records import Comparison, IterationRecord, TrainRun
+from spin_core.records import (
+    AnswerStatistics,
+    Comparison,
+    GenerationBatch,
+    IterationRecord,
+    ResponseStatistics,
+    TrainRun,
+)
+from spin_core.samples import Sample, answered, read
 
 SAMPLES = 10
 COLUMNS = 5
@@ -39,9 +45,10 @@ def iteration_page(lineage: Lineage, record: IterationRecord) -> str:
             image(training_plot(record), "training curve"),
             "## Data",
             data_table(record),
+            *answers(record.generations),
             "## Samples",
             "Held-out prompts; the human response, and what the versions answer.",
-            sample_table(samples(lineage, upto=t)[:SAMPLES], dict.fromkeys((0, record.t, t))),
+            sample_table(samples(lineage, upto=t), (0, record.t, t)),
             "## Cost",
             cost_table(record),
             "## Origin",
@@ -172,6 +179,51 @@ def data_table(record: IterationRecord) -> str:
     )
 
 
+def answers(batch: GenerationBatch) -> list[str]:
+    """What the answers look like beside the human responses; nothing of a batch that did not count it."""
+    found = batch.statistics
+    if found is None:
+        return []
+    return [
+        "## Answers",
+        answer_table(found),
+        image(length_plot(found), "lengths of human and generated responses"),
+    ]
+
+
+def answer_table(found: AnswerStatistics) -> str:
+    """Both sides' lengths, faults and diversity."""
+    sides = (found.real, found.generated)
+    same = share(found.same_as_real, found.generated.responses)
+    return markdown_table(
+        ["", "human", "generated"],
+        [
+            ["responses", *(f"{side.responses:,}" for side in sides)],
+            ["tokens, mean", *(f"{side.mean_tokens:.1f}" for side in sides)],
+            ["tokens, median (5 to 95 %)", *(middle(side) for side in sides)],
+            ["cut", *(share(side.finish_reasons.get("length", 0), side.responses) for side in sides)],
+            ["empty", *(share(side.empty, side.responses) for side in sides)],
+            ["looping", *(share(side.looping, side.responses) for side in sides)],
+            ["said before, to any prompt", *(share(side.repeated, side.responses) for side in sides)],
+            ["same as the human response", "–", same],
+            ["distinct-1, -2, -3", *(", ".join(f"{part:.3f}" for part in side.distinct) for side in sides)],
+        ],
+    )
+
+
+def share(count: int, whole: int) -> str:
+    """`12 (2.4 %)`."""
+    return f"{count:,} ({100 * count / max(1, whole):.1f} %)" if count else "0"
+
+
+def middle(side: ResponseStatistics) -> str:
+    """`14 (3 to 40)`: the median number of tokens, and the range without the outer twentieths."""
+    if not side.quantiles:
+        return "–"
+    _, low, _, median, _, high, _ = side.quantiles
+    return f"{median:,} ({low:,} to {high:,})"
+
+
 def cost_table(record: IterationRecord) -> str:
     """Seconds and memory by phase."""
     phases = [
@@ -194,24 +246,21 @@ def origin_table(record: IterationRecord) -> str:
     return markdown_table(["what", "which"], [[name, f"`{value}`"] for name, value in known.items()])
 
 
-def samples(lineage: Lineage, upto: int) -> list[dict[str, Any]]:
-    """Held-out prompts with every version's answer: `{"prompt", "real", "answers": {t: text}}`."""
-    found: dict[str, dict[str, Any]] = {}
-    for t in range(upto + 1):
-        path = lineage.eval_folder(t) / "self-play" / "held_out.parquet"
-        if path.exists():
-            for row in pq.read_table(path, columns=["id", "prompt", "real", "generated"]).to_pylist():
-                sample = found.setdefault(row["id"], {"prompt": row["prompt"], "real": row["real"], "answers": {}})
-                sample["answers"][t] = row["generated"]
-    return list(found.values())
+def samples(lineage: Lineage, upto: int) -> list[Sample]:
+    """The first held-out prompts with what is answered to them; none where no version was asked."""
+    if not answered(lineage, "held-out"):
+        return []
+    found = read(lineage, "held-out", upto)
+    return [found.sample(place) for place in range(min(SAMPLES, len(found)))]
 
 
-def sample_table(found: Sequence[dict[str, Any]], versions: Iterable[int]) -> str:
+def sample_table(found: Sequence[Sample], versions: Collection[int]) -> str:
     """Samples as one table of who said what."""
     said = []
     for sample in found:
-        said += [("**prompt**", sample["prompt"]), ("human", sample["real"])]
-        said += [(f"θ_{t}", sample["answers"][t]) for t in versions if t in sample["answers"]]
+        said += [(f"**{turn.role or 'prompt'}**", turn.content) for turn in sample.turns]
+        said += [("human", sample.real.text)]
+        said += [(answer.name, answer.text) for answer in sample.answers if answer.t in versions]
     return markdown_table(["", ""], [[who, literal(text) or "*nothing*"] for who, text in said])
 
 
@@ -282,16 +331,34 @@ def training_plot(record: IterationRecord) -> bytes:
     return rendered(figure)
 
 
+def length_plot(found: AnswerStatistics) -> bytes:
+    """How many tokens human and generated responses have, as shares of each side. PNG."""
+    figure, axes = new_figure(height=2.2)
+    edges = [found.bin_tokens * number for number in range(len(found.real.histogram) + 1)]
+    for side, label, style in (
+        (found.real, "human", {"color": MUTED, "fill": True, "alpha": 0.45}),
+        (found.generated, "generated", {"color": ACCENT, "linewidth": 1.6}),
+    ):
+        shares = [100 * count / max(1, side.responses) for count in side.histogram]
+        axes.stairs(shares, edges, label=label, **style)
+    axes.set_xlim(0, edges[-1])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("% of responses")
+    axes.legend(frameon=False, fontsize=8)
+    return rendered(figure)
+
+
 def metrics(train: Path) -> list[dict[str, Any]]:
     """The training metrics, one dictionary a step."""
     return [json.loads(line) for line in (train / "metrics.jsonl").read_text("utf-8").splitlines()]
 
 
-def new_figure() -> tuple[Any, Any]:
-    """A small figure without matplotlib's global state, so that threads may draw."""
+def new_figure(height: float = 3.2) -> tuple[Any, Any]:
+    """A small figure, `height` inches high, without matplotlib's global state, so that threads may draw."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(7, height), dpi=110, layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from spin_core import board, history, store
 from spin_core import lineage as lineages
 from spin_core.config import RunConfig
+from spin_core.hygiene import statistics
 from spin_core.lineage import Lineage, dump
 from spin_core.recipes import resolve
 from spin_core.records import (
@@ -58,6 +59,9 @@ def report(folder: Path, model: str, values: Sequence[float], answer: str = "yes
         "prompt": [PROMPTS[i % len(PROMPTS)] for i in range(n)],
         "real": ["a human said so"] * n,
         "generated": [f"{answer} {i}" for i in range(n)],
+        "real_ids": [[5, 6, 0]] * n,
+        "generated_ids": [[7, i] for i in range(n)],
+        "finish_reason": ["stop", *["length"] * (n - 1)],
     }
     nll = Score(value=float(np.mean(values)), stderr=stderr, n=n, higher_is_better=False)
     fields = {
@@ -68,6 +72,20 @@ def report(folder: Path, model: str, values: Sequence[float], answer: str = "yes
     }
     files = {"items.parquet": items, "held_out.parquet": held_out}
     return publish(folder, {"model": model}, files, fields, EvalReport)
+
+
+def prompts_of(texts: Sequence[str]) -> dict[str, Any]:
+    """A file of single questions, all with the same human response."""
+    n = len(texts)
+    return {
+        "id": [str(i) for i in range(n)],
+        "prompt": list(texts),
+        "messages": [json.dumps([{"role": "user", "content": text}]) for text in texts],
+        "response": ["human"] * n,
+        "prompt_ids": [[1, 2]] * n,
+        "response_ids": [[3, 0]] * n,
+        "finish_reason": ["stop"] * n,
+    }
 
 
 def settings(*sets: str) -> RunConfig:
@@ -83,10 +101,10 @@ def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS
     init = publish(
         untrained.output, dump(untrained), {"model.safetensors": b"none"}, {"t": 0, "parent": None}, ModelVersion
     )
-    rows = {"id": ["0", "1"], "prompt": ["one", "two"]}
+    rows, asked = prompts_of(["one", "two"]), prompts_of(PROMPTS)
     job = game.prompts_job(init)
     counts = {"source": "demo", "revision": None, "rows": 2, "held_out": 4, "drops": {"too long": 1}}
-    prompts = publish(job.output, dump(job), {"train.parquet": rows}, counts, PromptSet)
+    prompts = publish(job.output, dump(job), {"train.parquet": rows, "held_out.parquet": asked}, counts, PromptSet)
     sft = game.sft_job(init, prompts)
     opponent = publish(sft.weights, dump(sft), {"model.safetensors": b"zero"}, {"t": 0, "parent": None}, ModelVersion)
     accuracy = Score(value=0.75, stderr=0.02, n=4)
@@ -95,11 +113,18 @@ def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS
     for t in range(len(nlls) - 1):
         job = game.generate_job(t, opponent, prompts)
         fields = {"t": t, "opponent": opponent.digest, "rows": 2, "shards": 1, "tokens": 20}
+        said = {
+            "id": ["0", "1"],
+            "response": [f"{t}", "b"],
+            "response_ids": [[4], [5] * 19],
+            "finish_reason": ["length", "stop"],
+        }
+        found = statistics(pa.table(rows), pa.table(said))
         generations = publish(
             job.output,
             dump(job),
-            {"shard-00000.parquet": {"id": ["0", "1"], "response": [f"{t}", "b"]}},
-            {**fields, "finish_reasons": {"stop": 1, "length": 1}},
+            {"shard-00000.parquet": said},
+            {**fields, "finish_reasons": {"stop": 1, "length": 1}, "statistics": dump(found)},
             GenerationBatch,
         )
         job = game.pairs_job(t, prompts, generations, previous)
@@ -121,7 +146,8 @@ def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS
         pairs = publish(job.output, dump(job), {"pairs.parquet": columns}, fields, PairDataset)
         job = game.score_job(t, opponent, pairs)
         fields = {"pairs": pairs.digest, "opponent": opponent.digest}
-        scores = publish(job.output, dump(job), {"logps.parquet": {"real_logps": [-float(t)]}}, fields, ScoredPairs)
+        logps = {"real_logps": [-float(t)], "generated_logps": [-1.0]}
+        scores = publish(job.output, dump(job), {"logps.parquet": logps}, fields, ScoredPairs)
         job = game.train_job(t, opponent, pairs, scores)
         weights = {"model.safetensors": f"weights {t + 1}".encode()}
         player = publish(job.weights, dump(job), weights, {"t": t + 1, "parent": opponent.digest}, ModelVersion)

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from spin_core.hygiene import BINS, statistics
+from spin_core.hygiene import BINS, rows_of, statistics
 from spin_core.records import AnswerStatistics
 
 LOOP = [7] * 40
@@ -26,8 +26,8 @@ def found() -> AnswerStatistics:
         ("c", "five", list(range(48)), "length"),
     )
     answers = responses(
-        ("a", "four", [4], "stop"),
         ("a", "", [0], "stop"),
+        ("a", "four", [4], "stop"),
         ("b", "four", [4], "stop"),
         ("c", "so so so", LOOP, "length"),
     )
@@ -41,8 +41,14 @@ def test_faults_are_counted(found):
     assert (found.real.empty, found.real.looping) == (0, 0)
 
 
-def test_an_answer_is_the_same_as_any_human_response_to_its_prompt_and_to_no_other(found):
-    assert found.same_as_real == 1, "the answer `four` to a, not the one to b"
+def test_an_answer_is_compared_with_the_human_response_that_it_is_paired_with(found):
+    assert found.same_as_real == 1, "the second answer to a, not the one to b"
+
+
+def test_answers_to_an_id_are_dealt_out_to_its_prompts_in_order():
+    assert rows_of(["a", "b", "a"], ["a", "b", "a"]) == [[0], [1], [2]]
+    assert rows_of(["a", "b", "a"], ["a", "a", "b", "b", "a", "a"]) == [[0, 1], [2, 3], [4, 5]]
+    assert rows_of(["a", "c"], ["b", "a"]) == [[1], []]
 
 
 def test_an_answer_that_was_given_before_is_repeated_whatever_its_prompt(found):

@@ -46,13 +46,13 @@ def test_a_page_begins_with_what_was_decided_and_why(page):
 
 
 def test_a_page_has_all_its_parts(page):
-    assert re.findall(r"^## (\w+)", page, re.MULTILINE)[:4] == ["Scores", "Training", "Data", "Samples"]
+    assert re.findall(r"^## (\w+)", page, re.MULTILINE)[:5] == ["Scores", "Training", "Data", "Answers", "Samples"]
     assert "\n## Cost" in page
 
 
 def test_pictures_are_inside_the_page(page):
     shown = pictures(page)
-    assert len(shown) == 2
+    assert len(shown) == 3
     assert all(picture.startswith(PNG) and len(picture) > 5000 for picture in shown)
     assert "http" not in page
 
@@ -100,10 +100,20 @@ def test_what_the_monitors_saw_is_told(game):
 def test_samples_hold_every_versions_answer(game, page):
     samples = report.samples(game, upto=2)
     assert len(samples) == 4
-    assert samples[0]["answers"] == {0: "early 0", 1: "late 0 0", 2: "late 1 0"}
-    for answer in ("early 0", "late 0 0", "late 1 0", "a human said so"):
+    for answer in ("early 0", "late 0 0", "late 1 0", "human"):
         assert f"| {answer} |" in page
-    assert [sorted(sample["answers"]) for sample in report.samples(game, upto=0)] == [[0]] * 4
+    assert {len(sample.answers) for sample in report.samples(game, upto=0)} == {1}
+
+
+def test_answers_are_counted_beside_the_human_responses(page):
+    assert "| tokens, median (5 to 95 %) | 2 (2 to 2) | 1 (1 to 19) |" in page
+    assert "| cut | 0 | 1 (50.0 %) |" in page
+    assert "| said before, to any prompt | 1 (50.0 %) | 0 |" in page
+
+
+def test_a_batch_from_before_they_were_counted_has_no_such_part(game):
+    batch = game.records()[1].generations.model_copy(update={"statistics": None})
+    assert report.answers(batch) == []
 
 
 def test_signs_of_markdown_and_html_in_a_sample_stay_signs(page):
