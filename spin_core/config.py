@@ -666,7 +666,8 @@ class RunConfig(Frozen):
         if most is not None and most < longest:
             raise ValueError(
                 f"generate.vllm.max_length {most} has no room for prompts of {self.prompts.max_prompt_tokens} tokens "
-                f"and answers of {self.generate.max_new_tokens}: raise it to {longest}, or lower prompts.max_prompt_tokens"
+                f"and answers of {self.generate.max_new_tokens}: raise it to {longest}, or lower "
+                "prompts.max_prompt_tokens"
             )
         return self
 

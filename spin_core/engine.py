@@ -4,6 +4,7 @@ Shapes: N rows in the batch, T tokens of the longest prompt that is read, V voca
 """
 
 import inspect
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,6 +22,8 @@ from spin_core.errors import DataError, ModelError
 from spin_core.kv_cache import RowCache
 from spin_core.models import load_model, load_tokenizer
 from spin_core.sampling import Sampling, draw, penalised, probabilities, uniforms
+
+log = logging.getLogger("spin_core")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,9 @@ def make_engine(folder: Path, model: ModelConfig, stop_ids: Sequence[int], confi
         from spin_core.vllm_engine import VllmEngine
 
         return VllmEngine(folder, model, stop_ids, Sampling.of(config, t), config.vllm)
+    log.info(
+        "answering with transformers %s, at most %d prompts at a time", transformers.__version__, config.batch_size
+    )
     return transformers_engine(load_model(folder, model), load_tokenizer(folder, model), stop_ids, config, t)
 
 

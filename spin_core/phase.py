@@ -212,12 +212,20 @@ def peak_memory_mb() -> float:
 def environment() -> dict[str, str]:
     """What did the work: versions of the packages that this phase loaded, and its device."""
     packages = ("torch", "transformers", "datasets", "lm_eval", "numpy", "pyarrow", "vllm", "deepspeed")
-    found = {name: metadata.version(name) for name in packages if name in sys.modules}
+    found = {name: installed_version(name) for name in packages if name in sys.modules}
     found["python"] = platform.python_version()
     torch = sys.modules.get("torch")
     on_gpu = torch is not None and torch.cuda.is_initialized()
     found["device"] = torch.cuda.get_device_name() if torch is not None and on_gpu else f"CPU {platform.machine()}"
     return found
+
+
+def installed_version(name: str) -> str:
+    """The version of a package that is loaded; its own word for it where it was installed under another name."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return str(getattr(sys.modules[name], "__version__", "unknown"))
 
 
 def die_with_parent() -> None:

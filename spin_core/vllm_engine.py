@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import tempfile
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -77,6 +78,9 @@ class VllmEngine:
             except (ValueError, RuntimeError, OSError, MemoryError, AssertionError, LookupError, ImportError) as error:
                 raise start_error(error, folder) from error
         self.engine: Any = llm.llm_engine
+        # What holds a device's memory is let go with us, so that another version can be loaded after this one.
+        weakref.finalize(self, self.engine.engine_core.shutdown)
+        log.info("answering with vLLM %s, at most %d prompts at a time", self.vllm.__version__, self.batch_size)
         self.context: int = self.engine.model_config.max_model_len
         self.vocabulary: int = self.engine.model_config.get_vocab_size()
 

@@ -3,6 +3,7 @@ from collections import Counter
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -12,9 +13,10 @@ from transformers import (
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PreTrainedTokenizerFast,
 )
 
-from spin_core.engine import Answer, Request, TransformersEngine
+from spin_core.engine import Answer, Request, TransformersEngine, holding
 from spin_core.errors import DataError, ModelError
 from spin_core.sampling import Sampling
 
@@ -221,6 +223,70 @@ def test_a_prompt_without_room_or_without_tokens_is_refused():
 
 def test_no_requests_are_answered_by_nothing():
     assert list(TransformersEngine(llama(), [], AS_IS).answer([])) == []
+
+
+def test_a_prompt_in_another_models_tokens_is_refused():
+    with pytest.raises(ModelError, match=f"token {VOCABULARY}, and the model knows tokens 0 to {VOCABULARY - 1}"):
+        answers(TransformersEngine(llama(), [], AS_IS), [Request([5, VOCABULARY], 0)])
+
+
+def test_stop_ids_of_the_settings_end_answers_beside_those_of_the_chat_format():
+    engine = TransformersEngine(llama(), [7], Sampling(1.0, 1.0, 0, 30, stop_ids=(8,)), 8)
+    ends = {answer.response_ids[-1] for answer in answers(engine, requests(40)) if answer.finish_reason == "stop"}
+    assert ends == {7, 8}
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_a_penalty_is_that_of_greedy_generate(batch_size):
+    model, asked = llama(), requests(10)
+    cold = Sampling(1e-6, 1.0, 0, 12, repetition_penalty=1.5)
+    got = answers(TransformersEngine(model, [3], cold, batch_size), asked)
+    for request, answer in zip(asked, got, strict=True):
+        with torch.inference_mode():
+            ids = torch.tensor([request.prompt_ids])
+            whole = model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=[3],
+                pad_token_id=0, repetition_penalty=1.5,
+            )  # fmt: skip
+        assert answer.response_ids == whole[0, ids.shape[1] :].tolist()
+    assert got != answers(TransformersEngine(model, [3], GREEDY, batch_size), asked)
+
+
+def words_tokenizer():
+    """A tokenizer whose tokens are pieces that join: `ab` is `a` and `b`, or one token."""
+    pieces = ["<pad>", "<s>", "</s>", "<unk>", *"abcdefgh", "ab", "cd", " e", "f!", "g\n", "hab", *"ijklm"]
+    tokenizer = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>"))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(pieces[:4])
+    assert len(pieces) == VOCABULARY
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_a_stop_string_ends_an_answer_with_the_token_that_completes_it(batch_size):
+    tokenizer, strings = words_tokenizer(), ("ba", "d e", "hh")
+    engine = TransformersEngine(llama(), [3], Sampling(1.0, 1.0, 0, 60, stop_strings=strings), batch_size, tokenizer)
+    found = Counter()
+    for answer in answers(engine, requests(40)):
+        whole, before = (
+            tokenizer.decode(ids, skip_special_tokens=True) for ids in (answer.response_ids, answer.response_ids[:-1])
+        )
+        held = [one for one in strings if one in whole]
+        assert not any(one in before for one in strings)
+        assert (answer.finish_reason == "stop") == bool(held or answer.response_ids[-1] == 3)
+        found.update(held)
+    # One of them straddles tokens, and the prompt that ends in half of it completes none.
+    assert set(found) == set(strings)
+    [first] = answers(
+        TransformersEngine(llama(), [], Sampling(1.0, 1.0, 0, 1, stop_strings=("ba",)), 1, tokenizer), [Request([5], 3)]
+    )
+    assert first.finish_reason == "length"
+
+
+def test_a_stop_string_is_looked_for_in_what_was_answered_and_not_in_the_prompt():
+    tokenizer = words_tokenizer()
+    assert holding(tokenizer, ["ba"], [[5], [4]], [[4, 6], [5, 4]]) == [False, True]
+    assert holding(tokenizer, ["d e"], [[4]], [[*[6] * 40, 13, 14]]) == [True]
 
 
 def test_a_recurrent_model_is_refused_in_one_line():

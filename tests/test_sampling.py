@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spin_core.config import GenerateConfig
-from spin_core.sampling import Sampling, draw, probabilities, uniforms
+from spin_core.sampling import Sampling, draw, penalised, probabilities, uniforms
 
 LOGITS = torch.tensor([[0.0, math.log(2), math.log(4), math.log(1)]])  # 1/8 2/8 4/8 1/8
 
@@ -40,6 +40,28 @@ def test_top_k_cuts_before_top_p():
     torch.testing.assert_close(probabilities(LOGITS, 1.0, top_p=0.6, top_k=2), torch.tensor([[0.0, 0, 1, 0]]))
 
 
+@pytest.mark.parametrize(
+    ("min_p", "kept"), [(0.2, [1, 2, 4, 1]), (0.3, [0, 2, 4, 0]), (0.49, [0, 2, 4, 0]), (0.6, [0, 0, 4, 0])]
+)
+def test_min_p_leaves_out_what_is_unlikely_beside_the_likeliest(min_p, kept):
+    want = torch.tensor([kept], dtype=torch.float32)
+    torch.testing.assert_close(probabilities(LOGITS, 1.0, min_p=min_p), want / want.sum())
+    # It looks at what the temperature has made of the probabilities: 1 4 16 1.
+    cold = torch.tensor([[0, 4, 16, 0] if min_p < 0.25 else [0, 0, 16, 0]], dtype=torch.float32)
+    torch.testing.assert_close(probabilities(LOGITS, 0.5, min_p=min_p), cold / cold.sum())
+
+
+def test_min_p_cuts_before_top_p():
+    # Without the two unlikely tokens the likeliest holds 4/6 of the rest; of all four it would hold 1/2.
+    torch.testing.assert_close(probabilities(LOGITS, 1.0, top_p=0.6, min_p=0.3), torch.tensor([[0.0, 0, 1, 0]]))
+
+
+def test_a_penalty_makes_tokens_that_were_seen_less_likely_whatever_the_sign_of_their_logits():
+    logits = torch.tensor([[2.0, -2.0, 2.0, -2.0]])
+    seen = torch.tensor([[True, True, False, False]])
+    assert penalised(logits, seen, 2.0).tolist() == [[1.0, -4.0, 2.0, -2.0]]
+
+
 def test_a_token_is_drawn_where_the_cumulated_probability_passes_the_number():
     probs = torch.tensor([[0.25, 0.5, 0.0, 0.25]]).expand(7, 4)
     numbers = torch.tensor([0.0, 0.2499, 0.25, 0.7499, 0.75, 0.999, 1 - 2**-53], dtype=torch.float64)
@@ -68,3 +90,5 @@ def test_uniforms_are_uniform():
 def test_settings_are_those_of_the_iteration():
     config = GenerateConfig(temperature=(1.0, 0.5), top_k=3, max_new_tokens=8)
     assert Sampling.of(config, 4) == Sampling(0.5, 1.0, 3, 8)
+    config = GenerateConfig(min_p=0.1, repetition_penalty=1.2, stop_strings=("a",), stop_ids=(7,), max_new_tokens=8)
+    assert Sampling.of(config, 0) == Sampling(1.0, 1.0, 0, 8, 0.1, 1.2, ("a",), (7,))
