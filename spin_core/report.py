@@ -341,7 +341,8 @@ def length_plot(found: AnswerStatistics) -> bytes:
     ):
         shares = [100 * count / max(1, side.responses) for count in side.histogram]
         axes.stairs(shares, edges, label=label, **style)
-    axes.set_xlim(0, edges[-1])
+    bins = (real + generated for real, generated in zip(found.real.histogram, found.generated.histogram, strict=True))
+    axes.set_xlim(0, max((edge for edge, count in zip(edges[1:], bins, strict=True) if count), default=1))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("tokens")
     axes.set_ylabel("% of responses")

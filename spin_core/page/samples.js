@@ -184,7 +184,9 @@ function card(sample, text) {
   sides.append(...shownAnswers(sample).map((answer) => side(answer.name, answer, text, "side")));
   made.append(ask, sides);
   const long = (one) => one.length > FOLD || one.split("\n", 16).length > 15;
-  if ([...sample.turns.map((turn) => turn.content), sample.real.text, ...shownAnswers(sample).map((one) => one.text)].some(long)) {
+  const texts = [...sample.turns.map((turn) => turn.content), sample.real.text, ...shownAnswers(sample).map((one) => one.text)];
+  // What is searched for may stand far down.
+  if (!text && texts.some(long)) {
     made.classList.add("folded");
     const button = element("button", "unfold", "Show all");
     button.type = "button";
