@@ -1,7 +1,7 @@
 """Attention within a packed row, through transformers' attention interface.
 
 A model takes part by `config._attn_implementation = PACKED`; its forward pass then hands on the keyword `packing`, the
-row's `Layout`. Shapes: h query heads, k key heads, T tokens, d width of a head, b sequences of L tokens.
+row's `Layout`. Shapes: h query heads, k key heads (n: either), T tokens, d width of a head, b sequences of L tokens, F places.
 
 SDPA: the tokens of each sequence are gathered, sequences of like length together, and attend causally. A shared prompt
 is gathered once for each of its responses; that repeats a part of attention's products, a few hundredths of a pass, and
@@ -35,6 +35,7 @@ class Unsupported(Exception):
     """The model asks for an attention that packed rows cannot give."""
 
 
+@torch.compiler.disable(recursive=False)
 def packed_attention(
     module: nn.Module,
     query_1hTd: Tensor,
@@ -63,23 +64,58 @@ def gathered(
     query_1hTd: Tensor, key_1kTd: Tensor, value_1kTd: Tensor, layout: Layout, scaling: float | None, window: int | None
 ) -> Tensor:
     """By SDPA on each call's sequences."""
-    query_Thd, key_Tkd, value_Tkd = (x.squeeze(0).transpose(0, 1) for x in (query_1hTd, key_1kTd, value_1kTd))
-    heads, width = query_Thd.shape[1:]
+    query_Fhd, key_Fkd, value_Fkd = (
+        Spread.apply(x.squeeze(0).transpose(0, 1), layout) for x in (query_1hTd, key_1kTd, value_1kTd)
+    )
+    sizes = [b * length for b, length in layout.calls]
     found = []
-    for at_bL in layout.calls:
-        q_bhLd, k_bkLd, v_bkLd = (
-            x.index_select(0, at_bL.reshape(-1)).view(*at_bL.shape, *x.shape[1:]).transpose(1, 2)
-            for x in (query_Thd, key_Tkd, value_Tkd)
-        )
-        length = at_bL.shape[1]
-        mask_LL = band(length, window, q_bhLd.device) if window is not None and window < length else None
+    for call, q, k, v in zip(layout.calls, *(x.split(sizes) for x in (query_Fhd, key_Fkd, value_Fkd)), strict=True):
+        q_bhLd, k_bkLd, v_bkLd = (x.unflatten(0, call).transpose(1, 2) for x in (q, k, v))
+        mask_LL = band(call[1], window, q.device) if window is not None and window < call[1] else None
         out_bhLd = F.scaled_dot_product_attention(
             q_bhLd, k_bkLd, v_bkLd, mask_LL, is_causal=mask_LL is None, scale=scaling,
-            enable_gqa=k_bkLd.shape[1] != heads,
+            enable_gqa=k.shape[1] != q.shape[1],
         )  # fmt: skip
-        found.append(out_bhLd.transpose(1, 2).reshape(-1, heads, width))
-    out = found[0] if len(found) == 1 else torch.cat(found)
-    return out.index_select(0, layout.source_T)[None]
+        found.append(out_bhLd.transpose(1, 2).flatten(0, 1))
+    out_Thd: Tensor = Collect.apply(torch.cat(found), layout)
+    return out_Thd[None]
+
+
+class Spread(torch.autograd.Function):
+    """Each token at all its places. Its gradient is the sum over them, of which padding's is none: nothing sees it.
+
+    Unlike indexing, this adds up without scattering, in one order, whatever the device.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_Tnd: Tensor, layout: Layout) -> Tensor:
+        """(F, n, d)."""
+        ctx.layout = layout
+        return x_Tnd.index_select(0, layout.token_F)
+
+    @staticmethod
+    def backward(ctx: Any, grad_Fnd: Tensor) -> tuple[Tensor, None]:
+        """(T, n, d)."""
+        grad_Tnd = grad_Fnd.index_select(0, ctx.layout.place_T)
+        for token, place in ctx.layout.again:
+            grad_Tnd.index_copy_(0, token, grad_Tnd.index_select(0, token) + grad_Fnd.index_select(0, place))
+        return grad_Tnd, None
+
+
+class Collect(torch.autograd.Function):
+    """Each token's result from one of its places. No others get a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x_Fnd: Tensor, layout: Layout) -> Tensor:
+        """(T, n, d)."""
+        ctx.layout, ctx.places = layout, x_Fnd.shape[0]
+        return x_Fnd.index_select(0, layout.place_T)
+
+    @staticmethod
+    def backward(ctx: Any, grad_Tnd: Tensor) -> tuple[Tensor, None]:
+        """(F, n, d)."""
+        grad_Fnd = grad_Tnd.new_zeros((ctx.places, *grad_Tnd.shape[1:]))
+        return grad_Fnd.index_copy_(0, ctx.layout.place_T, grad_Tnd), None
 
 
 @lru_cache(maxsize=8)

@@ -24,8 +24,8 @@ from spin_core.packing import Rows, packed_rows, padded_rows
 
 log = logging.getLogger("spin_core")
 
-CHUNK_LOGITS = 2**25
-"""Logits in memory at a time: 128 MB in float32."""
+CHUNK_LOGITS = 2**23
+"""Logits in memory at a time: 32 MB in float32."""
 
 
 class ResponseLogps(nn.Module):

@@ -100,14 +100,14 @@ def optimizer_of(weights: list[Tensor], config: TrainConfig) -> torch.optim.Opti
     """The configured optimizer. Its rate is set before each step."""
     if config.optimizer == "rmsprop":
         return DecayedRMSprop(weights, config.weight_decay)
-    return torch.optim.AdamW(weights, lr=0.0, weight_decay=config.weight_decay, foreach=True)
+    return torch.optim.AdamW(weights, lr=0.0, weight_decay=config.weight_decay, foreach=weights[0].is_cuda)
 
 
 class DecayedRMSprop(torch.optim.RMSprop):
     """RMSProp with decoupled weight decay, as AdamW has it: weights shrink by rate times decay before the step."""
 
     def __init__(self, weights: list[Tensor], decay: float) -> None:
-        super().__init__(weights, lr=0.0, foreach=True)
+        super().__init__(weights, lr=0.0, foreach=weights[0].is_cuda)
         self.decay = decay
 
     @torch.no_grad()

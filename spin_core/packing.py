@@ -34,11 +34,17 @@ class Layout:
     side_T: Tensor
     """Which of its group's responses a token belongs to, from 1; 0 is the prompt."""
 
-    calls: tuple[Tensor, ...]
-    """For each call of attention, (b, L): where the tokens of b sequences lie. The last is repeated as padding."""
+    calls: tuple[tuple[int, int], ...]
+    """Sequences b and length L of each call of attention."""
 
-    source_T: Tensor
-    """Where each token's result is: index into the results of all calls, laid end to end."""
+    token_F: Tensor
+    """The token at each place of all calls, laid end to end. A sequence's last token is repeated as padding."""
+
+    place_T: Tensor
+    """A place of each token. A shared prompt has several, and any will do for its result, which is the same in all."""
+
+    again: tuple[tuple[Tensor, Tensor], ...]
+    """The other places of shared prompts: tokens and their places, none of them twice, for each further response."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,15 @@ class Rows:
 
         layout = self.layout
         if layout is not None:
-            calls = tuple(move(call_bL) for call_bL in layout.calls)
-            tensors = (layout.position_ids_1T, layout.group_T, layout.side_T)
-            position_ids_1T, group_T, side_T = map(move, tensors)
-            layout = Layout(position_ids_1T, group_T, side_T, calls, move(layout.source_T))
+            layout = Layout(
+                position_ids_1T=move(layout.position_ids_1T),
+                group_T=move(layout.group_T),
+                side_T=move(layout.side_T),
+                calls=layout.calls,
+                token_F=move(layout.token_F),
+                place_T=move(layout.place_T),
+                again=tuple((move(token), move(place)) for token, place in layout.again),
+            )
         return Rows(move(self.input_ids_NT), move(self.at_R), move(self.target_R), move(self.responses_S), layout)
 
 
@@ -125,13 +136,30 @@ def packed_rows(sequences: Sequences, chosen_S: Ints, group_S: Ints) -> Rows:
     position_T[at_R] = spans(prompts_S, responses_S)
     group_T[at_R] = np.repeat(group_at_S, responses_S)
     side_T[at_R] = np.repeat(side_S, responses_S)
-    calls, source_T = attention_calls(prompt_at_S, prompts_S, response_at_S, lengths_S, width)
+    calls, starts_S = attention_calls(lengths_S)
+    places = sum(b * length for b, length in calls)
+    token_F, place_T = np.zeros(places, np.int64), np.zeros(width, np.int64)
+    for chosen, (_, longest) in zip(alike(lengths_S), calls, strict=True):
+        at_bL = np.minimum(np.arange(longest), lengths_S[chosen, None] - 1)
+        behind_bL = at_bL - prompts_S[chosen, None]
+        token_F[starts_S[chosen, None] + np.arange(longest)] = np.where(
+            behind_bL < 0, prompt_at_S[chosen, None] + at_bL, response_at_S[chosen, None] + behind_bL
+        )
+    place_T[at] = spans(starts_S[first_S], prompts_S[first_S])
+    place_T[at_R] = spans(starts_S + prompts_S, responses_S)
+    again = []
+    for side in range(2, int(side_S.max(initial=1)) + 1):
+        others = np.flatnonzero(side_S == side)
+        token, place = (spans(begin[others], prompts_S[others]) for begin in (prompt_at_S, starts_S))
+        again.append((torch.from_numpy(token), torch.from_numpy(place)))
     layout = Layout(
         position_ids_1T=torch.from_numpy(position_T[None]),
         group_T=torch.from_numpy(group_T),
         side_T=torch.from_numpy(side_T),
         calls=calls,
-        source_T=torch.from_numpy(source_T),
+        token_F=torch.from_numpy(token_F),
+        place_T=torch.from_numpy(place_T),
+        again=tuple(again),
     )
 
     # A response's first token is predicted by the prompt's last one, which all of its group share.
@@ -147,21 +175,15 @@ def packed_rows(sequences: Sequences, chosen_S: Ints, group_S: Ints) -> Rows:
     )
 
 
-def attention_calls(
-    prompt_at_S: Ints, prompts_S: Ints, response_at_S: Ints, lengths_S: Ints, width: int
-) -> tuple[tuple[Tensor, ...], Ints]:
-    """The sequences of a packed row, gathered by length into calls, and where each of its tokens finds its result."""
-    calls, source_T, done = [], np.zeros(width, np.int64), 0
+def attention_calls(lengths_S: Ints) -> tuple[tuple[tuple[int, int], ...], Ints]:
+    """Shapes of the calls of attention for such sequences, and the place at which each sequence begins, (S,)."""
+    calls, starts_S, done = [], np.zeros(len(lengths_S), np.int64), 0
     for chosen in alike(lengths_S):
         longest = max(1, int(lengths_S[chosen[0]]))
-        at_bL = np.minimum(np.arange(longest), lengths_S[chosen, None] - 1)
-        behind_bL = at_bL - prompts_S[chosen, None]
-        in_row_bL = np.where(behind_bL < 0, prompt_at_S[chosen, None] + at_bL, response_at_S[chosen, None] + behind_bL)
-        # A shared prompt has the same result in each sequence of its group: any of them will do.
-        source_T[in_row_bL] = done + np.arange(len(chosen))[:, None] * longest + at_bL
-        calls.append(torch.from_numpy(in_row_bL))
-        done += in_row_bL.size
-    return tuple(calls), source_T
+        starts_S[chosen] = done + np.arange(len(chosen)) * longest
+        calls.append((len(chosen), longest))
+        done += len(chosen) * longest
+    return tuple(calls), starts_S
 
 
 def alike(lengths_S: Ints) -> list[Ints]:

@@ -43,14 +43,28 @@ def test_each_call_of_attention_holds_whole_sequences_and_every_token_finds_its_
     prompts = [rng.integers(5, 99, n) for n in rng.integers(1, 40, 12)]
     sequences = Sequences.of(prompts * 2, [rng.integers(5, 99, n) for n in rng.integers(0, 300, 24)])
     rows = packed_rows(sequences, np.arange(24), np.tile(np.arange(12), 2))
-    tokens = rows.input_ids_NT[0].numpy()
-    found = np.concatenate([tokens[call.numpy()].reshape(-1) for call in rows.layout.calls])
-    assert np.array_equal(found[rows.layout.source_T.numpy()], tokens)
-    whole = {tuple(tokens[row.numpy()]) for call in rows.layout.calls for row in call}
+    tokens, layout = rows.input_ids_NT[0].numpy(), rows.layout
+    found = tokens[layout.token_F.numpy()]
+    assert np.array_equal(found[layout.place_T.numpy()], tokens)
+    whole = {tuple(row) for part, call in zip(np.split(found, np.cumsum([b * n for b, n in layout.calls])[:-1]),
+                                              layout.calls, strict=True) for row in part.reshape(call)}  # fmt: skip
     for start, length in zip(sequences.starts_S, sequences.lengths_S, strict=True):
         ids = tuple(sequences.tokens[start : start + length])
         assert any(row[:length] == ids and set(row[length:]) <= {ids[-1]} for row in whole)
-    assert len(rows.layout.calls) > 1
+
+
+def test_every_place_is_a_tokens_own_or_another_one_of_its_prompt_or_padding():
+    layout = packed_rows(SEQUENCES, EVERYTHING, TWO_PROMPTS).layout
+    assert [(token.tolist(), place.tolist()) for token, place in layout.again] == [([0, 1, 6], [0, 1, 15])]
+    assert sorted(layout.place_T.tolist()) == [2, 3, 4, 5, 6, 7, 10, 11, 12]
+    assert layout.token_F.tolist() == [0, 1, 3, 4, 5, 0, 1, 2, 2, 2, 6, 7, 8, 8, 8, 6, 6, 6, 6, 6]
+
+
+def test_long_rows_take_several_calls():
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(5, 99, n) for n in (500, 400, 60)]
+    rows = packed_rows(Sequences.of([[5]] * 3, ids), np.arange(3), np.arange(3))
+    assert rows.layout.calls == ((1, 501), (1, 401), (1, 61))
 
 
 def test_a_row_of_a_single_token_is_widened():
