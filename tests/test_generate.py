@@ -13,18 +13,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import data_folder
+from helpers import character_tokenizer, data_folder, save_tiny_model
 from small_game import CPU, token_ids, version_of
 
+from spin_core import pairs as make_pairs
 from spin_core import phase, store
-from spin_core.config import GenerateConfig
+from spin_core import prompts as make_prompts
+from spin_core.config import ChatConfig, GenerateConfig, PairsConfig, PromptsConfig, SourceConfig
 from spin_core.engine import Answer, Request, make_engine
 from spin_core.errors import ModelError, Stopped
 from spin_core.generate import answers, requests_for, run
 from spin_core.hygiene import statistics
-from spin_core.jobs import GenerateJob
+from spin_core.jobs import GenerateJob, PairsJob, PromptsJob
 from spin_core.models import load_tokenizer
-from spin_core.records import GenerationBatch, PromptSet
+from spin_core.records import GenerationBatch, PairDataset, PromptSet
 
 EOS, END_OF_TURN = 2, 30
 
@@ -133,6 +135,57 @@ def test_a_small_model_answers_on_one_thread(tiny_model):
         torch.set_num_threads(before)
 
 
+def test_more_answers_follow_the_first_and_leave_it_as_it_was(tmp_path, tiny_model, prompts):
+    one = do(generate_job(tmp_path / "one", tiny_model, prompts))
+    three = do(generate_job(tmp_path / "three", tiny_model, prompts, answers=3))
+    assert (three.rows, three.answers, three.shards, three.opponents) == (60, 3, 4, {"0": 60})
+    rows = rows_of(three)
+    assert [row["answer"] for row in rows] == [0, 1, 2] * 20
+    assert {row["opponent"] for row in rows} == {0}
+    assert [(row["id"], tuple(row["response_ids"])) for row in rows[::3]] == said(one)
+    by_prompt = [{tuple(row["response_ids"]) for row in rows[i : i + 3]} for i in range(0, 60, 3)]
+    assert sum(map(len, by_prompt)) > 55  # they differ
+
+
+TURNS = [
+    {"role": "user", "content": "first question"},
+    {"role": "assistant", "content": "first answer"},
+    {"role": "user", "content": "second question"},
+    {"role": "assistant", "content": "what people said"},
+]
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}|{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+
+
+def test_a_conversation_of_several_turns_is_answered_and_paired_as_one_prompt(tmp_path):
+    model = save_tiny_model(tmp_path / "model", character_tokenizer(chat_template=TEMPLATE))
+    source = tmp_path / "rows.jsonl"
+    rows = [{"messages": [{**turn, "content": f"{i} {turn['content']}"} for turn in TURNS]} for i in range(6)]
+    source.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    prompts_job = PromptsJob(
+        output=tmp_path / "prompts",
+        config=PromptsConfig(source=SourceConfig(path=str(source)), held_out=1),
+        chat=ChatConfig(),
+        tokenizer=version_of(model),
+        max_new_tokens=24,
+    )
+    prompts = phase.execute(prompts_job, PromptSet, make_prompts.run, phase.Progress())
+    generations = do(generate_job(tmp_path / "generations", model, prompts, answers=2))
+    pairs_job = PairsJob(
+        output=tmp_path / "pairs", t=0, config=PairsConfig(), prompts=prompts, generations=generations, previous=None
+    )
+    record = phase.execute(pairs_job, PairDataset, make_pairs.run, phase.Progress())
+    tokenizer = load_tokenizer(model, CPU)
+    pairs = pq.read_table(record.path / "pairs.parquet").to_pylist()
+    assert len(pairs) == 10
+    for pair in pairs:
+        turns = json.loads(pair["messages"])
+        assert [turn["role"] for turn in turns] == ["user", "assistant", "user"]
+        asked = "".join(f"<{turn['role']}>{turn['content']}|" for turn in turns) + "<assistant>"
+        assert tokenizer.decode(pair["prompt_ids"]).endswith(asked)
+        assert pair["real"].endswith("what people said")
+        assert pair["generated_ids"] != pair["real_ids"]
+
+
 def test_seeds_belong_to_the_prompt_and_not_to_its_place():
     ids = ["a", "b", "a"]
     seeds = [request.seed for request in requests_for(ids, [[1]] * 3, 0, "iteration 0")]
@@ -201,7 +254,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 def test_a_run_that_is_terminated_and_then_killed_ends_as_one_that_was_not(tmp_path, tiny_model):
     # Many shards, so that each process is still at work when its signal comes.
     prompts = prompt_set(tmp_path / "prompts", rows=50, stop_ids=(EOS,))
-    config = {"shard_size": 2, "max_new_tokens": 40}
+    config = {"shard_size": 2, "max_new_tokens": 100}
     whole = do(generate_job(tmp_path / "whole", tiny_model, prompts, **config))
     job = generate_job(tmp_path / "broken", tiny_model, prompts, **config)
     scratch = tmp_path / ".broken.partial"

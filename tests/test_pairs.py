@@ -53,8 +53,8 @@ def write_prompts(folder, rows):
     )
 
 
-def write_generations(folder, t, answers, shard_size=3):
-    """`answers`: prompt and generated response, with a trailing … where it was cut."""
+def write_generations(folder, t, answers, shard_size=3, each=1):
+    """`answers`: prompt and generated response, with a trailing … where it was cut; `each` of them to a prompt."""
     folder.mkdir(exist_ok=True)
     rows = []
     for prompt, text in answers:
@@ -69,7 +69,15 @@ def write_generations(folder, t, answers, shard_size=3):
         table = pa.Table.from_pylist(rows[first : first + shard_size], schema)
         pq.write_table(table, folder / f"shard-{number:05d}.parquet")
     return GenerationBatch(
-        path=folder, digest=str(t) * 64, t=t, opponent="m" * 64, rows=len(rows), shards=1, tokens=1, finish_reasons={}
+        path=folder,
+        digest=str(t) * 64,
+        t=t,
+        opponent="m" * 64,
+        rows=len(rows),
+        answers=each,
+        shards=1,
+        tokens=1,
+        finish_reasons={},
     )
 
 
@@ -83,14 +91,14 @@ class Built:
         return [(row["prompt"], row["real"], row["generated"]) for row in self.rows]
 
 
-def build(folder, real, generated, previous=None, t=0, initial=None, **config):
+def build(folder, real, generated, previous=None, t=0, initial=None, each=1, **config):
     job = PairsJob(
         output=folder / "pairs",
         t=t,
         config=PairsConfig(**config),
         prompts=write_prompts(folder / "prompts", real),
-        generations=write_generations(folder / "now", t, generated),
-        previous=None if previous is None else write_generations(folder / "before", t - 1, previous),
+        generations=write_generations(folder / "now", t, generated, each=each),
+        previous=None if previous is None else write_generations(folder / "before", t - 1, previous, each=each),
         initial=None if initial is None else write_generations(folder / "first", 0, initial),
     )
     scratch = folder / "scratch"
@@ -164,6 +172,51 @@ def test_a_pair_whose_prompt_the_initial_policy_left_unanswered_is_dropped_and_c
     unused.mkdir()
     with pytest.raises(DataError, match=r"no pair is left \(5 of 5 dropped as no-initial\): θ_0 gave"):
         build(unused, REAL, FAKE, t=1, initial=[])
+
+
+SEVERAL = [("q", "no"), ("q", ""), ("q", "a long one"), ("other", ""), ("other", "well"), ("other", "oh well")]
+TWO = [("q", "yes"), ("other", "well")]
+
+
+def test_each_of_several_answers_makes_a_pair(tmp_path):
+    built = build(tmp_path, TWO, SEVERAL, each=3, answers="all")
+    assert built.triples == [("q", "yes", "no"), ("q", "yes", "a long one"), ("other", "well", "oh well")]
+    assert (built.fields["rows_in"], built.drops) == (6, {"empty": 2, "identical": 1})
+
+
+@pytest.mark.parametrize(
+    ("rule", "chosen", "drops"),
+    [
+        ("first", ["no", "oh well"], {"empty": 1, "identical": 1, "spare": 2}),
+        ("nearest-length", ["no", "oh well"], {"identical": 1, "spare": 3}),
+    ],
+)
+def test_one_of_several_answers_is_chosen_among_those_that_hygiene_keeps(tmp_path, rule, chosen, drops):
+    built = build(tmp_path, TWO, SEVERAL, each=3, answers=rule)
+    assert [row["generated"] for row in built.rows] == chosen
+    assert built.drops == drops
+    assert built.fields["rows"] + sum(built.drops.values()) == built.fields["rows_in"]
+
+
+def test_the_nearest_in_length_is_counted_in_tokens_and_the_first_of_equals_taken(tmp_path):
+    real = [("q", "12345"), ("other", "12345")]
+    answers = [("q", "a"), ("q", "abcdefg"), ("q", "abc"), ("other", "abcdefghijk"), ("other", "ab"), ("other", "cd")]
+    built = build(tmp_path, real, answers, each=3, answers="nearest-length")
+    assert [row["generated"] for row in built.rows] == ["abcdefg", "ab"]
+
+
+def test_an_answer_that_is_left_over_does_not_make_a_carried_over_one_a_duplicate(tmp_path):
+    before = [("q", "aye"), ("q", "no"), ("other", "hm"), ("other", "eh")]
+    now = [("q", "no"), ("q", "aye"), ("other", "ah"), ("other", "hm")]
+    built = build(tmp_path, TWO, now, before, t=1, each=2, answers="first")
+    assert [(row["t"], row["generated"]) for row in built.rows] == [(1, "no"), (1, "ah"), (0, "aye"), (0, "hm")]
+    assert (built.drops, built.mix) == ({"spare": 4}, {"0": 2, "1": 2})
+
+
+def test_the_initial_policys_answers_are_given_in_turn_to_several(tmp_path):
+    answers = [("q", "no"), ("q", "nay"), ("other", "hm"), ("other", "eh")]
+    built = build(tmp_path, TWO, answers, t=2, each=2, initial=[("q", "a"), ("other", "b")])
+    assert [row["initial_ids"] for row in built.rows] == [ids_of(text) for text in ("a", "a", "b", "b")]
 
 
 HYGIENE = {

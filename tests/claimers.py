@@ -1,0 +1,35 @@
+"""Processes that race for claims. Light to import, since each of them begins with nothing."""
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+from spin_core.shards import Shards
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def claim_all(folder: Path, count: int, ready: Any, taken: Any, end: Any) -> None:
+    """Claim as many shards as can be had, and hold them until told to end."""
+    ready.wait()
+    shards = Shards(folder / "final", folder / "work", count)
+    mine = []
+    while (claim := shards.claim(range(count))) is not None:
+        mine.append(claim.number)
+    taken.put(mine)
+    end.wait()
+
+
+def race(folder: Path, count: int, workers: int) -> list[list[int]]:
+    """Which shards each of so many processes gets that start at the same time. They are dead when this returns."""
+    ready, taken, end = SPAWN.Barrier(workers), SPAWN.Queue(), SPAWN.Event()
+    processes = [
+        SPAWN.Process(target=claim_all, args=(folder, count, ready, taken, end), daemon=True) for _ in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    found = [taken.get(timeout=120) for _ in processes]
+    end.set()
+    for process in processes:
+        process.join(60)
+    return found
