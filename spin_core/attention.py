@@ -1,7 +1,8 @@
 """Attention within a packed row, through transformers' attention interface.
 
 A model takes part by `config._attn_implementation = PACKED`; its forward pass then hands on the keyword `packing`, the
-row's `Layout`. Shapes: h query heads, k key heads (n: either), T tokens, d width of a head, b sequences of L tokens, F places.
+row's `Layout`. Shapes: h query heads, k key heads (n: either), d width of a head, T tokens, b sequences of L tokens in
+each call, F places in all calls.
 
 SDPA: the tokens of each sequence are gathered, sequences of like length together, and attend causally. A shared prompt
 is gathered once for each of its responses; that repeats a part of attention's products, a few hundredths of a pass, and
@@ -35,7 +36,7 @@ class Unsupported(Exception):
     """The model asks for an attention that packed rows cannot give."""
 
 
-@torch.compiler.disable(recursive=False)
+@torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]
 def packed_attention(
     module: nn.Module,
     query_1hTd: Tensor,
@@ -65,11 +66,12 @@ def gathered(
 ) -> Tensor:
     """By SDPA on each call's sequences."""
     query_Fhd, key_Fkd, value_Fkd = (
-        Spread.apply(x.squeeze(0).transpose(0, 1), layout) for x in (query_1hTd, key_1kTd, value_1kTd)
+        spread(x.squeeze(0).transpose(0, 1), layout) for x in (query_1hTd, key_1kTd, value_1kTd)
     )
     sizes = [b * length for b, length in layout.calls]
     found = []
-    for call, q, k, v in zip(layout.calls, *(x.split(sizes) for x in (query_Fhd, key_Fkd, value_Fkd)), strict=True):
+    parts = (torch.split(x, sizes) for x in (query_Fhd, key_Fkd, value_Fkd))
+    for call, q, k, v in zip(layout.calls, *parts, strict=True):
         q_bhLd, k_bkLd, v_bkLd = (x.unflatten(0, call).transpose(1, 2) for x in (q, k, v))
         mask_LL = band(call[1], window, q.device) if window is not None and window < call[1] else None
         out_bhLd = F.scaled_dot_product_attention(
@@ -77,12 +79,21 @@ def gathered(
             enable_gqa=k.shape[1] != q.shape[1],
         )  # fmt: skip
         found.append(out_bhLd.transpose(1, 2).flatten(0, 1))
-    out_Thd: Tensor = Collect.apply(torch.cat(found), layout)
-    return out_Thd[None]
+    return collect(torch.cat(found), layout)[None]
+
+
+def spread(x_Tnd: Tensor, layout: Layout) -> Tensor:
+    """Each token at all its places, (F, n, d)."""
+    return Spread.apply(x_Tnd, layout)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def collect(x_Fnd: Tensor, layout: Layout) -> Tensor:
+    """Each token's result from one of its places, (T, n, d)."""
+    return Collect.apply(x_Fnd, layout)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class Spread(torch.autograd.Function):
-    """Each token at all its places. Its gradient is the sum over them, of which padding's is none: nothing sees it.
+    """The gradient of a token is the sum over its places, of which padding's is none: nothing sees it.
 
     Unlike indexing, this adds up without scattering, in one order, whatever the device.
     """
@@ -103,7 +114,7 @@ class Spread(torch.autograd.Function):
 
 
 class Collect(torch.autograd.Function):
-    """Each token's result from one of its places. No others get a gradient."""
+    """No place but the one that is taken gets a gradient."""
 
     @staticmethod
     def forward(ctx: Any, x_Fnd: Tensor, layout: Layout) -> Tensor:

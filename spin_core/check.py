@@ -231,16 +231,20 @@ def look_at_memory(looks: Looks, config: RunConfig, shape: Shape, texts: Texts) 
     """The peaks of training and of generation against what is free."""
     from spin_core.models import device_of
 
-    train, generate = config.train, config.generate
+    train, generate, speed = config.train, config.generate, config.train.speed
     cures = {
-        "lower train.micro_batch_tokens": estimate.tokens_in_a_pass(train, texts.longest) > 2 * texts.longest,
+        "lower train.micro_batch_tokens": estimate.tokens_in_a_pass(train, texts.longest)
+        > estimate.sides(train) * texts.longest,
         "set train.gradient_checkpointing": not train.gradient_checkpointing,
+        "set train.speed.deepspeed to zero3": speed.ranks * speed.nodes > 1 and estimate.sharing(train, shape)[1] < 3,
         "set model.dtype to bfloat16": config.model.dtype == "float32",
         "take a smaller model": True,
     }
     fewer = ["lower generate.batch_size", "take a smaller model"]
     device = device_of(config.model)
     free, where = free_memory(device.type)
+    if device.type == "cpu" and speed.ranks > 1:
+        free, where = free // speed.ranks, f"{where} for each of {speed.ranks} ranks"
     training = estimate.training_memory(shape, train, texts.longest)
     generation = estimate.generation_memory(shape, generate, texts.longest_prompt)
     for phase, parts, ways in (
@@ -306,10 +310,12 @@ def look_at_time(looks: Looks, config: RunConfig, shape: Shape, texts: Texts, pr
     parts = ", ".join(f"{name} {duration(part)}" for name, part in last.items() if part >= 1)
     rest = f"; {duration(beside)} for SFT and controls" if beside else ""
     benchmarks = "; benchmarks not counted" if config.evaluate.lm_eval.tasks else ""
+    steps = estimate.steps_in(texts, config, config.iterations - 1)
+    each = f"; {last['training'] / steps:.2g} s a training step" if steps else ""
     guess = f"a rough guess from {speed.batch_flops / 1e9:,.0f} GFLOP/s that were measured just now"
     looks.add(
         "time",
-        f"about {duration(total)}: {duration(sum(last.values()))} for the last iteration ({parts}){rest}{benchmarks}; "
-        f"{guess}",
+        f"about {duration(total)}: {duration(sum(last.values()))} for the last iteration ({parts}){each}{rest}"
+        f"{benchmarks}; {guess}",
         "warn" if sum(last.values()) > SLOW else "ok",
     )

@@ -24,8 +24,8 @@ BYTES_A_TOKEN = 8
 KERNELS = 120
 """What a layer's forward pass starts, in the time of starting one addition; small models wait for little else."""
 
-EFFICIENCY = 0.35
-"""The speed of a whole network's products over that of the fastest of them alone. Measured: .3 to .5."""
+EFFICIENCY = 0.6
+"""The speed of a whole network's products over that of the fastest of them alone. Measured: .4 (small) to .8."""
 
 START_SECONDS = 3.0
 """From the start of a phase's process until it works."""
@@ -109,24 +109,38 @@ class Speed:
     """Bytes a second through an operation that computes nearly nothing."""
     start: float
     """Seconds to start one operation."""
+    own_device: bool = False
+    """Each rank has a device of its own, which ranks on one CPU have not."""
 
 
 def training_memory(shape: Shape, config: TrainConfig, longest: int) -> Parts:
-    """The peak of `train`: at the end of a forward pass, or in the optimizer's step, whichever is more."""
+    """The peak of `train` on each rank: in the backward pass, where activations, logits and gradients meet.
+
+    ZeRO shares out the optimizer's states and masters (stage 1), gradients (2) and weights (3) among the ranks.
+    """
+    ranks, stage = sharing(config, shape)
     masters = 0 if shape.itemsize == FLOAT32 else FLOAT32
-    states = FLOAT32 * optimizer_states(config)
-    held = shape.parameters * shape.itemsize + shape.trained * (masters + FLOAT32 + states)
-    # `Optimizer.gather` empties the weights' own gradients; a step takes the roots of one state into new tensors.
-    gradients = 0 if shape.itemsize == FLOAT32 else shape.trained * shape.itemsize
-    roots = shape.trained * FLOAT32
+    states = shape.trained * (masters + FLOAT32 * optimizer_states(config)) / (ranks if stage >= 1 else 1)
+    # A backward pass leaves gradients in the weights' own precision, which are then added to the masters'.
+    passing = 0 if shape.itemsize == FLOAT32 else shape.itemsize
+    gradients = shape.trained * (FLOAT32 + passing) / (ranks if stage >= 2 else 1)
+    weights = shape.parameters * shape.itemsize / (ranks if stage >= 3 else 1)
     tokens = tokens_in_a_pass(config, longest)
-    passing = {
+    return {
+        "weights, gradients and optimizer": weights + gradients + states,
         "activations": SLACK * activations(shape, tokens, config.gradient_checkpointing),
-        "logits": SLACK * logits_chunk(shape, tokens),
+        "logits": SLACK * logits_chunk(shape, tokens, config),
     }
-    if sum(passing.values()) + gradients > roots:
-        return {"weights, gradients and optimizer": float(held + gradients), **passing}
-    return {"weights, gradients and optimizer": float(held + roots)}
+
+
+def sharing(config: TrainConfig, shape: Shape) -> tuple[int, int]:
+    """Ranks that train together, and the stage of ZeRO that they share memory by."""
+    from spin_core.zero_settings import stage_of, zero_settings
+
+    ranks = config.speed.ranks * config.speed.nodes
+    if ranks == 1 and not config.speed.deepspeed:
+        return 1, 0
+    return ranks, stage_of(zero_settings(config, "float32" if shape.itemsize == FLOAT32 else "bfloat16"))
 
 
 def optimizer_states(config: TrainConfig) -> int:
@@ -134,9 +148,20 @@ def optimizer_states(config: TrainConfig) -> int:
     return 2 if config.optimizer == "adamw" else 1
 
 
+def sides(config: TrainConfig) -> int:
+    """Responses to a prompt that the loss reads; T-SPIN's third one comes with iteration 1."""
+    return {"sft": 1, "t-spin": 3}.get(config.loss, 2)
+
+
+def tokens_of_item(texts: Texts, config: TrainConfig) -> float:
+    """Tokens through the network for a prompt and its responses: the prompt once, if it is shared."""
+    prompts = 1 if config.speed.packing and config.speed.prefix_sharing else sides(config)
+    return prompts * texts.prompt_tokens + sides(config) * texts.response_tokens
+
+
 def tokens_in_a_pass(config: TrainConfig, longest: int) -> int:
-    """The most tokens that a forward and backward pass holds (`batches.micro_batches`): one pair at the least."""
-    pair = longest * (1 if config.loss == "sft" else 2)
+    """The most tokens that a forward and backward pass holds (`packing.deal`): one prompt's responses at the least."""
+    pair = longest * sides(config)
     return max(pair, min(config.micro_batch_tokens, config.batch_size * pair))
 
 
@@ -154,12 +179,14 @@ def activations(shape: Shape, tokens: int, recomputed: bool) -> float:
     return tokens * (shape.layers * shape.hidden * itemsize + layer if recomputed else shape.layers * layer)
 
 
-def logits_chunk(shape: Shape, tokens: int) -> float:
+def logits_chunk(shape: Shape, tokens: int, config: TrainConfig) -> float:
     """The chunk of logits at work with its copies, and the projection's gradient in float32 (`logps`)."""
     from spin_core.logps import CHUNK_LOGITS
 
     copies = 2 * FLOAT32 + (0 if shape.itemsize == FLOAT32 else shape.itemsize)
-    chunk = min(CHUNK_LOGITS, tokens * shape.vocabulary)
+    chunk = tokens * shape.vocabulary
+    if config.speed.response_logits:
+        chunk = min(CHUNK_LOGITS, chunk)
     return chunk * copies + shape.vocabulary * shape.hidden * (FLOAT32 + shape.itemsize)
 
 
@@ -208,8 +235,9 @@ def steps_in(texts: Texts, config: RunConfig, t: int) -> int:
 def iteration_seconds(shape: Shape, texts: Texts, config: RunConfig, t: int, speed: Speed) -> Parts:
     """Time of iteration t by phase."""
     pairs, row = pairs_in(texts, config, t), texts.prompt_tokens + texts.response_tokens
-    trained = 2 * row * pairs * at(config.train.epochs, t)
-    scored = row * (texts.prompts + pairs)
+    item = tokens_of_item(texts, config.train)
+    trained = item * pairs * at(config.train.epochs, t)
+    scored = item * pairs * (2 if config.train.anchor else 1)
     rows = config.generate.batch_size
     return {
         "generating": generation_seconds(shape, texts, texts.prompts, rows, speed),
@@ -236,16 +264,20 @@ def other_seconds(shape: Shape, texts: Texts, config: RunConfig, speed: Speed, p
         tokens = row * rates * steps * config.train.batch_size
         total += training_seconds(shape, tokens, config.train, texts.longest, speed)
     if config.controls.dpo is not None:
-        tokens = 2 * row * preferences
+        tokens = tokens_of_item(texts, config.train) * preferences
         total += pass_seconds(shape, tokens, config.train, texts.longest, speed)
         total += training_seconds(shape, tokens * config.controls.dpo.epochs, config.train, texts.longest, speed)
     return total
 
 
 def training_seconds(shape: Shape, tokens: float, config: TrainConfig, longest: int, speed: Speed) -> float:
-    """Forward and backward over so many tokens. A backward pass is two forward ones; recomputing adds a third."""
+    """Forward and backward over so many tokens. A backward pass is two forward ones; recomputing adds a third.
+
+    Ranks with a GPU each share the work; ranks on one CPU share its cores as well.
+    """
     passes = 4 if config.gradient_checkpointing else 3
-    return passes * pass_seconds(shape, tokens, config, longest, speed)
+    devices = config.speed.nodes * (config.speed.ranks if speed.own_device else 1)
+    return passes / devices * pass_seconds(shape, tokens, config, longest, speed)
 
 
 def pass_seconds(shape: Shape, tokens: float, config: TrainConfig, longest: int, speed: Speed) -> float:
@@ -288,6 +320,7 @@ def measure(shape: Shape, config: RunConfig, texts: Texts, device: Any) -> Speed
             row_flops=product(min(config.generate.batch_size, texts.prompts)),
             bandwidth=2.0 * FLOAT32 * len(long) / fastest(lambda: long + 1, device),
             start=fastest(lambda: little + 1, device),
+            own_device=device.type == "cuda",
         )
     finally:
         torch.set_num_threads(threads)

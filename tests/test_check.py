@@ -343,10 +343,24 @@ def test_memory_for_weights_by_hand():
     small = {"micro_batch_tokens": 1, "batch_size": 1}
     bf16 = Shape(**{**vars(SHAPE), "itemsize": 2, "parameters": 10**9})
     fp32 = Shape(**{**vars(SHAPE), "parameters": 10**9})
-    # Weights, gradient, one or two states, and in a step the roots; bfloat16 has masters as well.
-    assert estimate.training_memory(fp32, TrainConfig(**small), 10) == {held: (4 + 4 + 4 + 4) * 10**9}
-    assert estimate.training_memory(fp32, TrainConfig(**small, optimizer="adamw"), 10) == {held: 20 * 10**9}
-    assert estimate.training_memory(bf16, TrainConfig(**small), 10) == {held: (2 + 4 + 4 + 4 + 4) * 10**9}
+    # Weights, gradient, one or two states; bfloat16 has masters as well.
+    assert estimate.training_memory(fp32, TrainConfig(**small), 10)[held] == (4 + 4 + 4) * 10**9
+    assert estimate.training_memory(fp32, TrainConfig(**small, optimizer="adamw"), 10)[held] == 16 * 10**9
+    assert estimate.training_memory(bf16, TrainConfig(**small), 10)[held] == (2 + 4 + 4 + 4 + 2) * 10**9
+    # Four ranks: stage 1 shares out masters and states, 2 the gradients, 3 the weights.
+    for stage, bytes_each in enumerate((2 + 6 + 8, 2 + 6 + 2, 2 + 1.5 + 2, 0.5 + 1.5 + 2)):
+        ranks = TrainConfig(**small, speed={"ranks": 4, "deepspeed": f"zero{stage}"})
+        assert estimate.training_memory(bf16, ranks, 10)[held] == bytes_each * 10**9
+
+
+def test_a_shared_prompt_is_counted_once():
+    def tokens(**fields) -> float:
+        return estimate.tokens_of_item(TEXTS, TrainConfig(**fields))
+
+    assert tokens() == 20 + 2 * 30
+    assert tokens(loss="t-spin") == 20 + 3 * 30
+    assert tokens(loss="sft") == 20 + 30
+    assert tokens(speed={"prefix_sharing": False}) == tokens(speed={"packing": False}) == 2 * (20 + 30)
 
 
 def test_activations_are_those_that_autograd_keeps(tiny_model):

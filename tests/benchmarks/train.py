@@ -15,7 +15,7 @@ The first step warms up and is not timed either.
                     the optimizer have been through: how far they are from ours, relatively
 
 Data: `gsm8k`, real questions and solutions, where the generated response is another question's solution (needs the
-data folder); `chat`, random tokens in lengths like UltraChat's: prompts about 200, responses about 250 with a heavy tail.
+data folder); `chat`, random tokens in lengths like UltraChat's: prompts about 200, responses about 250, a few long.
 """
 
 import argparse
