@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 Floats = npt.NDArray[np.float64]
 
@@ -43,20 +45,29 @@ def distinct(texts: Sequence[str], n: int = 2) -> tuple[float, float]:
 
 def distinct_shares(texts: Sequence[str], most: int = 3) -> tuple[float, ...]:
     """distinct-1 … distinct-`most` without errors, for many texts; 0 where no text has an n-gram."""
-    numbers: dict[str, int] = {}
-    words = [[numbers.setdefault(word, len(numbers)) for word in text.split()] for text in texts]
-    word_N = np.fromiter((number for one in words for number in one), np.int64)
+    words = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(pa.array(texts, pa.string())))
+    flat = words.flatten().dictionary_encode()
+    vocabulary = len(flat.dictionary)
+    word_N = flat.indices.to_numpy().astype(np.int64)
+    # A text without words is split into one that is empty.
+    some = word_N != flat.dictionary.index("").as_py()
+    word_N = word_N[some]
     # No text has the number -1, so that no n-gram runs over the end.
-    text_N = np.append(np.repeat(np.arange(len(words)), [len(one) for one in words]), [-1] * most)
+    text_N = np.append(pc.list_parent_indices(words).to_numpy()[some], [-1] * most)
     start_N, gram_N, shares = np.arange(len(word_N)), word_N, []
+    bound = vocabulary
     for n in range(1, most + 1):
         if n > 1:
             # An n-gram is the one before, by its number, and a further word of the same text.
             whole = text_N[start_N] == text_N[start_N + n - 1]
-            start_N = start_N[whole]
-            gram_N = gram_N[whole] * len(numbers) + word_N[start_N + n - 1]
-        different, gram_N = np.unique(gram_N, return_inverse=True)
-        shares.append(len(different) / max(1, len(gram_N)))
+            start_N, gram_N = start_N[whole], gram_N[whole]
+            if bound * vocabulary >= 2**63:
+                different, gram_N = np.unique(gram_N, return_inverse=True)
+                bound = len(different)
+            gram_N = gram_N * vocabulary + word_N[start_N + n - 1]
+            bound *= vocabulary
+        in_order = np.sort(gram_N)
+        shares.append(float((in_order[1:] != in_order[:-1]).sum() + 1) / len(gram_N) if len(gram_N) else 0.0)
     return tuple(shares)
 
 

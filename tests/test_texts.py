@@ -29,6 +29,11 @@ def test_distinct_shares_are_distinct_of_one_two_and_three_words(texts):
     assert distinct_shares(texts) == pytest.approx([distinct(texts, n)[0] for n in (1, 2, 3)])
 
 
+def test_distinct_shares_know_phrases_too_many_to_number():
+    texts = [" ".join(str(i * j % 101) for i in range(40)) for j in range(60)]
+    assert distinct_shares(texts, 14) == pytest.approx([distinct(texts, n)[0] for n in range(1, 15)])
+
+
 def test_the_error_of_distinct_is_the_jackknifes():
     texts = ["a b c", "a b d", "c d e f", "a b", "x"]
     left_out = [distinct(texts[:i] + texts[i + 1 :])[0] for i in range(len(texts))]
