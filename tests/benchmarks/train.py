@@ -58,7 +58,6 @@ OURS: dict[str, dict[str, Any]] = {
 THEIRS: dict[str, dict[str, Any]] = {
     "TRL, cached, 1 pair a pass": {"per_device_train_batch_size": 1, "precompute_ref_log_probs": True},
     "TRL, cached, 2 pairs a pass": {"per_device_train_batch_size": 2, "precompute_ref_log_probs": True},
-    "TRL, cached, 4 pairs a pass": {"per_device_train_batch_size": 4, "precompute_ref_log_probs": True},
     "TRL as the paper: 8 padded, reference at every step": {"per_device_train_batch_size": 8},
 }
 
@@ -273,7 +272,46 @@ def compare(data: str, shape: str, names: list[str], steps: int, batch_size: int
                 f"{sum(flops[1:]) / seconds / found['peak_flops']:.0%}", f"{speeds[name] / best:.2f}",
                 ", ".join(f"{one:.0e}" for one in off),
             )  # fmt: skip
-        Console(width=140).print(table)
+        console = Console(width=140)
+        console.print(table)
+        if "ours" in results:
+            measured = results["ours"]
+            memory, seconds = predicted(folder, batch_size, micro_batch_tokens)
+            console.print(
+                f"spin check's prediction for ours: {memory:,.0f} MB at the peak ({memory / measured['peak_mb']:.2f} of what was "
+                f"measured) and {seconds:.1f} s a step ({seconds / np.mean(measured['seconds'][1:]):.2f})"
+            )
+
+
+def predicted(folder: Path, batch_size: int, micro_batch_tokens: int) -> tuple[float, float]:
+    """What `spin check` says of our training: megabytes at the peak, seconds a step."""
+    import torch
+    from small_game import CPU
+
+    from spin_core import estimate
+    from spin_core.batches import read_token_ids
+    from spin_core.config import GenerateConfig, RunConfig, TrainConfig
+    from spin_core.models import load_config, load_model
+
+    prompts, *responses = (
+        [len(ids) for ids in column]
+        for column in read_token_ids(folder / "pairs" / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids")
+    )
+    answers = responses[0] + responses[1]
+    texts = estimate.Texts(
+        prompts=len(prompts), held_out=1, prompt_tokens=float(np.mean(prompts)), response_tokens=float(np.mean(answers)),
+        longest_prompt=max(prompts), longest=max(p + max(pair) for p, *pair in zip(prompts, *responses, strict=True)),
+    )  # fmt: skip
+    model = load_model(folder / "model", CPU)
+    shape = estimate.Shape.of(load_config(folder / "model", CPU), model.num_parameters(), "float32")
+    config = RunConfig(
+        recipe="demo", train=TrainConfig(batch_size=batch_size, micro_batch_tokens=micro_batch_tokens),
+        generate=GenerateConfig(batch_size=1),
+    )  # fmt: skip
+    speed = estimate.measure(shape, config, texts, torch.device("cpu"))
+    tokens = batch_size * estimate.tokens_of_item(texts, config.train)
+    memory = sum(estimate.training_memory(shape, config.train, texts.longest).values()) + estimate.LIBRARIES
+    return memory / 2**20, estimate.training_seconds(shape, tokens, config.train, texts.longest, speed)
 
 
 def run_child(name: str, folder: Path, batch_size: int, micro_batch_tokens: int) -> dict[str, Any]:
@@ -299,9 +337,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", choices=["chat", "gsm8k"], action="append")
     parser.add_argument("--shape", choices=list(SHAPES), default="42m")
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--micro-batch-tokens", type=int, default=2048)
+    parser.add_argument("--micro-batch-tokens", type=int, default=1024)
     parser.add_argument("--only", action="append", help="a part of a way's name")
     given = parser.parse_args()
     names = [name for name in [*OURS, *THEIRS] if not given.only or any(part in name for part in given.only)]
