@@ -153,7 +153,10 @@ TURNS = [
     {"role": "user", "content": "second question"},
     {"role": "assistant", "content": "what people said"},
 ]
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}|{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}|{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
 
 def test_a_conversation_of_several_turns_is_answered_and_paired_as_one_prompt(tmp_path):

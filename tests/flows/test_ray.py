@@ -1,0 +1,91 @@
+"""Generation on a Ray cluster of this machine, whose devices are there in name alone."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture
+def cluster():
+    """The address of a cluster with two GPUs, neither of which exists."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tempfile.mkdtemp(prefix="ray-")  # a short path, since sockets lie in it
+    options = ["--num-cpus=2", "--num-gpus=2", "--include-dashboard=false", f"--temp-dir={folder}", "--block"]
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("ray")), "start", "--head", f"--port={port}", *options],
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    address = ""
+    for line in process.stdout:
+        if "--address=" in line:
+            address = line.split("--address='")[1].split("'")[0]
+            break
+    assert address
+    yield address
+    process.terminate()
+    process.communicate(timeout=60)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def holder_in(folder: Path) -> dict | None:
+    """Who works on a shard below a folder."""
+    for claim in folder.glob(".generations.*.work/*.claim-*"):
+        try:
+            return json.loads(claim.read_text())
+        except FileNotFoundError:
+            continue
+    return None
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def said(folder: Path) -> list[tuple]:
+    tables = [pq.read_table(path).to_pylist() for path in sorted(folder.glob("shard-*.parquet"))]
+    return [(row["id"], row["response_ids"]) for table in tables for row in table]
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_answers_as_one_machine_does_though_a_worker_is_killed(finished, cluster):
+    speed = {"workers": 0, "ray": {"address": cluster, "workers": 2, "gpus": 1}}
+    sets = ["--iterations", "1", "--set=controls={}", "--set=generate.shard_size=2"]
+    process = subprocess.Popen(
+        finished.play("ray", *sets, f"--set=generate.speed={json.dumps(speed)}"),
+        env=finished.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    iteration = finished.runs / "ray" / "iter_00"
+    deadline = time.monotonic() + 300
+    while (holder := holder_in(iteration)) is None:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    killed = parent_of(holder["pid"])
+    assert "ray::" in Path(f"/proc/{killed}/cmdline").read_text()
+    os.kill(killed, signal.SIGKILL)
+    assert not (iteration / "generations").exists()
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    generations = iteration / "generations"
+    assert said(generations) == said(finished.runs / "whole" / "iter_00" / "generations")
+    assert len((generations / "log" / "timing.jsonl").read_text().splitlines()) == 48
