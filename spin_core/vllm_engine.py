@@ -177,6 +177,8 @@ def settings_of(model: ModelConfig, config: VllmConfig, *, on_cpu: bool) -> dict
         "max_model_len": config.max_length,
         "enable_prefix_caching": speed.prefix_caching,
         "enforce_eager": speed.eager or on_cpu,  # compiling for a CPU takes longer than it saves
+        # vLLM turns a seeded generator back after a part of a prompt, and a CPU's cannot be turned back.
+        "enable_chunked_prefill": not on_cpu,
         "quantization": config.quantization or None,
         "load_format": "safetensors",
         "generation_config": "vllm",

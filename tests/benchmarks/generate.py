@@ -179,7 +179,9 @@ def elsewhere(python: str, *arguments: str, **surroundings: str) -> dict[str, fl
     )  # fmt: skip
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
-    found: dict[str, float] = json.loads(done.stdout.rsplit("\n", 2)[-2])
+    # vLLM logs there too, and goes on after our last word.
+    [line] = [line for line in done.stdout.splitlines() if line.startswith('{"tokens"')]
+    found: dict[str, float] = json.loads(line)
     return found
 
 
@@ -233,7 +235,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--way"]:
         _, _, name, folder, *rest = sys.argv
         found = bare(Path(folder)) if name == "bare" else padded(Path(folder), *map(int, rest))
-        print("\n" + json.dumps(found))
+        print("\n" + json.dumps(found), flush=True)
         return
     from rich.console import Console
     from rich.table import Table
