@@ -278,8 +278,9 @@ def compare(data: str, shape: str, names: list[str], steps: int, batch_size: int
             measured = results["ours"]
             memory, seconds = predicted(folder, batch_size, micro_batch_tokens)
             console.print(
-                f"spin check's prediction for ours: {memory:,.0f} MB at the peak ({memory / measured['peak_mb']:.2f} of what was "
-                f"measured) and {seconds:.1f} s a step ({seconds / np.mean(measured['seconds'][1:]):.2f})"
+                f"spin check's prediction for ours: {memory:,.0f} MB at the peak "
+                f"({memory / measured['peak_mb']:.2f} of what was measured) and {seconds:.1f} s a step "
+                f"({seconds / np.mean(measured['seconds'][1:]):.2f})"
             )
 
 
@@ -299,8 +300,8 @@ def predicted(folder: Path, batch_size: int, micro_batch_tokens: int) -> tuple[f
     )
     answers = responses[0] + responses[1]
     texts = estimate.Texts(
-        prompts=len(prompts), held_out=1, prompt_tokens=float(np.mean(prompts)), response_tokens=float(np.mean(answers)),
-        longest_prompt=max(prompts), longest=max(p + max(pair) for p, *pair in zip(prompts, *responses, strict=True)),
+        prompts=len(prompts), held_out=1, prompt_tokens=float(np.mean(prompts)),
+        response_tokens=float(np.mean(answers)), longest_prompt=max(prompts), longest=max(p + max(pair) for p, *pair in zip(prompts, *responses, strict=True)),
     )  # fmt: skip
     model = load_model(folder / "model", CPU)
     shape = estimate.Shape.of(load_config(folder / "model", CPU), model.num_parameters(), "float32")
