@@ -301,7 +301,8 @@ def predicted(folder: Path, batch_size: int, micro_batch_tokens: int) -> tuple[f
     answers = responses[0] + responses[1]
     texts = estimate.Texts(
         prompts=len(prompts), held_out=1, prompt_tokens=float(np.mean(prompts)),
-        response_tokens=float(np.mean(answers)), longest_prompt=max(prompts), longest=max(p + max(pair) for p, *pair in zip(prompts, *responses, strict=True)),
+        response_tokens=float(np.mean(answers)), longest_prompt=max(prompts),
+        longest=max(p + max(pair) for p, *pair in zip(prompts, *responses, strict=True)),
     )  # fmt: skip
     model = load_model(folder / "model", CPU)
     shape = estimate.Shape.of(load_config(folder / "model", CPU), model.num_parameters(), "float32")
