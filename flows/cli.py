@@ -189,13 +189,13 @@ def samples(
     """Browse prompts with the human response and what every version up to θ_T, or iteration up to T, answered."""
     from flows import browse
     from spin_core import lineage as lineages
-    from spin_core import samples_page
     from spin_core.samples import read
+    from spin_core.samples_page import write
 
     found = read(lineages.find(runs, lineage), part, t)
     places = found.select(find=find, sort=sort, limit=limit)
     if html:
-        click.echo(samples_page.write(html, found, places, limit))
+        click.echo(write(html, found, places, limit))
     elif as_json:
         click.echo(json.dumps([found.sample(place).as_json() for place in places], indent=2, ensure_ascii=False))
     else:
