@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from spin_core import estimate
+from spin_core import engines, estimate
 from spin_core.check_data import look_at_preferences, look_at_source, look_at_texts
 from spin_core.config import SCHEDULE, RunConfig, at
 from spin_core.errors import ConfigError, ModelError, StorageError
@@ -47,6 +47,7 @@ def check_run(config: RunConfig, runs: Path) -> Findings:
         folder = looks.at("model", look_for_model, config, Path(scratch))
         shape = looks.at("model", look_at_model, config, folder)
         shape = looks.at("model", look_at_adapter, config, folder, shape)
+        looks.at("engine", look_at_engine, config)
         renderer = looks.at("tokenizer", look_at_tokenizer, config, folder)
         texts = looks.at("data", look_at_texts, config, source, folder, renderer)
         looks.at("benchmarks", look_at_benchmarks, config, Path(scratch))
@@ -179,6 +180,23 @@ def look_at_adapter(looks: Looks, config: RunConfig, folder: Path, shape: Shape)
     return replace(shape, adapter=trained)
 
 
+def look_at_engine(looks: Looks, config: RunConfig) -> None:
+    """Which engine will answer, and that it is there."""
+    generate = config.generate
+    engine, why = engines.chosen(generate, config.model), engines.reason(generate, config.model)
+    if engine == "transformers":
+        looks.add("engine", f"transformers answers: {why}")
+        return
+    speed = generate.vllm.speed
+    python = engines.required_python(generate.vllm)
+    room = (
+        f"{speed.cache_gb:g} GiB"
+        if speed.cache_gb
+        else f"{speed.memory_fraction:.0%} of a GPU's memory, 2 GiB on a CPU"
+    )
+    looks.add("engine", f"vLLM answers ({why}), run by {python}; its room for keys and values: {room}")
+
+
 def read_headers(files: Iterable[Path]) -> tuple[int, str]:
     """How many numbers safetensors files hold, and of what kind. `ModelError` if a file is cut short."""
     from safetensors import SafetensorError, safe_open
@@ -246,11 +264,10 @@ def look_at_memory(looks: Looks, config: RunConfig, shape: Shape, texts: Texts) 
     if device.type == "cpu" and speed.ranks > 1:
         free, where = free // speed.ranks, f"{where} for each of {speed.ranks} ranks"
     training = estimate.training_memory(shape, train, texts.longest)
-    generation = estimate.generation_memory(shape, generate, texts.longest_prompt)
-    for phase, parts, ways in (
-        ("training", training, [cure for cure, helps in cures.items() if helps]),
-        ("generation", generation, fewer),
-    ):
+    phases = [("training", training, [cure for cure, helps in cures.items() if helps])]
+    if engines.chosen(generate, config.model) == "transformers":  # vLLM takes what it is given, see its own finding
+        phases += [("generation", estimate.generation_memory(shape, generate, texts.longest_prompt), fewer)]
+    for phase, parts, ways in phases:
         parts = {**parts, "libraries": float(estimate.LIBRARIES)}
         need = sum(parts.values())
         listing = ", ".join(f"{name} {size(part)}" for name, part in parts.items())

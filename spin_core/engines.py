@@ -54,4 +54,4 @@ def reason(config: GenerateConfig, model: ModelConfig) -> str:
     if model.device == "cpu" or not sees_gpu():
         return "there is no GPU to use"
     python = vllm_python(config.vllm)
-    return f"with {python}" if os.access(python, os.X_OK) else f"{python} is missing: make vllm installs it"
+    return "a GPU is there" if os.access(python, os.X_OK) else f"{python} is missing, make vllm installs it"

@@ -4,6 +4,7 @@ import dataclasses
 import http.server
 import io
 import json
+import sys
 import threading
 
 import numpy as np
@@ -12,12 +13,12 @@ import torch
 from helpers import character_tokenizer, data_folder, save_tiny_model
 from huggingface_hub import constants
 
-from spin_core import check, check_data, estimate, prompts
+from spin_core import check, check_data, engines, estimate, prompts
 from spin_core.batches import Sequences
 from spin_core.check import check_run
 from spin_core.checkpoint import save_checkpoint
 from spin_core.config import ModelConfig, PromptsConfig, SourceConfig, TrainConfig
-from spin_core.errors import DataError, ModelError
+from spin_core.errors import ConfigError, DataError, ModelError
 from spin_core.estimate import Shape, Speed, Texts
 from spin_core.findings import Findings, Looks, duration, listed, size
 from spin_core.jobs import PromptsJob
@@ -137,6 +138,7 @@ def test_the_demo_is_ready_and_nothing_is_left_behind(tmp_path):
         "config",
         "data",
         "model",
+        "engine",
         "tokenizer",
         "context",
         "prompts",
@@ -149,6 +151,22 @@ def test_the_demo_is_ready_and_nothing_is_left_behind(tmp_path):
     assert "made here, and trained on the data for 12 epochs" in texts(found, "model")[0]
     assert list(tmp_path.iterdir()) == []
     assert Findings.model_validate_json(found.model_dump_json()) == found
+
+
+def test_which_engine_answers_is_told_and_that_it_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "sees_gpu", lambda: False)
+    assert texts(check_run(resolve("demo"), tmp_path), "engine") == ["transformers answers: there is no GPU to use"]
+    vllm = ["generate.engine=vllm", f"generate.vllm.python={sys.executable}"]
+    found = check_run(resolve("demo", sets=vllm), tmp_path)
+    assert "vLLM answers (as generate.engine says)" in texts(found, "engine")[0]
+    assert not any("generation" in text for text in texts(found, "memory"))
+    found = check_run(resolve("demo", sets=["generate.engine=vllm", "generate.vllm.python=/no/such"]), tmp_path)
+    assert "run `make vllm`" in texts(found, "engine", "wrong")[0]
+
+
+def test_a_length_that_leaves_vllm_no_room_is_refused():
+    with pytest.raises(ConfigError, match=r"generate.vllm.max_length 100 has no room for prompts of 512 tokens"):
+        resolve("zephyr-7b", sets=["generate.vllm.max_length=100", "prompts.max_prompt_tokens=512"])
 
 
 def test_the_small_real_recipe_is_ready(tmp_path, monkeypatch):
