@@ -77,6 +77,11 @@ def some_requests(count=24, seed=0):
     return [(rng.integers(4, 100, rng.integers(1, 30)).tolist(), int(rng.integers(2**62))) for _ in range(count)]
 
 
+def many_requests():
+    """More tokens of prompts than vLLM reads at a time."""
+    return [([*prompt, *range(4, 94)], seed) for prompt, seed in some_requests(120, seed=2)]
+
+
 def changed(model: Path, folder: Path, **config) -> Path:
     """A copy of the model whose configuration says something else."""
     shutil.copytree(model, folder)
@@ -99,6 +104,7 @@ def told(model, stacked, tmp_path_factory) -> dict:
     requests, others = some_requests(), some_requests(seed=1)
     ask("plain", [requests, others, requests, *([one] for one in requests), [(prompt, 5) for prompt, _ in requests]])
     ask("small batch", [requests], vllm={"speed": {"cache_gb": 0.0625, "batch_size": 3}})
+    ask("many", [many_requests()])
     ask("strings", [requests], stop_strings=STRINGS)
     ask("ids", [requests], stop_ids=[70, 71])
     ask("greedy", [requests], stop_strings=STRINGS, repetition_penalty=1.3, **GREEDY)
@@ -154,6 +160,14 @@ def test_what_is_said_does_not_hang_on_the_batch_but_for_rounding(told):
     # In float32 a token can change where two candidates all but tie; none does here.
     assert alone == first
     assert told["small batch"]["said"][0] == first
+
+
+@needs_vllm
+def test_prompts_that_are_not_read_in_one_step_are_answered_too(told):
+    said = told["many"]["said"][0]
+    assert sum(len(prompt) for prompt, _ in many_requests()) > 10_000
+    assert len(said) == 120
+    assert {reason for _, reason in said} == {"stop", "length"}
 
 
 @needs_vllm
