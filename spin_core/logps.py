@@ -166,7 +166,7 @@ class _LinearLogps(torch.autograd.Function):
             if grad_hidden_RH is not None:
                 grad_hidden_RH[C] = grad_CV @ weight_VH
             if grad_weight_VH is not None:
-                grad_weight_VH += grad_CV.T @ hidden_RH[C]
+                add_product(grad_weight_VH, grad_CV.T, hidden_RH[C])
         return (
             grad_hidden_RH,
             None if grad_weight_VH is None else grad_weight_VH.to(weight_VH.dtype),
@@ -175,6 +175,14 @@ class _LinearLogps(torch.autograd.Function):
             None,
             None,
         )
+
+
+def add_product(sum_VH: Tensor, one_VC: Tensor, other_CH: Tensor) -> None:
+    """sum += one @ other, in place, without a product in memory where precisions allow."""
+    if sum_VH.dtype == one_VC.dtype:
+        sum_VH.addmm_(one_VC, other_CH)
+    else:
+        sum_VH += one_VC @ other_CH
 
 
 def logits_of(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:

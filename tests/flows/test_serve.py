@@ -288,7 +288,7 @@ def test_an_iteration_has_its_page_and_the_leaderboard_a_new_version(up, night):
     assert page["type"] == board["type"] == "markdown"
     assert page["description"].startswith("whole: θ_2 → θ_3; ")
     assert page["data"].startswith("# whole: θ_2 → θ_3\n")
-    assert page["data"].count("](data:image/png;base64,") == 2
+    assert page["data"].count("](data:image/png;base64,") == 3
     assert " leads 4 versions with total_variation " in board["description"]
     assert "| θ_3 |" in board["data"]
 
