@@ -280,7 +280,7 @@ def test_a_damaged_adapter_is_named(tmp_path, tiny_model):
         {"gradient_checkpointing": True},
         {"speed": {"packing": False}},
         {"speed": {"cached_scores": False}},
-        {"lora": {"rank": 4, "dropout": 0.5}, "gradient_checkpointing": True, "micro_batch_tokens": 64},
+        {"lora": {"rank": 4, "dropout": 0.1}, "gradient_checkpointing": True, "micro_batch_tokens": 64},
         {"lora": {"rank": 4, "across": "stack"}},
     ],
     ids=["plain", "recomputed", "padded", "scored-anew", "dropout", "stack"],
