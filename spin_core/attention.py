@@ -192,15 +192,11 @@ def pack(model: PreTrainedModel, implementation: str = PACKED) -> bool:
     sequences = Sequences.of([prompt] * 2 + [[3]], [*responses, [6, 5, 4]])
     device = model.device
     with torch.no_grad():
-        plain = model.base_model(**ids_of(padded_rows(sequences, np.arange(3)), device))[0]
+        plain = model.base_model(**arguments(padded_rows(sequences, np.arange(3)).to(device)))[0]
         try:
             model.set_attn_implementation(implementation)
             rows = packed_rows(sequences, np.arange(3), np.array([0, 0, 1])).to(device)
-            assert rows.layout is not None
-            layout = rows.layout
-            packed = model.base_model(
-                input_ids=rows.input_ids_NT, position_ids=layout.position_ids_1T, packing=layout, use_cache=False
-            )[0]
+            packed = model.base_model(**arguments(rows))[0]
             want = torch.cat([plain[0, :5], plain[1, 3:6], plain[2, :4]])
             tolerance = 0.1 if want.dtype == torch.bfloat16 else 1e-3
             if torch.allclose(packed[0], want, rtol=tolerance, atol=tolerance * float(want.abs().max())):
@@ -213,6 +209,9 @@ def pack(model: PreTrainedModel, implementation: str = PACKED) -> bool:
     return False
 
 
-def ids_of(rows: Rows, device: torch.device) -> dict[str, Any]:
-    """The arguments of a plain forward pass."""
-    return {"input_ids": rows.input_ids_NT.to(device), "use_cache": False}
+def arguments(rows: Rows) -> dict[str, Any]:
+    """What the model's forward pass is given."""
+    given: dict[str, Any] = {"input_ids": rows.input_ids_NT, "use_cache": False}
+    if rows.layout is not None:
+        given |= {"position_ids": rows.layout.position_ids_1T, "packing": rows.layout}
+    return given

@@ -67,7 +67,7 @@ class ResponseLogps(nn.Module):
                 hidden_RH, head.weight, head.bias, rows.target_R, self.temperature, self.chunk_logits
             )
         else:
-            logits_NTV = self.model(**arguments(rows)).logits
+            logits_NTV = self.model(**attention.arguments(rows)).logits
             logits_RV = logits_NTV.flatten(0, 1).index_select(0, rows.at_R).float() / self.temperature
             logps_R = F.log_softmax(logits_RV, dim=-1).gather(1, rows.target_R[:, None]).squeeze(1)
         # Unlike index_add, this adds in one order on every device.
@@ -83,17 +83,9 @@ def network_of(model: PreTrainedModel, speed: SpeedConfig) -> ResponseLogps:
     return ResponseLogps(model, chunk_logits=chunk, pack=kernel if speed.packing else None)
 
 
-def arguments(rows: Rows) -> dict[str, Any]:
-    """What the model's forward pass is given."""
-    given: dict[str, Any] = {"input_ids": rows.input_ids_NT, "use_cache": False}
-    if rows.layout is not None:
-        given |= {"position_ids": rows.layout.position_ids_1T, "packing": rows.layout}
-    return given
-
-
 def hidden_states(model: PreTrainedModel, rows: Rows) -> Tensor:
     """The last hidden states, (N, T, H), as the vocabulary projection sees them."""
-    hidden: Tensor = model.base_model(**arguments(rows))[0]
+    hidden: Tensor = model.base_model(**attention.arguments(rows))[0]
     return hidden
 
 

@@ -136,15 +136,17 @@ def packed_rows(sequences: Sequences, chosen_S: Ints, group_S: Ints) -> Rows:
     position_T[at_R] = spans(prompts_S, responses_S)
     group_T[at_R] = np.repeat(group_at_S, responses_S)
     side_T[at_R] = np.repeat(side_S, responses_S)
-    calls, starts_S = attention_calls(lengths_S)
-    places = sum(b * length for b, length in calls)
-    token_F, place_T = np.zeros(places, np.int64), np.zeros(width, np.int64)
-    for chosen, (_, longest) in zip(alike(lengths_S), calls, strict=True):
+    calls, tokens_of_calls, starts_S, places = [], [np.zeros(0, np.int64)], np.zeros(len(order), np.int64), 0
+    for chosen in alike(lengths_S):
+        longest = max(1, int(lengths_S[chosen[0]]))
         at_bL = np.minimum(np.arange(longest), lengths_S[chosen, None] - 1)
         behind_bL = at_bL - prompts_S[chosen, None]
-        token_F[starts_S[chosen, None] + np.arange(longest)] = np.where(
-            behind_bL < 0, prompt_at_S[chosen, None] + at_bL, response_at_S[chosen, None] + behind_bL
-        )
+        tokens_bL = np.where(behind_bL < 0, prompt_at_S[chosen, None] + at_bL, response_at_S[chosen, None] + behind_bL)
+        tokens_of_calls.append(tokens_bL.reshape(-1))
+        starts_S[chosen] = places + np.arange(len(chosen)) * longest
+        calls.append((len(chosen), longest))
+        places += tokens_bL.size
+    place_T = np.zeros(width, np.int64)
     place_T[at] = spans(starts_S[first_S], prompts_S[first_S])
     place_T[at_R] = spans(starts_S + prompts_S, responses_S)
     again = []
@@ -156,8 +158,8 @@ def packed_rows(sequences: Sequences, chosen_S: Ints, group_S: Ints) -> Rows:
         position_ids_1T=torch.from_numpy(position_T[None]),
         group_T=torch.from_numpy(group_T),
         side_T=torch.from_numpy(side_T),
-        calls=calls,
-        token_F=torch.from_numpy(token_F),
+        calls=tuple(calls),
+        token_F=torch.from_numpy(np.concatenate(tokens_of_calls)),
         place_T=torch.from_numpy(place_T),
         again=tuple(again),
     )
@@ -173,17 +175,6 @@ def packed_rows(sequences: Sequences, chosen_S: Ints, group_S: Ints) -> Rows:
         responses_S=torch.from_numpy(responses_S),
         layout=layout,
     )
-
-
-def attention_calls(lengths_S: Ints) -> tuple[tuple[tuple[int, int], ...], Ints]:
-    """Shapes of the calls of attention for such sequences, and the place at which each sequence begins, (S,)."""
-    calls, starts_S, done = [], np.zeros(len(lengths_S), np.int64), 0
-    for chosen in alike(lengths_S):
-        longest = max(1, int(lengths_S[chosen[0]]))
-        starts_S[chosen] = done + np.arange(len(chosen)) * longest
-        calls.append((len(chosen), longest))
-        done += len(chosen) * longest
-    return tuple(calls), starts_S
 
 
 def alike(lengths_S: Ints) -> list[Ints]:

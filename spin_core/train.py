@@ -34,7 +34,7 @@ from spin_core.monitors import Monitors, check_first_loss, ending, events_of
 from spin_core.objective import Objective, objective_of
 from spin_core.optim import SingleDevice, learning_rate
 from spin_core.packing import Rows
-from spin_core.phase import Progress, main
+from spin_core.phase import Progress, main, scratch_of
 from spin_core.ranks import Ranks
 from spin_core.records import ModelVersion, TrainRun
 from spin_core.stepper import Stepper
@@ -259,7 +259,7 @@ def publish_weights(
     job: TrainJob, asked: dict[str, Any], stepper: Stepper, adapter: lora.Adapter | None, us: Ranks
 ) -> ModelVersion | None:
     """Publish the trained model with its tokenizer as version t + 1. None on all ranks but the first."""
-    scratch = job.weights.with_name(f".{job.weights.name}.partial")
+    scratch = scratch_of(job.weights)
     if us.first:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)

@@ -36,22 +36,12 @@ def make(folder: Path, count: int) -> None:
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from bare_model import save_bare_model
 
-    torch.manual_seed(SEED)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=288, intermediate_size=768, num_hidden_layers=6, num_attention_heads=9,
-        max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    save_bare_model(
+        folder / "model", VOCABULARY, SEED, hidden_size=288, intermediate_size=768, num_hidden_layers=6,
+        num_attention_heads=9, max_position_embeddings=CONTEXT,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    words = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(4, VOCABULARY))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder / "model")
     rng = np.random.default_rng(SEED)
     lengths = rng.lognormal(np.log(80) - 0.7**2 / 2, 0.7, count).clip(8, 256).astype(int)
     prompts = [rng.integers(5, VOCABULARY, length).tolist() for length in lengths]

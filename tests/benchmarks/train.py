@@ -95,23 +95,10 @@ def gsm8k_pairs(rng: np.random.Generator, pairs: int) -> list[list[list[int]]]:
 
 def make(folder: Path, data: str, shape: str, pairs: int) -> None:
     """The model and the pairs that all ways train on."""
-    import torch
+    from bare_model import save_bare_model
     from small_game import do, score_job, version_of, write_pairs
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    torch.manual_seed(SEED)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, max_position_embeddings=LONGEST, tie_word_embeddings=True,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0, **SHAPES[shape],
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    words = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(4, VOCABULARY))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder / "model")
+    save_bare_model(folder / "model", VOCABULARY, SEED, max_position_embeddings=LONGEST, **SHAPES[shape])
     columns = {"chat": chat_pairs, "gsm8k": gsm8k_pairs}[data](np.random.default_rng(SEED), pairs)
     dataset = write_pairs(folder / "pairs", *columns)
     do(score_job(folder / "scores", version_of(folder / "model"), dataset, micro_batch_tokens=4096))
