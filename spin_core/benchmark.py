@@ -48,7 +48,7 @@ ITEMS = pa.schema([("task", pa.string()), ("item", pa.string()), ("value", pa.fl
 class Harness(HFLM):  # type: ignore[misc]
     """lm-eval's view of a model. Items longer than the model's context lose their beginning, and are counted."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int | str) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         self.cut = 0
         self.asked = 0

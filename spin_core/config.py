@@ -1,15 +1,22 @@
 """Every setting of a run: frozen, and refusing fields it does not know.
 
 A field's docstring is its help text. It reaches `spin check`, the README and the form in Prefect's UI. Settings of
-generation and of training lie in files of their own, and are had from here like all others.
+generation, training and evaluation lie in files of their own, and are had from here like all others.
 """
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from spin_core.config_base import SCHEDULE, Fraction, Frozen, NonNegativeFloat, Schedule, at
+from spin_core.config_evaluate import (
+    EvaluateConfig,
+    GateConfig,
+    JudgeConfig,
+    LmEvalConfig,
+    MtBenchConfig,
+    SuiteName,
+)
 from spin_core.config_generate import (
     GenerateConfig,
     GenerateSpeedConfig,
@@ -31,12 +38,14 @@ __all__ = [
     "GateConfig",
     "GenerateConfig",
     "GenerateSpeedConfig",
+    "JudgeConfig",
     "LineageName",
     "LmEvalConfig",
     "LoraConfig",
     "Loss",
     "ModelConfig",
     "MonitorsConfig",
+    "MtBenchConfig",
     "NonNegativeFloat",
     "OpponentsConfig",
     "PairsConfig",
@@ -48,6 +57,7 @@ __all__ = [
     "SftTrainConfig",
     "SourceConfig",
     "SpeedConfig",
+    "SuiteName",
     "TrainConfig",
     "VllmConfig",
     "VllmSpeedConfig",
@@ -194,63 +204,6 @@ class SftConfig(Frozen):
 
     train: SftTrainConfig = SftTrainConfig()
     """Its training on the SFT data."""
-
-
-class LmEvalConfig(Frozen):
-    """Benchmarks run by lm-eval."""
-
-    tasks: tuple[str, ...] = ()
-    """lm-eval's names: `arc_challenge`, `hellaswag`, … Empty runs none."""
-
-    local_data: Path | None = None
-    """A folder with the tasks' rows as JSONL; None fetches them from the hub."""
-
-    limit: PositiveInt | None = None
-    """A seeded subset of so many items a task; None takes all."""
-
-    num_fewshot: int | None = None
-    """Examples in the prompt; None is each task's own number."""
-
-    batch_size: PositiveInt = 16
-    """Items a forward pass."""
-
-    apply_chat_template: bool = False
-    """Wrap each item in the model's chat template."""
-
-
-class EvaluateConfig(Frozen):
-    """How every model version is scored."""
-
-    lm_eval: LmEvalConfig = LmEvalConfig()
-    """Benchmarks."""
-
-    self_play: bool = True
-    """Diagnostics of the game on held-out prompts."""
-
-    exact: bool = False
-    """Exact distance to p_data, for sources whose distribution is known (the demo's)."""
-
-    temperature: PositiveFloat = 1.0
-    """The temperature at which versions answer here: the one at which the model will be used."""
-
-    main_metric: str = "heldout_nll"
-    """The score that the gate and the leaderboard's plot look at."""
-
-    headline: tuple[str, ...] = ("heldout_nll", "reward_accuracy", "length_classifier", "repeated_trigrams")
-    """The scores that the terminal's leaderboard shows beside the main metric and the benchmarks."""
-
-    batch_size: PositiveInt = 64
-    """Rows a forward pass."""
-
-
-class GateConfig(Frozen):
-    """Whether θ_{t+1} becomes the next opponent."""
-
-    rule: Literal["always", "stop", "best"] = "stop"
-    """When the main metric falls: promote the player always, stop, or play on from the best version so far."""
-
-    tolerance: NonNegativeFloat = 2.0
-    """How many standard errors a fall may measure before it counts."""
 
 
 class DpoConfig(Frozen):

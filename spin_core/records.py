@@ -176,6 +176,8 @@ class EvalReport(Artifact):
     harness: str
     """Versions of what did the scoring."""
     scores: dict[str, Score]
+    averages: dict[str, tuple[str, ...]] = {}
+    """Scores that are the mean of others, by name: a suite's average, and a group's. Their items are those others'."""
     notes: tuple[str, ...] = ()
     """What a reader of the scores should know: prompts that did not fit into the model's context, for instance."""
 

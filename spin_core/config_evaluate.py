@@ -1,0 +1,135 @@
+"""Settings of evaluation and of the gate that reads it."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import PositiveFloat, PositiveInt
+
+from spin_core.config_base import Frozen, NonNegativeFloat
+
+SuiteName = Literal[
+    "open-llm-leaderboard",
+    "open-llm-leaderboard-quick",
+    "big-bench",
+    "big-bench-quick",
+    "bbh",
+    "bbh-quick",
+    "instruct",
+    "instruct-quick",
+    "mt-bench",
+    "mt-bench-quick",
+]
+
+
+class LmEvalConfig(Frozen):
+    """Benchmarks run by lm-eval: how suites of them are run, and which single tasks are beside the suites."""
+
+    tasks: tuple[str, ...] = ()
+    """Tasks by lm-eval's names (`arc_challenge`, `hellaswag`, …), beside those of `evaluate.suites`."""
+
+    local_data: Path | None = None
+    """A folder with the tasks' rows as JSONL; None fetches them from the hub."""
+
+    limit: PositiveInt | None = None
+    """A seeded subset of so many items a task; None takes all, or what a quick suite says."""
+
+    num_fewshot: int | None = None
+    """Examples in the prompts of `tasks`; None is each task's own number. Suites have theirs."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What computes. vLLM has an environment of its own, which `generate.vllm` describes."""
+
+    batch_size: PositiveInt | Literal["auto"] = 16
+    """Items a forward pass; `auto` finds the largest that fits."""
+
+    apply_chat_template: bool = False
+    """Wrap each item in the model's chat template."""
+
+
+class MtBenchConfig(Frozen):
+    """MT-Bench: 80 questions of two turns each, answered by the model and judged by another."""
+
+    data: Path | None = None
+    """A folder with `question.jsonl` and `reference_answer_gpt-4.jsonl`, and `judge_prompts.jsonl` where the original
+    prompts of the judge are wanted; None fetches the questions from the hub."""
+
+    max_new_tokens: PositiveInt = 1024
+    """Longest answer a turn."""
+
+    pairwise: tuple[Literal["previous", "base", "human"], ...] = ()
+    """Whom θ_t is also compared with, answer by answer: θ_{t-1}, θ_0, or the human responses to held-out prompts."""
+
+    pairwise_prompts: PositiveInt = 80
+    """How many held-out prompts `human` compares."""
+
+
+class JudgeConfig(Frozen):
+    """The model that judges, behind an endpoint that speaks OpenAI's protocol."""
+
+    base_url: str = ""
+    """The endpoint, as `http://127.0.0.1:8000/v1`; empty is OpenAI's own."""
+
+    model: str = "gpt-4"
+    """Its name there."""
+
+    api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key. The key itself stands in no configuration and no record."""
+
+    max_tokens: PositiveInt = 2048
+    """Longest verdict."""
+
+    parallel: PositiveInt = 8
+    """Requests in flight at a time."""
+
+    retries: PositiveInt = 8
+    """Attempts at one verdict, with growing pauses between them, before the judge counts as down."""
+
+    timeout_seconds: PositiveFloat = 120.0
+    """Longest wait for one verdict."""
+
+
+class EvaluateConfig(Frozen):
+    """How every model version is scored."""
+
+    suites: tuple[SuiteName, ...] = ()
+    """Benchmarks as the paper ran them. A `-quick` one takes a seeded subset of the items."""
+
+    lm_eval: LmEvalConfig = LmEvalConfig()
+    """How lm-eval runs, and single tasks of it."""
+
+    mt_bench: MtBenchConfig = MtBenchConfig()
+    """The suite `mt-bench`."""
+
+    judge: JudgeConfig = JudgeConfig()
+    """Who judges there."""
+
+    self_play: bool = True
+    """Diagnostics of the game on held-out prompts."""
+
+    exact: bool = False
+    """Exact distance to p_data, for sources whose distribution is known (the demo's)."""
+
+    temperature: PositiveFloat = 1.0
+    """The temperature at which versions answer here: the one at which the model will be used."""
+
+    main_metric: str = "heldout_nll"
+    """The score that the gate and the leaderboard's plot look at: a task's, or a suite's name for its average."""
+
+    headline: tuple[str, ...] = ("heldout_nll", "reward_accuracy", "length_classifier", "repeated_trigrams")
+    """The scores that the terminal's leaderboard shows beside the main metric and the benchmarks."""
+
+    batch_size: PositiveInt = 64
+    """Rows a forward pass."""
+
+
+class GateConfig(Frozen):
+    """Whether θ_{t+1} becomes the next opponent."""
+
+    rule: Literal["always", "stop", "best"] = "stop"
+    """When the gate's metric falls: promote the player always, stop, or play on from the best version so far."""
+
+    metric: str = ""
+    """The score it looks at: a task's, or a suite's name for its average. Empty: `evaluate.main_metric`."""
+
+    tolerance: NonNegativeFloat = 2.0
+    """How many standard errors a fall may measure before it counts."""
