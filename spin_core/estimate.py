@@ -180,10 +180,10 @@ def activations(shape: Shape, tokens: int, recomputed: bool) -> float:
 
 
 def logits_chunk(shape: Shape, tokens: int, config: TrainConfig) -> float:
-    """The chunk of logits at work with its copies, and the projection's gradient in float32 (`logps`)."""
-    from spin_core.logps import CHUNK_LOGITS
+    """The chunk of logits at work with its copies, and the projection's gradient in float32 (`fused_loss`)."""
+    from spin_core.fused_loss import CHUNK_LOGITS
 
-    copies = 2 * FLOAT32 + (0 if shape.itemsize == FLOAT32 else shape.itemsize)
+    copies = (1 if config.speed.response_logits else 2) * FLOAT32 + (0 if shape.itemsize == FLOAT32 else shape.itemsize)
     chunk = tokens * shape.vocabulary
     if config.speed.response_logits:
         chunk = min(CHUNK_LOGITS, chunk)

@@ -3,7 +3,7 @@
 Shapes: S sequences, N rows of T tokens, R response tokens of all rows, H hidden size, V vocabulary, C of a chunk.
 
 What is paid for: the network runs over every token, but the projection to the vocabulary only where a response token
-is predicted, a chunk at a time and again in the backward pass, so that no (R, V) matrix ever exists in float32.
+is predicted, and a chunk at a time, so that no (R, V) matrix ever exists in float32 (`fused_loss.py` on training).
 """
 
 import logging
@@ -20,16 +20,14 @@ from spin_core import attention
 from spin_core.batches import Ints, Sequences, TokenIds, micro_batches
 from spin_core.config import SpeedConfig
 from spin_core.errors import ConfigError
+from spin_core.fused_loss import CHUNK_LOGITS, ItemLosses, fused_loss, linear_logps, sums
 from spin_core.packing import Rows, packed_rows, padded_rows
 
 log = logging.getLogger("spin_core")
 
-CHUNK_LOGITS = 2**23
-"""Logits in memory at a time: 32 MB in float32."""
-
 
 class ResponseLogps(nn.Module):
-    """The summed log-probability of each response under a model: `Rows` in, (S,) float32 out, differentiable.
+    """The summed log-probability of each response under a model, and a loss of them.
 
     The weights are the model's own, so this follows them through training. Works for every causal language model of
     transformers; one whose logits are not simply a linear map of the last hidden state (softcapping, a scale) pays
@@ -56,22 +54,40 @@ class ResponseLogps(nn.Module):
             log.info("%s does more than project to its vocabulary: all its logits are computed", type(model).__name__)
         self.packed = pack is not None and attention.pack(model, pack)
 
-    def forward(self, rows: Rows) -> Tensor:
-        """(S,), in the order of the rows' sequences."""
+    def forward(self, rows: Rows, losses: ItemLosses | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """The log-probability of each response, (S,) float32, without gradient, in the order of the rows' sequences.
+
+        With `losses`, their sum, a differentiable scalar, comes before them.
+        """
+        if losses is None:
+            with torch.no_grad():
+                return self._logps(rows)
+        if not self.direct:
+            logps_S = self._logps(rows)
+            whole = losses.of(logps_S.view(losses.tokens_PB.shape), slice(None)).sum()
+            return whole, logps_S.detach()
+        hidden_RH = self._hidden(rows)
+        return fused_loss(hidden_RH, *self._head(), rows.target_R, losses, self.temperature, self.chunk_logits or 1)
+
+    def _logps(self, rows: Rows) -> Tensor:
         if self.direct:
-            assert self.chunk_logits is not None
-            hidden_NTH = hidden_states(self.model, rows)
-            head: Any = self.model.get_output_embeddings()
-            hidden_RH = hidden_NTH.flatten(0, 1).index_select(0, rows.at_R)
             logps_R = linear_logps(
-                hidden_RH, head.weight, head.bias, rows.target_R, self.temperature, self.chunk_logits
+                self._hidden(rows), *self._head(), rows.target_R, self.temperature, self.chunk_logits or 1
             )
         else:
             logits_NTV = self.model(**attention.arguments(rows)).logits
             logits_RV = logits_NTV.flatten(0, 1).index_select(0, rows.at_R).float() / self.temperature
             logps_R = F.log_softmax(logits_RV, dim=-1).gather(1, rows.target_R[:, None]).squeeze(1)
-        # Unlike index_add, this adds in one order on every device.
-        return torch.segment_reduce(logps_R, "sum", lengths=rows.responses_S, initial=0.0)
+        return sums(logps_R, rows.responses_S)
+
+    def _hidden(self, rows: Rows) -> Tensor:
+        """The last hidden states that predict response tokens, (R, H)."""
+        return hidden_states(self.model, rows).flatten(0, 1).index_select(0, rows.at_R)
+
+    def _head(self) -> tuple[Tensor, Tensor | None]:
+        """Weight, (V, H), and bias, (V,), of the projection."""
+        head: Any = self.model.get_output_embeddings()
+        return head.weight, head.bias
 
 
 def network_of(model: PreTrainedModel, speed: SpeedConfig) -> ResponseLogps:
@@ -104,85 +120,6 @@ def head_is_linear(model: PreTrainedModel) -> bool:
     return hidden.shape[-1] == head.in_features and torch.equal(head(hidden), want)
 
 
-def linear_logps(
-    hidden_RH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_R: Tensor, temperature: float, chunk_logits: int
-) -> Tensor:
-    """log softmax((hidden @ weight.T + bias) / temperature) at the targets, (R,) float32, in chunks of the R tokens."""
-    return _LinearLogps.apply(hidden_RH, weight_VH, bias_V, target_R, temperature, chunk_logits)  # type: ignore[no-any-return, no-untyped-call]
-
-
-class _LinearLogps(torch.autograd.Function):
-    """Keeps each token's log normaliser, (R,), in place of its logits, (R, V); the backward pass computes those again.
-
-    The gradient of a target's log-probability by the logits is onehot(target) - softmax(logits).
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_RH: Tensor,
-        weight_VH: Tensor,
-        bias_V: Tensor | None,
-        target_R: Tensor,
-        temperature: float,
-        chunk_logits: int,
-    ) -> Tensor:
-        ctx.temperature, ctx.chunk = temperature, max(1, chunk_logits // weight_VH.shape[0])
-        logps_R = torch.empty(hidden_RH.shape[0], dtype=torch.float32, device=hidden_RH.device)
-        normaliser_R = torch.empty_like(logps_R)
-        for start in range(0, hidden_RH.shape[0], ctx.chunk):
-            C = slice(start, start + ctx.chunk)
-            logits_CV = logits_of(hidden_RH[C], weight_VH, bias_V, temperature)
-            normaliser_R[C] = logits_CV.logsumexp(dim=-1)
-            logps_R[C] = logits_CV.gather(1, target_R[C, None]).squeeze(1)
-        ctx.save_for_backward(hidden_RH, weight_VH, bias_V, target_R, normaliser_R)
-        return logps_R.sub_(normaliser_R)
-
-    @staticmethod
-    def backward(ctx: Any, grad_R: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_RH, weight_VH, bias_V, target_R, normaliser_R = ctx.saved_tensors
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_hidden_RH = torch.empty_like(hidden_RH) if need_hidden else None
-        # Sums over chunks are in float32, whatever the weights are.
-        grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if need_weight else None
-        grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if need_bias else None
-        for start in range(0, hidden_RH.shape[0], ctx.chunk):
-            C = slice(start, start + ctx.chunk)
-            scale_C1 = grad_R[C, None] / ctx.temperature
-            probabilities_CV = logits_of(hidden_RH[C], weight_VH, bias_V, ctx.temperature)
-            probabilities_CV.sub_(normaliser_R[C, None]).exp_()
-            grad_CV = probabilities_CV.mul_(-scale_C1).scatter_add_(1, target_R[C, None], scale_C1)
-            if grad_bias_V is not None:
-                grad_bias_V += grad_CV.sum(dim=0)
-            grad_CV = grad_CV.to(weight_VH.dtype)
-            if grad_hidden_RH is not None:
-                grad_hidden_RH[C] = grad_CV @ weight_VH
-            if grad_weight_VH is not None:
-                add_product(grad_weight_VH, grad_CV.T, hidden_RH[C])
-        return (
-            grad_hidden_RH,
-            None if grad_weight_VH is None else grad_weight_VH.to(weight_VH.dtype),
-            None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype),
-            None,
-            None,
-            None,
-        )
-
-
-def add_product(sum_VH: Tensor, one_VC: Tensor, other_CH: Tensor) -> None:
-    """sum += one @ other, in place, without a product in memory where precisions allow."""
-    if sum_VH.dtype == one_VC.dtype:
-        sum_VH.addmm_(one_VC, other_CH)
-    else:
-        sum_VH += one_VC @ other_CH
-
-
-def logits_of(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:
-    """A chunk's logits in float32, divided by the temperature."""
-    logits_CV = F.linear(hidden_CH, weight_VH, bias_V).float()
-    return logits_CV if temperature == 1 else logits_CV.div_(temperature)
-
-
 @torch.no_grad()
 def sequence_logps(
     model: PreTrainedModel,
@@ -211,7 +148,8 @@ def score_sequences(
     """
     result_S = torch.empty(len(sequences), dtype=torch.float32)
     for chosen_S, rows in passes(sequences, micro_batch_tokens, logps.packed, group_S):
-        result_S[torch.from_numpy(chosen_S)] = logps(rows.to(logps.model.device)).cpu()
+        found_S: Tensor = logps(rows.to(logps.model.device))
+        result_S[torch.from_numpy(chosen_S)] = found_S.cpu()
     return result_S
 
 

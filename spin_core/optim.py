@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from spin_core.config import TrainConfig
+from spin_core.fused_loss import ItemLosses
 from spin_core.logps import ResponseLogps
 from spin_core.models import save_model
 from spin_core.packing import Rows
@@ -35,6 +36,11 @@ class SingleDevice:
     def logps(self, rows: Rows) -> Tensor:
         """Of each response, (S,)."""
         found: Tensor = self.network(rows)
+        return found
+
+    def loss(self, rows: Rows, losses: ItemLosses) -> tuple[Tensor, Tensor]:
+        """Their sum, and what they read."""
+        found: tuple[Tensor, Tensor] = self.network(rows, losses)
         return found
 
     def backward(self, loss: Tensor, *, last: bool) -> None:  # noqa: ARG002 (one device has nothing to wait for)

@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from spin_core.fused_loss import ItemLosses
 from spin_core.packing import Rows
 
 
@@ -18,7 +19,10 @@ class Stepper(Protocol):
     """
 
     def logps(self, rows: Rows) -> Tensor:
-        """The log-probability of each response in the rows, (S,) float32, differentiable."""
+        """The log-probability of each response in the rows, (S,) float32, without gradient."""
+
+    def loss(self, rows: Rows, losses: ItemLosses) -> tuple[Tensor, Tensor]:
+        """The sum of the items' losses, a differentiable scalar, and the log-probabilities that they read, (S,)."""
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of a part of the loss. Parts add up over calls and over ranks; `last` ends the batch."""

@@ -24,9 +24,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from spin_core import held_out, lora, ranks, store
 from spin_core.batches import DataOrder, Ints
+from spin_core.budget import steps_planned
 from spin_core.checkpoint import CHECKPOINTS, HELD_OUT, METRICS, TIMING, Journal, ranks_of, read_rows
 from spin_core.config import TrainConfig, at
 from spin_core.errors import STOPPED, ConfigError, Stopped, TrainingDiverged
+from spin_core.fused_loss import ItemLosses
 from spin_core.jobs import TrainJob
 from spin_core.logps import ResponseLogps, network_of
 from spin_core.models import load_model, load_tokenizer
@@ -55,7 +57,7 @@ def run(job: TrainJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     data = read_data(job)
     items, held = held_out.split(data, job.config.held_out, job.held_out_seed)
     order = DataOrder(items, job.config.batch_size, job.seed)
-    total = job.steps or at(job.config.epochs, max(job.t, 0)) * order.steps_in_epoch
+    total = steps_planned(job, data.sequences, data.sides, order)
     us = ranks.here()
     version = store.reusable(job.weights, asked, ModelVersion) if us.first else None
     if not us.any(version is not None and is_complete(job, scratch, total)):
@@ -218,16 +220,36 @@ def forward_backward(
                 theirs_Pb = opponent(rows).view(len(tokens_PB), -1)
             if not part.idle:
                 reference_PB[:, chosen_b] = theirs_Pb[: len(reference_PB)]
-        part_Pb = stepper.logps(rows).view(len(tokens_PB), -1)
-        reference_Pb = None if reference_PB is None else reference_PB[:, chosen_b]
-        losses_b = objective.losses(part_Pb, reference_Pb, tokens_PB[:, chosen_b])
-        stepper.backward(losses_b.sum() * (0 if part.idle else 1 / denominator), last=part is batch.parts[-1])
+        weight = 0 if part.idle else 1 / denominator
+        losses = partial(
+            weighted_losses,
+            objective=objective,
+            weight=weight,
+            reference_Pb=None if reference_PB is None else reference_PB[:, chosen_b],
+            tokens_Pb=tokens_PB[:, chosen_b],
+        )
+        loss, logps_S = stepper.loss(rows, ItemLosses(batch.tokens_PB[:, part.chosen_b.numpy()], losses))
+        stepper.backward(loss, last=part is batch.parts[-1])
         if not part.idle:
-            player_PB[:, chosen_b] = part_Pb.detach()
+            player_PB[:, chosen_b] = logps_S.view(len(tokens_PB), -1)
     us.sum(player_PB)
     if opponent is not None and reference_PB is not None:
         us.sum(reference_PB)
     return {name: value.float() for name, value in objective.metrics(player_PB, reference_PB, tokens_PB).items()}
+
+
+def weighted_losses(
+    player_Pb: Tensor,
+    items: slice,
+    *,
+    objective: Objective,
+    weight: float,
+    reference_Pb: Tensor | None,
+    tokens_Pb: Tensor,
+) -> Tensor:
+    """What some items of a micro-batch add to the batch's loss, (b,)."""
+    reference = None if reference_Pb is None else reference_Pb[:, items]
+    return objective.losses(player_Pb, reference, tokens_Pb[:, items]) * weight
 
 
 def opponent_of(job: TrainJob, network: ResponseLogps) -> Callable[[Rows], Tensor]:

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from spin_core.config import TrainConfig
 from spin_core.errors import ConfigError
+from spin_core.fused_loss import ItemLosses
 from spin_core.logps import ResponseLogps
 from spin_core.models import save_model
 from spin_core.optim import optimizer_of
@@ -58,6 +59,11 @@ class Zero:
     def logps(self, rows: Rows) -> Tensor:
         """Of each response, (S,)."""
         found: Tensor = self.engine(rows)
+        return found
+
+    def loss(self, rows: Rows, losses: ItemLosses) -> tuple[Tensor, Tensor]:
+        """Their sum, and what they read."""
+        found: tuple[Tensor, Tensor] = self.engine(rows, losses)
         return found
 
     def backward(self, loss: Tensor, *, last: bool) -> None:

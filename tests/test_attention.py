@@ -21,6 +21,7 @@ from transformers import (
 
 from spin_core.attention import FLEX, PACKED
 from spin_core.batches import Sequences
+from spin_core.fused_loss import ItemLosses
 from spin_core.logps import ResponseLogps
 from spin_core.packing import packed_rows, padded_rows
 
@@ -60,8 +61,10 @@ def model_of(config) -> PreTrainedModel:
 
 
 def values_and_gradients(logps: ResponseLogps, rows) -> list[torch.Tensor]:
-    logps_S = logps(rows)
-    return [logps_S, *torch.autograd.grad((WEIGHTS * logps_S).sum(), list(logps.model.parameters()))]
+    """Of six items that are one response each."""
+    losses = ItemLosses(rows.responses_S[None].numpy(), lambda logps_Pb, items: WEIGHTS[items] * logps_Pb[0])
+    loss, logps_S = logps(rows, losses)
+    return [logps_S, *torch.autograd.grad(loss, list(logps.model.parameters()))]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from spin_core.batches import Sequences
-from spin_core.logps import ResponseLogps, linear_logps, sequence_logps
+from spin_core.fused_loss import ItemLosses, fused_loss, linear_logps
+from spin_core.logps import ResponseLogps, sequence_logps
 from spin_core.packing import padded_rows
 
 VOCABULARY = 40
@@ -116,18 +117,25 @@ def test_a_response_is_not_scored_by_the_tokens_after_it(model):
 
 
 def test_loss_and_gradient_equal_those_of_all_logits_at_once(model):
-    weights_S = torch.tensor([1.0, -2.0, 0.5, 1.0])
+    """Of two items with two responses each; the loss joins an item's two, and bends."""
+    weights_B = torch.tensor([1.0, -2.0])
     sequences = Sequences.of(PROMPTS, RESPONSES)
+    rows = padded_rows(sequences, torch.arange(4).numpy())
 
-    def loss_and_gradients(logps_S: torch.Tensor) -> list[torch.Tensor]:
-        loss = (weights_S * logps_S).sum()
+    def losses(logps_Pb: torch.Tensor, items: slice) -> torch.Tensor:
+        return weights_B[items] * F.softplus(logps_Pb[1] - 0.5 * logps_Pb[0])
+
+    def gradients(loss: torch.Tensor) -> list[torch.Tensor]:
         return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
 
-    want = loss_and_gradients(torch.stack([naive(model, *pair) for pair in zip(PROMPTS, RESPONSES, strict=True)]))
-    for chunk_logits in (3 * VOCABULARY, 2**20, None):
-        logps = ResponseLogps(model, chunk_logits=chunk_logits)
-        have = loss_and_gradients(logps(padded_rows(sequences, torch.arange(4).numpy())))
-        for one, other in zip(have, want, strict=True):
+    each = torch.stack([naive(model, *pair) for pair in zip(PROMPTS, RESPONSES, strict=True)])
+    want = gradients(losses(each.view(2, 2), slice(None)).sum())
+    tokens_PB = (sequences.lengths_S - sequences.prompts_S).reshape(2, 2)
+    for chunk_logits in (3 * VOCABULARY, 9 * VOCABULARY, 2**20, None):
+        loss, logps = ResponseLogps(model, chunk_logits=chunk_logits)(rows, ItemLosses(tokens_PB, losses))
+        torch.testing.assert_close(logps, each.detach(), rtol=1e-5, atol=1e-5)
+        assert not logps.requires_grad
+        for one, other in zip(gradients(loss), want, strict=True):
             torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-5)
 
 
@@ -136,21 +144,30 @@ def test_a_head_that_is_more_than_linear_is_noticed(make, linear):
     assert ResponseLogps(make().eval()).direct is linear
 
 
+def weighted(grad_R: torch.Tensor) -> ItemLosses:
+    """Of responses of one token each: the log-probabilities times `grad`."""
+    return ItemLosses(
+        torch.ones((1, len(grad_R)), dtype=torch.int64).numpy(), lambda logps_Pb, b: logps_Pb[0] * grad_R[b]
+    )
+
+
 def test_the_projection_with_bias_and_temperature_has_autograds_gradient():
     torch.manual_seed(0)
     hidden, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((7, 5), (11, 5), (11,)))
     target, grad = torch.randint(0, 11, (7,)), torch.randn(7)
     want = F.log_softmax(F.linear(hidden, weight, bias) / 1.7, -1).gather(1, target[:, None])[:, 0]
-    have = linear_logps(hidden, weight, bias, target, 1.7, 33)
-    torch.testing.assert_close(have, want)
+    loss, have = fused_loss(hidden, weight, bias, target, weighted(grad), 1.7, 33)
+    torch.testing.assert_close(have, want.detach())
+    torch.testing.assert_close(linear_logps(hidden, weight, bias, target, 1.7, 33), have)
     torch.testing.assert_close(
-        torch.autograd.grad(have, (hidden, weight, bias), grad), torch.autograd.grad(want, (hidden, weight, bias), grad)
+        torch.autograd.grad(3 * loss, (hidden, weight, bias)),
+        torch.autograd.grad(want, (hidden, weight, bias), 3 * grad),
     )
 
 
 def test_frozen_weights_get_no_gradient():
     hidden, weight = torch.randn(4, 5, requires_grad=True), torch.randn(11, 5)
-    linear_logps(hidden, weight, None, torch.arange(4), 1.0, 100).sum().backward()
+    fused_loss(hidden, weight, None, torch.arange(4), weighted(torch.ones(4)), 1.0, 100)[0].backward()
     assert hidden.grad is not None
     assert weight.grad is None
 
@@ -170,12 +187,41 @@ class LargestFloat32(TorchDispatchMode):
         return result
 
 
-def test_no_matrix_of_tokens_by_vocabulary_ever_exists():
+@pytest.mark.parametrize("responses", [64, 1], ids=["many short responses", "one long response"])
+def test_no_matrix_of_tokens_by_vocabulary_ever_exists(responses):
     tokens, vocabulary, chunk = 64, 500, 4000
     hidden, weight = torch.randn(tokens, 4, requires_grad=True), torch.randn(vocabulary, 4, requires_grad=True)
+    tokens_PB = torch.full((1, responses), tokens // responses).numpy()
     with LargestFloat32() as seen:
-        linear_logps(hidden, weight, None, torch.arange(tokens), 1.0, chunk).sum().backward()
+        losses = ItemLosses(tokens_PB, lambda logps_Pb, _: logps_Pb[0])
+        fused_loss(hidden, weight, None, torch.arange(tokens), losses, 1.0, chunk)[0].backward()
     assert chunk == seen.elements < tokens * vocabulary
+
+
+class Products(TorchDispatchMode):
+    """Counts the products of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.name() in ("aten::mm", "aten::addmm", "aten::addmm_")
+        return func(*args, **(kwargs or {}))
+
+
+def test_logits_are_computed_once_but_for_what_exceeds_a_chunk():
+    hidden, weight = torch.randn(12, 4, requires_grad=True), torch.randn(50, 4, requires_grad=True)
+
+    def products(tokens_PB: list[list[int]], chunk_tokens: int) -> int:
+        losses = ItemLosses(torch.tensor(tokens_PB).numpy(), lambda logps_Pb, _: logps_Pb.sum(0))
+        with Products() as seen:
+            fused_loss(hidden, weight, None, torch.arange(12), losses, 1.0, chunk_tokens * 50)
+        return seen.count
+
+    assert products([[3, 3], [3, 3]], 12) == 3
+    assert products([[3, 3], [3, 3]], 6) == 2 * 3
+    assert products([[6], [6]], 6) == 2 * 3 + 1
 
 
 def test_bfloat16_weights_get_a_float32_softmax():

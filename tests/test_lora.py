@@ -308,11 +308,11 @@ def test_recomputing_drops_what_the_forward_pass_dropped(tmp_path, tiny_model):
 
 
 def test_scoring_the_opponent_anew_passes_the_adapter_by(tmp_path, tiny_model):
-    settings = {"lora": {"rank": 4}, "epochs": 4, "learning_rate": 2e-2}
+    settings = {"lora": {"rank": 4}, "epochs": 4, "learning_rate": 2e-3}
     cached, anew = (
         do(game(tmp_path / str(kept), tiny_model, **settings, speed={"cached_scores": kept})) for kept in (True, False)
     )
-    assert anew.metrics == pytest.approx(cached.metrics, rel=1e-3, abs=1e-5)
+    assert anew.metrics == pytest.approx(cached.metrics, rel=5e-3, abs=1e-5)
 
 
 def test_a_checkpoint_holds_the_adapter_alone(tmp_path, tiny_model):
@@ -370,7 +370,7 @@ def play(runs, tiny_model, across):
         scores = act(made.score_job(t, opponent, paired))
         trained_run = act(made.train_job(t, opponent, paired, scores))
         player = made.player(t)
-        (job,) = made.evaluate_jobs(player, data, report)
+        (job,) = suites.evaluate_jobs(made, player, data, report)
         report = act(job)
         record_iteration(
             made, t, prompts=data, opponent=opponent, generations=generations, pairs=paired, scores=scores,

@@ -14,6 +14,8 @@ The first step warms up and is not timed either.
     first step      the mean log-probability of the real responses; and the second step's loss, which the gradient and
                     the optimizer have been through: how far they are from ours, relatively
 
+A second table has the peak memory of three vocabularies, less what the weights, their gradients and the optimizer take.
+
 Data: `gsm8k`, real questions and solutions, where the generated response is another question's solution (needs the
 data folder); `chat`, random tokens in lengths like UltraChat's: prompts about 200, responses about 250, a few long.
 """
@@ -37,6 +39,7 @@ from rich.console import Console
 from rich.table import Table
 
 VOCABULARY, LONGEST = 32_000, 1024
+VOCABULARIES = (8_000, 32_000, 128_000)
 SHAPES = {
     "15m": {"hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6},
     "42m": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8},
@@ -70,7 +73,7 @@ def chat_pairs(rng: np.random.Generator, pairs: int) -> list[list[list[int]]]:
 
     def ids(mean: float, spread: float, shortest: int, longest: int) -> list[list[int]]:
         lengths = rng.lognormal(np.log(mean) - spread**2 / 2, spread, pairs).clip(shortest, longest).astype(int)
-        return [[*rng.integers(5, VOCABULARY, length - 1).tolist(), 2] for length in lengths]
+        return [[*rng.integers(5, min(VOCABULARIES), length - 1).tolist(), 2] for length in lengths]
 
     return [ids(200, 0.6, 16, 384), ids(250, 0.7, 16, LONGEST - 384), ids(250, 0.7, 16, LONGEST - 384)]
 
@@ -93,12 +96,12 @@ def gsm8k_pairs(rng: np.random.Generator, pairs: int) -> list[list[list[int]]]:
     return [questions, real, generated]
 
 
-def make(folder: Path, data: str, shape: str, pairs: int) -> None:
+def make(folder: Path, data: str, shape: str, pairs: int, vocabulary: int = VOCABULARY) -> None:
     """The model and the pairs that all ways train on."""
     from bare_model import save_bare_model
     from small_game import do, score_job, version_of, write_pairs
 
-    save_bare_model(folder / "model", VOCABULARY, SEED, max_position_embeddings=LONGEST, **SHAPES[shape])
+    save_bare_model(folder / "model", vocabulary, SEED, max_position_embeddings=LONGEST, **SHAPES[shape])
     columns = {"chat": chat_pairs, "gsm8k": gsm8k_pairs}[data](np.random.default_rng(SEED), pairs)
     dataset = write_pairs(folder / "pairs", *columns)
     do(score_job(folder / "scores", version_of(folder / "model"), dataset, micro_batch_tokens=4096))
@@ -274,6 +277,21 @@ def compare(data: str, shape: str, names: list[str], steps: int, batch_size: int
             )
 
 
+def memory_of_vocabularies(steps: int = 2, batch_size: int = 4, micro_batch_tokens: int = 1280) -> None:
+    """Peak memory over that of the weights' states as the vocabulary grows; the pairs are the same."""
+    names = ["ours", "TRL, cached, 1 pair a pass"]
+    table = Table(title=f"Peak MB beyond weights, gradients and optimizer: chat, Llama 15m, {batch_size} pairs a step")
+    for column in ("vocabulary", "states", *names):
+        table.add_column(column, justify="right")
+    for vocabulary in VOCABULARIES:
+        with tempfile.TemporaryDirectory() as scratch:
+            make(Path(scratch), "chat", "15m", steps * batch_size, vocabulary)
+            states = 3 * sum(file.stat().st_size for file in Path(scratch).glob("model/*.safetensors")) / 2**20
+            peaks = [run_child(name, Path(scratch), batch_size, micro_batch_tokens)["peak_mb"] for name in names]
+        table.add_row(f"{vocabulary:,}", f"{states:,.0f}", *(f"{peak - states:,.0f}" for peak in peaks))
+    Console(width=140).print(table)
+
+
 def predicted(folder: Path, batch_size: int, micro_batch_tokens: int) -> tuple[float, float]:
     """What `spin check` says of our training: megabytes at the peak, seconds a step."""
     import torch
@@ -337,6 +355,8 @@ def main() -> None:
     given = parser.parse_args()
     ways = [*OURS, *(MORE if given.more else ()), *THEIRS]
     names = [name for name in ways if not given.only or any(part in name for part in given.only)]
+    if not given.data and not given.only:
+        memory_of_vocabularies()
     for data in given.data or ["chat", "gsm8k"]:
         compare(data, given.shape, names, given.steps, given.batch_size, given.micro_batch_tokens)
 
