@@ -5,10 +5,11 @@ from pathlib import Path
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.controls import compare_with_controls
 from flows.local import end_with_worker
 from flows.parameters import Iterations, Overrides, OwnName, given, runs_folder
 from flows.temporary import end_server_with_us
-from spin_core import board, controls, history, launch, store
+from spin_core import board, history, launch, store
 from spin_core import lineage as lineages
 from spin_core.board import Board
 from spin_core.config import RunConfig
@@ -21,7 +22,7 @@ from tasks.evaluate import Reports, evaluate
 from tasks.generate import generate
 from tasks.pairs import build_pairs, score
 from tasks.publish import publish_iteration, publish_leaderboard
-from tasks.train import continue_sft, read_preferences, score_preferences, train, train_dpo
+from tasks.train import train
 
 
 def run_name() -> str:
@@ -61,9 +62,13 @@ def run_local(runs: Path, name: str, config: RunConfig) -> Board:
 def continue_lineage(runs: str, name: str, config: RunConfig) -> Board:
     """Play until the lineage has `config.iterations` iterations, alone in its folder."""
     end_with_worker()
-    folder = runs_folder(runs)
-    with store.locked(lineages.check_name(folder, name)), launch.warm.phases():
-        return play(lineages.start(folder, name, config))
+    return play_alone(runs_folder(runs), name, config)
+
+
+def play_alone(runs: Path, name: str, config: RunConfig) -> Board:
+    """Play with the lineage's lock held."""
+    with store.locked(lineages.check_name(runs, name)), launch.warm.phases():
+        return play(lineages.start(runs, name, config))
 
 
 def play(game: Lineage) -> Board:
@@ -73,7 +78,6 @@ def play(game: Lineage) -> Board:
     versions = {0: opponent}
     previous: GenerationBatch | None = None
     initial: GenerationBatch | None = None
-    steps = 0
     for t in range(game.config.iterations):
         others = answerers(game.config, opponent, versions, reports)  # nobody, unless the configuration says so
         generations = generate(game, t, opponent, prompts, others)  # y' ~ p_θt(.|x)
@@ -97,11 +101,10 @@ def play(game: Lineage) -> Board:
             gate=gate,
         )
         publish_iteration(game, record)
-        steps += training.steps
         if gate.outcome == "stop":
             break
         opponent, previous, initial = versions[gate.next_opponent], generations, initial or generations
-    compare_with_controls(game, versions[0], prompts, reports[0], steps)
+    compare_with_controls(game, prompts, reports[0])
     return publish_leaderboard(game)
 
 
@@ -115,21 +118,3 @@ def first_opponent(game: Lineage) -> tuple[ModelVersion, PromptSet]:
         prompts = prepare_prompts(game, untrained)
         train_sft(game, untrained, prompts)
         return game.sft_model(untrained, prompts), prompts
-
-
-def compare_with_controls(game: Lineage, base: ModelVersion, prompts: PromptSet, of_base: Reports, steps: int) -> None:
-    """Score what the game has to beat: continued SFT for as many steps, DPO, and θ_0 at other temperatures."""
-    for rate in game.sft_control_rates():
-        continue_sft(game, base, prompts, rate, steps)
-        control = game.sft_control_model(rate, steps)
-        evaluate(game, control, prompts, of_base, folder=game.sft_control(rate, steps) / "eval")
-    dpo = game.config.controls.dpo
-    if dpo is not None:
-        pairs = read_preferences(game, dpo, base, prompts)
-        scores = score_preferences(game, dpo, base, pairs)
-        train_dpo(game, dpo, base, pairs, scores)
-        folder = controls.dpo_folder(game, dpo)
-        evaluate(game, lineages.trained(folder / "model"), prompts, of_base, folder=folder / "eval")
-    for temperature in game.config.controls.temperatures:
-        folder = game.control(f"temperature-{temperature:g}")
-        evaluate(game, base, prompts, folder=folder / "eval", temperature=temperature)

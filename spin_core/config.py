@@ -227,6 +227,10 @@ class DpoConfig(Frozen):
     epochs: PositiveInt = 1
     """Passes over the preferences."""
 
+    equal_steps: bool = False
+    """From θ_0, train for as many steps as the iterations took together, whatever `epochs` says. DPO after the game
+    keeps to `epochs`."""
+
 
 class ControlsConfig(Frozen):
     """What the game is compared with, from the same θ_0 and scored in the same table."""
@@ -243,6 +247,25 @@ class ControlsConfig(Frozen):
     temperatures: tuple[PositiveFloat, ...] = ()
     """θ_0 sampled at other temperatures (needs `evaluate.exact`)."""
 
+    sft_tokens: bool = False
+    """Continued fine-tuning for as many tokens of prompts and responses as the iterations trained on together."""
+
+    dpo_after: bool = False
+    """DPO of the last version too, on the same preferences (needs `dpo`): the paper's table 3."""
+
+    longer: tuple[Annotated[int, Field(ge=2)], ...] = ()
+    """Iteration 0 trained for so many times its epochs, one control each: beside playing on, the paper's figure 4."""
+
+    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Iteration 0 trained on such a share of the prompts, and θ_0 fine-tuned further on the same share and on all:
+    the paper's figure 5."""
+
+    @model_validator(mode="after")
+    def _dpo_has_data(self) -> Self:
+        if self.dpo_after and self.dpo is None:
+            raise ValueError("controls.dpo_after needs preference data: set controls.dpo.source.path")
+        return self
+
 
 class RunConfig(Frozen):
     """A complete run. A recipe is a named value of this."""
@@ -255,6 +278,10 @@ class RunConfig(Frozen):
 
     seed: int = 0
     """The seed that every other seed comes from."""
+
+    play_seed: int | None = None
+    """Another game from the same θ_0 on the same data: the seed of what opponents answer and of the order in which
+    players and controls train. None: `seed`."""
 
     model: ModelConfig = ModelConfig()
     """The SFT model."""
@@ -285,6 +312,11 @@ class RunConfig(Frozen):
 
     controls: ControlsConfig = ControlsConfig()
     """Comparisons."""
+
+    @property
+    def game_seed(self) -> int:
+        """The seed of answers and trainings."""
+        return self.seed if self.play_seed is None else self.play_seed
 
     @model_validator(mode="after")
     def _loss_is_a_game(self) -> Self:

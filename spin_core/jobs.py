@@ -140,6 +140,10 @@ class TrainJob(Job):
     """The SFT data, when the loss is `sft`."""
     steps: int | None = None
     """Train for exactly so many steps, whatever `config.epochs` says."""
+    tokens: int | None = None
+    """Train for as many steps as come nearest to so many tokens of prompts and responses, whatever the epochs."""
+    share: float | None = None
+    """Train on the items of about this share of the prompts alone; a smaller share lies within a larger one."""
     held_out_seed: int = 0
     """Chooses the prompts that are held out. One for all iterations, so that what one holds out none trains on."""
 

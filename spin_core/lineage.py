@@ -124,7 +124,7 @@ class Lineage:
         engine = engines.chosen(self.config.generate, self.config.model, output)
         return GenerateJob(
             output=output,
-            seed=self.config.seed,
+            seed=self.config.game_seed,
             t=t,
             config=resolved(self.config.generate, t).model_copy(update={"engine": engine}),
             model=self.config.model,
@@ -145,7 +145,7 @@ class Lineage:
         config = resolved(self.config.pairs, t)
         return PairsJob(
             output=self.iteration(t) / "pairs",
-            seed=self.config.seed,
+            seed=self.config.game_seed,
             t=t,
             config=config,
             prompts=prompts,
@@ -174,7 +174,7 @@ class Lineage:
         return TrainJob(
             output=self.iteration(t) / "train",
             weights=self.iteration(t) / "model",
-            seed=self.config.seed + t,
+            seed=self.config.game_seed + t,
             held_out_seed=self.config.seed,
             t=t,
             config=resolved(self.config.train, t),
@@ -228,31 +228,6 @@ class Lineage:
             )
         return jobs
 
-    def sft_control_job(self, base: ModelVersion, prompts: PromptSet, learning_rate: float, steps: int) -> TrainJob:
-        """Continued fine-tuning of θ_0 for `steps` steps, with the player's optimizer and batch."""
-        folder = self.sft_control(learning_rate, steps)
-        return TrainJob(
-            output=folder / "train",
-            weights=folder / "model",
-            seed=self.config.seed,
-            t=0,
-            config=resolved(self.config.train, 0).model_copy(update={"loss": "sft", "learning_rate": learning_rate}),
-            model=self.config.model,
-            start=base,
-            prompts=prompts,
-            steps=steps,
-        )
-
-    def sft_control_rates(self) -> tuple[float, ...]:
-        """The peak learning rates at which continued fine-tuning is compared; none if it is not asked for."""
-        controls = self.config.controls
-        own = (at(self.config.train.learning_rate, 0),)
-        return (controls.sft_learning_rate or own) if controls.sft_continued else ()
-
-    def sft_control(self, learning_rate: float, steps: int) -> Path:
-        """The folder of continued fine-tuning at one learning rate."""
-        return self.control(f"sft-lr-{learning_rate:g}-steps-{steps}")
-
     def control(self, name: str) -> Path:
         """The folder of a control."""
         return self.root / "controls" / name
@@ -290,10 +265,6 @@ class Lineage:
     def sft_model(self, untrained: ModelVersion, prompts: PromptSet) -> ModelVersion:
         """θ_0 of a recipe that trains its own."""
         return trained(self.sft_job(untrained, prompts).weights)
-
-    def sft_control_model(self, learning_rate: float, steps: int) -> ModelVersion:
-        """θ_0 fine-tuned further."""
-        return trained(self.sft_control(learning_rate, steps) / "model")
 
     def one_more(self) -> RunConfig:
         """The configuration that plays one iteration after the head. Controls stay as they were.

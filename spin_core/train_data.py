@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import compress
 from typing import TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from spin_core.batches import Ints, Sequences, read_token_ids
+from spin_core.budget import in_share
 from spin_core.errors import DataError
 from spin_core.jobs import TrainJob
 from spin_core.objective import objective_of
@@ -138,6 +140,9 @@ def read_data(job: TrainJob) -> TrainData:
     if job.config.loss == "sft":
         assert job.prompts is not None, "loss sft trains on prompts"
         prompt_ids, real_ids = read_token_ids(job.prompts.path / "train.parquet", "prompt_ids", "response_ids")
+        if job.share is not None:
+            kept_N = in_share(prompt_ids, job.share, job.held_out_seed)
+            prompt_ids, real_ids = (list(compress(ids, kept_N)) for ids in (prompt_ids, real_ids))
         data = TrainData(Sequences.of(prompt_ids, real_ids), None, 1)
     else:
         assert job.pairs is not None, f"loss {job.config.loss} trains on pairs"
@@ -147,6 +152,10 @@ def read_data(job: TrainJob) -> TrainData:
         names = ("prompt_ids", "real_ids", "generated_ids", "initial_ids")[: 1 + objective.sides]
         prompt_ids, *responses = read_token_ids(job.pairs.path / "pairs.parquet", *names)
         reference_PB = objective.read_reference(job.scores.path / "logps.parquet")
+        if job.share is not None:
+            kept_N = in_share(prompt_ids, job.share, job.held_out_seed)
+            prompt_ids, *responses = (list(compress(ids, kept_N)) for ids in (prompt_ids, *responses))
+            reference_PB = reference_PB[:, torch.from_numpy(kept_N)]
         sequences = Sequences.of(prompt_ids * objective.sides, [ids for side in responses for ids in side])
         data = TrainData(sequences, reference_PB, objective.sides)
         assert reference_PB.shape == (2, len(prompt_ids)), "scores and pairs have the same rows"

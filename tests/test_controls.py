@@ -1,12 +1,13 @@
 """Jobs of objectives that read more than two responses, and of DPO beside the game."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 from small_lineage import build
 
 from spin_core import controls, store
-from spin_core.config import DpoConfig, SourceConfig
+from spin_core.controls import Control
 from spin_core.errors import ConfigError
 from spin_core.lineage import Lineage
 from spin_core.recipes import resolve
@@ -65,18 +66,103 @@ def test_an_anchor_without_cached_scores_is_refused():
     resolve("demo", sets=[*sets, "iterations=1"])
 
 
+PREFERENCES = "controls.dpo.source.path=p.jsonl"
+
+
+def planned(game: Lineage) -> dict[str, Control]:
+    return {control.name: control for control in controls.plan(game, game.records())}
+
+
+def job_of(game: Lineage, control: Control):
+    """The training of a control of a finished game."""
+    record = game.records()[0]
+    return controls.train_job(game, control, record.opponent, record.prompts, record.pairs, record.scores)
+
+
 def test_dpo_is_the_logistic_loss_with_its_own_settings_and_the_players_optimizer(built):
     settings = ("train.loss=hinge", "train.nll_weight=0.2", "train.anchor=0.5", "train.learning_rate=[0.02, 0.01]")
-    game, record = under(built, *settings), built.records()[0]
-    dpo = DpoConfig(source=SourceConfig(path="p.jsonl"), beta=0.3, epochs=3)
-    preferences = controls.preferences_job(game, dpo, record.opponent, record.prompts)
-    scores = controls.dpo_score_job(game, dpo, record.opponent, record.pairs)
-    train = controls.dpo_train_job(game, dpo, record.opponent, record.pairs, record.scores)
+    dpo = ("controls={}", PREFERENCES, "controls.dpo.beta=0.3", "controls.dpo.epochs=3")
+    game, record = under(built, *settings, *dpo), built.records()[0]
+    ((name, control),) = planned(game).items()
+    preferences = controls.preferences_job(game, control, record.opponent, record.prompts)
+    scores = controls.score_job(game, control, record.opponent, record.pairs)
+    train = job_of(game, control)
     config = train.config
     assert (config.loss, config.beta, config.learning_rate, config.epochs) == ("logistic", 0.3, 0.02, 3)
     assert (config.nll_weight, config.anchor, config.optimizer) == (0.0, 0.0, game.config.train.optimizer)
     assert (train.start, scores.opponent, scores.base) == (record.opponent, record.opponent, None)
+    assert (train.pairs, train.prompts, train.steps) == (record.pairs, None, None)
     assert (preferences.max_new_tokens, preferences.prompts) == (game.config.generate.max_new_tokens, record.prompts)
-    folder = built.root / "controls" / "dpo-beta-0.3-lr-0.02-epochs-3"
+    assert name == "dpo-beta-0.3-lr-0.02-epochs-3"
+    folder = built.root / "controls" / name
     assert [job.output for job in (preferences, scores, train)] == [folder / n for n in ("pairs", "scores", "train")]
-    assert controls.learning_rate(game, dpo.model_copy(update={"learning_rate": 1e-4})) == 1e-4
+    assert controls.dpo_rate(game.config, game.config.controls.dpo.model_copy(update={"learning_rate": 1e-4})) == 1e-4
+
+
+def test_dpo_can_take_the_games_steps_and_follow_the_game(built):
+    dpo = ("controls={}", PREFERENCES, "controls.dpo.equal_steps=true", "controls.dpo_after=true")
+    game = under(built, *dpo)
+    own, after = planned(game).values()
+    assert (own.name, job_of(game, own).steps) == ("dpo-beta-0.1-lr-0.001-steps-4", 4)
+    assert (after.name, after.after) == ("spin-2-dpo-beta-0.1-lr-0.001-epochs-1", 2)
+    train = job_of(game, after)
+    assert (train.t, train.steps, train.config.epochs) == (2, None, 1)
+
+
+def test_dpo_after_the_game_needs_preference_data():
+    with pytest.raises(
+        ConfigError, match=r"controls\.dpo_after needs preference data: set controls\.dpo\.source\.path"
+    ):
+        resolve("demo", sets=["controls.dpo_after=true"])
+
+
+def test_fine_tuning_runs_at_the_players_own_rate_unless_told(built):
+    def rates(*sets):
+        game = under(built, "controls.temperatures=[]", *sets)
+        return [
+            (job.config.loss, job.config.learning_rate, job.steps) for job in map(partial(job_of, game), plan(game))
+        ]
+
+    def plan(game):
+        return controls.plan(game, game.records())
+
+    own = ("controls.sft_learning_rate=[]", "train.learning_rate=[0.2, 0.1]")
+    assert rates(*own) == [("sft", 0.2, 4)]
+    assert rates("controls.sft_learning_rate=[0.1, 0.3]") == [("sft", 0.1, 4), ("sft", 0.3, 4)]
+    assert rates("controls.sft_continued=false") == []
+
+
+def test_training_longer_and_on_less_takes_the_pairs_of_iteration_0(built):
+    sets = ("controls={}", "controls.longer=[2, 5]", "controls.shares=[0.25]", "train.epochs=[3, 1]")
+    game, record = under(built, *sets), built.records()[0]
+    found = planned(game)
+    assert list(found) == ["epochs-6", "epochs-15", "share-0.25", "sft-lr-0.001-share-0.25", "sft-lr-0.001-share-1"]
+    longer, longest, small, sft, whole = (job_of(game, control) for control in found.values())
+    assert [job.config.epochs for job in (longer, longest, small, sft, whole)] == [6, 15, 3, 3, 3]
+    assert [job.share for job in (longer, longest, small, sft, whole)] == [None, None, 0.25, 0.25, None]
+    asked = game.train_job(0, record.opponent, record.pairs, record.scores).model_dump()
+    changed = {key for key, value in longer.model_dump().items() if value != asked[key]}
+    assert changed == {"output", "weights", "config"}
+    assert (sft.prompts, sft.config.loss) == (record.prompts, "sft")
+
+
+def test_another_game_from_the_same_start_changes_answers_and_trainings_alone(built):
+    sets = ("seed=5", "controls={}", "controls.sft_continued=true")
+    same, other = under(built, *sets), under(built, *sets, "play_seed=7")
+    record = built.records()[0]
+
+    def jobs(game: Lineage):
+        (control,) = planned(game).values()
+        return [
+            game.base_job(),
+            game.prompts_job(record.opponent),
+            game.sft_job(record.opponent, record.prompts),
+            *game.evaluate_jobs(record.player, record.prompts, None),
+            game.generate_job(1, record.opponent, record.prompts),
+            game.train_job(1, record.player, record.pairs, record.scores),
+            job_of(game, control),
+        ]
+
+    seeds = [(one.seed, another.seed) for one, another in zip(jobs(same), jobs(other), strict=True)]
+    assert seeds == [*[(5, 5)] * 4, (5, 7), (6, 8), (5, 7)]
+    assert {job.held_out_seed for job in jobs(other)[-2:]} == {5}

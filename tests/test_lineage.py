@@ -139,18 +139,6 @@ def test_jobs_take_each_iterations_settings(built):
     assert [job.previous is not None for job in pairs] == [False, True]
 
 
-def test_controls_run_at_the_players_own_rate_unless_told(built):
-    def rates(*sets):
-        return Lineage(built.runs, "tale", resolve("tinystories", sets=sets)).sft_control_rates()
-
-    assert rates("controls.sft_learning_rate=[]", "train.learning_rate=[0.2, 0.1]") == (0.2,)
-    assert rates("controls.sft_learning_rate=[0.1, 0.3]") == (0.1, 0.3)
-    assert rates("controls.sft_continued=false") == ()
-    job = built.sft_control_job(built.records()[0].opponent, built.records()[0].prompts, 1e-3, steps=7)
-    assert (job.config.loss, job.config.learning_rate, job.steps) == ("sft", 1e-3, 7)
-    assert job.output == built.root / "controls" / "sft-lr-0.001-steps-7" / "train"
-
-
 def test_models_that_recipes_train_are_shared_by_what_made_them(tmp_path):
     one, same = start(tmp_path, "one"), start(tmp_path, "same", sets=["train.beta=0.7"])
     other = start(tmp_path, "other", sets=["sft.hidden_size=48"])

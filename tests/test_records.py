@@ -8,7 +8,6 @@ from pydantic import TypeAdapter, ValidationError
 from small_lineage import build
 
 from spin_core import controls, jobs, lineage, store
-from spin_core.config import DpoConfig, SourceConfig
 from spin_core.lineage import dump
 from spin_core.records import (
     Comparison,
@@ -82,10 +81,10 @@ def test_an_iterations_record_survives_json(tmp_path):
 
 
 def test_every_job_survives_json_and_its_identity_knows_no_folder(tmp_path):
-    game = build(tmp_path)
+    game = build(tmp_path, sets=["controls.dpo.source.path=preferences.jsonl"])
     record = game.records()[1]
     generations = record.generations
-    dpo = DpoConfig(source=SourceConfig(path="preferences.jsonl"))
+    (control,) = controls.plan(game, [record])
     made = [
         game.base_job(),
         game.prompts_job(record.opponent),
@@ -94,10 +93,9 @@ def test_every_job_survives_json_and_its_identity_knows_no_folder(tmp_path):
         game.pairs_job(1, record.prompts, generations, generations),
         game.score_job(1, record.opponent, record.pairs),
         game.train_job(1, record.opponent, record.pairs, record.scores),
-        game.sft_control_job(record.opponent, record.prompts, 1e-3, 4),
-        controls.preferences_job(game, dpo, record.opponent, record.prompts),
-        controls.dpo_score_job(game, dpo, record.opponent, record.pairs),
-        controls.dpo_train_job(game, dpo, record.opponent, record.pairs, record.scores),
+        controls.preferences_job(game, control, record.opponent, record.prompts),
+        controls.score_job(game, control, record.opponent, record.pairs),
+        controls.train_job(game, control, record.opponent, record.prompts, record.pairs, record.scores),
         *game.evaluate_jobs(record.player, record.prompts, record.evaluations[0]),
     ]
     bench = {"version": 1, "config": game.config.evaluate, "model": game.config.model, "player": record.player}

@@ -1,0 +1,26 @@
+"""What the game has to beat, trained and scored beside it in the same lineage."""
+
+from spin_core import controls
+from spin_core import lineage as lineages
+from spin_core.lineage import Lineage
+from spin_core.records import PromptSet
+from tasks.evaluate import Reports, evaluate
+from tasks.train import read_preferences, score_preferences, train_control
+
+
+def compare_with_controls(game: Lineage, prompts: PromptSet, of_base: Reports) -> None:
+    """Continued SFT, DPO, longer and smaller trainings as the configuration asks, and θ_0 at other temperatures."""
+    records = game.records()[: game.config.iterations]
+    base = records[0].opponent
+    for control in controls.plan(game, records):
+        start = records[-1].player if control.after else base
+        pairs, scores = (records[0].pairs, records[0].scores) if control.teaches == "pairs" else (None, None)
+        if control.teaches == "preferences":
+            pairs = read_preferences(game, control, base, prompts)
+            scores = score_preferences(game, control, start, pairs)
+        train_control(game, control, start, prompts, pairs, scores)
+        folder = game.control(control.name)
+        evaluate(game, lineages.trained(folder / "model"), prompts, of_base, folder=folder / "eval")
+    for temperature in game.config.controls.temperatures:
+        folder = game.control(f"temperature-{temperature:g}")
+        evaluate(game, base, prompts, folder=folder / "eval", temperature=temperature)
