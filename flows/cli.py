@@ -93,15 +93,17 @@ def next(lineage: str, runs: Path) -> None:
 def play(runs: Path, name: str, config: Any) -> None:
     """Run the flow here, with a live display, and end with the leaderboard."""
     from flows import local
+    from spin_core import gate, store
     from spin_core import lineage as lineages
-    from spin_core import store
 
+    gate.check_metrics(config)
     with store.locked(lineages.check_name(runs, name)):
         lineages.start(runs, name, config)
     local.prepare(runs, quiet=True)
 
     from flows.spin import run_local
-    from flows.terminal import print_leaderboard, print_where
+    from flows.standings import print_leaderboards
+    from flows.terminal import print_where
     from tasks import display
 
     display.current = display.Terminal()
@@ -109,19 +111,22 @@ def play(runs: Path, name: str, config: Any) -> None:
         board = run_local(runs, name, config)
     finally:
         display.current.close()
-    print_leaderboard(board, config)
+    print_leaderboards([(board, config)])
     print_where(runs, name)
 
 
 @main.command()
 @click.argument("lineages", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Show every score, not only the headline.")
+@click.option("--differences", is_flag=True, help="Show paired differences against the version before and θ_0.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @json_option
 @runs_option
-def leaderboard(lineages: tuple[str, ...], everything: bool, as_csv: bool, as_json: bool, runs: Path) -> None:
-    """Show the scores of every version of some lineages, or of all."""
-    from flows import terminal
+def leaderboard(
+    lineages: tuple[str, ...], everything: bool, differences: bool, as_csv: bool, as_json: bool, runs: Path
+) -> None:
+    """Show the scores of every version of some lineages side by side, or of all."""
+    from flows import standings
     from spin_core import board
     from spin_core import lineage as chains
 
@@ -131,25 +136,32 @@ def leaderboard(lineages: tuple[str, ...], everything: bool, as_csv: bool, as_js
         values = [one.model_dump(mode="json") for one in boards]
         click.echo(json.dumps(values[0] if len(lineages) == 1 else values, indent=2, ensure_ascii=False))
     elif as_csv:
-        click.echo(terminal.csv_text(boards), nl=False)
+        click.echo(standings.csv_text(boards), nl=False)
     elif not boards:
         click.echo(f"no lineages in {runs} yet: start one with spin run demo")
-    for game, one in zip(games, boards, strict=True):
-        if not (as_json or as_csv):
-            terminal.print_leaderboard(one, game.config, everything=everything)
+    else:
+        show_them = standings.print_differences if differences else standings.print_leaderboards
+        show_them([(one, game.config) for game, one in zip(games, boards, strict=True)], everything=everything)
 
 
 @main.command()
 @click.argument("lineage")
 @click.argument("t", type=int, required=False)
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the whole lineage's report for a browser."
+)
 @json_option
 @runs_option
-def show(lineage: str, t: int | None, as_json: bool, runs: Path) -> None:
+def show(lineage: str, t: int | None, html: Path | None, as_json: bool, runs: Path) -> None:
     """Show what a lineage, or its iteration T, was made from, and what it cost."""
     from flows import terminal
+    from spin_core import html_report
     from spin_core import lineage as lineages
 
     game = lineages.find(runs, lineage)
+    if html:
+        click.echo(html_report.write(game, html))
+        return
     records = game.records() if t is None else [terminal.record_at(game, t)]
     if as_json:
         values = [record.model_dump(mode="json") for record in records]

@@ -9,7 +9,7 @@ from flows.controls import compare_with_controls
 from flows.local import end_with_worker
 from flows.parameters import Iterations, Overrides, OwnName, given, runs_folder
 from flows.temporary import end_server_with_us
-from spin_core import board, history, launch, store
+from spin_core import gate, history, launch, store
 from spin_core import lineage as lineages
 from spin_core.board import Board
 from spin_core.config import RunConfig
@@ -62,6 +62,7 @@ def run_local(runs: Path, name: str, config: RunConfig) -> Board:
 def continue_lineage(runs: str, name: str, config: RunConfig) -> Board:
     """Play until the lineage has `config.iterations` iterations, alone in its folder."""
     end_with_worker()
+    gate.check_metrics(config)
     return play_alone(runs_folder(runs), name, config)
 
 
@@ -75,6 +76,7 @@ def play(game: Lineage) -> Board:
     """The algorithm. Each line is a phase in a process of its own; what is built already is reused."""
     opponent, prompts = first_opponent(game)
     reports: dict[int, Reports] = {0: evaluate(game, opponent, prompts)}
+    gate.score_of(game.config, reports[0])  # refused before anything is played
     versions = {0: opponent}
     previous: GenerationBatch | None = None
     initial: GenerationBatch | None = None
@@ -86,7 +88,8 @@ def play(game: Lineage) -> Board:
         training = train(game, t, opponent, pairs, scores)  # θ_{t+1}
         player = versions[t + 1] = game.player(t)
         reports[t + 1] = evaluate(game, player, prompts, reports[opponent.t])
-        gate = board.decide(game.config, candidate=(t + 1, reports[t + 1]), best=board.best(game.config, reports, t))
+        best = gate.best(game.config, reports, t)
+        decision = gate.decide(game.config, candidate=(t + 1, reports[t + 1]), best=best)  # who plays next
         record = history.record_iteration(
             game,
             t,
@@ -98,12 +101,12 @@ def play(game: Lineage) -> Board:
             train=training,
             player=player,
             evaluations=reports[t + 1],
-            gate=gate,
+            gate=decision,
         )
         publish_iteration(game, record)
-        if gate.outcome == "stop":
+        if decision.outcome == "stop":
             break
-        opponent, previous, initial = versions[gate.next_opponent], generations, initial or generations
+        opponent, previous, initial = versions[decision.next_opponent], generations, initial or generations
     compare_with_controls(game, prompts, reports[0])
     return publish_leaderboard(game)
 

@@ -1,7 +1,5 @@
 """What the command line prints."""
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,55 +7,20 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from spin_core.board import Board, Row, format_score
+from spin_core import html_report
 from spin_core.config import RunConfig
 from spin_core.errors import ConfigError
 from spin_core.findings import Findings, count
 from spin_core.lineage import Lineage, find
 from spin_core.recipe_book import ABOUT, RECIPES
 from spin_core.records import GenerationBatch, IterationRecord, ResponseStatistics
-from spin_core.report import heading, middle, share, significant
+from spin_core.report import middle, share
 
 console = Console(highlight=False)
-
-SCORE_WIDTH = 16
-"""Columns of the terminal that a score takes: `0.1234±0.0012*`, and a space on each side."""
-
-
-def print_leaderboard(board: Board, config: RunConfig, *, everything: bool = False) -> None:
-    """The leaderboard as a table: the headline scores that the terminal has room for, or all of them."""
-    tasks = board.tasks()
-    models = (*board.rows, *board.controls)
-    if not everything:
-        shown = dict.fromkeys([board.main_metric, *config.evaluate.headline, *config.evaluate.lm_eval.tasks])
-        room = (console.width - max(len(row.name) for row in models) - 2) // SCORE_WIDTH if models else 0
-        tasks = [task for task in shown if task in tasks][: max(1, room)]
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
-    for task in tasks:
-        table.add_column(heading(board, task).replace("_", " "), justify="right")
-    for row in board.rows:
-        table.add_row(row.name, *(score_cell(row, task) for task in tasks))
-    table.add_section()
-    for row in board.controls:
-        table.add_row(f"[dim]{row.name}[/]", *(score_cell(row, task) for task in tasks))
-    console.print(f"\n[bold]Leaderboard of {board.lineage}[/]")
-    console.print(table)
-    console.print(
-        "[dim]value ± standard error; * differs from θ_0 by more than two standard errors of the paired difference; "
-        f"↓ lower is better; all scores: spin leaderboard {board.lineage} --all[/]"
-    )
-
-
-def score_cell(row: Row, task: str) -> str:
-    """A score, starred if it differs from θ_0's."""
-    star = any(one.against == 0 and significant(one) for one in row.differences.get(task, ()))
-    return format_score(row.scores.get(task)).replace(" ± ", "±") + ("*" if star else " ")
 
 
 def print_where(runs: Path, name: str) -> None:
@@ -67,21 +30,8 @@ def print_where(runs: Path, name: str) -> None:
         console.print(f"\n[yellow]gate[/]       {records[-1].gate.reason}")
     console.print(f"\nartifacts  {runs / name}")
     console.print(f"samples    spin samples {name}        records    spin show {name}")
+    console.print(f"report     {html_report.path_of(find(runs, name))}")
     console.print("in the UI  spin up, then open http://127.0.0.1:4200/v2/artifacts")
-
-
-def csv_text(boards: Sequence[Board]) -> str:
-    """One line for each score of each model."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["lineage", "model", "task", "value", "stderr", "n", "higher_is_better"])
-    for board in boards:
-        for row in (*board.rows, *board.controls):
-            for task, score in row.scores.items():
-                writer.writerow(
-                    [board.lineage, row.name, task, score.value, score.stderr, score.n, score.higher_is_better]
-                )
-    return text.getvalue()
 
 
 def record_at(game: Lineage, t: int) -> IterationRecord:

@@ -1,16 +1,20 @@
-"""The leaderboard of a lineage, the paired differences in it, and the gate that reads them."""
+"""The leaderboard: every version of a lineage with its scores, and the paired differences between them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from spin_core import store
+from spin_core import reference_rows, store
 from spin_core.config import Frozen, RunConfig
-from spin_core.errors import ConfigError
 from spin_core.lineage import Lineage, reports_in
-from spin_core.records import Comparison, EvalReport, GateDecision, Score
+from spin_core.records import Comparison, EvalReport, Score
+from spin_core.statistics import Difference, average, paired
+
+Items = Mapping[str, Mapping[str, float]]
+"""Value by item, by task."""
 
 
 class Row(Frozen):
@@ -26,6 +30,8 @@ class Row(Frozen):
     scores: dict[str, Score]
     differences: dict[str, tuple[Comparison, ...]] = {}
     """Paired differences by task, where single items are known: against the version before, and against θ_0."""
+    gate: Literal["promote", "keep-best", "stop"] | None = None
+    """What the gate made of it; None for θ_0, which it never sees, and for controls."""
 
 
 class Board(Frozen):
@@ -35,17 +41,56 @@ class Board(Frozen):
     main_metric: str
     rows: tuple[Row, ...]
     controls: tuple[Row, ...]
+    suites: dict[str, tuple[str, ...]] = {}
+    """The tasks of each suite, an average after its parts as the suite has them."""
+    averages: dict[str, tuple[str, ...]] = {}
+    """Tasks that are the mean of others, and of which."""
+    choice: int | None = None
+    """The version that the gate lets play next; None where it has seen none."""
+    references: tuple[Row, ...] = ()
+    """What others reported of their models on the same suites. Nothing of it was measured here."""
 
     def tasks(self) -> list[str]:
         """Every task that any row has, the main metric first."""
         found = dict.fromkeys(task for row in (*self.rows, *self.controls) for task in row.scores)
         return sorted(found, key=lambda task: (task != self.main_metric, list(found).index(task)))
 
+    def main_tasks(self, suite: str) -> list[str]:
+        """The tasks of a suite's table: its average and the parts of that, or all that are no task's second metric.
+
+        Members of a group that has an average of its own are left out.
+        """
+        tasks = self.suites[suite]
+        if suite in self.averages:
+            return [suite, *(part for part in self.averages[suite] if part in tasks)]
+        members = {part for group in self.averages.values() for part in group}
+        return [task for task in tasks if "/" not in task and task not in members]
+
+    def has_score(self, suite: str) -> bool:
+        """Whether a suite has a score of its own, which bears its name."""
+        return suite in self.suites[suite]
+
+    def headline(self, config: RunConfig) -> list[str]:
+        """The scores to see first: the main metric, the gate's, the suites' own, the configured ones, single tasks."""
+        shown = config.evaluate
+        wanted = (self.main_metric, config.gate.metric, *shown.suites, *shown.headline, *shown.lm_eval.tasks)
+        tasks = self.tasks()
+        return [task for task in dict.fromkeys(wanted) if task in tasks]
+
+    def name_of(self, row: Row) -> str:
+        """A row's name, marked if the gate chose it."""
+        return f"{row.name} {CHOSEN}" if row.t is not None and row.t == self.choice else row.name
+
+
+CHOSEN = "◂"
+"""Marks the version that the gate lets play next."""
+
 
 def leaderboard(lineage: Lineage) -> Board:
     """The leaderboard as the published evaluations have it."""
+    records = lineage.records()
     rows, reports_by_t = [], dict[int, list[EvalReport]]()
-    for t in range(len(lineage.records()) + 1):
+    for t in range(len(records) + 1):
         reports = lineage.reports(t)
         if not reports:
             break
@@ -59,8 +104,14 @@ def leaderboard(lineage: Lineage) -> Board:
                 digest=reports[0].model,
                 scores=scores(reports),
                 differences=compare(reports, {version: reports_by_t[version] for version in against}),
+                gate=records[t - 1].gate.outcome if t > 0 else None,
             )
         )
+    of_controls = {
+        folder: reports
+        for folder in sorted((lineage.root / "controls").glob("*"))
+        if (reports := reports_in(folder / "eval"))
+    }
     controls = [
         Row(
             name=folder.name,
@@ -70,14 +121,22 @@ def leaderboard(lineage: Lineage) -> Board:
             scores=scores(reports),
             differences=compare(reports, {0: reports_by_t[0]} if 0 in reports_by_t else {}),
         )
-        for folder in sorted((lineage.root / "controls").glob("*"))
-        if (reports := reports_in(folder / "eval"))
+        for folder, reports in of_controls.items()
     ]
+    every = [report for reports in (*reports_by_t.values(), *of_controls.values()) for report in reports]
+    suites = suites_of(every)
     return Board(
         lineage=lineage.name,
         main_metric=lineage.config.evaluate.main_metric,
         rows=tuple(rows),
         controls=tuple(controls),
+        suites=suites,
+        averages=averages(every),
+        choice=records[-1].gate.next_opponent if records else None,
+        references=tuple(
+            Row(name=name, t=None, model=reference_rows.SOURCE, digest="", scores=found)
+            for name, found in reference_rows.matching(suites).items()
+        ),
     )
 
 
@@ -101,17 +160,17 @@ def scores(reports: Sequence[EvalReport]) -> dict[str, Score]:
     return {task: score for report in reports for task, score in report.scores.items()}
 
 
-def compare(reports: Sequence[EvalReport], others: dict[int, list[EvalReport]]) -> dict[str, tuple[Comparison, ...]]:
-    """Paired differences of every task whose single items are known, against other versions' reports."""
-    mine = items(reports)
-    found: dict[str, tuple[Comparison, ...]] = {}
-    theirs = {version: items(other) for version, other in others.items()}
-    for task, values in mine.items():
-        pairs = [(version, paired(values, other[task])) for version, other in theirs.items() if task in other]
-        kept = [Comparison(against=version, delta=pair[0], stderr=pair[1]) for version, pair in pairs if pair]
-        if kept:
-            found[task] = tuple(kept)
-    return found
+def averages(reports: Sequence[EvalReport]) -> dict[str, tuple[str, ...]]:
+    """The scores of all suites that are the mean of others, and of which."""
+    return {name: parts for report in reports for name, parts in report.averages.items()}
+
+
+def suites_of(reports: Sequence[EvalReport]) -> dict[str, tuple[str, ...]]:
+    """Every suite's tasks, as far as any model has them."""
+    found: dict[str, dict[str, None]] = {}
+    for report in reports:
+        found.setdefault(report.suite, {}).update(dict.fromkeys(report.scores))
+    return {suite: tuple(tasks) for suite, tasks in found.items()}
 
 
 def items(reports: Sequence[EvalReport]) -> dict[str, dict[str, float]]:
@@ -127,56 +186,42 @@ def items(reports: Sequence[EvalReport]) -> dict[str, dict[str, float]]:
     return found
 
 
-def paired(mine: dict[str, float], theirs: dict[str, float]) -> tuple[float, float] | None:
-    """Mean difference over the items both have, and its standard error; None with fewer than two items."""
-    shared = sorted(mine.keys() & theirs.keys())
-    if len(shared) < 2:
-        return None
-    difference = np.array([mine[item] - theirs[item] for item in shared])
-    return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(shared)))
+def compare(reports: Sequence[EvalReport], others: dict[int, list[EvalReport]]) -> dict[str, tuple[Comparison, ...]]:
+    """Paired differences of every task whose single items are known, against other versions' reports."""
+    mine, means = items(reports), averages(reports)
+    theirs = {version: items(other) for version, other in others.items()}
+    found: dict[str, tuple[Comparison, ...]] = {}
+    for task in scores(reports):
+        pairs = {version: difference(task, mine, other, means) for version, other in theirs.items()}
+        kept = [comparison(version, pair) for version, pair in pairs.items() if pair]
+        if kept:
+            found[task] = tuple(kept)
+    return found
 
 
-def best(config: RunConfig, reports: Mapping[int, Sequence[EvalReport]], upto: int) -> tuple[int, Sequence[EvalReport]]:
-    """The best of θ_0 … θ_upto by the main metric, the earliest of equals."""
-    metric = config.evaluate.main_metric
-
-    def merit(t: int) -> float:
-        found = scores(reports[t])
-        if metric not in found:
-            raise ConfigError(
-                f"evaluate.main_metric is {metric!r}, which no suite gives: choose one of {', '.join(sorted(found))}"
-            )
-        return found[metric].value if found[metric].higher_is_better else -found[metric].value
-
-    t = max(range(upto + 1), key=lambda t: (merit(t), -t))
-    return t, reports[t]
+def difference(task: str, mine: Items, theirs: Items, means: Mapping[str, Sequence[str]]) -> Difference | None:
+    """The paired difference of a score, or of an average part by part; None where single items are not known."""
+    if task in mine and task in theirs:
+        return paired(mine[task], theirs[task], task)
+    parts = [difference(part, mine, theirs, means) for part in means.get(task, ())]
+    known = [part for part in parts if part is not None]
+    return average(known) if parts and len(known) == len(parts) else None
 
 
-def decide(
-    config: RunConfig, *, candidate: tuple[int, Sequence[EvalReport]], best: tuple[int, Sequence[EvalReport]]
-) -> GateDecision:
-    """Whether the candidate plays next, or the best version so far, or nobody.
+def significant(comparison: Comparison) -> bool:
+    """The 95 % interval of the difference leaves out 0. Of differences that are none, one in twenty does."""
+    return not comparison.low <= 0 <= comparison.high
 
-    The candidate falls if it is worse than the best by more than `gate.tolerance` standard errors of the paired
-    difference (of the difference of means, where single items are not known).
-    """
-    gate, metric = config.gate, config.evaluate.main_metric
-    t, reports = candidate
-    best_t, best_reports = best
-    if gate.rule == "always":
-        return GateDecision(outcome="promote", reason="the gate is always open", next_opponent=t)
-    score, other = scores(reports)[metric], scores(best_reports)[metric]
-    pair = paired(items(reports).get(metric, {}), items(best_reports).get(metric, {}))
-    delta, stderr = pair or (score.value - other.value, float(np.hypot(score.stderr, other.stderr)))
-    gain = delta if score.higher_is_better else -delta
-    said = (
-        f"{metric} {score.value:.4g} against {other.value:.4g} of θ_{best_t} (difference {delta:+.3g} ± {stderr:.2g})"
-    )
-    if gain >= -gate.tolerance * stderr:
-        return GateDecision(outcome="promote", reason=f"θ_{t} plays next: {said}", next_opponent=t)
-    if gate.rule == "best":
-        return GateDecision(outcome="keep-best", reason=f"θ_{best_t} plays again: {said}", next_opponent=best_t)
-    return GateDecision(outcome="stop", reason=f"stopped: {said}", next_opponent=best_t)
+
+def differs_from_base(row: Row, task: str) -> bool:
+    """Whether a score differs from θ_0's."""
+    return any(one.against == 0 and significant(one) for one in row.differences.get(task, ()))
+
+
+def comparison(against: int, pair: Difference) -> Comparison:
+    """A difference as the leaderboard keeps it."""
+    low, high = pair.interval()
+    return Comparison(against=against, delta=pair.mean, stderr=pair.stderr, low=low, high=high)
 
 
 def format_score(score: Score | None) -> str:
@@ -185,5 +230,18 @@ def format_score(score: Score | None) -> str:
         return "–"
     if score.stderr <= 0:
         return f"{score.value:.4g}"
-    digits = int(min(4, max(0, 1 - np.floor(np.log10(score.stderr)))))
+    digits = digits_of(score.stderr)
     return f"{score.value:.{digits}f} ± {score.stderr:.{digits}f}"
+
+
+def format_difference(comparison: Comparison) -> str:
+    """`-0.0123 [-0.0150, -0.0098]`: the difference and its 95 % interval."""
+    if comparison.stderr <= 0:
+        return f"{comparison.delta:+.4g}"
+    digits = digits_of(comparison.stderr)
+    return f"{comparison.delta:+.{digits}f} [{comparison.low:+.{digits}f}, {comparison.high:+.{digits}f}]"
+
+
+def digits_of(stderr: float) -> int:
+    """How many digits behind the point bear something, with such an error: four at most."""
+    return int(min(4, max(0, 1 - np.floor(np.log10(stderr)))))

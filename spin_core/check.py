@@ -24,13 +24,6 @@ from spin_core.errors import ConfigError, ModelError, StorageError
 from spin_core.estimate import Shape, Texts
 from spin_core.findings import Findings, Looks, count, duration, listed, size
 
-SELF_PLAY = (
-    *("heldout_nll", "real_tokens", "generated_tokens", "length_classifier", "distinct_2", "repeated_trigrams"),
-    *("looping_share", "cut_share", "empty_share"),
-)
-"""Scores that every version has. Rewards are not among them: θ_0 has no opponent."""
-EXACT = ("total_variation", "invalid_mass", "forward_kl")
-
 SLOW = 24 * 3600.0
 """Seconds an iteration beyond which the time is a warning."""
 
@@ -39,6 +32,7 @@ def check_run(config: RunConfig, runs: Path) -> Findings:
     """Look at everything that `spin run` with this configuration will need."""
     looks = Looks()
     looks.at("config", look_at_settings, config)
+    looks.at("config", look_at_metrics, config)
     looks.at("config", look_at_measures, config)
     looks.at("config", look_at_ranks, config)
     source = looks.at("data", look_at_source, config)
@@ -81,13 +75,13 @@ def look_at_settings(looks: Looks, config: RunConfig) -> None:
     if evaluate.exact and config.prompts.source.path != "demo":
         cure = "set evaluate.exact to false, or prompts.source.path to demo"
         looks.add("config", f"evaluate.exact needs data whose distribution is known: {cure}", "wrong")
-    known = [*(SELF_PLAY if evaluate.self_play else ()), *(EXACT if evaluate.exact else ()), *evaluate.lm_eval.tasks]
-    if evaluate.main_metric.split("/")[0] not in known:
-        cure = (
-            f"choose one of {', '.join(known)}" if known else "set evaluate.self_play, or name evaluate.lm_eval.tasks"
-        )
-        metric = f"evaluate.main_metric {evaluate.main_metric!r}"
-        looks.add("config", f"{metric} is no score that every version will have: {cure}", "wrong")
+
+
+def look_at_metrics(_looks: Looks, config: RunConfig) -> None:
+    """What the gate and the leaderboard's plot look at is measured."""
+    from spin_core.gate import check_metrics
+
+    check_metrics(config)
 
 
 def look_at_measures(_looks: Looks, config: RunConfig) -> None:

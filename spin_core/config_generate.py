@@ -59,7 +59,7 @@ class OpponentsConfig(Frozen):
 
     kind: Literal["current", "mixture", "best"] = "current"
     """`current`: θ_t. `mixture`: each prompt is answered by one of θ_t and the versions that it came from, by its seed
-    (arXiv 2404.04291). `best`: the version that is best so far by `evaluate.main_metric`."""
+    (arXiv 2404.04291). `best`: the version that is best so far by the gate's metric."""
 
     history: PositiveInt = 3
     """`mixture`: how many versions, θ_t among them."""

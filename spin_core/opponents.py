@@ -14,7 +14,7 @@ there is `train.anchor`.
 
 from collections.abc import Mapping, Sequence
 
-from spin_core import board
+from spin_core import gate
 from spin_core.config import RunConfig
 from spin_core.records import EvalReport, ModelVersion
 
@@ -28,14 +28,14 @@ def answerers(
     """Who answers in place of the opponent alone, newest first; empty if nobody does.
 
     `versions` and `reports` are those of θ_0, θ_1, … as far as there are any. Raises `ConfigError` if
-    `evaluate.main_metric` is in no report and the best version is asked for.
+    the gate's metric is in no report and the best version is asked for.
     """
     asked = config.generate.opponents
     chosen: tuple[ModelVersion, ...] = (opponent,)
     if asked.kind == "mixture":
         chosen = descent(opponent, versions)[: asked.history]
     elif asked.kind == "best":
-        chosen = (versions[board.best(config, reports, max(versions))[0]],)
+        chosen = (versions[gate.best(config, reports, max(versions))[0]],)
     return chosen if chosen != (opponent,) else ()
 
 

@@ -189,6 +189,9 @@ class Comparison(Frozen):
     """The version t that this one is compared with."""
     delta: float
     stderr: float
+    low: float
+    high: float
+    """The ends of the interval that holds the difference with 95 % probability, by bootstrap over the items."""
 
 
 class GateDecision(Frozen):
@@ -198,6 +201,12 @@ class GateDecision(Frozen):
     reason: str
     next_opponent: int
     """The version t that plays next."""
+    metric: str = ""
+    """The score that was looked at."""
+    delta: float | None = None
+    """θ_{t+1} less the best version before it; None if that was not measured."""
+    stderr: float | None = None
+    """The standard error of that difference, paired where single items are known."""
 
 
 class IterationRecord(Frozen):

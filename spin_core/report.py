@@ -1,15 +1,13 @@
-"""What a person reads of an iteration: a markdown page with its scores, plots and ten samples."""
+"""What a person reads of an iteration in Prefect: a markdown page with its scores, plots and ten samples."""
 
 import base64
 import html
-import io
-import json
 import re
 from collections.abc import Collection, Sequence
-from pathlib import Path
-from typing import Any
 
-from spin_core.board import Board, Row, format_score, leaderboard
+from spin_core import plots
+from spin_core.board import CHOSEN, Board, Row, differs_from_base, format_score, leaderboard, significant
+from spin_core.config import RunConfig
 from spin_core.lineage import Lineage
 from spin_core.records import (
     AnswerStatistics,
@@ -24,7 +22,9 @@ from spin_core.samples import Sample, answered, read
 SAMPLES = 10
 COLUMNS = 5
 """Scores beside one another: with more, a table runs into the margin of Prefect's page."""
-INK, ACCENT, MUTED = "#1f2937", "#2563eb", "#9ca3af"
+
+MARKS = "`*` differs from θ_0: the 95 % interval of the paired difference, by bootstrap over the items, leaves out 0"
+CHOICE = f"{CHOSEN}: the gate lets it play next"
 
 
 def iteration_page(lineage: Lineage, record: IterationRecord) -> str:
@@ -32,17 +32,17 @@ def iteration_page(lineage: Lineage, record: IterationRecord) -> str:
     t = record.t + 1
     known = leaderboard(lineage)
     # As it stood then: a page that is written again later is the same page.
-    board = known.model_copy(update={"rows": known.rows[: t + 1], "controls": ()})
+    board = known.model_copy(update={"rows": known.rows[: t + 1], "controls": (), "choice": record.gate.next_opponent})
     return "\n\n".join(
         [
             f"# {lineage.name}: θ_{record.t} → θ_{t}",
             f"Iteration {record.t}. **Gate: {record.gate.outcome}.** {record.gate.reason}",
             "## Scores",
             score_table(board, t),
-            image(leaderboard_plot(board), f"{board.main_metric} over the versions"),
+            image(main_plot(board), f"{board.main_metric} over the versions"),
             "## Training",
             *training(record),
-            image(training_plot(record), "training curve"),
+            image(plots.png(plots.training(record, plots.PAPER)), "training curve"),
             "## Data",
             data_table(record),
             *answers(record.generations),
@@ -57,23 +57,31 @@ def iteration_page(lineage: Lineage, record: IterationRecord) -> str:
     )
 
 
-def leaderboard_page(board: Board, headline: Sequence[str] = ()) -> str:
-    """The markdown of the keyed artifact `leaderboard-<lineage>`; the scores of `headline` stand above the plot."""
-    tasks = board.tasks()
-    chosen = [task for task in tasks if task in (board.main_metric, *headline)]
-    tables = leaderboard_tables(board, chosen)
-    tables += leaderboard_tables(board, [task for task in tasks if task not in chosen])
-    first, *others = tables or ["Nothing is scored yet."]
-    return "\n\n".join(
-        [
-            f"# Leaderboard of {board.lineage}",
-            first,
-            image(leaderboard_plot(board), f"{board.main_metric} over the versions"),
-            "value ± standard error; `*` differs from θ_0 by more than two standard errors of the paired difference. "
-            "↓: lower is better.",
-            *(["## Further scores", *others] if others else []),
-        ]
-    )
+def leaderboard_page(board: Board, config: RunConfig) -> str:
+    """The markdown of the keyed artifact `leaderboard-<lineage>`: the headline and the plot, then suite by suite."""
+    shown = board.headline(config)
+    first, *others = leaderboard_tables(board, shown, headline=True) or ["Nothing is scored yet."]
+    parts = [
+        f"# Leaderboard of {board.lineage}",
+        first,
+        image(main_plot(board), f"{board.main_metric} over the versions"),
+        f"value ± standard error; {MARKS}. ↓: lower is better. {CHOICE}.",
+        *others,
+    ]
+    for suite in board.suites:
+        tasks = board.main_tasks(suite)
+        if board.has_score(suite):
+            parts += [f"## {suite}", *leaderboard_tables(board, tasks)]
+            shown = [*shown, *tasks]
+    rest = leaderboard_tables(board, [task for task in board.tasks() if task not in shown])
+    if board.references:
+        parts.append(f"{board.references[0].name} and so on: {board.references[0].model}.")
+    return "\n\n".join([*parts, *(["## Further scores", *rest] if rest else [])])
+
+
+def main_plot(board: Board) -> bytes:
+    """The main metric over the versions, as PNG."""
+    return plots.png(plots.scores(board, board.main_metric, plots.PAPER))
 
 
 def leader(board: Board) -> str:
@@ -85,15 +93,23 @@ def leader(board: Board) -> str:
     return f"{name} leads {len(scores)} versions with {board.main_metric} {format_score(best)}"
 
 
-def leaderboard_tables(board: Board, tasks: Sequence[str]) -> list[str]:
-    """All models and the tasks, a few to a table."""
-    return [
-        markdown_table(
-            ["", *(heading(board, task).replace("_", " ") for task in some)],
-            [[row.name, *(unbroken(cell(row, task)) for task in some)] for row in (*board.rows, *board.controls)],
-        )
-        for some in (tasks[start : start + COLUMNS] for start in range(0, len(tasks), COLUMNS))
-    ]
+def leaderboard_tables(board: Board, tasks: Sequence[str], *, headline: bool = False) -> list[str]:
+    """All models and some scores, a few to a table.
+
+    The headline's first has what the gate made of each version; the others have what others reported.
+    """
+    tables = []
+    for start in range(0, len(tasks), COLUMNS):
+        some = tasks[start : start + COLUMNS]
+        told = headline and start == 0
+        reported = [row for row in board.references if any(task in row.scores for task in some) and not headline]
+        rows = [
+            [board.name_of(row), *(unbroken(cell(row, task)) for task in some), *([row.gate or "–"] if told else [])]
+            for row in (*board.rows, *board.controls, *reported)
+        ]
+        header = ["", *(heading(board, task).replace("_", " ") for task in some), *(["gate"] if told else [])]
+        tables.append(markdown_table(header, rows))
+    return tables
 
 
 def unbroken(score: str) -> str:
@@ -108,14 +124,8 @@ def heading(board: Board, task: str) -> str:
 
 
 def cell(row: Row, task: str) -> str:
-    """A score, marked if it differs from θ_0's by more than two standard errors of the paired difference."""
-    mark = any(one.against == 0 and significant(one) for one in row.differences.get(task, ()))
-    return format_score(row.scores.get(task)) + (" *" if mark else "")
-
-
-def significant(comparison: Comparison) -> bool:
-    """The difference is more than two of its standard errors."""
-    return abs(comparison.delta) > 2 * comparison.stderr
+    """A score, marked if it differs from θ_0's."""
+    return format_score(row.scores.get(task)) + (" *" if differs_from_base(row, task) else "")
 
 
 def score_table(board: Board, t: int) -> str:
@@ -140,7 +150,7 @@ def difference(comparison: Comparison | None) -> str:
 
 def training(record: IterationRecord) -> list[str]:
     """Steps, first loss, metrics and what the monitors saw."""
-    train, steps = record.train, metrics(record.train.path)
+    train, steps = record.train, plots.metrics(record.train.path)
     last = train.published or train.steps
     chosen = "" if last == train.steps else f" Published are the weights of step {last}."
     events = [f"**{event.action}** at step {event.step}: {event.message}" for event in train.events]
@@ -151,7 +161,7 @@ def training(record: IterationRecord) -> list[str]:
         markdown_table(
             ["metric", "first step", f"step {last}", *(["held out"] if train.held_out else [])],
             [
-                [name, first[name], f"{value:.4g}", *([held(train, name)] if train.held_out else [])]
+                [name, first.get(name, "–"), f"{value:.4g}", *([held(train, name)] if train.held_out else [])]
                 for name, value in train.metrics.items()
             ],
         ),
@@ -186,29 +196,26 @@ def answers(batch: GenerationBatch) -> list[str]:
         return []
     return [
         "## Answers",
-        answer_table(found),
-        image(length_plot(found), "lengths of human and generated responses"),
+        markdown_table(["", "human", "generated"], answer_rows(found)),
+        image(plots.png(plots.lengths({batch.t: found}, plots.PAPER)), "lengths of human and generated responses"),
     ]
 
 
-def answer_table(found: AnswerStatistics) -> str:
-    """Both sides' lengths, faults and diversity."""
+def answer_rows(found: AnswerStatistics) -> list[list[str]]:
+    """Both sides' lengths, faults and diversity: what, of the human responses, of the generated ones."""
     sides = (found.real, found.generated)
     same = share(found.same_as_real, found.generated.responses)
-    return markdown_table(
-        ["", "human", "generated"],
-        [
-            ["responses", *(f"{side.responses:,}" for side in sides)],
-            ["tokens, mean", *(f"{side.mean_tokens:.1f}" for side in sides)],
-            ["tokens, median (5 to 95 %)", *(middle(side) for side in sides)],
-            ["cut", *(share(side.finish_reasons.get("length", 0), side.responses) for side in sides)],
-            ["empty", *(share(side.empty, side.responses) for side in sides)],
-            ["looping", *(share(side.looping, side.responses) for side in sides)],
-            ["said before, to any prompt", *(share(side.repeated, side.responses) for side in sides)],
-            ["same as the human response", "–", same],
-            ["distinct-1, -2, -3", *(", ".join(f"{part:.3f}" for part in side.distinct) for side in sides)],
-        ],
-    )
+    return [
+        ["responses", *(f"{side.responses:,}" for side in sides)],
+        ["tokens, mean", *(f"{side.mean_tokens:.1f}" for side in sides)],
+        ["tokens, median (5 to 95 %)", *(middle(side) for side in sides)],
+        ["cut", *(share(side.finish_reasons.get("length", 0), side.responses) for side in sides)],
+        ["empty", *(share(side.empty, side.responses) for side in sides)],
+        ["looping", *(share(side.looping, side.responses) for side in sides)],
+        ["said before, to any prompt", *(share(side.repeated, side.responses) for side in sides)],
+        ["same as the human response", "–", same],
+        ["distinct-1, -2, -3", *(", ".join(f"{part:.3f}" for part in side.distinct) for side in sides)],
+    ]
 
 
 def share(count: int, whole: int) -> str:
@@ -282,94 +289,3 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def image(png: bytes, title: str) -> str:
     """A picture inside the markdown itself: the form that both of Prefect's UIs show."""
     return f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"
-
-
-def leaderboard_plot(board: Board) -> bytes:
-    """The main metric over t with two-standard-error bars, and the controls as dashed lines. PNG."""
-    figure, axes = new_figure()
-    metric = board.main_metric
-    points = [(row.t, row.scores[metric]) for row in board.rows if metric in row.scores]
-    axes.errorbar(
-        [t for t, _ in points],
-        [score.value for _, score in points],
-        yerr=[2 * score.stderr for _, score in points],
-        color=ACCENT,
-        marker="o",
-        capsize=4,
-        label="SPIN, ± 2 standard errors",
-    )
-    styles = ["--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3))]
-    controls = [row for row in board.controls if metric in row.scores]
-    for number, row in enumerate(controls):
-        axes.axhline(row.scores[metric].value, color=MUTED, linestyle=styles[number % len(styles)], label=row.name)
-    axes.set_xticks([t for t, _ in points if t is not None], [f"θ_{t}" for t, _ in points])
-    axes.set_ylabel(heading(board, metric))
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return rendered(figure)
-
-
-def training_plot(record: IterationRecord) -> bytes:
-    """Loss and reward accuracy over the steps. PNG."""
-    steps = metrics(record.train.path)
-    figure, axes = new_figure()
-    axes.plot([step["step"] for step in steps], [step["loss"] for step in steps], color=ACCENT, label="loss")
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    if all("rewards/accuracies" in step for step in steps):
-        right = axes.twinx()
-        right.spines["top"].set_visible(False)
-        right.plot(
-            [step["step"] for step in steps],
-            [step["rewards/accuracies"] for step in steps],
-            color=MUTED,
-            linewidth=1,
-            label="reward accuracy",
-        )
-        right.set_ylabel("reward accuracy")
-        right.set_ylim(0, 1.02)
-    figure.legend(frameon=False, fontsize=8, loc="outside upper right", ncols=2)
-    return rendered(figure)
-
-
-def length_plot(found: AnswerStatistics) -> bytes:
-    """How many tokens human and generated responses have, as shares of each side. PNG."""
-    figure, axes = new_figure(height=2.2)
-    edges = [found.bin_tokens * number for number in range(len(found.real.histogram) + 1)]
-    for side, label, style in (
-        (found.real, "human", {"color": MUTED, "fill": True, "alpha": 0.45}),
-        (found.generated, "generated", {"color": ACCENT, "linewidth": 1.6}),
-    ):
-        shares = [100 * count / max(1, side.responses) for count in side.histogram]
-        axes.stairs(shares, edges, label=label, **style)
-    bins = (real + generated for real, generated in zip(found.real.histogram, found.generated.histogram, strict=True))
-    axes.set_xlim(0, max((edge for edge, count in zip(edges[1:], bins, strict=True) if count), default=1))
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("tokens")
-    axes.set_ylabel("% of responses")
-    axes.legend(frameon=False, fontsize=8)
-    return rendered(figure)
-
-
-def metrics(train: Path) -> list[dict[str, Any]]:
-    """The training metrics, one dictionary a step."""
-    return [json.loads(line) for line in (train / "metrics.jsonl").read_text("utf-8").splitlines()]
-
-
-def new_figure(height: float = 3.2) -> tuple[Any, Any]:
-    """A small figure, `height` inches high, without matplotlib's global state, so that threads may draw."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, height), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=INK)
-    axes.ticklabel_format(useOffset=False)
-    axes.grid(axis="y", color="#e5e7eb")
-    return figure, axes
-
-
-def rendered(figure: Any) -> bytes:
-    """The figure as PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()

@@ -23,6 +23,9 @@ COVERAGE = 0.95
 FEW = 16
 """Up to so many different values are resampled by how often each comes, which does not grow with the items."""
 
+ROOM = 2**19
+"""Values that are drawn at a time."""
+
 
 class Difference(NamedTuple):
     """A mean difference. `means_S` are the means of samples of the items, drawn with replacement."""
@@ -58,7 +61,10 @@ def bootstrap(value_N: Floats, seed: int) -> Floats:
     if len(value_K) <= FEW:
         count_SK = rng.multinomial(len(value_N), count_K / len(value_N), size=SAMPLES)
         return np.asarray(count_SK @ value_K / len(value_N))
-    return np.array([value_N[rng.integers(len(value_N), size=len(value_N))].mean() for _ in range(SAMPLES)])
+    at_once = max(1, ROOM // len(value_N))
+    sizes = [min(at_once, SAMPLES - start) for start in range(0, SAMPLES, at_once)]
+    items = (rng.integers(len(value_N), size=(size, len(value_N)), dtype=np.int32) for size in sizes)
+    return np.concatenate([value_N[item_SN].mean(1) for item_SN in items])
 
 
 def average(parts: Sequence[Difference]) -> Difference:

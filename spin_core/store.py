@@ -221,10 +221,15 @@ def sync(path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part."""
+    write_text(path, json_text(value))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     with storage_errors(path.parent):
         try:
-            dump_json(scratch, value)
+            dump_text(scratch, text)
             scratch.replace(path)
         except BaseException:
             scratch.unlink(missing_ok=True)
@@ -233,9 +238,18 @@ def write_json(path: Path, value: Any) -> None:
 
 def dump_json(path: Path, value: Any) -> None:
     """Write JSON and flush it to disk."""
+    dump_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """JSON as files have it."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def dump_text(path: Path, text: str) -> None:
+    """Write a text and flush it to disk."""
     with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
 

@@ -1,6 +1,7 @@
 """What the UI shows of an iteration, and the gate."""
 
 import re
+import uuid
 from collections.abc import Coroutine
 
 from prefect import task
@@ -9,55 +10,62 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
-from spin_core import board, report
+from spin_core import board, html_report, report, store
 from spin_core.lineage import Lineage
 from spin_core.records import IterationRecord
 
 
 @task(name="publish", task_run_name="publish t={record.t}", cache_policy=NO_CACHE, persist_result=False)
 def publish_iteration(game: Lineage, record: IterationRecord) -> None:
-    """The iteration's page, the leaderboard's next version, and the gate's event.
+    """The iteration's page, the leaderboard's next version, the lineage's report, and the gate's event.
 
-    The page also lies beside the record, last of all: where it does, all this has been done.
+    The page also lies beside the record: where it does, it is not drawn again. Prefect is asked all the same, since a
+    kill, or another server, may have left it without.
     """
     path = game.page(record.t)
-    if path.exists():
-        return
-    publish_leaderboard(game)
-    page = report.iteration_page(game, record)
-    is_new = show(
-        f"{game.name}-iteration-{record.t:02d}",
-        page,
-        f"{game.name}: θ_{record.t} → θ_{record.t + 1}; {record.gate.reason}",
-    )
+    if not path.exists():
+        publish_leaderboard(game)
+        store.write_text(path, report.iteration_page(game, record))
+    page = path.read_text("utf-8")
+    name = f"{game.name}-iteration-{record.t:02d}"
     get_run_logger().info("gate: %s (%s)", record.gate.outcome, record.gate.reason)
-    if is_new:
-        emit_event(
-            event=f"spin.gate.{record.gate.outcome}",
-            resource={"prefect.resource.id": f"spin.lineage.{game.name}", "prefect.resource.name": game.name},
-            payload={"t": record.t + 1, "reason": record.gate.reason, "next_opponent": record.gate.next_opponent},
-        )
-    path.write_text(page, "utf-8")
+    if is_new(name, page):
+        emit_decision(game, record)
+        show(name, page, f"{game.name}: θ_{record.t} → θ_{record.t + 1}; {record.gate.reason}")
+
+
+def emit_decision(game: Lineage, record: IterationRecord) -> None:
+    """The gate's event. The same decision has the same id, so that a server which has it already keeps one."""
+    gate = record.gate
+    emit_event(
+        event=f"spin.gate.{gate.outcome}",
+        resource={"prefect.resource.id": f"spin.lineage.{game.name}", "prefect.resource.name": game.name},
+        payload={"t": record.t + 1, **gate.model_dump(mode="json")},
+        id=uuid.uuid5(uuid.NAMESPACE_URL, f"spin:{game.name}:{record.player.digest}:{gate.model_dump_json()}"),
+    )
 
 
 def publish_leaderboard(game: Lineage) -> board.Board:
-    """Write `leaderboard.json`, and a new version of the artifact `leaderboard-<lineage>`."""
+    """Write `leaderboard.json` and `report.html`, and a new version of the artifact `leaderboard-<lineage>`."""
     standing = board.save(game)
-    shown = game.config.evaluate
-    page = report.leaderboard_page(standing, (*shown.headline, *shown.lm_eval.tasks))
-    show(f"leaderboard-{game.name}", page, f"{game.name}: {report.leader(standing)}")
+    html_report.write(game, standing=standing)
+    page = report.leaderboard_page(standing, game.config)
+    name = f"leaderboard-{game.name}"
+    if is_new(name, page):
+        show(name, page, f"{game.name}: {report.leader(standing)}")
     return standing
 
 
-def show(name: str, page: str, description: str) -> bool:
-    """Make a new version of an artifact, unless the last one says the same: whether it is new."""
-    key = artifact_key(name)
-    last = Artifact.get(key)
+def is_new(name: str, page: str) -> bool:
+    """Whether the artifact's last version, if there is any, says something else."""
+    last = Artifact.get(artifact_key(name))
     assert not isinstance(last, Coroutine), "called from a sync task"
-    if last is not None and last.data == page:
-        return False
-    create_markdown_artifact(page, key=key, description=description)
-    return True
+    return last is None or last.data != page
+
+
+def show(name: str, page: str, description: str) -> None:
+    """Make a new version of an artifact."""
+    create_markdown_artifact(page, key=artifact_key(name), description=description)
 
 
 def artifact_key(text: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spin_core import board, history, store
+from spin_core import board, gate, history, store
 from spin_core import lineage as lineages
 from spin_core.config import RunConfig
 from spin_core.hygiene import statistics
@@ -32,6 +32,11 @@ NLLS = ((2.0, 3.0, 4.0, 5.0), (1.5, 2.4, 3.6, 4.5), (1.4, 2.4, 3.5, 4.3))
 USAGE = {"seconds": 1.5, "peak_memory_mb": 100.0, "environment": {"python": "3.11", "device": "CPU x86_64"}}
 
 PROMPTS = ["tell me a story", "<b>bold</b> | *stars*\nand a new line", "one", "two"]
+
+
+def lines(values: Sequence[Any]) -> bytes:
+    """Values as JSON, one a line."""
+    return "".join(f"{json.dumps(value)}\n" for value in values).encode()
 
 
 def publish(
@@ -72,6 +77,34 @@ def report(folder: Path, model: str, values: Sequence[float], answer: str = "yes
     }
     files = {"items.parquet": items, "held_out.parquet": held_out}
     return publish(folder, {"model": model}, files, fields, EvalReport)
+
+
+def suite_report(
+    folder: Path,
+    model: str,
+    tasks: Mapping[str, Sequence[float]],
+    averages: Mapping[str, Sequence[str]] = {},
+    higher_is_better: bool = True,
+) -> EvalReport:
+    """A published report of a benchmark, named after its folder, with single items for every task."""
+    scores = {}
+    for task, values in tasks.items():
+        stderr = float(np.std(values, ddof=1) / np.sqrt(len(values)))
+        scores[task] = {"value": float(np.mean(values)), "stderr": stderr, "n": len(values)}
+    for name, parts in averages.items():
+        stderr = float(np.sqrt(sum(scores[part]["stderr"] ** 2 for part in parts)) / len(parts))
+        value = float(np.mean([scores[part]["value"] for part in parts]))
+        scores[name] = {"value": value, "stderr": stderr, "n": sum(scores[part]["n"] for part in parts)}
+    rows = [(task, str(place), float(value)) for task, values in tasks.items() for place, value in enumerate(values)]
+    columns = dict(zip(("task", "item", "value"), map(list, zip(*rows, strict=True)), strict=True))
+    fields = {
+        "model": model,
+        "suite": folder.name,
+        "harness": "lm-eval by hand",
+        "scores": {name: score | {"higher_is_better": higher_is_better} for name, score in scores.items()},
+        "averages": {name: tuple(parts) for name, parts in averages.items()},
+    }
+    return publish(folder, {"model": model}, {"items.parquet": columns}, fields, EvalReport)
 
 
 def prompts_of(texts: Sequence[str]) -> dict[str, Any]:
@@ -158,13 +191,14 @@ def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS
         training = publish(
             job.output,
             dump(job),
-            {"metrics.jsonl": "".join(f"{json.dumps(step)}\n" for step in steps).encode(), "log/timing.jsonl": b"1"},
+            {"metrics.jsonl": lines(steps), "log/timing.jsonl": lines([{"step": 1, "seconds": 0.5, "tokens": 7}] * 2)},
             {"t": t, "model": player.digest, "steps": 2, "first_loss": 0.6931, "metrics": {"loss": 0.6}},
             TrainRun,
         )
         folder = game.eval_folder(t + 1) / "self-play"
         reports[t + 1] = (report(folder, player.digest, nlls[t + 1], f"late {t}", reward_accuracy=accuracy),)
-        gate = board.decide(game.config, candidate=(t + 1, reports[t + 1]), best=board.best(game.config, reports, t))
+        best = gate.best(game.config, reports, t)
+        decision = gate.decide(game.config, candidate=(t + 1, reports[t + 1]), best=best)
         history.record_iteration(
             game,
             t,
@@ -176,7 +210,7 @@ def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS
             train=training,
             player=player,
             evaluations=reports[t + 1],
-            gate=gate,
+            gate=decision,
         )
         opponent, previous = player, generations
     board.save(game)

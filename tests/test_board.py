@@ -1,28 +1,19 @@
-"""The leaderboard's paired differences and the gate, with numbers worked out by hand."""
+"""The leaderboard: paired differences worked out by hand, averages, the gate's choice and the paper's rows."""
 
 import json
 
+import numpy as np
 import pytest
-from small_lineage import NLLS, build, report, settings
+from small_lineage import NLLS, build, report, suite_report
 
-from spin_core import board
-from spin_core.board import Board, decide, format_score, leaderboard
-from spin_core.errors import ConfigError
+from spin_core import board, reference_rows
+from spin_core.board import Board, format_score, leaderboard
 from spin_core.records import Score
 
 
 @pytest.fixture(scope="module")
 def game(tmp_path_factory):
     return build(tmp_path_factory.mktemp("runs"))
-
-
-def made(folder, values, name="m", **scores):
-    """One version's reports."""
-    return [report(folder / name / "self-play", name, values, **scores)]
-
-
-def gate(rule="stop", tolerance=2.0, metric="heldout_nll"):
-    return settings(f"gate.rule={rule}", f"gate.tolerance={tolerance}", f"evaluate.main_metric={metric}")
 
 
 def test_rows_are_the_versions_in_order(game):
@@ -50,13 +41,6 @@ def test_differences_are_paired_item_by_item(game):
 def test_a_paired_error_is_smaller_than_that_of_the_means(game):
     row = leaderboard(game).rows[1]
     assert row.differences["heldout_nll"][0].stderr < 0.1 * row.scores["heldout_nll"].stderr
-
-
-def test_only_items_that_both_have_are_compared():
-    mine, theirs = {"a": 1.0, "b": 3.0, "c": 9.0}, {"a": 0.0, "b": 1.0, "d": 5.0}
-    assert board.paired(mine, theirs) == (pytest.approx(1.5), pytest.approx(0.5))
-    assert board.paired({"a": 1.0}, {"a": 0.0}) is None
-    assert board.paired({}, theirs) is None
 
 
 def test_controls_stand_in_the_same_table(tmp_path):
@@ -92,60 +76,6 @@ def test_a_lineage_without_evaluations_has_an_empty_board(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rule", "outcome", "next_opponent"), [("stop", "stop", 0), ("best", "keep-best", 0), ("always", "promote", 1)]
-)
-def test_a_planted_regression_is_caught_and_the_rule_decides(tmp_path, rule, outcome, next_opponent):
-    better, worse = made(tmp_path, (2.0, 3.0, 4.0, 5.0), "a"), made(tmp_path, (2.1, 3.2, 4.1, 5.2), "b")
-    decision = decide(gate(rule), candidate=(1, worse), best=(0, better))
-    assert (decision.outcome, decision.next_opponent) == (outcome, next_opponent)
-    if rule != "always":
-        assert "heldout_nll 3.65 against 3.5 of θ_0 (difference +0.15 ± 0.029)" in decision.reason
-
-
-def test_a_version_that_is_better_or_equal_plays_next(tmp_path):
-    before = made(tmp_path, (2.0, 3.0, 4.0, 5.0), "a")
-    for name, values in [("b", (1.0, 2.0, 3.0, 4.0)), ("c", (2.0, 3.0, 4.0, 5.0))]:
-        decision = decide(gate(), candidate=(1, made(tmp_path, values, name)), best=(0, before))
-        assert (decision.outcome, decision.next_opponent) == ("promote", 1)
-
-
-def test_a_fall_within_the_tolerance_is_noise(tmp_path):
-    before = made(tmp_path, (2.0, 3.0, 4.0, 5.0), "a")
-    # Differences .3, -.1, .3, -.1: mean .1, standard error .115.
-    noisy = made(tmp_path, (2.3, 2.9, 4.3, 4.9), "b")
-    assert decide(gate(tolerance=1.0), candidate=(1, noisy), best=(0, before)).outcome == "promote"
-    assert decide(gate(tolerance=0.5), candidate=(1, noisy), best=(0, before)).outcome == "stop"
-
-
-def test_the_gate_knows_which_way_is_better(tmp_path):
-    low, high = Score(value=0.4, stderr=0.01, n=100), Score(value=0.6, stderr=0.01, n=100)
-    before, after = made(tmp_path, (1, 2), "a", arc_easy=low), made(tmp_path, (1, 2), "b", arc_easy=high)
-    config = gate(metric="arc_easy")
-    assert decide(config, candidate=(1, after), best=(0, before)).outcome == "promote"
-    assert decide(config, candidate=(1, before), best=(0, after)).outcome == "stop"
-
-
-def test_without_single_items_the_errors_of_the_means_add_up(tmp_path):
-    before = made(tmp_path, (1, 2), "a", bleu=Score(value=0.5, stderr=0.03, n=10))
-    after = made(tmp_path, (1, 2), "b", bleu=Score(value=0.42, stderr=0.04, n=10))
-    decision = decide(gate(metric="bleu"), candidate=(1, after), best=(0, before))
-    assert "(difference -0.08 ± 0.05)" in decision.reason
-    assert decision.outcome == "promote", "1.6 standard errors"
-
-
-def test_the_best_version_is_the_earliest_of_equals(tmp_path):
-    values = [(3.0, 3.0), (2.0, 2.0), (2.0, 2.0), (2.5, 2.5)]
-    reports = {t: made(tmp_path, value, str(t)) for t, value in enumerate(values)}
-    assert board.best(gate(), reports, 3)[0] == 1
-    assert board.best(gate(), reports, 0)[0] == 0
-
-
-def test_a_main_metric_that_nobody_gives_names_those_there_are(tmp_path):
-    with pytest.raises(ConfigError, match="'elo', which no suite gives: choose one of heldout_nll"):
-        board.best(gate(metric="elo"), {0: made(tmp_path, (1, 2))}, 0)
-
-
-@pytest.mark.parametrize(
     ("value", "stderr", "text"),
     [
         (0.12345, 0.0043, "0.1235 ± 0.0043"),
@@ -161,3 +91,82 @@ def test_a_score_has_as_many_digits_as_its_error_bears(value, stderr, text):
 
 def test_a_score_that_is_not_there_is_a_dash():
     assert format_score(None) == "–"
+
+
+SIX = ("arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc2", "winogrande", "gsm8k")
+
+
+def test_an_average_is_compared_part_by_part():
+    """Every part counts alike: one of four items rises by .4, one of two hundred falls by .1."""
+    averages = {"both": ("few", "many"), "whole": ("both", "one")}
+    small, large = np.array([0.0, 0.1, 0.9, 0.5]), np.linspace(0, 1, 200)
+    mine = {"few": small + np.array([0.4, 0.4, 0.3, 0.5]), "many": large - 0.1, "one": small}
+    theirs = {"few": small, "many": large, "one": small}
+    values = [items_of(mine), items_of(theirs)]
+    found = board.difference("both", *values, averages)
+    assert found.mean == pytest.approx((0.4 - 0.1) / 2)
+    assert found.stderr == pytest.approx(np.std([0.4, 0.4, 0.3, 0.5], ddof=1) / 2 / 2)
+    nested = board.difference("whole", *values, averages)
+    assert nested.mean == pytest.approx(found.mean / 2)
+    assert board.difference("both", {"few": values[0]["few"]}, values[1], averages) is None, "a part is unknown"
+    assert board.difference("bleu", *values, averages) is None
+
+
+def items_of(tasks):
+    return {task: {str(place): float(value) for place, value in enumerate(values)} for task, values in tasks.items()}
+
+
+def with_suite(tmp_path, suite="open-llm-leaderboard", falls=0.0):
+    """A lineage whose versions were scored on six tasks and their average."""
+    game = build(tmp_path)
+    rng = np.random.default_rng(0)
+    right = {task: rng.random(60) for task in SIX}
+    for t in range(3):
+        tasks = {
+            task: (score < 0.5 + 0.1 * t - (falls if task == "gsm8k" else 0)) * 1.0 for task, score in right.items()
+        }
+        suite_report(game.eval_folder(t) / suite, f"{t}" * 64, tasks, {suite: SIX})
+    return game
+
+
+def test_a_suite_has_its_own_tasks_and_its_average_a_paired_difference(tmp_path):
+    table = leaderboard(with_suite(tmp_path))
+    assert table.main_tasks("open-llm-leaderboard") == ["open-llm-leaderboard", *SIX]
+    assert table.main_tasks("self-play") == ["heldout_nll", "reward_accuracy"]
+    before, base = table.rows[2].differences["open-llm-leaderboard"]
+    assert (before.against, base.against) == (1, 0)
+    scores = [row.scores["open-llm-leaderboard"].value for row in table.rows]
+    assert base.delta == pytest.approx(scores[2] - scores[0])
+    assert base.low < base.delta < base.high
+    assert base.stderr < table.rows[2].scores["open-llm-leaderboard"].stderr
+
+
+def test_the_gates_choice_and_what_it_made_of_each_version_are_on_the_board(tmp_path):
+    table = leaderboard(build(tmp_path, nlls=(NLLS[0], NLLS[1], NLLS[0]), sets=["gate.rule=best"]))
+    assert [row.gate for row in table.rows] == [None, "promote", "keep-best"]
+    assert table.choice == 1
+    assert [table.name_of(row) for row in table.rows] == ["θ_0", "θ_1 ◂", "θ_2"]
+    assert leaderboard(build(tmp_path, "new", nlls=NLLS[:1])).choice is None
+
+
+def test_the_papers_rows_stand_beside_the_suites_that_it_ran(tmp_path):
+    assert leaderboard(build(tmp_path, "other")).references == ()
+    table = leaderboard(with_suite(tmp_path, "open-llm-leaderboard-quick"))
+    base = table.references[0]
+    assert base.name == "paper θ_0"
+    assert "not measured here" in base.model
+    assert set(base.scores) == {"open-llm-leaderboard-quick", *SIX}
+    assert base.scores["gsm8k"].value == pytest.approx(0.2676)
+    assert base.scores["open-llm-leaderboard-quick"].value == pytest.approx(0.5814)
+
+
+def test_single_tasks_are_not_set_beside_the_papers_whose_examples_may_differ():
+    assert reference_rows.matching({"lm-eval": SIX, "bbh": ("bbh_causal_judgement",)}) == {}
+    names = ["bbh_cot_fewshot_causal_judgement", "mmlu_formal_logic", "openbookqa", "openbookqa/acc"]
+    assert set(reference_rows.matching({"big-bench": names})["paper θ_1"]) == {names[0], "openbookqa"}
+
+
+def test_the_papers_averages_are_the_means_of_its_parts():
+    for name, (*parts, average) in reference_rows.ON_LEADERBOARD.items():
+        told_apart = 0.69 if name == "paper θ_4 + DPO" else 0.0
+        assert np.mean(parts) - average == pytest.approx(told_apart, abs=0.011), name

@@ -13,7 +13,7 @@ import torch
 from helpers import character_tokenizer, data_folder, save_tiny_model
 from huggingface_hub import constants
 
-from spin_core import check, check_data, engines, estimate, prompts
+from spin_core import check, check_data, engines, estimate, gate, prompts
 from spin_core.batches import Sequences
 from spin_core.check import check_run
 from spin_core.checkpoint import save_checkpoint
@@ -331,8 +331,8 @@ def test_rows_on_the_hub_are_taken_to_be_as_long_as_allowed(configured, tmp_path
 def test_scores_that_a_gate_may_watch_are_those_that_versions_get():
     from spin_core import evaluate
 
-    assert {name for name in (*check.SELF_PLAY, *check.EXACT) if name not in evaluate.__doc__} == set()
-    assert set(check.EXACT) < evaluate.LOWER_IS_BETTER
+    assert {name for name in (*gate.SELF_PLAY, *gate.EXACT) if name not in evaluate.__doc__} == set()
+    assert set(gate.EXACT) < evaluate.LOWER_IS_BETTER
 
 
 # Estimates against the things themselves.

@@ -64,8 +64,8 @@ def test_every_record_of_a_phase_is_tried_here():
 def test_scores_comparisons_and_decisions_survive_json():
     for value in (
         SCORE,
-        Comparison(against=0, delta=-0.1, stderr=0.05),
-        GateDecision(outcome="stop", reason="it fell", next_opponent=1),
+        Comparison(against=0, delta=-0.1, stderr=0.05, low=-0.2, high=0.0),
+        GateDecision(outcome="stop", reason="it fell", next_opponent=1, metric="nll", delta=0.1, stderr=0.02),
     ):
         assert type(value).model_validate_json(value.model_dump_json()) == value
 

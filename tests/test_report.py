@@ -5,7 +5,7 @@ import html
 import re
 
 import pytest
-from small_lineage import build
+from small_lineage import build, suite_report
 from small_lineage import report as publish_report
 
 from spin_core import report
@@ -145,17 +145,33 @@ def test_long_text_is_cut():
 
 
 def test_the_leaderboard_holds_versions_controls_and_stars(game):
-    page = report.leaderboard_page(leaderboard(game), ["reward_accuracy"]).replace("\u00a0", " ")
+    page = report.leaderboard_page(leaderboard(game), game.config).replace("\u00a0", " ")
     assert page.startswith("# Leaderboard of tale\n")
-    assert "| θ_0 | 3.50 ± 0.65 | – |" in page
-    assert "| θ_1 | 3.00 ± 0.66 * | 0.750 ± 0.020 |" in page
+    assert "| θ_0 | 3.50 ± 0.65 | – | – |" in page
+    assert "| θ_1 | 3.00 ± 0.66 * | 0.750 ± 0.020 | promote |" in page
+    assert "| θ_2 ◂ | 2.90 ± 0.63 * | 0.750 ± 0.020 | promote |" in page
     assert "| sft-lr-0.001 | 3.40 ± 0.65 * |" in page
     assert [picture.startswith(PNG) for picture in pictures(page)] == [True]
 
 
-def test_a_difference_of_more_than_two_errors_is_starred():
-    assert report.difference(Comparison(against=0, delta=0.21, stderr=0.1)) == "+0.21 ± 0.1 *"
-    assert report.difference(Comparison(against=0, delta=-0.19, stderr=0.1)) == "-0.19 ± 0.1"
+def test_a_suite_has_a_table_of_its_own_with_the_papers_rows(game, tmp_path):
+    made = build(tmp_path)
+    suite, tasks = "open-llm-leaderboard", {"arc_challenge": [1, 0, 1, 1], "gsm8k": [0, 0, 1, 0]}
+    for t in range(3):
+        suite_report(made.eval_folder(t) / suite, f"{t}" * 64, tasks, {suite: tuple(tasks)})
+    page = report.leaderboard_page(leaderboard(made), made.config).replace("\u00a0", " ")
+    _, table = page.split(f"## {suite}\n")
+    assert "|  | open-llm-leaderboard | arc challenge | gsm8k |" in table
+    assert "| θ_1 | 0.50 ± 0.18 | 0.75 ± 0.25 | 0.25 ± 0.25 |" in table
+    assert "| paper θ_4 | 0.6316 | 0.6587 | 0.3897 |" in table
+    assert "not measured here" in page
+    assert "paper" not in report.leaderboard_page(leaderboard(game), game.config)
+
+
+def test_a_difference_whose_interval_leaves_out_0_is_starred():
+    sure = Comparison(against=0, delta=0.21, stderr=0.1, low=0.02, high=0.4)
+    assert report.difference(sure) == "+0.21 ± 0.1 *"
+    assert report.difference(sure.model_copy(update={"low": -0.01})) == "+0.21 ± 0.1"
     assert report.difference(None) == "–"
 
 

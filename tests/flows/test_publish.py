@@ -1,0 +1,113 @@
+"""What Prefect is shown of an iteration, on a real server: the gate's event, and artifacts that no kill leaves out."""
+
+import json
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+from prefect import flow
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.testing.utilities import prefect_test_harness
+from small_lineage import NLLS, build
+
+from tasks import publish
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    with (
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+        prefect_test_harness(server_startup_timeout=120),
+    ):
+        yield
+
+
+@flow
+def publish_all(game) -> None:
+    for record in game.records():
+        publish.publish_iteration(game, record)
+
+
+def ask(path: str, query: dict) -> list[dict]:
+    answer = httpx.post(f"{PREFECT_API_URL.value()}{path}", json=query, timeout=60)
+    answer.raise_for_status()
+    found = answer.json()
+    return found["events"] if isinstance(found, dict) else found
+
+
+def events(lineage: str, least: int) -> list[dict]:
+    """The gate's events of a lineage, the oldest first, once there are so many: the server takes them in by and by."""
+    since = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    query = {
+        "filter": {
+            "occurred": {"since": since},
+            "event": {"prefix": ["spin.gate."]},
+            "resource": {"id": [f"spin.lineage.{lineage}"]},
+            "order": "ASC",
+        }
+    }
+    deadline = time.monotonic() + 60
+    while len(found := ask("/events/filter", query)) < least and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found
+
+
+def artifacts(key: str) -> list[dict]:
+    return ask("/artifacts/filter", {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC"})
+
+
+def test_every_decision_of_the_gate_is_an_event_of_its_lineage(tmp_path):
+    game = build(tmp_path, "falls", nlls=(*NLLS[:2], NLLS[0]), sets=["gate.rule=stop"])
+    publish_all(game)
+    first, second = events("falls", 2)
+    assert (first["event"], second["event"]) == ("spin.gate.promote", "spin.gate.stop")
+    assert second["resource"]["prefect.resource.name"] == "falls"
+    told = second["payload"]
+    assert (told["t"], told["next_opponent"], told["metric"]) == (2, 1, "heldout_nll")
+    # NLLS[0] less NLLS[1] item by item: .5, .6, .4, .5.
+    assert (told["delta"], told["stderr"]) == (pytest.approx(0.5), pytest.approx(0.0408248))
+    assert told["reason"].startswith("stopped: heldout_nll 3.5 against 3 of θ_1")
+    assert game.records()[1].gate.delta == told["delta"]
+    page = (game.iteration(1) / "report.md").read_text("utf-8")
+    assert "**Gate: stop.** stopped: heldout_nll" in page
+    assert "| θ_1 ◂ |" in artifacts("leaderboard-falls")[0]["data"].replace("\u00a0", " ")
+    assert json.loads((game.root / "leaderboard.json").read_text("utf-8"))["choice"] == 1
+
+
+def test_publishing_again_adds_nothing(tmp_path):
+    game = build(tmp_path, "twice")
+    publish_all(game)
+    before = (game.root / "report.html").stat().st_mtime_ns
+    publish_all(game)
+    assert (game.root / "report.html").stat().st_mtime_ns == before
+    assert [len(artifacts(f"twice-iteration-{t:02d}")) for t in range(3)] == [1, 1, 0]
+    assert len(events("twice", 2)) == 2
+
+
+@pytest.mark.parametrize("killed_in", ["emit_decision", "show"])
+def test_what_a_kill_left_out_is_made_up_for_by_the_next_run(tmp_path, monkeypatch, killed_in):
+    """The page is on disk, and Prefect has not been told, or not of all."""
+    name = f"killed-{killed_in.replace('_', '-')}"
+    game = build(tmp_path, name, nlls=NLLS[:2])
+    record, real = game.records()[0], getattr(publish, killed_in)
+
+    def kill(*given) -> None:
+        if killed_in == "emit_decision" or "iteration" in given[0]:
+            raise KeyboardInterrupt
+        real(*given)
+
+    monkeypatch.setattr(publish, killed_in, kill)
+    with pytest.raises(KeyboardInterrupt):
+        publish_all(game)
+    assert game.page(0).exists()
+    assert artifacts(f"{name}-iteration-00") == []
+    monkeypatch.undo()
+    publish_all(game)
+    (page,) = artifacts(f"{name}-iteration-00")
+    assert page["data"] == game.page(0).read_text("utf-8")
+    (event,) = events(name, 1)
+    assert event["payload"]["reason"] == record.gate.reason

@@ -1,0 +1,148 @@
+"""The gate, with regressions planted by hand, and what of it reaches Prefect."""
+
+import numpy as np
+import pytest
+from small_lineage import report, settings, suite_report
+
+from spin_core.errors import ConfigError
+from spin_core.gate import best, check_metrics, decide
+from spin_core.records import Score
+
+
+def made(folder, values, name="m", **scores):
+    """One version's reports."""
+    return [report(folder / name / "self-play", name, values, **scores)]
+
+
+def gate(rule="stop", tolerance=2.0, metric="heldout_nll"):
+    return settings(f"gate.rule={rule}", f"gate.tolerance={tolerance}", f"evaluate.main_metric={metric}")
+
+
+@pytest.mark.parametrize(
+    ("rule", "outcome", "next_opponent"), [("stop", "stop", 0), ("best", "keep-best", 0), ("always", "promote", 1)]
+)
+def test_a_planted_regression_is_caught_and_the_rule_decides(tmp_path, rule, outcome, next_opponent):
+    better, worse = made(tmp_path, (2.0, 3.0, 4.0, 5.0), "a"), made(tmp_path, (2.1, 3.2, 4.1, 5.2), "b")
+    decision = decide(gate(rule), candidate=(1, worse), best=(0, better))
+    assert (decision.outcome, decision.next_opponent) == (outcome, next_opponent)
+    if rule != "always":
+        assert "heldout_nll 3.65 against 3.5 of θ_0 (difference +0.15 ± 0.029)" in decision.reason
+
+
+def test_a_version_that_is_better_or_equal_plays_next(tmp_path):
+    before = made(tmp_path, (2.0, 3.0, 4.0, 5.0), "a")
+    for name, values in [("b", (1.0, 2.0, 3.0, 4.0)), ("c", (2.0, 3.0, 4.0, 5.0))]:
+        decision = decide(gate(), candidate=(1, made(tmp_path, values, name)), best=(0, before))
+        assert (decision.outcome, decision.next_opponent) == ("promote", 1)
+
+
+def test_a_fall_within_the_tolerance_is_noise(tmp_path):
+    before = made(tmp_path, (2.0, 3.0, 4.0, 5.0), "a")
+    # Differences .3, -.1, .3, -.1: mean .1, standard error .115.
+    noisy = made(tmp_path, (2.3, 2.9, 4.3, 4.9), "b")
+    assert decide(gate(tolerance=1.0), candidate=(1, noisy), best=(0, before)).outcome == "promote"
+    assert decide(gate(tolerance=0.5), candidate=(1, noisy), best=(0, before)).outcome == "stop"
+
+
+def test_the_gate_knows_which_way_is_better(tmp_path):
+    low, high = Score(value=0.4, stderr=0.01, n=100), Score(value=0.6, stderr=0.01, n=100)
+    before, after = made(tmp_path, (1, 2), "a", arc_easy=low), made(tmp_path, (1, 2), "b", arc_easy=high)
+    config = gate(metric="arc_easy")
+    assert decide(config, candidate=(1, after), best=(0, before)).outcome == "promote"
+    assert decide(config, candidate=(1, before), best=(0, after)).outcome == "stop"
+
+
+def test_without_single_items_the_errors_of_the_means_add_up(tmp_path):
+    before = made(tmp_path, (1, 2), "a", bleu=Score(value=0.5, stderr=0.03, n=10))
+    after = made(tmp_path, (1, 2), "b", bleu=Score(value=0.42, stderr=0.04, n=10))
+    decision = decide(gate(metric="bleu"), candidate=(1, after), best=(0, before))
+    assert "(difference -0.08 ± 0.05)" in decision.reason
+    assert decision.outcome == "promote", "1.6 standard errors"
+
+
+def test_the_best_version_is_the_earliest_of_equals(tmp_path):
+    values = [(3.0, 3.0), (2.0, 2.0), (2.0, 2.0), (2.5, 2.5)]
+    reports = {t: made(tmp_path, value, str(t)) for t, value in enumerate(values)}
+    assert best(gate(), reports, 3)[0] == 1
+    assert best(gate(), reports, 0)[0] == 0
+
+
+def test_a_main_metric_that_nobody_gives_names_those_there_are(tmp_path):
+    with pytest.raises(ConfigError, match="'elo', which no suite gives: choose one of heldout_nll"):
+        best(gate(metric="elo"), {0: made(tmp_path, (1, 2))}, 0)
+
+
+PARTS = {"suite": ("main", "second", "third")}
+
+
+def scored(folder, name, **tasks):
+    """One version's report of a suite with an average."""
+    return [suite_report(folder / name / "suite", name, tasks, PARTS)]
+
+
+def test_an_average_that_falls_is_caught_while_the_main_task_rises(tmp_path):
+    right, wrong = np.ones(50), np.zeros(50)
+    half = np.tile([0.0, 1.0], 25)
+    before = scored(tmp_path, "a", main=wrong, second=right, third=right)
+    after = scored(tmp_path, "b", main=half, second=half, third=half)
+    config = gate(metric="main")
+    assert decide(config, candidate=(1, after), best=(0, before)).outcome == "promote"
+    config = settings("evaluate.main_metric=main", "gate.metric=suite")
+    decision = decide(config, candidate=(1, after), best=(0, before))
+    assert decision.outcome == "stop"
+    assert (decision.metric, decision.delta) == ("suite", pytest.approx((0.5 - 0.5 - 0.5) / 3))
+    assert decision.stderr == pytest.approx(np.sqrt(3) * half.std(ddof=1) / np.sqrt(50) / 3)
+
+
+def test_an_average_that_falls_within_the_tolerance_is_noise(tmp_path):
+    rng = np.random.default_rng(0)
+    before = {task: rng.random(80).round() for task in PARTS["suite"]}
+    after = {task: np.where(rng.random(80) < 0.2, 1 - values, values) for task, values in before.items()}
+    after["main"] = before["main"] * (rng.random(80) < 0.95)
+    reports = scored(tmp_path, "a", **before), scored(tmp_path, "b", **after)
+
+    def decided(tolerance):
+        config = settings("gate.metric=suite", f"gate.tolerance={tolerance}")
+        return decide(config, candidate=(1, reports[1]), best=(0, reports[0]))
+
+    errors = -decided(0).delta / decided(0).stderr
+    assert errors > 0, "it falls"
+    assert decided(errors * 0.99).outcome == "stop"
+    assert decided(errors * 1.01).outcome == "promote"
+
+
+def test_the_best_version_is_best_by_the_gates_own_metric(tmp_path):
+    values = {"second": np.zeros(4), "third": np.zeros(4)}
+    reports = {
+        0: scored(tmp_path, "a", main=np.ones(4), **values),
+        1: scored(tmp_path, "b", main=np.zeros(4), **values | {"second": np.ones(4), "third": np.ones(4)}),
+    }
+    assert best(gate(metric="main"), reports, 1)[0] == 0
+    assert best(settings("evaluate.main_metric=main", "gate.metric=suite"), reports, 1)[0] == 1
+
+
+def test_an_open_gate_says_what_it_let_pass(tmp_path):
+    before, after = made(tmp_path, (2, 3, 4, 5), "a"), made(tmp_path, (2.1, 3.2, 4.1, 5.2), "b")
+    decision = decide(gate("always"), candidate=(1, after), best=(0, before))
+    assert decision.outcome == "promote"
+    assert (decision.metric, decision.delta) == ("heldout_nll", pytest.approx(0.15))
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        (["evaluate.main_metric=elo"], "evaluate.main_metric 'elo' is no score that every version will have: choose"),
+        (["gate.metric=elo"], "gate.metric 'elo' is no score that every version will have: choose one of heldout_nll,"),
+        (["gate.metric=reward_accuracy"], "gate.metric 'reward_accuracy' is no score that every version will have"),
+        (["gate.metric=big-bench", "evaluate.suites=[instruct]"], "gate.metric 'big-bench' is no score that every"),
+    ],
+)
+def test_a_metric_that_nobody_measures_is_refused_before_any_compute(sets, says):
+    with pytest.raises(ConfigError) as raised:
+        check_metrics(settings(*sets))
+    assert says in str(raised.value)
+
+
+def test_metrics_of_suites_and_of_single_tasks_are_known_beforehand():
+    check_metrics(settings("gate.metric=big-bench", "evaluate.suites=[big-bench]"))
+    check_metrics(settings("gate.metric=gsm8k/flexible", "evaluate.lm_eval.tasks=[gsm8k]"))

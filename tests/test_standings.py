@@ -1,0 +1,95 @@
+"""The leaderboards as the command line prints them: side by side, suite by suite, as differences and as CSV."""
+
+import csv
+import io
+
+import pytest
+from click.testing import CliRunner
+from small_lineage import NLLS, build, suite_report
+
+from flows.cli import main
+
+SUITE = "open-llm-leaderboard"
+TASKS = {"arc_challenge": [1, 0, 1, 1], "gsm8k": [0, 0, 1, 0], "gsm8k/flexible": [0, 1, 1, 0]}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two lineages; `suited` was scored by a suite too, and its gate kept θ_1."""
+    runs = tmp_path_factory.mktemp("runs")
+    build(runs, "plain", nlls=NLLS[:2])
+    game = build(runs, "suited", nlls=(*NLLS[:2], NLLS[0]), sets=[f"evaluate.suites=[{SUITE}]", "gate.rule=best"])
+    for t in range(3):
+        suite_report(game.eval_folder(t) / SUITE, f"{t}" * 64, TASKS, {SUITE: ("arc_challenge", "gsm8k")})
+    return runs
+
+
+@pytest.fixture
+def shown(runs, monkeypatch):
+    """What `spin leaderboard` prints on a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("flows.terminal.console._width", 80)
+
+    def shown(*arguments: str) -> str:
+        done = CliRunner().invoke(main, ["leaderboard", *arguments, "--runs", str(runs)], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    return shown
+
+
+def test_lineages_stand_side_by_side_in_one_table(shown):
+    output = shown("plain", "suited")
+    assert "Leaderboard of plain, suited" in output
+    first = output.split(f"\n{SUITE}\n")[0]
+    assert [line.split()[0] for line in first.splitlines() if line.startswith((" plain", " suited", " θ_"))] == [
+        *("plain", "θ_0", "θ_1"),
+        *("suited", "θ_0", "θ_1", "θ_2"),
+    ]
+    assert max(map(len, output.splitlines())) <= 80
+
+
+def test_a_suite_has_a_table_of_its_own_beside_the_papers_rows(shown):
+    head, table = shown("suited").split(f"\n{SUITE}\n")
+    titles = table[: table.index("θ_0")]
+    assert titles.index("open") < titles.index("arc") < titles.index("gsm8k")
+    assert "flexible" not in titles
+    (row,) = (line for line in table.splitlines() if line.startswith(" θ_1 "))
+    assert row.split() == ["θ_1", "◂", "0.50±0.18", "0.75±0.25", "0.25±0.25"]
+    (row,) = (line for line in table.splitlines() if line.startswith(" paper θ_4  "))
+    assert row.split()[2:] == ["0.6316", "0.6587", "0.3897"]
+    assert "not measured here" in " ".join(table.split())
+    assert "paper" not in head
+    assert "gsm8k/flexible" in shown("suited", "--all")
+
+
+def test_the_gates_choice_is_marked(shown):
+    (line,) = (line for line in shown("suited").split(f"\n{SUITE}\n")[0].splitlines() if "◂" in line and "θ_" in line)
+    assert line.startswith(" θ_1 ◂ ")
+
+
+def test_differences_are_told_against_both_versions(shown):
+    lines = [line.split() for line in shown("suited", "--differences").splitlines() if line.startswith(" heldout nll")]
+    assert [line[3] for line in lines] == ["θ_1", "θ_2", "θ_2"]
+    told = [next(word for word in line if word[0] in "+-") for line in lines]
+    assert told == ["-0.500", "+0.500", "+0"]
+    # Differences of -.5, -.6, -.4 and -.5: the interval leaves out 0.
+    assert lines[0][-1].endswith("]*")
+
+
+def test_csv_tells_suite_gate_source_and_differences(shown):
+    rows = list(csv.DictReader(io.StringIO(shown("plain", "suited", "--csv"))))
+    (row,) = (row for row in rows if (row["lineage"], row["model"], row["task"]) == ("suited", "θ_2", "heldout_nll"))
+    assert (row["suite"], row["gate"], row["plays_next"], row["source"]) == (
+        "self-play",
+        "keep-best",
+        "False",
+        "measured",
+    )
+    assert float(row["delta_previous"]) == pytest.approx(0.5)
+    assert float(row["delta_base"]) == pytest.approx(0)
+    assert float(row["low_previous"]) < 0.5 < float(row["high_previous"])
+    assert {row["model"] for row in rows if row["plays_next"] == "True"} == {"θ_1"}
+    reported = [row for row in rows if row["source"] == "reported"]
+    assert {row["task"] for row in reported} == {SUITE, "arc_challenge", "gsm8k"}
+    assert all(row["model"].startswith("paper") and row["delta_base"] == "" for row in reported)
