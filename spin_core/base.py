@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from spin_core.chat import Renderer
 from spin_core.config import ModelConfig, SftConfig
-from spin_core.errors import ModelError
+from spin_core.errors import ModelError, first_line
 from spin_core.jobs import BaseJob
-from spin_core.models import check_safetensors, first_line, load_config, load_tokenizer, save_model
+from spin_core.models import check_safetensors, load_config, load_tokenizer, save_model
 from spin_core.phase import Progress, main
 from spin_core.records import ModelVersion
 from spin_core.store import write_json

@@ -56,3 +56,8 @@ class Stopped(SpinError):
 
 
 STOPPED = "stopped on request; the same command goes on from here"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

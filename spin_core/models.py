@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_core.config import ModelConfig
-from spin_core.errors import ModelError
+from spin_core.errors import ModelError, first_line
 
 SMALL = 5_000_000
 """A model of fewer parameters runs on one thread of a CPU: its operations are too short to share, and threads that
@@ -138,8 +138,3 @@ def check_safetensors(folder: Path) -> None:
                 else ": is it a model?"
             )
         )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

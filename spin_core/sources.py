@@ -18,12 +18,14 @@ import pyarrow.parquet as pq
 
 from spin_core import demo
 from spin_core.config import SourceConfig
-from spin_core.errors import DataError
+from spin_core.errors import DataError, first_line
 
 Row = dict[str, Any]
 
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
 DEMO = "demo"
+DEMO_PREFERENCES = 4
+"""Preferences of the built-in source about each of its prompts."""
 
 
 def read_rows(source: SourceConfig, setting: str = "prompts.source") -> tuple[list[Row], str | None]:
@@ -137,6 +139,13 @@ def csv_rows(path: Path, text: str) -> Iterator[Row]:
         raise DataError(f"{path}, line {reader.reader.line_num} is not CSV ({error}): mend that line") from error
 
 
+def preference_rows(source: SourceConfig, setting: str) -> list[Row]:
+    """All rows of preference data; the built-in source has some of its own."""
+    if source.path != DEMO:
+        return read_rows(source, setting)[0]
+    return [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in demo.preferences(DEMO_PREFERENCES)]
+
+
 def from_datasets(folder: Path | None, source: SourceConfig, setting: str) -> tuple[list[Row], str | None]:
     """One split of a local folder, or of a data set on the hub, and its commit there."""
     import datasets
@@ -169,8 +178,3 @@ def commit_of(checksums: dict[str, Any] | None) -> str | None:
     """The hub commit named in the addresses of the files that `datasets` fetched."""
     found = (re.search(r"@([0-9a-f]{40})/", address) for address in checksums or {})
     return next((match[1] for match in found if match), None)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -25,8 +25,8 @@ import torch
 from spin_core import lora, store
 from spin_core.config import ModelConfig, VllmConfig
 from spin_core.engine import Answer, Request, room
-from spin_core.errors import ConfigError, ModelError, SpinError, TryAgain
-from spin_core.models import check_safetensors, first_line, is_stacked, load_model, weights_of
+from spin_core.errors import ConfigError, ModelError, SpinError, TryAgain, first_line
+from spin_core.models import check_safetensors, is_stacked, load_model, weights_of
 from spin_core.sampling import Sampling
 
 log = logging.getLogger("spin_core")

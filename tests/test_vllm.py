@@ -290,6 +290,31 @@ def test_an_iteration_sampled_by_vllm_starts_at_log_2(tmp_path, model):
     assert [pq.read_table(again.path / shard.name) for shard in shards] == [pq.read_table(shard) for shard in shards]
 
 
+@needs_vllm
+def test_one_process_answers_for_every_version_of_a_mixture(tmp_path, model, stacked):
+    """Each shard by the version it is to be by: greedily, word for word what the transformers engine says."""
+    sets = [
+        f"model.path={model}", "model.device=cpu", "prompts.sample=24", "prompts.held_out=4", "generate.shard_size=10",
+        "generate.temperature=0.000001", "generate.max_new_tokens=12", "generate.vllm.speed.cache_gb=0.0625",
+        "generate.engine=vllm", "controls={}",
+    ]  # fmt: skip
+    made = lineages.Lineage(tmp_path, "tale", resolve("demo", sets=sets))
+    theta_0 = run_phase(made.base_job(), ModelVersion)
+    prompts = run_phase(made.prompts_job(theta_0), PromptSet)
+    theta_1 = version_of(stacked).model_copy(update={"t": 1})
+    job = made.generate_job(1, theta_1, prompts, (theta_1, theta_0))
+    plain = job.model_copy(
+        update={"output": tmp_path / "plain", "config": job.config.model_copy(update={"engine": "transformers"})}
+    )
+    mixed, same = (run_phase(one, GenerationBatch) for one in (job, plain))
+    assert set(mixed.opponents) == {"0", "1"}
+    assert mixed.opponents == same.opponents
+    shards = sorted(shard.name for shard in mixed.path.glob("shard-*.parquet"))
+    assert len(shards) >= 3
+    for shard in shards:
+        assert pq.read_table(mixed.path / shard).equals(pq.read_table(same.path / shard))
+
+
 def job_of(runs: Path, model: Path, **config):
     """The job of a lineage with these settings of generation."""
     prompts = PromptSet(path=runs, digest="0" * 64, source="", revision=None, rows=0, held_out=0, drops={})

@@ -9,8 +9,8 @@ The first step warms up and is not timed either.
     useful tokens/s each prompt once and both its responses, whatever a way computes besides
     peak            largest resident memory of the process
     utilisation     multiplications that those tokens need (a prompt once, no padding, logits where a response token is
-                    predicted, backward twice forward, nothing recomputed) over what a 2048 x 2048 product does in the
-                    same process
+                    predicted, backward twice forward, nothing recomputed) over what a 2048 x 2048 product did at its
+                    best in any process of the run
     first step      the mean log-probability of the real responses; and the second step's loss, which the gradient and
                     the optimizer have been through: how far they are from ours, relatively
 
@@ -253,6 +253,7 @@ def compare(data: str, shape: str, names: list[str], steps: int, batch_size: int
             table.add_column(column, justify="left" if not column else "right")
         results = {name: run_child(name, folder, batch_size, micro_batch_tokens) for name in names}
         speeds = {name: batch_size * (steps - 1) / sum(found["seconds"][1:]) for name, found in results.items()}
+        peak = max(found["peak_flops"] for found in results.values())
         best = max((speeds[name] for name in names if "cached, " in name and name in THEIRS), default=float("nan"))
         for name, found in results.items():
             seconds = sum(found["seconds"][1:])
@@ -262,7 +263,7 @@ def compare(data: str, shape: str, names: list[str], steps: int, batch_size: int
             ]
             table.add_row(
                 name, f"{speeds[name]:.2f}", f"{sum(tokens[1:]) / seconds:,.0f}", f"{found['peak_mb']:,.0f}",
-                f"{sum(flops[1:]) / seconds / found['peak_flops']:.0%}", f"{speeds[name] / best:.2f}",
+                f"{sum(flops[1:]) / seconds / peak:.0%}", f"{speeds[name] / best:.2f}",
                 ", ".join(f"{one:.0e}" for one in off),
             )  # fmt: skip
         console = Console(width=140)
