@@ -12,7 +12,7 @@ from small_game import do, game, start
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from flows.cli import main
-from spin_core import base, evaluate, generate, lora, pairs, phase, prompts, score, store, train
+from spin_core import base, evaluate, generate, lora, pairs, phase, prompts, score, store, suites, train
 from spin_core import lineage as lineages
 from spin_core.checkpoint import CHECKPOINTS, METRICS, latest_checkpoint, read_rows
 from spin_core.config import LoraConfig, ModelConfig
