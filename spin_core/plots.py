@@ -36,7 +36,7 @@ class Colours:
 PAPER = Colours("#1f2937", "#6b7280", "#e5e7eb", "#2563eb", "#9ca3af", ("#2563eb",))
 
 # Colours that stand for the page's own: no drawing has them by chance.
-PAGE = Colours("#010101", "#010102", "#010103", "#010104", "#010105", tuple(f"#0102{n:02x}" for n in range(6)))
+PAGE = Colours("#010101", "#010102", "#010103", "#010104", "#010105", tuple(f"#0102{n:02x}" for n in range(10)))
 VARIABLES = {
     **{getattr(PAGE, name): f"var(--{name})" for name in ("ink", "soft", "line", "accent", "human")},
     **{colour: f"var(--iteration-{n})" for n, colour in enumerate(PAGE.iterations)},
