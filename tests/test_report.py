@@ -8,8 +8,9 @@ import pytest
 from small_lineage import build, suite_report
 from small_lineage import report as publish_report
 
-from spin_core import report
+from spin_core import html_report, report
 from spin_core.board import leaderboard
+from spin_core.errors import ConfigError
 from spin_core.records import Comparison, Event
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -177,3 +178,22 @@ def test_a_difference_whose_interval_leaves_out_0_is_starred():
 
 def test_the_same_page_is_written_twice(game):
     assert written(game, 1) == written(game, 1)
+
+
+def test_the_report_is_the_same_when_it_is_written_again(game):
+    first = html_report.write(game).read_text("utf-8")
+    assert first == html_report.write(game).read_text("utf-8")
+    assert "<h2>Gate</h2>" in first
+    assert "src=" not in first
+
+
+def test_a_lineage_of_which_only_the_first_version_is_scored_has_a_report(tmp_path):
+    made = build(tmp_path, nlls=[(2.0, 3.0, 4.0, 5.0)])
+    page = html_report.write(made, tmp_path / "report.html").read_text("utf-8")
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Leaderboard", "Samples"]
+    assert "3.50" in page
+
+
+def test_a_report_for_a_folder_that_is_not_there_is_refused(game, tmp_path):
+    with pytest.raises(ConfigError, match="is not there: make it first"):
+        html_report.write(game, tmp_path / "none" / "report.html")
