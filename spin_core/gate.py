@@ -33,7 +33,11 @@ def check_metrics(config: RunConfig) -> None:
     ]
     for setting, metric in (("evaluate.main_metric", evaluate.main_metric), ("gate.metric", config.gate.metric)):
         if metric and metric.split("/")[0] not in known:
-            cure = f"choose one of {', '.join(known)}" if known else "set evaluate.self_play, or name evaluate.suites"
+            cure = (
+                f"choose one of {', '.join(known)}"
+                if known
+                else "set evaluate.self_play, or name evaluate.lm_eval.tasks or evaluate.suites"
+            )
             raise ConfigError(f"{setting} {metric!r} is no score that every version will have: {cure}")
 
 
