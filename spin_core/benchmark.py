@@ -1,18 +1,22 @@
-"""Phase `benchmark`: lm-eval's tasks on one model. Suite `lm-eval`.
+"""Phase `benchmark`: a suite of lm-eval's tasks on one model. Suites are listed in `suites.py`.
 
-A task's score bears the task's name: normalised accuracy where lm-eval gives one, its first metric otherwise. Its
-other metrics follow as `task/metric`. `items.parquet` has one row for each item and score, so that versions can be
-compared item by item. A task that is finished is kept, so a run that was killed goes on with the next one.
+A task's score bears the task's name, with the metric that the suite says; its other metrics follow as `task/metric`.
+A group's tasks have scores too, and the group's is over all their items, as in lm-eval; the suite's average, which
+bears its name, is the plain mean of its tasks. Results of single tasks are kept (`task_scores.py`), so none is scored
+twice, and a run that was killed goes on with the next one.
+
+    items.parquet     one row for each score and item (an average's items are its parts'), to compare versions by item
+    samples.parquet   what each item was asked, and how the model answered
 """
 
 import difflib
-import importlib.metadata
-import json
+import functools
 import logging
+import math
 import os
-import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,110 +24,107 @@ import datasets
 import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
-from lm_eval.evaluator import evaluate
-from lm_eval.models.huggingface import HFLM
+from lm_eval.api.metrics import aggregate_subtask_metrics, pooled_sample_stderr, unweighted_mean_stderr
 from lm_eval.tasks import TaskManager
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spin_core import local_tasks, store
-from spin_core.config import LmEvalConfig
-from spin_core.errors import ConfigError, DataError
-from spin_core.generate import seed_of
-from spin_core.jobs import BenchmarkJob
-from spin_core.models import first_line, load_model, load_tokenizer
+from spin_core import harness, local_tasks, store, task_scores
+from spin_core.errors import ConfigError, DataError, first_line
+from spin_core.jobs import BenchmarkConfig, BenchmarkJob, BenchmarkTask
 from spin_core.phase import Progress, main
-from spin_core.records import EvalReport
+from spin_core.records import EvalReport, Score
+from spin_core.suites import LM_EVAL
 
 log = logging.getLogger("spin_core")
-
-FEWSHOT_SEED = 1234
-"""lm-eval's own default, so that the examples in a prompt are those of other people's scores."""
-
-BOOTSTRAPS = 1000
-"""Resamples for the error of a metric that is no mean."""
 
 ITEMS = pa.schema([("task", pa.string()), ("item", pa.string()), ("value", pa.float64())])
 
 
-class Harness(HFLM):  # type: ignore[misc]
-    """lm-eval's view of a model. Items longer than the model's context lose their beginning, and are counted."""
+@dataclass(frozen=True)
+class Single:
+    """One task, by itself or in a group."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int | str) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-        self.cut = 0
-        self.asked = 0
+    name: str
+    rows: str
+    """Digest of its data."""
+    load: Callable[[], Any]
+    """lm-eval's object for it."""
 
-    def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
-        fitting = []
-        for text, context, continuation in requests:
-            # lm-eval itself refuses a continuation that is longer than the model's context.
-            kept = continuation[-self.max_length :]
-            before = context[-(self.max_length + 1 - len(kept)) :]
-            self.cut += len(before) + len(kept) < len(context) + len(continuation)
-            fitting.append((text, before, kept))
-        self.asked += len(requests)
-        return super()._loglikelihood_tokens(fitting, *args, **kwargs)
+
+@dataclass(frozen=True)
+class Found:
+    """What a name of the configuration stands for."""
+
+    task: BenchmarkTask
+    singles: list[Single]
+    means: list[dict[str, Any]] | None = None
+    """How a group's scores are made of its tasks', as lm-eval has it: metric, weight_by_size, filter_list."""
+    notes: list[str] = field(default_factory=list)
 
 
 def run(job: BenchmarkJob, scratch: Path, progress: Progress) -> dict[str, Any]:
-    """Run every task that no hidden file in `scratch` holds the result of yet."""
-    config = job.config.lm_eval
-    names = list(dict.fromkeys(config.tasks))
-    progress.start(len(names), "task")
+    """Score every task that has not been scored yet, and gather all."""
+    config = job.config
     with tempfile.TemporaryDirectory(prefix="spin-benchmark-") as folder:
-        manager, notes = task_manager(config, names, Path(folder))
-        harness: Harness | None = None
-        results = []
-        for done, name in enumerate(names, start=1):
-            kept = scratch / f".{name}.json"
-            if not kept.exists():
-                harness = harness or start(job)
-                store.write_json(kept, run_task(name, manager, harness, config, job.seed))
-            results.append(json.loads(kept.read_text("utf-8")))
+        found = find_tasks(config, Path(folder))
+        wanted = [(one.task, single) for one in found for single in one.singles]
+        progress.start(len(wanted), "task")
+        model = functools.cache(lambda: harness.load(job))
+        results, spared = {}, 0.0
+        for done, (task, single) in enumerate(wanted, start=1):
+            asked = task_scores.identity(job, task, single.name, single.rows)
+            report, known = task_scores.scored(asked, config.speed.scores, single.load, model)
+            results[single.name] = report
+            spared += seconds_of(report) if known else 0.0
             progress.tell(done)
-    items = [item for result in results for item in result["items"]]
-    columns: tuple[Sequence[Any], ...] = tuple(zip(*items, strict=True)) or ([], [], [])
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, ITEMS, strict=True)]
-    pq.write_table(pa.table(arrays, schema=ITEMS), scratch / "items.parquet")
-    notes += [note for result in results for note in result["notes"]]
+    if spared:
+        log.info("what was known of this model already took %.0f s to find out", spared)
+    scores, averages = gather(config.suite, found, results)
+    write_items(found, results, scratch / "items.parquet")
+    write_samples(found, results, scratch / "samples.parquet")
+    notes = [note for one in found for note in one.notes]
+    notes += [note for report in results.values() for note in report.notes]
     for note in notes:
         log.warning("%s", note)
     return {
         "model": job.player.digest,
-        "suite": "lm-eval",
-        "harness": f"lm-eval {importlib.metadata.version('lm_eval')}",
-        "scores": {name: score for result in results for name, score in result["scores"].items()},
+        "suite": config.suite,
+        "harness": task_scores.harness_version(),
+        "scores": scores,
+        "averages": averages,
         "notes": notes,
     }
 
 
-def start(job: BenchmarkJob) -> Harness:
-    """The model as lm-eval wants it."""
-    tokenizer = load_tokenizer(job.player.path, job.model)
-    if job.config.lm_eval.apply_chat_template and not tokenizer.chat_template:
-        raise ConfigError(
-            "evaluate.lm_eval.apply_chat_template is on, but the tokenizer has no chat template: turn it off"
-        )
-    return Harness(load_model(job.player.path, job.model), tokenizer, job.config.lm_eval.batch_size)
+def seconds_of(report: EvalReport) -> float:
+    """How long a published task took."""
+    manifest = store.read_manifest(report.path)
+    return float(manifest["usage"]["seconds"]) if manifest else 0.0
 
 
-def task_manager(config: LmEvalConfig, names: Sequence[str], folder: Path) -> tuple[Any, list[str]]:
-    """What knows the tasks, and notes about their rows. Local rows are written to `folder`, and no hub is asked."""
+# Tasks, of the hub or of a folder.
+
+
+def find_tasks(config: BenchmarkConfig, folder: Path) -> list[Found]:
+    """All that the configuration names. Local rows are written to `folder`, and no hub is asked."""
     if config.local_data is None:
-        manager = TaskManager()
-        for name in names:
-            if name not in manager.all_tasks:
-                near = difflib.get_close_matches(name, manager.all_tasks, n=3)
-                raise ConfigError(
-                    f"evaluate.lm_eval.tasks names {name!r}, which lm-eval does not know: "
-                    + (f"did you mean {', '.join(near)}?" if near else "see `lm-eval ls tasks`")
-                )
-        return manager, []
+        return list(from_hub(config.tasks))
     if not config.local_data.is_dir():
         raise ConfigError(f"evaluate.lm_eval.local_data {config.local_data} is no folder: give one, or unset it")
     go_offline()
-    notes = local_tasks.write(names, config.local_data, folder)
-    return TaskManager(include_path=str(folder), include_defaults=False), notes if config.num_fewshot else []
+    known = local_tasks.write([task.name for task in config.tasks], config.local_data, folder)
+    manager = functools.cache(lambda: TaskManager(include_path=str(folder), include_defaults=False))
+
+    def load(name: str) -> Any:
+        return manager().load([name])["tasks"][name]
+
+    found = []
+    for task in config.tasks:
+        local = known[task.name]
+        singles = [Single(one.name, one.digest, functools.partial(load, one.name)) for one in local.tasks]
+        borrowed = [one.name for one in local.tasks if one.borrows(task.num_fewshot)]
+        notes = [f"{name}: examples in the prompt come from the rows that are evaluated" for name in borrowed]
+        found.append(Found(task, singles, local.means, notes))
+    return found
 
 
 def go_offline() -> None:
@@ -133,84 +134,142 @@ def go_offline() -> None:
     datasets.config.HF_HUB_OFFLINE = True
 
 
-def run_task(name: str, manager: Any, harness: Harness, config: LmEvalConfig, seed: int) -> dict[str, Any]:
-    """Scores, items and notes of one task or group."""
-    try:
-        loaded = manager.load([name])
-    except OSError as error:
-        raise DataError(
-            f"the rows of {name} did not come from the hub ({first_line(error)}): connect to it, or set "
-            "evaluate.lm_eval.local_data to a folder with the rows"
-        ) from error
-    chosen = {}
-    for task_name, task in loaded["tasks"].items():
-        set_fewshot(task, config.num_fewshot)
-        rows = len(task.eval_docs)
-        if config.limit is not None and config.limit < rows:
-            chosen[task_name] = subset(rows, config.limit, seed, task_name)
-    harness.cut = harness.asked = 0
-    results = evaluate(
-        lm=harness,
-        task_dict=loaded,
-        samples=chosen or None,
-        bootstrap_iters=BOOTSTRAPS,
-        apply_chat_template=config.apply_chat_template,
-        fewshot_as_multiturn=config.apply_chat_template,
-    )
-    notes = []
-    if harness.cut:
-        notes.append(
-            f"{name}: {harness.cut} of {harness.asked} prompts are longer than the model's context of "
-            f"{harness.max_length} tokens, and lost their beginning"
-        )
-    scores, items = outcome(name, results, list(loaded["tasks"]))
-    return {"scores": scores, "items": items, "notes": notes}
-
-
-def set_fewshot(task: Any, count: int | None) -> None:
-    """Set the number of examples in the prompt. A task that fixes it at 0 keeps 0, as in lm-eval."""
-    own = task.get_config("num_fewshot")
-    if own is None or (count is not None and own != 0):
-        task.set_config(key="num_fewshot", value=count or 0)
-    task.set_fewshot_seed(seed=FEWSHOT_SEED)
-
-
-def subset(rows: int, limit: int, seed: int, name: str) -> list[int]:
-    """A seeded choice of rows, in order. A smaller choice is part of a larger one."""
-    order = list(range(rows))
-    random.Random(seed_of(seed, "benchmark", name)).shuffle(order)
-    return sorted(order[:limit])
-
-
-def outcome(
-    name: str, results: dict[str, Any], tasks: Sequence[str]
-) -> tuple[dict[str, dict[str, Any]], list[tuple[str, str, float]]]:
-    """Scores by their names, and items, of what lm-eval found for one task or group of tasks."""
-    found = results["results"][name]
-    metrics = [key for key in found if "," in key and "_stderr," not in key]
-    metrics.sort(key=lambda key: key != "acc_norm,none")
-    better = results["higher_is_better"].get(name, {})
-    scores: dict[str, dict[str, Any]] = {}
-    items: list[tuple[str, str, float]] = []
-    for place, key in enumerate(metrics):
-        metric, kind = key.split(",")
-        title = name if place == 0 else f"{name}/{metric if kind == 'none' else kind}"
-        values = [
-            (title, f"{task}/{sample['doc_id']}" if len(tasks) > 1 else str(sample["doc_id"]), sample[metric])
-            for task in tasks
-            for sample in results["samples"][task]
-            if sample["filter"] == kind and metric in sample
+def from_hub(tasks: Sequence[BenchmarkTask]) -> Iterator[Found]:
+    """The tasks with the hub's rows, which are read to see whether they are those that were scored before."""
+    folders = {str(path) for task in tasks if (path := local_tasks.definition_folder(task.name))}
+    manager = TaskManager(include_path=sorted(folders), include_defaults=False)
+    if any(task.name not in manager.all_tasks for task in tasks):
+        manager = TaskManager()  # a quarter of a minute: all of lm-eval's definitions are read
+    for task in tasks:
+        if task.name not in manager.all_tasks:
+            near = difflib.get_close_matches(task.name, manager.all_tasks, n=3)
+            raise ConfigError(
+                f"evaluate.lm_eval.tasks names {task.name!r}, which lm-eval does not know: "
+                + (f"did you mean {', '.join(near)}?" if near else "see `lm-eval ls tasks`")
+            )
+    for task in tasks:
+        try:
+            loaded = manager.load([task.name])
+        except OSError as error:
+            raise DataError(
+                f"the rows of {task.name} did not come from the hub ({first_line(error)}): connect to it, or set "
+                "evaluate.lm_eval.local_data to a folder with the rows"
+            ) from error
+        singles = [
+            Single(name, digest_rows(one, task.num_fewshot), functools.partial(lambda one: one, one))
+            for name, one in loaded["tasks"].items()
         ]
-        stderr = found.get(f"{metric}_stderr,{kind}")
-        scores[title] = {
-            "value": float(found[key]),
-            # lm-eval says "N/A" where it has none, as for a single item.
-            "stderr": float(stderr) if isinstance(stderr, float) else 0.0,
-            "n": len(values),
-            "higher_is_better": better.get(metric) is not False,
-        }
-        items += [(title, item, float(value)) for title, item, value in values if isinstance(value, (int, float))]
-    return scores, items
+        group = loaded["groups"].get(task.name)
+        if group is not None and group.aggregate_metric_list:
+            yield Found(task, singles, [vars(one) for one in group.aggregate_metric_list])
+        else:  # one task, or a name for several
+            yield from (Found(task.model_copy(update={"name": one.name}), [one]) for one in singles)
+
+
+def digest_rows(task: Any, num_fewshot: int | None) -> str:
+    """The digest of the rows that a task asks, and takes examples from."""
+    count = task.get_config("num_fewshot") if num_fewshot is None else num_fewshot
+    parts = [task.eval_docs, task.fewshot_docs() or () if count else ()]
+    return store.digest_of([[{key: repr(row[key]) for key in row} for row in rows] for rows in parts])
+
+
+# Scores, items and samples, of single tasks and put together.
+
+
+def gather(
+    suite: str, found: Sequence[Found], results: Mapping[str, EvalReport]
+) -> tuple[dict[str, Score], dict[str, tuple[str, ...]]]:
+    """All scores by their names, and which of them are the mean of which others."""
+    scores: dict[str, Score] = {}
+    averages: dict[str, tuple[str, ...]] = {}
+    for one in found:
+        if one.means is None:
+            report = results[one.singles[0].name]
+            scores |= {title: report.scores[key] for key, title in titles(one.task, report.scores).items()}
+            continue
+        group = group_scores(one.means, [results[single.name] for single in one.singles])
+        names = titles(one.task, group)
+        main = next(iter(names))
+        parts = {single.name: results[single.name].scores for single in one.singles}
+        scores |= {name: part[main] for name, part in parts.items() if main in part}
+        scores |= {title: group[key] for key, title in names.items()}
+        averages[one.task.name] = tuple(single.name for single in one.singles)
+    if suite != LM_EVAL:
+        averages[suite] = tuple(one.task.name for one in found)
+        scores[suite] = mean_of([scores[name] for name in averages[suite]])
+    return scores, averages
+
+
+def titles(task: BenchmarkTask, keys: Mapping[str, Any]) -> dict[str, str]:
+    """The names of scores by lm-eval's metric and filter, the one that bears the task's own name first."""
+    main = task.metric or ("acc_norm,none" if "acc_norm,none" in keys else next(iter(keys)))
+    found = {main: task.name}
+    for key in keys:
+        metric, kind = key.split(",")
+        found.setdefault(key, f"{task.name}/{metric if kind == 'none' else kind}")
+    return found
+
+
+def group_scores(means: Sequence[Mapping[str, Any]], reports: Sequence[EvalReport]) -> dict[str, Score]:
+    """A group's scores as lm-eval makes them of its tasks'."""
+    found = {}
+    for mean in means:
+        kinds = mean.get("filter_list") or sorted(
+            {key.split(",")[1] for report in reports for key in report.scores if key.split(",")[0] == mean["metric"]}
+        )
+        for kind in [kinds] if isinstance(kinds, str) else kinds:
+            key = f"{mean['metric']},{kind}"
+            parts = [report.scores[key] for report in reports if key in report.scores]
+            sizes, errors = [part.n for part in parts], [part.stderr for part in parts]
+            weighted = mean.get("weight_by_size", True)
+            value = aggregate_subtask_metrics([part.value for part in parts], sizes, weighted)
+            if min(sizes) < 2:
+                stderr = 0.0  # that of a single item is not known
+            else:
+                stderr = float(pooled_sample_stderr(errors, sizes) if weighted else unweighted_mean_stderr(errors))
+            better = all(part.higher_is_better for part in parts)
+            found[key] = Score(value=float(value), stderr=stderr, n=sum(sizes), higher_is_better=better)
+    return found
+
+
+def mean_of(parts: Sequence[Score]) -> Score:
+    """The plain mean of scores that have nothing in common, and its standard error."""
+    value = sum(part.value for part in parts) / len(parts)
+    stderr = math.sqrt(sum(part.stderr**2 for part in parts)) / len(parts)
+    return Score(value=value, stderr=stderr, n=sum(part.n for part in parts))
+
+
+def write_items(found: Sequence[Found], results: Mapping[str, EvalReport], path: Path) -> None:
+    """Every score's value at every item. A group that weighs its items alike has them under its own name too."""
+    columns: dict[str, list[Any]] = {name: [] for name in ITEMS.names}
+
+    def add(single: Single, names: Mapping[str, str], prefix: str = "") -> None:
+        table = pq.read_table(results[single.name].path / "items.parquet").to_pylist()
+        for key, title in names.items():
+            rows = [row for row in table if row["metric"] == key]
+            columns["task"] += [title] * len(rows)
+            columns["item"] += [prefix + row["item"] for row in rows]
+            columns["value"] += [row["value"] for row in rows]
+
+    for one in found:
+        if one.means is None:
+            add(one.singles[0], titles(one.task, results[one.singles[0].name].scores))
+            continue
+        group = group_scores(one.means, [results[single.name] for single in one.singles])
+        names = titles(one.task, group)
+        main = next(iter(names))
+        alike = {f"{mean['metric']}" for mean in one.means if mean.get("weight_by_size", True)}
+        for single in one.singles:
+            add(single, {main: single.name})
+            add(single, {key: name for key, name in names.items() if key.split(",")[0] in alike}, f"{single.name}/")
+    pq.write_table(pa.table(columns, schema=ITEMS), path)
+
+
+def write_samples(found: Sequence[Found], results: Mapping[str, EvalReport], path: Path) -> None:
+    """The samples of all tasks, one after the other."""
+    with pq.ParquetWriter(path, task_scores.SAMPLES, compression="zstd") as out:
+        for single in (single for one in found for single in one.singles):
+            out.write_table(pq.read_table(results[single.name].path / "samples.parquet"))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from spin_core import engines, estimate
+from spin_core import engines, estimate, suites
 from spin_core.check_data import look_at_preferences, look_at_source, look_at_texts
 from spin_core.config import SCHEDULE, RunConfig, at
 from spin_core.errors import ConfigError, ModelError, StorageError
@@ -223,20 +223,32 @@ def look_at_tokenizer(looks: Looks, config: RunConfig, folder: Path) -> Any:
 
 
 def look_at_benchmarks(looks: Looks, config: RunConfig, scratch: Path) -> None:
-    """The rows of lm-eval's tasks, where they are to come from a folder."""
+    """lm-eval's suites: they go together, their engine is there, and so are their rows if they come from a folder."""
+    suites.check(config)
     settings = config.evaluate.lm_eval
-    if not settings.tasks:
+    tasks = {task.name: task for _, tasks in suites.benchmarks(config.evaluate) for task in tasks}
+    if not tasks:
         return
-    names = ", ".join(settings.tasks)
-    if settings.local_data is None:
-        looks.add("benchmarks", f"{names}: rows come from the hub when they are needed, so no run without it")
-        return
+    names = ", ".join(tasks)
+    engine = "vLLM" if settings.engine == "vllm" else "transformers"
     from spin_core import local_tasks
 
-    if not settings.local_data.is_dir():
-        raise ConfigError(f"evaluate.lm_eval.local_data {settings.local_data} is no folder: give one, or unset it")
-    local_tasks.write(list(settings.tasks), settings.local_data, scratch)
-    looks.add("benchmarks", f"{names}: rows are in {settings.local_data}")
+    if settings.local_data is None:
+        rows = "rows come from the hub when they are needed, so no run without it"
+    else:
+        if not settings.local_data.is_dir():
+            raise ConfigError(f"evaluate.lm_eval.local_data {settings.local_data} is no folder: give one, or unset it")
+        local = local_tasks.write(list(tasks), settings.local_data, scratch)
+        borrowers = [
+            one.name for name, found in local.items() for one in found.tasks if one.borrows(tasks[name].num_fewshot)
+        ]
+        rows = f"rows are in {settings.local_data}"
+        if borrowers:
+            rows += f", which has no rows of their own for the examples in prompts of {', '.join(borrowers)}"
+    looks.add("benchmarks", f"{names}, run by {engine}: {rows}")
+    if "ifeval" in tasks and not local_tasks.counts_sentences():
+        cure = f"{local_tasks.SENTENCES}, or let lm-eval fetch it when it runs"
+        looks.add("benchmarks", f"ifeval counts sentences with NLTK's punkt_tab, which is not here: {cure}", "warn")
 
 
 def look_at_memory(looks: Looks, config: RunConfig, shape: Shape, texts: Texts) -> None:
@@ -320,7 +332,7 @@ def look_at_time(looks: Looks, config: RunConfig, shape: Shape, texts: Texts, pr
     last = iterations[-1]
     parts = ", ".join(f"{name} {duration(part)}" for name, part in last.items() if part >= 1)
     rest = f"; {duration(beside)} for SFT and controls" if beside else ""
-    benchmarks = "; benchmarks not counted" if config.evaluate.lm_eval.tasks else ""
+    benchmarks = "; benchmarks not counted" if any(suites.benchmarks(config.evaluate)) else ""
     steps = estimate.steps_in(texts, config, config.iterations - 1)
     each = f"; {last['training'] / steps:.2g} s a training step" if steps else ""
     guess = f"a rough guess from {speed.batch_flops / 1e9:,.0f} GFLOP/s that were measured just now"

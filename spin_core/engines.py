@@ -17,13 +17,13 @@ def vllm_python(config: VllmConfig) -> Path:
     return Path(config.python or Path(sys.prefix).parent / VENV / "bin" / "python").expanduser().absolute()
 
 
-def required_python(config: VllmConfig) -> Path:
-    """The interpreter of vLLM's environment. `ConfigError` if there is none."""
+def required_python(config: VllmConfig, setting: str = "generate.engine") -> Path:
+    """The interpreter of vLLM's environment. `ConfigError` if there is none; `setting` is what asks for it."""
     python = vllm_python(config)
     if not os.access(python, os.X_OK):
         raise ConfigError(
             f"vLLM's environment is missing ({python} is no interpreter): run `make vllm`, name another in "
-            "generate.vllm.python, or set generate.engine to transformers"
+            f"generate.vllm.python, or set {setting} to transformers"
         )
     return python
 
@@ -41,8 +41,9 @@ def chosen(config: GenerateConfig, model: ModelConfig, output: Path | None = Non
     if config.engine != "auto":
         return config.engine
     built = store.read_manifest(output) if output else None
-    if built and built["identity"].get("phase") == "generate":
-        return str(built["identity"]["config"]["engine"])
+    settings = {"generate": "config", "mt_bench": "generate"}.get(built["identity"].get("phase")) if built else None
+    if built and settings:
+        return str(built["identity"][settings]["engine"])
     ready = model.device != "cpu" and sees_gpu() and os.access(vllm_python(config.vllm), os.X_OK)
     return "vllm" if ready else "transformers"
 

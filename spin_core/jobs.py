@@ -12,13 +12,16 @@ from spin_core.config import (
     EvaluateConfig,
     Frozen,
     GenerateConfig,
+    JudgeConfig,
     ModelConfig,
+    MtBenchConfig,
     PairsConfig,
     PromptsConfig,
     SftConfig,
     SourceConfig,
     SpeedConfig,
     TrainConfig,
+    VllmConfig,
 )
 from spin_core.records import EvalReport, GenerationBatch, ModelVersion, PairDataset, PromptSet, ScoredPairs
 
@@ -152,7 +155,7 @@ class EvaluateJob(Job):
     """Answer and score the held-out prompts."""
 
     phase: Literal["evaluate"] = "evaluate"
-    version: int = 1
+    version: int = 2
     config: EvaluateConfig
     generate: GenerateConfig
     model: ModelConfig
@@ -162,11 +165,66 @@ class EvaluateJob(Job):
     """The report of the version that the player was trained from, for rewards against it; None for θ_0."""
 
 
+class BenchmarkTask(Frozen):
+    """A task of lm-eval, or a group of them."""
+
+    name: str
+    """lm-eval's name for it."""
+    num_fewshot: int | None = None
+    """Examples in the prompt; None is the task's own number."""
+    limit: int | None = None
+    """A seeded subset of so many items of each task; None takes all."""
+    metric: str = ""
+    """The metric and filter whose score bears the task's name, `acc,none`. Empty: acc_norm, or else the first."""
+
+
+class BenchmarkSpeed(Frozen):
+    """How the tasks are run, and where what is known already is found."""
+
+    batch_size: int | Literal["auto"]
+    scores: Path
+    """The folder of single tasks' results."""
+
+
+class BenchmarkConfig(Frozen):
+    """What lm-eval is to do."""
+
+    suite: str
+    """The name of the suite, and of its average."""
+    tasks: tuple[BenchmarkTask, ...]
+    local_data: Path | None = None
+    apply_chat_template: bool = False
+    engine: Literal["transformers", "vllm"] = "transformers"
+    vllm: VllmConfig = VllmConfig()
+    speed: BenchmarkSpeed
+
+
+class MtBenchJob(Job):
+    """Answer MT-Bench's questions and have a judge grade the answers, and compare them with others' if asked for."""
+
+    phase: Literal["mt_bench"] = "mt_bench"
+    version: int = 1
+    suite: Literal["mt-bench", "mt-bench-quick"]
+    config: MtBenchConfig
+    judge: JudgeConfig
+    generate: GenerateConfig
+    """The engine, and how held-out prompts are answered: MT-Bench has temperatures and a length of its own."""
+    model: ModelConfig
+    chat: ChatConfig
+    player: ModelVersion
+    previous: EvalReport | None = None
+    """This suite's report on the version that the player was trained from, where the two are to be compared."""
+    base: EvalReport | None = None
+    """That on θ_0."""
+    prompts: PromptSet | None = None
+    """The held-out prompts, where answers are to be compared with the human responses."""
+
+
 class BenchmarkJob(Job):
-    """Run lm-eval's tasks on one model."""
+    """Run a suite of lm-eval's tasks on one model."""
 
     phase: Literal["benchmark"] = "benchmark"
-    version: int = 1
-    config: EvaluateConfig
+    version: int = 2
+    config: BenchmarkConfig
     model: ModelConfig
     player: ModelVersion

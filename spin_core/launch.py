@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from spin_core import engines, errors, ranks, store
-from spin_core.config import GenerateConfig, SpeedConfig
+from spin_core.config import SpeedConfig, VllmConfig
 from spin_core.jobs import Job
 from spin_core.records import Artifact
 
@@ -45,6 +45,9 @@ NODE_RANK = "SPIN_NODE_RANK"
 WORKER = "SPIN_WORKER"
 """The number of a worker that a generation has started on its machine, from 2."""
 
+ENGINES = {"generate": "config", "shards": "config", "benchmark": "config", "mt_bench": "generate"}
+"""Phases that vLLM may run, and under what name their jobs say with which engine."""
+
 GRACE_SECONDS = 30.0
 """How long a phase may take to save its work after SIGTERM, before it is killed."""
 
@@ -60,10 +63,13 @@ def command(job_file: Path, phase: str) -> list[str]:
 
 def interpreter(job_file: Path, phase: str) -> str:
     """What runs a phase: our own interpreter, or where vLLM is to answer that of its own virtual environment."""
-    if phase not in ("generate", "shards"):
+    if phase not in ENGINES:
         return sys.executable
-    config = GenerateConfig.model_validate(json.loads(job_file.read_text("utf-8"))["config"])
-    return str(engines.required_python(config.vllm)) if config.engine == "vllm" else sys.executable
+    config = json.loads(job_file.read_text("utf-8"))[ENGINES[phase]]
+    if config["engine"] != "vllm":
+        return sys.executable
+    setting = "evaluate.lm_eval.engine" if phase == "benchmark" else "generate.engine"
+    return str(engines.required_python(VllmConfig.model_validate(config["vllm"]), setting))
 
 
 def job_path(job: Job) -> Path:

@@ -7,6 +7,7 @@ Writes the job of every phase of every iteration, so that the flow reads as the 
     runs/<lineage>/iter_00/{prompts,generations,pairs,scores,train,model,eval/<suite>,record.json}
     runs/<lineage>/controls/<name>/{train,model,eval/<suite>}
     runs/.sft/<identity>/                                         θ_0 of recipes that train their own, shared
+    runs/.scores/<identity>/                                      what each task of lm-eval gave each model, shared
 """
 
 import json
@@ -19,13 +20,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from spin_core import engines, store
-from spin_core.config import SCHEDULE, ControlsConfig, EvaluateConfig, RunConfig, VllmConfig, at
+from spin_core import engines, store, suites
+from spin_core.config import SCHEDULE, ControlsConfig, RunConfig, at
 from spin_core.errors import ConfigError, DamagedArtifact, StaleArtifact
 from spin_core.jobs import (
     BaseJob,
-    BenchmarkJob,
-    EvaluateJob,
     GenerateJob,
     Job,
     PairsJob,
@@ -184,50 +183,6 @@ class Lineage:
             scores=scores,
         )
 
-    def evaluate_jobs(
-        self,
-        player: ModelVersion,
-        prompts: PromptSet,
-        opponent: EvalReport | None,
-        folder: Path | None = None,
-        temperature: float | None = None,
-    ) -> list[EvaluateJob | BenchmarkJob]:
-        """Every suite that the configuration asks for, on one model."""
-        folder = folder or self.eval_folder(player.t)
-        config: EvaluateConfig = self.config.evaluate
-        jobs: list[EvaluateJob | BenchmarkJob] = []
-        if config.self_play or config.exact:
-            jobs.append(
-                EvaluateJob(
-                    output=folder / "self-play",
-                    seed=self.config.seed,
-                    config=config,
-                    generate=self.config.generate.model_copy(
-                        update={
-                            "temperature": temperature or config.temperature,
-                            # The model that scores both sides is loaded, and answers too.
-                            "engine": "transformers",
-                            "vllm": VllmConfig(),
-                        }
-                    ),
-                    model=self.config.model,
-                    player=player,
-                    prompts=prompts,
-                    opponent=opponent,
-                )
-            )
-        if config.lm_eval.tasks and temperature is None:
-            jobs.append(
-                BenchmarkJob(
-                    output=folder / "lm-eval",
-                    seed=self.config.seed,
-                    config=config,
-                    model=self.config.model,
-                    player=player,
-                )
-            )
-        return jobs
-
     def control(self, name: str) -> Path:
         """The folder of a control."""
         return self.root / "controls" / name
@@ -297,10 +252,12 @@ def start(runs: Path, name: str, config: RunConfig) -> Lineage:
     """Begin a lineage, or go on with the one of that name. Call it with the lineage's lock held.
 
     Raises `StaleArtifact`, naming the fields, if it was started with other settings that touch what is built: a
-    schedule may change for iterations that have not begun. Raises `ConfigError` if the engine is not installed.
+    schedule may change for iterations that have not begun. Raises `ConfigError` if an engine is not installed or suites
+    do not go together.
     """
     if config.generate.engine == "vllm":
         engines.required_python(config.generate.vllm)
+    suites.check(config)
     path = check_name(runs, name) / "lineage.json"
     lineage = Lineage(runs=runs, name=name, config=config)
     if path.exists():

@@ -1,12 +1,17 @@
 """lm-eval's tasks on rows from a folder, where no hub is at hand.
 
-The rows have one plain form, `{"question", "choices", "label"}`. They are turned into the rows that lm-eval's own
-definition of a task reads, and that definition is included as it is, so prompts and metrics are lm-eval's.
+The rows have one plain form, `{"question", "choices", "label"}`, or where a task has none of these the hub's own. They
+are turned into the rows that lm-eval's own definition of a task reads, and that definition is included as it is, so
+prompts and metrics are lm-eval's: also the examples of BBH, which stand in the definitions. Not even a split is told
+anew where its rows are there, since lm-eval draws other examples where a definition names none.
+
+    <name>.jsonl, or in a folder below, or <task>/<split>.jsonl     one file for each task and split
 """
 
+import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -21,6 +26,9 @@ Row = dict[str, Any]
 
 LETTERS = "ABCDEFGHIJ"
 
+GROUPS = {"mmlu": "mmlu/default/_mmlu", "bbh_cot_fewshot": "bbh/cot_fewshot/_bbh_cot_fewshot"}
+"""Groups of tasks, and lm-eval's definition of each."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -32,13 +40,42 @@ class Source:
     """The split that is evaluated, by the definition's name."""
     file: str
     """Its rows: `<file>.jsonl`."""
-    examples_split: str
-    """The split that few-shot examples come from, by the definition's name."""
-    examples: str
-    """Its rows. Where there are none, examples come from the rows that are evaluated, other than the one asked."""
     convert: Callable[[Row], Row]
-    subject: str | None = None
-    """Of rows that name a subject, take this one's."""
+    examples_split: str = ""
+    """The split that few-shot examples come from, by the definition's name. Empty: there are none, or the definition
+    holds them."""
+    examples: str = ""
+    """Its rows. Where there are none, examples come from the rows that are evaluated, other than the one asked."""
+    only: tuple[str, str] | None = None
+    """Of rows with a column that tells subjects apart, take those of one."""
+    shots: int = 0
+    """How many examples from a split the definition asks for by itself."""
+
+
+@dataclass(frozen=True)
+class LocalTask:
+    """A task that was written for lm-eval."""
+
+    name: str
+    digest: str
+    """Of its rows."""
+    alone: bool
+    """Whether there are no rows for examples but those that are evaluated."""
+    shots: int
+    """The number of examples that it has by itself."""
+
+    def borrows(self, num_fewshot: int | None) -> bool:
+        """Whether with so many examples these come from the rows that are evaluated."""
+        return self.alone and bool(self.shots if num_fewshot is None else num_fewshot)
+
+
+@dataclass(frozen=True)
+class LocalName:
+    """What a name of the configuration stands for: one task, or a group's."""
+
+    tasks: list[LocalTask]
+    means: list[dict[str, Any]] | None
+    """How lm-eval makes the group's scores of its tasks'; None for one task."""
 
 
 def with_answer_key(row: Row, question: str = "question") -> Row:
@@ -85,75 +122,156 @@ def truthfulqa(row: Row) -> Row:
     return {"question": row["question"], **both}
 
 
-def sources(data: Path) -> dict[str, Source]:
-    """The tasks whose rows are in the folder."""
-    openbookqa = partial(with_answer_key, question="question_stem")
-    known = {
-        "arc_easy": Source("arc/arc_easy", "test", "arc_easy_test", "train", "arc_easy_train", with_answer_key),
-        "arc_challenge": Source(
-            "arc/arc_challenge", "test", "arc_challenge_test", "train", "arc_challenge_train", with_answer_key
-        ),
-        "openbookqa": Source(
-            "openbookqa/openbookqa", "test", "openbookqa_test", "train", "openbookqa_train", openbookqa
-        ),
-        "hellaswag": Source(
-            "hellaswag/hellaswag", "validation", "hellaswag_val", "train", "hellaswag_train", hellaswag
-        ),
-        "winogrande": Source(
-            "winogrande/default", "validation", "winogrande_dev", "train", "winogrande_train", winogrande
-        ),
-        **{
-            f"truthfulqa_{kind}": Source(
-                f"truthfulqa/truthfulqa_{kind}", "validation", "truthfulqa_mc", "train", "truthfulqa_train", truthfulqa
-            )
-            for kind in ("mc1", "mc2")
-        },
-        **{
+def bbh(row: Row) -> Row:
+    """BIG-Bench Hard's rows, which are the hub's."""
+    return {"input": row["input"], "target": row["target"]}
+
+
+def gsm8k(row: Row) -> Row:
+    """GSM8K's rows, which are the hub's."""
+    return {"question": row["question"], "answer": row["answer"]}
+
+
+def ifeval(row: Row) -> Row:
+    """IFEval's rows, which are the hub's: arguments of each instruction, and none of those that are null."""
+    arguments = [{name: value for name, value in one.items() if value is not None} for one in row["kwargs"]]
+    instructions = row["instruction_id_list"]
+    return {"key": row["key"], "prompt": row["prompt"], "instruction_id_list": instructions, "kwargs": arguments}
+
+
+PLAIN = "give question, choices and label (from 0)"
+FORMS: dict[Callable[[Row], Row], str] = {
+    bbh: "give task, input and target",
+    gsm8k: "give question and answer",
+    ifeval: "give key, prompt, instruction_id_list and kwargs",
+    truthfulqa: "give question, mc1_choices, mc1_labels, mc2_choices and mc2_labels",
+}
+"""What a row should hold, for people."""
+
+SINGLE = {
+    "arc_easy": Source("arc/arc_easy", "test", "arc_easy_test", with_answer_key, "train", "arc_easy_train"),
+    "arc_challenge": Source(
+        "arc/arc_challenge", "test", "arc_challenge_test", with_answer_key, "train", "arc_challenge_train"
+    ),
+    "openbookqa": Source(
+        "openbookqa/openbookqa",
+        "test",
+        "openbookqa_test",
+        partial(with_answer_key, question="question_stem"),
+        "train",
+        "openbookqa_train",
+    ),
+    "hellaswag": Source("hellaswag/hellaswag", "validation", "hellaswag_val", hellaswag, "train", "hellaswag_train"),
+    "winogrande": Source("winogrande/default", "validation", "winogrande_dev", winogrande, "train", "winogrande_train"),
+    "truthfulqa_mc1": Source("truthfulqa/truthfulqa_mc1", "validation", "truthfulqa_mc", truthfulqa),
+    "truthfulqa_mc2": Source("truthfulqa/truthfulqa_mc2", "validation", "truthfulqa_mc", truthfulqa),
+    "gsm8k": Source("gsm8k/gsm8k", "test", "gsm8k_test", gsm8k, "train", "gsm8k_train", shots=5),
+    "ifeval": Source("ifeval/ifeval", "train", "ifeval_train", ifeval),
+}
+"""Tasks with files of their own."""
+
+
+class Folder:
+    """A folder with rows. Each file is read once: subjects share one."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self._rows: dict[Path, list[Row]] = {}
+
+    def find(self, name: str) -> Path | None:
+        """The file of that name; None if there is none."""
+        task, _, split = name.rpartition("_")
+        places = [self.data / f"{name}.jsonl", *sorted(self.data.glob(f"*/{name}.jsonl"))]
+        if task:
+            places.append(self.data / task / f"{split}.jsonl")
+        return next((path for path in places if path.exists()), None)
+
+    def rows(self, path: Path) -> list[Row]:
+        """The rows of a file."""
+        if path not in self._rows:
+            self._rows[path] = list(read(path))
+        return self._rows[path]
+
+    def sources(self) -> dict[str, Source]:
+        """The tasks whose rows are here."""
+        known = dict(SINGLE)
+        known |= {
             f"mmlu_{subject}": Source(
-                f"mmlu/default/mmlu_{subject}", "test", "mmlu_test", "dev", "mmlu_dev", mmlu, subject
+                f"mmlu/default/mmlu_{subject}", "test", "mmlu_test", mmlu, "dev", "mmlu_dev", ("subject", subject)
             )
-            for subject in sorted({row["subject"] for row in read(data / "mmlu_test.jsonl")})
-        },
-    }
-    return {name: source for name, source in known.items() if (data / f"{source.file}.jsonl").exists()}
+            for subject in self._values("mmlu_test", "subject")
+        }
+        known |= {
+            f"bbh_cot_fewshot_{task}": Source(f"bbh/cot_fewshot/{task}", "test", "bbh", bbh, only=("task", task))
+            for task in self._values("bbh", "task")
+        }
+        return {name: source for name, source in known.items() if self.find(source.file)}
+
+    def _values(self, name: str, column: str) -> list[str]:
+        path = self.find(name)
+        return sorted({str(row.get(column)) for row in self.rows(path)}) if path else []
 
 
-def write(names: Sequence[str], data: Path, into: Path) -> list[str]:
+def definition_folder(name: str) -> Path | None:
+    """The folder of lm-eval's tasks that defines one; None if it is not known here."""
+    if name in SINGLE:
+        return (definitions() / SINGLE[name].definition).parent
+    group = next((group for group in GROUPS if name == group or name.startswith(f"{group}_")), None)
+    return (definitions() / GROUPS[group]).parent if group else None
+
+
+def write(names: Sequence[str], data: Path, into: Path) -> dict[str, LocalName]:
     """Write rows and definitions of the named tasks into a folder for lm-eval's `include_path`.
 
-    `mmlu` stands for all its subjects. Returns what a reader of the scores should know. Raises `ConfigError` for a
-    task whose rows are not there, `DataError` for a row that is not in the plain form.
+    `mmlu` stands for all its subjects, `bbh_cot_fewshot` for all its tasks. Raises `ConfigError` for a task whose rows
+    are not there, `DataError` for a row that is not in its form.
     """
-    known = sources(data)
-    subjects = [name for name in known if name.startswith("mmlu_")]
-    groups = {"mmlu": subjects} if subjects else {}
+    folder = Folder(data)
+    known = folder.sources()
+    groups = {group: [name for name in known if name.startswith(f"{group}_")] for group in GROUPS}
+    groups = {group: members for group, members in groups.items() if members}
     unknown = [name for name in names if name not in known and name not in groups]
     if unknown:
-        have = [name for name in known if name not in subjects] + (["mmlu", "mmlu_<subject>"] if subjects else [])
+        members = {member for several in groups.values() for member in several}
+        have = [name for name in known if name not in members]
+        have += [text for group in groups for text in (group, f"{group}_<name>")]
         raise ConfigError(
-            f"evaluate.lm_eval.tasks names {unknown[0]!r}, which has no rows in {data}: "
+            f"{unknown[0]!r} has no rows in {data}, which is evaluate.lm_eval.local_data: "
             f"choose among {', '.join(have) or 'none (the folder holds no rows)'}, "
-            "or unset evaluate.lm_eval.local_data to use the hub"
+            "put them there, or unset that to use the hub"
         )
-    notes = []
-    for name in dict.fromkeys(task for named in names for task in groups.get(named, [named])):
-        notes += write_task(name, known[name], data, into)
-    for name in groups.keys() & set(names):
-        average = [{"metric": "acc", "weight_by_size": True}]
-        write_yaml(into / f"{name}.yaml", {"group": name, "task": groups[name], "aggregate_metric_list": average})
-    return notes
+    written = {
+        name: write_task(name, known[name], folder, into)
+        for name in dict.fromkeys(task for named in names for task in groups.get(named, [named]))
+    }
+    found = {}
+    for name in names:
+        tasks = [written[task] for task in groups.get(name, [name])]
+        means = None
+        if name in groups:
+            group = yaml.safe_load((definitions() / f"{GROUPS[name]}.yaml").read_text("utf-8"))
+            means = list(group["aggregate_metric_list"])
+        found[name] = LocalName(tasks, means)
+    return found
 
 
-def write_task(name: str, source: Source, data: Path, into: Path) -> list[str]:
-    """Write one task. Returns a note if its few-shot examples come from the rows that are evaluated."""
-    files = {source.split: source.file}
-    if (data / f"{source.examples}.jsonl").exists():
-        files[source.examples_split] = source.examples
-    for split, file in files.items():
-        with (into / f"{name}.{split}.jsonl").open("w", encoding="utf-8") as out:
-            for row in converted(data / f"{file}.jsonl", source):
-                print(json.dumps(row), file=out)
-    own = source.examples_split not in files
+def write_task(name: str, source: Source, folder: Folder, into: Path) -> LocalTask:
+    """Write one task's rows and definition."""
+    file = folder.find(source.file)
+    assert file is not None, f"{source.file} was there"
+    files = {source.split: file}
+    examples = folder.find(source.examples) if source.examples else None
+    if examples is not None:
+        files[source.examples_split] = examples
+    digest = hashlib.sha256()
+    for split, path in files.items():
+        with (into / f"{name}.{split}.jsonl").open("wb") as out:
+            digest.update(f"{split}\n".encode())
+            for row in converted(path, folder.rows(path), source):
+                line = json.dumps(row).encode() + b"\n"
+                digest.update(line)
+                out.write(line)
+    alone = bool(source.examples_split) and examples is None
     definition = {
         "include": str(definitions() / f"{source.definition}.yaml"),
         "task": name,
@@ -164,33 +282,30 @@ def write_task(name: str, source: Source, data: Path, into: Path) -> list[str]:
             "data_files": {split: str(into / f"{name}.{split}.jsonl") for split in files},
             "cache_dir": str(into / "cache"),
         },
-        "training_split": "train" if "train" in files else None,
-        "validation_split": None,
-        # lm-eval leaves the row that is asked out of the examples where these two are the same.
-        "test_split": source.split,
-        "fewshot_split": source.split if own else source.examples_split,
     }
+    if alone:
+        # lm-eval leaves the row that is asked out of the examples where these two are the same.
+        own = {"test_split": source.split, "fewshot_split": source.split}
+        definition |= {"training_split": None, "validation_split": None, **own}
     write_yaml(into / f"{name}.yaml", definition)
-    return [f"{name}: examples in the prompt come from the rows that are evaluated"] if own else []
+    return LocalTask(name, digest.hexdigest(), alone, source.shots)
 
 
-def converted(path: Path, source: Source) -> Iterator[Row]:
+def converted(path: Path, rows: Iterable[Row], source: Source) -> Iterator[Row]:
     """The rows of a file as lm-eval's definition reads them."""
-    for number, row in enumerate(read(path), start=1):
-        if source.subject is None or row.get("subject") == source.subject:
-            try:
+    for number, row in enumerate(rows, start=1):
+        try:
+            if source.only is None or row.get(source.only[0]) == source.only[1]:
                 yield source.convert(row)
-            except (KeyError, IndexError, TypeError, ValueError) as error:
-                raise DataError(
-                    f"{path}, line {number}, is not in the plain form ({type(error).__name__}: {error}): "
-                    "give question, choices and label (from 0)"
-                ) from error
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}, line {number}, is not in the form of {source.definition.split('/')[0]} "
+                f"({type(error).__name__}: {error}): {FORMS.get(source.convert, PLAIN)}"
+            ) from error
 
 
 def read(path: Path) -> Iterator[Row]:
-    """The rows of a JSONL file; none if there is no such file."""
-    if not path.exists():
-        return
+    """The rows of a JSONL file."""
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -205,6 +320,21 @@ def definitions() -> Path:
     assert found is not None
     assert found.submodule_search_locations is not None
     return Path(found.submodule_search_locations[0]) / "tasks"
+
+
+SENTENCES = "run `python -m nltk.downloader punkt_tab` where there is a network, and copy what NLTK_DATA then holds"
+"""What to do where NLTK's data are missing."""
+
+
+def counts_sentences() -> bool:
+    """Whether NLTK has what IFEval counts sentences and words with. lm-eval tries to fetch it."""
+    import nltk
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError:
+        return False
+    return True
 
 
 def write_yaml(path: Path, value: Mapping[str, Any]) -> None:

@@ -101,11 +101,8 @@ ZEPHYR_PAPER: dict[str, Any] = {
         "gradient_checkpointing": True,
     },
     "gate": {"rule": "always"},
-    "evaluate": {
-        "lm_eval": {
-            "tasks": ["arc_challenge", "truthfulqa_mc2", "winogrande", "gsm8k", "hellaswag", "mmlu"],
-        }
-    },
+    # Beside these the paper has MT-Bench, which wants a judge: add it with evaluate.judge.
+    "evaluate": {"suites": ["open-llm-leaderboard", "big-bench"]},
 }
 """The settings that the paper published."""
 

@@ -11,12 +11,12 @@ from helpers import character_tokenizer, data_folder, save_tiny_model
 from small_game import CPU, version_of
 
 from spin_core import local_tasks, phase, store
-from spin_core.benchmark import outcome, run, subset
-from spin_core.config import EvaluateConfig, LmEvalConfig
+from spin_core.benchmark import run
 from spin_core.errors import ConfigError, DataError, Stopped
-from spin_core.jobs import BenchmarkJob
+from spin_core.jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
 from spin_core.models import load_model, load_tokenizer, save_model
 from spin_core.records import EvalReport
+from spin_core.task_scores import outcome, subset
 
 SENTENCE = "red sun dog runs fast over the old green hill and sleeps near a blue lake while cold rain falls"
 WORDS = SENTENCE.split()
@@ -77,11 +77,13 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def benchmark_job(output: Path, model: Path, data: Path | None, *tasks: str, seed=0, **config) -> BenchmarkJob:
-    lm_eval = LmEvalConfig(**{"tasks": tasks, "local_data": data, "batch_size": 8, **config})
-    return BenchmarkJob(
-        output=output, seed=seed, config=EvaluateConfig(lm_eval=lm_eval), model=CPU, player=version_of(model)
-    )
+def benchmark_job(
+    output: Path, model: Path, data: Path | None, *tasks: str, num_fewshot=None, limit=None, batch_size=8, **config
+) -> BenchmarkJob:
+    named = [BenchmarkTask(name=name, num_fewshot=num_fewshot, limit=limit) for name in tasks]
+    speed = BenchmarkSpeed(batch_size=batch_size, scores=output.parent / ".scores")
+    settings = BenchmarkConfig(suite="lm-eval", tasks=named, local_data=data, speed=speed, **config)
+    return BenchmarkJob(output=output, config=settings, model=CPU, player=version_of(model))
 
 
 def do(job: BenchmarkJob) -> EvalReport:
@@ -197,9 +199,9 @@ def test_truthfulqa_weighs_the_probability_of_the_true_answers(report):
 def test_errors_are_those_of_the_mean(report):
     for name, score in report.scores.items():
         values = torch.tensor(items(report, name), dtype=torch.float64)
-        assert score.n == len(values) == ROWS
+        assert score.n == len(values) == {"mmlu_anatomy": 4, "mmlu_virology": 12}.get(name, ROWS)
         if name != "mmlu":  # lm-eval pools its subjects' errors
-            assert score.stderr == pytest.approx(values.std().item() / ROWS**0.5)
+            assert score.stderr == pytest.approx(values.std().item() / score.n**0.5)
         assert (score.stderr > 0) == (len(set(values.tolist())) > 1)
         assert score.higher_is_better
 
@@ -208,12 +210,12 @@ def test_the_report_names_the_model_and_the_harness(report, model):
     assert (report.suite, report.model) == ("lm-eval", version_of(model).digest)
     assert report.harness.startswith("lm-eval 0.")
     assert report.notes == ()
-    assert sorted(path.name for path in report.path.iterdir()) == ["items.parquet", "manifest.json"]
+    assert sorted(path.name for path in report.path.iterdir()) == ["items.parquet", "manifest.json", "samples.parquet"]
     assert store.verify(report.path) == []
 
 
 def test_the_same_job_gives_the_same_bytes(tmp_path, model, data):
-    one, other = (do(benchmark_job(tmp_path / name, model, data, "arc_easy")) for name in ("one", "other"))
+    one, other = (do(benchmark_job(tmp_path / name / "x", model, data, "arc_easy")) for name in ("one", "other"))
     assert one.digest == other.digest
 
 
@@ -255,30 +257,41 @@ def test_a_smaller_limit_is_part_of_a_larger_one_and_the_seed_matters():
 
 
 def test_a_stopped_run_keeps_the_tasks_that_are_done(tmp_path, model, data):
-    whole = do(benchmark_job(tmp_path / "whole", model, data, "arc_easy", "winogrande"))
+    whole = do(benchmark_job(tmp_path / "other" / "whole", model, data, "arc_easy", "winogrande"))
     job, progress = benchmark_job(tmp_path / "stopped", model, data, "arc_easy", "winogrande"), phase.Progress()
     progress.stop()
     with pytest.raises(Stopped):
         phase.execute(job, EvalReport, run, progress)
-    kept = tmp_path / ".stopped.partial" / ".arc_easy.json"
-    assert kept.exists()
-    assert not kept.with_name(".winogrande.json").exists()
+    assert kept(tmp_path) == ["arc_easy"]
     assert do(job).digest == whole.digest
+    assert kept(tmp_path) == ["arc_easy", "winogrande"]
+
+
+def kept(folder: Path) -> list[str]:
+    """The tasks whose results are kept, in the order in which they were scored."""
+    entries = [path.parent for path in (folder / ".scores").glob("*/scores/manifest.json")]
+    entries.sort(key=lambda entry: (entry / "manifest.json").stat().st_mtime)
+    return [store.read_record(entry, EvalReport).suite for entry in entries]
 
 
 def test_a_task_without_rows_is_refused_with_those_that_have(tmp_path, model, data):
-    with pytest.raises(
-        ConfigError, match=r"'gsm8k', which has no rows in .*: choose among arc_easy, .*, mmlu"
-    ) as error:
+    with pytest.raises(ConfigError, match=r"'gsm8k' has no rows in .*: choose among arc_easy, .*, mmlu") as error:
         do(benchmark_job(tmp_path / "lm-eval", model, data, "gsm8k"))
     assert "openbookqa" in str(error.value)
     with pytest.raises(ConfigError, match="is no folder"):
         do(benchmark_job(tmp_path / "lm-eval", model, data / "nowhere", "arc_easy"))
 
 
+def test_more_examples_than_there_are_rows_are_refused(tmp_path, model, data):
+    with pytest.raises(DataError, match="winogrande wants 16 examples in its prompt, and has 15 rows for them"):
+        do(benchmark_job(tmp_path / "lm-eval", model, data, "winogrande", num_fewshot=ROWS))
+
+
 def test_a_row_in_another_form_is_named(tmp_path, model):
     write_rows(tmp_path, "arc_easy_test", [{"question": "?", "choices": ["a"], "label": 0}, {"question": "?"}])
-    with pytest.raises(DataError, match=r"arc_easy_test.jsonl, line 2, is not in the plain form"):
+    with pytest.raises(
+        DataError, match=r"arc_easy_test.jsonl, line 2, is not in the form of arc .*: give question, choices"
+    ):
         do(benchmark_job(tmp_path / "lm-eval", model, tmp_path, "arc_easy"))
     (tmp_path / "arc_easy_test.jsonl").write_text("{\n")
     with pytest.raises(DataError, match=r"line 1, is not JSON"):
@@ -317,14 +330,81 @@ def test_hellaswags_rows_are_split_as_the_data_set_has_them():
 
 def test_an_error_that_lm_eval_does_not_give_is_0():
     found = {"acc,none": 1.0, "acc_stderr,none": "N/A", "name": "x", "sample_len": 1}
-    results = {
-        "results": {"x": found},
-        "higher_is_better": {"x": {"acc": True}},
-        "samples": {"x": [{"doc_id": 3, "filter": "none", "acc": 1.0}]},
-    }
-    scores, rows = outcome("x", results, ["x"])
-    assert scores == {"x": {"value": 1.0, "stderr": 0.0, "n": 1, "higher_is_better": True}}
-    assert rows == [("x", "3", 1.0)]
+    scores, rows = outcome(found, [{"doc_id": 3, "filter": "none", "acc": 1.0}], {"acc": True})
+    assert scores == {"acc,none": {"value": 1.0, "stderr": 0.0, "n": 1, "higher_is_better": True}}
+    assert rows == [("acc,none", "3", 1.0)]
+
+
+def test_a_metric_that_is_better_low_and_one_of_several_places_are_told():
+    found = {"perplexity,none": 2.0, "places,none": 0.5}
+    samples = [{"doc_id": 0, "filter": "none", "perplexity": 2.0, "places": [True, False]}]
+    scores, rows = outcome(found, samples, {"perplexity": False, "places": True})
+    assert not scores["perplexity,none"]["higher_is_better"]
+    assert rows == [("perplexity,none", "0", 2.0)]
+
+
+def test_samples_keep_what_was_asked_and_how_likely_each_choice_was(report, data, by_hand):
+    samples = pq.read_table(report.path / "samples.parquet").to_pylist()
+    asked = {task: [row for row in samples if row["task"] == task] for task in ("arc_easy", "winogrande")}
+    for row, question in zip(asked["arc_easy"], read(data / "arc_easy_test.jsonl"), strict=True):
+        assert row["prompt"] == f"Question: {question['question']}\nAnswer:"
+        assert row["choices"] == [f" {choice}" for choice in question["choices"]]
+        assert row["target"] == row["choices"][question["label"]]
+        assert row["logps"] == pytest.approx([by_hand.logp(row["prompt"], one) for one in row["choices"]], abs=1e-3)
+        assert row["answer"] == row["choices"][row["logps"].index(max(row["logps"]))]
+        assert json.loads(row["scores"])["acc"] == (row["answer"] == row["target"])
+    # Here the choices are what comes before: each has the same end.
+    for row, question in zip(asked["winogrande"], read(data / "winogrande_dev.jsonl"), strict=True):
+        filled = [question["question"].replace("_", choice) for choice in question["choices"]]
+        assert [row["prompt"] + choice for choice in row["choices"]] == filled
+
+
+def test_answers_are_kept_with_what_each_filter_read_in_them(tmp_path, model):
+    write_rows(
+        tmp_path, "gsm8k_test", [{"question": f"What is {i}?", "answer": f"It is {i}.\n#### {i}"} for i in (3, 4)]
+    )
+    report = do(benchmark_job(tmp_path / "lm-eval", model, tmp_path, "gsm8k", num_fewshot=1))
+    samples = pq.read_table(report.path / "samples.parquet").to_pylist()
+    assert [row["item"] for row in samples] == ["0", "1"]
+    for row in samples:
+        assert row["prompt"].startswith("Question: What is")
+        assert row["prompt"].endswith("?\nAnswer:")
+        assert row["answer"]
+        assert row["choices"] is None
+        assert set(json.loads(row["extracted"])) == {"strict-match", "flexible-extract"}
+        assert set(json.loads(row["scores"])) == {"exact_match,strict-match", "exact_match,flexible-extract"}
+    assert {"gsm8k", "gsm8k/flexible-extract"} <= set(report.scores)
+
+
+def test_answers_are_no_longer_than_half_the_context_and_prompts_lose_their_beginning(tmp_path, model):
+    rows = [{"task": "causal_judgement", "input": "Did it rain?", "target": "No"}] * 2
+    write_rows(tmp_path, "bbh", rows)
+    report = do(benchmark_job(tmp_path / "lm-eval", model, tmp_path, "bbh_cot_fewshot_causal_judgement"))
+    said = "bbh_cot_fewshot_causal_judgement: "
+    assert report.notes == (
+        said + "2 of 2 prompts are longer than the model's context of 1,024 tokens, and lost their beginning",
+        said + "answers have room for 512 tokens, not 1,024",
+    )
+
+
+def test_ifeval_says_what_it_lacks_before_it_computes(tmp_path, model):
+    row = {"key": 1, "prompt": "Say it.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    write_rows(tmp_path, "ifeval_train", [row, row])
+    report = do(benchmark_job(tmp_path / "lm-eval", model, tmp_path, "ifeval"))
+    assert set(report.scores) == {
+        "ifeval", "ifeval/inst_level_strict_acc", "ifeval/prompt_level_loose_acc", "ifeval/inst_level_loose_acc"
+    }  # fmt: skip
+    if local_tasks.counts_sentences():
+        return
+    counted = {"instruction_id_list": ["length_constraints:number_sentences"], "kwargs": [{"num_sentences": 2}]}
+    write_rows(tmp_path, "ifeval_train", [row, {**row, **counted, "kwargs": [{"relation": "at least"}]}])
+    with pytest.raises(DataError, match=r"1 rows of ifeval want sentences .* punkt_tab is not here: run"):
+        do(benchmark_job(tmp_path / "again", model, tmp_path, "ifeval"))
+
+
+def test_a_batch_may_be_found_out(tmp_path, model, data, report):
+    found = do(benchmark_job(tmp_path / "lm-eval", model, data, "winogrande", batch_size="auto"))
+    assert items(found, "winogrande") == items(report, "winogrande")
 
 
 def test_a_real_small_model_takes_the_real_benchmarks(tmp_path):
@@ -338,9 +418,11 @@ def test_a_real_small_model_takes_the_real_benchmarks(tmp_path):
 
 
 def test_every_real_row_has_its_place_in_lm_evals_form():
-    data = data_folder("benchmarks")
-    known = local_tasks.sources(data)
+    folder = local_tasks.Folder(data_folder("benchmarks").parent)
+    known = folder.sources()
     assert len([name for name in known if name.startswith("mmlu_")]) == 57
-    for name, rows in {"arc_easy": 2376, "hellaswag": 10042, "winogrande": 1267, "mmlu_anatomy": 135}.items():
+    assert len([name for name in known if name.startswith("bbh_")]) == 27
+    for name, rows in {"arc_easy": 2376, "hellaswag": 10042, "gsm8k": 1319, "mmlu_anatomy": 135}.items():
         source = known[name]
-        assert len(list(local_tasks.converted(data / f"{source.file}.jsonl", source))) == rows
+        path = folder.find(source.file)
+        assert len(list(local_tasks.converted(path, folder.rows(path), source))) == rows

@@ -7,7 +7,7 @@ import pytest
 from small_lineage import build, settings
 
 from spin_core import lineage as lineages
-from spin_core import store
+from spin_core import store, suites
 from spin_core.errors import ConfigError, DamagedArtifact, StaleArtifact
 from spin_core.lineage import Lineage, dump
 from spin_core.recipes import resolve
@@ -234,15 +234,15 @@ def test_reports_are_those_of_the_version(built):
 def test_suites_follow_the_configuration(built):
     record = built.records()[0]
 
-    def suites(*sets, temperature=None):
+    def named(*sets, temperature=None):
         game = Lineage(built.runs, "tale", settings("evaluate.exact=false", *sets))
-        jobs = game.evaluate_jobs(record.player, record.prompts, None, temperature=temperature)
+        jobs = suites.evaluate_jobs(game, record.player, record.prompts, None, temperature=temperature)
         return [job.output.name for job in jobs]
 
-    assert suites() == ["self-play"]
-    assert suites("evaluate.self_play=false") == []
-    assert suites("evaluate.lm_eval.tasks=[arc_easy]") == ["self-play", "lm-eval"]
-    assert suites("evaluate.lm_eval.tasks=[arc_easy]", temperature=0.7) == ["self-play"], "benchmarks have their own"
+    assert named() == ["self-play"]
+    assert named("evaluate.self_play=false") == []
+    assert named("evaluate.lm_eval.tasks=[arc_easy]") == ["self-play", "lm-eval"]
+    assert named("evaluate.lm_eval.tasks=[arc_easy]", temperature=0.7) == ["self-play"], "benchmarks have their own"
 
 
 def test_resolving_keeps_everything_that_is_no_schedule():

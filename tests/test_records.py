@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from small_lineage import build
 
-from spin_core import controls, jobs, lineage, store
+from spin_core import controls, jobs, lineage, store, suites
 from spin_core.lineage import dump
 from spin_core.records import (
     Comparison,
@@ -96,10 +96,11 @@ def test_every_job_survives_json_and_its_identity_knows_no_folder(tmp_path):
         controls.preferences_job(game, control, record.opponent, record.prompts),
         controls.score_job(game, control, record.opponent, record.pairs),
         controls.train_job(game, control, record.opponent, record.prompts, record.pairs, record.scores),
-        *game.evaluate_jobs(record.player, record.prompts, record.evaluations[0]),
+        *suites.evaluate_jobs(game, record.player, record.prompts, record.evaluations[0]),
     ]
-    bench = {"version": 1, "config": game.config.evaluate, "model": game.config.model, "player": record.player}
-    made.append(jobs.BenchmarkJob(output=tmp_path / "lm-eval", **bench))
+    tasks = suites.benchmark_tasks("instruct", game.config.evaluate.lm_eval)
+    made.append(suites.benchmark_job(game, record.player, "instruct", tasks, tmp_path / "instruct"))
+    made.append(suites.mt_bench_job(game, record.player, record.prompts, {}, tmp_path / "mt-bench"))
     assert {type(job) for job in made} == {kind for kind in vars(jobs).values() if kind in jobs.Job.__subclasses__()}
     for job in made:
         assert dump(type(job).model_validate_json(job.model_dump_json())) == dump(job)

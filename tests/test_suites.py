@@ -1,0 +1,277 @@
+"""Suites: what they ask, which jobs they become, and that no model is scored twice."""
+
+import json
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from helpers import character_tokenizer, data_folder
+from small_game import version_of
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from spin_core import engines, launch, phase, store, suites
+from spin_core import lineage as lineages
+from spin_core.benchmark import run
+from spin_core.board import averages, difference, items
+from spin_core.config import LmEvalConfig, RunConfig, VllmConfig
+from spin_core.errors import ConfigError
+from spin_core.jobs import BenchmarkJob
+from spin_core.lineage import Lineage
+from spin_core.recipes import resolve
+from spin_core.records import EvalReport, ModelVersion, PromptSet
+
+NO_PROMPTS = PromptSet(path=Path(), digest="0" * 64, source="", revision=None, rows=0, held_out=0, drops={})
+BENCHMARKS = ("open-llm-leaderboard", "big-bench", "bbh", "instruct")
+
+
+def settings(*sets: str) -> RunConfig:
+    return resolve("demo", sets=["model.device=cpu", "evaluate.self_play=false", "evaluate.exact=false", *sets])
+
+
+def jobs_of(runs: Path, player: ModelVersion, *sets: str, name: str = "tale"):
+    return suites.evaluate_jobs(Lineage(runs, name, settings(*sets)), player, NO_PROMPTS, None)
+
+
+def identity(job) -> str:
+    return store.digest_of(store.identity_of(job.model_dump(mode="json")))
+
+
+def do(job: BenchmarkJob) -> EvalReport:
+    return phase.execute(job, EvalReport, run, phase.Progress())
+
+
+def test_tasks_examples_and_metrics_are_the_papers():
+    asked = {
+        suite: {(task.name, task.num_fewshot, task.metric) for task in suites.benchmark_tasks(suite, LmEvalConfig())}
+        for suite in ("open-llm-leaderboard", "big-bench")
+    }
+    assert asked["open-llm-leaderboard"] == {
+        ("arc_challenge", 25, "acc_norm,none"),
+        ("truthfulqa_mc2", 0, "acc,none"),
+        ("winogrande", 5, "acc,none"),
+        ("gsm8k", 5, "exact_match,strict-match"),
+        ("hellaswag", 10, "acc_norm,none"),
+        ("mmlu", 5, "acc,none"),
+    }
+    chain = {
+        (f"bbh_cot_fewshot_{name}", None, "exact_match,get-answer")
+        for name in ("causal_judgement", "formal_fallacies", "sports_understanding")
+    }
+    assert asked["big-bench"] == {*chain, ("openbookqa", 1, "acc_norm,none")}
+
+
+@pytest.mark.parametrize("suite", BENCHMARKS)
+def test_a_quick_suite_asks_the_same_of_fewer_items_and_a_limit_counts_more(suite):
+    whole, quick, told = (
+        suites.benchmark_tasks(name, LmEvalConfig(limit=limit))
+        for name, limit in ((suite, None), (f"{suite}-quick", None), (f"{suite}-quick", 7))
+    )
+    assert [task.limit for task in whole] == [None] * len(whole)
+    assert all(task.limit in (4, 10, 100) for task in quick)
+    assert {task.limit for task in told} == {7}
+    assert [suites.limited(task, None) for task in quick] == list(whole)
+
+
+def test_each_suite_is_a_job_and_single_tasks_are_one(tmp_path, tiny_model):
+    named = ["big-bench-quick", "instruct"]
+    jobs = jobs_of(tmp_path, version_of(tiny_model), f"evaluate.suites={named}", "evaluate.lm_eval.tasks=[arc_easy]")
+    assert [job.output.name for job in jobs] == [*named, "lm-eval"]
+    assert [len(job.config.tasks) for job in jobs] == [4, 1, 1]
+    assert suites.score_names(settings(f"evaluate.suites={named}").evaluate)[:2] == named
+
+
+def test_a_job_depends_on_what_it_reads_and_on_nothing_else(tmp_path, tiny_model):
+    player, suite = version_of(tiny_model), "evaluate.suites=[instruct]"
+    (job,) = jobs_of(tmp_path, player, suite)
+    for other in (
+        "evaluate.judge.model=another",
+        "evaluate.mt_bench.max_new_tokens=7",
+        "evaluate.main_metric=instruct",
+        "evaluate.lm_eval.batch_size=auto",
+        "generate.vllm.max_length=64",
+        "generate.max_new_tokens=5",
+        "seed=7",
+    ):
+        (changed,) = jobs_of(tmp_path, player, suite, other)
+        assert identity(changed) == identity(job), other
+    for own in (
+        "evaluate.lm_eval.limit=3",
+        "evaluate.lm_eval.apply_chat_template=true",
+        "evaluate.lm_eval.engine=vllm",
+    ):
+        (changed,) = jobs_of(tmp_path, player, suite, own)
+        assert identity(changed) != identity(job), own
+    on = ("evaluate.self_play=true",)
+    first, second = (jobs_of(tmp_path, player, *on, *sets)[0] for sets in ((), (suite, "evaluate.judge.model=another")))
+    assert identity(first) == identity(second)
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["evaluate.suites=[bbh, bbh-quick]"], "names bbh and bbh-quick, whose scores bear one name: choose one"),
+        (["evaluate.suites=[bbh, big-bench-quick]"], "bbh and big-bench-quick both score"),
+        (
+            ["evaluate.suites=[open-llm-leaderboard]", "evaluate.lm_eval.tasks=[arc_challenge]"],
+            "take it out of evaluate",
+        ),
+        (
+            ["evaluate.suites=[open-llm-leaderboard]", "evaluate.lm_eval.tasks=[mmlu_anatomy]"],
+            "both score mmlu_anatomy",
+        ),
+        (
+            ["evaluate.suites=[instruct]", "evaluate.lm_eval.engine=vllm", "generate.vllm.python=/no/such/python"],
+            "set evaluate.lm_eval.engine to transformers",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused_when_a_lineage_starts(tmp_path, sets, words):
+    with pytest.raises(ConfigError, match=words):
+        lineages.start(tmp_path, "tale", settings(*sets))
+
+
+def test_suites_that_ask_the_same_go_together():
+    suites.check(settings("evaluate.suites=[bbh, big-bench]", "evaluate.lm_eval.tasks=[arc_easy]"))
+
+
+def test_vllm_scores_weights_as_they_are(tmp_path, tiny_model):
+    sets = [
+        "evaluate.suites=[instruct]",
+        "evaluate.lm_eval.engine=vllm",
+        "generate.vllm={quantization: fp8, python: sh}",
+    ]
+    (job,) = jobs_of(tmp_path, version_of(tiny_model), *sets)
+    assert (job.config.vllm.quantization, job.config.vllm.dtype, job.config.vllm.python) == ("", "model", "sh")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Few rows of a few tasks, in the plain form."""
+    folder = tmp_path_factory.mktemp("rows")
+    rows = [{"question": f"Which is {i}?", "choices": ["a", "bb", "ccc", "dd"], "label": i % 4} for i in range(6)]
+    for name in ("arc_easy_test", "openbookqa_test", "openbookqa_train"):
+        write(folder / f"{name}.jsonl", rows)
+    for name, counts in (("mmlu_test", (2, 4)), ("mmlu_dev", (5, 5))):
+        subjects = [one for one, count in zip(("anatomy", "virology"), counts, strict=True) for _ in range(count)]
+        write(folder / f"{name}.jsonl", [{"subject": one, **rows[i % 6]} for i, one in enumerate(subjects)])
+    return folder
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+def test_a_second_lineage_scores_nothing_anew_and_a_changed_setting_does(tmp_path, tiny_model, data):
+    player = version_of(tiny_model)
+    # Whatever is computed needs the weights: a model without any shows that nothing was.
+    hollow = player.model_copy(update={"path": tmp_path / "nowhere"})
+    base = [f"evaluate.lm_eval.local_data={data}", "evaluate.lm_eval.tasks=[arc_easy, mmlu]"]
+    (first,) = jobs_of(tmp_path, player, *base)
+    report = do(first)
+    for other in ("seed=3", "evaluate.lm_eval.batch_size=2", "evaluate.lm_eval.tasks=[mmlu, arc_easy]"):
+        (job,) = jobs_of(tmp_path, hollow, *base, other, name=f"tale-{len(other)}")
+        assert do(job).scores == report.scores
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    for path in data.iterdir():
+        text = path.read_text("utf-8")
+        (rows / path.name).write_text(text.replace("bb", "b b") if path.stem == "arc_easy_test" else text, "utf-8")
+    for own in ("limit=2", "num_fewshot=1", f"local_data={rows}", "apply_chat_template=true"):
+        (job,) = jobs_of(tmp_path, hollow, *base, f"evaluate.lm_eval.{own}", name="changed")
+        with pytest.raises(Exception, match="nowhere"):
+            do(job)
+    trained_on = hollow.model_copy(update={"digest": "1" * 64})
+    (job,) = jobs_of(tmp_path, trained_on, *base, name="trained-on")
+    with pytest.raises(Exception, match="nowhere"):
+        do(job)
+    # The changed rows are arc_easy's: mmlu, of the same rows, was found again.
+    (job,) = jobs_of(tmp_path, player, *base, f"evaluate.lm_eval.local_data={rows}", name="changed")
+    there = len(list((tmp_path / suites.SCORES).glob("*/scores")))
+    do(job)
+    assert len(list((tmp_path / suites.SCORES).glob("*/scores"))) == there + 1
+
+
+def test_a_group_weighs_items_and_a_suite_weighs_tasks(tmp_path, tiny_model, data, monkeypatch):
+    small = tuple(task for task in suites.BENCHMARKS["open-llm-leaderboard"] if task.name == "mmlu")
+    small += tuple(task for task in suites.BENCHMARKS["big-bench"] if task.name == "openbookqa")
+    monkeypatch.setitem(suites.BENCHMARKS, "big-bench", small)
+    (job,) = jobs_of(
+        tmp_path, version_of(tiny_model), "evaluate.suites=[big-bench]", f"evaluate.lm_eval.local_data={data}"
+    )
+    report = do(job)
+    scores = report.scores
+    assert report.averages == {"mmlu": ("mmlu_anatomy", "mmlu_virology"), "big-bench": ("mmlu", "openbookqa")}
+    assert scores["mmlu"].value == pytest.approx(
+        (2 * scores["mmlu_anatomy"].value + 4 * scores["mmlu_virology"].value) / 6
+    )
+    assert scores["big-bench"].value == pytest.approx((scores["mmlu"].value + scores["openbookqa"].value) / 2)
+    error = (scores["mmlu"].stderr ** 2 + scores["openbookqa"].stderr ** 2) ** 0.5 / 2
+    assert scores["big-bench"].stderr == pytest.approx(error)
+    assert error > 0
+    assert scores["big-bench"].n == 12
+    # What the leaderboard pairs: all items of a group, and an average part by part.
+    values, means = items([report]), averages([report])
+    assert len(values["mmlu"]) == 6
+    assert "big-bench" not in values
+    nothing = {task: dict.fromkeys(found, 0.0) for task, found in values.items()}
+    for name in ("mmlu", "big-bench"):
+        assert difference(name, values, nothing, means).mean == pytest.approx(scores[name].value)
+
+
+@pytest.mark.parametrize("suite", ["open-llm-leaderboard-quick", "big-bench-quick", "bbh-quick"])
+@pytest.mark.slow
+def test_every_suite_runs_on_real_rows_and_a_real_small_model(tmp_path, suite):
+    data, model = data_folder("benchmarks").parent, data_folder("models", "babyllama-105")
+    sets = [f"evaluate.suites=[{suite}]", f"evaluate.lm_eval={{local_data: {data}, limit: 1, batch_size: 32}}"]
+    (job,) = jobs_of(tmp_path, version_of(model), *sets)
+    report = do(job)
+    names = {task.name for task in job.config.tasks}
+    assert {suite, *names} <= set(report.scores)
+    assert all(0 <= score.value <= 1 for score in report.scores.values())
+    samples = pq.read_table(report.path / "samples.parquet")
+    assert len(samples) == len({part for name in names for part in report.averages.get(name, (name,))})
+    assert any("lost their beginning" in note for note in report.notes)
+
+
+@pytest.fixture(scope="module")
+def wide_model(tmp_path_factory) -> Path:
+    """A random Llama with heads as wide as vLLM's kernels want them."""
+    folder, tokenizer = tmp_path_factory.mktemp("wide-model"), character_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=512, initializer_range=0.3, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def has_vllm() -> bool:
+    python = engines.vllm_python(VllmConfig())
+    return python.exists() and any(python.parents[1].glob("lib/python*/site-packages/lm_eval"))
+
+
+@pytest.mark.skipif(not has_vllm(), reason="vLLM's environment with lm-eval is not installed: make vllm")
+@pytest.mark.slow
+def test_both_engines_give_the_same_scores(tmp_path, wide_model, data):
+    rows = [{"question": f"What is {i}?", "answer": f"It is {i}.\n#### {i}"} for i in range(4)]
+    write(data / "gsm8k_test.jsonl", rows)
+    reports = []
+    for engine in ("transformers", "vllm"):
+        settings = {"local_data": str(data), "tasks": ["arc_easy", "gsm8k"], "num_fewshot": 1, "engine": engine}
+        given = [f"evaluate.lm_eval={json.dumps(settings)}", "generate.vllm.speed.cache_gb=0.0625"]
+        (job,) = jobs_of(tmp_path / engine, version_of(wide_model), *given)
+        reports.append(launch.run_phase(job, EvalReport))
+    ours, theirs = (pq.read_table(report.path / "samples.parquet").to_pylist() for report in reports)
+    assert len(ours) == 10
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["prompt"] == other["prompt"]
+        # lm-eval's class for vLLM keeps special tokens that are no end in an answer.
+        assert one["answer"] == re.sub(r"<(s|pad|unk)>", "", other["answer"])
+        assert one["logps"] == pytest.approx(other["logps"], abs=1e-3)
+    assert reports[0].scores == reports[1].scores
+    environment = json.loads((reports[1].path / "manifest.json").read_text())["usage"]["environment"]
+    assert "vllm" in environment
