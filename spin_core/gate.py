@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from spin_core import suites
 from spin_core.board import averages, difference, items, scores
 from spin_core.config import RunConfig
 from spin_core.errors import ConfigError
@@ -25,14 +26,12 @@ EXACT = ("total_variation", "invalid_mass", "forward_kl")
 def check_metrics(config: RunConfig) -> None:
     """Raise `ConfigError` if the gate's metric, or the main one, is none that every version will have."""
     evaluate = config.evaluate
-    known = [
-        *(SELF_PLAY if evaluate.self_play else ()),
-        *(EXACT if evaluate.exact else ()),
-        *evaluate.suites,
-        *evaluate.lm_eval.tasks,
-    ]
+    own = [*(SELF_PLAY if evaluate.self_play else ()), *(EXACT if evaluate.exact else ())]
+    known = list(dict.fromkeys([*own, *evaluate.suites, *suites.score_names(evaluate)]))
+    groups = tuple(f"{name}_" for name in suites.FEW_OF if name in known)
     for setting, metric in (("evaluate.main_metric", evaluate.main_metric), ("gate.metric", config.gate.metric)):
-        if metric and metric.split("/")[0] not in known:
+        # A second metric follows its task's name; the tasks of a group bear the group's.
+        if metric and metric.split("/")[0] not in known and not metric.startswith(groups):
             cure = (
                 f"choose one of {', '.join(known)}"
                 if known

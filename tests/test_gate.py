@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from small_lineage import report, settings, suite_report
 
+from flows.cli import main
 from spin_core.errors import ConfigError
 from spin_core.gate import best, check_metrics, decide
 from spin_core.records import Score
@@ -145,4 +147,13 @@ def test_a_metric_that_nobody_measures_is_refused_before_any_compute(sets, says)
 
 def test_metrics_of_suites_and_of_single_tasks_are_known_beforehand():
     check_metrics(settings("gate.metric=big-bench", "evaluate.suites=[big-bench]"))
+    check_metrics(settings("gate.metric=gsm8k", "evaluate.suites=[open-llm-leaderboard-quick]"))
+    check_metrics(settings("gate.metric=mmlu_anatomy", "evaluate.suites=[open-llm-leaderboard]"))
     check_metrics(settings("gate.metric=gsm8k/flexible", "evaluate.lm_eval.tasks=[gsm8k]"))
+
+
+def test_a_run_whose_gate_would_see_nothing_is_refused_before_its_lineage_is_begun(tmp_path):
+    done = CliRunner().invoke(main, ["run", "demo", "--set", "gate.metric=elo", "--runs", str(tmp_path)])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error  gate.metric 'elo' is no score that every version will have: choose one of ")
+    assert list(tmp_path.iterdir()) == []
