@@ -45,6 +45,7 @@ def check_run(config: RunConfig, runs: Path) -> Findings:
         renderer = looks.at("tokenizer", look_at_tokenizer, config, folder)
         texts = looks.at("data", look_at_texts, config, source, folder, renderer)
         looks.at("benchmarks", look_at_benchmarks, config, Path(scratch))
+        looks.at("judge", look_at_judge, config)
     looks.at("memory", look_at_memory, config, shape, texts)
     disk = looks.at("disk", look_for_folder, runs)
     looks.at("disk", look_at_disk, config, shape, texts, disk)
@@ -249,6 +250,24 @@ def look_at_benchmarks(looks: Looks, config: RunConfig, scratch: Path) -> None:
     if "ifeval" in tasks and not local_tasks.counts_sentences():
         cure = f"{local_tasks.SENTENCES}, or let lm-eval fetch it when it runs"
         looks.add("benchmarks", f"ifeval counts sentences with NLTK's punkt_tab, which is not here: {cure}", "warn")
+
+
+def look_at_judge(looks: Looks, config: RunConfig) -> None:
+    """MT-Bench's judge: its key is set, it answers and has the model; and the questions are there."""
+    evaluate = config.evaluate
+    if not suites.mt_bench_suites(evaluate):
+        return
+    from spin_core.judge import Judge
+    from spin_core.questions import HUB, load_questions
+    from spin_core.verdicts import OWN, read_prompts
+
+    folder = evaluate.mt_bench.data
+    words = "Spin's own words" if read_prompts(folder) is OWN else "the folder's words"
+    asked = f"{len(load_questions(folder))} questions in {folder}" if folder else f"questions are fetched from {HUB}"
+    hurried = evaluate.judge.speed.model_copy(update={"timeout_seconds": 10.0})
+    judge = Judge(evaluate.judge.model_copy(update={"speed": hurried}))
+    judge.meet(attempts=1)
+    looks.add("judge", f"{evaluate.judge.model} at {judge.url} answers, and is asked in {words}; {asked}")
 
 
 def look_at_memory(looks: Looks, config: RunConfig, shape: Shape, texts: Texts) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import JsonValue, PositiveFloat, PositiveInt
 
 from spin_core.config_base import Frozen, NonNegativeFloat
 
@@ -57,10 +57,24 @@ class MtBenchConfig(Frozen):
     """Longest answer a turn."""
 
     pairwise: tuple[Literal["previous", "base", "human"], ...] = ()
-    """Whom θ_t is also compared with, answer by answer: θ_{t-1}, θ_0, or the human responses to held-out prompts."""
+    """Whom a version is also compared with, answer by answer: the version that it was trained from, θ_0, or the human
+    responses to held-out prompts."""
 
     pairwise_prompts: PositiveInt = 80
     """How many held-out prompts `human` compares."""
+
+
+class JudgeSpeedConfig(Frozen):
+    """How the judge is asked. Nothing here changes what it says."""
+
+    parallel: PositiveInt = 8
+    """Requests in flight at a time."""
+
+    retries: PositiveInt = 8
+    """Attempts at one verdict, with growing pauses between them, before the judge counts as down."""
+
+    timeout_seconds: PositiveFloat = 120.0
+    """Longest wait for one verdict."""
 
 
 class JudgeConfig(Frozen):
@@ -73,19 +87,20 @@ class JudgeConfig(Frozen):
     """Its name there."""
 
     api_key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key. The key itself stands in no configuration and no record."""
+    """The environment variable that holds the key, which is sent to that endpoint. The key itself stands in no
+    configuration and no record. An endpoint of your own may want none."""
 
-    max_tokens: PositiveInt = 2048
-    """Longest verdict."""
+    temperature: NonNegativeFloat | None = 0.0
+    """How it samples its verdicts; None leaves that to the endpoint, as models that reason want it."""
 
-    parallel: PositiveInt = 8
-    """Requests in flight at a time."""
+    max_tokens: PositiveInt | None = 2048
+    """Longest verdict, with what is reasoned before it; None leaves that to the endpoint."""
 
-    retries: PositiveInt = 8
-    """Attempts at one verdict, with growing pauses between them, before the judge counts as down."""
+    extra_body: dict[str, JsonValue] = {}
+    """Further fields of each request, by the endpoint's own names, as `{"reasoning_effort": "low"}`."""
 
-    timeout_seconds: PositiveFloat = 120.0
-    """Longest wait for one verdict."""
+    speed: JudgeSpeedConfig = JudgeSpeedConfig()
+    """How it is asked."""
 
 
 class EvaluateConfig(Frozen):

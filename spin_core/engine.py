@@ -51,6 +51,13 @@ class Engine(Protocol):
     batch_size: int
     """Prompts in memory at a time. Whoever runs out of memory may lower it and ask again."""
 
+    sampling: Sampling
+    """How tokens are drawn. Temperature and length may be changed between calls."""
+
+    @property
+    def context(self) -> int | None:
+        """Longest prompt and answer together, in tokens; None if the model does not say."""
+
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
         """Answer every request once; yields (index of the request, answer) as answers are finished."""
 

@@ -5,12 +5,24 @@
     reward_accuracy     how often that margin is positive; .5 when the player is its opponent
     real_tokens         mean length of the human responses
     generated_tokens    and of the player's
+    ipm                 the integral probability metric that the player estimates, see below
     length_classifier   accuracy of telling the two apart by length alone; .5 is best, 1 means length gives it away
-    distinct_2          different word pairs over all word pairs of the player's responses together, if there are any
+    text_classifier     accuracy of telling them apart by their words and characters, .5 is best; a note says how likely
+                        so much would be by chance (`texts.text_classifier`, a two-sample test)
+    distinct_1, distinct_2, distinct_3    different words, word pairs and triples over all of the player's responses
+                        together, if there are any; it falls as responses are added, so compare equal numbers of prompts
     repeated_trigrams   share of a response's word trigrams that it has said before
     looping_share, cut_share, empty_share     responses that loop, that were cut, that hold no text
     total_variation, invalid_mass, forward_kl     distance to p_data, where it is known (`exact`), of the player as it
                         samples: at `evaluate.temperature`. Likelihoods and rewards are the model's own, at 1
+
+The main player looks for the f in its class that parts p_data and p_θt most: E f(x, y) − E f(x, y') over human y and
+the opponent's y' (eq. 4.1). Its class is λ log p_θ/p_θt, so what it has found is λ times `ipm`, the mean of
+log p/p_opponent over the human responses less that over the opponent's, here on prompts that it was not trained on. It
+is 0 for a player that is its opponent, and 0 but for chance for any player whose opponent is p_data: as the game
+converges it falls to 0.
+`reward_margin` leaves out the pairs with equal tokens on both sides, since it asks how well a player tells what can be
+told; to the metric they are samples like all others, so `ipm` counts them, with a difference of 0.
 
 Writes `held_out.parquet`, the responses with their log-probabilities, and `items.parquet`, one row for each score and
 prompt, so that versions can be compared prompt by prompt. Every version is asked with the same random numbers.
@@ -41,7 +53,7 @@ from spin_core.models import load_model, load_tokenizer
 from spin_core.pairs import is_looping
 from spin_core.phase import Progress, main
 from spin_core.records import EvalReport, Score
-from spin_core.texts import distinct, length_classifier, repeated_trigrams
+from spin_core.texts import distinct, length_classifier, repeated_trigrams, text_classifier, two_sample_p
 
 Floats = npt.NDArray[np.float64]
 Values = dict[str, Floats]
@@ -50,6 +62,7 @@ Values = dict[str, Floats]
 LOWER_IS_BETTER = {
     "heldout_nll",
     "length_classifier",
+    "text_classifier",
     "repeated_trigrams",
     "looping_share",
     "cut_share",
@@ -109,9 +122,7 @@ def run(job: EvaluateJob, scratch: Path, progress: Progress) -> dict[str, Any]:
         table = play(player, held_out, progress)
         pq.write_table(table, scratch / "held_out.parquet")
         values |= quality(table)
-        diversity, stderr = distinct(table["generated"].to_pylist())
-        if diversity:
-            scores["distinct_2"] = Score(value=diversity, stderr=stderr, n=len(table))
+        scores |= diversity(table["generated"].to_pylist())
         if job.opponent is not None and (job.opponent.path / "held_out.parquet").exists():
             values |= rewards(player, table, pq.read_table(job.opponent.path / "held_out.parquet", schema=SCHEMA))
         progress.check()
@@ -120,7 +131,13 @@ def run(job: EvaluateJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     scores |= {name: mean(value_N, name) for name, value_N in values.items() if np.isfinite(value_N).any()}
     write_items(scratch / "items.parquet", held_out["id"].to_pylist(), values)
     versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
-    return {"model": job.player.digest, "suite": "self-play", "harness": versions, "scores": scores}
+    return {
+        "model": job.player.digest,
+        "suite": "self-play",
+        "harness": versions,
+        "scores": scores,
+        "notes": notes_on(values, scores),
+    }
 
 
 def play(player: Player, held_out: pa.Table, progress: Progress) -> pa.Table:
@@ -147,6 +164,16 @@ def play(player: Player, held_out: pa.Table, progress: Progress) -> pa.Table:
     return pa.table(columns).cast(SCHEMA)
 
 
+def diversity(texts: Sequence[str]) -> dict[str, Score]:
+    """distinct-1, -2, -3, where any text is so long. They are of all texts together, so no single item has a value."""
+    found = {n: distinct(texts, n) for n in (1, 2, 3)}
+    return {
+        f"distinct_{n}": Score(value=value, stderr=stderr, n=len(texts))
+        for n, (value, stderr) in found.items()
+        if value
+    }
+
+
 def quality(table: pa.Table) -> Values:
     """What the player's answers, and its view of the human ones, say by themselves."""
     generated: list[str] = table["generated"].to_pylist()
@@ -158,6 +185,7 @@ def quality(table: pa.Table) -> Values:
         "real_tokens": real_tokens,
         "generated_tokens": generated_tokens,
         "length_classifier": length_classifier(real_tokens, generated_tokens),
+        "text_classifier": text_classifier(table["real"].to_pylist(), generated),
         "repeated_trigrams": shares(repeated_trigrams(text) for text in generated),
         "looping_share": shares(is_looping(ids) for ids in generated_ids),
         "cut_share": shares(reason == "length" for reason in table["finish_reason"].to_pylist()),
@@ -168,7 +196,8 @@ def quality(table: pa.Table) -> Values:
 def rewards(player: Player, table: pa.Table, opponent: pa.Table) -> Values:
     """How well the player tells the human responses from its opponent's, in the opponent's own words.
 
-    A pair with the same tokens on both sides does not count: no player can tell it apart.
+    A pair with the same tokens on both sides counts for the integral probability metric alone: no player can tell it
+    apart.
     """
     if any(not table[name].equals(opponent[name]) for name in ("id", "prompt_ids", "real_ids")):
         raise DataError(
@@ -179,10 +208,11 @@ def rewards(player: Player, table: pa.Table, opponent: pa.Table) -> Values:
     real_N = table["real_logps"].to_numpy().astype(np.float64) - opponent["real_logps"].to_numpy()
     generated_N = player.logps(prompt_ids, theirs) - opponent["generated_logps"].to_numpy()
     same_N = np.array([real == generated for real, generated in zip(real_ids, theirs, strict=True)])
-    margin_N = np.where(same_N, np.nan, real_N - generated_N)
+    difference_N = np.where(same_N, 0.0, real_N - generated_N)
+    margin_N = np.where(same_N, np.nan, difference_N)
     # A player that is its opponent, to the bit, has margins of 0.
     accuracy_N = np.where(same_N, np.nan, (np.sign(margin_N) + 1) / 2)
-    return {"reward_margin": margin_N, "reward_accuracy": accuracy_N}
+    return {"reward_margin": margin_N, "reward_accuracy": accuracy_N, "ipm": difference_N}
 
 
 def exact(player: Player, held_out: pa.Table) -> Values:
@@ -207,6 +237,18 @@ def mean(value_N: Floats, name: str) -> Score:
     n = len(value_N)
     stderr = float(value_N.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
     return Score(value=float(value_N.mean()), stderr=stderr, n=n, higher_is_better=name not in LOWER_IS_BETTER)
+
+
+def notes_on(values: Values, scores: dict[str, Score]) -> list[str]:
+    """The two-sample test in words, if it was made."""
+    if "text_classifier" not in scores:
+        return []
+    score = scores["text_classifier"]
+    by_chance = two_sample_p(values["text_classifier"])
+    return [
+        f"a classifier tells human from generated text in {score.value:.3f} ± {score.stderr:.3f} of cases; if there "
+        f"were no difference, so much would come by chance with probability {by_chance:.2g}"
+    ]
 
 
 def write_items(path: Path, ids: Sequence[str], values: Values) -> None:

@@ -217,9 +217,12 @@ def seed_of(*parts: str | int) -> int:
 
 
 def answers(
-    engine: Engine, requests: Sequence[Request], note: Callable[[int, int], None] = lambda _rows, _tokens: None
+    engine: Engine,
+    requests: Sequence[Request],
+    note: Callable[[int, int], None] = lambda _rows, _tokens: None,
+    keep: Callable[[int, Answer], None] = lambda _place, _answer: None,
 ) -> list[Answer]:
-    """The answers in the requests' order. `note` is told answers and tokens so far.
+    """The answers in the requests' order. `note` is told answers and tokens so far, `keep` gets each as it comes.
 
     Where memory runs out, what is left is asked again with half the batch, and so are all later requests.
     """
@@ -230,6 +233,7 @@ def answers(
         try:
             for i, answer in engine.answer([requests[i] for i in left]):
                 found[left[i]] = answer
+                keep(left[i], answer)
                 tokens += len(answer.response_ids)
                 note(len(found), tokens)
         except (RuntimeError, MemoryError) as error:

@@ -27,8 +27,9 @@ MANIFEST = "manifest.json"
 UNDIGESTED = "log"
 """Files under this folder of an output are kept and verified, but are no part of its digest: timings differ."""
 
-WAYS = frozenset({"speed", "python"})
-"""Settings under these names say how, or by which installation, a result is reached: no part of an identity."""
+WAYS = frozenset({"speed", "python", "api_key_env"})
+"""Settings under these names say how, by which installation or at whose cost a result is reached: no part of an
+identity."""
 
 R = TypeVar("R", bound=Artifact)
 _RECORD: TypeAdapter[Record] = TypeAdapter(Record)

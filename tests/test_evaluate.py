@@ -16,7 +16,7 @@ from small_game import CPU, version_of
 from spin_core import demo, phase, store
 from spin_core.config import EvaluateConfig, GenerateConfig
 from spin_core.errors import DataError
-from spin_core.evaluate import SCHEMA, mean, quality, run, write_items
+from spin_core.evaluate import SCHEMA, mean, quality, rewards, run, write_items
 from spin_core.exact import exact_distances
 from spin_core.jobs import EvaluateJob
 from spin_core.models import load_model
@@ -24,9 +24,11 @@ from spin_core.records import EvalReport, PromptSet
 
 ROWS = 24
 ALWAYS = {
-    "heldout_nll", "real_tokens", "generated_tokens", "length_classifier", "repeated_trigrams",
+    "heldout_nll", "real_tokens", "generated_tokens", "length_classifier", "text_classifier", "repeated_trigrams",
     "looping_share", "cut_share", "empty_share",
 }  # fmt: skip
+DISTINCT = {"distinct_1"}
+"""Of all answers together; the demo's are one word each, so there are no pairs of words."""
 EXACT = {"total_variation", "invalid_mass", "forward_kl"}
 
 
@@ -123,14 +125,15 @@ def test_every_prompt_is_answered_once_and_both_sides_are_scored(opponents_repor
 
 
 def test_scores_are_the_means_of_their_items(opponents_report):
-    assert set(opponents_report.scores) == ALWAYS
+    assert set(opponents_report.scores) == ALWAYS | DISTINCT
     by_task = items(opponents_report)
     assert set(by_task) == ALWAYS
     for task, values in by_task.items():
         score, numbers = opponents_report.scores[task], list(values.values())
-        assert score.n == len(numbers) == ROWS
-        assert score.value == pytest.approx(sum(numbers) / ROWS)
-        assert score.stderr == pytest.approx(np.std(numbers, ddof=1) / math.sqrt(ROWS))
+        # Half of the pairs train the classifier that is judged on the others.
+        assert score.n == len(numbers) == (ROWS // 2 if task == "text_classifier" else ROWS)
+        assert score.value == pytest.approx(sum(numbers) / score.n)
+        assert score.stderr == pytest.approx(np.std(numbers, ddof=1) / math.sqrt(score.n))
 
 
 def test_heldout_nll_is_nats_a_token_of_the_human_responses(opponents_report):
@@ -146,6 +149,7 @@ def test_quality_by_hand():
         {
             "real_ids": [[5, 6, 2], [5, 2]],
             "generated_ids": [[2], [7, 7, 7, 7]],
+            "real": ["a b", "c"],
             "generated": [" ", "a b c a b c"],
             "finish_reason": ["stop", "length"],
             "real_logps": [-6.0, -1.0],
@@ -153,6 +157,7 @@ def test_quality_by_hand():
     )
     found = {name: values.tolist() for name, values in quality(table).items()}
     assert found.pop("length_classifier") is not None
+    assert found.pop("text_classifier") is not None
     assert found == {
         "heldout_nll": [2, 0.5],
         "real_tokens": [3, 2],
@@ -178,16 +183,54 @@ def test_rewards_are_taken_on_the_opponents_own_answers(tmp_path, models, prompt
     assert 0 < won < ROWS
     assert report.scores["reward_accuracy"].value == pytest.approx(won / ROWS)
     assert report.scores["reward_margin"].higher_is_better
-    assert set(report.scores) == ALWAYS | {"reward_margin", "reward_accuracy"}
+    assert set(report.scores) == ALWAYS | DISTINCT | {"reward_margin", "reward_accuracy", "ipm"}
+    # Nobody answered as a person did, so the two are one here.
+    assert report.scores["ipm"] == report.scores["reward_margin"]
 
 
 def test_a_player_that_is_its_opponent_has_no_margin(tmp_path, models, prompts, opponents_report):
     report = do(evaluate_job(tmp_path / "self-play", models[0], prompts, t=1, opponent=opponents_report))
-    assert set(items(report)["reward_margin"].values()) == {0.0}
+    assert set(items(report)["reward_margin"].values()) == set(items(report)["ipm"].values()) == {0.0}
     assert report.scores["reward_accuracy"].value == 0.5
 
 
-def test_a_pair_with_the_same_tokens_on_both_sides_does_not_count(tmp_path, models, prompts, opponents_report):
+def test_the_probability_metric_is_what_a_player_gains_on_people_less_what_it_gains_on_its_opponent():
+    """By hand, where no model is needed: one of three prompts was answered as a person answered it."""
+
+    class Known:
+        def logps(self, _prompt_ids, _response_ids):
+            return np.array([-6.0, -2.0, -9.0])
+
+    columns = {
+        "id": ["a", "b", "c"],
+        "prompt_ids": [[1], [1], [1]],
+        "real_ids": [[5], [6], [7]],
+        "generated_ids": [[8], [6], [9]],
+        "real_logps": [-3.0, -2.0, -4.0],
+        "generated_logps": [-5.0, -3.0, -5.0],
+    }
+    opponent = pa.table(columns)
+    player = pa.table({**columns, "real_logps": [-2.0, -2.0, -4.5]})
+    found = rewards(Known(), player, opponent)
+    # Gains on people 1, 0, -.5; on the opponent -1, 1, -4. The second pair is one and the same text.
+    assert found["ipm"].tolist() == [2.0, 0.0, 3.5]
+    assert mean(found["ipm"], "ipm").value == pytest.approx(5.5 / 3)
+    assert mean(found["reward_margin"], "reward_margin").value == pytest.approx(5.5 / 2)
+
+
+def test_the_two_sample_test_is_told_in_words(opponents_report):
+    (note,) = opponents_report.notes
+    score = opponents_report.scores["text_classifier"]
+    assert f"in {score.value:.3f} ± {score.stderr:.3f} of cases" in note
+    # The demo's answers are digits, and a random model writes any of 15 tokens.
+    assert score.value > 0.8
+    assert float(note.rsplit(" ", 1)[1]) < 0.01
+    assert not score.higher_is_better
+
+
+def test_a_pair_with_the_same_tokens_counts_for_the_probability_metric_alone(
+    tmp_path, models, prompts, opponents_report
+):
     rows = held_out(opponents_report)
     for row in rows[:20]:
         row["generated_ids"], row["generated_logps"] = row["real_ids"], row["real_logps"]
@@ -195,7 +238,10 @@ def test_a_pair_with_the_same_tokens_on_both_sides_does_not_count(tmp_path, mode
     same = opponents_report.model_copy(update={"path": tmp_path})
     report = do(evaluate_job(tmp_path / "self-play", models[1], prompts, t=1, opponent=same))
     assert report.scores["reward_margin"].n == report.scores["reward_accuracy"].n == ROWS - 20
-    assert set(items(report)["reward_margin"]) == {row["id"] for row in rows[20:]}
+    margins, differences = items(report)["reward_margin"], items(report)["ipm"]
+    assert set(margins) == {row["id"] for row in rows[20:]}
+    assert differences == {row["id"]: margins.get(row["id"], 0.0) for row in rows}
+    assert report.scores["ipm"].value == pytest.approx(report.scores["reward_margin"].value * (ROWS - 20) / ROWS)
 
 
 def test_a_report_about_other_prompts_is_refused(tmp_path, models, opponents_report):
@@ -221,7 +267,7 @@ def test_the_exact_distance_is_that_at_the_sampling_temperature(tmp_path, models
         load_model(models[0], CPU), tokenizer, demo.support, [row["prompt"] for row in rows],
         [row["prompt_ids"] for row in rows], end_id=2, temperature=0.5, micro_batch_tokens=200,
     )  # fmt: skip
-    assert set(report.scores) == ALWAYS | EXACT
+    assert set(report.scores) == ALWAYS | DISTINCT | EXACT
     for task in EXACT:
         assert list(items(report)[task].values()) == pytest.approx(want[task].tolist(), rel=1e-5)
         assert not report.scores[task].higher_is_better
@@ -279,9 +325,10 @@ def test_the_real_small_model_is_better_at_stories_than_a_guess(tmp_path):
     prompts = PromptSet(path=tmp_path, digest="0" * 64, source="stories", revision=None, rows=0, held_out=8, drops={})
     report = do(evaluate_job(tmp_path / "self-play", folder, prompts, max_new_tokens=300))
     assert report.scores["heldout_nll"].value < 0.5 * math.log(105)
-    # The demo's answers are one word each; stories have pairs of words.
-    assert 0.1 < report.scores["distinct_2"].value < 1
-    assert report.scores["distinct_2"].stderr > 0
+    # The demo's answers are one word each; stories have pairs and triples of words.
+    shares = [report.scores[f"distinct_{n}"] for n in (1, 2, 3)]
+    assert 0.1 < shares[0].value < shares[1].value < shares[2].value <= 1
+    assert shares[1].stderr > 0
     # The context of 256 tokens ends before 300 answers are written.
     assert report.scores["generated_tokens"].value <= 256 - 61
     assert report.scores["real_tokens"].value == 100

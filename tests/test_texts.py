@@ -3,7 +3,15 @@ import math
 import numpy as np
 import pytest
 
-from spin_core.texts import distinct, distinct_shares, length_classifier, ngrams, repeated_trigrams
+from spin_core.texts import (
+    distinct,
+    distinct_shares,
+    length_classifier,
+    ngrams,
+    repeated_trigrams,
+    text_classifier,
+    two_sample_p,
+)
 
 
 def test_repeated_trigrams_by_hand():
@@ -65,3 +73,66 @@ def test_the_classifier_is_judged_on_lengths_that_it_has_not_seen():
 def test_an_overlap_is_told_as_well_as_it_can_be():
     # Real is 1 to 3, generated 2 to 4, a third each: the best threshold gets two thirds right.
     assert length_classifier([1, 2, 3] * 60, [2, 3, 4] * 60).mean() == pytest.approx(2 / 3, abs=0.01)
+
+
+WORDS = [f"w{i}" for i in range(50)]
+
+
+def sentences(rng, count=200, words=WORDS, weights=None):
+    return [" ".join(rng.choice(words, 12, p=weights)) for _ in range(count)]
+
+
+def test_text_tells_the_sides_apart_where_it_does():
+    rng = np.random.default_rng(0)
+    common = np.linspace(2, 0, 50)
+    accuracy = text_classifier(sentences(rng), sentences(rng, weights=common / common.sum()))
+    assert np.nanmean(accuracy) > 0.7
+    assert two_sample_p(accuracy) < 1e-6
+    stops = [f"{text}." for text in sentences(rng)]  # a full stop too many
+    assert two_sample_p(text_classifier(sentences(rng), stops)) < 1e-3
+
+
+def test_texts_of_one_kind_are_not_told_apart():
+    rngs = [np.random.default_rng(seed) for seed in range(40)]
+    found = [text_classifier(sentences(rng, 60), sentences(rng, 60)) for rng in rngs]
+    chances = [two_sample_p(accuracy) for accuracy in found]
+    # The mean of 40 times 60 texts, whose standard error is .01.
+    assert np.nanmean(found) == pytest.approx(0.5, abs=0.03)
+    # By chance a p-value is below .05 in at most one of twenty cases: 2 of these, and 6 with a probability of .01.
+    assert sum(chance < 0.05 for chance in chances) < 6
+
+
+def test_words_in_another_order_are_told_apart():
+    rng = np.random.default_rng(1)
+    real = sentences(rng)
+    assert np.nanmean(text_classifier(real, [" ".join(sorted(text.split())) for text in real])) > 0.85
+
+
+def test_equal_texts_are_half_right():
+    texts = sentences(np.random.default_rng(2), 30)
+    assert text_classifier(texts, texts)[1::2].tolist() == [0.5] * 15
+    assert two_sample_p(text_classifier(texts, texts)) == 1
+
+
+def test_the_text_classifier_is_judged_on_texts_that_it_has_not_seen():
+    # Each text is a word of its own, which a memory would know.
+    numbers = np.random.default_rng(3).permutation(10**6)[:400]
+    real, generated = ([f"{n:06d}" for n in part] for part in (numbers[:200], numbers[200:]))
+    accuracy = text_classifier(real, generated)
+    assert np.nanmean(accuracy) == pytest.approx(0.5, abs=0.1)
+    assert np.isnan(accuracy).tolist() == [True, False] * 100
+
+
+def test_the_text_classifier_leaves_out_what_is_too_few_or_too_many():
+    assert np.isnan(text_classifier(["a"], ["b"])).all()
+    assert text_classifier([], []).shape == (0,)
+    texts = sentences(np.random.default_rng(4), 12)
+    accuracy = text_classifier(texts, texts[::-1], most=10)
+    assert np.isnan(accuracy).tolist() == [True, False] * 5 + [True] * 2
+    assert text_classifier(["", ""], ["", ""])[1] == 0.5
+
+
+def test_the_chance_of_a_two_sample_test_is_the_sign_tests():
+    assert two_sample_p(np.array([1, 1, 1, 0.5, np.nan])) == pytest.approx(1 / 8)
+    assert two_sample_p(np.array([1, 0, 0.5])) == pytest.approx(3 / 4)
+    assert two_sample_p(np.array([0.5, np.nan])) == 1
