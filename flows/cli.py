@@ -1,8 +1,9 @@
 """The command line. Heavy imports stay inside commands, so that `--help` is instant."""
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -104,15 +105,65 @@ def play(runs: Path, name: str, config: Any) -> None:
     from flows.spin import run_local
     from flows.standings import print_leaderboards
     from flows.terminal import print_where
+
+    with live_display():
+        board = run_local(runs, name, config)
+    print_leaderboards([(board, config)])
+    print_where(runs, name)
+
+
+@contextlib.contextmanager
+def live_display() -> Iterator[None]:
+    """What runs meanwhile shows in the terminal how far it is."""
     from tasks import display
 
     display.current = display.Terminal()
     try:
-        board = run_local(runs, name, config)
+        yield
     finally:
         display.current.close()
-    print_leaderboards([(board, config)])
-    print_where(runs, name)
+
+
+@main.command()
+@click.argument("recipe")
+@click.option("--name", help="Name of the comparison; compare-RECIPE if left out. Its lineages are NAME-seed-1, …")
+@click.option("--seeds", default=3, show_default=True, help="How many games, from the same model on the same data.")
+@click.option("--iterations", type=int, help="How many iterations each game has.")
+@click.option(
+    "--methods",
+    default="",
+    metavar="A,B,…",
+    help="What to compare with: sft-steps, sft-tokens, dpo, spin-dpo, longer, sizes; everything if left out.",
+)
+@config_options
+@runs_option
+def compare(
+    recipe: str,
+    name: str | None,
+    seeds: int,
+    iterations: int | None,
+    methods: str,
+    file: Path | None,
+    sets: tuple[str, ...],
+    runs: Path,
+) -> None:
+    """Play SPIN over several seeds beside continued SFT, DPO, longer and smaller trainings, into one table."""
+    from flows import local
+    from spin_core import compare as comparisons
+    from spin_core.recipes import resolve
+
+    config = resolve(recipe, file=file, sets=sets, iterations=iterations)
+    chosen = [method.strip() for method in methods.split(",") if method.strip()]
+    name = name or f"compare-{recipe}"
+    comparisons.begin(runs, name, config, seeds, chosen)
+    local.prepare(runs, quiet=True)
+
+    from flows.compare import compare_local
+    from flows.comparison import print_comparison
+
+    with live_display():
+        table = compare_local(runs, name, config, seeds, chosen)
+    print_comparison(table, runs)
 
 
 @main.command()

@@ -328,8 +328,7 @@ def look_at_disk(looks: Looks, config: RunConfig, shape: Shape, texts: Texts, ru
     """What the whole run will leave, and what an iteration takes while it trains, against what is free."""
     steps = range(config.iterations)
     controls = config.controls
-    versions = config.iterations + len(controls.sft_learning_rate or (0,)) * controls.sft_continued
-    versions += controls.dpo is not None
+    versions = config.iterations + controls.trainings
     models = (versions + (0 if config.model.path else 2)) * estimate.model_disk(shape)
     written = sum(estimate.text_disk(texts, config, t) for t in steps)
     passing = max(estimate.checkpoint_disk(shape, config.train, estimate.steps_in(texts, config, t)) for t in steps)

@@ -56,7 +56,7 @@ def look_at_source(looks: Looks, config: RunConfig) -> Source:
 def look_at_preferences(looks: Looks, config: RunConfig) -> int:
     """DPO's data can be read and are preferences: how many there are. 0 without DPO, or if nobody says."""
     from spin_core.preferences import SETTING, preferences, refuse_empty
-    from spin_core.sources import on_hub, read_rows
+    from spin_core.sources import on_hub, preference_rows
 
     dpo = config.controls.dpo
     if dpo is None:
@@ -67,7 +67,7 @@ def look_at_preferences(looks: Looks, config: RunConfig) -> int:
         known = f"has {number:,} rows" if number is not None else "does not say how many rows it has"
         looks.add("data", f"{name} is on the hub and {known}; DPO reads them when the iterations are done")
         return min(number or 0, dpo.sample or number or 0)
-    rows, _ = read_rows(dpo.source, f"{SETTING}.source")
+    rows = preference_rows(dpo.source, f"{SETTING}.source")
     found, drops = preferences(rows, dpo.columns, name)
     if not found:
         refuse_empty(name, drops)

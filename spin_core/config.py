@@ -212,7 +212,8 @@ class DpoConfig(Frozen):
     """DPO of θ_0 on preference data, by the player's optimizer and batch."""
 
     source: SourceConfig
-    """Where the preferences come from: rows with `chosen` and `rejected`, and perhaps `prompt` or `conversations`."""
+    """Where the preferences come from: rows with `chosen` and `rejected`, and perhaps `prompt` or `conversations`.
+    `demo` is the built-in source's own."""
 
     columns: dict[str, str] = {}
     """New names for columns, `{"question": "prompt"}`, applied before anything else."""
@@ -261,6 +262,13 @@ class ControlsConfig(Frozen):
     shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     """Iteration 0 trained on such a share of the prompts, and θ_0 fine-tuned further on the same share and on all:
     the paper's figure 5."""
+
+    @property
+    def trainings(self) -> int:
+        """How many models are trained beside the game."""
+        fine_tuned = self.sft_continued + self.sft_tokens + (len(self.shares) + 1 if self.shares else 0)
+        others = (self.dpo is not None) + self.dpo_after + len(self.longer) + len(self.shares)
+        return fine_tuned * max(1, len(self.sft_learning_rate)) + others
 
     @model_validator(mode="after")
     def _dpo_has_data(self) -> Self:

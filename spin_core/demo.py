@@ -115,6 +115,19 @@ def held_out_demonstrations(seed: int, held_out: int) -> list[tuple[str, str]]:
     return [(prompt, sample(prompt, rng)) for prompt in held]
 
 
+def preferences(each: int) -> list[tuple[str, str, str]]:
+    """(prompt, chosen, rejected): a right response and one with a slip in its second part, `each` times for a prompt.
+
+    Stands in for a rater who knows right from wrong, and tells nothing of how often people give which right answer.
+    """
+    rng, found = Random("preferences"), []
+    for prompt in (f"{n}=" for _ in range(each) for n in range(FIRST, LAST + 1)):
+        first, second = map(int, sample(prompt, rng).split("+"))
+        wrong = [second + slip for slip in (-100, -10, -1, 1, 10, 100) if 0 < second + slip <= LAST]
+        found.append((prompt, sample(prompt, rng), f"{first}+{rng.choice(wrong)}"))
+    return found
+
+
 def build_tokenizer() -> "PreTrainedTokenizerFast":
     """One token a character, with pad, BOS and EOS tokens; decoding gives the text back without added spaces.
 

@@ -258,16 +258,18 @@ def other_seconds(shape: Shape, texts: Texts, config: RunConfig, speed: Speed, p
     if not config.model.path:
         train = config.sft.train
         total += training_seconds(shape, row * texts.prompts * at(train.epochs, 0), train, texts.longest, speed)
-    if config.controls.sft_continued:
-        steps = sum(steps_in(texts, config, t) for t in range(config.iterations))
-        rates = len(config.controls.sft_learning_rate) or 1
-        tokens = row * rates * steps * config.train.batch_size
-        total += training_seconds(shape, tokens, config.train, texts.longest, speed)
-    if config.controls.dpo is not None:
-        tokens = tokens_of_item(texts, config.train) * preferences
-        total += pass_seconds(shape, tokens, config.train, texts.longest, speed)
-        total += training_seconds(shape, tokens * config.controls.dpo.epochs, config.train, texts.longest, speed)
-    return total
+    asked, item, steps = config.controls, tokens_of_item(texts, config.train), range(config.iterations)
+    played = sum(steps_in(texts, config, t) for t in steps) * config.train.batch_size
+    seen = sum(item * pairs_in(texts, config, t) * at(config.train.epochs, t) for t in steps)
+    first, epochs = item * pairs_in(texts, config, 0), at(config.train.epochs, 0)
+    tuned = row * played * asked.sft_continued + seen * asked.sft_tokens
+    tuned += row * texts.prompts * epochs * (sum(asked.shares) + 1 if asked.shares else 0)
+    tokens = tuned * max(1, len(asked.sft_learning_rate)) + first * epochs * (sum(asked.shares) + sum(asked.longer))
+    if asked.dpo is not None:
+        own = item * preferences * asked.dpo.epochs
+        tokens += (item * played if asked.dpo.equal_steps else own) + own * asked.dpo_after
+        total += pass_seconds(shape, item * preferences * (1 + asked.dpo_after), config.train, texts.longest, speed)
+    return total + training_seconds(shape, tokens, config.train, texts.longest, speed)
 
 
 def training_seconds(shape: Shape, tokens: float, config: TrainConfig, longest: int, speed: Speed) -> float:

@@ -33,7 +33,7 @@ from spin_core.pairs import SCHEMA
 from spin_core.phase import Progress, main
 from spin_core.prompts import Example
 from spin_core.records import PairDataset
-from spin_core.sources import Row, read_rows
+from spin_core.sources import Row, preference_rows
 
 log = logging.getLogger("spin_core")
 
@@ -63,7 +63,7 @@ class Preference(NamedTuple):
 def run(job: PreferencesJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     """Read, tokenise and write."""
     name = job.source.path
-    rows, _ = read_rows(job.source, f"{SETTING}.source")
+    rows = preference_rows(job.source, f"{SETTING}.source")
     found, drops = preferences(rows, job.columns, name)
     renderer = Renderer(load_tokenizer(job.tokenizer.path, prompts.trust(as_prompts(job))), job.chat)
     pairs, more = tokenised(found, job, renderer, progress)

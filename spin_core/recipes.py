@@ -38,11 +38,8 @@ def resolve(
             f"there is no recipe {recipe!r}{suggestion(recipe, RECIPES)}: choose one of {', '.join(RECIPES)}"
         )
     values: dict[str, Any] = {**RECIPES[recipe], "recipe": recipe}
-    if file is not None:
-        values = merge(values, read_file(file))
-    for assignment in sets:
-        values = merge(values, read_assignment(assignment))
-    values = merge(values, overrides or {})
+    for change in (*changes(file, sets), overrides or {}):
+        values = merge(values, change)
     values = merge(values, {key: value for key, value in top.items() if value is not None})
     return validate(values)
 
@@ -74,6 +71,11 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
             value = merge(below, value)
         merged[key] = value
     return merged
+
+
+def changes(file: Path | None, sets: Iterable[str]) -> list[dict[str, Any]]:
+    """What a file and each `--set` say, to be laid over a configuration one after the other."""
+    return [*([read_file(file)] if file is not None else ()), *(read_assignment(assignment) for assignment in sets)]
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -75,6 +75,12 @@ class Player:
 
 
 @pytest.fixture(scope="session")
+def player_in() -> type[Player]:
+    """Makes the `spin` command for a folder."""
+    return Player
+
+
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Player:
     """A lineage `whole`, played from start to end without a disturbance."""
     player = Player(tmp_path_factory.mktemp("whole"))

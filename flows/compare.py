@@ -1,0 +1,73 @@
+"""SPIN beside what it has to beat, over several seeds: continued fine-tuning, DPO, longer and smaller trainings."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from flows.local import end_with_worker
+from flows.parameters import Iterations, Overrides, OwnName, given, runs_folder
+from flows.spin import play_alone
+from flows.temporary import end_server_with_us
+from spin_core import compare as comparisons
+from spin_core import store
+from spin_core.compare import MOST_SEEDS, Table
+from spin_core.config import RunConfig
+from spin_core.controls import Method
+from spin_core.lineage import Lineage
+from spin_core.recipes import RecipeName, resolve
+from tasks.compare import publish_comparison
+
+Seeds = Annotated[int, Field(ge=1, le=MOST_SEEDS)]
+
+
+@flow(name="compare", flow_run_name="compare-{recipe}", persist_result=False)
+def compare(
+    recipe: RecipeName = "demo",
+    name: OwnName = "",
+    seeds: Seeds = 3,
+    iterations: Iterations = None,
+    methods: tuple[Method, ...] = (),
+    overrides: Overrides = Overrides(),  # noqa: B008 (frozen)
+    runs: str = "",
+) -> None:
+    """Play a recipe's game over several seeds, each beside what SPIN has to beat, and put them into one table.
+
+    Args:
+        recipe: A named, complete configuration.
+        name: The comparison's name; compare-<recipe> if left out. Its lineages are <name>-seed-1 and so on.
+        seeds: How many games are played, from the same model on the same data.
+        iterations: How many iterations each game has; the recipe's number if left out.
+        methods: What SPIN is compared with; everything if left out, but DPO only with preference data.
+        overrides: Any other setting. What is left empty stays as the recipe has it.
+        runs: The folder that holds lineages; SPIN_RUNS, or runs, if left out.
+    """
+    end_with_worker()
+    config = resolve(recipe, overrides=given(overrides), iterations=iterations)
+    play_all(runs_folder(runs), name or f"compare-{recipe}", config, seeds, methods)
+
+
+@flow(name="compare", flow_run_name="{name}", persist_result=False, validate_parameters=False)
+def compare_local(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequence[str]) -> Table:
+    """The same with a configuration that is resolved already: what the command line runs."""
+    end_server_with_us()
+    return play_all(runs, name, config, seeds, methods)
+
+
+def play_all(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequence[str]) -> Table:
+    """Each seed's game with its controls, as an ordinary lineage; then the table."""
+    games = comparisons.begin(runs, name, config, seeds, methods)
+    with store.locked(runs / name):
+        for game in games:
+            play_seed(game)
+        table = comparisons.table(name, games, comparisons.left_out(config, methods))
+        publish_comparison(runs, table, games[0])
+    return table
+
+
+@flow(name="spin", flow_run_name="{game.name}", persist_result=False, validate_parameters=False)
+def play_seed(game: Lineage) -> None:
+    """One game."""
+    play_alone(game.runs, game.name, game.config)

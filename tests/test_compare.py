@@ -1,0 +1,231 @@
+"""A comparison over seeds: what is refused before compute, the numbers of its table, and its page."""
+
+import dataclasses
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from small_lineage import NLLS, build, lines, publish, report, settings
+
+from spin_core import compare, compare_page, controls
+from spin_core import lineage as lineages
+from spin_core.compare import begin, configured, sure, table
+from spin_core.errors import ConfigError, DataError, SpinError
+from spin_core.lineage import Lineage
+from spin_core.recipes import resolve
+from spin_core.records import ModelVersion, TrainRun
+
+SETS = ("controls.sft_continued=true", "controls.longer=[2]", "controls.shares=[0.5]", "iterations=2", "train.epochs=3")
+NAMES = ["θ_0", "θ_1", "θ_2", "SFT, equal steps, lr 0.001", "iteration 0, 6 epochs"]
+SIZES = ["SPIN, iteration 0, 50% of prompts", "SFT, 50% of prompts, lr 0.001", "SFT, 100% of prompts, lr 0.001"]
+
+
+def seed_of(runs, number: int, shift: float) -> Lineage:
+    """A finished game whose last version is `shift` worse than the usual one, with its controls half a nat worse."""
+    nlls = [*NLLS[:2], [value + shift for value in NLLS[2]]]
+    game = build(runs, f"trial-seed-{number}", nlls, sets=[*SETS, f"play_seed={number}"])
+    for control in controls.plan(game, game.records()):
+        folder = game.control(control.name)
+        job = {"control": control.name, "seed": number}
+        weights = publish(folder / "model", job, {"w": control.name.encode()}, {"t": 1, "parent": "x"}, ModelVersion)
+        fields = {"t": 0, "model": weights.digest, "steps": 5, "first_loss": 0.7, "metrics": {}}
+        publish(folder / "train", job, {"log/timing.jsonl": lines([{"tokens": 9}] * 5)}, fields, TrainRun)
+        report(folder / "eval" / "self-play", weights.digest, [value + 0.5 for value in NLLS[2]])
+    return game
+
+
+@pytest.fixture(scope="module")
+def games(tmp_path_factory) -> list[Lineage]:
+    runs = tmp_path_factory.mktemp("runs")
+    return [seed_of(runs, number, shift) for number, shift in ((1, 0.0), (2, 0.1), (3, -0.1))]
+
+
+@pytest.fixture(scope="module")
+def standing(games):
+    return table("trial", games, {"dpo": "needs data"})
+
+
+def line(standing, name: str):
+    (found,) = (one for one in standing.lines if one.name == name)
+    return found
+
+
+def test_every_method_is_one_line_over_all_seeds(standing):
+    assert [one.name for one in standing.lines] == [*NAMES, *SIZES]
+    assert {one.seeds for one in standing.lines} == {(1, 2, 3)}
+    assert standing.lineages == ("trial-seed-1", "trial-seed-2", "trial-seed-3")
+
+
+def test_a_score_is_the_mean_over_seeds_with_the_error_of_that_mean(standing):
+    last = line(standing, "θ_2")
+    assert last.values["heldout_nll"] == pytest.approx((2.9, 3.0, 2.8))
+    assert last.scores["heldout_nll"].mean == pytest.approx(2.9)
+    assert last.scores["heldout_nll"].stderr == pytest.approx(0.1 / np.sqrt(3))
+    assert not last.scores["heldout_nll"].higher_is_better
+    assert line(standing, "θ_0").scores["heldout_nll"].stderr == 0
+
+
+def test_differences_are_taken_within_each_seed(standing):
+    found = line(standing, NAMES[3]).versus["heldout_nll"]
+    # 0.5 worse than the usual θ_2, so 0.5, 0.4 and 0.6 worse than the seeds' own.
+    assert found.delta == pytest.approx(0.5)
+    assert found.stderr == pytest.approx(0.1 / np.sqrt(3))
+    assert found.low == pytest.approx(0.5)  # every item's mean over the seeds is half a nat worse
+    assert found.high == pytest.approx(0.5)
+    assert found.clear
+    assert line(standing, "θ_2").versus == {}
+
+
+def test_a_difference_that_seeds_or_items_explain_is_not_clear(tmp_path):
+    noisy = [seed_of(tmp_path, number, shift) for number, shift in ((1, 0.0), (2, 1.5), (3, -1.5))]
+    found = line(table("trial", noisy, {}), NAMES[3]).versus["heldout_nll"]
+    assert found.delta == pytest.approx(0.5)
+    assert found.low == pytest.approx(0.5)
+    assert not found.clear
+
+
+def test_rewards_are_not_compared_since_each_is_measured_against_another_opponent(games, standing):
+    assert any("reward_accuracy" in report.scores for report in games[0].reports(1))
+    assert not any(task.startswith("reward") for one in standing.lines for task in one.scores)
+
+
+def test_costs_are_counted_from_the_start(standing):
+    assert [line(standing, f"θ_{t}").steps for t in range(3)] == [(0,) * 3, (2,) * 3, (4,) * 3]
+    assert [line(standing, f"θ_{t}").tokens for t in range(3)] == [(0,) * 3, (14,) * 3, (28,) * 3]
+    assert [line(standing, f"θ_{t}").answered for t in range(3)] == [(0,) * 3, (20,) * 3, (40,) * 3]
+    sft, longer, share = (line(standing, name) for name in (*NAMES[3:], SIZES[0]))
+    assert (sft.steps, sft.tokens, sft.answered) == ((5,) * 3, (45,) * 3, (0,) * 3)
+    assert (longer.x, longer.answered) == (6, (20,) * 3)
+    assert (share.x, share.answered) == (0.5, (10,) * 3)
+
+
+def test_one_seed_has_no_error_over_seeds_but_that_of_its_items(games):
+    found = table("trial", games[:1], {})
+    sft = line(found, NAMES[3])
+    assert sft.scores["heldout_nll"].stderr is None
+    assert sft.versus["heldout_nll"].stderr is None
+    assert sft.versus["heldout_nll"].clear
+    assert "one seed" in compare_page.notes(found)[0]
+
+
+@pytest.mark.parametrize(("seeds", "errors"), [(2, 12.71), (3, 4.303), (10, 2.262), (12, 2.201), (31, 2.042)])
+def test_few_seeds_need_more_standard_errors(seeds, errors):
+    assert sure(seeds) == pytest.approx(errors, abs=0.003)
+
+
+def test_seeds_differ_in_the_game_alone_and_no_gate_ends_one():
+    config = resolve("demo", sets=["controls.dpo.source.path=p.jsonl", "gate.rule=stop"])
+    one, two = (configured(config, (), seed) for seed in (1, 2))
+    assert one.model_copy(update={"play_seed": 2}) == two
+    assert (one.play_seed, one.gate.rule) == (1, "always")
+    asked = one.controls
+    assert (asked.sft_continued, asked.sft_tokens, asked.dpo_after, asked.dpo.equal_steps) == (True,) * 4
+    assert (asked.longer, asked.shares, asked.temperatures) == ((2, 3), compare.SHARES, (0.3, 0.7, 1.0))
+    assert asked.sft_learning_rate == config.controls.sft_learning_rate
+
+
+def test_only_the_methods_asked_for_are_played():
+    config = resolve("demo", sets=["controls.dpo.source.path=p.jsonl", "controls.temperatures=[]"])
+    asked = configured(config, ("sft-tokens", "sizes"), 1).controls
+    assert (asked.sft_continued, asked.sft_tokens, asked.dpo, asked.longer) == (False, True, None, ())
+    assert asked.shares == compare.SHARES
+
+
+PREFERENCES = "controls.dpo.source.path={}"
+
+
+@pytest.mark.parametrize(
+    ("sets", "seeds", "methods", "kind", "message"),
+    [
+        ([], 0, [], ConfigError, "0 seeds cannot be compared: choose 1 to 100"),
+        (
+            [],
+            3,
+            ["stf-steps"],
+            ConfigError,
+            r"no method 'stf-steps'; did you mean sft-steps\?: choose from sft-steps, ",
+        ),
+        ([], 3, ["dpo"], ConfigError, r"dpo needs preference data, .*--set controls\.dpo\.source\.path="),
+        ([PREFERENCES.format("/nowhere.jsonl")], 3, [], DataError, r"/nowhere\.jsonl"),
+        (["evaluate.main_metric=beauty"], 3, [], ConfigError, r"main_metric 'beauty' is no score"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, sets, seeds, methods, kind, message):
+    with pytest.raises(kind, match=message) as refused:
+        begin(tmp_path, "trial", resolve("demo", sets=sets), seeds, methods)
+    assert isinstance(refused.value, SpinError)
+    assert "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_comparison_cannot_bear_a_lineages_name(games, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"trial-seed-1 is a lineage in .*: give the comparison another name with --name"
+    ):
+        begin(games[0].runs, "trial-seed-1", resolve("demo"), 1)
+    with pytest.raises(ConfigError, match=r"'x+-seed-1' cannot name a lineage"):
+        begin(tmp_path, "x" * 60, resolve("demo"), 1)
+
+
+def test_dpo_without_data_is_left_out_with_the_way_to_add_it(tmp_path):
+    config = resolve("demo")
+    (game,) = begin(tmp_path, "trial", config, 1)
+    assert game.config.controls.dpo is None
+    assert lineages.names(tmp_path) == ["trial-seed-1"]
+    assert set(compare.left_out(config, ())) == {"dpo", "spin-dpo"}
+    found = compare.Table.model_validate({**EMPTY, "left_out": compare.left_out(config, ())})
+    assert any("--set controls.dpo.source.path=preferences.jsonl" in note for note in compare_page.notes(found))
+
+
+EMPTY = {
+    **{"name": "trial", "recipe": "demo", "main_metric": "heldout_nll", "headline": (), "lineages": ("trial-seed-1",)},
+    **{"epochs": (3,), "prompts": 2, "lines": ()},
+}
+
+
+class Page(HTMLParser):
+    """What a browser makes of the page: its elements, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        assert not any(name in ("src", "href") and not value.startswith("#") for name, value in attrs)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_holds_the_table_and_the_papers_figures_and_loads_nothing(tmp_path, standing):
+    odd = standing.model_copy(update={"recipe": "<script>alert(1)</script>"})
+    compare_page.write(tmp_path / "report.html", odd, "0.1.0 (abc)")
+    page = Page((tmp_path / "report.html").read_text())
+    assert page.tags.count("svg") == 3
+    assert "script" not in page.tags
+    assert "<script>alert(1)</script>" in page.text
+    for name in (*NAMES, *SIZES, "2.9000 ± 0.0577", "+0.5000 ± 0.0577 *", "figure 5", "dpo is left out: it needs data"):
+        assert name in page.text
+
+
+def test_the_artifact_has_the_same_table_with_pictures(standing):
+    text = compare_page.markdown(standing)
+    assert text.count("data:image/png;base64,") == 3
+    assert "| θ_2 | 2.9000 ± 0.0577 | – |" in text
+
+
+def test_figures_without_lines_are_not_drawn(games):
+    bare = [
+        dataclasses.replace(game, config=game.config.model_copy(update={"controls": settings().controls}))
+        for game in games
+    ]
+    assert list(compare_page.figures(table("trial", bare, {}))) == ["figure 3"]
+
+
+def test_the_table_survives_json(tmp_path, standing):
+    (tmp_path / "trial").mkdir()
+    assert compare.Table.model_validate(json.loads(compare.save(tmp_path, standing).read_text())) == standing
