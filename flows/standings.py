@@ -47,7 +47,7 @@ def print_leaderboards(standings: Standings, *, everything: bool = False) -> Non
         if tasks:
             console.print(f"[bold]{suite}[/]")
             print_tables(having, list(tasks))
-    told = [f"{CHOSEN} the gate lets it play next"] if any(board.choice is not None for board in boards) else []
+    told = [f"{CHOSEN} the gate's choice"] if any(board.choice is not None for board in boards) else []
     sources = dict.fromkeys(f"paper: {row.model}" for board in boards for row in board.references)
     notes = [
         "value ± standard error",
@@ -88,13 +88,12 @@ def table_of(boards: Sequence[Board], tasks: Sequence[str], *, reported: bool) -
         for row in board.rows:
             table.add_row(board.name_of(row), *(score_cell(row, task) for task in tasks))
         table.add_section()
-        for row in board.controls:
+        for row in board.beside(tasks, reported=False):
             table.add_row(f"[dim]{row.name}[/]", *(score_cell(row, task) for task in tasks))
-    references = {row.name: row for board in boards for row in board.references}
+    references = [row for board in boards for row in board.beside(tasks, reported=reported) if row in board.references]
     table.add_section()
-    for row in references.values():
-        if reported and any(task in row.scores for task in tasks):
-            table.add_row(f"[dim italic]{row.name}[/]", *(f"[dim]{score_cell(row, task)}[/]" for task in tasks))
+    for row in {row.name: row for row in references}.values():
+        table.add_row(f"[dim italic]{row.name}[/]", *(f"[dim]{score_cell(row, task)}[/]" for task in tasks))
     return table
 
 

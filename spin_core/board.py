@@ -77,13 +77,18 @@ class Board(Frozen):
         tasks = self.tasks()
         return [task for task in dict.fromkeys(wanted) if task in tasks]
 
+    def beside(self, tasks: Sequence[str], *, reported: bool) -> list[Row]:
+        """What stands beside the versions in a table of these tasks: controls, and what others reported if so asked."""
+        rows = (*self.controls, *(self.references if reported else ()))
+        return [row for row in rows if any(task in row.scores for task in tasks)]
+
     def name_of(self, row: Row) -> str:
         """A row's name, marked if the gate chose it."""
         return f"{row.name} {CHOSEN}" if row.t is not None and row.t == self.choice else row.name
 
 
 CHOSEN = "◂"
-"""Marks the version that the gate lets play next."""
+"""Marks the version that the gate has chosen: it plays next, or is the best of a game that ended."""
 
 
 def leaderboard(lineage: Lineage) -> Board:

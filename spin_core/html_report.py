@@ -118,7 +118,7 @@ def standings(lineage: Lineage, board: Board) -> list[Html]:
     note = (
         "value ± standard error. * differs from θ_0: the 95 % interval of the paired difference, by bootstrap over "
         "the items, leaves out 0; green is better, red worse. ↓: lower is better. "
-        f"{CHOSEN}: the gate lets it play next."
+        f"{CHOSEN}: the gate's choice."
     )
     parts = [score_table(board, shown, headline=True), tag("p", note, class_="note")]
     for suite, tasks in board.suites.items():
@@ -139,12 +139,10 @@ def score_table(board: Board, tasks: Sequence[str], *, headline: bool = False) -
     """All models with some scores: the headline with what the gate made of them, a suite with what others reported."""
     told = headline and any(row.gate for row in board.rows)
     header = ["model", *(heading(board, task).replace("_", " ") for task in tasks), *(["gate"] if told else [])]
-    rows = [
-        [board.name_of(row), *(score_cell(row, task) for task in tasks), *([row.gate or "–"] if told else [])]
-        for row in (*board.rows, *board.controls)
-    ]
-    reported = [row for row in board.references if any(task in row.scores for task in tasks) and not headline]
-    rows += [[tag("i", row.name), *(score_cell(row, task) for task in tasks)] for row in reported]
+    rows = []
+    for row in (*board.rows, *board.beside(tasks, reported=not headline)):
+        name = tag("i", row.name) if row in board.references else board.name_of(row)
+        rows.append([name, *(score_cell(row, task) for task in tasks), *([row.gate or "–"] if told else [])])
     return table(header, rows)
 
 

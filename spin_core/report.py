@@ -24,7 +24,7 @@ COLUMNS = 5
 """Scores beside one another: with more, a table runs into the margin of Prefect's page."""
 
 MARKS = "`*` differs from θ_0: the 95 % interval of the paired difference, by bootstrap over the items, leaves out 0"
-CHOICE = f"{CHOSEN}: the gate lets it play next"
+CHOICE = f"{CHOSEN}: the gate's choice"
 
 
 def iteration_page(lineage: Lineage, record: IterationRecord) -> str:
@@ -102,10 +102,9 @@ def leaderboard_tables(board: Board, tasks: Sequence[str], *, headline: bool = F
     for start in range(0, len(tasks), COLUMNS):
         some = tasks[start : start + COLUMNS]
         told = headline and start == 0
-        reported = [row for row in board.references if any(task in row.scores for task in some) and not headline]
         rows = [
             [board.name_of(row), *(unbroken(cell(row, task)) for task in some), *([row.gate or "–"] if told else [])]
-            for row in (*board.rows, *board.controls, *reported)
+            for row in (*board.rows, *board.beside(some, reported=not headline))
         ]
         header = ["", *(heading(board, task).replace("_", " ") for task in some), *(["gate"] if told else [])]
         tables.append(markdown_table(header, rows))

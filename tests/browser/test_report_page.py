@@ -84,7 +84,7 @@ def test_the_report_has_all_its_parts(visit):
     first = page.locator("table").first
     assert first.locator("tbody th").all_inner_texts() == ["θ_0", "θ_1", "θ_2 ◂", "sft-lr-0.001"]
     suite = page.locator("table", has=page.get_by_text("paper DPO")).first
-    assert suite.locator("tbody th").all_inner_texts()[4:] == PAPER
+    assert suite.locator("tbody th").all_inner_texts()[3:] == PAPER
     row = first.locator("tr", has_text="θ_1").first
     expect(row.locator("td").first).to_have_text("3.00 ± 0.66 *")
     assert row.locator("td").first.get_attribute("class") == "better", "a likelihood that falls is better"
