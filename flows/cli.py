@@ -167,6 +167,41 @@ def compare(
 
 
 @main.command()
+@click.argument("target")
+@click.argument("versions", type=int, nargs=-1, metavar="[T]…")
+@click.option("--suite", "suites", multiple=True, help="A suite, or self-play; may be repeated.")
+@click.option("--recipe", default="", help="For a model's folder: whose settings, prompts and chat template it has.")
+@click.option("--lineage", default="", help="For a model's folder: its name on the leaderboard.")
+@config_options
+@runs_option
+def evaluate(
+    target: str,
+    versions: tuple[int, ...],
+    suites: tuple[str, ...],
+    recipe: str,
+    lineage: str,
+    file: Path | None,
+    sets: tuple[str, ...],
+    runs: Path,
+) -> None:
+    """Score a lineage's versions, all or θ_T alone, or the model in a folder; what is scored already is reused."""
+    from flows import local
+    from spin_core import evaluations
+    from spin_core.recipes import changes
+
+    game = evaluations.prepare(runs, target, suites, changes(file, sets), recipe, lineage)
+    evaluations.versions(game, versions)
+    local.prepare(runs, quiet=True)
+
+    from flows.evaluate import evaluate_local
+    from flows.standings import print_leaderboards
+
+    with live_display():
+        board = evaluate_local(game, versions)
+    print_leaderboards([(board, game.config)])
+
+
+@main.command()
 @click.argument("lineages", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Show every score, not only the headline.")
 @click.option("--differences", is_flag=True, help="Show paired differences against the version before and θ_0.")

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 from small_lineage import build
 
-from spin_core import controls, store
+from spin_core import controls, store, suites
 from spin_core.controls import Control
 from spin_core.errors import ConfigError
 from spin_core.lineage import Lineage
@@ -157,7 +157,7 @@ def test_another_game_from_the_same_start_changes_answers_and_trainings_alone(bu
             game.base_job(),
             game.prompts_job(record.opponent),
             game.sft_job(record.opponent, record.prompts),
-            *game.evaluate_jobs(record.player, record.prompts, None),
+            *suites.evaluate_jobs(game, record.player, record.prompts, None),
             game.generate_job(1, record.opponent, record.prompts),
             game.train_job(1, record.player, record.pairs, record.scores),
             job_of(game, control),

@@ -1,0 +1,77 @@
+"""Scoring after a game, or without one: a lineage's versions, or any model, on suites of one's choice."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from flows.local import end_with_worker
+from flows.parameters import Overrides, OwnName, given, runs_folder
+from flows.spin import first_opponent
+from flows.temporary import end_server_with_us
+from spin_core import evaluations, launch, store
+from spin_core import lineage as lineages
+from spin_core.board import Board
+from spin_core.evaluations import Suite
+from spin_core.lineage import Lineage
+from spin_core.recipes import RecipeName
+from spin_core.records import ModelVersion, PromptSet
+from tasks.base import base_model
+from tasks.evaluate import evaluate as score
+from tasks.publish import publish_leaderboard
+
+Version = Annotated[int, Field(ge=0)]
+
+
+@flow(name="evaluate", flow_run_name="evaluate-{target}", persist_result=False)
+def evaluate(
+    target: str,
+    versions: tuple[Version, ...] = (),
+    suites: tuple[Suite, ...] = (),
+    overrides: Overrides = Overrides(),  # noqa: B008 (frozen)
+    recipe: RecipeName | None = None,
+    lineage: OwnName = "",
+    runs: str = "",
+) -> None:
+    """Score a lineage's versions, or a model, on suites; what is scored already is reused.
+
+    Args:
+        target: A lineage's name, or the folder of a model that is no lineage's.
+        versions: Which θ_t of a lineage; all if left out.
+        suites: What to score them on; what the lineage's configuration names, if left out.
+        overrides: Settings of evaluate, as limits and local data.
+        recipe: For a model: whose settings, prompts and chat template it has.
+        lineage: For a model: the name under which it stands on the leaderboard; its folder's if left out.
+        runs: The folder that holds lineages; SPIN_RUNS, or runs, if left out.
+    """
+    end_with_worker()
+    game = evaluations.prepare(runs_folder(runs), target, suites, [given(overrides)], recipe or "", lineage)
+    score_versions(game, versions)
+
+
+@flow(name="evaluate", flow_run_name="evaluate-{game.name}", persist_result=False, validate_parameters=False)
+def evaluate_local(game: Lineage, versions: Sequence[int]) -> Board:
+    """The same with all settings resolved already: what the command line runs."""
+    end_server_with_us()
+    return score_versions(game, versions)
+
+
+def score_versions(game: Lineage, wanted: Sequence[int]) -> Board:
+    """Every suite on every version, alone in the lineage's folder."""
+    with store.locked(game.root), launch.warm.phases():
+        records = game.records()
+        base, prompts = start_of(game)
+        for t in evaluations.versions(game, wanted):
+            player = game.player(t - 1) if t else base
+            against = game.reports(records[t - 1].opponent.t) if t else ()
+            score(game, player, prompts, tuple(against))
+        # As the lineage has it: its main score and headline are not those that were asked for now.
+        return publish_leaderboard(lineages.find(game.runs, game.name))
+
+
+def start_of(game: Lineage) -> tuple[ModelVersion, PromptSet | None]:
+    """θ_0 and the SFT data; of a model that has played nothing, no data unless a suite asks about held-out prompts."""
+    config = game.config.evaluate
+    held_out = config.self_play or config.exact or "human" in config.mt_bench.pairwise
+    return first_opponent(game) if game.records() or held_out else (base_model(game), None)

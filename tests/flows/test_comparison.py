@@ -1,0 +1,176 @@
+"""Comparisons and scoring afterwards through real processes and a real Prefect server."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from spin_core.compare import Table
+from spin_core.controls import TIMING
+from spin_core.lineage import find
+
+pytestmark = pytest.mark.slow
+
+CONTROLS = {
+    "sft_learning_rate": [1e-3],
+    "dpo": {"source": {"path": "demo"}, "sample": 200, "learning_rate": 1e-3},
+    "shares": [0.5],
+    "temperatures": [],
+}
+FEW = "sft-steps,sft-tokens,longer"
+MOMENTS = (
+    "seed-1/iter_00/.train.partial",  # within a training of the game
+    "seed-1/controls/epochs-4/model",  # a control is trained, and not scored yet
+    "seed-2/iter_00/generations/manifest.json",  # the second game has begun
+)
+
+
+def arguments(player, name: str, *more: str) -> list[str]:
+    sets = [one for one in player.arguments(name) if one.startswith("--set=") and "controls" not in one]
+    options = ["--name", name, "--seeds", "2", "--iterations", "1"]
+    return ["compare", "demo", *options, *sets, f"--set=controls={json.dumps(CONTROLS)}", *more]
+
+
+@pytest.fixture(scope="module")
+def compared(player_in, tmp_path_factory):
+    """A comparison `whole` of two seeds, with some methods."""
+    player = player_in(tmp_path_factory.mktemp("compared"))
+    player.spin(*arguments(player, "whole", "--methods", FEW))
+    return player
+
+
+@pytest.fixture(scope="module")
+def standing(compared) -> Table:
+    """Its table."""
+    return table(compared, "whole")
+
+
+@pytest.fixture(scope="module")
+def everything(compared, standing) -> Table:  # noqa: ARG001 (which is read before it is written anew)
+    """The table of the first seed alone, with every method."""
+    compared.spin(*arguments(compared, "whole", "--seeds", "1"))
+    return table(compared, "whole")
+
+
+def table(player, name: str) -> Table:
+    return Table.model_validate_json((player.runs / name / "compare.json").read_text())
+
+
+def seen(folder: Path) -> list[int]:
+    """Tokens that each step of a training saw."""
+    return [json.loads(line)["tokens"] for line in (folder / TIMING).read_text().splitlines()]
+
+
+def test_seeds_start_alike_and_differ_in_what_they_answer_and_in_every_training(compared, standing):
+    records = [find(compared.runs, name).records()[0] for name in standing.lineages]
+    assert len({record.opponent.digest for record in records}) == 1
+    assert len({record.prompts.digest for record in records}) == 1
+    one, two = (compared.digests(f"whole-seed-{seed}") for seed in (1, 2))
+    different = {name for name in one if name.endswith(("generations", "/model")) and name in two}
+    assert {"iter_00/generations", "iter_00/model", "controls/epochs-4/model"} <= different
+    assert not [name for name in different if one[name] == two[name]]
+    start = next(line for line in standing.lines if line.name == "θ_0")
+    assert len(set(start.values["heldout_nll"])) == 1
+    assert (compared.runs / "whole" / "report.html").stat().st_size > 10_000
+
+
+def test_equal_steps_and_equal_tokens_are_equal(compared, standing):
+    for name in standing.lineages:
+        root = compared.runs / name
+        game = seen(root / "iter_00" / "train")
+        (by_steps,) = root.glob("controls/sft-*-steps-*/train")
+        (by_tokens,) = root.glob("controls/sft-*-tokens-*/train")
+        assert len(seen(by_steps)) == len(game)
+        assert abs(sum(seen(by_tokens)) - sum(game)) <= max(seen(by_tokens)) / 2
+        # The game sees two responses to each prompt, so that this is another budget.
+        assert len(seen(by_tokens)) > len(game) + 1
+    steps, tokens, spin = (next(one for one in standing.lines if one.name.startswith(name)) for name in (
+        "SFT, equal steps", "SFT, equal tokens", "θ_1",
+    ))  # fmt: skip
+    assert steps.steps == spin.steps
+    assert all(abs(mine / other - 1) < 0.05 for mine, other in zip(tokens.tokens, spin.tokens, strict=True))
+
+
+def test_every_method_is_played_from_the_same_start(compared, everything):
+    methods = ["spin", "spin", "sft-steps", "sft-tokens", "dpo", "spin-dpo", "longer", "sizes", "sizes", "sizes"]
+    assert [line.method for line in everything.lines] == methods
+    assert all("total_variation" in line.scores for line in everything.lines)
+    root = compared.runs / "whole-seed-1"
+    (dpo,), (after,) = root.glob("controls/dpo-*"), root.glob("controls/spin-1-dpo-*")
+    assert len(seen(dpo / "train")) == len(seen(root / "iter_00" / "train"))
+    starts = [
+        json.loads((folder / "model" / "manifest.json").read_text())["identity"]["start"] for folder in (dpo, after)
+    ]
+    record = find(compared.runs, "whole-seed-1").records()[0]
+    assert starts == [record.opponent.digest, record.player.digest]
+
+
+def test_a_share_of_the_prompts_is_smaller_for_spin_and_for_fine_tuning_alike(compared, everything):
+    assert everything.prompts == 96
+    root = compared.runs / "whole-seed-1" / "controls"
+    spin, sft, whole = (
+        sum(seen(root / name / "train")) for name in ("share-0.5", "sft-lr-0.001-share-0.5", "sft-lr-0.001-share-1")
+    )
+    assert 0.25 * whole < sft < 0.75 * whole
+    assert 0.5 * sft < spin / 2 <= sft * 1.1  # two responses to a prompt, less those that hygiene drops
+
+
+def test_a_comparison_run_again_reuses_everything_and_says_the_same(compared, standing):
+    stamps = compared.stamps("whole-seed-1") | compared.stamps("whole-seed-2")
+    out = compared.spin(*arguments(compared, "whole", "--methods", FEW)).stdout
+    assert not [line for line in out.splitlines() if line.startswith("done")]
+    assert "SPIN compared: whole" in out
+    assert table(compared, "whole") == standing
+    assert compared.stamps("whole-seed-1") | compared.stamps("whole-seed-2") == stamps
+
+
+def test_a_comparison_killed_again_and_again_ends_in_the_same_table(compared, standing):
+    for moment in MOMENTS:
+        process = subprocess.Popen(
+            compared.command(*arguments(compared, "killed", "--methods", FEW)),
+            env=compared.environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 200
+        while not (compared.runs / f"killed-{moment}").exists():
+            assert process.poll() is None, f"the run ended before {moment}: {process.communicate()[1]}"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    compared.spin(*arguments(compared, "killed", "--methods", FEW))
+    killed = table(compared, "killed")
+    assert killed.model_copy(update={"name": standing.name, "lineages": standing.lineages}) == standing
+
+
+def test_a_method_without_its_data_is_refused_before_compute_or_left_out_with_one_line(compared):
+    refused = compared.spin("compare", "demo", "--name", "no", "--methods", "dpo", check=False)
+    assert refused.returncode == 2
+    assert "controls.dpo.source.path=preferences.jsonl" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert not list(compared.runs.glob("no*"))
+
+
+def test_versions_are_scored_afterwards_and_never_twice(finished):
+    refused = finished.spin("evaluate", "whole", "--set=evaluate.temperature=0.3", check=False)
+    assert refused.returncode == 2
+    assert "temperature = 0.5, not 0.3" in refused.stderr
+    out = finished.spin("evaluate", "whole", "2", "--suite", "self-play").stdout
+    assert not [line for line in out.splitlines() if line.startswith("done")]
+    assert "θ_2" in out
+
+
+def test_a_model_of_its_own_is_scored_and_stands_on_the_leaderboard(finished):
+    folder = finished.runs / "whole" / "iter_01" / "model"
+    sets = [one for one in finished.arguments("whole") if one.startswith("--set=prompts")]
+    named = ["--recipe", "demo", "--lineage", "mine", "--suite", "self-play"]
+    out = finished.spin("evaluate", str(folder), *named, *sets).stdout
+    assert "θ_0" in out
+    mine, whole = (json.loads(finished.spin("leaderboard", name, "--json").stdout) for name in ("mine", "whole"))
+    assert [row["t"] for row in mine["rows"]] == [0]
+    assert mine["rows"][0]["scores"]["total_variation"] == whole["rows"][2]["scores"]["total_variation"]

@@ -1,0 +1,98 @@
+"""What `spin evaluate` is asked: which versions of what, on which suites, under whose settings."""
+
+import pytest
+from small_lineage import build
+
+from spin_core import lineage as lineages
+from spin_core.errors import ConfigError
+from spin_core.evaluations import prepare, versions
+
+QUICK = "open-llm-leaderboard-quick"
+
+
+@pytest.fixture(scope="module")
+def game(tmp_path_factory):
+    """A finished lineage; tests must not change it."""
+    return build(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A folder that could hold a model."""
+    folder = tmp_path / "models" / "My_SFT-7b"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_a_lineage_is_scored_on_the_suites_named_and_on_nothing_else(game):
+    before = game.config.evaluate
+    asked = prepare(game.runs, "tale", [QUICK]).config
+    assert (asked.evaluate.suites, asked.evaluate.self_play, asked.evaluate.exact) == ((QUICK,), False, False)
+    assert asked.model_copy(update={"evaluate": before}) == game.config
+    assert lineages.find(game.runs, "tale").config.evaluate == before
+
+
+def test_without_a_suite_a_lineage_is_scored_as_its_configuration_says(game):
+    assert prepare(game.runs, "tale").config == game.config
+
+
+def test_self_play_is_a_suite_to_name_and_single_tasks_are_a_setting(game):
+    changes = [{"evaluate": {"lm_eval": {"tasks": ["arc_easy"]}}}, {"evaluate": {"lm_eval": {"limit": 7}}}]
+    asked = prepare(game.runs, "tale", ["self-play"], changes).config.evaluate
+    assert (asked.self_play, asked.suites, asked.lm_eval.tasks, asked.lm_eval.limit) == (True, (), ("arc_easy",), 7)
+
+
+@pytest.mark.parametrize(
+    ("asked", "changes", "more", "message"),
+    [
+        (["beauty"], [], {}, r"evaluate\.suites cannot be 'beauty'"),
+        ([QUICK], [{"train": {"beta": 1.0}}], {}, "cannot change train of lineage tale: set evaluate and gen"),
+        ([QUICK], [], {"recipe": "demo"}, "tale is a lineage, which has its recipe and its name: leave out --recipe"),
+        ([], [{"evaluate": {"self_play": False, "exact": False}}], {}, "nothing is to be scored: name a suite"),
+        ([QUICK, "open-llm-leaderboard"], [], {}, "whose scores bear one name: choose one"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_scored_is_refused_in_one_line(game, asked, changes, more, message):
+    with pytest.raises(ConfigError, match=message) as refused:
+        prepare(game.runs, "tale", asked, changes, **more)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_name_that_is_no_lineage_and_no_folder_is_refused(game):
+    with pytest.raises(ConfigError, match=r"tail is neither a lineage in .* \(there: tale\) nor a model's folder"):
+        prepare(game.runs, "tail", [QUICK])
+
+
+def test_versions_are_all_or_those_named(game):
+    assert versions(game, ()) == [0, 1, 2]
+    assert versions(game, (2, 0, 2)) == [0, 2]
+    with pytest.raises(ConfigError, match="lineage tale has no θ_3: choose from 0 to 2"):
+        versions(game, (3,))
+
+
+def test_a_model_becomes_a_lineage_that_has_played_nothing(tmp_path, model):
+    game = prepare(tmp_path, str(model), [QUICK])
+    assert (game.name, versions(game, ())) == ("my-sft-7b", [0])
+    assert game.config.model.path == str(model)
+    assert not game.config.evaluate.self_play
+    assert game.config.evaluate.main_metric == QUICK
+    again = prepare(tmp_path, str(model), ["instruct"])
+    assert again.config.evaluate.suites == ("instruct",)
+    assert prepare(tmp_path, "my-sft-7b", [QUICK]).config.evaluate.suites == (QUICK,)
+
+
+def test_a_model_under_a_recipe_has_its_prompts_and_may_be_asked_about_them(tmp_path, model):
+    game = prepare(tmp_path, str(model), ["self-play"], recipe="tinystories", lineage="mine")
+    assert (game.name, game.config.recipe, game.config.model.path) == ("mine", "tinystories", str(model))
+    assert game.config.evaluate.self_play
+    assert game.config.evaluate.lm_eval.tasks == ()
+
+
+def test_a_name_that_another_model_bears_is_refused(tmp_path, model):
+    prepare(tmp_path, str(model), [QUICK], lineage="mine")
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(
+        ConfigError, match="the name mine is taken by another model: give this one another with --lineage"
+    ):
+        prepare(tmp_path, str(other), [QUICK], lineage="mine")
