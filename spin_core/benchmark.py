@@ -14,18 +14,17 @@ import functools
 import logging
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
 import huggingface_hub
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from lm_eval.api.metrics import aggregate_subtask_metrics, pooled_sample_stderr, unweighted_mean_stderr
-from lm_eval.tasks import TaskManager
 
 from spin_core import harness, local_tasks, store, task_scores
 from spin_core.errors import ConfigError, DataError, first_line
@@ -112,7 +111,12 @@ def find_tasks(config: BenchmarkConfig, folder: Path) -> list[Found]:
         raise ConfigError(f"evaluate.lm_eval.local_data {config.local_data} is no folder: give one, or unset it")
     go_offline()
     known = local_tasks.write([task.name for task in config.tasks], config.local_data, folder)
-    manager = functools.cache(lambda: TaskManager(include_path=str(folder), include_defaults=False))
+
+    @functools.cache
+    def manager() -> Any:
+        from lm_eval.tasks import TaskManager  # takes seconds, which a suite that is known already need not wait
+
+        return TaskManager(include_path=str(folder), include_defaults=False)
 
     def load(name: str) -> Any:
         return manager().load([name])["tasks"][name]
@@ -131,11 +135,14 @@ def go_offline() -> None:
     """Keep this process from asking the hub, whose settings are read when its library is imported."""
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     huggingface_hub.constants.HF_HUB_OFFLINE = True
-    datasets.config.HF_HUB_OFFLINE = True
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].config.HF_HUB_OFFLINE = True
 
 
 def from_hub(tasks: Sequence[BenchmarkTask]) -> Iterator[Found]:
     """The tasks with the hub's rows, which are read to see whether they are those that were scored before."""
+    from lm_eval.tasks import TaskManager
+
     folders = {str(path) for task in tasks if (path := local_tasks.definition_folder(task.name))}
     manager = TaskManager(include_path=sorted(folders), include_defaults=False)
     if any(task.name not in manager.all_tasks for task in tasks):
@@ -220,16 +227,26 @@ def group_scores(means: Sequence[Mapping[str, Any]], reports: Sequence[EvalRepor
         for kind in [kinds] if isinstance(kinds, str) else kinds:
             key = f"{mean['metric']},{kind}"
             parts = [report.scores[key] for report in reports if key in report.scores]
-            sizes, errors = [part.n for part in parts], [part.stderr for part in parts]
-            weighted = mean.get("weight_by_size", True)
-            value = aggregate_subtask_metrics([part.value for part in parts], sizes, weighted)
-            if min(sizes) < 2:
-                stderr = 0.0  # that of a single item is not known
-            else:
-                stderr = float(pooled_sample_stderr(errors, sizes) if weighted else unweighted_mean_stderr(errors))
+            sizes = np.array([part.n for part in parts])
+            weights = sizes if mean.get("weight_by_size", True) else np.ones(len(parts))
+            value = np.average([part.value for part in parts], weights=weights)
+            stderr = group_error(np.array([part.stderr for part in parts]), sizes, alike=weights is sizes)
             better = all(part.higher_is_better for part in parts)
-            found[key] = Score(value=float(value), stderr=stderr, n=sum(sizes), higher_is_better=better)
+            found[key] = Score(value=float(value), stderr=stderr, n=int(sizes.sum()), higher_is_better=better)
     return found
+
+
+def group_error(errors: Any, sizes: Any, *, alike: bool) -> float:
+    """A group's standard error as lm-eval has it: pooled where items weigh alike, and of the plain mean where not.
+
+    0 where a task has a single item, whose error is not known.
+    """
+    if sizes.min() < 2:
+        return 0.0
+    if not alike:
+        return float(np.sqrt((errors**2).sum()) / len(errors))
+    variance = ((sizes - 1) * sizes * errors**2).sum() / (sizes - 1).sum()
+    return float(np.sqrt(variance / sizes.sum()))
 
 
 def mean_of(parts: Sequence[Score]) -> Score:

@@ -18,7 +18,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from lm_eval.evaluator import evaluate
 
 from spin_core import local_tasks, store
 from spin_core.errors import DataError
@@ -107,6 +106,8 @@ def scored(
 
 def score(task: Any, harness: Any, asked: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
     """Run one task, write its files, and return the fields of its record."""
+    from lm_eval.evaluator import evaluate  # takes seconds, which what is known already need not wait
+
     name, limit = asked["task"], asked["limit"]
     check_sentences(task, name)
     set_fewshot(task, asked["num_fewshot"])
