@@ -388,6 +388,7 @@ def test_a_phase_that_is_killed_among_the_answers_gives_none_twice(tmp_path, dat
     assert kept == ["kept 81", "kept 81", "kept 83"]
 
 
+@pytest.mark.slow
 def test_a_judge_that_is_down_ends_the_phase_before_anything_is_computed(tmp_path, data, models):
     with serving() as endpoint:
         url = endpoint.url
@@ -568,18 +569,21 @@ def wait_until_up(url: str, server: subprocess.Popen, log: Path) -> None:
 @pytest.mark.slow
 def test_a_judge_behind_vllms_own_server_grades_and_compares(tmp_path, data, models, people):
     with vllm_serving(save_judge(tmp_path / "judge"), tmp_path / "server.log") as url:
-        base = do(job_of(tmp_path / "base", data, models[0], url))
+        brief = {"judge": {"max_tokens": 64}}
+        base = do(job_of(tmp_path / "base", data, models[0], url, **brief))
         some = {"pairwise_prompts": 4}
-        job = job_of(tmp_path / "next", data, models[1], url, t=1, base=base, prompts=people, config=some)
+        job = job_of(tmp_path / "next", data, models[1], url, t=1, base=base, prompts=people, config=some, **brief)
         report = launch.run_phase(job, EvalReport)
         with pytest.raises(ConfigError, match=r"has no model 'gpt-9'.*tiny-judge"):
             do(job_of(tmp_path / "unknown", data, models[0], url, judge={"model": "gpt-9"}))
+        with pytest.raises(ConfigError, match=r"refuses our request \(400 max_tokens=2048 cannot be greater"):
+            do(job_of(tmp_path / "verbose", data, models[0], url))
         (folder := tmp_path / "long").mkdir()
         asked = {"question_id": 1, "category": "stem", "turns": ["why " * 1200, "and why?"]}
         (folder / "question.jsonl").write_text(json.dumps(asked))
         (folder / "reference_answer_gpt-4.jsonl").write_text("")
         with pytest.raises(ConfigError, match=r"exceed its context: lower evaluate.judge.max_tokens"):
-            do(job_of(tmp_path / "long-answers", folder, models[0], url))
+            do(job_of(tmp_path / "long-answers", folder, models[0], url, **brief))
     for row in rows_of(report, "verdicts"):
         prompt = json.loads(row["prompt"])[-1]["content"]
         want = f"{grade(prompt):g}" if row["task"] == "grade" else "B"
