@@ -12,15 +12,19 @@ from typing import Any
 from spin_core import plots, report, store
 from spin_core.compare import Line, Spread, Table, Versus
 from spin_core.plots import PAGE, PAPER, Colours
-from spin_core.samples_page import PARTS, digest
+from spin_core.samples_page import PARTS
 
 Point = tuple[float, Line]
 
 HOW = (
-    "Each value is the mean over {seeds} ± its standard error over the seeds, which are games of their own from one "
-    "θ_0 on the same data. Differences are paired: a method less SPIN's last version, seed by seed. One is marked * "
-    "where neither the seeds (Student's t) nor the held-out items (bootstrap of their means over the seeds) explain "
-    "it, with 95 % probability each."
+    "Each value is the mean over {seeds} seeds ± its standard error over them: games of their own from one θ_0 on the "
+    "same data. Differences are paired: a method less SPIN's last version, seed by seed. One is marked * where neither "
+    "the seeds (Student's t) nor the held-out items (bootstrap of their means over the seeds) explain it, with 95 % "
+    "probability each."
+)
+HOW_ALONE = (
+    "Of one seed, so nothing here says how much another game would differ. Differences are a method less SPIN's last "
+    "version; one is marked * where the held-out items do not explain it (bootstrap, 95 %)."
 )
 COSTS = (
     "Steps and tokens are those of training, from θ_0 on, a prompt counted for each of its responses; answered are "
@@ -91,7 +95,7 @@ def notes(table: Table) -> list[str]:
     """How to read the table, and what is not in it."""
     seeds = len(table.lineages)
     lacking = [f"{method} is left out: it {why}" for method, why in table.left_out.items()]
-    return [HOW.format(seeds="one seed" if seeds == 1 else f"{seeds} seeds"), COSTS, *lacking]
+    return [HOW.format(seeds=seeds) if seeds > 1 else HOW_ALONE, COSTS, *lacking]
 
 
 # Figures.
@@ -230,7 +234,6 @@ def write(path: Path, table: Table, made_by: str) -> None:
     style, body = ((PARTS / f"compare.{kind}").read_text("utf-8") for kind in ("css", "html"))
     page = Template(body).substitute(
         title=html.escape(f"SPIN compared: {table.name}"),
-        policy=f"default-src 'none'; style-src '{digest(style)}' 'unsafe-inline'",
         style=style,
         body="\n".join(parts(table, made_by)),
     )
