@@ -1,9 +1,9 @@
 """Settings of evaluation and of the gate that reads it."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import JsonValue, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from spin_core.config_base import Frozen, NonNegativeFloat
 
@@ -96,7 +96,7 @@ class JudgeConfig(Frozen):
     max_tokens: PositiveInt | None = 2048
     """Longest verdict, with what is reasoned before it; None leaves that to the endpoint."""
 
-    extra_body: dict[str, JsonValue] = {}
+    extra_body: dict[str, Any] = {}
     """Further fields of each request, by the endpoint's own names, as `{"reasoning_effort": "low"}`."""
 
     speed: JudgeSpeedConfig = JudgeSpeedConfig()
