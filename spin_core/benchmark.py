@@ -11,6 +11,7 @@ twice, and a run that was killed goes on with the next one.
 
 import difflib
 import functools
+import json
 import logging
 import math
 import os
@@ -81,7 +82,9 @@ def run(job: BenchmarkJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     write_items(found, results, scratch / "items.parquet")
     write_samples(found, results, scratch / "samples.parquet")
     notes = [note for one in found for note in one.notes]
-    notes += [note for report in results.values() for note in report.notes]
+    for one in found:
+        fits = [json.loads((results[single.name].path / "fit.json").read_text("utf-8")) for single in one.singles]
+        notes += harness.notes_of(one.task.name, fits)
     for note in notes:
         log.warning("%s", note)
     return {
@@ -125,8 +128,8 @@ def find_tasks(config: BenchmarkConfig, folder: Path) -> list[Found]:
     for task in config.tasks:
         local = known[task.name]
         singles = [Single(one.name, one.digest, functools.partial(load, one.name)) for one in local.tasks]
-        borrowed = [one.name for one in local.tasks if one.borrows(task.num_fewshot)]
-        notes = [f"{name}: examples in the prompt come from the rows that are evaluated" for name in borrowed]
+        borrowed = any(one.borrows(task.num_fewshot) for one in local.tasks)
+        notes = [f"{task.name}: examples in the prompt come from the rows that are evaluated"] if borrowed else []
         found.append(Found(task, singles, local.means, notes))
     return found
 

@@ -6,7 +6,7 @@ What is longer than the model's context loses its beginning, as in lm-eval, and 
 import contextlib
 import dataclasses
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -59,17 +59,22 @@ class Fitting:
         self.asked += len(requests)
         return super().generate_until(fitting, *args, **kwargs)  # type: ignore[misc]
 
-    def notes(self, task: str) -> list[str]:
-        """What did not fit since the last `reset`."""
-        found = []
-        if self.cut:
-            found.append(
-                f"{task}: {self.cut:,} of {self.asked:,} prompts are longer than the model's context of "
-                f"{self.max_length:,} tokens, and lost their beginning"
-            )
-        if self.longest:
-            found.append(f"{task}: answers have room for {self.longest[0]:,} tokens, not {self.longest[1]:,}")
-        return found
+    def fit(self) -> dict[str, Any]:
+        """What did and did not fit since the last `reset`."""
+        return {"asked": self.asked, "cut": self.cut, "context": int(self.max_length), "longest": self.longest}
+
+
+def notes_of(task: str, fits: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What did not fit in a task, or in all tasks of a group, for people."""
+    asked, cut = (sum(fit[name] for fit in fits) for name in ("asked", "cut"))
+    found = []
+    if cut:
+        found.append(
+            f"{task}: {cut:,} of {asked:,} prompts are longer than the model's context of "
+            f"{fits[0]['context']:,} tokens, and lost their beginning"
+        )
+    shortened = sorted({tuple(fit["longest"]) for fit in fits if fit["longest"]})
+    return found + [f"{task}: answers have room for {room:,} tokens, not {wanted:,}" for room, wanted in shortened]
 
 
 def load(job: BenchmarkJob) -> Any:

@@ -5,6 +5,7 @@ used: it holds answers by prompt, without what asked for them, and would have ev
 
     items.parquet     value by metric and item, where an item has one
     samples.parquet   what each item was asked and how the model answered
+    fit.json          how many prompts the model's context cut
 """
 
 import importlib.metadata
@@ -128,13 +129,8 @@ def score(task: Any, harness: Any, asked: Mapping[str, Any], scratch: Path) -> d
     pq.write_table(pa.table(list(columns), schema=ITEMS), scratch / "items.parquet")
     logged = pa.Table.from_pylist(log_rows(name, samples), schema=SAMPLES)
     pq.write_table(logged, scratch / "samples.parquet", compression="zstd")
-    return {
-        "model": asked["model"],
-        "suite": name,
-        "harness": asked["harness"],
-        "scores": scores,
-        "notes": harness.notes(name),
-    }
+    store.write_json(scratch / "fit.json", harness.fit())
+    return {"model": asked["model"], "suite": name, "harness": asked["harness"], "scores": scores}
 
 
 def check_sentences(task: Any, name: str) -> None:
