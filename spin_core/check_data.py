@@ -190,7 +190,7 @@ def rows_on_hub(source: SourceConfig, setting: str = "prompts.source") -> int | 
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
 
-    from spin_core.sources import first_line
+    from spin_core.errors import first_line
 
     try:
         card = HfApi().dataset_info(source.path, revision=source.revision, timeout=5).card_data

@@ -224,7 +224,8 @@ def text_disk(texts: Texts, config: RunConfig, t: int) -> float:
 
 def pairs_in(texts: Texts, config: RunConfig, t: int) -> int:
     """Pairs that iteration t trains on, if none is dropped."""
-    return texts.prompts * (2 if t > 0 and at(config.pairs.mix_previous, t) else 1)
+    of_a_prompt = config.generate.answers if config.pairs.answers == "all" else 1
+    return texts.prompts * of_a_prompt * (2 if t > 0 and at(config.pairs.mix_previous, t) else 1)
 
 
 def steps_in(texts: Texts, config: RunConfig, t: int) -> int:
@@ -237,10 +238,11 @@ def iteration_seconds(shape: Shape, texts: Texts, config: RunConfig, t: int, spe
     pairs, row = pairs_in(texts, config, t), texts.prompt_tokens + texts.response_tokens
     item = tokens_of_item(texts, config.train)
     trained = item * pairs * at(config.train.epochs, t)
-    scored = item * pairs * (2 if config.train.anchor else 1)
-    rows = config.generate.batch_size
+    scored = item * pairs * (2 if config.train.anchor_in(t) else 1)
+    rows, answers = config.generate.batch_size, texts.prompts * config.generate.answers
+    devices = max(1, config.generate.speed.workers) if speed.own_device else 1
     return {
-        "generating": generation_seconds(shape, texts, texts.prompts, rows, speed),
+        "generating": generation_seconds(shape, texts, answers, rows, speed) / devices,
         "scoring": pass_seconds(shape, scored, config.train, texts.longest, speed),
         "training": training_seconds(shape, trained, config.train, texts.longest, speed),
         "evaluating": generation_seconds(shape, texts, texts.held_out, rows, speed)

@@ -11,7 +11,7 @@ the backward pass, which is left to hand on what was found. Items whose logits e
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -65,53 +65,39 @@ class _FusedLoss(torch.autograd.Function):
         temperature: float,
         chunk_logits: int,
     ) -> tuple[Tensor, Tensor]:
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_hidden_RH = torch.empty_like(hidden_RH) if need_hidden else None
-        # Sums over chunks are in float32, whatever the weights are.
-        grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if need_weight else None
-        grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if need_bias else None
+        head = Head(weight_VH, bias_V, temperature)
+        head.watch(weight=ctx.needs_input_grad[1], bias=ctx.needs_input_grad[2])
+        grad_RH = torch.empty_like(hidden_RH)
         logps_PB = torch.empty(losses.tokens_PB.shape, dtype=torch.float32, device=hidden_RH.device)
         whole = torch.zeros((), dtype=torch.float32, device=hidden_RH.device)
         size = max(1, chunk_logits // weight_VH.shape[0])
         for items in together(losses.tokens_PB, size):
             places = spans_of(losses.tokens_PB, items)
-            target_C = torch.cat([target_R[place] for place in places])
-            hidden_CH = torch.cat([hidden_RH[place] for place in places])
+            target_C, hidden_CH = (torch.cat([x[place] for place in places]) for x in (target_R, hidden_RH))
             lengths = torch.from_numpy(losses.tokens_PB[:, items].reshape(-1)).to(hidden_RH.device)
-            logps_C = torch.empty(len(target_C), dtype=torch.float32, device=hidden_RH.device)
             cuts = chunks(len(target_C), size)
-            found = None
-            for C in cuts:
-                del found
-                found = exponentials(hidden_CH[C], weight_VH, bias_V, target_C[C], temperature)
-                logps_C[C] = found[2]
+            logps_C = torch.empty(len(target_C), dtype=torch.float32, device=hidden_RH.device)
+            last: Softmax | None = None
+            for cut in cuts:
+                last = None  # its memory is for the next
+                last = head.softmax(hidden_CH[cut], target_C[cut])
+                logps_C[cut] = last.logps_C
             logps_Pb = sums(logps_C, lengths).view(len(logps_PB), -1)
             with torch.enable_grad():
-                logps_Pb.requires_grad_()
-                loss = losses.of(logps_Pb, items).sum()
+                loss = losses.of(logps_Pb.requires_grad_(), items).sum()
                 (slope_Pb,) = torch.autograd.grad(loss, logps_Pb)
             whole += loss.detach()
             logps_PB[:, items] = logps_Pb.detach()
-            slope_C = slope_Pb.reshape(-1).repeat_interleave(lengths) / temperature
+            slope_C = slope_Pb.reshape(-1).repeat_interleave(lengths)
             grad_CH = torch.empty_like(hidden_CH)
-            for C in reversed(cuts):
-                if found is None:
-                    found = exponentials(hidden_CH[C], weight_VH, bias_V, target_C[C], temperature)
-                exp_CV, sum_C, _ = found
-                grad_CV = exp_CV.mul_((-slope_C[C] / sum_C)[:, None])
-                grad_CV.scatter_add_(1, target_C[C, None], slope_C[C, None])
-                if grad_bias_V is not None:
-                    grad_bias_V += grad_CV.sum(dim=0)
-                grad_CV = grad_CV.to(weight_VH.dtype)
-                grad_CH[C] = grad_CV @ weight_VH
-                if grad_weight_VH is not None:
-                    add_product(grad_weight_VH, grad_CV.T, hidden_CH[C])
-                found = exp_CV = grad_CV = None
-            if grad_hidden_RH is not None:
-                for place, grad in zip(places, grad_CH.split([p.stop - p.start for p in places]), strict=True):
-                    grad_hidden_RH[place] = grad
-        ctx.save_for_backward(grad_hidden_RH, grad_weight_VH, grad_bias_V)
-        ctx.dtypes = [weight_VH.dtype, None if bias_V is None else bias_V.dtype]
+            for cut in reversed(cuts):
+                softmax = last or head.softmax(hidden_CH[cut], target_C[cut])
+                grad_CH[cut] = head.gradient(softmax, slope_C[cut], hidden_CH[cut], target_C[cut])
+                last = None
+            for place, grad in zip(places, torch.split(grad_CH, [p.stop - p.start for p in places]), strict=True):
+                grad_RH[place] = grad
+        ctx.save_for_backward(grad_RH, head.grad_weight_VH, head.grad_bias_V)
+        ctx.dtype = weight_VH.dtype
         logps_S = logps_PB.view(-1)
         ctx.mark_non_differentiable(logps_S)
         return whole, logps_S
@@ -121,10 +107,59 @@ class _FusedLoss(torch.autograd.Function):
         hidden_RH, weight_VH, bias_V = (None if found is None else found.mul_(grad) for found in ctx.saved_tensors)
         return (
             hidden_RH,
-            None if weight_VH is None else weight_VH.to(ctx.dtypes[0]),
-            None if bias_V is None else bias_V.to(ctx.dtypes[1]),
+            None if weight_VH is None else weight_VH.to(ctx.dtype),
+            None if bias_V is None else bias_V.to(ctx.dtype),
             *[None] * 4,
         )
+
+
+class Softmax(NamedTuple):
+    """A chunk's softmax, not yet divided by its sums."""
+
+    exp_CV: Tensor
+    """exp(logits - their largest), float32."""
+    sum_C: Tensor
+    logps_C: Tensor
+    """The targets' log-probabilities."""
+
+
+class Head:
+    """The projection, and what the chunks' gradients by its weights add up to: in float32, whatever the weights are."""
+
+    def __init__(self, weight_VH: Tensor, bias_V: Tensor | None, temperature: float) -> None:
+        self.weight_VH, self.bias_V, self.temperature = weight_VH, bias_V, temperature
+        self.grad_weight_VH: Tensor | None = None
+        self.grad_bias_V: Tensor | None = None
+
+    def watch(self, *, weight: bool, bias: bool) -> None:
+        """Add up the gradients that are needed."""
+        if weight:
+            self.grad_weight_VH = torch.zeros_like(self.weight_VH, dtype=torch.float32)
+        if bias and self.bias_V is not None:
+            self.grad_bias_V = torch.zeros_like(self.bias_V, dtype=torch.float32)
+
+    def softmax(self, hidden_CH: Tensor, target_C: Tensor) -> Softmax:
+        """Of some tokens."""
+        logits_CV = F.linear(hidden_CH, self.weight_VH, self.bias_V).float()
+        if self.temperature != 1:
+            logits_CV.div_(self.temperature)
+        logits_CV.sub_(logits_CV.amax(dim=-1, keepdim=True))
+        target_logits_C = logits_CV.gather(1, target_C[:, None]).squeeze(1)
+        exp_CV = logits_CV.exp_()
+        sum_C = exp_CV.sum(dim=-1)
+        return Softmax(exp_CV, sum_C, target_logits_C - sum_C.log())
+
+    def gradient(self, softmax: Softmax, slope_C: Tensor, hidden_CH: Tensor, target_C: Tensor) -> Tensor:
+        """By the hidden states, (C, H), of a loss with this slope in the log-probabilities. The softmax is used up."""
+        slope_C = slope_C / self.temperature
+        grad_CV = softmax.exp_CV.mul_((-slope_C / softmax.sum_C)[:, None])
+        grad_CV.scatter_add_(1, target_C[:, None], slope_C[:, None])
+        if self.grad_bias_V is not None:
+            self.grad_bias_V += grad_CV.sum(dim=0)
+        grad_CV = grad_CV.to(self.weight_VH.dtype)
+        if self.grad_weight_VH is not None:
+            add_product(self.grad_weight_VH, grad_CV.T, hidden_CH)
+        return grad_CV @ self.weight_VH
 
 
 def together(tokens_PB: Ints, most: int) -> Iterator[slice]:
@@ -160,26 +195,13 @@ def linear_logps(
     hidden_RH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_R: Tensor, temperature: float, chunk_logits: int
 ) -> Tensor:
     """log softmax((hidden @ weight.T + bias) / temperature) at the targets, (R,) float32, in chunks of the R tokens."""
+    head = Head(weight_VH, bias_V, temperature)
     logps_R = torch.empty(hidden_RH.shape[0], dtype=torch.float32, device=hidden_RH.device)
-    for C in chunks(len(hidden_RH), max(1, chunk_logits // weight_VH.shape[0])):
-        logps_R[C] = exponentials(hidden_RH[C], weight_VH, bias_V, target_R[C], temperature)[2]
+    for cut in chunks(len(hidden_RH), max(1, chunk_logits // weight_VH.shape[0])):
+        logps_R[cut] = head.softmax(hidden_RH[cut], target_R[cut]).logps_C
     return logps_R
 
 
 def chunks(tokens: int, size: int) -> list[slice]:
     """Spans of tokens whose logits are in memory together: the last of full size, since a training keeps that one."""
     return [slice(max(0, end - size), end) for end in range(tokens, 0, -size)][::-1]
-
-
-def exponentials(
-    hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_C: Tensor, temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(logits - their largest), (C, V) float32; its sums, (C,); and the targets' log-probabilities, (C,)."""
-    logits_CV = F.linear(hidden_CH, weight_VH, bias_V).float()
-    if temperature != 1:
-        logits_CV.div_(temperature)
-    logits_CV.sub_(logits_CV.amax(dim=-1, keepdim=True))
-    target_logits_C = logits_CV.gather(1, target_C[:, None]).squeeze(1)
-    exp_CV = logits_CV.exp_()
-    sum_C = exp_CV.sum(dim=-1)
-    return exp_CV, sum_C, target_logits_C - sum_C.log()

@@ -432,6 +432,9 @@ def test_pairs_and_steps_grow_where_iterations_are_mixed():
     config = resolve("demo", sets=["pairs.mix_previous=true", "train.batch_size=32", "train.epochs=[1, 2]"])
     assert [estimate.pairs_in(TEXTS, config, t) for t in range(3)] == [100, 200, 200]
     assert [estimate.steps_in(TEXTS, config, t) for t in range(3)] == [4, 14, 14]
+    for chosen, pairs in (("all", 300), ("first", 100)):
+        config = resolve("demo", sets=["generate.answers=3", f"pairs.answers={chosen}"])
+        assert estimate.pairs_in(TEXTS, config, 0) == pairs
 
 
 def test_time_grows_with_epochs_and_model_and_falls_with_speed():
