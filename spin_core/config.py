@@ -26,6 +26,7 @@ from spin_core.config_generate import (
     VllmConfig,
     VllmSpeedConfig,
 )
+from spin_core.config_nightly import NightlyConfig
 from spin_core.config_train import LoraConfig, Loss, MonitorsConfig, SftTrainConfig, SpeedConfig, TrainConfig
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "ModelConfig",
     "MonitorsConfig",
     "MtBenchConfig",
+    "NightlyConfig",
     "NonNegativeFloat",
     "OpponentsConfig",
     "PairsConfig",
@@ -319,6 +321,9 @@ class RunConfig(Frozen):
 
     gate: GateConfig = GateConfig()
     """Promotion of a player to the next opponent."""
+
+    nightly: NightlyConfig = NightlyConfig()
+    """When nights stop by themselves."""
 
     controls: ControlsConfig = ControlsConfig()
     """Comparisons."""

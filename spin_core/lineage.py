@@ -49,7 +49,7 @@ J = TypeVar("J", bound=Job)
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 SHARED = ".sft"
 """Below the runs folder: models that recipes train for themselves, by identity."""
-FREE = ("iterations", "controls", "gate")
+FREE = ("iterations", "controls", "gate", "nightly")
 """Settings that may differ from the ones a lineage was started with: what is built does not depend on them."""
 
 
@@ -227,12 +227,18 @@ class Lineage:
         Raises `ConfigError` if the gate has stopped the game.
         """
         records = self.records()
-        if records and records[-1].gate.outcome == "stop" and self.config.gate.rule == "stop":
+        if ended := self.ended_by_gate():
             raise ConfigError(
-                f"the gate ended lineage {self.name} ({records[-1].gate.reason}): to go on all the same, use spin run "
+                f"the gate ended lineage {self.name} ({ended}): to go on all the same, use spin run "
                 f"{self.config.recipe} --lineage {self.name} --iterations {len(records) + 1} --set gate.rule=best"
             )
         return self.config.model_copy(update={"iterations": len(records) + 1, "controls": ControlsConfig()})
+
+    def ended_by_gate(self) -> str | None:
+        """Why the gate stopped the game at its head; None if it did not, or shall do so no longer."""
+        records = self.records()
+        stopped = records and records[-1].gate.outcome == "stop" and self.config.gate.rule == "stop"
+        return records[-1].gate.reason if stopped else None
 
     def published(self) -> list[Path]:
         """Every published folder of this lineage. A hidden one is not, even if a kill left a manifest in it."""

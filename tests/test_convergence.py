@@ -1,0 +1,117 @@
+"""When nights end: gains worked out by hand on four held-out items, and accuracies by the size of their error."""
+
+import shutil
+
+import numpy as np
+import pytest
+from small_lineage import build, report, suite_report
+
+from spin_core import convergence
+from spin_core.errors import ConfigError
+from spin_core.records import Score
+
+BASE = np.array([2.0, 3.0, 4.0, 5.0])
+NOISE = np.array([0.1, -0.1, 0.1, -0.1])
+
+
+def played(folder, *falls, patience=2, sets=()):
+    """A lineage whose version t + 1 has a negative log-likelihood so much lower than θ_0's, give or take noise."""
+    nlls = [BASE, *(BASE - fall + NOISE * (-1) ** t for t, fall in enumerate(falls))]
+    return build(folder, nlls=nlls, sets=["gate.rule=always", f"nightly.patience={patience}", *sets])
+
+
+def test_a_game_that_gains_goes_on(tmp_path):
+    assert convergence.reason(played(tmp_path, 0.5, 1.0, 1.5)) is None
+
+
+def test_versions_that_gain_nothing_end_it_and_are_named(tmp_path):
+    game = played(tmp_path, 1.0, 1.0, 1.0)
+    assert convergence.reason(game) == "none of θ_2 to θ_3 is better than θ_1 in heldout_nll, beyond chance"
+
+
+def test_what_is_worse_is_no_gain(tmp_path):
+    assert convergence.reason(played(tmp_path, 1.0, 0.0, 0.5)) is not None
+
+
+def test_one_version_is_named_alone(tmp_path):
+    game = played(tmp_path, 1.0, 1.0, patience=1)
+    assert convergence.reason(game) == "θ_2 is not better than θ_1 in heldout_nll, beyond chance"
+
+
+def test_fewer_versions_than_its_patience_say_nothing(tmp_path):
+    assert convergence.reason(played(tmp_path, 0.0, 0.0, patience=3)) is None
+    assert convergence.reason(played(tmp_path / "all", 0.0, 0.0, 0.0, patience=3)) is not None
+
+
+def test_patience_of_0_never_looks(tmp_path):
+    assert convergence.reason(played(tmp_path, 0.0, 0.0, patience=0)) is None
+
+
+def test_small_gains_add_up(tmp_path):
+    """Each version is within chance of the one before it; the last is not within chance of the first of them."""
+    game = played(tmp_path, 0.0, 0.12, 0.24)
+    single = [convergence.gained(game, game.reports(t + 1), game.reports(t)) for t in (1, 2)]
+    assert single == [False, False]
+    assert convergence.gained(game, game.reports(3), game.reports(1))
+    assert convergence.reason(game) is None
+
+
+def test_the_gates_metric_counts_and_higher_may_be_better(tmp_path):
+    reasons = {}
+    for name, last in (("gain", 1.0), ("none", 0.0)):
+        runs = tmp_path / name
+        game = build(runs, nlls=(BASE, BASE), sets=["gate.rule=always"])
+        game = type(game)(runs, game.name, game.config.model_copy(update=changed(game.config)))
+        for t, value in enumerate((0.0, last)):
+            suite_report(game.eval_folder(t) / "lm-eval", "m", {"arc_easy": [value] * 3 + [0.0]})
+        reasons[name] = convergence.reason(game)
+    assert reasons == {"gain": None, "none": "θ_1 is not better than θ_0 in arc_easy, beyond chance"}
+
+
+def changed(config):
+    """The gate looks at a benchmark, and one version decides."""
+    return {
+        "gate": config.gate.model_copy(update={"metric": "arc_easy"}),
+        "nightly": config.nightly.model_copy(update={"patience": 1}),
+    }
+
+
+def with_accuracy(folder, value, n, **settings):
+    """A lineage that gains, whose last player tells so many of n held-out pairs apart."""
+    game = played(folder, 0.5, 1.0, sets=[f"nightly.{name}={value}" for name, value in settings.items()])
+    suite = game.eval_folder(2) / "self-play"
+    digest = game.reports(2)[0].model
+    shutil.rmtree(suite)
+    score = Score(value=value, stderr=float(np.sqrt(value * (1 - value) / n)), n=n)
+    report(suite, digest, BASE - 1.0, reward_accuracy=score)
+    return convergence.reason(game)
+
+
+def test_a_player_that_cannot_tell_human_answers_has_nothing_to_learn(tmp_path):
+    said = with_accuracy(tmp_path, 0.5, 1000)
+    assert (
+        said
+        == "θ_2 tells human answers from its opponent's in 0.500 ± 0.016 of 1000 held-out pairs: no better than chance"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "n", "settings"),
+    [
+        (0.6, 1000, {}),  # it can
+        (0.5, 200, {}),  # it may: .5 + 1.645 · .035 is above .55
+        (0.0, 2, {}),  # two pairs show nothing, though they agree
+        (0.5, 1000, {"indifference": 0.0}),  # nobody asked
+    ],
+)
+def test_chance_has_to_be_shown(tmp_path, value, n, settings):
+    assert with_accuracy(tmp_path, value, n, **settings) is None
+
+
+def test_a_converged_game_is_refused_with_the_way_on(tmp_path):
+    with pytest.raises(ConfigError, match=r"lineage tale has converged \(.*\): .*spin next tale --anyway"):
+        convergence.check(played(tmp_path, 1.0, 1.0, 1.0))
+
+
+def test_a_lineage_without_an_iteration_has_not_converged(tmp_path):
+    assert convergence.reason(build(tmp_path, nlls=(BASE,))) is None
