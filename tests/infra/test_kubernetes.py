@@ -1,0 +1,160 @@
+"""The manifests for Kubernetes, against the published schemas, and as Prefect's worker fills them in. No cluster."""
+
+import asyncio
+import json
+import re
+import tomllib
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from kubernetes_validate import ValidationError, validate
+from stack import ROOT
+
+from infra import node
+
+FOLDER = ROOT / "infra" / "kubernetes"
+VERSION = "1.33"
+"""The oldest release in which all that we use is there for good."""
+
+
+def documents(name: str):
+    return list(yaml.safe_load_all((FOLDER / name).read_text()))
+
+
+def one(name: str, kind: str):
+    (found,) = [document for document in documents(name) if document["kind"] == kind]
+    return found
+
+
+def template():
+    return json.loads((FOLDER / "base-job-template.json").read_text())
+
+
+def filled_in(auth: str = "", **values):
+    """The Job that Prefect's worker would create for a run. No server is there, and none is asked."""
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+    from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_API_AUTH_STRING: auth or None}):
+        made = asyncio.run(KubernetesWorkerJobConfiguration.from_template_and_values(template(), values))
+        made.prepare_for_flow_run(FlowRun.model_validate({"flow_id": "6b2d5f4e-7c38-4f0a-9d0f-3c8e5f1f7a11"}))
+    return made
+
+
+def container_of(job):
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    return container
+
+
+@pytest.mark.parametrize("name", ["worker.yaml", "game.yaml"])
+def test_manifests_keep_to_the_published_schemas(name):
+    for document in documents(name):
+        validate(document, VERSION, strict=True)
+
+
+def test_a_field_that_kubernetes_does_not_know_is_refused():
+    job = one("game.yaml", "Job")
+    job["spec"]["template"]["spec"]["subdomains"] = "spin-game"
+    with pytest.raises(ValidationError, match="subdomains"):
+        validate(job, VERSION, strict=True)
+
+
+def test_what_prefects_worker_makes_of_the_template_is_a_job_with_gpus_and_shared_memory():
+    job = filled_in(gpus=4, node_selector={"nvidia.com/gpu.product": "H100"}, shared_memory="8Gi").job_manifest
+    spec = job["spec"]["template"]["spec"]
+    # Prefect itself asks for these two, which a pod does not have; a cluster says so and goes on.
+    assert (spec.pop("parallelism"), spec.pop("completions")) == (1, 1)
+    validate(job, VERSION, strict=True)
+    assert container_of(job)["resources"]["limits"]["nvidia.com/gpu"] == 4
+    assert spec["nodeSelector"] == {"nvidia.com/gpu.product": "H100"}
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    assert volumes["shared-memory"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
+    mounts = {mount["name"]: mount["mountPath"] for mount in container_of(job)["volumeMounts"]}
+    assert mounts == {"runs": "/runs", "models": "/models", "shared-memory": "/dev/shm"}
+    assert "prefect" in " ".join(container_of(job)["args"])
+
+
+def test_the_template_does_without_any_value_and_every_variable_is_used():
+    job = filled_in().job_manifest
+    for field in ("parallelism", "completions"):
+        del job["spec"]["template"]["spec"][field]
+    validate(job, VERSION, strict=True)
+    used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template()["job_configuration"])))
+    assert used == set(template()["variables"]["properties"])
+
+
+def test_secrets_are_named_and_not_told():
+    """The worker's own password reaches a run by the name of its secret, as its settings in the manifest ask for."""
+    from prefect_kubernetes.worker import KubernetesWorker
+
+    settings = {item["name"]: item for item in container_of(one("worker.yaml", "Deployment"))["env"]}
+    prefix = "PREFECT_INTEGRATIONS_KUBERNETES_WORKER_API_AUTH_STRING_SECRET"
+    secret = {"name": settings[f"{prefix}_NAME"]["value"], "key": settings[f"{prefix}_KEY"]["value"]}
+    assert settings["PREFECT_API_AUTH_STRING"]["valueFrom"] == {"secretKeyRef": secret}
+    made = filled_in(auth="team:planted")
+    replace = KubernetesWorker._replace_env_variable_with_secret
+    asyncio.run(replace(None, "PREFECT_API_AUTH_STRING", made, secret["name"], secret["key"]))
+    environment = {item["name"]: item for item in container_of(made.job_manifest)["env"]}
+    assert environment["PREFECT_API_AUTH_STRING"]["valueFrom"] == {"secretKeyRef": secret}
+    assert environment["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": "spin", "key": "hf-token", "optional": True}
+    assert "planted" not in json.dumps(made.job_manifest)
+
+
+def test_the_worker_may_do_what_it_does_and_no_more():
+    (binding,) = [document for document in documents("worker.yaml") if document["kind"] == "RoleBinding"]
+    role, deployment = one("worker.yaml", "Role"), one("worker.yaml", "Deployment")
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert binding["subjects"][0]["name"] == deployment["spec"]["template"]["spec"]["serviceAccountName"]
+    allowed = {resource: set(rule["verbs"]) for rule in role["rules"] for resource in rule["resources"]}
+    assert allowed["jobs"] >= {"create", "delete", "get", "list", "watch"}
+    assert allowed["pods"] == {"get", "list", "watch"}
+    assert "secrets" not in allowed
+
+
+def test_the_claims_that_pods_use_are_there():
+    claims = {document["metadata"]["name"] for document in documents("worker.yaml") if "Claim" in document["kind"]}
+    for job in (filled_in().job_manifest, one("game.yaml", "Job")):
+        volumes = job["spec"]["template"]["spec"]["volumes"]
+        assert {
+            one["persistentVolumeClaim"]["claimName"] for one in volumes if "persistentVolumeClaim" in one
+        } == claims
+
+
+def test_the_pods_of_a_game_meet_by_a_name_that_the_service_gives():
+    service, job = one("game.yaml", "Service"), one("game.yaml", "Job")
+    name, pod = job["metadata"]["name"], job["spec"]["template"]["spec"]
+    environment = {item["name"]: item for item in container_of(job)["env"]}
+    (port,) = service["spec"]["ports"]
+    assert environment["SPIN_MEET"]["value"] == f"{name}-0.{service['metadata']['name']}:{port['port']}"
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": name}
+    assert service["spec"]["publishNotReadyAddresses"]
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(environment["SPIN_NODES"]["value"])
+
+
+def test_a_pod_is_told_all_that_a_node_must_know(monkeypatch, tmp_path):
+    job = one("game.yaml", "Job")
+    program, flag, module, *arguments = container_of(job)["args"]
+    assert (program, flag, module) == ("python", "-m", "infra.node")
+    environment = {item["name"]: item.get("value", "1") for item in container_of(job)["env"]}
+    led = []
+    monkeypatch.setattr(node, "lead", lambda line, mark: led.append((line, mark)))
+    done = CliRunner().invoke(
+        node.main, arguments, env=environment | {"SPIN_NODE_RANK": "0", "SPIN_RUNS": str(tmp_path)}
+    )
+    assert done.exit_code == 0, done.output
+    ((line, mark),) = led
+    assert line[:4] == ["run", "zephyr-7b", "--lineage", "mine"]
+    assert "train.speed.nodes=2" in line
+    assert f"train.speed.rendezvous={environment['SPIN_MEET']}" in line
+    assert line[-4:] == ["--set", "train.speed.ranks=8", "--set", "generate.speed.workers=8"]
+    assert mark == tmp_path / ".nodes" / "1.ended"
+
+
+def test_the_image_has_what_the_worker_runs():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any(requirement.startswith("prefect-kubernetes") for requirement in extras["kubernetes"])
+    (script,) = (ROOT / "infra" / "docker").glob("install.sh")
+    assert "kubernetes" in script.read_text()

@@ -1,0 +1,148 @@
+"""A node of a game on several: what it takes part in, how often, and when it ends."""
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from infra import node
+from spin_core import launch
+from spin_core.errors import ConfigError
+
+VLLM = {"python": sys.executable, "speed": {"tensor_parallel": 2}}
+
+
+@pytest.fixture(autouse=True)
+def second(monkeypatch):
+    """We are the second node, look often, and have no GPU."""
+    monkeypatch.setenv(launch.NODE_RANK, "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(node, "LOOK_SECONDS", 0.02)
+
+
+def job_file(root: Path, where: str, phase: str, config: dict) -> Path:
+    path = root / where
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"phase": phase, "config": config}))
+    return path
+
+
+def train(root: Path, nodes: int = 2, where: str = "iter_00/jobs/train.json") -> Path:
+    return job_file(root, where, "train", {"speed": {"nodes": nodes}})
+
+
+def begin(path: Path, by: str) -> None:
+    """As the first node does it."""
+    path.with_suffix(".pid").write_text(by)
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_a_node_takes_part_in_trainings_that_count_it_in_and_in_nothing_that_one_does_alone(tmp_path, monkeypatch):
+    assert node.parts_in(train(tmp_path, nodes=1)) == []
+    ((line, environment),) = node.parts_in(train(tmp_path, nodes=2))
+    assert (line[1:], environment) == (["-m", "spin_core.train", str(tmp_path / "iter_00/jobs/train.json")], {})
+    monkeypatch.setenv(launch.NODE_RANK, "2")
+    assert node.parts_in(train(tmp_path, nodes=2)) == []
+    assert node.parts_in(job_file(tmp_path, "jobs/pairs.json", "pairs", {})) == []
+    score = tmp_path / "score.json"
+    score.write_text(json.dumps({"phase": "score"}))
+    assert node.parts_in(score) == []
+
+
+def test_a_node_answers_with_as_many_workers_as_the_first_each_on_gpus_of_its_own(tmp_path, monkeypatch):
+    config = {"engine": "vllm", "vllm": VLLM, "speed": {"workers": 2}}
+    path = job_file(tmp_path, "iter_00/jobs/generations.json", "generate", config)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    parts = node.parts_in(path)
+    assert [environment for _, environment in parts] == [
+        {"CUDA_VISIBLE_DEVICES": "0,1"},
+        {"CUDA_VISIBLE_DEVICES": "2,3"},
+    ]
+    assert {tuple(line[1:]) for line, _ in parts} == {("-m", "spin_core.shards", str(path))}
+    job_file(tmp_path, "iter_00/jobs/generations.json", "generate", config | {"speed": {"workers": 0}})
+    assert len(node.parts_in(path)) == 1, "a first node that only waits leaves the work to the others"
+
+
+def test_phases_are_found_wherever_the_first_node_may_begin_them(tmp_path):
+    root = tmp_path / "mine"
+    places = ["iter_00/jobs/train.json", "controls/dpo/jobs/train.json", "../.sft/0a1b/jobs/train.json"]
+    for where in places:
+        begin(train(root, where=where), "7 1")
+    train(root, where="iter_01/jobs/train.json")
+    begin(train(root, where="iter_02/jobs/train.json"), "")
+    assert {one.job_file.resolve() for one in node.under_way(root)} == {(root / where).resolve() for where in places}
+
+
+def following(root: Path, mark: Path, monkeypatch, does: str) -> threading.Thread:
+    """Follow in a thread. Taking part, `does` is run, as Python, with the job file as its argument."""
+    monkeypatch.setattr(launch, "command", lambda path, _: [sys.executable, "-c", does, str(path)])
+    thread = threading.Thread(target=node.follow, args=(root, mark))
+    thread.start()
+    return thread
+
+
+TELL = "import os, sys; open(sys.argv[1] + '.log', 'a').write(os.environ['SPIN_NODE_RANK'])"
+
+
+def test_each_attempt_is_joined_once_and_the_mark_ends_it(tmp_path, monkeypatch):
+    path, mark = train(tmp_path), tmp_path / "ended"
+    thread = following(tmp_path, mark, monkeypatch, TELL)
+    log = path.with_name("train.json.log")
+    for attempt in (1, 2):
+        begin(path, f"{attempt} 1")
+        wait_for(lambda attempt=attempt: log.exists() and len(log.read_text()) == attempt)
+        time.sleep(0.2)  # in which it might be joined again
+    mark.touch()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert log.read_text() == "11"
+
+
+def test_what_the_first_node_has_given_up_is_given_up_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(node, "GRACE_SECONDS", 0.2)
+    path, mark = train(tmp_path), tmp_path / "ended"
+    begin(path, "1 1")
+    thread = following(tmp_path, mark, monkeypatch, f"{TELL}; import time; time.sleep(600)")
+    log = path.with_name("train.json.log")
+    wait_for(log.exists)
+    assert str(path) in ours()
+    path.with_suffix(".pid").unlink()
+    wait_for(lambda: str(path) not in ours())
+    mark.touch()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def ours() -> str:
+    """The command lines of our children."""
+    children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    pids = [pid for file in children for pid in file.read_text().split()]
+    lines = [Path(f"/proc/{pid}/cmdline") for pid in pids]
+    return " ".join(line.read_text() for line in lines if line.exists())
+
+
+def test_the_first_node_leaves_the_mark_if_the_game_ended_well_and_ends_as_the_game_if_not(tmp_path):
+    mark = node.mark_of(tmp_path, "slurm-7-0")
+    with pytest.raises(SystemExit) as ended:
+        node.lead(["run", "no-such-recipe", "--runs", str(tmp_path)], mark)
+    assert ended.value.code == 2
+    assert not mark.exists()
+    node.lead(["recipes"], mark)
+    assert mark == tmp_path / ".nodes" / "slurm-7-0.ended"
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a b", "-"])
+def test_a_game_that_cannot_be_a_files_name_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match="is no name: take letters, digits and hyphens"):
+        node.mark_of(tmp_path, name)
