@@ -12,6 +12,7 @@ from kubernetes_validate import ValidationError, validate
 from stack import ROOT
 
 from infra import node
+from spin_core.errors import SpinError
 
 FOLDER = ROOT / "infra" / "kubernetes"
 VERSION = "1.33"
@@ -151,6 +152,12 @@ def test_a_pod_is_told_all_that_a_node_must_know(monkeypatch, tmp_path):
     assert f"train.speed.rendezvous={environment['SPIN_MEET']}" in line
     assert line[-4:] == ["--set", "train.speed.ranks=8", "--set", "generate.speed.workers=8"]
     assert mark == tmp_path / ".nodes" / "1.ended"
+
+
+def test_a_game_is_not_tried_again_for_a_mistake_of_the_user():
+    job = one("game.yaml", "Job")
+    ends = [rule["onExitCodes"] for rule in job["spec"]["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"]
+    assert ends == [{"containerName": container_of(job)["name"], "operator": "In", "values": [SpinError.exit_code]}]
 
 
 def test_the_image_has_what_the_worker_runs():
