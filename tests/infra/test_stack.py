@@ -112,7 +112,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
             yield one
         finally:
             for name in reversed(list(stack.running)):
-                stack.end(name)
+                stack.end(name, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
