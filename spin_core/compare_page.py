@@ -5,6 +5,7 @@ The page holds all it shows and runs no script.
 
 import html
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -15,6 +16,9 @@ from spin_core.plots import PAGE, PAPER, Colours
 from spin_core.samples_page import PARTS
 
 Point = tuple[float, Line]
+
+PRINT = replace(PAPER, iterations=("#2563eb", "#d1661f", "#12866a", "#a3359b", "#8a6d00", "#4a5568"))
+"""Colours of pictures in Prefect's pages: each method has one."""
 
 HOW = (
     "Each value is the mean over {seeds} seeds ± its standard error over them: games of their own from one θ_0 on the "
@@ -216,7 +220,7 @@ def markdown(table: Table) -> str:
     pictures = [
         part
         for name, drawn in figures(table).items()
-        for part in (f"## As the paper's {name}", CAPTIONS[name], report.image(plots.png(drawn(PAPER)), name))
+        for part in (f"## As the paper's {name}", CAPTIONS[name], report.image(plots.png(drawn(PRINT)), name))
     ]
     return "\n\n".join(
         [

@@ -291,9 +291,9 @@ class RunConfig(Frozen):
     seed: int = 0
     """The seed that every other seed comes from."""
 
-    play_seed: int | None = None
-    """Another game from the same θ_0 on the same data: the seed of what opponents answer and of the order in which
-    players and controls train. None: `seed`."""
+    play_seed: int = 0
+    """Another number plays another game from the same θ_0 on the same data: it is added to the seed of what opponents
+    answer and of the order in which players and controls train."""
 
     model: ModelConfig = ModelConfig()
     """The SFT model."""
@@ -331,7 +331,7 @@ class RunConfig(Frozen):
     @property
     def game_seed(self) -> int:
         """The seed of answers and trainings."""
-        return self.seed if self.play_seed is None else self.play_seed
+        return self.seed + self.play_seed
 
     @model_validator(mode="after")
     def _loss_is_a_game(self) -> Self:

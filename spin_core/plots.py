@@ -173,6 +173,7 @@ def panel(colours: Colours, size: tuple[float, float], grid: Literal["x", "y"] =
 def png(figure: Any) -> bytes:
     """The figure as PNG, on white."""
     buffer = io.BytesIO()
+    figure.patch.set_visible(True)  # else a dark page shows through, and the letters are dark
     figure.savefig(buffer, format="png", facecolor="white")
     return buffer.getvalue()
 

@@ -1,11 +1,14 @@
 """A comparison over seeds: what is refused before compute, the numbers of its table, and its page."""
 
+import base64
 import dataclasses
+import io
 import json
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 from small_lineage import NLLS, build, lines, publish, report, settings
 
 from spin_core import compare, compare_page, controls
@@ -216,6 +219,8 @@ def test_the_artifact_has_the_same_table_with_pictures(standing):
     text = compare_page.markdown(standing)
     assert text.count("data:image/png;base64,") == 3
     assert "| θ_2 | 2.9000 ± 0.0577 | – |" in text
+    picture = base64.b64decode(text.split("base64,")[1].split(")")[0])
+    assert imread(io.BytesIO(picture))[0, 0].tolist() == [1, 1, 1, 1]  # white, not transparent: the UI may be dark
 
 
 def test_figures_without_lines_are_not_drawn(games):
