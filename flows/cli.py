@@ -83,12 +83,18 @@ def run(
 
 @main.command()
 @click.argument("lineage")
+@click.option("--anyway", is_flag=True, help="Also when the game has converged.")
 @runs_option
-def next(lineage: str, runs: Path) -> None:
+def next(lineage: str, anyway: bool, runs: Path) -> None:
     """Play one more iteration of a lineage."""
+    from spin_core import convergence
     from spin_core import lineage as lineages
 
-    play(runs, lineage, lineages.find(runs, lineage).one_more())
+    game = lineages.find(runs, lineage)
+    config = game.one_more()
+    if not anyway:
+        convergence.check(game)
+    play(runs, lineage, config)
 
 
 def play(runs: Path, name: str, config: Any) -> None:
@@ -390,13 +396,36 @@ def recipes(settings: bool, recipe: str | None) -> None:
 @click.option("--port", default=4200, show_default=True, help="Port of the server and its UI.")
 @runs_option
 def up(port: int, runs: Path) -> None:
-    """Serve the UI: a server, the deployments and a worker, until Ctrl-C."""
+    """Serve the UI: a server, the deployments and a worker, until Ctrl-C or `spin down`."""
     from flows import local
 
     local.prepare(runs, quiet=False)
     from flows.serve import serve
 
     serve(runs, port)
+
+
+@main.command()
+@json_option
+@runs_option
+def status(as_json: bool, runs: Path) -> None:
+    """Show what is up, what runs and how far it is, and where each lineage stands."""
+    from flows import status as statuses
+
+    found = statuses.status(runs)
+    if as_json:
+        click.echo(found.model_dump_json(indent=2))
+    else:
+        statuses.show(found, runs)
+
+
+@main.command()
+@runs_option
+def down(runs: Path) -> None:
+    """End what `spin up` has started, and wait for it. Runs save their work and go on at the next `spin up`."""
+    from flows import status as statuses
+
+    statuses.down(runs)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Make the local server ready for runs: `python -m flows.deploy`, which `spin up` starts beside the server.
 
-Waits for the server, ends what a killed `spin up` left as running, and installs the work pool and the deployments of
-prefect.yaml. What a user has set on a deployment since (its schedules, its parameters) stays.
+Waits for the server, has what an earlier `spin up` left as running go on, and installs the work pool and the
+deployments of prefect.yaml. What a user has set on a deployment since (its schedules, its parameters) stays.
 """
 
 import contextlib
@@ -9,23 +9,25 @@ import os
 import runpy
 import sys
 import time
+from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleUpdate, DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter, WorkPoolFilter
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
-from prefect.states import Crashed
+from prefect.states import AwaitingRetry, Cancelled, Crashed
 
 import flows.spin  # noqa: F401 (so that it is loaded by the time the server answers)
 from flows import local
 
 LOST = "The server and the worker ended while it ran. Start it again: what is finished is reused."
 IN_OUR_POOL = WorkPoolFilter.model_validate({"name": {"any_": [local.POOL]}})
-OF_DEPLOYMENTS = FlowRunFilter.model_validate({"deployment_id": {"is_null_": False}})
 UNDER_WAY = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
-SAID_TO_RUN = FlowRunFilter.model_validate(UNDER_WAY)
+OF_DEPLOYMENTS = {"deployment_id": {"is_null_": False}}
+FROM_DEPLOYMENTS = FlowRunFilter.model_validate(OF_DEPLOYMENTS)
+SAID_TO_RUN = FlowRunFilter.model_validate(OF_DEPLOYMENTS | UNDER_WAY)
 TASK_SAID_TO_RUN = TaskRunFilter.model_validate(UNDER_WAY)
 
 
@@ -37,7 +39,8 @@ def main() -> None:
     with get_client(sync_client=True) as client:
         with contextlib.suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=local.POOL, type="process"))
-        end_lost_runs(client)
+        if "SPIN_UP" in os.environ:  # on a team's server other workers live
+            go_on_with_lost_runs(client)
         before = user_settings(client)
         deploy()
         for deployment, settings in before.items():
@@ -47,16 +50,32 @@ def main() -> None:
                 print(f"deployment {deployment} has its settings from prefect.yaml again: {error}")
 
 
-def end_lost_runs(client: SyncPrefectClient) -> None:
-    """Say of all that is said to be running that it crashed: no worker lives yet that could run it.
+def go_on_with_lost_runs(client: SyncPrefectClient) -> None:
+    """Schedule all runs that are said to be running: no worker lives yet that could run them.
 
-    Runs of the command line are left alone: they belong to no deployment.
+    What has been started again too often has crashed for good, and what was being cancelled is cancelled. Runs of the
+    command line are left alone: they belong to no deployment.
     """
-    lost: State[None] = Crashed(message=LOST)
-    for run in client.read_flow_runs(flow_run_filter=SAID_TO_RUN, work_pool_filter=IN_OUR_POOL):
-        client.set_flow_run_state(run.id, lost, force=True)
-    for task in client.read_task_runs(flow_run_filter=OF_DEPLOYMENTS, task_run_filter=TASK_SAID_TO_RUN):
-        client.set_task_run_state(task.id, lost, force=True)
+    while found := client.read_task_runs(flow_run_filter=FROM_DEPLOYMENTS, task_run_filter=TASK_SAID_TO_RUN):
+        for task in found:
+            client.set_task_run_state(task.id, crashed(), force=True)
+    while runs := client.read_flow_runs(flow_run_filter=SAID_TO_RUN, work_pool_filter=IN_OUR_POOL):
+        for run in runs:
+            client.set_flow_run_state(run.id, next_state(run), force=True)
+
+
+def next_state(run: FlowRun) -> State[Any]:
+    """What becomes of a run that was lost."""
+    if run.state and run.state.is_cancelling():
+        return Cancelled(message="It was being cancelled as the server ended.")
+    if run.run_count > local.RERUNS:
+        return crashed()
+    return AwaitingRetry(message="The server ended while it ran. It goes on, and what is finished is reused.")
+
+
+def crashed() -> State[Any]:
+    """The state of a lost task, or of a run that is not started again by itself. Each is an object of its own."""
+    return Crashed(message=LOST)
 
 
 def user_settings(client: SyncPrefectClient) -> dict[UUID, DeploymentUpdate]:

@@ -11,9 +11,12 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import NamedTuple
 
 OWN = ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE")
 DEFAULT_PORT = 4200
+RERUNS = 3
+"""How often a crashed run is started again by itself."""
 POOL = "spin"
 """The work pool of the local worker."""
 ORPHAN_GRACE_SECONDS = 40.0
@@ -50,21 +53,37 @@ def state_folder(runs: Path) -> Path:
     return runs / ".prefect"
 
 
+class Up(NamedTuple):
+    """A `spin up` that lives."""
+
+    pid: int
+    url: str
+    """The address of its server; empty while it starts."""
+    since: float
+    """When it was up, as `time.time()` tells."""
+
+
 def address_file(runs: Path) -> Path:
-    """Holds the address of the folder's server, and is locked as long as `spin up` lives."""
+    """Holds the process of the folder's `spin up` and then its server's address. It is locked as long as that lives."""
     return state_folder(runs) / "server.url"
 
 
-def serving(runs: Path) -> str | None:
-    """The address of the server that `spin up` runs for this folder; None if none answers."""
+def find_up(runs: Path) -> Up | None:
+    """The `spin up` that lives for this folder, starting and ending ones too; None if there is none."""
     try:
         with address_file(runs).open(encoding="utf-8") as file:
             if not is_locked(file.fileno()):
                 return None  # a killed `spin up` left it, and another's server may have that port by now
-            url = file.read().strip()
+            words, since = file.read().split(), os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
         return None
-    return url if url and healthy(url) else None
+    return Up(int(words[0]), words[1] if len(words) > 1 else "", since) if words else None
+
+
+def serving(runs: Path) -> str | None:
+    """The address of the server that `spin up` runs for this folder; None if none answers."""
+    up = find_up(runs)
+    return up.url if up and up.url and healthy(up.url) else None
 
 
 def is_locked(descriptor: int) -> bool:

@@ -1,4 +1,7 @@
-"""`spin up`: a server, the deployments and a worker, which end together, at Ctrl-C at the latest."""
+"""`spin up`: a server, the deployments and a worker, which end together, at Ctrl-C or `spin down`.
+
+A server or worker that ends by itself is started again, and so are runs that crashed.
+"""
 
 import contextlib
 import fcntl
@@ -8,21 +11,24 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO, Self, TextIO
 
 import click
 
-from flows import local
+from flows import local, watch
 from spin_core import launch
 from spin_core.errors import ConfigError, TryAgain
 
 HOST = "127.0.0.1"
 HOME = Path(__file__).resolve().parent.parent
 START_SECONDS = 180.0
-PATIENCE_SECONDS = 30.0
-"""How long a part may take to end by itself."""
+PATIENCE_SECONDS = 45.0
+"""How long a part and what it has started may take to end by themselves: a phase has 30 s to save its work."""
+RESTARTS, RESTARTS_WITHIN_SECONDS = 5, 600.0
+"""A part that ends by itself more often than that is not started again."""
 
 
 def serve(runs: Path, port: int) -> None:
@@ -55,22 +61,32 @@ def serve(runs: Path, port: int) -> None:
             log = stack.enter_context(path.open("ab"))
             click.echo("starting the server …")
             server = stack.enter_context(
-                part(["prefect", "server", "start", "--host", HOST, "--port", str(port)], environment, log)
+                Part("server", ["prefect", "server", "start", "--host", HOST, "--port", str(port)], environment, log)
             )
             with part(["flows.deploy"], environment, log) as deploying:
-                wait_until_ready(server, deploying, path)
+                wait_until_ready(server.process, deploying, path)
             worker = stack.enter_context(
-                part(["prefect", "worker", "start", "--pool", local.POOL, "--type", "process"], environment, log)
+                Part(
+                    "worker",
+                    ["prefect", "worker", "start", "--pool", local.POOL, "--type", "process"],
+                    environment,
+                    log,
+                )
             )
             print(url, file=address, flush=True)
             click.echo(
                 f"up: {url}/v2/deployments starts runs; {url}/v2/artifacts shows every iteration and leaderboard\n"
-                f"lineages in {runs}; log in {path}; Ctrl-C ends it"
+                f"lineages in {runs}; log in {path}; Ctrl-C or spin down ends it"
             )
-            while server.poll() is None and worker.poll() is None:
+            looked = time.monotonic()
+            while True:
+                for one in (server, worker):
+                    if one.process.poll() is not None:
+                        one.start_again(path)
+                if time.monotonic() - looked > watch.EVERY_SECONDS:
+                    watch.look(url)
+                    looked = time.monotonic()
                 time.sleep(0.5)
-            which = "server" if server.poll() is not None else "worker"
-            raise TryAgain(f"the {which} ended by itself: see {path}, and run spin up again")
         click.echo("ending …")
     click.echo("down")
 
@@ -101,6 +117,7 @@ def claimed(path: Path) -> Iterator[TextIO]:
         except BlockingIOError as error:
             raise TryAgain(f"another spin up is starting or ending in {path.parent}: try again in a minute") from error
         file.truncate(0)
+        print(os.getpid(), file=file, flush=True)
         try:
             yield file
         finally:
@@ -123,11 +140,59 @@ def part(module: list[str], environment: dict[str, str], log: BinaryIO) -> Itera
         try:
             yield process
         finally:
-            for number in (signal.SIGTERM, signal.SIGKILL):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(PATIENCE_SECONDS)
+            end(process)
+
+
+class Part:
+    """A part that is started again when it ends by itself."""
+
+    def __init__(self, name: str, module: list[str], environment: dict[str, str], log: BinaryIO) -> None:
+        self.name, self.module, self.environment, self.log = name, module, environment, log
+        self.ends: deque[float] = deque(maxlen=RESTARTS)
+        self.stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def start(self) -> None:
+        """Start it."""
+        self.process = self.stack.enter_context(part(self.module, self.environment, self.log))
+
+    def start_again(self, log: Path) -> None:
+        """End what it has left behind and start it; `TryAgain` if that happens too often."""
+        now = time.monotonic()
+        if len(self.ends) == RESTARTS and now - self.ends[0] < RESTARTS_WITHIN_SECONDS:
+            raise TryAgain(f"the {self.name} ends by itself again and again: see {log}, and run spin up again")
+        self.ends.append(now)
+        click.echo(f"the {self.name} ended by itself (status {self.process.returncode}): starting it again …")
+        self.stack.close()
+        self.start()
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process group: ask it to, and kill what is left of it when patience is at its end."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while (process.poll() is None or others_in(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def others_in(group: int) -> bool:
+    """Whether a process of the group is alive that is not its leader: a worker's runs are, where it ended first."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, number = path.read_text("utf-8").rpartition(")")[2].split()[:3]
+            if int(number) == group and state not in "ZX" and int(path.parent.name) != group:
+                return True
+    return False
 
 
 def wait_until_ready(server: subprocess.Popen[bytes], deploying: subprocess.Popen[bytes], log: Path) -> None:

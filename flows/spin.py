@@ -67,8 +67,12 @@ def continue_lineage(runs: str, name: str, config: RunConfig) -> Board:
 
 
 def play_alone(runs: Path, name: str, config: RunConfig) -> Board:
-    """Play with the lineage's lock held."""
-    with store.locked(lineages.check_name(runs, name)), launch.warm.phases():
+    """Play with the lineage's lock held.
+
+    A run that was started again, because it crashed or fell silent, may find itself still alive: it waits for its end.
+    """
+    again = (flow_run.run_count or 1) > 1
+    with store.locked(lineages.check_name(runs, name), wait=again), launch.warm.phases():
         return play(lineages.start(runs, name, config))
 
 

@@ -4,6 +4,7 @@ The store knows what is built, so Prefect must not keep a second cache beside it
 done completes as "Reused".
 """
 
+import contextlib
 import functools
 import logging
 import time
@@ -11,10 +12,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
 from uuid import UUID
 
+import httpx
 from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
@@ -126,15 +129,19 @@ class ProgressArtifact:
         if now - self.told < PROGRESS_EVERY_SECONDS or not message.get("total"):
             return
         self.told = now
-        percent = 100.0 * message["done"] / message["total"]
-        if self.id is None:
-            made = create_progress_artifact(progress=percent, description=self.title)
-            assert isinstance(made, UUID), "called from a sync task"
-            self.id = made
-        else:
-            update_progress_artifact(self.id, progress=percent)
+        self.show(100.0 * message["done"] / message["total"])
 
     def finish(self) -> None:
         """Fill the bar."""
         if self.id is not None:
-            update_progress_artifact(self.id, progress=100.0)
+            self.show(100.0)
+
+    def show(self, percent: float) -> None:
+        """Draw the bar, if the server is there: no phase ends for the sake of its bar."""
+        with contextlib.suppress(httpx.TransportError, PrefectHTTPStatusError):
+            if self.id is None:
+                made = create_progress_artifact(progress=percent, description=self.title)
+                assert isinstance(made, UUID), "called from a sync task"
+                self.id = made
+            else:
+                update_progress_artifact(self.id, progress=percent)

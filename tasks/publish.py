@@ -13,6 +13,7 @@ from prefect.logging import get_run_logger
 from spin_core import board, html_report, report, store
 from spin_core.lineage import Lineage
 from spin_core.records import IterationRecord
+from tasks.patience import patiently
 
 
 @task(name="publish", task_run_name="publish t={record.t}", cache_policy=NO_CACHE, persist_result=False)
@@ -58,14 +59,14 @@ def publish_leaderboard(game: Lineage) -> board.Board:
 
 def is_new(name: str, page: str) -> bool:
     """Whether the artifact's last version, if there is any, says something else."""
-    last = Artifact.get(artifact_key(name))
+    last = patiently(lambda: Artifact.get(artifact_key(name)))
     assert not isinstance(last, Coroutine), "called from a sync task"
     return last is None or last.data != page
 
 
 def show(name: str, page: str, description: str) -> None:
     """Make a new version of an artifact."""
-    create_markdown_artifact(page, key=artifact_key(name), description=description)
+    patiently(lambda: create_markdown_artifact(page, key=artifact_key(name), description=description))
 
 
 def artifact_key(text: str) -> str:

@@ -1,120 +1,24 @@
 """`spin up` as a user has it: a real server and a real worker, runs through its API, kills and signals."""
 
-import contextlib
+import http.server
 import json
 import os
+import queue
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import pytest
+from served import Up, as_in_form, free_port, holder, stamps, wait_for
 
 pytestmark = pytest.mark.slow
-
-T = TypeVar("T")
-PATIENCE = 150.0
-"""Seconds that anything here may take on a busy machine."""
-
-
-def wait_for(what: Callable[[], T]) -> T:
-    """What `what` gives, as soon as it gives something."""
-    deadline = time.monotonic() + PATIENCE
-    while not (found := what()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-    return found
-
-
-@dataclass
-class Up:
-    """A `spin up` with a folder of its own."""
-
-    runs: Path
-    port: int
-    process: subprocess.Popen[str] = field(init=False)
-
-    def command(self, *more: str) -> list[str]:
-        return [sys.executable, "-m", "flows.cli", "up", "--runs", str(self.runs), "--port", str(self.port), *more]
-
-    def start(self) -> None:
-        """Start it, and return when it says that it is up."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        self.process = subprocess.Popen(
-            self.command(), env={**environment, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("up: "):
-                return
-        raise AssertionError((self.runs / ".prefect" / "server.log").read_text()[-2000:])
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal and wait for the end: the exit status."""
-        self.process.send_signal(number)
-        self.process.communicate(timeout=60)
-        return self.process.returncode
-
-    def alive(self) -> list[str]:
-        """The processes that it has started, their children among them."""
-        mark, found = f"SPIN_RUNS={self.runs}".encode(), []
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if mark in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append(f"{folder.name} {(folder / 'cmdline').read_bytes()!r}")
-        return found
-
-    def ask(self, method: str, path: str, body: Any = None, status: int | None = None) -> Any:
-        """An answer of the API. 503 says that the database is busy: Prefect's own client asks again, too."""
-        url = f"http://127.0.0.1:{self.port}/api{path}"
-        while (answer := httpx.request(method, url, json=body, timeout=60)).status_code == 503:
-            time.sleep(0.2)
-        assert answer.status_code == status or (status is None and answer.is_success), answer.text
-        return answer.json() if answer.content else None
-
-    def deployment(self, name: str) -> Any:
-        return self.ask("GET", f"/deployments/name/{name}/{name}")
-
-    def trigger(self, name: str, parameters: Any, status: int = 201) -> Any:
-        """Start a run of a deployment, as the form does."""
-        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
-        return self.ask("POST", f"/deployments/{self.deployment(name)['id']}/create_flow_run", body, status)
-
-    def finish(self, run: Any) -> Any:
-        """The run, once it is in a final state."""
-
-        def final() -> Any:
-            now = self.ask("GET", f"/flow_runs/{run['id']}")
-            return now if now["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
-
-        return wait_for(final)
-
-    def tasks(self, run: Any) -> dict[str, str]:
-        """The state of each task run, by name, as it was last."""
-        query = {"flow_runs": {"id": {"any_": [run["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
-        return {one["name"]: one["state_name"] for one in self.ask("POST", "/task_runs/filter", query)}
-
-    def artifacts(self, key: str) -> list[Any]:
-        """All versions of an artifact, the newest first."""
-        query = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC"}
-        return list(self.ask("POST", "/artifacts/filter", query))
-
-    def count_runs(self) -> int:
-        return int(self.ask("POST", "/flow_runs/count", {}))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -135,21 +39,14 @@ def replayed(up: Up) -> Any:
     return up.finish(up.trigger("spin", as_in_form(up.runs / "whole")))
 
 
-def as_in_form(root: Path) -> Any:
-    """The parameters that start a run of a lineage as it was started."""
-    config = json.loads((root / "lineage.json").read_text())["config"]
-    recipe, iterations = config.pop("recipe"), config.pop("iterations")
-    return {"recipe": recipe, "lineage": root.name, "iterations": iterations, "overrides": config}
-
-
 @dataclass
 class Night:
-    """What a night was like whose flow was killed in its second phase, and the next one."""
+    """What a night was like whose flow was killed in its second phase."""
 
     meanwhile: Any
-    killed: Any
     at_kill: dict[str, int]
     ended: Any
+    states: list[str]
     tasks: dict[str, str]
 
 
@@ -162,20 +59,8 @@ def night(up: Up, replayed: Any) -> Night:
     meanwhile = up.finish(up.trigger("spin", as_in_form(root)))
     wait_for((root / "iter_02" / "generations" / "manifest.json").exists)
     os.kill(holder(root), signal.SIGKILL)
-    killed = up.finish(run)
     at_kill = stamps(root)
-    again = up.trigger("nightly", {"lineage": "whole"})
-    return Night(meanwhile, killed, at_kill, up.finish(again), up.tasks(again))
-
-
-def holder(root: Path) -> int:
-    """The process that holds the lineage's lock."""
-    return int((root / ".lock").read_text().split()[1])
-
-
-def stamps(root: Path) -> dict[str, int]:
-    """When each published folder was published."""
-    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in root.rglob("manifest.json")}
+    return Night(meanwhile, at_kill, up.finish(run), up.history(run), up.tasks(run))
 
 
 def test_the_user_interface_answers(up):
@@ -251,7 +136,7 @@ def test_what_the_command_line_has_played_is_reused_and_task_runs_are_called_wha
         "generate t=0",
         "build pairs t=0",
     ]
-    assert {"score t=1", "train t=1", "evaluate θ_2 self-play", "continue sft lr=0.001"} < set(states)
+    assert {"score t=1", "train t=1", "evaluate θ_2 self-play", "train sft-lr-0.001-steps-24"} < set(states)
 
 
 def test_a_run_of_a_lineage_in_use_fails_naming_the_holder(night):
@@ -259,13 +144,16 @@ def test_a_run_of_a_lineage_in_use_fails_naming_the_holder(night):
     message = night.meanwhile["state"]["message"]
     assert "LineageBusy: lineage whole is in use by process" in message
     assert "choose another lineage name" in message
+    assert night.meanwhile["run_count"] == 1, "what a user has to mend is not tried again"
 
 
-def test_a_killed_flow_is_said_to_have_crashed(night):
-    assert night.killed["state_name"] == "Crashed"
+def test_a_killed_flow_is_said_to_have_crashed_and_is_started_again(night):
+    places = [night.states.index(name) for name in ("Running", "Crashed", "AwaitingRetry")]
+    assert places == sorted(places)
+    assert night.ended["run_count"] == 2
 
 
-def test_the_next_run_reuses_what_was_finished_and_repeats_nothing(up, night):
+def test_the_run_that_is_started_again_reuses_what_was_finished_and_repeats_nothing(up, night):
     assert night.ended["state_name"] == "Completed"
     now = stamps(up.runs / "whole")
     assert {name: now[name] for name in night.at_kill} == night.at_kill
@@ -274,7 +162,7 @@ def test_the_next_run_reuses_what_was_finished_and_repeats_nothing(up, night):
     assert night.tasks["train t=2"] == night.tasks["evaluate θ_3 self-play"] == "Completed"
 
 
-def test_a_night_adds_one_iteration_or_ends_one_that_was_begun(up, night):
+def test_a_night_that_crashed_adds_one_iteration_and_no_second(up, night):
     assert night.ended["name"] == "nightly-whole"
     root = up.runs / "whole"
     assert sorted(path.name for path in root.glob("iter_*")) == ["iter_00", "iter_01", "iter_02"]
@@ -300,6 +188,89 @@ def test_a_nights_iteration_is_published_by_its_own_run_and_the_others_are_not_a
     assert " leads 4 versions with total_variation " in board["description"]
 
 
+class Inbox:
+    """A webhook: what was posted to it, in order."""
+
+    def __init__(self) -> None:
+        self.messages: queue.Queue[Any] = queue.Queue()
+        inbox = self.messages
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                inbox.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/spin"
+
+    def __enter__(self) -> "Inbox":
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def install(up: Up, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "infra.install", *arguments],
+        env={**up.all_environment(), "PREFECT_API_URL": f"http://127.0.0.1:{up.port}/api"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.usefixtures("night")
+def test_a_game_that_has_converged_ends_the_nights_and_people_are_told(up):
+    """Its players tell human answers from the opponent's well enough; the setting says that they do not."""
+    root = up.runs / "whole"
+    settings = json.loads((root / "lineage.json").read_text())
+    settings["config"]["nightly"] = {"indifference": 0.49}
+    (root / "lineage.json").write_text(json.dumps(settings))
+    nightly = up.deployment("nightly")
+    active = {"schedule": {"cron": "0 2 * * *", "timezone": "UTC"}, "active": True}
+    schedules = [active | {"parameters": {"lineage": name}, "slug": name} for name in ("whole", "other")]
+    up.ask("PATCH", f"/deployments/{nightly['id']}", {"schedules": schedules})
+    with Inbox() as inbox:
+        for _ in range(2):
+            done = install(up, "--notify-webhook", inbox.url)
+            assert done.returncode == 0, done.stderr
+            assert "warning" not in done.stderr
+        names = [one["name"] for one in up.ask("POST", "/automations/filter", {})]
+        assert len(names) == len(set(names)) == 2
+        run = up.finish(up.trigger("nightly", {"lineage": "whole"}))
+        told = inbox.messages.get(timeout=60)
+    assert (run["state_type"], run["state_name"]) == ("COMPLETED", "Converged")
+    assert "θ_3 tells human answers from its opponent's in " in run["state"]["message"]
+    assert told["text"] == f"spin: nightly-whole is Converged: {run['state']['message']}"
+    assert told["event"] == "prefect.flow-run.Converged"
+    after = {one["parameters"]["lineage"]: one["active"] for one in up.deployment("nightly")["schedules"]}
+    assert after == {"whole": False, "other": True}
+    assert not (root / "iter_03").exists()
+    assert "; ended: θ_3 tells human answers" in up.spin("status").stdout
+    refused = up.spin("next", "whole")
+    assert refused.returncode == 2
+    assert "lineage whole has converged (θ_3 tells" in refused.stderr
+    assert "spin next whole --anyway" in refused.stderr
+
+
+def test_an_address_or_a_block_that_is_none_is_refused(up):
+    for arguments, said in [
+        (["--notify-webhook", "example.org"], "it begins with http:// or https://"),
+        (["--notify-block", "sendgrid-email/nobody"], "make it in the UI under Blocks"),
+    ]:
+        done = install(up, *arguments)
+        assert done.returncode == 2
+        assert said in done.stderr
+
+
 def test_a_killed_one_leaves_no_process_and_the_next_one_sets_things_right(tmp_path):
     one = Up(tmp_path / "runs", free_port())
     one.start()
@@ -308,10 +279,12 @@ def test_a_killed_one_leaves_no_process_and_the_next_one_sets_things_right(tmp_p
     schedule = {"schedule": {"cron": "30 3 * * *", "timezone": "Europe/Berlin"}, "active": True}
     one.ask("PATCH", f"/deployments/{nightly['id']}", {"schedules": [schedule], "parameters": {"lineage": "mine"}})
     later = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}
-    lost = one.ask("POST", f"/deployments/{nightly['id']}/create_flow_run", {"state": later})
+    path = f"/deployments/{nightly['id']}/create_flow_run"
+    lost, cancelled = (one.ask("POST", path, {"state": later}) for _ in range(2))
     task = one.ask("POST", "/task_runs/", {"flow_run_id": lost["id"], "task_key": "train", "dynamic_key": "0"})
-    for path in (f"/flow_runs/{lost['id']}", f"/task_runs/{task['id']}"):
+    for path in [f"/flow_runs/{lost['id']}"] * 4 + [f"/task_runs/{task['id']}", f"/flow_runs/{cancelled['id']}"]:
         one.ask("POST", f"{path}/set_state", {"state": {"type": "RUNNING"}, "force": True})
+    one.ask("POST", f"/flow_runs/{cancelled['id']}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
 
     one.end(signal.SIGKILL)
     wait_for(lambda: not one.alive())
@@ -329,6 +302,14 @@ def test_a_killed_one_leaves_no_process_and_the_next_one_sets_things_right(tmp_p
         assert state["type"] == "CRASHED"
         assert "Start it again" in state["message"]
 
-    assert one.end(signal.SIGTERM) == 0
+    assert one.ask("GET", f"/flow_runs/{cancelled['id']}")["state_type"] == "CANCELLED"
+
+    said = one.spin("status").stdout
+    assert re.search(rf"up +http://127.0.0.1:{one.port} for 0:0", said)
+    assert "none under way" in said
+    assert one.spin("down").stdout == "down\n"
+    assert one.process.wait(5) == 0
     assert not one.alive()
+    assert one.spin("down").stdout == f"nothing is up for {one.runs}\n"
+    assert one.spin("status").stdout.startswith(f"nothing is up for {one.runs}: spin up starts it\n")
     assert not (one.runs / ".prefect" / "server.url").read_text()

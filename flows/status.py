@@ -1,0 +1,167 @@
+"""`spin status` and `spin down`: what is up for a folder of lineages, what runs there, and the end of it."""
+
+import json
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flows import local
+from spin_core import lineage as lineages
+from spin_core.config import Frozen
+from spin_core.errors import ConfigError, TryAgain
+
+DOWN_SECONDS = 180.0
+"""How long `spin up` may take to end all that it has started."""
+
+GOING_ON = [{"type": {"any_": ["RUNNING", "PENDING", "CANCELLING", "PAUSED"]}}, {"name": {"any_": ["AwaitingRetry"]}}]
+
+
+class Phase(Frozen):
+    """A phase that works."""
+
+    name: str
+    percent: float | None
+    """How far it is; None where that is not known yet."""
+
+
+class Run(Frozen):
+    """A run that is under way, or about to go on."""
+
+    name: str
+    state: str
+    started: int
+    """How often it was started: more than once if it crashed."""
+    phases: tuple[Phase, ...]
+
+
+class Head(Frozen):
+    """A lineage's newest version."""
+
+    lineage: str
+    head: int
+    begun: bool
+    """An iteration after it has begun and not ended."""
+    ended: str
+    """Why the nights, or the gate, ended the game; empty if they did not."""
+
+
+class Status(Frozen):
+    """What there is."""
+
+    url: str
+    """The server's address; empty if nothing is up."""
+    seconds: float
+    """For how long it has been up."""
+    runs: tuple[Run, ...]
+    lineages: tuple[Head, ...]
+
+
+def status(runs: Path) -> Status:
+    """What is up for a folder, and what lies in it."""
+    up = local.find_up(runs)
+    url = up.url if up and up.url and local.healthy(up.url) else ""
+    return Status(
+        url=url,
+        seconds=time.time() - up.since if up and url else 0.0,
+        runs=tuple(under_way(url)) if url else (),
+        lineages=tuple(head_of(runs, name) for name in lineages.names(runs)),
+    )
+
+
+def under_way(url: str) -> list[Run]:
+    """The runs that a server knows to be going on, with the phases that work in them."""
+    found = []
+    for states in GOING_ON:
+        for one in ask(url, "/flow_runs/filter", {"flow_runs": {"state": states}, "sort": "START_TIME_ASC"}):
+            mine = {"flow_runs": {"id": {"any_": [one["id"]]}}, "task_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
+            phases = [
+                Phase(name=task["name"], percent=percent(url, task["id"]))
+                for task in ask(url, "/task_runs/filter", mine)
+            ]
+            found.append(Run(name=one["name"], state=one["state_name"], started=one["run_count"], phases=tuple(phases)))
+    return found
+
+
+def percent(url: str, task: str) -> float | None:
+    """How far a phase is, by its newest progress bar."""
+    query = {"artifacts": {"task_run_id": {"any_": [task]}, "type": {"any_": ["progress"]}}, "sort": "CREATED_DESC"}
+    bars = ask(url, "/artifacts/filter", query)
+    return float(bars[0]["data"]) if bars else None
+
+
+def ask(url: str, path: str, query: Any) -> Any:
+    """The answer to a query. `TryAgain` if the server does not give one."""
+    request = urllib.request.Request(
+        f"{url}/api{path}", json.dumps(query).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+    except (urllib.error.URLError, OSError) as error:
+        raise TryAgain(f"the server at {url} does not answer ({error}): try again in a minute") from error
+
+
+def head_of(runs: Path, name: str) -> Head:
+    """The newest version of a lineage, and whether the game goes on."""
+    game = lineages.find(runs, name)
+    head = len(game.records())
+    nights = [json.loads(path.read_text("utf-8")) for path in (game.root / "nights").glob("*.json")]
+    ended = next((night["ended"] for night in nights if night["iterations"] == head and night["ended"]), "")
+    return Head(lineage=name, head=head, begun=game.iteration(head).exists(), ended=game.ended_by_gate() or ended)
+
+
+def show(found: Status, runs: Path) -> None:
+    """Print it."""
+    if found.url:
+        click.echo(f"up         {found.url} for {timedelta(seconds=int(found.seconds))}")
+        click.echo(f"runs       {lines([told(run) for run in found.runs]) or 'none under way'}")
+    else:
+        click.echo(f"nothing is up for {runs}: spin up starts it")
+    click.echo(f"lineages   {lines([head_told(one) for one in found.lineages]) or f'none yet in {runs}'}")
+
+
+def lines(texts: Sequence[str]) -> str:
+    """One below the other, beside a heading."""
+    return "\n           ".join(texts)
+
+
+def told(run: Run) -> str:
+    """`nightly-mine  Running: train t=2 43 %`."""
+    phases = ", ".join(one.name + (f" {one.percent:.0f} %" if one.percent is not None else "") for one in run.phases)
+    again = f" (start {run.started})" if run.started > 1 else ""
+    return f"{run.name}  {run.state}{again}" + (f": {phases}" if phases else "")
+
+
+def head_told(one: Head) -> str:
+    """`mine  θ_3, and iteration 3 begun`."""
+    begun = f", and iteration {one.head} begun" if one.begun else ""
+    return f"{one.lineage}  θ_{one.head}{begun}" + (f"; ended: {one.ended}" if one.ended else "")
+
+
+def down(runs: Path) -> None:
+    """End the `spin up` of a folder and wait for it. What runs saves its work, and goes on at the next one."""
+    up = local.find_up(runs)
+    if up is None:
+        click.echo(f"nothing is up for {runs}")
+        return
+    waiting = [run.name for run in under_way(up.url)] if up.url and local.healthy(up.url) else []
+    try:
+        os.kill(up.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass  # it ended meanwhile
+    except PermissionError as error:
+        raise ConfigError(f"another user's process {up.pid} serves {runs}: only they can end it") from error
+    deadline = time.monotonic() + DOWN_SECONDS
+    while (now := local.find_up(runs)) and now.pid == up.pid:
+        if time.monotonic() > deadline:
+            raise TryAgain(f"process {up.pid} has not ended after {DOWN_SECONDS:.0f} s: run spin down again")
+        time.sleep(0.1)
+    click.echo("down" + (f"; {', '.join(waiting)} will go on at the next spin up" if waiting else ""))

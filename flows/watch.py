@@ -1,0 +1,70 @@
+"""What `spin up` does about runs that died: it says so of those whose process is gone, and starts crashed ones again.
+
+A team's server does this by automations (`infra/automations.py`). On SQLite their bookkeeping, a write for every event,
+can lock the whole database for a minute at a time; on one machine, the processes themselves tell more, and sooner.
+"""
+
+import contextlib
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from flows import local
+from flows.status import ask
+from spin_core.errors import TryAgain
+
+EVERY_SECONDS = 3.0
+WITHOUT_PROCESS = {"RUNNING": 10.0, "CANCELLING": 10.0, "PENDING": 120.0}
+"""For how many seconds a run may be in such a state without a process, which takes its time to start."""
+BEFORE_AGAIN_SECONDS = 15.0
+"""A worker says some seconds later again that a run has crashed, and would mean the one that was started since."""
+RECENT = timedelta(days=2)
+"""A run that crashed before that is not started again by itself."""
+
+POOL = {"name": {"any_": [local.POOL]}}
+GONE = "Its process is gone."
+AGAIN = "It crashed, and goes on by itself. What is finished is reused."
+
+
+def look(url: str) -> None:
+    """Look once. A server that is away or busy is asked the next time."""
+    with contextlib.suppress(TryAgain):
+        alive, now = living(), datetime.now(UTC)
+        for run in runs(url, list(WITHOUT_PROCESS)):
+            if run["id"] not in alive and age(run, now) > WITHOUT_PROCESS[run["state_type"]]:
+                cancelling = run["state_type"] == "CANCELLING"
+                set_state(url, run, {"type": "CANCELLED" if cancelling else "CRASHED", "message": GONE})
+        for run in runs(url, ["CRASHED"], since=now - RECENT):
+            # What never began has counted no start: what keeps it from beginning would do so again.
+            if run["id"] not in alive and 0 < run["run_count"] <= local.RERUNS and age(run, now) > BEFORE_AGAIN_SECONDS:
+                set_state(url, run, {"type": "SCHEDULED", "name": "AwaitingRetry", "message": AGAIN})
+
+
+def living() -> set[str]:
+    """The runs that have a process on this machine: their own, or one that they have started."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            for word in path.read_bytes().split(b"\0"):
+                if word.startswith(b"PREFECT__FLOW_RUN_ID="):
+                    found.add(word.split(b"=", 1)[1].decode())
+    return found
+
+
+def runs(url: str, states: list[str], since: datetime | None = None) -> list[Any]:
+    """The runs of our deployments in such states, those that ended before `since` left out."""
+    wanted: dict[str, Any] = {"state": {"type": {"any_": states}}, "deployment_id": {"is_null_": False}}
+    if since:
+        wanted["end_time"] = {"after_": since.isoformat()}
+    found: list[Any] = ask(url, "/flow_runs/filter", {"flow_runs": wanted, "work_pools": POOL})
+    return found
+
+
+def age(run: Any, now: datetime) -> float:
+    """For how many seconds a run has been in its state."""
+    return (now - datetime.fromisoformat(run["state"]["timestamp"])).total_seconds()
+
+
+def set_state(url: str, run: Any, state: Any) -> None:
+    """Ask the server to set a run's state."""
+    ask(url, f"/flow_runs/{run['id']}/set_state", {"state": state})

@@ -1,0 +1,143 @@
+"""A `spin up` with a folder of its own, as tests use it: a real server and a real worker, through the API."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+T = TypeVar("T")
+PATIENCE = 240.0
+"""Seconds that anything here may take on a busy machine."""
+
+
+def wait_for(what: Callable[[], T]) -> T:
+    """What `what` gives, as soon as it gives something."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := what()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+    return found
+
+
+@dataclass
+class Up:
+    """A `spin up` with a folder of its own."""
+
+    runs: Path
+    port: int
+    process: subprocess.Popen[str] = field(init=False)
+
+    def command(self, *more: str) -> list[str]:
+        return [sys.executable, "-m", "flows.cli", "up", "--runs", str(self.runs), "--port", str(self.port), *more]
+
+    def spin(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run another command for the same folder."""
+        words = [sys.executable, "-m", "flows.cli", command, *arguments, "--runs", str(self.runs)]
+        return subprocess.run(
+            words, env=self.all_environment(), capture_output=True, text=True, check=False, timeout=300
+        )
+
+    @staticmethod
+    def all_environment() -> dict[str, str]:
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        return {**ours, "OMP_NUM_THREADS": "1"}
+
+    def start(self) -> None:
+        """Start it, and return when it says that it is up."""
+        self.process = subprocess.Popen(self.command(), env=self.all_environment(), stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("up: "):
+                return
+        raise AssertionError((self.runs / ".prefect" / "server.log").read_text()[-2000:])
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal and wait for the end: the exit status."""
+        self.process.send_signal(number)
+        self.process.communicate(timeout=60)
+        return self.process.returncode
+
+    def alive(self, *words: str) -> list[int]:
+        """The processes that it has started, their children among them, whose command lines have these words."""
+        mark, found = f"SPIN_RUNS={self.runs}".encode(), []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command = (folder / "cmdline").read_bytes().decode().split("\0")
+                if mark in (folder / "environ").read_bytes().split(b"\0") and set(words) <= set(command):
+                    found.append(int(folder.name))
+        return found
+
+    def ask(self, method: str, path: str, body: Any = None, status: int | None = None) -> Any:
+        """An answer of the API. 503 says that the database is busy: Prefect's own client asks again, too."""
+        url = f"http://127.0.0.1:{self.port}/api{path}"
+        while (answer := httpx.request(method, url, json=body, timeout=60)).status_code == 503:
+            time.sleep(0.2)
+        assert answer.status_code == status or (status is None and answer.is_success), answer.text
+        return answer.json() if answer.content else None
+
+    def deployment(self, name: str) -> Any:
+        return self.ask("GET", f"/deployments/name/{name}/{name}")
+
+    def trigger(self, name: str, parameters: Any, status: int = 201) -> Any:
+        """Start a run of a deployment, as the form does."""
+        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        return self.ask("POST", f"/deployments/{self.deployment(name)['id']}/create_flow_run", body, status)
+
+    def finish(self, run: Any) -> Any:
+        """The run, once it is in a final state. One that crashed is started again by itself."""
+
+        def final() -> Any:
+            now = self.ask("GET", f"/flow_runs/{run['id']}")
+            return now if now["state_type"] in ("COMPLETED", "FAILED", "CANCELLED") else None
+
+        return wait_for(final)
+
+    def history(self, run: Any) -> list[str]:
+        """The names of all states that a run has had, in order."""
+        return [one["name"] for one in self.ask("GET", f"/flow_run_states/?flow_run_id={run['id']}")]
+
+    def tasks(self, run: Any) -> dict[str, str]:
+        """The state of each task run, by name, as it was last."""
+        query = {"flow_runs": {"id": {"any_": [run["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        return {one["name"]: one["state_name"] for one in self.ask("POST", "/task_runs/filter", query)}
+
+    def artifacts(self, key: str) -> list[Any]:
+        """All versions of an artifact, the newest first."""
+        query = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC"}
+        return list(self.ask("POST", "/artifacts/filter", query))
+
+    def count_runs(self) -> int:
+        return int(self.ask("POST", "/flow_runs/count", {}))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def as_in_form(root: Path) -> Any:
+    """The parameters that start a run of a lineage as it was started."""
+    config = json.loads((root / "lineage.json").read_text())["config"]
+    recipe, iterations = config.pop("recipe"), config.pop("iterations")
+    return {"recipe": recipe, "lineage": root.name, "iterations": iterations, "overrides": config}
+
+
+def holder(root: Path) -> int:
+    """The process that holds the lineage's lock."""
+    return int((root / ".lock").read_text().split()[1])
+
+
+def stamps(root: Path) -> dict[str, int]:
+    """When each published folder was published."""
+    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in root.rglob("manifest.json")}

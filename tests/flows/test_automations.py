@@ -1,0 +1,50 @@
+"""Which runs the automations act on: asked of the server's own triggers, without a server."""
+
+from typing import Any
+
+import pytest
+from prefect.server.events.schemas.automations import EventTrigger
+from prefect.server.events.schemas.events import RelatedResource, Resource
+
+from infra import automations
+
+DEPLOYMENT = {"prefect.resource.id": "prefect.deployment.1", "prefect.resource.role": "deployment"}
+TAG = {"prefect.resource.id": "prefect.tag.spin", "prefect.resource.role": "tag"}
+OTHER_TAG = {"prefect.resource.id": "prefect.tag.theirs", "prefect.resource.role": "tag"}
+EVERY = [one.name for one in automations.recovery()]
+
+
+def acts(name: str, related: list[Any], event: str = "prefect.flow-run.Crashed", **labels: str) -> bool:
+    """Whether an automation looks at what happened to a run."""
+    (found,) = [one for one in automations.recovery() if one.name == name]
+    trigger = EventTrigger.model_validate(found.trigger.model_dump(mode="json"))
+    run = {"prefect.resource.id": "prefect.flow-run.1", "prefect.run-count": "1", **labels}
+    covered = trigger.covers_resources(
+        Resource.model_validate(run), [RelatedResource.model_validate(one) for one in related]
+    )
+    return covered and event in trigger.after
+
+
+AGAIN = "spin: start a crashed run again"
+
+
+@pytest.mark.parametrize(("starts", "again"), [("0", False), ("1", True), ("3", True), ("4", False), ("10", False)])
+def test_a_crashed_run_is_started_again_three_times_at_most(starts, again):
+    assert acts(AGAIN, [DEPLOYMENT, TAG], **{"prefect.run-count": starts}) == again
+
+
+def test_a_run_that_failed_is_not_started_again():
+    assert not acts(AGAIN, [DEPLOYMENT, TAG], "prefect.flow-run.Failed")
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_runs_of_the_command_line_and_of_others_are_left_alone(name):
+    (event,) = next(one.trigger.after for one in automations.recovery() if one.name == name)
+    assert acts(name, [DEPLOYMENT, TAG], event)
+    assert not acts(name, [DEPLOYMENT, OTHER_TAG], event)
+    assert not acts(name, [TAG], event)
+
+
+def test_a_run_may_miss_two_heartbeats():
+    silent = automations.recovery()[0].trigger
+    assert silent.within.total_seconds() == 3 * automations.HEARTBEAT_SECONDS

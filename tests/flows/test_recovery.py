@@ -1,0 +1,95 @@
+"""Runs that die are seen and go on: kill -9 of what runs them, in the middle of a run, by a real server and worker.
+
+Each game is the second iteration of one that the command line has played, less what its training and all after it made.
+It must end with the same leaderboard.
+"""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served import Up, as_in_form, free_port, holder, stamps, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def up(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """Serves nothing at first; the database is that of the command line."""
+    one = Up(tmp_path_factory.mktemp("recovery") / "runs", free_port())
+    shutil.copytree(finished.runs / ".prefect", one.runs / ".prefect")
+    one.start()
+    yield one
+    if one.process.poll() is None:
+        one.end()
+
+
+def begun(up: Up, finished: Any, name: str) -> tuple[Path, Any]:
+    """A run whose evaluation of the last version has just begun, and its lineage."""
+    runs = up.runs / name
+    for folder in ("whole", ".sft"):
+        shutil.copytree(finished.runs / folder, runs / folder)
+    root = runs / "whole"
+    for made in ("train", "model", "eval", "jobs"):
+        shutil.rmtree(root / "iter_01" / made)
+    (root / "iter_01" / "record.json").unlink()
+    run = up.trigger("spin", {**as_in_form(root), "runs": str(runs)})
+    wait_for((root / "iter_01" / "eval" / "jobs" / "self-play.pid").exists)
+    return root, run
+
+
+def kill(pids: list[int]) -> None:
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def kill_flow(up: Up, root: Path) -> None:  # noqa: ARG001
+    kill([holder(root)])
+
+
+def kill_worker(up: Up, root: Path) -> None:  # noqa: ARG001
+    kill(up.alive("worker", "start"))
+
+
+def kill_both(up: Up, root: Path) -> None:
+    kill([*up.alive("worker", "start"), holder(root)])
+
+
+def kill_server(up: Up, root: Path) -> None:  # noqa: ARG001
+    kill(up.alive("server", "start") + up.alive("uvicorn"))
+
+
+def down_and_up(up: Up, root: Path) -> None:  # noqa: ARG001
+    said = up.spin("down").stdout
+    assert said == "down; demo-whole will go on at the next spin up\n"
+    up.process.wait(5)
+    assert not up.alive()
+    up.start()
+
+
+LONGER = [pytest.param(strike, marks=pytest.mark.slow_recovery) for strike in (kill_worker, kill_server, down_and_up)]
+
+
+@pytest.mark.parametrize("strike", [kill_flow, kill_both, *LONGER])
+def test_a_run_that_is_struck_ends_with_the_same_leaderboard(up, finished, strike: Callable[[Up, Path], None]):
+    root, run = begun(up, finished, strike.__name__.replace("_", "-"))
+    before = stamps(root)
+    strike(up, root)
+    ended = up.finish(run)
+    assert ended["state_name"] == "Completed", ended["state"]["message"]
+    assert ended["run_count"] == (1 if strike is kill_server else 2)
+    now = stamps(root)
+    assert {name: now[name] for name in before} == before, "nothing that was finished is made again"
+    if strike is not kill_server:
+        assert up.tasks(run)["train t=1"] == "Reused"
+    assert board(root) == board(finished.runs / "whole")
+
+
+def board(root: Path) -> Any:
+    return json.loads((root / "leaderboard.json").read_text().replace(str(root.parent), ""))
