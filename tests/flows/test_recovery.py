@@ -68,12 +68,12 @@ def kill_server(up: Up, root: Path) -> None:  # noqa: ARG001
 def down_and_up(up: Up, root: Path) -> None:  # noqa: ARG001
     said = up.spin("down").stdout
     assert said == "down; demo-whole will go on at the next spin up\n"
-    up.process.wait(5)
+    assert up.end() == 0
     assert not up.alive()
     up.start()
 
 
-LONGER = [pytest.param(strike, marks=pytest.mark.slow_recovery) for strike in (kill_worker, kill_server, down_and_up)]
+LONGER = [pytest.param(strike, marks=pytest.mark.large) for strike in (kill_worker, kill_server, down_and_up)]
 
 
 @pytest.mark.parametrize("strike", [kill_flow, kill_both, *LONGER])
