@@ -1,14 +1,12 @@
 """Make a team's server ready to look after runs by itself: `python -m infra.install`.
 
 Installs what sees dead runs, what starts them again and, where asked, what tells people; each by name, so that it may
-be run again at any time. The server is the one that PREFECT_API_URL names. `spin up` looks after its runs itself, so
-that for its server there is only the telling to install.
+be run again at any time. The server is the one that PREFECT_API_URL names. `spin up` looks after its runs itself: for
+its server, `--no-recovery` installs the telling alone.
 """
 
 import os
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 import click
 from prefect.blocks.abstract import NotificationBlock
@@ -52,6 +50,11 @@ GATE_JSON = """{
 
 @click.command(help=(__doc__ or "").split("\n\n", 1)[1])
 @click.option(
+    "--recovery/--no-recovery",
+    default=True,
+    help="Have the server look after runs. Not where spin up does: on SQLite, that many events lock the database.",
+)
+@click.option(
     "--deadline",
     default=automations.DEADLINE_SECONDS,
     show_default=True,
@@ -66,14 +69,14 @@ GATE_JSON = """{
     metavar="TYPE/NAME",
     help="Tell people by a block that is there: a webhook, or any that notifies (sendgrid-email/NAME, …).",
 )
-def main(deadline: float, url: str, block: str) -> None:
+def main(recovery: bool, deadline: float, url: str, block: str) -> None:
     """Install, and say what is there now."""
     try:
         if not os.environ.get("PREFECT_API_URL"):
             raise ConfigError("set PREFECT_API_URL to the server's address, as http://127.0.0.1:4200/api")
         with get_client(sync_client=True) as client:
             server = client.request("GET", "/admin/settings").json()["server"]
-            wanted = [] if on_sqlite(server) else automations.recovery(deadline)
+            wanted = automations.recovery(deadline) if recovery else []
             if url or block:
                 wanted += notifications(url, block)
             automations.install(client, wanted)
@@ -82,11 +85,7 @@ def main(deadline: float, url: str, block: str) -> None:
         sys.exit(error.exit_code)
     for one in wanted:
         click.echo(f"installed  {one.name}")
-    if on_sqlite(server):
-        click.echo(
-            "left out   what looks after runs: this server keeps its state in SQLite, and spin up looks after them"
-        )
-    elif server["concurrency"]["lease_storage"] == IN_MEMORY:
+    if recovery and server["concurrency"]["lease_storage"] == IN_MEMORY:
         click.echo(FORGETFUL, err=True)
 
 
@@ -135,11 +134,6 @@ def actions(block: Block) -> tuple[ActionTypes, ActionTypes]:
     raise ConfigError(
         f"--notify-block names a {block.get_block_type_name()}, which tells nobody: name a webhook or a notifier"
     )
-
-
-def on_sqlite(server: Mapping[str, Any]) -> bool:
-    """Whether a server with these settings keeps its state in a file, as it does unless an address is set."""
-    return server["database"]["connection_url"] is None and server["database"]["driver"] in (None, "sqlite+aiosqlite")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class Up:
         raise AssertionError((self.runs / ".prefect" / "server.log").read_text()[-2000:])
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal and wait for the end: the exit status."""
+        """Send a signal, where it has not ended yet, and wait for the end: the exit status."""
         self.process.send_signal(number)
         self.process.communicate(timeout=60)
         return self.process.returncode
@@ -78,10 +78,19 @@ class Up:
         return found
 
     def ask(self, method: str, path: str, body: Any = None, status: int | None = None) -> Any:
-        """An answer of the API. 503 says that the database is busy: Prefect's own client asks again, too."""
+        """An answer of the API. 503 says that the database is busy: Prefect's own client asks again, too.
+
+        So it does while a server that was killed is started again.
+        """
         url = f"http://127.0.0.1:{self.port}/api{path}"
-        while (answer := httpx.request(method, url, json=body, timeout=60)).status_code == 503:
-            time.sleep(0.2)
+
+        def answered() -> httpx.Response | None:
+            with contextlib.suppress(httpx.TransportError):
+                found = httpx.request(method, url, json=body, timeout=60)
+                return found if found.status_code != 503 else None
+            return None
+
+        (answer,) = wait_for(lambda: [found for found in [answered()] if found is not None])
         assert answer.status_code == status or (status is None and answer.is_success), answer.text
         return answer.json() if answer.content else None
 
