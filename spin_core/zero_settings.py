@@ -5,7 +5,6 @@ in what pieces it is sent. Batch, optimizer, rate and precision are set in one p
 """
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,8 @@ def zero_settings(config: TrainConfig, dtype: str) -> dict[str, Any]:
 def read_settings(name: str) -> dict[str, Any]:
     """The configuration of a name, or of a JSON file. `ConfigError` says what is wrong with it."""
     if name in NAMES:
-        text = (resources.files("infra") / "deepspeed" / f"{name}.json").read_text("utf-8")
+        # Not by import: another folder of this name may come first on the path.
+        text = (Path(__file__).parents[1] / "infra" / "deepspeed" / f"{name}.json").read_text("utf-8")
     else:
         try:
             text = Path(name).read_text("utf-8")
