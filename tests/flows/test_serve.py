@@ -229,10 +229,11 @@ def install(up: Up, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.usefixtures("night")
 def test_a_game_that_has_converged_ends_the_nights_and_people_are_told(up):
-    """Its players tell human answers from the opponent's well enough; the setting says that they do not."""
+    """Its players gain something every night; so its gate is told to watch a score that no version can change."""
     root = up.runs / "whole"
     settings = json.loads((root / "lineage.json").read_text())
-    settings["config"]["nightly"] = {"indifference": 0.49}
+    settings["config"]["nightly"] = {"patience": 1}
+    settings["config"]["gate"]["metric"] = "real_tokens"
     (root / "lineage.json").write_text(json.dumps(settings))
     nightly = up.deployment("nightly")
     active = {"schedule": {"cron": "0 2 * * *", "timezone": "UTC"}, "active": True}
@@ -248,16 +249,16 @@ def test_a_game_that_has_converged_ends_the_nights_and_people_are_told(up):
         run = up.finish(up.trigger("nightly", {"lineage": "whole"}))
         told = inbox.messages.get(timeout=60)
     assert (run["state_type"], run["state_name"]) == ("COMPLETED", "Converged")
-    assert "θ_3 tells human answers from its opponent's in " in run["state"]["message"]
+    assert run["state"]["message"] == "θ_3 is not better than θ_0 in real_tokens, beyond chance"
     assert told["text"] == f"spin: nightly-whole is Converged: {run['state']['message']}"
     assert told["event"] == "prefect.flow-run.Converged"
     after = {one["parameters"]["lineage"]: one["active"] for one in up.deployment("nightly")["schedules"]}
     assert after == {"whole": False, "other": True}
     assert not (root / "iter_03").exists()
-    assert "; ended: θ_3 tells human answers" in up.spin("status").stdout
+    assert "; ended: θ_3 is not better than θ_0" in up.spin("status").stdout
     refused = up.spin("next", "whole")
     assert refused.returncode == 2
-    assert "lineage whole has converged (θ_3 tells" in refused.stderr
+    assert "lineage whole has converged (θ_3 is not better" in refused.stderr
     assert "spin next whole --anyway" in refused.stderr
 
 
