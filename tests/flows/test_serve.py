@@ -252,7 +252,11 @@ def test_a_game_that_has_converged_ends_the_nights_and_people_are_told(up):
     assert run["state"]["message"] == "θ_3 is not better than θ_0 in real_tokens, beyond chance"
     assert told["text"] == f"spin: nightly-whole is Converged: {run['state']['message']}"
     assert told["event"] == "prefect.flow-run.Converged"
-    after = {one["parameters"]["lineage"]: one["active"] for one in up.deployment("nightly")["schedules"]}
+    after = {
+        one["parameters"]["lineage"]: one["active"]
+        for one in up.deployment("nightly")["schedules"]
+        if one["parameters"]
+    }
     assert after == {"whole": False, "other": True}
     assert not (root / "iter_03").exists()
     assert "; ended: θ_3 is not better than θ_0" in up.spin("status").stdout
