@@ -87,9 +87,5 @@ def pause_schedules(lineage: str) -> None:
         ours = client.read_deployment(deployment.id)
         for one in ours.schedules:
             if one.active and {**ours.parameters, **one.parameters}.get("lineage") == lineage:
-                client.request(
-                    "PATCH",
-                    "/deployments/{id}/schedules/{schedule_id}",
-                    path_params={"id": ours.id, "schedule_id": one.id},
-                    json={"active": False},
-                )
+                # The server empties the parameters of a schedule that is changed without naming them.
+                client.update_deployment_schedule(ours.id, one.id, active=False, parameters=one.parameters)
