@@ -180,14 +180,18 @@ def activations(shape: Shape, tokens: int, recomputed: bool) -> float:
 
 
 def logits_chunk(shape: Shape, tokens: int, config: TrainConfig) -> float:
-    """The chunk of logits at work with its copies, and the projection's gradient in float32 (`fused_loss`)."""
+    """The chunk of logits at work with its copies (`fused_loss`); and the projection's gradient of a pass.
+
+    One device without DeepSpeed adds that gradient to those of the batch at once (`direct_gradients`).
+    """
     from spin_core.fused_loss import CHUNK_LOGITS
 
     copies = (1 if config.speed.response_logits else 2) * FLOAT32 + (0 if shape.itemsize == FLOAT32 else shape.itemsize)
     chunk = tokens * shape.vocabulary
     if config.speed.response_logits:
         chunk = min(CHUNK_LOGITS, chunk)
-    return chunk * copies + shape.vocabulary * shape.hidden * (FLOAT32 + shape.itemsize)
+    direct = config.speed.response_logits and sharing(config, shape) == (1, 0) and not config.speed.deepspeed
+    return chunk * copies + (0 if direct else shape.vocabulary * shape.hidden * (FLOAT32 + shape.itemsize))
 
 
 def generation_memory(shape: Shape, config: GenerateConfig, longest_prompt: int) -> Parts:

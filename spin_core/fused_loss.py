@@ -48,9 +48,16 @@ def fused_loss(
     losses: ItemLosses,
     temperature: float,
     chunk_logits: int,
+    sum_VH: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The losses' sum, a differentiable scalar, and the responses' log-probabilities, (P B,), without gradient."""
-    return _FusedLoss.apply(hidden_RH, weight_VH, bias_V, target_R, losses, temperature, chunk_logits)  # type: ignore[no-any-return, no-untyped-call]
+    """The losses' sum, a differentiable scalar, and the responses' log-probabilities, (P B,), without gradient.
+
+    With `sum_VH`, float32, the weight's gradient is added to it here and now, which leaves autograd none to make: the
+    backward pass has to begin at this sum itself.
+    """
+    if sum_VH is not None:
+        weight_VH = weight_VH.detach()
+    return _FusedLoss.apply(hidden_RH, weight_VH, bias_V, target_R, losses, temperature, chunk_logits, sum_VH)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -64,8 +71,9 @@ class _FusedLoss(torch.autograd.Function):
         losses: ItemLosses,
         temperature: float,
         chunk_logits: int,
+        sum_VH: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        head = Head(weight_VH, bias_V, temperature)
+        head = Head(weight_VH, bias_V, temperature, sum_VH)
         head.watch(weight=ctx.needs_input_grad[1], bias=ctx.needs_input_grad[2])
         grad_RH = torch.empty_like(hidden_RH)
         logps_PB = torch.empty(losses.tokens_PB.shape, dtype=torch.float32, device=hidden_RH.device)
@@ -96,20 +104,22 @@ class _FusedLoss(torch.autograd.Function):
                 last = None
             for place, grad in zip(places, torch.split(grad_CH, [p.stop - p.start for p in places]), strict=True):
                 grad_RH[place] = grad
-        ctx.save_for_backward(grad_RH, head.grad_weight_VH, head.grad_bias_V)
-        ctx.dtype = weight_VH.dtype
+        ctx.save_for_backward(grad_RH, None if sum_VH is not None else head.grad_weight_VH, head.grad_bias_V)
+        ctx.dtype, ctx.has_begun = weight_VH.dtype, sum_VH is not None
         logps_S = logps_PB.view(-1)
         ctx.mark_non_differentiable(logps_S)
         return whole, logps_S
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.has_begun:
+            torch._assert_async(grad == 1, "the weight's gradient was added for a loss of slope 1")
         hidden_RH, weight_VH, bias_V = (None if found is None else found.mul_(grad) for found in ctx.saved_tensors)
         return (
             hidden_RH,
             None if weight_VH is None else weight_VH.to(ctx.dtype),
             None if bias_V is None else bias_V.to(ctx.dtype),
-            *[None] * 4,
+            *[None] * 5,
         )
 
 
@@ -126,9 +136,11 @@ class Softmax(NamedTuple):
 class Head:
     """The projection, and what the chunks' gradients by its weights add up to: in float32, whatever the weights are."""
 
-    def __init__(self, weight_VH: Tensor, bias_V: Tensor | None, temperature: float) -> None:
+    def __init__(
+        self, weight_VH: Tensor, bias_V: Tensor | None, temperature: float, sum_VH: Tensor | None = None
+    ) -> None:
         self.weight_VH, self.bias_V, self.temperature = weight_VH, bias_V, temperature
-        self.grad_weight_VH: Tensor | None = None
+        self.grad_weight_VH = sum_VH
         self.grad_bias_V: Tensor | None = None
 
     def watch(self, *, weight: bool, bias: bool) -> None:

@@ -7,7 +7,7 @@ is predicted, and a chunk at a time, so that no (R, V) matrix ever exists in flo
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from spin_core import attention
 from spin_core.batches import Ints, Sequences, TokenIds, micro_batches
 from spin_core.config import SpeedConfig
+from spin_core.direct_gradients import DirectGradients
 from spin_core.errors import ConfigError
 from spin_core.fused_loss import CHUNK_LOGITS, ItemLosses, fused_loss, linear_logps, sums
 from spin_core.packing import Rows, packed_rows, padded_rows
@@ -53,6 +54,12 @@ class ResponseLogps(nn.Module):
         if chunk_logits is not None and not self.direct:
             log.info("%s does more than project to its vocabulary: all its logits are computed", type(model).__name__)
         self.packed = pack is not None and attention.pack(model, pack)
+        self.gradients = DirectGradients({})
+
+    def add_gradients_to(self, masters: Mapping[Tensor, Tensor]) -> None:
+        """From now on, add the gradients of the vocabulary's weights straight to their masters' (`DirectGradients`)."""
+        self.gradients = DirectGradients(masters)
+        self.gradients.look_up_in(self.model.get_input_embeddings())
 
     def forward(self, rows: Rows, losses: ItemLosses | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """The log-probability of each response, (S,) float32, without gradient, in the order of the rows' sequences.
@@ -66,8 +73,11 @@ class ResponseLogps(nn.Module):
             logps_S = self._logps(rows)
             whole = losses.of(logps_S.view(losses.tokens_PB.shape), slice(None)).sum()
             return whole, logps_S.detach()
-        hidden_RH = self._hidden(rows)
-        return fused_loss(hidden_RH, *self._head(), rows.target_R, losses, self.temperature, self.chunk_logits or 1)
+        hidden_RH, (weight_VH, bias_V) = self._hidden(rows), self._head()
+        sum_VH = self.gradients.of(weight_VH) if hidden_RH.requires_grad else None
+        return fused_loss(
+            hidden_RH, weight_VH, bias_V, rows.target_R, losses, self.temperature, self.chunk_logits or 1, sum_VH
+        )
 
     def _logps(self, rows: Rows) -> Tensor:
         if self.direct:

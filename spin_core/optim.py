@@ -31,6 +31,7 @@ class SingleDevice:
         self.masters = [w if w.dtype == torch.float32 else w.detach().float() for w in self.weights]
         self.copies = [(w, m) for w, m in zip(self.weights, self.masters, strict=True) if w is not m]
         self.max_grad_norm = config.max_grad_norm
+        logps.add_gradients_to(dict(zip(self.weights, self.masters, strict=True)))
         self.inner = optimizer_of(self.masters, config)
 
     def logps(self, rows: Rows) -> Tensor:
