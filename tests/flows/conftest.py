@@ -37,16 +37,23 @@ class Player:
 
     runs: Path
 
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "flows.cli", *arguments, "--runs", str(self.runs)]
+    def command(self, *arguments: str, one_process: bool = False) -> list[str]:
+        """The command line; with `one_process`, that of a stand-in which starts no process for a phase."""
+        spin = [str(Path(__file__).with_name("one_process.py"))] if one_process else ["-m", "flows.cli"]
+        return [sys.executable, *spin, *arguments, "--runs", str(self.runs)]
 
     def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         return {**kept, "OMP_NUM_THREADS": "1"}
 
-    def spin(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def spin(self, *arguments: str, check: bool = True, one_process: bool = False) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            self.command(*arguments), env=self.environment(), capture_output=True, text=True, check=False, timeout=560
+            self.command(*arguments, one_process=one_process),
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=560,
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
@@ -84,5 +91,5 @@ def player_in() -> type[Player]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Player:
     """A lineage `whole`, played from start to end without a disturbance."""
     player = Player(tmp_path_factory.mktemp("whole"))
-    player.spin(*player.arguments("whole"))
+    player.spin(*player.arguments("whole"), one_process=True)
     return player

@@ -1,4 +1,4 @@
-"""Comparisons and scoring afterwards through real processes and a real Prefect server."""
+"""Comparisons and scoring afterwards through the command line and a real Prefect server."""
 
 import json
 import signal
@@ -38,7 +38,7 @@ def arguments(player, name: str, *more: str) -> list[str]:
 def compared(player_in, tmp_path_factory):
     """A comparison `whole` of two seeds, with some methods."""
     player = player_in(tmp_path_factory.mktemp("compared"))
-    player.spin(*arguments(player, "whole", "--methods", FEW))
+    player.spin(*arguments(player, "whole", "--methods", FEW), one_process=True)
     return player
 
 
@@ -51,7 +51,7 @@ def standing(compared) -> Table:
 @pytest.fixture(scope="module")
 def everything(compared, standing) -> Table:  # noqa: ARG001 (which is read before it is written anew)
     """The table of the first seed alone, with every method."""
-    compared.spin(*arguments(compared, "whole", "--seeds", "1"))
+    compared.spin(*arguments(compared, "whole", "--seeds", "1"), one_process=True)
     return table(compared, "whole")
 
 
@@ -159,21 +159,21 @@ def test_a_method_without_its_data_is_refused_before_compute_or_left_out_with_on
     assert not list(compared.runs.glob("no*"))
 
 
-def test_versions_are_scored_afterwards_and_never_twice(finished):
-    refused = finished.spin("evaluate", "whole", "--set=evaluate.temperature=0.3", check=False)
+def test_versions_are_scored_afterwards_and_never_twice(compared):
+    refused = compared.spin("evaluate", "whole-seed-1", "--set=evaluate.temperature=0.3", check=False)
     assert refused.returncode == 2
     assert "temperature = 0.5, not 0.3" in refused.stderr
-    out = finished.spin("evaluate", "whole", "2", "--suite", "self-play").stdout
+    out = compared.spin("evaluate", "whole-seed-1", "1", "--suite", "self-play").stdout
     assert not [line for line in out.splitlines() if line.startswith("done")]
-    assert "θ_2" in out
+    assert "θ_1" in out
 
 
-def test_a_model_of_its_own_is_scored_and_stands_on_the_leaderboard(finished):
-    folder = finished.runs / "whole" / "iter_01" / "model"
-    sets = [one for one in finished.arguments("whole") if one.startswith("--set=prompts")]
+def test_a_model_of_its_own_is_scored_and_stands_on_the_leaderboard(compared):
+    folder = compared.runs / "whole-seed-1" / "iter_00" / "model"
+    sets = [one for one in compared.arguments("whole") if one.startswith("--set=prompts")]
     named = ["--recipe", "demo", "--lineage", "mine", "--suite", "self-play"]
-    out = finished.spin("evaluate", str(folder), *named, *sets).stdout
+    out = compared.spin("evaluate", str(folder), *named, *sets, one_process=True).stdout
     assert "θ_0" in out
-    mine, whole = (json.loads(finished.spin("leaderboard", name, "--json").stdout) for name in ("mine", "whole"))
+    mine, whole = (json.loads(compared.spin("leaderboard", name, "--json").stdout) for name in ("mine", "whole-seed-1"))
     assert [row["t"] for row in mine["rows"]] == [0]
-    assert mine["rows"][0]["scores"]["total_variation"] == whole["rows"][2]["scores"]["total_variation"]
+    assert mine["rows"][0]["scores"]["total_variation"] == whole["rows"][1]["scores"]["total_variation"]

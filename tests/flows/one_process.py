@@ -1,0 +1,41 @@
+"""The `spin` command with every phase in its own process: for tests of what is played, not of how it is started.
+
+A phase's process spends seconds on loading torch, where a game in miniature computes for a tenth of one.
+"""
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from flows import cli
+from spin_core import launch, phase
+from spin_core.jobs import Job
+from spin_core.records import Artifact
+
+R = TypeVar("R", bound=Artifact)
+
+
+class Told(phase.Progress):
+    """Progress that goes to a listener, not to a pipe."""
+
+    def __init__(self, listener: launch.Listener) -> None:
+        super().__init__()
+        self.listener = listener
+
+    def say(self, message: Mapping[str, Any]) -> None:
+        if "done" in message:
+            self.listener(message)
+
+
+def run_phase(job: Job, kind: type[R], on_progress: launch.Listener, *_: Any) -> R:
+    """The phase, here: its job file is written, its module runs, its output is published as ever."""
+    launch.write_job(job)
+    record = phase.execute(job, kind, importlib.import_module(f"spin_core.{job.phase}").run, Told(on_progress))
+    assert record is not None, "one process is the first of its ranks"
+    return record
+
+
+if __name__ == "__main__":
+    launch.run_phase = run_phase
+    cli.main(sys.argv[1:])
