@@ -36,6 +36,8 @@ class Player:
     """The `spin` command with a folder of its own."""
 
     runs: Path
+    api: str = ""
+    """A server's, for commands whose own temporary one is not what is tested."""
 
     def command(self, *arguments: str, one_process: bool = False) -> list[str]:
         """The command line; with `one_process`, that of a stand-in which starts no process for a phase."""
@@ -44,7 +46,8 @@ class Player:
 
     def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        return {**kept, "OMP_NUM_THREADS": "1"}
+        served = {"PREFECT_API_URL": self.api, "PREFECT_HOME": str(self.runs / ".prefect")} if self.api else {}
+        return {**kept, "OMP_NUM_THREADS": "1", **served}
 
     def spin(self, *arguments: str, check: bool = True, one_process: bool = False) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(

@@ -1,12 +1,18 @@
 """Comparisons and scoring afterwards through the command line and a real Prefect server."""
 
 import json
+import os
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
+from served import free_port, wait_for
 
 from spin_core.compare import Table
 from spin_core.controls import TIMING
@@ -35,9 +41,30 @@ def arguments(player, name: str, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def compared(player_in, tmp_path_factory):
+def server(tmp_path_factory) -> Iterator[str]:
+    """The address of a server for all commands: starting one takes longer than any of them."""
+    port = free_port()
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port), "--no-services"]
+    home = {"PREFECT_HOME": str(tmp_path_factory.mktemp("server")), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    environment = {**os.environ, **home}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+
+        def healthy() -> bool:
+            assert process.poll() is None
+            try:
+                return httpx.get(f"http://127.0.0.1:{port}/api/health").is_success
+            except httpx.TransportError:
+                return False
+
+        wait_for(healthy)
+        yield f"http://127.0.0.1:{port}/api"
+        process.terminate()
+
+
+@pytest.fixture(scope="module")
+def compared(player_in, server, tmp_path_factory):
     """A comparison `whole` of two seeds, with some methods."""
-    player = player_in(tmp_path_factory.mktemp("compared"))
+    player = player_in(tmp_path_factory.mktemp("compared"), server)
     player.spin(*arguments(player, "whole", "--methods", FEW), one_process=True)
     return player
 
@@ -134,7 +161,7 @@ def test_a_comparison_killed_again_and_again_ends_in_the_same_table(compared, st
     for moment in MOMENTS:
         process = subprocess.Popen(
             compared.command(*arguments(compared, "killed", "--methods", FEW)),
-            env=compared.environment(),
+            env=replace(compared, api="").environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -174,6 +201,6 @@ def test_a_model_of_its_own_is_scored_and_stands_on_the_leaderboard(compared):
     named = ["--recipe", "demo", "--lineage", "mine", "--suite", "self-play"]
     out = compared.spin("evaluate", str(folder), *named, *sets, one_process=True).stdout
     assert "θ_0" in out
-    mine, whole = (json.loads(compared.spin("leaderboard", name, "--json").stdout) for name in ("mine", "whole-seed-1"))
+    mine, whole = json.loads(compared.spin("leaderboard", "mine", "whole-seed-1", "--json").stdout)
     assert [row["t"] for row in mine["rows"]] == [0]
     assert mine["rows"][0]["scores"]["total_variation"] == whole["rows"][1]["scores"]["total_variation"]
