@@ -32,7 +32,7 @@ def publish_iteration(game: Lineage, record: IterationRecord) -> None:
     get_run_logger().info("gate: %s (%s)", record.gate.outcome, record.gate.reason)
     if is_new(name, page):
         emit_decision(game, record)
-        show(name, page, f"{game.name}: θ_{record.t} → θ_{record.t + 1}; {record.gate.reason}")
+        show(name, page, f"θ_{record.t} → θ_{record.t + 1}; {record.gate.reason}")
 
 
 def emit_decision(game: Lineage, record: IterationRecord) -> None:
@@ -53,7 +53,7 @@ def publish_leaderboard(game: Lineage) -> board.Board:
     page = report.leaderboard_page(standing, game.config)
     name = f"leaderboard-{game.name}"
     if is_new(name, page):
-        show(name, page, f"{game.name}: {report.leader(standing)}")
+        show(name, page, report.leader(standing))
     return standing
 
 

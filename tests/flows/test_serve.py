@@ -173,7 +173,7 @@ def test_an_iteration_has_its_page_and_the_leaderboard_a_new_version(up):
     """Of what the command line has played: a night, which is slow to wait for, publishes by the same task."""
     (page,), board = up.artifacts("whole-iteration-01"), up.artifacts("leaderboard-whole")[0]
     assert page["type"] == board["type"] == "markdown"
-    assert page["description"].startswith("whole: θ_1 → θ_2; ")
+    assert page["description"].startswith("θ_1 → θ_2; ")
     assert page["data"].startswith("# whole: θ_1 → θ_2\n")
     plots = re.findall(r"!\[([^]]*)\]\(data:image/png;base64,", page["data"])
     assert plots == ["total_variation over the versions", "training curve", "lengths of human and generated responses"]
