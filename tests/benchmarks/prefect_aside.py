@@ -1,0 +1,157 @@
+"""An iteration, and shards, with Prefect and without: parts of `operate.py`, each in an interpreter of its own.
+
+Prints what it found as one line of JSON. The lineage is `bench`, in the folder that is named.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SHARDS = 200
+THREADS = 8
+WARM_SECONDS = 5.0
+"""After so long, the process that loads for the first phase stands ready, as it does between two iterations."""
+PHASES = {
+    "generations": "generations",
+    "pairs": "pairs",
+    "scores": "scores",
+    "train": "train",
+    "eval/self-play": "evaluations",
+}
+"""What an iteration's phases publish, in order, and where its record has it. Training publishes `model` too."""
+
+
+def job_files(root: Path, t: int) -> list[Path]:
+    """The job files of an iteration."""
+    folders = [root / f"iter_{t:02d}" / name for name in PHASES]
+    return [folder.parent / "jobs" / f"{folder.name}.json" for folder in folders]
+
+
+def digests(root: Path, t: int) -> list[str]:
+    """Of what an iteration's phases published."""
+    paths = (root / f"iter_{t:02d}" / name / "manifest.json" for name in (*PHASES, "model"))
+    return [json.loads(path.read_text("utf-8"))["record"]["digest"] for path in paths]
+
+
+def forget(root: Path, t: int) -> None:
+    """Remove what an iteration's phases published. Their job files stay."""
+    for name in (*PHASES, "model"):
+        shutil.rmtree(root / f"iter_{t:02d}" / name)
+
+
+def lines(runs: Path, number: str) -> dict[str, float]:
+    """An iteration anew, by its phases' command lines: `python -m spin_core.<phase> job.json`."""
+    root, t = runs / "bench", int(number)
+    before = digests(root, t)
+    forget(root, t)
+    began = time.monotonic()
+    for path in job_files(root, t):
+        phase = json.loads(path.read_text("utf-8"))["phase"]
+        words = [sys.executable, "-m", f"spin_core.{phase}", str(path)]
+        subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    seconds = time.monotonic() - began
+    assert digests(root, t) == before, "equal jobs have equal results"
+    return {"phases": seconds}
+
+
+def aside(runs: Path, number: str) -> dict[str, float]:
+    """An iteration's phases as tasks have them done, and its pages as they are published, without Prefect."""
+    from pydantic import TypeAdapter
+
+    from spin_core import board, html_report, launch, lineage, report
+    from spin_core.jobs import EvaluateJob, GenerateJob, PairsJob, ScoreJob, TrainJob
+    from spin_core.records import EvalReport, GenerationBatch, PairDataset, ScoredPairs, TrainRun
+
+    game, t = lineage.find(runs, "bench"), int(number)
+    record = game.records()[t]
+    job: TypeAdapter[Any] = TypeAdapter(GenerateJob | PairsJob | ScoreJob | TrainJob | EvaluateJob)
+    jobs = [job.validate_json(path.read_text("utf-8")) for path in job_files(game.root, t)]
+    kinds = [GenerationBatch, PairDataset, ScoredPairs, TrainRun, EvalReport]
+    forget(game.root, t)
+    with launch.warm.phases():
+        launch.warm.prepare()
+        time.sleep(WARM_SECONDS)
+        began = time.monotonic()
+        for one, kind in zip(jobs, kinds, strict=True):
+            launch.run_phase(one, kind)
+        phases = time.monotonic() - began
+    began = time.monotonic()
+    standing = board.save(game)
+    html_report.write(game, standing=standing)
+    report.leaderboard_page(standing, game.config)
+    report.iteration_page(game, record)
+    return {"phases": phases, "pages": time.monotonic() - began}
+
+
+def shards(runs: Path) -> dict[str, float]:
+    """The task that generates, and the phase within it: shards of a few prompts, with answers of one token."""
+    from prefect import flow
+
+    from spin_core import launch, lineage
+    from tasks.generate import answer
+
+    game = lineage.find(runs, "bench")
+    first = game.records()[0]
+    changed = {"shard_size": -(-first.prompts.rows // SHARDS), "max_new_tokens": 1}
+    config = game.config.model_copy(update={"generate": game.config.generate.model_copy(update=changed)})
+    small = lineage.Lineage(game.runs, "shards", config)
+    seconds: dict[str, float] = {}
+    run_phase = launch.run_phase
+
+    def timed(*given: Any, **named: Any) -> Any:
+        began = time.monotonic()
+        found = run_phase(*given, **named)
+        seconds["phase"] = time.monotonic() - began
+        return found
+
+    launch.run_phase = timed
+
+    @flow(name="bench-shards", persist_result=False)
+    def generation() -> None:
+        began = time.monotonic()
+        seconds["shards"] = answer(small, 0, first.opponent, first.prompts, ()).shards
+        seconds["task"] = time.monotonic() - began
+
+    generation()
+    return seconds
+
+
+def tasks(runs: Path) -> dict[str, float]:
+    """A task for each shard, over threads, each of which leaves a file; and the same calls without Prefect."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from prefect import flow
+    from prefect.task_runners import ThreadPoolTaskRunner
+
+    from spin_core import launch
+    from tasks.generate import join
+
+    launch.join_generation = Path.touch
+    paths = [runs / "tasks" / f"{number}" for number in range(SHARDS)]
+    paths[0].parent.mkdir()
+
+    @flow(name="bench-tasks", persist_result=False, task_runner=ThreadPoolTaskRunner(max_workers=THREADS))
+    def mapped() -> float:
+        began = time.monotonic()
+        join.map(paths).result()
+        return time.monotonic() - began
+
+    prefect = mapped()
+    assert all(path.exists() for path in paths)
+    began = time.monotonic()
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(Path.touch, paths))
+    return {"prefect": prefect, "plain": time.monotonic() - began}
+
+
+if __name__ == "__main__":
+    from flows import local
+
+    _, what, folder, *rest = sys.argv
+    local.prepare(Path(folder), quiet=True)
+    ways = {"lines": lines, "aside": aside, "shards": shards, "tasks": tasks}
+    print(json.dumps(ways[what](Path(folder), *rest)))
