@@ -60,6 +60,9 @@ class VllmEngine:
         self.ids = itertools.count()
         with contextlib.ExitStack() as while_loading:
             settings = settings_of(model, config, on_cpu=on_cpu)
+            if on_cpu and config.speed.tensor_parallel > 1:
+                # Left to itself it wants a memory node for each part of the model.
+                os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
             apply = is_stacked(folder) and config.adapters == "apply"
             weights = weights_of(folder)
             if is_stacked(folder) and not apply:

@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -19,13 +21,14 @@ from spin_core import engines, launch, lora, store
 from spin_core import lineage as lineages
 from spin_core.config import GenerateConfig, ModelConfig, VllmConfig
 from spin_core.engine import Request, make_engine
-from spin_core.errors import ConfigError
+from spin_core.errors import ConfigError, TryAgain
 from spin_core.launch import run_phase
 from spin_core.lora import Adapter
 from spin_core.models import ADAPTERS, load_model, load_tokenizer
 from spin_core.recipes import resolve
 from spin_core.records import GenerationBatch, ModelVersion, PairDataset, PromptSet, ScoredPairs, TrainRun
 from spin_core.sampling import probabilities
+from spin_core.vllm_engine import start_error
 
 PYTHON = engines.vllm_python(VllmConfig())
 needs_vllm = pytest.mark.skipif(not PYTHON.exists(), reason=f"no vLLM at {PYTHON}: make vllm installs it")
@@ -119,6 +122,11 @@ def told(model, stacked, tmp_path_factory) -> dict:
     ask("misfit", [requests], at=changed(model, folder / "misfit", intermediate_size=128))
     ask("greedy for memory", [requests], vllm={"speed": {"cache_gb": 4000}})
     ask("nonsense", [requests], vllm={"quantization": "nonsense"})
+    return probe(folder, asked)
+
+
+def probe(folder: Path, asked: dict) -> dict:
+    """What vLLM's own environment tells."""
     (folder / "asked.json").write_text(json.dumps(asked))
     done = subprocess.run(
         [PYTHON, Path(__file__).with_name("vllm_probe.py"), folder / "asked.json", folder / "told.json"],
@@ -248,6 +256,24 @@ def test_what_cannot_be_is_refused_in_one_line(told, name, kind, words):
     assert ": " in told[name]["message"]
     assert "\n" not in told[name]["message"]
     assert len(told[name]["message"]) < 500
+
+
+def test_a_port_that_another_took_meanwhile_is_worth_another_try(tmp_path):
+    with socket.create_server(("", 0)) as taken, pytest.raises(RuntimeError) as met:
+        torch.distributed.TCPStore("127.0.0.1", taken.getsockname()[1], 1, is_master=True)
+    said = start_error(met.value, tmp_path)
+    assert isinstance(said, TryAgain)
+    assert re.fullmatch("vLLM found a port taken .*: the same command may find another", str(said))
+
+
+@needs_vllm
+@pytest.mark.large
+def test_a_model_in_two_parts_says_what_it_says_in_one(told, model, tmp_path):
+    requests = [list(one) for one in some_requests()]
+    settings = {**GREEDY, "stop_strings": STRINGS, "repetition_penalty": 1.3}
+    settings["vllm"] = {"speed": {"cache_gb": 0.0625, "tensor_parallel": 2}}
+    question = {"model": str(model), "stops": [EOS], "groups": [requests], "settings": settings}
+    assert probe(tmp_path, {"two": question})["two"]["said"] == told["greedy"]["said"]
 
 
 @needs_vllm
