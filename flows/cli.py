@@ -84,13 +84,15 @@ def run(
 @main.command()
 @click.argument("lineage")
 @click.option("--anyway", is_flag=True, help="Also when the game has converged.")
+@config_options
 @runs_option
-def next(lineage: str, anyway: bool, runs: Path) -> None:
-    """Play one more iteration of a lineage."""
+def next(lineage: str, anyway: bool, file: Path | None, sets: tuple[str, ...], runs: Path) -> None:
+    """Play one more iteration of a lineage, with settings of its own, or changed ones."""
     from spin_core import convergence
     from spin_core import lineage as lineages
+    from spin_core.recipes import changes
 
-    game = lineages.find(runs, lineage)
+    game = lineages.find(runs, lineage).changed(changes(file, sets))
     config = game.one_more()
     if not anyway:
         convergence.check(game)

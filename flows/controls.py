@@ -1,6 +1,6 @@
 """What the game has to beat, trained and scored beside it in the same lineage."""
 
-from spin_core import controls
+from spin_core import controls, rescore
 from spin_core import lineage as lineages
 from spin_core.lineage import Lineage
 from spin_core.records import PromptSet
@@ -24,3 +24,4 @@ def compare_with_controls(game: Lineage, prompts: PromptSet, of_base: Reports) -
     for temperature in game.config.controls.temperatures:
         folder = game.control(f"temperature-{temperature:g}")
         evaluate(game, base, prompts, folder=folder / "eval", temperature=temperature)
+    rescore.set_aside_unlike(game, of_base)

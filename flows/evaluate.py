@@ -65,7 +65,7 @@ def score_versions(game: Lineage, wanted: Sequence[int]) -> Board:
         for t in evaluations.versions(game, wanted):
             player = game.player(t - 1) if t else base
             against = game.reports(records[t - 1].opponent.t) if t else ()
-            score(game, player, prompts, tuple(against))
+            score(game, player, prompts, tuple(against), anew=False)
         # As the lineage has it: its main score and headline are not those that were asked for now.
         return publish_leaderboard(lineages.find(game.runs, game.name))
 

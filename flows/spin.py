@@ -93,7 +93,9 @@ def play(game: Lineage) -> Board:
         player = versions[t + 1] = game.player(t)
         reports[t + 1] = evaluate(game, player, prompts, reports[opponent.t])
         best = gate.best(game.config, reports, t)
-        decision = gate.decide(game.config, candidate=(t + 1, reports[t + 1]), best=best)  # who plays next
+        decision = history.decided(game, t) or gate.decide(
+            game.config, candidate=(t + 1, reports[t + 1]), best=best
+        )  # who plays next
         record = history.record_iteration(
             game,
             t,

@@ -234,8 +234,15 @@ def look_at_benchmarks(looks: Looks, config: RunConfig, scratch: Path) -> None:
     engine = "vLLM" if settings.engine == "vllm" else "transformers"
     from spin_core import local_tasks
 
-    if settings.local_data is None:
-        rows = "rows come from the hub when they are needed, so no run without it"
+    if settings.local_data is None and local_tasks.hub_is_near():
+        rows = "rows come from the hub when they are needed"
+    elif settings.local_data is None:
+        from spin_core.benchmark import from_hub, go_offline
+
+        go_offline()
+        for _ in from_hub(list(tasks.values())):
+            pass
+        rows = "the hub is out of reach, and the rows are all in its cache here"
     else:
         if not settings.local_data.is_dir():
             raise ConfigError(f"evaluate.lm_eval.local_data {settings.local_data} is no folder: give one, or unset it")

@@ -12,8 +12,8 @@ from typing import Any
 
 from spin_core import plots, report, store
 from spin_core.compare import Line, Spread, Table, Versus
+from spin_core.markup import PARTS, styles
 from spin_core.plots import PAGE, PAPER, Colours
-from spin_core.samples_page import PARTS
 
 Point = tuple[float, Line]
 
@@ -235,10 +235,9 @@ def markdown(table: Table) -> str:
 
 def write(path: Path, table: Table, made_by: str) -> None:
     """Write the page."""
-    style, body = ((PARTS / f"compare.{kind}").read_text("utf-8") for kind in ("css", "html"))
-    page = Template(body).substitute(
+    page = Template((PARTS / "compare.html").read_text("utf-8")).substitute(
         title=html.escape(f"SPIN compared: {table.name}"),
-        style=style,
+        style=styles("compare"),
         body="\n".join(parts(table, made_by)),
     )
     with store.storage_errors(path.parent):

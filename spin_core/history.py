@@ -5,7 +5,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from spin_core import store
+from spin_core import rescore, store
 from spin_core.lineage import Lineage
 from spin_core.records import (
     EvalReport,
@@ -36,7 +36,8 @@ def record_iteration(
 ) -> IterationRecord:
     """Assemble the record of iteration t from its parts and their manifests, and write it.
 
-    An iteration that was played before keeps its record: it was made by the code and the settings of that time.
+    An iteration that was played before keeps its record: it was made by the code and the settings of that time. Where
+    it has been scored anew since, the record has the new reports and the settings that made them.
     """
     used = {
         phase: usage(artifact.path)
@@ -66,13 +67,24 @@ def record_iteration(
         seconds={phase: use["seconds"] for phase, use in used.items()},
         peak_memory_mb={phase: use["peak_memory_mb"] for phase, use in used.items()},
         environment={"spin": version(), **usage(train.path)["environment"]},
+        scored_with={report.suite: rescore.settings_of(report.path) for report in evaluations},
     )
     have = lineage.record(t)
-    if have is not None and have == record.model_copy(update={"config": have.config, "environment": have.environment}):
-        return have
+    if have is not None and have.train == train:
+        as_played = {"config": have.config, "environment": have.environment}
+        if have == record.model_copy(update=as_played):
+            return have
+        now = {"evaluate": lineage.config.evaluate, "gate": lineage.config.gate}
+        record = record.model_copy(update={**as_played, "config": have.config.model_copy(update=now)})
     lineage.save_record(record)
     lineage.page(t).unlink(missing_ok=True)
     return record
+
+
+def decided(lineage: Lineage, t: int) -> GateDecision | None:
+    """The gate's decision that iteration t + 1 was begun on. None at the head: today's settings and scores decide."""
+    record = lineage.record(t)
+    return record.gate if record is not None and lineage.iteration(t + 1).exists() else None
 
 
 def usage(folder: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from spin_core.board import (
 from spin_core.errors import ConfigError
 from spin_core.html_records import costs, origin
 from spin_core.lineage import Lineage
-from spin_core.markup import Html, folded, joined, table, tag, wide
+from spin_core.markup import PARTS, Html, folded, joined, styles, table, tag, wide
 from spin_core.plots import PAGE
 from spin_core.records import Comparison, IterationRecord
 from spin_core.report import answer_rows, heading, leader, samples
@@ -74,7 +74,7 @@ def page(lineage: Lineage, board: Board) -> str:
         parts["Samples"] = sample_list(shown)
     if records:
         parts |= {"Cost": costs(records), "Records": origin(lineage, board, records)}
-    frame, style = ((PARTS / f"report.{kind}").read_text("utf-8") for kind in ("html", "css"))
+    frame, style = (PARTS / "report.html").read_text("utf-8"), styles("report")
     return Template(frame).substitute(
         title=joined([f"{lineage.name}: self-play report"]),
         style=style,
@@ -128,6 +128,7 @@ def standings(lineage: Lineage, board: Board) -> list[Html]:
             parts.append(score_table(board, main))
         drawn = sorted((task for task in main if varies(board, task)), key=lambda task: task != board.main_metric)
         parts.append(grid(task_plot(board, task) for task in drawn[:MOST_PLOTS]))
+        parts += across(board, drawn[:MOST_PLOTS])
         parts.append(folded("All scores", score_table(board, tasks)))
         parts.append(folded("Paired differences", difference_table(board, tasks)))
     if board.references:
@@ -194,6 +195,16 @@ def task_plot(board: Board, task: str) -> Html:
     """A score over the versions."""
     title = heading(board, task).replace("_", " ")
     return figure(title, plots.svg(plots.scores(board, task, PAGE, names=False), task))
+
+
+def across(board: Board, tasks: Sequence[str]) -> list[Html]:
+    """Which line across these plots is which control's; nothing where there is none."""
+    marks = [
+        tag("span", Html(plots.line_of_control(number)), row.name)
+        for number, row in enumerate(board.controls)
+        if any(task in row.scores for task in tasks)
+    ]
+    return [tag("p", "Lines across:", *marks, class_="legend")] if marks else []
 
 
 def figure(title: str, drawing: str) -> Html:

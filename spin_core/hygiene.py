@@ -20,7 +20,8 @@ BINS = 24
 
 def statistics(prompts: pa.Table, answers: pa.Table) -> AnswerStatistics:
     """Both sides of a batch. `prompts` has the human responses, `answers` the generated ones; their ids pair them."""
-    longest = max((int(tokens.max()) for tokens in (lengths(prompts), lengths(answers)) if len(tokens)), default=0)
+    counted = (lengths(side["response_ids"]) for side in (prompts, answers))
+    longest = max((int(tokens.max()) for tokens in counted if len(tokens)), default=0)
     width = longest // BINS + 1
     human, said = contents(prompts), contents(answers)
     rows = rows_of(prompts["id"].to_pylist(), answers["id"].to_pylist())
@@ -55,7 +56,7 @@ def rows_of(prompts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
 def side(responses: pa.Table, width: int) -> ResponseStatistics:
     """One side's responses: their columns `response`, `response_ids` and `finish_reason`."""
     texts: list[str] = responses["response"].to_pylist()
-    tokens = lengths(responses)
+    tokens = lengths(responses["response_ids"])
     some = len(tokens) > 0
     return ResponseStatistics(
         responses=len(texts),
@@ -70,9 +71,9 @@ def side(responses: pa.Table, width: int) -> ResponseStatistics:
     )
 
 
-def lengths(responses: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Tokens of each response, (responses,)."""
-    counts: Sequence[int] = pc.list_value_length(responses["response_ids"]).to_numpy()
+def lengths(rows: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Tokens of each row, (rows,)."""
+    counts: Sequence[int] = pc.list_value_length(rows).to_numpy()
     return np.asarray(counts, dtype=np.int64)
 
 

@@ -151,6 +151,13 @@ class TrainJob(Job):
     """Chooses the prompts that are held out. One for all iterations, so that what one holds out none trains on."""
 
 
+class EvaluateSpeed(Frozen):
+    """Where what is known already is found."""
+
+    scores: Path | None = None
+    """The folder of reports that lineages share: those of versions without an opponent, as θ_0 is. None shares none."""
+
+
 class EvaluateJob(Job):
     """Answer and score the held-out prompts."""
 
@@ -163,6 +170,7 @@ class EvaluateJob(Job):
     prompts: PromptSet
     opponent: EvalReport | None
     """The report of the version that the player was trained from, for rewards against it; None for θ_0."""
+    speed: EvaluateSpeed = EvaluateSpeed()
 
 
 class BenchmarkTask(Frozen):
@@ -199,6 +207,13 @@ class BenchmarkConfig(Frozen):
     speed: BenchmarkSpeed
 
 
+class MtBenchSpeed(Frozen):
+    """Where answers that were given already are found."""
+
+    answers: Path
+    """The folder of all models' answers. The judge has no part in them."""
+
+
 class MtBenchJob(Job):
     """Answer MT-Bench's questions and have a judge grade the answers, and compare them with others' if asked for."""
 
@@ -218,6 +233,7 @@ class MtBenchJob(Job):
     """That on θ_0."""
     prompts: PromptSet | None = None
     """The held-out prompts, where answers are to be compared with the human responses."""
+    speed: MtBenchSpeed
 
 
 class BenchmarkJob(Job):

@@ -12,8 +12,8 @@ Writes the job of every phase of every iteration, so that the flow reads as the 
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from spin_core.jobs import (
     ScoreJob,
     TrainJob,
 )
+from spin_core.recipes import merge, validate
 from spin_core.records import (
     EvalReport,
     GenerationBatch,
@@ -49,8 +50,9 @@ J = TypeVar("J", bound=Job)
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 SHARED = ".sft"
 """Below the runs folder: models that recipes train for themselves, by identity."""
-FREE = ("iterations", "controls", "gate", "nightly")
-"""Settings that may differ from the ones a lineage was started with: what is built does not depend on them."""
+FREE = ("iterations", "controls", "evaluate", "gate", "nightly")
+"""Settings that may differ from the ones a lineage was started with: no version depends on them. What was scored under
+others of `evaluate` is scored anew (`rescore`)."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,13 @@ class Lineage:
     def sft_model(self, untrained: ModelVersion, prompts: PromptSet) -> ModelVersion:
         """θ_0 of a recipe that trains its own."""
         return trained(self.sft_job(untrained, prompts).weights)
+
+    def changed(self, changes: Sequence[Mapping[str, Any]]) -> "Lineage":
+        """The lineage with these settings laid over its own, one after the other. `ConfigError` if one cannot be."""
+        values = dump(self.config)
+        for change in changes:
+            values = merge(values, change)
+        return replace(self, config=validate(values)) if changes else self
 
     def one_more(self) -> RunConfig:
         """The configuration that plays one iteration after the head. Controls stay as they were.

@@ -8,9 +8,11 @@ anew where its rows are there, since lm-eval draws other examples where a defini
     <name>.jsonl, or in a folder below, or <task>/<split>.jsonl     one file for each task and split
 """
 
+import contextlib
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -322,17 +324,61 @@ def definitions() -> Path:
     return Path(found.submodule_search_locations[0]) / "tasks"
 
 
-SENTENCES = "run `python -m nltk.downloader punkt_tab` where there is a network, and copy what NLTK_DATA then holds"
+SENTENCES = (
+    "run `python -m nltk.downloader punkt_tab` where there is a network, or set NLTK_DATA to a folder that holds "
+    "tokenizers/punkt_tab"
+)
 """What to do where NLTK's data are missing."""
+
+COUNTED = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
+"""IFEval's instructions that sentences or words are counted for."""
 
 
 def counts_sentences() -> bool:
-    """Whether NLTK has what IFEval counts sentences and words with. lm-eval tries to fetch it."""
+    """Whether NLTK has what IFEval counts sentences and words with."""
     import nltk
 
     try:
         nltk.data.find("tokenizers/punkt_tab")
     except LookupError:
+        return False
+    return True
+
+
+def require_sentences(data: Path | None) -> None:
+    """Raise `ConfigError` if IFEval would fail for want of NLTK's data, which are fetched where they can be.
+
+    `data` is the folder of local rows; None stands for the hub's, some of which want sentences counted.
+    """
+    path = Folder(data).find(SINGLE["ifeval"].file) if data is not None else None
+    wanted = data is None or (path is not None and any(counted(row) for row in read(path)))
+    if wanted and not counts_sentences() and not (hub_is_near() and fetch_sentences()):
+        raise ConfigError(f"ifeval counts sentences with NLTK's punkt_tab, which is not here: {SENTENCES}")
+
+
+def counted(row: Row) -> bool:
+    """Whether an instruction in one of IFEval's rows wants sentences or words counted."""
+    return not COUNTED.isdisjoint(row.get("instruction_id_list") or ())
+
+
+def fetch_sentences() -> bool:
+    """Fetch NLTK's data, as lm-eval would among the scoring. Whether they came."""
+    import nltk
+
+    with contextlib.redirect_stdout(sys.stderr):
+        return bool(nltk.download("punkt_tab", quiet=True)) and counts_sentences()
+
+
+def hub_is_near() -> bool:
+    """Whether the hub may be asked, and answers within seconds: a sign that there is a network."""
+    import httpx
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        httpx.head(constants.ENDPOINT, timeout=5.0)
+    except httpx.HTTPError:
         return False
     return True
 

@@ -2,6 +2,14 @@
 
 import html
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+PARTS = Path(__file__).parent / "page"
+
+
+def styles(page: str) -> str:
+    """A page's style sheet, after the colours that pages share."""
+    return "".join((PARTS / f"{name}.css").read_text("utf-8") for name in ("colours", page))
 
 
 class Html(str):

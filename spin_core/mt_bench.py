@@ -13,7 +13,8 @@ A grade that the judge does not give in a form that can be read does not count, 
 
 Writes `answers.parquet`, `verdicts.parquet` with the judge's replies, and `items.parquet`. Answers and verdicts are
 journaled one by one, so a restart neither answers nor asks anything twice; what it answers shares its batch with fewer
-others, which may change a logit's last bits.
+others, which may change a logit's last bits. Answers are kept for all lineages and judges: another judge reads those
+that are there.
 """
 
 import importlib.metadata
@@ -28,12 +29,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spin_core import store
 from spin_core.errors import ConfigError, DataError
 from spin_core.evaluate import Values, mean, write_items
 from spin_core.jobs import MtBenchJob
 from spin_core.judge import Journal, Judge, Verdicts
 from spin_core.phase import Progress, main
-from spin_core.questions import HUMAN, REFERENCED, Question, Said, Speaker, Where, held_out, load_questions, quick
+from spin_core.questions import (
+    HUMAN,
+    REFERENCED,
+    Question,
+    Said,
+    Speaker,
+    Where,
+    answers_folder,
+    held_out,
+    load_questions,
+    quick,
+)
 from spin_core.records import EvalReport
 from spin_core.verdicts import (
     SINGLE,
@@ -85,7 +98,7 @@ Grades = Mapping[Where, float | None]
 
 
 def run(job: MtBenchJob, scratch: Path, progress: Progress) -> dict[str, Any]:
-    """Answer what no journal in `scratch` holds the answer of yet, then ask for the verdicts that are missing."""
+    """Answer what no journal holds the answer of yet, then ask for the verdicts that are missing."""
     questions, prompts = load_questions(job.config.data), read_prompts(job.config.data)
     if job.suite == "mt-bench-quick":
         questions = quick(questions, job.seed)
@@ -100,8 +113,10 @@ def run(job: MtBenchJob, scratch: Path, progress: Progress) -> dict[str, Any]:
         compared.append((HUMAN, responses, people))
     judge = Judge(job.judge)
     judge.meet()
-    speaker = Speaker(job, Journal(scratch / ".answers.jsonl"))
-    speaker.answer([*questions, *people], progress)
+    entry = answers_folder(job)
+    with store.locked(entry, wait=True):
+        speaker = Speaker(job, Journal(entry / "answers.jsonl"), [*questions, *people])
+        speaker.answer(progress)
     said = speaker.said()
 
     grades = {(one.id, turn): grade_ask(prompts, one, said[one.id], turn) for one in questions for turn in (1, 2)}

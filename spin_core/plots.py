@@ -17,7 +17,9 @@ from spin_core.records import AnswerStatistics, IterationRecord
 INTERVAL = 1.96
 """Standard errors to each side of a value that hold it with 95 % probability."""
 
-LINES: Sequence[Any] = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
+DASHES = ((4, 2), (1, 1.6), (6, 2, 1, 2), (5, 1, 1, 1, 1, 1), (1, 4), (9, 3))
+"""Lengths of strokes and gaps, of lines that are to be told apart."""
+LINES: Sequence[Any] = tuple((0, dashes) for dashes in DASHES)
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,10 @@ def scores(board: Board, task: str, colours: Colours, *, names: bool = True) -> 
     """
     figure, axes = panel(colours, (7, 3.2) if names else (3.6, 2.3))
     points = [(row.t, row.scores[task]) for row in board.rows if task in row.scores and row.t is not None]
-    across = [(row, colours.soft) for row in board.controls if task in row.scores]
-    for number, (row, colour) in enumerate(across):
-        style = LINES[number % len(LINES)]
-        axes.axhline(row.scores[task].value, color=colour, linestyle=style, linewidth=1, label=row.name)
+    for number, row in enumerate(board.controls):
+        if task in row.scores:
+            colour, style = (colours.soft, colours.human)[number // len(LINES) % 2], LINES[number % len(LINES)]
+            axes.axhline(row.scores[task].value, color=colour, linestyle=style, linewidth=1, label=row.name)
     axes.errorbar(
         [t for t, _ in points],
         [score.value for _, score in points],
@@ -70,6 +72,13 @@ def scores(board: Board, task: str, colours: Colours, *, names: bool = True) -> 
         axes.set_ylabel(task.replace("_", " "), color=colours.ink)
         axes.legend(frameon=False, fontsize=8, labelcolor=colours.ink, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def line_of_control(number: int) -> str:
+    """An `<svg>` element with the line that a board's control of that number has in the page's plots."""
+    colour, dashes = ("soft", "human")[number // len(LINES) % 2], " ".join(map(str, DASHES[number % len(LINES)]))
+    style = f"stroke: var(--{colour}); stroke-width: 1.4; stroke-dasharray: {dashes}"
+    return f'<svg viewBox="0 0 30 8" aria-hidden="true"><path d="M0 4h30" style="{style}"/></svg>'
 
 
 def training(record: IterationRecord, colours: Colours) -> Any:

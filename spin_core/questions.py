@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 import torch
 
+from spin_core import store
 from spin_core.chat import Message, Renderer, decode_responses
 from spin_core.config import SourceConfig
 from spin_core.engine import Answer, Engine, Request, make_engine
@@ -18,6 +19,7 @@ from spin_core.errors import DataError
 from spin_core.generate import answers, seed_of
 from spin_core.jobs import MtBenchJob
 from spin_core.judge import Journal
+from spin_core.lineage import resolved
 from spin_core.models import load_tokenizer
 from spin_core.phase import Progress
 from spin_core.records import PromptSet
@@ -59,6 +61,11 @@ class Question(NamedTuple):
     """A good answer to each turn, where there are such."""
     prompt_ids: tuple[int, ...] = ()
     """A held-out prompt as the game tokenised it."""
+
+    @property
+    def key(self) -> str:
+        """Digest of all that its answers hang on, beside the model and how it samples."""
+        return store.digest_of([self.id, self.category, self.turns, self.prompt_ids])
 
 
 def load_questions(folder: Path | None) -> list[Question]:
@@ -123,34 +130,50 @@ def held_out(prompts: PromptSet, count: int, seed: int) -> tuple[list[Question],
     return questions, {row["id"]: (row["response"],) for row in rows}
 
 
-class Speaker:
-    """A model version and its answers so far. The weights are loaded when they are first needed."""
+def answers_folder(job: MtBenchJob) -> Path:
+    """Where the answers of this model, sampled in this way, are kept, whoever judges them."""
+    asked = {
+        "model": job.player.digest,
+        "dtype": job.model.dtype,
+        "chat": job.chat.model_dump(mode="json"),
+        "generate": resolved(job.generate, job.player.t).model_dump(mode="json"),
+        "max_new_tokens": job.config.max_new_tokens,
+        "seed": job.seed,
+    }
+    return job.speed.answers / store.digest_of(store.identity_of(asked))[:16]
 
-    def __init__(self, job: MtBenchJob, journal: Journal) -> None:
-        self.job, self.journal = job, journal
-        self.rows: dict[Where, dict[str, Any]] = {(row["id"], row["turn"]): row for row in journal.rows}
+
+class Speaker:
+    """A model version, what it is asked, and its answers so far. The weights are loaded when they are first needed."""
+
+    def __init__(self, job: MtBenchJob, journal: Journal, questions: Sequence[Question]) -> None:
+        self.job, self.journal, self.questions = job, journal, questions
+        keys = {question.key for question in questions}
+        self.rows: dict[Where, dict[str, Any]] = {
+            (row["id"], row["turn"]): row for row in journal.rows if row["key"] in keys
+        }
 
     @cached_property
     def renderer(self) -> Renderer:
         """How the version is asked."""
         return Renderer(load_tokenizer(self.job.player.path, self.job.model), self.job.chat)
 
-    def missing(self, questions: Sequence[Question], turn: int) -> list[Question]:
+    def missing(self, turn: int) -> list[Question]:
         """The questions whose answer in that turn is not there."""
-        return [one for one in questions if len(one.turns) >= turn and (one.id, turn) not in self.rows]
+        return [one for one in self.questions if len(one.turns) >= turn and (one.id, turn) not in self.rows]
 
-    def answer(self, questions: Sequence[Question], progress: Progress) -> None:
+    def answer(self, progress: Progress) -> None:
         """Give all answers that are not there: all first turns, then the second ones, which see the first."""
-        progress.start(sum(len(question.turns) for question in questions), "answer")
+        progress.start(sum(len(question.turns) for question in self.questions), "answer")
         progress.tell(len(self.rows))
-        if not any(self.missing(questions, turn) for turn in (1, 2)):
+        if not any(self.missing(turn) for turn in (1, 2)):
             return
         job = self.job
         engine = make_engine(job.player.path, job.model, self.renderer.stop_ids, job.generate, job.player.t)
         as_configured = engine.sampling
         for turn in (1, 2):
             groups: dict[Sampling, list[Question]] = {}
-            for question in self.missing(questions, turn):
+            for question in self.missing(turn):
                 groups.setdefault(self.sampling(question, as_configured), []).append(question)
             for sampling, group in groups.items():
                 engine.sampling = sampling
@@ -187,6 +210,7 @@ class Speaker:
             text = decode_responses(self.renderer.tokenizer, [fitting[place]], [answer.response_ids])[0]
             id = questions[place].id
             row = {
+                "key": questions[place].key,
                 "id": id,
                 "turn": turn,
                 "answer": text,

@@ -230,6 +230,8 @@ class IterationRecord(Frozen):
     """Largest resident memory by phase."""
     environment: dict[str, str]
     """Git commit, package versions, device."""
+    scored_with: dict[str, dict[str, Any]] = {}
+    """The settings that scored each suite. They may change as the game goes on; `config` has the latest."""
 
 
 Record = PromptSet | ModelVersion | GenerationBatch | PairDataset | ScoredPairs | TrainRun | EvalReport

@@ -19,14 +19,27 @@ from typing import TYPE_CHECKING, Literal
 from spin_core import engines
 from spin_core.config import EvaluateConfig, JudgeConfig, LmEvalConfig, MtBenchConfig, RunConfig, VllmConfig
 from spin_core.errors import ConfigError
-from spin_core.jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask, EvaluateJob, MtBenchJob
+from spin_core.jobs import (
+    BenchmarkConfig,
+    BenchmarkJob,
+    BenchmarkSpeed,
+    BenchmarkTask,
+    EvaluateJob,
+    EvaluateSpeed,
+    MtBenchJob,
+    MtBenchSpeed,
+)
 from spin_core.records import EvalReport, ModelVersion, PromptSet
 
 if TYPE_CHECKING:
     from spin_core.lineage import Lineage
 
 SCORES = ".scores"
-"""Below the runs folder: what single tasks of lm-eval gave, by model, task and settings. Lineages share it."""
+"""Below the runs folder: what single tasks of lm-eval gave, by model, task and settings, and θ_0's diagnostics.
+Lineages share it."""
+
+ANSWERS = ".answers"
+"""Below the runs folder: what models answered to MT-Bench's questions, by model and sampling. Lineages share it."""
 
 LM_EVAL = "lm-eval"
 """The suite of `evaluate.lm_eval.tasks`. It has no average."""
@@ -97,7 +110,10 @@ def mt_bench_suites(config: EvaluateConfig) -> list[str]:
 
 
 def check(config: RunConfig) -> None:
-    """Raise `ConfigError` if two suites would give one score two values, or if their engine is not installed."""
+    """Raise `ConfigError` if suites cannot be scored.
+
+    Two would give one score two values, their engine is not installed, or data are missing that are not the tasks' own.
+    """
     evaluate = config.evaluate
     named = evaluate.suites
     twice = [one for one, other in combinations(sorted(named), 2) if other == one + QUICK]
@@ -113,6 +129,10 @@ def check(config: RunConfig) -> None:
                 raise ConfigError(f"{suite} and {other} both score {same.name}, in different ways: {cure}")
     if evaluate.lm_eval.engine == "vllm" and found:
         engines.required_python(config.generate.vllm, "evaluate.lm_eval.engine")
+    if any(task.name == "ifeval" for _, tasks in found for task in tasks):
+        from spin_core import local_tasks
+
+        local_tasks.require_sentences(evaluate.lm_eval.local_data)
 
 
 def overlap(name: str, other: str) -> bool:
@@ -180,6 +200,7 @@ def self_play_job(
         player=player,
         prompts=prompts,
         opponent=opponent,
+        speed=EvaluateSpeed(scores=game.runs / SCORES),
     )
 
 
@@ -250,4 +271,5 @@ def mt_bench_job(
         previous=report_on("previous"),
         base=report_on("base"),
         prompts=prompts if "human" in pairwise else None,
+        speed=MtBenchSpeed(answers=game.runs / ANSWERS),
     )

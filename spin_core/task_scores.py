@@ -135,9 +135,8 @@ def score(task: Any, harness: Any, asked: Mapping[str, Any], scratch: Path) -> d
 
 def check_sentences(task: Any, name: str) -> None:
     """Raise `DataError` if IFEval would fail at the end, for want of what counts sentences in an answer."""
-    counted = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
     if name == "ifeval" and not local_tasks.counts_sentences():
-        asked = sum(not counted.isdisjoint(row["instruction_id_list"]) for row in task.eval_docs)
+        asked = sum(map(local_tasks.counted, task.eval_docs))
         if asked:
             raise DataError(
                 f"{asked:,} rows of ifeval want sentences or words counted, and NLTK's punkt_tab is not here: "

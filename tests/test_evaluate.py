@@ -18,7 +18,7 @@ from spin_core.config import EvaluateConfig, GenerateConfig
 from spin_core.errors import DataError
 from spin_core.evaluate import SCHEMA, mean, quality, rewards, run, write_items
 from spin_core.exact import exact_distances
-from spin_core.jobs import EvaluateJob
+from spin_core.jobs import EvaluateJob, EvaluateSpeed
 from spin_core.models import load_model
 from spin_core.records import EvalReport, PromptSet
 
@@ -253,6 +253,24 @@ def test_a_report_about_other_prompts_is_refused(tmp_path, models, opponents_rep
 def test_the_same_job_gives_the_same_bytes(tmp_path, models, prompts, opponents_report):
     assert do(evaluate_job(tmp_path / "again", models[0], prompts)).digest == opponents_report.digest
     assert store.verify(tmp_path / "again") == []
+
+
+def test_lineages_share_what_is_known_of_a_first_model(tmp_path, models, prompts, opponents_report, monkeypatch):
+    shared = {"speed": EvaluateSpeed(scores=tmp_path / "scores")}
+
+    def job(name: str, **more) -> EvaluateJob:
+        return evaluate_job(tmp_path / name / "self-play", models[0], prompts, **more).model_copy(update=shared)
+
+    first = do(job("one"))
+    monkeypatch.setattr("spin_core.evaluate.play", lambda *_: pytest.fail("asked again"))
+    second = do(job("two"))
+    assert first.digest == second.digest == opponents_report.digest
+    assert (first.scores, first.notes) == (second.scores, second.notes)
+    assert store.verify(second.path) == []
+    with pytest.raises(pytest.fail.Exception, match="asked again"):
+        do(job("three", temperature=0.5))
+    with pytest.raises(pytest.fail.Exception, match="asked again"):
+        do(job("four", t=1, opponent=opponents_report))
 
 
 def test_every_version_is_asked_with_the_same_random_numbers(tmp_path, models, prompts, opponents_report):

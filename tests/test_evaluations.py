@@ -76,8 +76,8 @@ def test_a_model_becomes_a_lineage_that_has_played_nothing(tmp_path, model):
     assert game.config.model.path == str(model)
     assert not game.config.evaluate.self_play
     assert game.config.evaluate.main_metric == QUICK
-    again = prepare(tmp_path, str(model), ["instruct"])
-    assert again.config.evaluate.suites == ("instruct",)
+    again = prepare(tmp_path, str(model), ["bbh-quick"])
+    assert again.config.evaluate.suites == ("bbh-quick",)
     assert prepare(tmp_path, "my-sft-7b", [QUICK]).config.evaluate.suites == (QUICK,)
 
 

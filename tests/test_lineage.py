@@ -68,18 +68,17 @@ def test_another_configuration_is_refused_naming_the_field_and_both_values(tmp_p
     assert str(caught.value) == f"{said}: choose a new name with --lineage, or set the value back"
 
 
-@pytest.mark.parametrize(
-    "change", ["seed=1", "model.dtype=bfloat16", "generate.top_k=5", "prompts.held_out=64", "evaluate.self_play=false"]
-)
+@pytest.mark.parametrize("change", ["seed=1", "model.dtype=bfloat16", "generate.top_k=5", "prompts.held_out=64"])
 def test_whatever_touches_what_is_built_is_refused(tmp_path, change):
     start(tmp_path)
     with pytest.raises(StaleArtifact, match=change.split("=")[0]):
         start(tmp_path, sets=[change])
 
 
-def test_iterations_gate_and_controls_may_change(tmp_path):
+def test_iterations_gate_controls_and_evaluation_may_change(tmp_path):
     start(tmp_path, sets=["iterations=2"])
-    changed = start(tmp_path, sets=["iterations=5", "gate.rule=best", "controls.temperatures=[0.9]"])
+    free = ["gate.rule=best", "controls.temperatures=[0.9]", "evaluate.suites=[big-bench]", "evaluate.self_play=false"]
+    changed = start(tmp_path, sets=["iterations=5", *free])
     assert lineages.find(tmp_path, "tale").config == changed.config
     assert changed.config.iterations == 5
 
@@ -260,9 +259,19 @@ def test_one_more_iteration_is_one_after_the_head_and_leaves_the_controls(built)
     assert not config.controls.temperatures
 
 
+def test_settings_are_laid_over_a_lineages_own(built):
+    assert built.changed([]) is built
+    asked = built.changed([{"evaluate": {"suites": ["big-bench"]}}, {"evaluate": {"temperature": 0.9}}]).one_more()
+    assert (asked.evaluate.suites, asked.evaluate.temperature) == (("big-bench",), 0.9)
+    assert asked.model_copy(update={"evaluate": built.config.evaluate}) == built.one_more()
+    with pytest.raises(ConfigError, match=r"evaluate\.temprature is no setting"):
+        built.changed([{"evaluate": {"temprature": 1}}])
+
+
 def test_a_game_that_its_gate_ended_does_not_go_on_unasked(game):
     record = game.records()[-1]
     gate = record.gate.model_copy(update={"outcome": "stop", "reason": "stopped: it fell"})
     game.save_record(record.model_copy(update={"gate": gate}))
     with pytest.raises(ConfigError, match=r"stopped: it fell.*--set gate.rule=best"):
         game.one_more()
+    assert game.changed([{"gate": {"rule": "best"}}]).one_more().iterations == 3

@@ -74,7 +74,7 @@ def test_the_first_iteration_is_compared_once(game):
         "1 of 2 (1 from iteration 1)",
         "| 1 empty |",
         "2 (1 stop, 1 length; 20 tokens)",
-        "| train | 1.5 | 100 |",
+        "| train | 1.5 | 0.000417 | 100 | 14 |",
         "`CPU x86_64`",
         "2 steps",
         "0.69310",
@@ -185,6 +185,15 @@ def test_the_report_is_the_same_when_it_is_written_again(game):
     assert first == html_report.write(game).read_text("utf-8")
     assert "<h2>Gate</h2>" in first
     assert "src=" not in first
+
+
+def test_the_report_says_which_line_across_its_plots_is_whose(game):
+    page = html_report.page(game, leaderboard(game))
+    (legend,) = re.findall(r'<p class="legend">Lines across:(.*?)</p>', page)
+    assert re.sub("<[^>]*>", "", legend) == "sft-lr-0.001"
+    (dashes,) = re.findall(r"stroke-dasharray: ([\d .]+)", legend)
+    drawn = re.findall(r"<figcaption>heldout nll.*?</figure>", page, re.DOTALL)[0]
+    assert f"stroke-dasharray: {dashes.replace(' ', ',')}" in drawn.replace(", ", ",")
 
 
 def test_a_lineage_of_which_only_the_first_version_is_scored_has_a_report(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -190,6 +191,7 @@ def test_versions_are_scored_afterwards_and_never_twice(compared):
     refused = compared.spin("evaluate", "whole-seed-1", "--set=evaluate.temperature=0.3", check=False)
     assert refused.returncode == 2
     assert "temperature = 0.5, not 0.3" in refused.stderr
+    assert "spin next whole-seed-1" in refused.stderr
     out = compared.spin("evaluate", "whole-seed-1", "1", "--suite", "self-play").stdout
     assert not [line for line in out.splitlines() if line.startswith("done")]
     assert "θ_1" in out
@@ -204,3 +206,25 @@ def test_a_model_of_its_own_is_scored_and_stands_on_the_leaderboard(compared):
     mine, whole = json.loads(compared.spin("leaderboard", "mine", "whole-seed-1", "--json").stdout)
     assert [row["t"] for row in mine["rows"]] == [0]
     assert mine["rows"][0]["scores"]["total_variation"] == whole["rows"][1]["scores"]["total_variation"]
+
+
+def test_settings_of_evaluation_may_change_and_then_all_versions_are_scored_by_them(compared, tmp_path):
+    player = replace(compared, runs=tmp_path)
+    for name in ("whole-seed-1", ".sft"):
+        shutil.copytree(compared.runs / name, tmp_path / name)
+    before = player.digests("whole-seed-1")
+    out = player.spin("next", "whole-seed-1", "--set=evaluate.temperature=0.9", one_process=True).stdout
+    assert "base · self-play is scored anew: config.temperature = 0.5, not 0.9" in " ".join(out.split())
+    after = player.digests("whole-seed-1")
+    scored = {name for name in before if "/eval/" in name}
+    assert {name: before[name] for name in before.keys() - scored}.items() <= after.items()
+    for name in ("base/eval/self-play", "iter_00/eval/self-play"):
+        assert after[name] != before[name]
+        (kept,) = (digest for one, digest in after.items() if one.startswith(name.replace("self-play", ".earlier/")))
+        assert kept == before[name]
+    board = json.loads((tmp_path / "whole-seed-1" / "leaderboard.json").read_text())
+    assert [row["name"] for row in board["rows"]] == ["θ_0", "θ_1", "θ_2"]
+    assert board["controls"] == [], "they were scored at another temperature"
+    settings = [record.scored_with["self-play"]["config"] for record in find(tmp_path, "whole-seed-1").records()]
+    assert [one["temperature"] for one in settings] == [0.9, 0.9]
+    assert "are whole" in player.spin("verify", "whole-seed-1").stdout

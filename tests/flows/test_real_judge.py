@@ -1,0 +1,94 @@
+"""A judge behind a server that others wrote: vLLM's own, with a real model that speaks."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from judge_model import grade, save_judge
+from mt_bench_game import VLLM, data, do, job_of, models, needs_vllm, people, rows_of, short_pauses
+
+from spin_core import launch
+from spin_core.errors import ConfigError
+from spin_core.records import EvalReport
+
+__all__ = ["data", "models", "people", "short_pauses"]
+
+pytestmark = [pytest.mark.slow, needs_vllm]
+
+
+@contextlib.contextmanager
+def vllm_serving(model: Path, log: Path):
+    """What `vllm serve` runs, on a free port of this machine. The CPU build's own command does not start."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    given = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny-judge", "--dtype", "float32"]
+    given += ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "8"]
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
+    words = [VLLM, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *given]
+    with log.open("wb") as file:
+        server = subprocess.Popen(
+            words, stdout=file, stderr=file, env={**os.environ, **settings}, start_new_session=True
+        )
+        try:
+            wait_until_up(f"http://127.0.0.1:{port}/health", server, log)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def wait_until_up(url: str, server: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert server.poll() is None, log.read_text()[-3000:]
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+            return
+        time.sleep(0.5)
+    raise AssertionError(log.read_text()[-3000:])
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory) -> Iterator[str]:
+    """The address of a judge."""
+    folder = tmp_path_factory.mktemp("judge")
+    with vllm_serving(save_judge(folder / "model"), folder / "server.log") as found:
+        yield found
+
+
+def test_a_judge_behind_vllms_own_server_grades_and_compares(tmp_path, data, models, people, url):
+    brief = {"judge": {"max_tokens": 64}}
+    base = do(job_of(tmp_path / "base", data, models[0], url, **brief))
+    some = {"pairwise_prompts": 4}
+    job = job_of(tmp_path / "next", data, models[1], url, t=1, base=base, prompts=people, config=some, **brief)
+    report = launch.run_phase(job, EvalReport)
+    with pytest.raises(ConfigError, match=r"has no model 'gpt-9'.*tiny-judge"):
+        do(job_of(tmp_path / "unknown", data, models[0], url, judge={"model": "gpt-9"}))
+    with pytest.raises(ConfigError, match=r"refuses our request \(400 max_tokens=2048 cannot be greater"):
+        do(job_of(tmp_path / "verbose", data, models[0], url))
+    (folder := tmp_path / "long").mkdir()
+    asked = {"question_id": 1, "category": "stem", "turns": ["why " * 1200, "and why?"]}
+    (folder / "question.jsonl").write_text(json.dumps(asked))
+    (folder / "reference_answer_gpt-4.jsonl").write_text("")
+    with pytest.raises(ConfigError, match=r"exceed its context: lower evaluate.judge.max_tokens"):
+        do(job_of(tmp_path / "long-answers", folder, models[0], url, **brief))
+    for row in rows_of(report, "verdicts"):
+        prompt = json.loads(row["prompt"])[-1]["content"]
+        want = f"{grade(prompt):g}" if row["task"] == "grade" else "B"
+        if row["task"] == "against-human":
+            want = {"AB": "B", "BA": "A"}[row["order"]]
+        assert (row["value"], row["model"], row["asked"]) == (want, "tiny-judge", 1)
+        assert row["prompt_tokens"] > 50
+        assert row["completion_tokens"] == 2
+    assert report.scores["mt-bench/against-base"].value == 0.5  # it says B in both orders
+    assert report.scores["mt-bench/against-human"].value == 0
+    assert 3 < report.scores["mt-bench"].value < 9

@@ -1,0 +1,113 @@
+"""MT-Bench interrupted: killed, stopped, without its judge or a key. Nothing is lost, and nothing is asked twice."""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import pytest
+from endpoint import Reply, serving
+from mt_bench_game import QUESTIONS, data, do, grades, job_of, models, rows_of, short_pauses
+from small_game import start
+
+from spin_core import phase
+from spin_core.errors import ConfigError, Stopped, TryAgain
+from spin_core.jobs import MtBenchJob
+from spin_core.judge import Journal
+from spin_core.mt_bench import run
+from spin_core.questions import answers_folder
+from spin_core.records import EvalReport
+
+__all__ = ["data", "models", "short_pauses"]
+
+
+class StopsAmongVerdicts(phase.Progress):
+    """Is asked to stop as by SIGTERM."""
+
+    def show(self, done: int, **metrics: float) -> None:
+        super().show(done, **metrics)
+        if self.unit == "verdict" and done >= 5:
+            self.stop()
+
+
+def stop(job: MtBenchJob, _log: Path) -> None:
+    with pytest.raises(Stopped):
+        phase.execute(job, EvalReport, run, StopsAmongVerdicts(quiet=True))
+
+
+def kill(job: MtBenchJob, log: Path) -> None:
+    with start(job, log) as process:
+        for line in process.stdout:
+            said = json.loads(line)
+            if said.get("unit") == "verdict" and said["done"] >= 5:
+                process.kill()
+                break
+        process.stdout.read()
+    assert process.wait() == -9
+
+
+@pytest.mark.parametrize(("end", "in_flight"), [(kill, 2), (stop, 0)])
+def test_a_phase_that_is_ended_among_the_verdicts_asks_nothing_twice(tmp_path, data, models, end, in_flight):
+    slow = {"judge": {"speed": {"parallel": 2}}}
+    with serving(lambda body, before: Reply(text=grades(body, before).text, seconds=0.15)) as endpoint:
+        job = job_of(tmp_path / "mt-bench", data, models[0], endpoint.url, **slow)
+        end(job, tmp_path / "first")
+        time.sleep(0.4)  # what was in flight ends
+        scratch = phase.scratch_of(job.output)
+        kept = {row["key"] for row in Journal(scratch / ".verdicts.jsonl").rows}
+        answered = (answers_folder(job) / "answers.jsonl").read_text()
+        asked = len(endpoint.asked)
+        assert 5 <= len(kept) < 2 * QUESTIONS
+        report = do(job)
+    again = {key_of(body) for body in endpoint.asked[asked:]}
+    assert again & kept == set()
+    lost = asked - len(kept)
+    assert lost <= in_flight
+    assert len(endpoint.asked) == 2 * QUESTIONS + lost
+    for line in answered.splitlines():
+        row = json.loads(line)
+        published = next(r for r in rows_of(report, "answers") if (r["id"], r["turn"]) == (row["id"], row["turn"]))
+        assert published["answer"] == row["answer"]
+    assert report.scores["mt-bench"].n == QUESTIONS
+
+
+def key_of(body: dict) -> str:
+    return hashlib.sha256(json.dumps(body["messages"], ensure_ascii=False).encode()).hexdigest()
+
+
+def test_a_judge_that_is_down_ends_the_phase_before_anything_is_computed(tmp_path, data, models):
+    with serving() as endpoint:
+        job = job_of(tmp_path / "mt-bench", data, models[0], endpoint.url)
+    with pytest.raises(TryAgain, match=f"the judge at {endpoint.url} gives no answer") as told:
+        do(job)
+    assert "\n" not in str(told.value)
+    assert not answers_folder(job).exists()
+
+
+def test_a_judge_that_goes_down_on_the_way_costs_nothing_that_was_done(tmp_path, data, models):
+    def reply(body, before):
+        return Reply(503, "gone") if len(endpoint.answered) >= 7 else grades(body, before)
+
+    with serving(reply) as endpoint:
+        job = job_of(
+            tmp_path / "mt-bench", data, models[0], endpoint.url, judge={"speed": {"retries": 2, "parallel": 1}}
+        )
+        with pytest.raises(TryAgain, match="503 gone; attempt 2 of 2"):
+            do(job)
+        endpoint.reply = grades
+        report = do(job)
+    assert len(endpoint.answered) == len(set(endpoint.answered)) == 2 * QUESTIONS
+    assert report.scores["mt-bench"].n == QUESTIONS
+
+
+def test_a_key_that_is_missing_or_wrong_ends_the_phase_before_anything_is_computed(tmp_path, data, models, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    job = job_of(tmp_path / "mt-bench", data, models[0], "")
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY holds no key"):
+        do(job)
+    with serving() as endpoint:
+        endpoint.key = "right"
+        job = job_of(tmp_path / "mt-bench", data, models[0], endpoint.url)
+        with pytest.raises(ConfigError, match=r"refuses a request without a key: OPENAI_API_KEY \(401\)"):
+            do(job)
+    assert not answers_folder(job).exists()

@@ -1,0 +1,151 @@
+"""Settings of evaluation change while a lineage goes on: what was scored is kept, and scored anew for all."""
+
+import shutil
+
+import pytest
+from small_lineage import build, publish, settings
+
+from spin_core import history, rescore, store, suites
+from spin_core import lineage as lineages
+from spin_core.errors import StaleArtifact
+from spin_core.lineage import Lineage, dump
+from spin_core.records import EvalReport
+from spin_core.verify import verify
+
+HOTTER = "evaluate.temperature=0.9"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A finished lineage of two iterations; tests must not change it."""
+    return build(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def game(built, tmp_path):
+    """A copy of it, whose reports were made by the jobs that the lineage writes."""
+    shutil.copytree(built.runs, tmp_path / "runs")
+    found = lineages.find(tmp_path / "runs", built.name)
+    for t in range(3):
+        shutil.rmtree(found.eval_folder(t) / "self-play")
+    score_all(found, 0.0)
+    return found
+
+
+def score_all(game: Lineage, value: float) -> list[str]:
+    """Score all versions as `tasks.evaluate` does, with a made-up value; what a person is told of each."""
+    notes, opponent = [], None
+    for t, player in enumerate([game.records()[0].opponent, *(record.player for record in game.records())]):
+        (job,) = suites.evaluate_jobs(game, player, game.records()[0].prompts, opponent)
+        notes.append(rescore.make_way(job))
+        opponent = store.reusable(job.output, dump(job), EvalReport) or publish(
+            job.output,
+            dump(job),
+            {"made.txt": f"{t} {value}".encode()},
+            {"model": player.digest, "suite": "self-play", "harness": "by hand", "scores": {}},
+            EvalReport,
+        )
+    return notes
+
+
+def digests(game: Lineage) -> list[str]:
+    return [report.digest for t in range(3) for report in game.reports(t)]
+
+
+def again(game: Lineage, *sets: str) -> Lineage:
+    with store.locked(game.root):
+        return lineages.start(game.runs, game.name, settings(*sets))
+
+
+def test_a_changed_setting_scores_all_versions_anew_and_keeps_what_was_scored(game):
+    before = digests(game)
+    hotter = again(game, HOTTER)
+    notes = score_all(hotter, 0.9)
+    assert notes[0].startswith("base · self-play is scored anew: config.temperature = 0.5, not 0.9")
+    assert "config.temperature" in notes[2]
+    assert not set(before) & set(digests(hotter))
+    kept = sorted((game.eval_folder(1) / rescore.EARLIER).iterdir())
+    assert [store.read_record(folder, EvalReport).digest for folder in kept] == [before[1]]
+    assert score_all(hotter, 0.1) == ["", "", ""]
+
+
+def test_scores_come_back_with_the_settings_that_made_them(game):
+    before = digests(game)
+    score_all(again(game, HOTTER), 0.9)
+    changed = digests(game)
+    notes = score_all(again(game), 7.0)
+    assert [note.partition(": ")[0].partition(" is ")[2] for note in notes] == [
+        "taken back as it was scored before"
+    ] * 3
+    assert digests(game) == before
+    score_all(again(game, HOTTER), 7.0)
+    assert digests(game) == changed
+
+
+def test_a_kill_between_setting_aside_and_scoring_loses_nothing(game):
+    before = digests(game)
+    (job,) = suites.evaluate_jobs(again(game, HOTTER), game.records()[0].opponent, game.records()[0].prompts, None)
+    rescore.make_way(job)
+    assert not game.reports(0)
+    assert rescore.make_way(job) == ""
+    score_all(again(game), 7.0)
+    assert digests(game) == before
+
+
+def test_a_report_on_another_model_is_never_set_aside(game):
+    stranger = game.records()[0].player
+    (job,) = suites.evaluate_jobs(game, stranger.model_copy(update={"t": 0}), game.records()[0].prompts, None)
+    assert rescore.make_way(job) == ""
+    with pytest.raises(StaleArtifact, match="was built with player"):
+        store.reusable(job.output, dump(job), EvalReport)
+
+
+def test_scoring_alone_refuses_to_make_versions_incomparable(game):
+    (job,) = suites.evaluate_jobs(again(game, HOTTER), game.records()[0].opponent, game.records()[0].prompts, None)
+    with pytest.raises(StaleArtifact, match=r"config.temperature = 0.5, not 0.9.*spin next tale.*score all versions"):
+        rescore.check([job], game.name)
+    assert game.reports(0)
+
+
+def test_controls_that_were_scored_otherwise_leave_the_table_until_they_are_asked_for(game):
+    for name in ("sft", "dpo"):
+        shutil.copytree(game.eval_folder(0) / "self-play", game.control(name) / "eval" / "self-play")
+    rescore.set_aside_unlike(game, game.reports(0))
+    assert (game.control("sft") / "eval" / "self-play").exists()
+    hotter = again(game, HOTTER)
+    score_all(hotter, 0.9)
+    rescore.set_aside_unlike(hotter, hotter.reports(0))
+    assert not (game.control("sft") / "eval" / "self-play").exists()
+    assert len(list((game.control("dpo") / "eval" / rescore.EARLIER).iterdir())) == 1
+
+
+def test_the_record_says_what_scored_and_keeps_what_played(game):
+    def recorded(lineage: Lineage):
+        have = lineage.record(0)
+        parts = {name: getattr(have, name) for name in ("prompts", "opponent", "generations", "pairs", "scores")}
+        return history.record_iteration(
+            lineage,
+            0,
+            **parts,
+            train=have.train,
+            player=have.player,
+            evaluations=tuple(lineage.reports(1)),
+            gate=have.gate,
+        )
+
+    first = recorded(game)
+    hotter = again(game, HOTTER, "iterations=5")
+    score_all(hotter, 0.9)
+    second = recorded(hotter)
+    assert first.scored_with["self-play"]["config"]["temperature"] == 0.5
+    assert second.scored_with["self-play"]["config"]["temperature"] == second.config.evaluate.temperature == 0.9
+    assert second.environment == first.environment
+    assert second.config.model_copy(update={"evaluate": first.config.evaluate}) == first.config
+    recorded(hotter)
+    assert [problem for problem in verify(hotter)[0] if "iteration 0" in problem] == []
+
+
+def test_a_decision_that_was_played_on_stands_whatever_the_settings(game):
+    assert history.decided(game, 0) == game.record(0).gate
+    assert history.decided(game, 1) is None, "the head's decision hangs on today's settings"
+    assert history.decided(game, 2) is None
