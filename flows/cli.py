@@ -102,10 +102,15 @@ def next(lineage: str, anyway: bool, file: Path | None, sets: tuple[str, ...], r
 def play(runs: Path, name: str, config: Any) -> None:
     """Run the flow here, with a live display, and end with the leaderboard."""
     from flows import local
-    from spin_core import gate, store
+    from spin_core import gate, push, store
     from spin_core import lineage as lineages
+    from spin_core.errors import TryAgain
 
     gate.check_metrics(config)
+    try:
+        push.meet(runs, name, config.push)
+    except TryAgain as error:
+        click.echo(f"{click.style('warning', fg='yellow')}  {error}", err=True)
     with store.locked(lineages.check_name(runs, name)):
         lineages.start(runs, name, config)
     local.prepare(runs, quiet=True)
@@ -341,6 +346,30 @@ def verify(lineage: str, runs: Path) -> None:
     if problems:
         sys.exit(1)
     click.echo(f"{count} published folders of {lineage} are whole, and its records agree with them")
+
+
+@main.command()
+@click.argument("lineage")
+@click.argument("url", required=False)
+@click.option("--again", is_flag=True, help="Read back what was pushed before, and mend it.")
+@click.option("--replace", is_flag=True, help="Also where the copy is of another lineage, or has more than this one.")
+@runs_option
+def push(lineage: str, url: str | None, again: bool, replace: bool, runs: Path) -> None:
+    """Copy a lineage into a store, or what its copy lacks: to s3://bucket/folder, or to the lineage's push.url."""
+    from flows import transfer
+
+    click.echo(transfer.push(runs, lineage, url, again=again, replace=replace))
+
+
+@main.command()
+@click.argument("lineage")
+@click.argument("url")
+@runs_option
+def pull(lineage: str, url: str, runs: Path) -> None:
+    """Bring back a lineage that was pushed to a store, to go on with it here."""
+    from flows import transfer
+
+    click.echo(transfer.pull(runs, lineage, url))
 
 
 @main.command()

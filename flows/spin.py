@@ -20,8 +20,10 @@ from spin_core.records import GenerationBatch, ModelVersion, PromptSet
 from tasks.base import base_model, prepare_prompts, train_sft
 from tasks.evaluate import Reports, evaluate
 from tasks.generate import generate
+from tasks.metrics import followed
 from tasks.pairs import build_pairs, score
 from tasks.publish import publish_iteration, publish_leaderboard
+from tasks.push import check_store, push
 from tasks.train import train
 
 
@@ -49,6 +51,7 @@ def spin(
         runs: The folder that holds lineages; SPIN_RUNS, or runs, if left out.
     """
     config = resolve(recipe, overrides=given(overrides), iterations=iterations)
+    check_store(runs_folder(runs), lineage or recipe, config)
     continue_lineage(runs, lineage or recipe, config)
 
 
@@ -73,7 +76,9 @@ def play_alone(runs: Path, name: str, config: RunConfig) -> Board:
     """
     again = (flow_run.run_count or 1) > 1
     with store.locked(lineages.check_name(runs, name), wait=again), launch.warm.phases():
-        return play(lineages.start(runs, name, config))
+        game = lineages.start(runs, name, config)
+        with followed(game):
+            return play(game)
 
 
 def play(game: Lineage) -> Board:
@@ -110,11 +115,14 @@ def play(game: Lineage) -> Board:
             gate=decision,
         )
         publish_iteration(game, record)
+        push(game)
         if decision.outcome == "stop":
             break
         opponent, previous, initial = versions[decision.next_opponent], generations, initial or generations
     compare_with_controls(game, prompts, reports[0])
-    return publish_leaderboard(game)
+    board = publish_leaderboard(game)
+    push(game)
+    return board
 
 
 def first_opponent(game: Lineage) -> tuple[ModelVersion, PromptSet]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from spin_core import html_report
+from spin_core import costs, html_report
 from spin_core.config import RunConfig
 from spin_core.errors import ConfigError
 from spin_core.findings import Findings, count
@@ -52,6 +52,7 @@ def print_records(game: Lineage, records: Sequence[IterationRecord]) -> None:
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in record.train.metrics.items())
         seconds = ", ".join(f"{phase} {value:.1f}" for phase, value in record.seconds.items())
         memory = max(record.peak_memory_mb.items(), key=lambda item: item[1])
+        spent = costs.of(record)
         rows = [
             ("model", f"{record.player.path}  {record.player.digest[:12]}"),
             ("opponent", f"θ_{record.opponent.t}  {record.opponent.digest[:12]}"),
@@ -59,7 +60,7 @@ def print_records(game: Lineage, records: Sequence[IterationRecord]) -> None:
             ("pairs", f"{record.pairs.rows:,} of {record.pairs.rows_in:,}; dropped: {drops}"),
             ("training", f"{steps_of(record)}, first loss {record.train.first_loss:.5f}; {metrics}"),
             ("gate", f"{record.gate.outcome}: {record.gate.reason}"),
-            ("seconds", f"{seconds}; in all {sum(record.seconds.values()):.1f}"),
+            ("seconds", f"{seconds}; in all {spent.seconds:.1f}, {spent.device_hours:.3g} device hours"),
             ("memory", f"{memory[1]:,.0f} MB at most, in {memory[0]}"),
             ("made by", ", ".join(f"{name} {value}" for name, value in record.environment.items())),
         ]

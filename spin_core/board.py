@@ -7,8 +7,9 @@ from typing import Literal
 import numpy as np
 import pyarrow.parquet as pq
 
-from spin_core import reference_rows, store
+from spin_core import costs, reference_rows, store
 from spin_core.config import Frozen, RunConfig
+from spin_core.costs import Costs
 from spin_core.lineage import Lineage, reports_in
 from spin_core.records import Comparison, EvalReport, Score
 from spin_core.statistics import Difference, average, paired
@@ -32,6 +33,8 @@ class Row(Frozen):
     """Paired differences by task, where single items are known: against the version before, and against θ_0."""
     gate: Literal["promote", "keep-best", "stop"] | None = None
     """What the gate made of it; None for θ_0, which it never sees, and for controls."""
+    costs: Costs | None = None
+    """What the iteration that made it took; None for θ_0 and for controls."""
 
 
 class Board(Frozen):
@@ -110,6 +113,7 @@ def leaderboard(lineage: Lineage) -> Board:
                 scores=scores(reports),
                 differences=compare(reports, {version: reports_by_t[version] for version in against}),
                 gate=records[t - 1].gate.outcome if t > 0 else None,
+                costs=costs.of(records[t - 1]) if t > 0 else None,
             )
         )
     of_controls = {

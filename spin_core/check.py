@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from spin_core import engines, estimate, suites
+from spin_core import config_metrics, engines, estimate, suites
 from spin_core.check_data import look_at_preferences, look_at_source, look_at_texts
 from spin_core.config import SCHEDULE, RunConfig, at
 from spin_core.errors import ConfigError, ModelError, StorageError
@@ -49,6 +49,8 @@ def check_run(config: RunConfig, runs: Path) -> Findings:
     looks.at("memory", look_at_memory, config, shape, texts)
     disk = looks.at("disk", look_for_folder, runs)
     looks.at("disk", look_at_disk, config, shape, texts, disk)
+    looks.at("metrics", look_at_sinks, config)
+    looks.at("store", look_at_store, config)
     looks.at("time", look_at_time, config, shape, texts, preferences)
     return Findings(findings=tuple(looks.findings))
 
@@ -344,6 +346,26 @@ def look_at_disk(looks: Looks, config: RunConfig, shape: Shape, texts: Texts, ru
     parts = f"models {size(models)}, texts {size(written)}{checkpoints}"
     said = f"the run takes about {size(need)} ({parts}); {size(free)} are free in {runs}"
     looks.judge("disk", said, need, free, "free some space, choose another folder with --runs or lower iterations")
+
+
+def look_at_sinks(looks: Looks, config: RunConfig) -> None:
+    """What the sinks of metrics need is there."""
+    config_metrics.check(config.metrics)
+    if config.metrics.sinks:
+        looks.add("metrics", f"go to {', '.join(config.metrics.sinks)}")
+    known = "WANDB_API_KEY" in os.environ or (Path.home() / ".netrc").exists()
+    if "wandb" in config.metrics.sinks and not known and os.environ.get("WANDB_MODE", "online") == "online":
+        looks.add("metrics", "W&B has no key: set WANDB_API_KEY, or WANDB_MODE to offline and sync later", "warn")
+
+
+def look_at_store(looks: Looks, config: RunConfig) -> None:
+    """The store that is to hold a copy can be written to: a small file is written, and removed."""
+    from spin_core import remote
+
+    if config.push.url:
+        remote.check(config.push.url)
+        how = "read back to compare digests" if config.push.read_back else "not read back"
+        looks.add("store", f"{config.push.url} can be written to; what is pushed is {how}")
 
 
 def look_at_time(looks: Looks, config: RunConfig, shape: Shape, texts: Texts, preferences: int) -> None:

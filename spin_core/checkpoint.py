@@ -25,11 +25,11 @@ from torch import Tensor
 
 from spin_core import store
 from spin_core.ranks import Ranks
+from spin_core.rows import HELD_OUT, METRICS, TIMING
 
 log = logging.getLogger("spin_core")
 
-METRICS, TIMING, CHECKPOINTS = "metrics.jsonl", "log/timing.jsonl", "checkpoints"
-HELD_OUT = "held_out.jsonl"
+CHECKPOINTS = "checkpoints"
 STATE, PARTIAL = "state.json", ".partial"
 ALONE = Ranks()
 
@@ -114,15 +114,6 @@ class Journal:
         for file in self.growing.values():
             file.flush()
             os.fsync(file.fileno())
-
-
-def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a file that a journal wrote, but for a last line that a kill cut short; empty if there is no file."""
-    if not path.exists():
-        return []
-    *whole, _ = path.read_text("utf-8").split("\n")
-    rows = [json.loads(line) for line in whole]
-    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
 
 
 def save_checkpoint(final: Path, tensors: Mapping[str, Tensor], state: Mapping[str, int], us: Ranks = ALONE) -> None:

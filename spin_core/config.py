@@ -26,7 +26,9 @@ from spin_core.config_generate import (
     VllmConfig,
     VllmSpeedConfig,
 )
+from spin_core.config_metrics import MetricsConfig
 from spin_core.config_nightly import NightlyConfig
+from spin_core.config_push import PushConfig
 from spin_core.config_train import LoraConfig, Loss, MonitorsConfig, SftTrainConfig, SpeedConfig, TrainConfig
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "LmEvalConfig",
     "LoraConfig",
     "Loss",
+    "MetricsConfig",
     "ModelConfig",
     "MonitorsConfig",
     "MtBenchConfig",
@@ -54,6 +57,7 @@ __all__ = [
     "OpponentsConfig",
     "PairsConfig",
     "PromptsConfig",
+    "PushConfig",
     "RayConfig",
     "RunConfig",
     "Schedule",
@@ -324,6 +328,12 @@ class RunConfig(Frozen):
 
     nightly: NightlyConfig = NightlyConfig()
     """When nights stop by themselves."""
+
+    metrics: MetricsConfig = MetricsConfig()
+    """Curves in TensorBoard, W&B or MLflow."""
+
+    push: PushConfig = PushConfig()
+    """The lineage's copy in a store."""
 
     controls: ControlsConfig = ControlsConfig()
     """Comparisons."""

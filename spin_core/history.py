@@ -5,7 +5,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from spin_core import rescore, store
+from spin_core import costs, rescore, store
 from spin_core.lineage import Lineage
 from spin_core.records import (
     EvalReport,
@@ -66,6 +66,8 @@ def record_iteration(
         gate=gate,
         seconds={phase: use["seconds"] for phase, use in used.items()},
         peak_memory_mb={phase: use["peak_memory_mb"] for phase, use in used.items()},
+        devices={phase: use["devices"] for phase, use in used.items() if "devices" in use},
+        tokens=costs.tokens_of(generations, train, evaluations),
         environment={"spin": version(), **usage(train.path)["environment"]},
         scored_with={report.suite: rescore.settings_of(report.path) for report in evaluations},
     )

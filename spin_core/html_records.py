@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import yaml
 
+from spin_core import costs as spending
 from spin_core import plots
 from spin_core.board import Board
-from spin_core.controls import tokens_trained
 from spin_core.lineage import Lineage, dump
 from spin_core.markup import Html, folded, table, tag, wide
 from spin_core.plots import PAGE
@@ -22,7 +22,7 @@ def costs(records: Sequence[IterationRecord]) -> list[Html]:
     ]
     rows = []
     for record in records:
-        tokens = tokens_of(record)
+        tokens = spending.tokens(record)
         for phase, seconds in record.seconds.items():
             known = tokens.get(phase)
             rows.append(
@@ -30,35 +30,27 @@ def costs(records: Sequence[IterationRecord]) -> list[Html]:
                     f"iteration {record.t}",
                     phase,
                     f"{seconds:,.1f}",
+                    f"{spending.device_hours(record, phase):.3g}",
                     f"{record.peak_memory_mb.get(phase, 0):,.0f}",
                     "–" if known is None else f"{known:,}",
                     "–" if known is None else f"{known / max(seconds, 1e-3):,.0f}",
                 ]
             )
-    together = sum(sum(record.seconds.values()) for record in records)
-    rows.append(["in all", "", f"{together:,.1f}", "", "", ""])
+    spent = spending.of(*records)
+    rows.append(["in all", "", f"{spent.seconds:,.1f}", f"{spent.device_hours:.3g}", "", "", ""])
     drawing = plots.svg(plots.seconds(records, PAGE), "seconds by phase")
     return [
         tag("p", *marks, class_="legend"),
         tag("div", tag("figure", tag("figcaption", "seconds by phase"), Html(drawing)), class_="wide"),
-        table(["", "phase", "seconds", "peak memory, MB", "tokens", "tokens a second"], rows),
+        table(["", "phase", "seconds", "device hours", "peak memory, MB", "tokens", "tokens a second"], rows),
         tag(
             "p",
-            "Seconds are those of the whole phase, from its start. Tokens are generated ones, and those of the prompts "
-            "and responses that training read. Controls are not in it.",
+            "Seconds are those of the whole phase, from its start; device hours are those times the devices that it "
+            "held, a CPU where there is no GPU. Tokens are generated ones, and those of the prompts and responses that "
+            "training read. Controls are not in it.",
             class_="note",
         ),
     ]
-
-
-def tokens_of(record: IterationRecord) -> dict[str, int]:
-    """What is known of the tokens that a phase worked on."""
-    found = {"generate": record.generations.tokens, "train": tokens_trained(record.train)}
-    for report in record.evaluations:
-        score = report.scores.get("generated_tokens")
-        if score is not None:
-            found[f"evaluate {report.suite}"] = round(score.value * score.n)
-    return found
 
 
 def origin(lineage: Lineage, board: Board, records: Sequence[IterationRecord]) -> list[Html]:

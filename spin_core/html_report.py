@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 
+from spin_core import costs as spending
 from spin_core import plots, store
 from spin_core.board import (
     CHOSEN,
@@ -86,12 +87,13 @@ def page(lineage: Lineage, board: Board) -> str:
 
 def about(lineage: Lineage, board: Board, records: Sequence[IterationRecord]) -> Html:
     """What was played, who leads, and what it took."""
+    spent = spending.of(*records)
     facts = [
         ("recipe", lineage.config.recipe),
         ("iterations", str(len(records))),
         ("training prompts", f"{records[0].prompts.rows:,}" if records else "–"),
         ("tokens generated", f"{sum(record.generations.tokens for record in records):,}"),
-        ("time", clock(sum(sum(record.seconds.values()) for record in records))),
+        ("time", f"{clock(spent.seconds)}; {spent.device_hours:.3g} device hours"),
         ("gate", f"{lineage.config.gate.rule}; θ_{board.choice} plays next" if records else "–"),
     ]
     if records and records[-1].gate.outcome == "stop":

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import IO, Any, NoReturn, TypeVar
 
 from spin_core import engines, errors, ranks, store
 from spin_core.config import SpeedConfig, VllmConfig
@@ -233,13 +233,13 @@ def started(phase: str, job_file: Path) -> Iterator[subprocess.Popen[str]]:
             pid_file.unlink(missing_ok=True)
 
 
-def spawn(arguments: list[str], *, stdin: int) -> subprocess.Popen[str]:
+def spawn(arguments: list[str], *, stdin: int, stderr: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:
     """A process that leads a group of its own and asks the kernel to end it with us."""
     return subprocess.Popen(
         arguments,
         stdin=stdin,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         encoding="utf-8",
         errors="replace",  # a library may log anything, and a reader that gave up would leave the pipe full
         process_group=0,

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from spin_core import engines, store, suites
+from spin_core import config_metrics, engines, store, suites
 from spin_core.config import SCHEDULE, ControlsConfig, RunConfig, at
 from spin_core.errors import ConfigError, DamagedArtifact, StaleArtifact
 from spin_core.jobs import (
@@ -50,7 +50,7 @@ J = TypeVar("J", bound=Job)
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 SHARED = ".sft"
 """Below the runs folder: models that recipes train for themselves, by identity."""
-FREE = ("iterations", "controls", "evaluate", "gate", "nightly")
+FREE = ("iterations", "controls", "evaluate", "gate", "metrics", "nightly", "push")
 """Settings that may differ from the ones a lineage was started with: no version depends on them. What was scored under
 others of `evaluate` is scored anew (`rescore`)."""
 
@@ -273,6 +273,7 @@ def start(runs: Path, name: str, config: RunConfig) -> Lineage:
     if config.generate.engine == "vllm":
         engines.required_python(config.generate.vllm)
     suites.check(config)
+    config_metrics.check(config.metrics)
     path = check_name(runs, name) / "lineage.json"
     lineage = Lineage(runs=runs, name=name, config=config)
     if path.exists():

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from spin_core import errors, launch, ranks, store
+from spin_core.devices import devices_of
 from spin_core.errors import STOPPED, ConfigError, SpinError, Stopped, StorageError
 from spin_core.jobs import Job
 from spin_core.records import Artifact
@@ -171,6 +172,7 @@ def execute(
         fields = run(job, scratch_of(job.output), progress)
         usage = {
             "seconds": round(time.monotonic() - started, 3),
+            "devices": devices_of(job, us.size),
             "peak_memory_mb": peak_memory_mb(),
             "environment": environment(),
         }

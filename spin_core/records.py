@@ -228,6 +228,10 @@ class IterationRecord(Frozen):
     """Seconds by phase, as they were when the phase ran."""
     peak_memory_mb: dict[str, float]
     """Largest resident memory by phase."""
+    devices: dict[str, int] = {}
+    """Devices that each phase held; empty in records from before this was kept."""
+    tokens: dict[str, int] = {}
+    """Tokens that phases worked on: those generated, and those of prompts and responses that training read."""
     environment: dict[str, str]
     """Git commit, package versions, device."""
     scored_with: dict[str, dict[str, Any]] = {}

@@ -5,7 +5,7 @@ import html
 import re
 from collections.abc import Collection, Sequence
 
-from spin_core import plots
+from spin_core import costs, plots
 from spin_core.board import CHOSEN, Board, Row, differs_from_base, format_score, leaderboard, significant
 from spin_core.config import RunConfig
 from spin_core.lineage import Lineage
@@ -231,13 +231,21 @@ def middle(side: ResponseStatistics) -> str:
 
 
 def cost_table(record: IterationRecord) -> str:
-    """Seconds and memory by phase."""
+    """Seconds, device hours, memory and tokens by phase."""
+    tokens = costs.tokens(record)
     phases = [
-        [phase, f"{seconds:.1f}", f"{record.peak_memory_mb.get(phase, 0):,.0f}"]
+        [
+            phase,
+            f"{seconds:.1f}",
+            f"{costs.device_hours(record, phase):.3g}",
+            f"{record.peak_memory_mb.get(phase, 0):,.0f}",
+            f"{tokens[phase]:,}" if phase in tokens else "",
+        ]
         for phase, seconds in record.seconds.items()
     ]
-    together = ["**in all**", f"**{sum(record.seconds.values()):.1f}**", ""]
-    return markdown_table(["phase", "seconds", "peak memory, MB"], [*phases, together])
+    spent = costs.of(record)
+    together = ["**in all**", f"**{spent.seconds:.1f}**", f"**{spent.device_hours:.3g}**", "", ""]
+    return markdown_table(["phase", "seconds", "device hours", "peak memory, MB", "tokens"], [*phases, together])
 
 
 def origin_table(record: IterationRecord) -> str:

@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from spin_core import held_out, lora, ranks, store
 from spin_core.batches import DataOrder, Ints
 from spin_core.budget import steps_planned
-from spin_core.checkpoint import CHECKPOINTS, HELD_OUT, METRICS, TIMING, Journal, ranks_of, read_rows
+from spin_core.checkpoint import CHECKPOINTS, Journal, ranks_of
 from spin_core.config import TrainConfig, at
 from spin_core.errors import STOPPED, ConfigError, Stopped, TrainingDiverged
 from spin_core.fused_loss import ItemLosses
@@ -39,6 +39,7 @@ from spin_core.packing import Rows
 from spin_core.phase import Progress, main, scratch_of
 from spin_core.ranks import Ranks
 from spin_core.records import ModelVersion, TrainRun
+from spin_core.rows import HELD_OUT, METRICS, TIMING, read_rows
 from spin_core.stepper import Stepper
 from spin_core.train_data import Batch, TrainData, ahead, batch_of, read_data
 from spin_core.zero import Zero
@@ -144,7 +145,8 @@ def train(
                 check_first_loss(row, objective, config, job.model.dtype)
             journal.write(METRICS, row)
             seconds = time.monotonic() - started
-            journal.write(TIMING, {"step": step + 1, "seconds": seconds, "tokens": batch.tokens, "ranks": us.size})
+            counts = {"tokens": batch.tokens, "pairs": batch.tokens_PB.shape[1], "ranks": us.size}
+            journal.write(TIMING, {"step": step + 1, "seconds": seconds, **counts})
             for event in seen:
                 log.warning("%s", event.message)
             if end and end.action == "roll-back":

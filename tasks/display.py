@@ -27,6 +27,9 @@ class Silent:
     def failed(self, title: str) -> None:
         """A phase failed; the error itself is told elsewhere."""
 
+    def noted(self, text: str) -> None:
+        """Something that a person should know, and that ends nothing."""
+
     def close(self) -> None:
         """The run is over."""
 
@@ -82,6 +85,11 @@ class Terminal(Silent):
     def failed(self, title: str) -> None:
         self.live.remove_task(self.bar)
         self.console.print(f"[red]failed[/]  {title}")
+
+    def noted(self, text: str) -> None:
+        from rich.markup import escape
+
+        self.console.print(f"[yellow]note[/]    {escape(text)}")
 
     def close(self) -> None:
         self.live.stop()

@@ -9,14 +9,12 @@ from small_game import do, game, random_pairs, score_job, start, train_job, vers
 
 from spin_core.checkpoint import (
     CHECKPOINTS,
-    METRICS,
-    TIMING,
     Journal,
     checkpoints,
     latest_checkpoint,
-    read_rows,
     save_checkpoint,
 )
+from spin_core.rows import METRICS, TIMING, read_rows
 from spin_core.store import digest_file
 
 

@@ -22,7 +22,7 @@ from small_game import (
 )
 
 from spin_core.batches import read_token_ids
-from spin_core.checkpoint import HELD_OUT, Journal, checkpoints, read_rows
+from spin_core.checkpoint import Journal, checkpoints
 from spin_core.config import TrainConfig
 from spin_core.errors import ConfigError, DataError, TrainingDiverged
 from spin_core.held_out import best, is_best, published_step, split
@@ -30,6 +30,7 @@ from spin_core.jobs import TrainJob
 from spin_core.logps import sequence_logps
 from spin_core.models import load_model
 from spin_core.records import Event
+from spin_core.rows import HELD_OUT, read_rows
 from spin_core.train_data import read_data
 
 PART = 0.3

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from flows.cli import main
 from spin_core import base, evaluate, generate, lora, pairs, phase, prompts, score, store, suites, train
 from spin_core import lineage as lineages
-from spin_core.checkpoint import CHECKPOINTS, METRICS, latest_checkpoint, read_rows
+from spin_core.checkpoint import CHECKPOINTS, latest_checkpoint
 from spin_core.config import LoraConfig, ModelConfig
 from spin_core.errors import ConfigError, DamagedArtifact, ModelError, Stopped
 from spin_core.history import record_iteration
@@ -31,6 +31,7 @@ from spin_core.records import (
     ScoredPairs,
     TrainRun,
 )
+from spin_core.rows import METRICS, read_rows
 
 CPU = ModelConfig(device="cpu")
 BF16 = ModelConfig(device="cpu", dtype="bfloat16")

@@ -8,7 +8,6 @@ import torch
 from small_game import do, game
 
 from spin_core import store
-from spin_core.checkpoint import read_rows
 from spin_core.config import MonitorsConfig, TrainConfig
 from spin_core.errors import TrainingDiverged
 from spin_core.losses import LOG_2, length_correlation
@@ -16,6 +15,7 @@ from spin_core.models import load_model
 from spin_core.monitors import LEAP, Monitors, check_first_loss, ending, events_of
 from spin_core.objective import Objective, objective_of
 from spin_core.records import Event, ModelVersion
+from spin_core.rows import read_rows
 
 HEALTHY = {
     "loss": 0.5, "rewards/real": 0.1, "rewards/margins": 0.5, "rewards/accuracies": 0.8, "grad_norm": 1.0,

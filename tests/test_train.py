@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from spin_core import phase, store
 from spin_core.batches import read_token_ids
-from spin_core.checkpoint import CHECKPOINTS, latest_checkpoint, read_rows
+from spin_core.checkpoint import CHECKPOINTS, latest_checkpoint
 from spin_core.config import ModelConfig, TrainConfig
 from spin_core.errors import ConfigError, DataError, Stopped, TrainingDiverged
 from spin_core.jobs import TrainJob
@@ -21,6 +21,7 @@ from spin_core.logps import sequence_logps
 from spin_core.losses import LOG_2
 from spin_core.models import load_model, load_tokenizer
 from spin_core.records import ModelVersion
+from spin_core.rows import read_rows
 from spin_core.train import prepare
 from spin_core.train_data import read_data
 

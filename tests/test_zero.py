@@ -23,7 +23,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from spin_core import launch, store
 from spin_core.check import look_at_ranks
-from spin_core.checkpoint import CHECKPOINTS, latest_checkpoint, read_rows
+from spin_core.checkpoint import CHECKPOINTS, latest_checkpoint
 from spin_core.config import LoraConfig, ModelConfig, RunConfig, SpeedConfig, TrainConfig
 from spin_core.errors import ConfigError, Stopped
 from spin_core.findings import Looks
@@ -31,6 +31,7 @@ from spin_core.jobs import TrainJob
 from spin_core.launch import PhaseCrashed, run_phase
 from spin_core.models import load_model
 from spin_core.records import TrainRun
+from spin_core.rows import read_rows
 from spin_core.zero_settings import NAMES, read_settings, zero_settings
 
 BF16 = ModelConfig(device="cpu", dtype="bfloat16")

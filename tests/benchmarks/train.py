@@ -112,8 +112,8 @@ def ours(folder: Path, change: dict[str, Any], batch_size: int, micro_batch_toke
     from small_game import do, train_job, version_of
 
     from spin_core import store
-    from spin_core.checkpoint import METRICS, TIMING, read_rows
     from spin_core.records import PairDataset, ScoredPairs
+    from spin_core.rows import METRICS, TIMING, read_rows
 
     pairs = PairDataset(
         path=folder / "pairs", digest=store.digest_folder(folder / "pairs")[0], t=0, rows_in=0, rows=0, drops={}, mix={}

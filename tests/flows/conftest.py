@@ -21,6 +21,7 @@ TINY = {
     "train.batch_size": 16,
     "train.save_every": 3,
     "gate.rule": "always",
+    "metrics.sinks": [],
     "controls": {
         "sft_continued": True,
         "sft_learning_rate": [1e-3],

@@ -12,7 +12,8 @@ from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
 from prefect.testing.utilities import prefect_test_harness
 from small_lineage import NLLS, build
 
-from tasks import publish
+from tasks import display, publish
+from tasks.push import push
 
 pytestmark = pytest.mark.slow
 
@@ -111,3 +112,41 @@ def test_what_a_kill_left_out_is_made_up_for_by_the_next_run(tmp_path, monkeypat
     assert page["data"] == game.page(0).read_text("utf-8")
     (event,) = events(name, 1)
     assert event["payload"]["reason"] == record.gate.reason
+
+
+class Shown(display.Silent):
+    """What a terminal would be told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def finished(self, title: str, _seconds: float) -> None:
+        self.said.append(f"done {title}")
+
+    def reused(self, title: str) -> None:
+        self.said.append(f"reused {title}")
+
+    def noted(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize("store", ["file", "nowhere"])
+def test_a_run_brings_the_copy_up_to_date_and_goes_on_where_it_cannot(tmp_path, monkeypatch, store):
+    monkeypatch.setattr(display, "current", shown := Shown())
+    game = build(tmp_path / "runs", sets=[f"push.url={store}://{tmp_path}/copy"])
+
+    @flow
+    def push_twice() -> str:
+        push(game)
+        push(game)
+        return "went on"
+
+    assert push_twice() == "went on"
+    if store == "file":
+        assert shown.said == ["done push", "reused push"]
+        assert (tmp_path / "copy" / "tale" / "iter_01" / "record.json").exists()
+    else:
+        assert (
+            shown.said
+            == ["not pushed: Protocol not known: nowhere; all is kept here, and the next push makes up for it"] * 2
+        )

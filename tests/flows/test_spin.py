@@ -5,6 +5,9 @@ import signal
 import subprocess
 import time
 
+from spin_core.points import Last
+from spin_core.sinks import last_events
+
 PHASES = ("generations", "pairs", "scores", "train", "model", "eval/self-play")
 STEPS = 24
 DPO = "dpo-beta-0.1-lr-0.001-epochs-1"
@@ -94,3 +97,19 @@ def test_the_sft_model_is_shared_by_lineages(finished):
         "model",
         "train",
     ]
+
+
+def test_a_lineage_that_a_run_has_pushed_is_pulled_elsewhere_and_reused_there(finished, player_in, tmp_path):
+    copy = f"--set=push.url=file://{tmp_path}/copy"
+    out = finished.spin(*finished.arguments("whole", copy, "--set=metrics.sinks=[tensorboard]")).stdout
+    assert {line.split()[1] for line in out.splitlines() if line.startswith("done")} == {"push"}
+    told = last_events(finished.runs / "whole" / "metrics" / "tensorboard")
+    assert told == Last(step=STEPS, version=2)
+    elsewhere = player_in(tmp_path / "elsewhere")
+    elsewhere.spin("pull", "whole", f"file://{tmp_path}/copy")
+    assert elsewhere.digests("whole") == finished.digests("whole")
+    out = elsewhere.spin(*elsewhere.arguments("whole", copy)).stdout
+    assert "reused  push" in out.splitlines()
+    # The report says where models lie, so it is drawn, and pushed, anew.
+    assert {line.split()[1] for line in out.splitlines() if line.startswith("done")} <= {"push"}
+    assert elsewhere.digests("whole") == finished.digests("whole")

@@ -1,0 +1,63 @@
+"""The lineage's points go to TensorBoard, W&B and MLflow while it is played."""
+
+import contextlib
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import IO
+
+from prefect.logging import get_run_logger
+
+from spin_core import launch
+from spin_core.lineage import Lineage
+from spin_core.points import folder_of
+from tasks import display
+
+GRACE_SECONDS = 60.0
+"""How long sinks may take at the end of a run for what they have not got yet."""
+HURRIED_SECONDS = 5.0
+"""The same, of a run that failed or was stopped."""
+
+
+@contextlib.contextmanager
+def followed(game: Lineage) -> Iterator[None]:
+    """While this lasts, a process follows the lineage. Nothing that happens to it ends the game."""
+    if not game.config.metrics.sinks:
+        yield
+        return
+    logger = get_run_logger()
+
+    def note(text: str) -> None:
+        display.current.noted(text)
+        logger.warning("%s", text)
+
+    def read(out: IO[str]) -> None:
+        for line in out:
+            note(line.rstrip("\n"))
+
+    folder_of(game).mkdir(parents=True, exist_ok=True)
+    with (folder_of(game) / "log.txt").open("w", encoding="utf-8") as log:
+        process = launch.spawn(
+            [sys.executable, "-m", "spin_core.follow", str(game.runs), game.name], stdin=subprocess.PIPE, stderr=log
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    reader = threading.Thread(target=read, args=(process.stdout,), daemon=True)
+    reader.start()
+    grace = HURRIED_SECONDS
+    try:
+        yield
+        grace = GRACE_SECONDS
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        try:
+            process.wait(grace)
+        except subprocess.TimeoutExpired:
+            launch.end_group(process)
+            note(f"metrics: not all were taken within {grace:.0f} s; the next run makes up for it")
+        reader.join(1.0)
+        process.stdout.close()
+        if process.returncode > 0:
+            note(f"metrics: the process that tells them ended with {process.returncode}: see {log.name}")

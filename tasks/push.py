@@ -1,0 +1,78 @@
+"""The lineage's copy in a store. One that is away stops no game, and the next push makes up for it."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
+from prefect.states import Completed
+
+from spin_core import push as pushes
+from spin_core.config import RunConfig
+from spin_core.errors import TryAgain, first_line
+from spin_core.findings import size
+from spin_core.lineage import Lineage
+from spin_core.push import Moved
+from tasks import display
+from tasks.frame import RETRIES, RETRY_DELAY_SECONDS, ProgressArtifact, may_pass
+
+
+def check_store(runs: Path, name: str, config: RunConfig) -> None:
+    """Refuse, before anything is computed, a store that a person must mend; one that is merely away is told."""
+    try:
+        pushes.meet(runs, name, config.push)
+    except TryAgain as error:
+        get_run_logger().warning("%s; the game begins all the same", error)
+
+
+def push(game: Lineage) -> None:
+    """Upload what the copy lacks, if the configuration names one. A failure is told, and the game goes on."""
+    if not game.config.push.url:
+        return
+    state: State[Any] = upload(game, return_state=True)
+    if not state.is_completed():
+        why = state.result(raise_on_failure=False)
+        said = first_line(why) if isinstance(why, BaseException) else state.message
+        note = f"not pushed: {said}; all is kept here, and the next push makes up for it"
+        display.current.noted(note)
+        get_run_logger().warning("%s", note)
+
+
+@task(
+    name="push",
+    task_run_name="push {game.name}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAY_SECONDS,
+    retry_condition_fn=may_pass,
+)
+def upload(game: Lineage) -> Moved | State[Moved]:
+    """One push, shown as phases are."""
+    shown, bar, began = display.current, ProgressArtifact("push"), 0.0
+
+    def tell(gone: int, total: int) -> None:
+        nonlocal began
+        if not began:
+            began = time.monotonic()
+            shown.started("push")
+        message = {"done": round(gone / 1e6), "total": max(1, round(total / 1e6)), "unit": "megabyte"}
+        shown.progress(message)
+        bar.update(message)
+
+    try:
+        pushed = pushes.push(game, game.config.push, tell=tell)
+    except BaseException:
+        if began:
+            shown.failed("push")
+        raise
+    bar.finish()
+    if not began:
+        shown.reused("push")
+        return Completed(name="Reused", message=game.config.push.url, data=pushed)
+    shown.finished("push", time.monotonic() - began)
+    get_run_logger().info("%d files, %s, pushed to %s", pushed.moved, size(pushed.bytes), game.config.push.url)
+    return pushed

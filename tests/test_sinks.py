@@ -1,0 +1,202 @@
+"""A lineage's points, and who takes them: TensorBoard's files, W&B's SDK offline, MLflow's client on a file."""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from small_lineage import build, lines
+
+from spin_core import config_metrics, store
+from spin_core.config import MetricsConfig
+from spin_core.errors import ConfigError
+from spin_core.lineage import Lineage, find
+from spin_core.phase import scratch_of
+from spin_core.points import STEP, VERSION, Last, points
+from spin_core.recipes import resolve
+from spin_core.sinks import last_events
+from spin_core.wandb_log import read_history, read_records
+
+HELD = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "MLFLOW_TRACKING_URI": ""}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("built")
+    build(runs)
+    return runs
+
+
+@pytest.fixture
+def game(built: Path, tmp_path: Path) -> Lineage:
+    """A lineage of two iterations of two steps each."""
+    shutil.copytree(built, tmp_path / "runs")
+    return find(tmp_path / "runs", "tale")
+
+
+def told(game: Lineage, last: Last = Last()) -> list[tuple[str, int, int]]:  # noqa: B008 (frozen)
+    return [(point.kind, point.at, point.order) for point in points(game, last)]
+
+
+def begin_training(game: Lineage, steps: int) -> Path:
+    """Have iteration 2 train, and be so many steps far."""
+    folder = scratch_of(game.iteration(2) / "train")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"step": step, "loss": 0.7 - step / 100, "grad_norm": None} for step in range(1, steps + 1)]
+    (folder / "metrics.jsonl").write_bytes(lines(rows) + b'{"step": ')
+    return folder
+
+
+def test_steps_are_counted_through_the_iterations_and_versions_stand_between_them(game):
+    whole = told(game)
+    kinds = [VERSION, STEP, STEP, VERSION, STEP, STEP, VERSION]
+    assert whole == list(zip(kinds, (0, 1, 2, 1, 3, 4, 2), range(7), strict=True))
+    for known in range(8):
+        before = whole[:known]
+        last = Last(
+            max((at for kind, at, _ in before if kind == STEP), default=0),
+            max((at for kind, at, _ in before if kind == VERSION), default=-1),
+        )
+        assert told(game, last) == whole[known:]
+
+
+def test_points_hold_what_was_measured_scored_and_spent(game):
+    found = {(point.kind, point.at): point.values for point in points(game, Last())}
+    assert found[STEP, 4]["train/rewards/accuracies"] == 0.9
+    assert found[STEP, 3]["train/tokens/s"] == 7 / 0.5
+    assert found[STEP, 4]["train/iteration"] == 1
+    assert found[VERSION, 0] == {"scores/heldout_nll": 3.5}
+    second = found[VERSION, 2]
+    assert (second["scores/heldout_nll"], second["scores/reward_accuracy"]) == (pytest.approx(2.9), 0.75)
+    assert (second["pairs/kept"], second["pairs/dropped/empty"], second["gate/promoted"]) == (1, 1, 1)
+    assert (second["answers/cut"], second["cost/tokens/generate"]) == (0.5, 20)
+    # generate, score, train and one evaluation hold a device; pairs do not.
+    assert second["cost/seconds"] == 5 * 1.5
+    assert second["cost/device_hours"] == pytest.approx(4 * 1.5 / 3600, abs=1e-6)
+
+
+def test_of_a_training_that_goes_on_all_steps_but_the_last_are_told(game):
+    begin_training(game, 3)
+    *_, before, last = points(game, Last())
+    assert (before.at, last.at, last.order) == (5, 6, 8)
+    assert math.isnan(last.values["train/grad_norm"])
+    shutil.rmtree(game.iteration(0) / "generations")
+    assert told(game) == []
+
+
+def follow(game: Lineage, *sinks: str, kill_after: float | None = None) -> str:
+    """Tell the lineage's points to sinks in the process that runs use; what it said."""
+    config = game.config.model_copy(update={"metrics": MetricsConfig(sinks=sinks)})
+    store.write_json(game.root / "lineage.json", {"lineage": "tale", "config": config.model_dump(mode="json")})
+    command = [sys.executable, "-m", "spin_core.follow", str(game.runs), "tale"]
+    with subprocess.Popen(
+        command, env={**os.environ, **HELD}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        if kill_after is not None:
+            deadline = time.monotonic() + 60
+            while last_events(game.root / "metrics" / "tensorboard").step < kill_after:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            process.send_signal(signal.SIGKILL)
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == (0 if kill_after is None else -signal.SIGKILL)
+        return said
+
+
+def events(game: Lineage) -> Counter[tuple[str, int]]:
+    """How often each number stands in TensorBoard's files, as its own reader has it."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    found: Counter[tuple[str, int]] = Counter()
+    for path in (game.root / "metrics" / "tensorboard").iterdir():
+        found.update(
+            (value.tag, event.step) for event in EventFileLoader(str(path)).Load() for value in event.summary.value
+        )
+    return found
+
+
+def test_tensorboard_has_each_point_once_though_the_teller_and_the_training_were_killed(game):
+    begin_training(game, 40)
+    follow(game, "tensorboard", kill_after=43)
+    (file,) = (game.root / "metrics" / "tensorboard").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9])  # the kill came while the last event was written
+    begin_training(game, 30)  # back to its checkpoint
+    assert follow(game, "tensorboard") == ""
+    begin_training(game, 60)
+    follow(game, "tensorboard")
+    found = events(game)
+    assert set(found.values()) == {1}
+    assert {step for tag, step in found if tag == "train/loss"} == set(range(1, 4 + 60))
+    assert {version for tag, version in found if tag == "scores/heldout_nll"} == {0, 1, 2}
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="the extra wandb is not installed")
+def test_wandb_goes_on_in_the_same_run_and_logs_no_step_twice(game):
+    begin_training(game, 20)
+    assert follow(game, "wandb") == ""
+    begin_training(game, 30)
+    assert follow(game, "wandb") == ""
+    files = sorted((game.root / "metrics" / "wandb").glob("offline-run-*/*.wandb"))
+    identity = json.loads((game.root / "metrics" / "wandb.json").read_text())["run"]
+    assert [path.name for path in files] == [f"run-{identity}.wandb"] * 2
+    rows = [row for path in files for row in read_history(path)]
+    assert [row[STEP] for row in rows if STEP in row] == list(range(1, 4 + 30))
+    assert [row[VERSION] for row in rows if VERSION in row] == [0, 1, 2]
+    assert [row["_step"] for row in rows] == list(range(len(rows)))
+
+
+def test_a_wandb_file_that_a_kill_cut_short_is_read_up_to_there():
+    def chunk(kind: int, data: bytes) -> bytes:
+        return bytes(4) + len(data).to_bytes(2, "little") + bytes([kind]) + data
+
+    head, filling = bytes(7), 2**15 - 7 - 7 - 5
+    content = (
+        head + chunk(1, b"a" * filling) + bytes(5) + chunk(2, b"b") + chunk(3, b"c") + chunk(4, b"d") + chunk(1, b"e")
+    )
+    assert list(read_records(content)) == [b"a" * filling, b"bcd", b"e"]
+    assert list(read_records(content[:-1])) == [b"a" * filling, b"bcd"]
+    assert list(read_records(b"")) == []
+
+
+@pytest.mark.skipif(find_spec("mlflow") is None, reason="the extra mlflow is not installed")
+def test_mlflow_goes_on_in_the_same_run_though_another_sink_fails_and_logs_no_step_twice(game):
+    begin_training(game, 5)
+    assert follow(game, "mlflow") == ""
+    begin_training(game, 8)
+    (game.root / "metrics" / "tensorboard").write_text("a file stands in its way")
+    (said,) = follow(game, "tensorboard", "mlflow").splitlines()
+    assert said.startswith("metrics: tensorboard takes none any more: ")
+    with contextlib.closing(sqlite3.connect(game.runs / "mlflow.db")) as data:
+        steps = [step for (step,) in data.execute("select step from metrics where key = 'train/loss' order by step")]
+        runs = list(data.execute("select name, status from runs"))
+        recipes = list(data.execute("select value from params where key = 'recipe'"))
+    assert steps == list(range(1, 4 + 8))
+    assert runs == [("tale", "FINISHED")]
+    assert recipes == [("demo",)]
+
+
+def test_a_sink_that_is_not_installed_is_refused_and_an_unknown_one_too(monkeypatch):
+    monkeypatch.setattr(config_metrics, "find_spec", lambda _name: None)
+    with pytest.raises(ConfigError, match="has wandb, which is not installed: install Spin with its extra `wandb`"):
+        config_metrics.check(MetricsConfig(sinks=("wandb",)))
+    config_metrics.check(MetricsConfig(sinks=()))
+    with pytest.raises(ConfigError, match=r"metrics\.sinks"):
+        resolve("demo", sets=["metrics.sinks=[prometheus]"])
+
+
+def test_nothing_that_only_trains_is_loaded_to_tell_points():
+    code = (
+        "import sys, spin_core.follow; sys.exit(bool({'torch', 'transformers', 'wandb', 'mlflow'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
