@@ -425,15 +425,21 @@ def recipes(settings: bool, recipe: str | None) -> None:
 
 @main.command()
 @click.option("--port", default=4200, show_default=True, help="Port of the server and its UI.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen at. Beyond this machine a password is asked for: see the runs folder's .prefect/password.",
+)
 @runs_option
-def up(port: int, runs: Path) -> None:
+def up(port: int, host: str, runs: Path) -> None:
     """Serve the UI: a server, the deployments and a worker, until Ctrl-C or `spin down`."""
     from flows import local
 
     local.prepare(runs, quiet=False)
     from flows.serve import serve
 
-    serve(runs, port)
+    serve(runs, host, port)
 
 
 @main.command()

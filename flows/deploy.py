@@ -20,7 +20,7 @@ from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 
 import flows.spin  # noqa: F401 (so that it is loaded by the time the server answers)
-from flows import local
+from flows import api, local
 
 LOST = "The server and the worker ended while it ran. Start it again: what is finished is reused."
 IN_OUR_POOL = WorkPoolFilter.model_validate({"name": {"any_": [local.POOL]}})
@@ -34,7 +34,7 @@ TASK_SAID_TO_RUN = TaskRunFilter.model_validate(UNDER_WAY)
 def main() -> None:
     """Wait, then make ready."""
     url = os.environ["PREFECT_API_URL"].removesuffix("/api")
-    while not local.healthy(url):
+    while not api.healthy(url):
         time.sleep(0.2)
     with get_client(sync_client=True) as client:
         with contextlib.suppress(ObjectAlreadyExists):

@@ -8,15 +8,17 @@ import os
 import signal
 import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import NamedTuple
+
+from flows import api
 
 OWN = ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE")
 DEFAULT_PORT = 4200
 RERUNS = 3
 """How often a crashed run is started again by itself."""
+HEARTBEAT_SECONDS = 30
+"""How often a run says that it lives. Prefect takes nothing shorter."""
 POOL = "spin"
 """The work pool of the local worker."""
 ORPHAN_GRACE_SECONDS = 40.0
@@ -39,13 +41,18 @@ def prepare(runs: Path, *, quiet: bool) -> None:
     }
     if quiet:
         settings |= {"PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL"}
-    if not any(name in os.environ for name in OWN):
+    url, theirs = serving(runs), any(name in os.environ for name in OWN)
+    if not theirs:
         settings["PREFECT_HOME"] = str(state_folder(runs))
-        url = serving(runs)
         if url is not None:
             settings["PREFECT_API_URL"] = f"{url}/api"
+    if url is not None and (not theirs or os.environ.get("PREFECT_API_URL", "").rstrip("/") == f"{url}/api"):
+        settings[api.OF_CLIENTS] = api.read_password(state_folder(runs))
+    elif not theirs:  # the temporary server wants what the environment says
+        settings[api.OF_CLIENTS] = os.environ.get(api.OF_SERVER, "")
     for name, value in settings.items():
-        os.environ.setdefault(name, value)
+        if value:
+            os.environ.setdefault(name, value)
 
 
 def state_folder(runs: Path) -> Path:
@@ -83,7 +90,7 @@ def find_up(runs: Path) -> Up | None:
 def serving(runs: Path) -> str | None:
     """The address of the server that `spin up` runs for this folder; None if none answers."""
     up = find_up(runs)
-    return up.url if up and up.url and healthy(up.url) else None
+    return up.url if up and up.url and api.healthy(up.url) else None
 
 
 def is_locked(descriptor: int) -> bool:
@@ -93,15 +100,6 @@ def is_locked(descriptor: int) -> bool:
     except BlockingIOError:
         return True
     return False
-
-
-def healthy(url: str) -> bool:
-    """A Prefect server answers at `url`."""
-    try:
-        with urllib.request.urlopen(f"{url}/api/health", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def end_with_worker() -> None:

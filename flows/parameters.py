@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model,
 from pydantic.json_schema import SkipJsonSchema
 
 from spin_core.config import RunConfig
+from spin_core.config_base import nameable
+from spin_core.errors import ConfigError
 
 TOP_LEVEL = ("recipe", "iterations")
 """Settings that are parameters of their own."""
@@ -114,5 +116,18 @@ def given(overrides: Partial) -> dict[str, Any]:
 
 
 def runs_folder(named: str = "") -> Path:
-    """The folder that holds lineages: the one named, or `SPIN_RUNS`, or `runs`."""
-    return Path(named or os.environ.get("SPIN_RUNS", "") or "runs").absolute()
+    """The folder that holds lineages: the one named, or `SPIN_RUNS`, or `runs`.
+
+    `ConfigError` if a deployment's run names one outside the folder that is served: whoever may start runs may not
+    have them write anywhere.
+    """
+    from prefect.runtime import deployment
+
+    served = Path(os.environ.get("SPIN_RUNS", "") or "runs").absolute()
+    try:
+        folder = served / nameable(named)
+    except ValueError as error:
+        raise ConfigError(f"runs: {error}") from error
+    if deployment.id and not folder.resolve().is_relative_to(served.resolve()):
+        raise ConfigError(f"runs {named!r} lies outside {served}, which is served here: name a folder in it, or none")
+    return folder

@@ -4,6 +4,7 @@ A server or worker that ends by itself is started again, and so are runs that cr
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -18,11 +19,10 @@ from typing import BinaryIO, Self, TextIO
 
 import click
 
-from flows import local, watch
+from flows import api, local, watch
 from spin_core import launch
 from spin_core.errors import ConfigError, TryAgain
 
-HOST = "127.0.0.1"
 HOME = Path(__file__).resolve().parent.parent
 START_SECONDS = 180.0
 PATIENCE_SECONDS = 45.0
@@ -31,37 +31,31 @@ RESTARTS, RESTARTS_WITHIN_SECONDS = 5, 600.0
 """A part that ends by itself more often than that is not started again."""
 
 
-def serve(runs: Path, port: int) -> None:
+def serve(runs: Path, host: str, port: int) -> None:
     """Serve until interrupted, or until a part ends by itself. Everything ends together."""
-    url = local.serving(runs)
-    if url is not None:
-        click.echo(f"already up: {url} (lineages in {runs})")
+    up = local.serving(runs)
+    if up is not None:
+        click.echo(f"already up: {up} (lineages in {runs})")
         return
-    refuse_taken_port(port)
+    refuse_address(host, port)
     if not (HOME / "prefect.yaml").exists():
         raise ConfigError(f"{HOME} holds no prefect.yaml: install with pip install -e from a checkout")
-    url = f"http://{HOST}:{port}"
-    path = local.state_folder(runs) / "server.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    environment = {
-        **os.environ,
-        "PREFECT_API_URL": f"{url}/api",
-        "PREFECT_LOGGING_EXTRA_LOGGERS": "spin_core",
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
-        "SPIN_UP": str(os.getpid()),
-        "SPIN_RUNS": str(runs),
-        "SPIN_HOME": str(HOME),
-    }
+    url = f"http://{reached_at(host)}:{port}"
+    state = local.state_folder(runs)
+    path = state / "server.log"
+    state.mkdir(parents=True, exist_ok=True)
     # Also where it was ignored, as in a shell's background jobs: the worker ends at SIGINT, and would inherit that.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(KeyboardInterrupt):
             address = stack.enter_context(claimed(local.address_file(runs)))
+            password = api.choose_password(state, host)
+            environment = environment_of(runs, url, password)
             log = stack.enter_context(path.open("ab"))
             click.echo("starting the server …")
             server = stack.enter_context(
-                Part("server", ["prefect", "server", "start", "--host", HOST, "--port", str(port)], environment, log)
+                Part("server", ["prefect", "server", "start", "--host", host, "--port", str(port)], environment, log)
             )
             with part(["flows.deploy"], environment, log) as deploying:
                 wait_until_ready(server.process, deploying, path)
@@ -78,17 +72,39 @@ def serve(runs: Path, port: int) -> None:
                 f"up: {url}/v2/deployments starts runs; {url}/v2/artifacts shows every iteration and leaderboard\n"
                 f"lineages in {runs}; log in {path}; Ctrl-C or spin down ends it"
             )
-            looked = time.monotonic()
+            if password:
+                click.echo(
+                    f"everyone is asked for the password in {api.password_file(state)}; TLS is yours to put before"
+                )
+            looked, asked = time.monotonic(), api.Server(url, password)
             while True:
                 for one in (server, worker):
                     if one.process.poll() is not None:
                         one.start_again(path)
                 if time.monotonic() - looked > watch.EVERY_SECONDS:
-                    watch.look(url)
+                    watch.look(asked)
                     looked = time.monotonic()
                 time.sleep(0.5)
         click.echo("ending …")
     click.echo("down")
+
+
+def environment_of(runs: Path, url: str, password: str) -> dict[str, str]:
+    """The environment of server, worker and runs. The password is nowhere else: anyone may read command lines."""
+    return {
+        # No other page that a browser shows may start runs here, nor read what runs.
+        "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url,
+        "PREFECT_UI_API_URL": "/api",  # by whichever name a browser knows us
+        **os.environ,
+        "PREFECT_API_URL": f"{url}/api",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "spin_core",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "SPIN_UP": str(os.getpid()),
+        "SPIN_RUNS": str(runs),
+        "SPIN_HOME": str(HOME),
+        **({api.OF_SERVER: password, api.OF_CLIENTS: password} if password else {}),
+    }
 
 
 def interrupt(*_: object) -> None:
@@ -96,16 +112,28 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def refuse_taken_port(port: int) -> None:
-    """`ConfigError` if something listens on the port already."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
+def refuse_address(host: str, port: int) -> None:
+    """`ConfigError` if something listens on the port already, or if the host is none of this machine's addresses."""
+    try:
+        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except (OSError, UnicodeError) as error:
+        if not isinstance(error, OSError) or error.errno != errno.EADDRINUSE:
             raise ConfigError(
-                f"port {port} is taken by another program: end it, or choose another with spin up --port {port + 1}"
+                f"--host {host!r} is no address of this machine: 127.0.0.1 serves it alone, 0.0.0.0 serves others too"
             ) from error
+        raise ConfigError(
+            f"port {port} is taken by another program: end it, or choose another with spin up --port {port + 1}"
+        ) from error
+
+
+def reached_at(host: str) -> str:
+    """By which address this machine reaches what listens at `host`, as it stands in a URL."""
+    if host == "0.0.0.0":
+        return "127.0.0.1"
+    return {"::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
 
 
 @contextlib.contextmanager

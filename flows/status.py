@@ -4,16 +4,14 @@ import json
 import os
 import signal
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import click
 
-from flows import local
+from flows import api, local
+from flows.api import Server
 from spin_core import lineage as lineages
 from spin_core.config import Frozen
 from spin_core.errors import ConfigError, TryAgain
@@ -67,46 +65,39 @@ class Status(Frozen):
 def status(runs: Path) -> Status:
     """What is up for a folder, and what lies in it."""
     up = local.find_up(runs)
-    url = up.url if up and up.url and local.healthy(up.url) else ""
+    url = up.url if up and up.url and api.healthy(up.url) else ""
     return Status(
         url=url,
         seconds=time.time() - up.since if up and url else 0.0,
-        runs=tuple(under_way(url)) if url else (),
+        runs=tuple(under_way(server_of(runs, url))) if url else (),
         lineages=tuple(head_of(runs, name) for name in lineages.names(runs)),
     )
 
 
-def under_way(url: str) -> list[Run]:
+def server_of(runs: Path, url: str) -> Server:
+    """The server of a folder, with its password."""
+    return Server(url, api.read_password(local.state_folder(runs)))
+
+
+def under_way(server: Server) -> list[Run]:
     """The runs that a server knows to be going on, with the phases that work in them."""
     found = []
     for states in GOING_ON:
-        for one in ask(url, "/flow_runs/filter", {"flow_runs": {"state": states}, "sort": "START_TIME_ASC"}):
+        for one in server.ask("/flow_runs/filter", {"flow_runs": {"state": states}, "sort": "START_TIME_ASC"}):
             mine = {"flow_runs": {"id": {"any_": [one["id"]]}}, "task_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
             phases = [
-                Phase(name=task["name"], percent=percent(url, task["id"]))
-                for task in ask(url, "/task_runs/filter", mine)
+                Phase(name=task["name"], percent=percent(server, task["id"]))
+                for task in server.ask("/task_runs/filter", mine)
             ]
             found.append(Run(name=one["name"], state=one["state_name"], started=one["run_count"], phases=tuple(phases)))
     return found
 
 
-def percent(url: str, task: str) -> float | None:
+def percent(server: Server, task: str) -> float | None:
     """How far a phase is, by its newest progress bar."""
     query = {"artifacts": {"task_run_id": {"any_": [task]}, "type": {"any_": ["progress"]}}, "sort": "CREATED_DESC"}
-    bars = ask(url, "/artifacts/filter", query)
+    bars = server.ask("/artifacts/filter", query)
     return float(bars[0]["data"]) if bars else None
-
-
-def ask(url: str, path: str, query: Any) -> Any:
-    """The answer to a query. `TryAgain` if the server does not give one."""
-    request = urllib.request.Request(
-        f"{url}/api{path}", json.dumps(query).encode(), {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
-    except (urllib.error.URLError, OSError) as error:
-        raise TryAgain(f"the server at {url} does not answer ({error}): try again in a minute") from error
 
 
 def head_of(runs: Path, name: str) -> Head:
@@ -152,7 +143,7 @@ def down(runs: Path) -> None:
     if up is None:
         click.echo(f"nothing is up for {runs}")
         return
-    waiting = [run.name for run in under_way(up.url)] if up.url and local.healthy(up.url) else []
+    waiting = [run.name for run in under_way(server_of(runs, up.url))] if up.url and api.healthy(up.url) else []
     try:
         os.kill(up.pid, signal.SIGTERM)
     except ProcessLookupError:

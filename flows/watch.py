@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import local
-from flows.status import ask
+from flows.api import Server
 from spin_core.errors import TryAgain
 
 EVERY_SECONDS = 3.0
@@ -26,18 +26,18 @@ GONE = "Its process is gone."
 AGAIN = "It crashed, and goes on by itself. What is finished is reused."
 
 
-def look(url: str) -> None:
+def look(server: Server) -> None:
     """Look once. A server that is away or busy is asked the next time."""
     with contextlib.suppress(TryAgain):
         alive, now = living(), datetime.now(UTC)
-        for run in runs(url, list(WITHOUT_PROCESS)):
+        for run in runs(server, list(WITHOUT_PROCESS)):
             if run["id"] not in alive and age(run, now) > WITHOUT_PROCESS[run["state_type"]]:
                 cancelling = run["state_type"] == "CANCELLING"
-                set_state(url, run, {"type": "CANCELLED" if cancelling else "CRASHED", "message": GONE})
-        for run in runs(url, ["CRASHED"], since=now - RECENT):
+                set_state(server, run, {"type": "CANCELLED" if cancelling else "CRASHED", "message": GONE})
+        for run in runs(server, ["CRASHED"], since=now - RECENT):
             # What never began has counted no start: what keeps it from beginning would do so again.
             if run["id"] not in alive and 0 < run["run_count"] <= local.RERUNS and age(run, now) > BEFORE_AGAIN_SECONDS:
-                set_state(url, run, {"type": "SCHEDULED", "name": "AwaitingRetry", "message": AGAIN})
+                set_state(server, run, {"type": "SCHEDULED", "name": "AwaitingRetry", "message": AGAIN})
 
 
 def living() -> set[str]:
@@ -51,12 +51,12 @@ def living() -> set[str]:
     return found
 
 
-def runs(url: str, states: list[str], since: datetime | None = None) -> list[Any]:
+def runs(server: Server, states: list[str], since: datetime | None = None) -> list[Any]:
     """The runs of our deployments in such states, those that ended before `since` left out."""
     wanted: dict[str, Any] = {"state": {"type": {"any_": states}}, "deployment_id": {"is_null_": False}}
     if since:
         wanted["end_time"] = {"after_": since.isoformat()}
-    found: list[Any] = ask(url, "/flow_runs/filter", {"flow_runs": wanted, "work_pools": POOL})
+    found: list[Any] = server.ask("/flow_runs/filter", {"flow_runs": wanted, "work_pools": POOL})
     return found
 
 
@@ -65,6 +65,6 @@ def age(run: Any, now: datetime) -> float:
     return (now - datetime.fromisoformat(run["state"]["timestamp"])).total_seconds()
 
 
-def set_state(url: str, run: Any, state: Any) -> None:
+def set_state(server: Server, run: Any, state: Any) -> None:
     """Ask the server to set a run's state."""
-    ask(url, f"/flow_runs/{run['id']}/set_state", {"state": state})
+    server.ask(f"/flow_runs/{run['id']}/set_state", {"state": state})

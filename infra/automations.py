@@ -13,16 +13,13 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ActionTypes, ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
-from flows.local import RERUNS
+from flows.local import HEARTBEAT_SECONDS, RERUNS
 
 TAG = "spin"
 """Deployments bear it, and hand it on to their runs."""
 
-HEARTBEAT_SECONDS = 30
-"""How often a run says that it lives. Prefect takes nothing shorter."""
-
-DEADLINE_SECONDS = 90.0
-"""How long a run may say nothing before it counts as dead: three heartbeats."""
+DEADLINE_SECONDS = 3.0 * HEARTBEAT_SECONDS
+"""How long a run may say nothing before it counts as dead."""
 
 PENDING_MINUTES = 30.0
 """How long a run may take from its worker's call to its first word: a machine may have to be fetched for it."""

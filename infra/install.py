@@ -1,26 +1,19 @@
-"""Make a team's server ready to look after runs by itself: `python -m infra.install`.
+"""Make a server ready to look after runs and to tell people: `python -m infra.install`.
 
 Installs what sees dead runs, what starts them again and, where asked, what tells people; each by name, so that it may
-be run again at any time. The server is the one that PREFECT_API_URL names. `spin up` looks after its runs itself: for
-its server, `--no-recovery` installs the telling alone.
+be run again at any time. The server is the one that PREFECT_API_URL names, with PREFECT_API_AUTH_STRING; else that of
+`spin up` for the runs folder, which looks after its runs itself: there, the telling alone is installed.
 """
 
 import os
 import sys
+from pathlib import Path
 
 import click
-from prefect.blocks.abstract import NotificationBlock
-from prefect.blocks.core import Block
-from prefect.blocks.webhook import Webhook
-from prefect.client.orchestration import get_client
-from prefect.events.actions import ActionTypes, CallWebhook, SendNotification
-from prefect.events.schemas.automations import AutomationCore
 
-from infra import automations
+from flows import api, local
+from flows.local import HEARTBEAT_SECONDS
 from spin_core.errors import ConfigError, SpinError
-
-BLOCK = "spin-notify"
-"""The name of the webhook block that `--notify-webhook` makes."""
 
 IN_MEMORY = "prefect.server.concurrency.lease_storage.memory"
 FORGETFUL = (
@@ -29,39 +22,38 @@ FORGETFUL = (
     "prefect_redis.lease_storage where several serve"
 )
 
-RUN_SAID = (
-    "{{ event.resource['prefect.resource.name'] }} is {{ event.resource['prefect.state-name'] }}: "
-    "{{ event.resource['prefect.state-message'] }}"
-)
-GATE_SAID = "{{ event.resource['prefect.resource.name'] }}: {{ event.payload['reason'] }}"
-SUBJECT = "spin: {{ event.resource['prefect.resource.name'] }}"
-RUN_JSON = """{
-  "text": {{ ("spin: " ~ event.resource['prefect.resource.name'] ~ " is " ~ event.resource['prefect.state-name'] ~ ": "
-    ~ event.resource['prefect.state-message']) | tojson }},
-  "event": {{ event.event | tojson }},
-  "run": {{ event.resource['prefect.resource.id'] | tojson }}
-}"""
-GATE_JSON = """{
-  "text": {{ ("spin: " ~ event.resource['prefect.resource.name'] ~ ": " ~ event.payload['reason']) | tojson }},
-  "event": {{ event.event | tojson }},
-  "gate": {{ event.payload | tojson }}
-}"""
-
 
 @click.command(help=(__doc__ or "").split("\n\n", 1)[1])
 @click.option(
     "--recovery/--no-recovery",
-    default=True,
+    default=None,
     help="Have the server look after runs. Not where spin up does: on SQLite, that many events lock the database.",
 )
 @click.option(
     "--deadline",
-    default=automations.DEADLINE_SECONDS,
+    default=3.0 * HEARTBEAT_SECONDS,
     show_default=True,
-    type=click.FloatRange(min=automations.HEARTBEAT_SECONDS + 10),
+    type=click.FloatRange(min=HEARTBEAT_SECONDS + 10),
+    envvar="SPIN_DEADLINE",
     help="Seconds of silence after which a run counts as dead.",
 )
-@click.option("--notify-webhook", "url", default="", help="Post a line of JSON here when a run or the gate says so.")
+@click.option(
+    "--notify-webhook",
+    "url",
+    default="",
+    envvar="SPIN_NOTIFY_WEBHOOK",
+    help="Post a line of JSON here when a run or the gate says so.",
+)
+@click.option("--notify-email", "to", multiple=True, metavar="ADDRESS", help="Send a mail; may be repeated.")
+@click.option(
+    "--smtp",
+    default="smtp://localhost",
+    show_default=True,
+    envvar="SPIN_SMTP",
+    help="The mail server: smtps://user@host:465, or smtp://user@host:587, which encrypts too unless it is on this "
+    "machine. The password is read from SPIN_SMTP_PASSWORD.",
+)
+@click.option("--email-from", "sender", default="", help="Whom mails come from; the user of --smtp if left out.")
 @click.option(
     "--notify-block",
     "block",
@@ -69,71 +61,76 @@ GATE_JSON = """{
     metavar="TYPE/NAME",
     help="Tell people by a block that is there: a webhook, or any that notifies (sendgrid-email/NAME, …).",
 )
-def main(recovery: bool, deadline: float, url: str, block: str) -> None:
+@click.option(
+    "--runs",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="runs",
+    envvar="SPIN_RUNS",
+    help="The folder that a spin up serves.",
+)
+def main(
+    recovery: bool | None,
+    deadline: float,
+    url: str,
+    to: tuple[str, ...],
+    smtp: str,
+    sender: str,
+    block: str,
+    runs: Path,
+) -> None:
     """Install, and say what is there now."""
     try:
-        if not os.environ.get("PREFECT_API_URL"):
-            raise ConfigError("set PREFECT_API_URL to the server's address, as http://127.0.0.1:4200/api")
-        with get_client(sync_client=True) as client:
-            server = client.request("GET", "/admin/settings").json()["server"]
-            wanted = automations.recovery(deadline) if recovery else []
-            if url or block:
-                wanted += notifications(url, block)
-            automations.install(client, wanted)
+        if bool(url) + bool(to) + bool(block) > 1:
+            raise ConfigError("--notify-webhook, --notify-email and --notify-block are ways of the same: choose one")
+        ours = choose_server(runs.absolute())
+        names, forgetful = install(not ours if recovery is None else recovery, deadline, url, to, smtp, sender, block)
     except SpinError as error:
         click.echo(f"error  {error}", err=True)
         sys.exit(error.exit_code)
-    for one in wanted:
-        click.echo(f"installed  {one.name}")
-    if recovery and server["concurrency"]["lease_storage"] == IN_MEMORY:
+    for name in names:
+        click.echo(f"installed  {name}")
+    if forgetful:
         click.echo(FORGETFUL, err=True)
 
 
-def notifications(url: str, block: str) -> list[AutomationCore]:
-    """What tells people, by a webhook of our own or by a block that the user has made."""
-    if url and block:
-        raise ConfigError("--notify-webhook and --notify-block are two ways of the same: choose one")
-    return automations.notifications(*actions(webhook(url) if url else load(block)))
-
-
-def webhook(url: str) -> Block:
-    """The webhook block, made or brought up to date."""
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"--notify-webhook {url!r} is no address: it begins with http:// or https://")
-    made = Webhook.model_validate({"url": url, "headers": {"Content-Type": "application/json"}})
-    made.save(BLOCK, overwrite=True)
-    return made
-
-
-def load(name: str) -> Block:
-    """A block of the server. `ConfigError` if there is none of that name."""
-    try:
-        found = Block.load(name)
-    except ValueError as error:
+def choose_server(runs: Path) -> bool:
+    """Set Prefect's environment for the server; whether it is that of `spin up`. `ConfigError` if there is none."""
+    local.prepare(runs, quiet=False)
+    named = os.environ.get("PREFECT_API_URL", "").rstrip("/").removesuffix("/api")
+    if not named:
         raise ConfigError(
-            f"--notify-block {name!r} is not there: make it in the UI under Blocks, and name it as TYPE/NAME"
+            f"no spin up serves {runs}: start it, or set PREFECT_API_URL to the server's address, as "
+            "http://127.0.0.1:4200/api"
+        )
+    if not api.healthy(named):
+        raise ConfigError(f"no Prefect server answers at {named}: see that it runs, and mend PREFECT_API_URL")
+    return named == local.serving(runs)
+
+
+def install(
+    recovery: bool, deadline: float, url: str, to: tuple[str, ...], smtp: str, sender: str, block: str
+) -> tuple[list[str], bool]:
+    """The names of what is installed, and whether the server forgets leases when it ends."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    from infra import automations, notify
+
+    try:
+        with get_client(sync_client=True) as client:
+            server = client.request("GET", "/admin/settings").json()["server"]
+            wanted = automations.recovery(deadline) if recovery else []
+            if url or to or block:
+                by = notify.webhook(url) if url else notify.email(to, smtp, sender) if to else notify.load(block)
+                wanted += automations.notifications(*notify.actions(by))
+            automations.install(client, wanted)
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != 401:
+            raise
+        raise ConfigError(
+            f"the server wants another password: set {api.OF_CLIENTS} to its name:password, as it was started with"
         ) from error
-    assert isinstance(found, Block), "called from a sync function"
-    return found
-
-
-def actions(block: Block) -> tuple[ActionTypes, ActionTypes]:
-    """What is done when a run ends, and when the gate has decided."""
-    number = block._block_document_id
-    assert number is not None, "the block is saved"
-    if isinstance(block, Webhook):
-        return (
-            CallWebhook(block_document_id=number, payload=RUN_JSON),
-            CallWebhook(block_document_id=number, payload=GATE_JSON),
-        )
-    if isinstance(block, NotificationBlock):
-        return (
-            SendNotification(block_document_id=number, subject=SUBJECT, body=RUN_SAID),
-            SendNotification(block_document_id=number, subject=SUBJECT, body=GATE_SAID),
-        )
-    raise ConfigError(
-        f"--notify-block names a {block.get_block_type_name()}, which tells nobody: name a webhook or a notifier"
-    )
+    return [one.name for one in wanted], recovery and server["concurrency"]["lease_storage"] == IN_MEMORY
 
 
 if __name__ == "__main__":

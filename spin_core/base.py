@@ -53,6 +53,8 @@ def run(job: BaseJob, scratch: Path, progress: Progress) -> dict[str, Any]:
 def bring_in(job: BaseJob, scratch: Path, progress: Progress) -> None:
     """Link the weights, and write the rest as the run needs it."""
     source = locate(job.model.path, job.model)
+    if job.model.trust_remote_code:
+        log.warning("model.trust_remote_code is on: Python code that comes with %s will run", source)
     progress.check()
     weights = weight_files(source)
     settings = load_config(source, job.model)

@@ -134,6 +134,8 @@ def look_at_model(looks: Looks, config: RunConfig, folder: Path) -> Shape:
     else:
         origin = f"{model.path}, fetched from the hub when the run begins"
     looks.add("model", f"{parameters:,} parameters, {model.dtype} on {device_of(model)}: {origin}")
+    if model.trust_remote_code:
+        looks.add("model", "model.trust_remote_code is on: Python code that comes with the model will run", "warn")
     return Shape.of(settings, parameters, model.dtype)
 
 

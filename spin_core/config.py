@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from spin_core.config_base import SCHEDULE, Fraction, Frozen, NonNegativeFloat, Schedule, at
+from spin_core.config_base import SCHEDULE, Fraction, Frozen, Location, NonNegativeFloat, Schedule, at
 from spin_core.config_evaluate import (
     EvaluateConfig,
     GateConfig,
@@ -78,13 +78,13 @@ LineageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 class ModelConfig(Frozen):
     """Where θ_0, the SFT model, comes from."""
 
-    path: str = ""
+    path: Location = ""
     """A local folder or a hub name of a causal language model. Empty: train one as `sft` says."""
 
     revision: str | None = None
     """Branch, tag or commit on the hub."""
 
-    tokenizer: str | None = None
+    tokenizer: Location | None = None
     """Folder or hub name of the tokenizer, if it does not lie beside the model."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -106,7 +106,7 @@ class ModelConfig(Frozen):
 class SourceConfig(Frozen):
     """Where the prompts and the human responses come from."""
 
-    path: str = "demo"
+    path: Location = "demo"
     """A hub name, a local folder, or a JSON, JSONL, Parquet or CSV file. `demo` is the built-in source."""
 
     split: str = "train"

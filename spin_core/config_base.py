@@ -1,10 +1,14 @@
 """What all settings are made of."""
 
+import os
+from pathlib import Path
 from typing import Annotated, TypeVar, Union
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 T = TypeVar("T")
+P = TypeVar("P", str, Path)
 
 SCHEDULE = "schedule"
 Schedule = Annotated[Union[T, Annotated[tuple[T, ...], Field(min_length=1)]], SCHEDULE]
@@ -12,6 +16,24 @@ Schedule = Annotated[Union[T, Annotated[tuple[T, ...], Field(min_length=1)]], SC
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+def nameable(path: P) -> P:
+    """A path, if a file system can have one like it. `ValueError` if not: asking for it would raise, not say no."""
+    try:
+        text = os.fsencode(Path(path).expanduser())
+    except (RuntimeError, UnicodeEncodeError):
+        text = b"\0"
+    if b"\0" in text or len(text) > 4095 or any(len(part) > 255 for part in text.split(b"/")):
+        said = f"{str(path)[:100]!r} can be no path (a name in it is too long, unknown, or holds odd signs): mend it"
+        raise PydanticCustomError("no_path", "{said}", {"said": said})
+    return path
+
+
+Location = Annotated[str, AfterValidator(nameable)]
+"""A path, or the name of something on the hub."""
+Folder = Annotated[Path, AfterValidator(nameable)]
+"""A folder's path."""
 
 
 class Frozen(BaseModel):

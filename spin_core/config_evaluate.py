@@ -1,11 +1,10 @@
 """Settings of evaluation and of the gate that reads it."""
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
-from spin_core.config_base import Frozen, NonNegativeFloat
+from spin_core.config_base import Folder, Frozen, NonNegativeFloat
 
 SuiteName = Literal[
     "open-llm-leaderboard",
@@ -27,7 +26,7 @@ class LmEvalConfig(Frozen):
     tasks: tuple[str, ...] = ()
     """Tasks by lm-eval's names (`arc_challenge`, `hellaswag`, …), beside those of `evaluate.suites`."""
 
-    local_data: Path | None = None
+    local_data: Folder | None = None
     """A folder with the tasks' rows as JSONL; None fetches them from the hub."""
 
     limit: PositiveInt | None = None
@@ -49,7 +48,7 @@ class LmEvalConfig(Frozen):
 class MtBenchConfig(Frozen):
     """MT-Bench: 80 questions of two turns each, answered by the model and judged by another."""
 
-    data: Path | None = None
+    data: Folder | None = None
     """A folder with `question.jsonl` and `reference_answer_gpt-4.jsonl`, and `judge_prompts.jsonl` where the original
     prompts of the judge are wanted; None fetches the questions from the hub."""
 
@@ -86,7 +85,7 @@ class JudgeConfig(Frozen):
     model: str = "gpt-4"
     """Its name there."""
 
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")] = "OPENAI_API_KEY"
     """The environment variable that holds the key, which is sent to that endpoint. The key itself stands in no
     configuration and no record. An endpoint of your own may want none."""
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from spin_core import gate, store, suites
 from spin_core import lineage as lineages
 from spin_core.config import RunConfig, SuiteName
+from spin_core.config_base import nameable
 from spin_core.errors import ConfigError
 from spin_core.lineage import Lineage, dump
 from spin_core.recipes import merge, resolve, validate
@@ -35,6 +36,10 @@ def prepare(
     `target` names a lineage, or a model's folder. A model is scored under `recipe`'s settings, if one is named, and
     called `lineage`, or as its folder is. Raises `ConfigError` with the cure.
     """
+    try:
+        nameable(target)
+    except ValueError as error:
+        raise ConfigError(f"what to score: {error}") from error
     if (runs / target / "lineage.json").exists():
         if recipe or lineage:
             raise ConfigError(

@@ -81,6 +81,7 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase
             folder, local_files_only=True, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
+        refuse_code(folder, error)
         raise ModelError(
             f"{folder} holds no tokenizer that loads ({first_line(error)}): set model.tokenizer to a folder that does"
         ) from error
@@ -110,12 +111,17 @@ def load_config(folder: Path, config: ModelConfig) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"{folder} needs Python code that comes with it: read that code, then set model.trust_remote_code"
-            ) from error
+        refuse_code(folder, error)
         raise ModelError(
             f"{folder} holds no config.json of a model that transformers knows ({first_line(error)}): is it a model?"
+        ) from error
+
+
+def refuse_code(folder: Path, error: Exception) -> None:
+    """`ModelError` if that is why something does not load: it wants to run code, and nobody has said that it may."""
+    if "trust_remote_code" in str(error):
+        raise ModelError(
+            f"{folder} needs Python code that comes with it: read that code, then set model.trust_remote_code"
         ) from error
 
 

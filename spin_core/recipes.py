@@ -107,13 +107,16 @@ def read_assignment(text: str) -> dict[str, Any]:
 
 
 def expand(value: Any) -> Any:
-    """Replace `${NAME:-default}` in texts by the environment's value."""
+    """Replace `${SPIN_NAME:-default}` in texts by the environment's value.
+
+    No other variable: what stands in a configuration stands in records, too.
+    """
     if isinstance(value, Mapping):
         return {key: expand(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return tuple(expand(item) for item in value)
     if isinstance(value, str):
-        return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda match: os.environ.get(match[1]) or match[2], value)
+        return re.sub(r"\$\{(SPIN_\w+):-([^}]*)\}", lambda match: os.environ.get(match[1]) or match[2], value)
     return value
 
 
@@ -126,6 +129,8 @@ def explain(error: Any) -> str:
         return f"{field} is no setting{suggestion(names[-1], known_fields(names[:-1]))}: see `spin recipes --settings`"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
+    if error["type"] == "no_path":
+        return f"{field} {error['msg']}"
     given = error.get("input")
     return f"{field} cannot be {given!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 

@@ -51,7 +51,7 @@ def read_rows(source: SourceConfig, setting: str = "prompts.source") -> tuple[li
 def on_hub(source: SourceConfig) -> bool:
     """Whether a source is no file or folder here, but may be a data set on the hub."""
     path = Path(source.path).expanduser()
-    is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.path) is not None
+    is_name = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source.path, re.ASCII) is not None
     return is_name and path.suffix not in SUFFIXES and source.path != DEMO and not path.exists()
 
 

@@ -94,8 +94,9 @@ class Stack:
             )
 
     def finish(self, name: str, **more: str) -> None:
-        """Run a service that ends by itself."""
-        self.start(name, **more)
+        """Run a service that ends by itself; or wait for it, if it was started."""
+        if name not in self.running:
+            self.start(name, **more)
         status = self.running.pop(name).wait(PATIENCE)
         assert status == 0, self.log(name).read_text()[-3000:]
 
@@ -113,7 +114,7 @@ class Stack:
     def alive(self) -> None:
         """Fail with the last words of a service that has ended by itself."""
         for name, process in self.running.items():
-            assert process.poll() is None, f"{name}: {self.log(name).read_text()[-3000:]}"
+            assert not process.poll(), f"{name}: {self.log(name).read_text()[-3000:]}"
 
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"

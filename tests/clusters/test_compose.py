@@ -54,7 +54,7 @@ def test_a_secret_reaches_only_what_needs_it(whole):
     }
     prefect = {"migrate", "server", "services"}
     assert holders["SPIN_DATABASE_PASSWORD"] == prefect | {"postgres"}
-    assert holders["SPIN_AUTH"] == prefect | {"deploy", "worker", "worker-cpu"}
+    assert holders["SPIN_AUTH"] == prefect | {"deploy", "automations", "worker", "worker-cpu"}
 
 
 def test_what_a_service_waits_for_is_there_and_can_be_waited_for(whole):
@@ -66,7 +66,7 @@ def test_what_a_service_waits_for_is_there_and_can_be_waited_for(whole):
             else:
                 assert services[other]["restart"] == "no", f"{name} waits for the end of {other}"
     assert {name for name, service in services.items() if "healthcheck" not in service} == {
-        "migrate", "deploy", "services"
+        "migrate", "deploy", "automations", "services"
     }  # fmt: skip
 
 

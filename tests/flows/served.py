@@ -35,10 +35,18 @@ class Up:
 
     runs: Path
     port: int
+    host: str = "127.0.0.1"
+    secrets: dict[str, str] = field(default_factory=dict)
+    """What its environment holds beyond ours, and that of nobody else."""
     process: subprocess.Popen[str] = field(init=False)
+    headers: dict[str, str] = field(default_factory=dict)
+    """What requests bring: the token without which the server lets nobody change anything."""
+    said: list[str] = field(default_factory=list)
+    """What stood in its terminal until it was up."""
 
     def command(self, *more: str) -> list[str]:
-        return [sys.executable, "-m", "flows.cli", "up", "--runs", str(self.runs), "--port", str(self.port), *more]
+        place = ["--runs", str(self.runs), "--port", str(self.port), "--host", self.host]
+        return [sys.executable, "-m", "flows.cli", "up", *place, *more]
 
     def spin(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run another command for the same folder."""
@@ -54,17 +62,28 @@ class Up:
 
     def start(self) -> None:
         """Start it, and return when it says that it is up."""
-        self.process = subprocess.Popen(self.command(), env=self.all_environment(), stdout=subprocess.PIPE, text=True)
+        environment = self.all_environment() | self.secrets
+        self.process = subprocess.Popen(self.command(), env=environment, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         for line in self.process.stdout:
+            self.said.append(line)
             if line.startswith("up: "):
                 return
         raise AssertionError((self.runs / ".prefect" / "server.log").read_text()[-2000:])
 
+    @property
+    def auth(self) -> tuple[str, str] | None:
+        """The name and password of a client, as they stand in the file for clients of this machine."""
+        file = self.runs / ".prefect" / "password"
+        if not file.exists():
+            return None
+        name, _, password = file.read_text().strip().partition(":")
+        return name, password
+
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal, where it has not ended yet, and wait for the end: the exit status."""
         self.process.send_signal(number)
-        self.process.communicate(timeout=60)
+        self.said.append(self.process.communicate(timeout=60)[0])
         return self.process.returncode
 
     def alive(self, *words: str) -> list[int]:
@@ -82,11 +101,16 @@ class Up:
 
         So it does while a server that was killed is started again.
         """
-        url = f"http://127.0.0.1:{self.port}/api{path}"
+        base = f"http://127.0.0.1:{self.port}/api"
+        url = f"{base}{path}"
 
         def answered() -> httpx.Response | None:
             with contextlib.suppress(httpx.TransportError):
-                found = httpx.request(method, url, json=body, timeout=60)
+                found = httpx.request(method, url, json=body, headers=self.headers, auth=self.auth, timeout=60)
+                if found.status_code == 403:
+                    token = httpx.get(f"{base}/csrf-token?client=test", auth=self.auth, timeout=60)
+                    self.headers |= {"Prefect-Csrf-Client": "test", "Prefect-Csrf-Token": token.json()["token"]}
+                    return None
                 return found if found.status_code != 503 else None
             return None
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,12 @@ def test_a_run_that_is_struck_ends_with_the_same_leaderboard(up, finished, strik
     if strike is not kill_server:
         assert up.tasks(run)["train t=1"] == "Reused"
     assert board(root) == board(finished.runs / "whole")
+
+
+def test_other_machines_are_not_served_unless_that_is_asked_for(up):
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", up.port), timeout=10)
+    assert up.auth is None, "nor is anybody asked for a password"
 
 
 def board(root: Path) -> Any:

@@ -1,5 +1,7 @@
 """`spin up` as a user has it: a real server and a real worker, runs through its API, kills and signals."""
 
+import base64
+import contextlib
 import http.server
 import json
 import os
@@ -12,19 +14,32 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from endpoint import serving
+from mail_server import mailbox
 from served import Up, as_in_form, free_port, holder, stamps, wait_for
 
 pytestmark = pytest.mark.slow
 
+PASSWORD = "team:planted-server-password"
+SECRETS = {
+    "PREFECT_SERVER_API_AUTH_STRING": PASSWORD,
+    "OPENAI_API_KEY": "planted-judge-key",
+    "HF_TOKEN": "planted-hub-token",
+    "WANDB_API_KEY": "planted-metrics-key",
+    "AWS_SECRET_ACCESS_KEY": "planted-storage-key",
+}
+MAIL_PASSWORD = "planted-mail-password"
+
 
 @pytest.fixture(scope="module")
 def up(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """Serves a copy of the finished lineage `whole`, which the command line has played."""
-    one = Up(tmp_path_factory.mktemp("served") / "runs", free_port())
+    """Serves a copy of the finished lineage `whole`, which the command line has played: to all, behind a password."""
+    one = Up(tmp_path_factory.mktemp("served") / "runs", free_port(), "0.0.0.0", SECRETS)
     for name in ("whole", ".sft", ".prefect"):
         shutil.copytree(finished.runs / name, one.runs / name)
     one.start()
@@ -61,6 +76,29 @@ def night(up: Up, replayed: Any) -> Night:
     os.kill(holder(root), signal.SIGKILL)
     at_kill = stamps(root)
     return Night(meanwhile, at_kill, up.finish(run), up.history(run), up.tasks(run))
+
+
+def test_nobody_is_served_without_the_password_or_from_another_page(up):
+    url = f"http://127.0.0.2:{up.port}"
+    elsewhere = {"Origin": "http://elsewhere.example"}
+    health = httpx.get(f"{url}/api/health", headers=elsewhere, timeout=60)
+    assert health.status_code == 200, "it listens at all addresses"
+    assert "access-control-allow-origin" not in health.headers
+    for auth in (None, ("team", "guessed")):
+        for path in ("/admin/settings", "/flows/", "/csrf-token?client=x"):
+            assert httpx.get(f"{url}/api{path}", auth=auth, timeout=60).status_code == 401
+        assert httpx.post(f"{url}/api/flow_runs/filter", json={}, auth=auth, timeout=60).status_code in (401, 403)
+    refused = httpx.post(f"{url}/api/flow_runs/filter", json={}, auth=up.auth, timeout=60)
+    assert (refused.status_code, refused.json()) == (403, {"detail": "Missing CSRF token."})
+    assert httpx.get(f"{url}/ui-settings", timeout=60).json()["api_url"] == "/api", "by whatever name we are known"
+
+
+def test_clients_of_the_folder_know_the_password_and_it_is_their_owners_alone(up):
+    file = up.runs / ".prefect" / "password"
+    assert file.read_text() == f"{PASSWORD}\n"
+    assert file.stat().st_mode & 0o777 == 0o600
+    said = up.spin("status")
+    assert f"http://127.0.0.1:{up.port} for " in said.stdout, said.stderr
 
 
 def test_the_user_interface_answers(up):
@@ -216,10 +254,10 @@ class Inbox:
         self.server.server_close()
 
 
-def install(up: Up, *arguments: str) -> subprocess.CompletedProcess[str]:
+def install(up: Up, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "infra.install", *arguments],
-        env={**up.all_environment(), "PREFECT_API_URL": f"http://127.0.0.1:{up.port}/api"},
+        [sys.executable, "-m", "infra.install", "--runs", str(up.runs), *arguments],
+        env={**up.all_environment(), **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -241,7 +279,7 @@ def test_a_game_that_has_converged_ends_the_nights_and_people_are_told(up):
     up.ask("PATCH", f"/deployments/{nightly['id']}", {"schedules": schedules})
     with Inbox() as inbox:
         for _ in range(2):
-            done = install(up, "--no-recovery", "--notify-webhook", inbox.url)
+            done = install(up, SPIN_NOTIFY_WEBHOOK=inbox.url)
             assert done.returncode == 0, done.stderr
             assert "warning" not in done.stderr
         names = [one["name"] for one in up.ask("POST", "/automations/filter", {})]
@@ -276,10 +314,63 @@ def test_an_address_or_a_block_that_is_none_is_refused(up):
         assert said in done.stderr
 
 
+@pytest.fixture(scope="module")
+def unjudged(up: Up, night: Night, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run whose judge refuses its key, and the mail about it."""
+    assert night.ended["state_name"] == "Completed"
+    questions = tmp_path_factory.mktemp("questions")
+    asked = {"question_id": 81, "category": "writing", "turns": ["1+1=", "2+2="]}
+    (questions / "question.jsonl").write_text(json.dumps(asked))
+    (questions / "reference_answer_gpt-4.jsonl").write_text("")
+    with mailbox(MAIL_PASSWORD) as box, serving() as judge:
+        smtp = ["--smtp", f"smtp://spin@127.0.0.1:{box.port}", "--email-from", "spin@example.org"]
+        done = install(up, "--notify-email", "me@example.org", *smtp, SPIN_SMTP_PASSWORD=MAIL_PASSWORD)
+        assert done.returncode == 0, done.stderr
+        judge.key = "another"
+        settings = {"judge": {"base_url": judge.url, "model": "tiny"}, "mt_bench": {"data": str(questions)}}
+        parameters = {"target": "whole", "versions": [0], "suites": ["mt-bench"]}
+        run = up.finish(up.trigger("evaluate", parameters | {"overrides": {"evaluate": settings}}))
+        return run, *box.next()
+
+
+def test_people_are_told_by_mail_of_a_run_that_failed(unjudged):
+    run, envelope, mail = unjudged
+    assert run["state_name"] == "Failed"
+    assert "refuses the key in OPENAI_API_KEY (401)" in run["state"]["message"]
+    assert (envelope.mail_from, envelope.rcpt_tos) == ("spin@example.org", ["me@example.org"])
+    assert mail["Subject"] == "spin: evaluate-whole"
+    assert "evaluate-whole is Failed: " in mail.get_content()
+
+
+@pytest.mark.usefixtures("unjudged")
+def test_no_secret_stands_in_anything_that_is_written_or_shown(up):
+    """The last test of this server: it is ended, so that all it had to say is there."""
+    hidden = [*SECRETS.values(), PASSWORD.split(":")[1], MAIL_PASSWORD]
+    hidden += [base64.b64encode(value.encode()).decode() for value in hidden]
+    (worker,) = up.alive("worker", "start")
+    known = Path(f"/proc/{worker}/environ").read_text()
+    assert all(value in known for value in SECRETS.values()), "what is not known cannot leak"
+    shown = {"settings": json.dumps(up.ask("GET", "/admin/settings"))}
+    for kind in ("logs", "events", "artifacts", "block_documents", "deployments", "work_pools"):
+        shown[kind] = json.dumps(up.ask("POST", f"/{kind}/filter", {}))
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            shown[str(path)] = path.read_text(errors="replace")
+    assert up.end() == 0
+    shown["terminal"] = "".join(up.said)
+    files = {str(path): path for path in up.runs.rglob("*") if path.is_file() and path.name != "password"}
+    assert {"prefect.db", "server.log", "record.json", "leaderboard.json"} <= {path.name for path in files.values()}
+    for name in [*shown, *files]:
+        text = shown[name].encode() if name in shown else files[name].read_bytes()
+        assert [value for value in hidden if value.encode() in text] == [], name
+
+
 def test_a_killed_one_leaves_no_process_and_the_next_one_sets_things_right(tmp_path):
-    one = Up(tmp_path / "runs", free_port())
+    one = Up(tmp_path / "runs", free_port(), "0.0.0.0")
     one.start()
     assert one.alive()
+    password = one.auth
+    assert password is not None, "nobody chose one"
     nightly = one.deployment("nightly")
     schedule = {"schedule": {"cron": "30 3 * * *", "timezone": "Europe/Berlin"}, "active": True}
     one.ask("PATCH", f"/deployments/{nightly['id']}", {"schedules": [schedule], "parameters": {"lineage": "mine"}})
@@ -296,6 +387,7 @@ def test_a_killed_one_leaves_no_process_and_the_next_one_sets_things_right(tmp_p
     assert (one.runs / ".prefect" / "server.url").read_text()
 
     one.start()
+    assert one.auth == password
     after = one.deployment("nightly")
     assert after["id"] == nightly["id"]
     assert after["parameters"] == {"lineage": "mine"}
