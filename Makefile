@@ -49,7 +49,7 @@ bench-operate: $(VENV)/.installed-dev
 # The README's pictures of the UI, of the demo's game: some minutes.
 .PHONY: screenshots
 screenshots: $(VENV)/.installed-dev
-	SPIN_SCREENSHOTS=docs $(BIN)/python -m pytest tests/browser/test_ui.py --timeout 7200
+	SPIN_SCREENSHOTS=docs $(BIN)/python -m pytest tests/browser/test_ui.py -k 'plots or timeline' --timeout 7200
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

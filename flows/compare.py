@@ -37,7 +37,8 @@ def compare(
 
     Args:
         recipe: A named, complete configuration.
-        name: The comparison's name; compare-<recipe> if left out. Its lineages are <name>-seed-1 and so on.
+        name: The comparison's name, in lower-case letters, digits and dashes; compare-<recipe> if left out. Its
+            lineages are <name>-seed-1 and so on.
         seeds: How many games are played, from the same model on the same data.
         iterations: How many iterations each game has; the recipe's number if left out.
         methods: What SPIN is compared with; everything if left out, but DPO only with preference data.

@@ -36,7 +36,7 @@ def nightly(
     Once the game has converged, or its gate has stopped it, nothing is played, and the nights' schedule is paused.
 
     Args:
-        lineage: The name of the chain of model versions.
+        lineage: The name of the chain of model versions, in lower-case letters, digits and dashes.
         recipe: What to start the lineage with, if it does not exist yet.
         until_converged: Stop when the game has converged, by the lineage's `nightly` settings.
         runs: The folder that holds lineages; SPIN_RUNS, or runs, if left out.

@@ -44,9 +44,12 @@ def spin(
     """Play a recipe's game, or go on with the lineage of that name.
 
     Args:
-        recipe: A named, complete configuration.
-        lineage: The name of the chain of model versions; the recipe's own name if left out.
-        iterations: How many iterations the lineage shall have when the run ends; the recipe's number if left out.
+        recipe: A complete configuration: demo (made by program, minutes on a CPU), tinystories (a real small model, on
+            a CPU), smollm2-135m (one small GPU), zephyr-7b-paper (the paper's run), zephyr-7b (that, mended).
+        lineage: The name of the chain of model versions, in lower-case letters, digits and dashes; the recipe's own
+            name if left out.
+        iterations: How many iterations the lineage shall have when the run ends, with those that it has; the recipe's
+            number if left out.
         overrides: Any other setting. What is left empty stays as the recipe has it.
         runs: The folder that holds lineages; SPIN_RUNS, or runs, if left out.
     """

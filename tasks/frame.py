@@ -117,31 +117,41 @@ def run(job: Job, kind: type[R]) -> R:
 
 
 class ProgressArtifact:
-    """A progress bar in the UI, updated every two seconds. A phase that is done sooner needs none."""
+    """How far a phase is, in the UI, updated every two seconds. A phase that is done sooner needs none."""
 
     def __init__(self, title: str) -> None:
         self.title, self.told = title, time.monotonic()
+        self.last: Mapping[str, Any] = {}
         self.id: UUID | None = None
 
     def update(self, message: Mapping[str, Any]) -> None:
         """Show `done` of `total`."""
         now = time.monotonic()
-        if now - self.told < PROGRESS_EVERY_SECONDS or not message.get("total"):
+        if not message.get("total"):
             return
-        self.told = now
-        self.show(100.0 * message["done"] / message["total"])
+        self.last = message
+        if now - self.told >= PROGRESS_EVERY_SECONDS:
+            self.told = now
+            self.show(round(100.0 * message["done"] / message["total"], 1))
 
     def finish(self) -> None:
-        """Fill the bar."""
+        """Say that all is done."""
         if self.id is not None:
             self.show(100.0)
 
     def show(self, percent: float) -> None:
-        """Draw the bar, if the server is there: no phase ends for the sake of its bar."""
+        """Tell the server, if it is there: no phase ends for the sake of its bar."""
+        text = f"{self.title}: {so_far(self.last)}"
         with contextlib.suppress(httpx.TransportError, PrefectHTTPStatusError):
             if self.id is None:
-                made = create_progress_artifact(progress=percent, description=self.title)
+                made = create_progress_artifact(progress=percent, description=text)
                 assert isinstance(made, UUID), "called from a sync task"
                 self.id = made
             else:
-                update_progress_artifact(self.id, progress=percent)
+                update_progress_artifact(self.id, progress=percent, description=text)
+
+
+def so_far(message: Mapping[str, Any]) -> str:
+    """`1,200 of 6,000 steps  loss 0.5536  0:12:03 left`."""
+    amount = f"{message['done']:,} of {message['total']:,} {message['unit']}s"
+    return f"{amount}  {display.numbers(message)}{display.time_left(message)}".rstrip()

@@ -1,22 +1,15 @@
 """A lineage's report in a real browser: wide, narrow, dark and printed; it loads nothing and runs nothing it shows."""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 from small_lineage import build, suite_report
 from small_lineage import report as publish_report
 
 from spin_core import html_report
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
 
 HOSTILE = [
     '</td></table><script>window.ran = 1</script><img src=x onerror="window.ran = 1">',
@@ -41,14 +34,6 @@ def path(tmp_path_factory) -> Path:
         place = table.column_names.index("generated")
         pq.write_table(table.set_column(place, "generated", pa.array(HOSTILE)), said)
     return html_report.write(game)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,20 +1,13 @@
 """The exported page of samples in a real browser: it filters and searches, and runs nothing that it shows."""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from spin_core.samples import Column, Samples, Turn, Version
 from spin_core.samples_page import page as written
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
 
 HOSTILE = [
     "<script>window.ran = 1</script>",
@@ -42,14 +35,6 @@ def samples(rows: int, *said: Column, turns: tuple[Turn, ...] | None = None) -> 
     asked = [turns or (Turn("", f"question {row}"),) for row in range(rows)]
     human = column([f"human {row}" for row in range(rows)], [10] * rows)
     return Samples("tale", "held-out", [str(row) for row in range(rows)], asked, human, versions)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

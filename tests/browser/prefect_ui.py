@@ -1,0 +1,195 @@
+"""Prefect's pages as a person has them: where things are, and how they are done there."""
+
+import io
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from PIL import Image
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, TimeoutError, expect
+from served import Up, wait_for
+
+MILLISECONDS = 60_000
+"""How long a page may take on a busy machine."""
+RELOAD_MILLISECONDS = 4_000
+FINISHED, RUNNING = (35, 158, 76), (8, 66, 155)
+"""The graph's colours of task runs."""
+
+
+def is_elsewhere(url: str) -> bool:
+    return urlsplit(url).hostname != "127.0.0.1"
+
+
+@dataclass
+class Ui:
+    """A page of the server of `spin up`, and what is done there."""
+
+    up: Up
+    page: Page
+    folder: Path
+    """Where pictures go."""
+
+    def go(self, path: str) -> None:
+        self.page.goto(f"http://127.0.0.1:{self.up.port}/v2{path}")
+
+    def leave(self) -> None:
+        """Look away: a run's page draws its graph anew all the time, without a GPU at the cost of a core."""
+        self.page.goto("about:blank")
+
+    def shown(self, locator: Locator) -> Locator:
+        """The same, once it is there: the page is loaded again until then, since not all of it follows what happens."""
+
+        def is_there() -> bool:
+            try:
+                locator.wait_for(timeout=RELOAD_MILLISECONDS)
+            except TimeoutError:
+                self.page.reload()
+                return False
+            return True
+
+        wait_for(is_there)
+        return locator
+
+    def picture(self, name: str, height: int = 900) -> None:
+        """What is seen now in a window that is so high."""
+        self.page.set_viewport_size({"width": 1280, "height": height})
+        self.page.mouse.move(0, 0)
+        self.page.screenshot(path=self.folder / f"{name}.png", animations="disabled")
+
+    # The form
+
+    def open_form(self) -> None:
+        """The form of a run, from the list of deployments."""
+        self.go("/deployments")
+        self.page.get_by_role("link", name="spin", exact=True).first.click()
+        self.page.get_by_role("button", name="Run", exact=True).click()
+        self.page.get_by_role("menuitem", name="Custom run").click()
+        expect(self.field("recipe").get_by_role("button", name="Select recipe")).to_be_visible()
+
+    def field(self, name: str) -> Locator:
+        """A parameter, or a setting, with its name, its help and what it is filled in with."""
+        return self.page.locator("div.group").filter(has=self.page.get_by_text(f"{name} (Optional)", exact=True)).last
+
+    def choices(self, name: str) -> list[str]:
+        """What a field's drop-down offers."""
+        self.field(name).locator("fieldset button").first.click()
+        options = self.page.get_by_role("option")
+        expect(options.first).to_be_visible()
+        found = options.all_inner_texts()
+        self.page.keyboard.press("Escape")
+        expect(options).to_have_count(0)
+        return found
+
+    def choose(self, name: str, choice: str) -> None:
+        """Choose from a field's drop-down."""
+        self.field(name).locator("fieldset button").first.click()
+        self.page.get_by_role("option", name=choice, exact=True).click()
+        self.page.keyboard.press("Escape")
+
+    def fill(self, lineage: str, iterations: int) -> None:
+        self.field("lineage").get_by_role("textbox").fill(lineage)
+        self.field("iterations").get_by_role("tab", name="number").click()
+        self.field("iterations").get_by_role("spinbutton").fill(str(iterations))
+
+    def fill_overrides(self, values: Mapping[str, Any]) -> None:
+        """All other settings at once, as JSON."""
+        field = self.field("overrides")
+        field.get_by_role("button", name="Open menu").first.click()
+        self.page.get_by_role("menuitem", name="Use JSON input").click()
+        editor = field.locator(".cm-content")
+        expect(editor).to_contain_text('"controls"')
+        editor.click()
+        self.page.keyboard.press("ControlOrMeta+a")
+        self.page.keyboard.insert_text(json.dumps(values))
+        expect(editor).to_have_text(json.dumps(values))
+
+    def submit(self) -> None:
+        # By the keyboard: the button moves while the editor above it shrinks, and a click may fall beside it.
+        self.page.get_by_role("button", name="Submit").press("Enter")
+
+    def answered(self, path: str, act: Callable[[], None]) -> bool:
+        """Whether the server did what the page asked of it. It says 503 where the database is busy."""
+        with self.page.expect_response(lambda answer: answer.url.endswith(path)) as answer:
+            act()
+        assert answer.value.ok or answer.value.status == 503, answer.value.text()
+        return answer.value.ok
+
+    def start(self, name: str) -> Any:
+        """Submit, and go to the run; what the API says of it."""
+        wait_for(lambda: self.answered("/create_flow_run", self.submit))
+        expect(self.page.get_by_role("tab", name="Upcoming")).to_be_visible()
+        runs = self.page.get_by_role("tabpanel").get_by_role("listitem").filter(has_text="Running")
+        self.shown(runs.get_by_role("link", name=name)).first.click()
+        expect(self.page.get_by_role("tab", name="Task Runs")).to_be_visible()
+        return self.up.ask("GET", f"/flow_runs/{urlsplit(self.page.url).path.rpartition('/')[2]}")
+
+    # A run
+
+    def open_run(self, run: Any, tab: str = "Task Runs") -> None:
+        self.go(f"/runs/flow-run/{run['id']}")
+        self.page.get_by_role("tab", name=tab, exact=True).click()
+
+    def state(self, name: str) -> Locator:
+        """The run's state, as it stands below the run's name."""
+        return self.page.get_by_role("main").get_by_text(name, exact=True).first
+
+    def task(self, name: str, state: str) -> Locator:
+        """A task run in a state, in the list of them."""
+        rows = self.page.get_by_role("tabpanel").get_by_role("listitem")
+        named = rows.filter(has=self.page.get_by_role("link", name=name, exact=True))
+        return named.filter(has_text=state).first
+
+    def act(self, item: str, button: str = "") -> None:
+        """Choose from the run's menu, and confirm."""
+        self.page.get_by_role("button", name="Open menu").first.click()
+        self.page.get_by_role("menuitem", name=item, exact=True).click()
+        if button:
+            confirm = self.page.get_by_role("alertdialog").get_by_role("button", name=button, exact=True)
+            wait_for(lambda: self.answered("/set_state", confirm.click))
+
+    def graph_has(self, colour: tuple[int, int, int]) -> Callable[[], bool]:
+        """Whether the run's graph has drawn bars of that colour. It is a canvas, of which the text tells nothing."""
+
+        def has() -> bool:
+            drawn = Image.open(io.BytesIO(self.page.locator("canvas").first.screenshot())).convert("RGB")
+            counts = drawn.getcolors(drawn.width * drawn.height) or []
+            return sum(n for n, one in counts if max(abs(a - b) for a, b in zip(one, colour, strict=True)) < 16) > 100
+
+        return has
+
+    # Artifacts
+
+    def versions(self, key: str) -> Locator:
+        """The versions on an artifact's timeline, the newest first, from the list of artifacts."""
+        self.go("/artifacts")
+        self.page.get_by_role("link", name=key).click()
+        expect(self.page.get_by_text(f"Created {key}")).to_be_visible()
+        return self.page.locator("main a[href*='/artifacts/artifact/']")
+
+    def pictures(self) -> dict[str, int]:
+        """The width of each picture of a page, 0 for one that has not loaded, by what it shows."""
+        found = self.page.locator("main img[alt]:not([alt=''])").all()
+        return {str(one.get_attribute("alt")): int(one.evaluate("one => one.naturalWidth")) for one in found}
+
+    def sideways(self) -> int:
+        """By how much the page is wider than what one sees of it."""
+        root = "document.documentElement"
+        return int(self.page.evaluate(f"{root}.scrollWidth - {root}.clientWidth"))
+
+
+def open_context(browser: Browser) -> BrowserContext:
+    """A window on a desktop, without any network but this machine."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(MILLISECONDS)
+    context.route(is_elsewhere, lambda route: route.abort())
+    expect.set_options(timeout=MILLISECONDS)
+    return context
+
+
+def pictures_folder() -> Path | None:
+    """Where the README's pictures are wanted, if they are."""
+    return Path(os.environ["SPIN_SCREENSHOTS"]) if "SPIN_SCREENSHOTS" in os.environ else None

@@ -1,0 +1,249 @@
+"""A game from Prefect's own pages, by a real browser, server and worker: started, watched, read, retried, cancelled.
+
+With SPIN_SCREENSHOTS the game is the demo's, and pictures of it go to the folder of that name: `make screenshots`.
+"""
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import served
+from playwright.sync_api import Browser, expect
+from prefect_ui import FINISHED, RUNNING, Ui, open_context, pictures_folder
+from served import Up, free_port, wait_for
+
+from spin_core.config import SuiteName
+from spin_core.recipe_book import RECIPES
+
+pytestmark = pytest.mark.slow
+
+LINEAGE = "mine"
+ENDLESS = 10_000
+"""Epochs that nobody waits for."""
+SAVE_EVERY = 50
+TINY = {
+    "sft": {"hidden_size": 8, "intermediate_size": 16, "layers": 1, "train": {"epochs": 1}},
+    "prompts": {"sample": 96, "held_out": 16},
+    "train": {"batch_size": 16, "epochs": [2, ENDLESS], "save_every": SAVE_EVERY},
+    "gate": {"rule": "always"},
+    "controls": {"sft_continued": False, "temperatures": [0.7]},
+}
+DEMO = {"train": {"epochs": [3, 3, 3, ENDLESS], "save_every": SAVE_EVERY}}
+ITERATIONS, OVERRIDES = (3, DEMO) if pictures_folder() else (1, TINY)
+"""The iteration after these trains without end, so that there is time to watch it."""
+LAST = ITERATIONS - 1
+
+
+@pytest.fixture(scope="module")
+def up(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:  # noqa: ARG001 (or none is served)
+    if pictures_folder():
+        served.PATIENCE = 3600.0
+    one = Up(tmp_path_factory.mktemp("ui") / "runs", free_port())
+    one.start()
+    yield one
+    if one.process.poll() is None:
+        one.end()
+
+
+@pytest.fixture(scope="module")
+def ui(browser: Browser, up: Up, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
+    context = open_context(browser)
+    yield Ui(up, context.new_page(), pictures_folder() or tmp_path_factory.mktemp("pictures"))
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def played(up: Up, ui: Ui) -> Any:
+    """The run of a game that was started by the form, once it has ended."""
+    ui.open_form()
+    ui.fill(LINEAGE, ITERATIONS)
+    ui.picture("ui-form", 1000)
+    ui.fill_overrides(OVERRIDES)
+    run = ui.start(f"demo-{LINEAGE}")
+    ui.leave()
+    wait_for((up.runs / LINEAGE / f"iter_{LAST:02d}" / "jobs" / "train.pid").exists)
+    ui.open_run(run)
+    wait_for(ui.graph_has(FINISHED))
+    ui.picture("ui-run")
+    ui.leave()
+    return up.finish(run)
+
+
+@dataclass
+class Training:
+    """A run whose training does not end."""
+
+    run: Any
+    pid: Path
+    """Names the training's process."""
+
+    def processes(self) -> list[int]:
+        """The run's processes, children of children included."""
+        mark, found = f"PREFECT__FLOW_RUN_ID={self.run['id']}".encode(), []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                words = path.read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if mark in words:
+                found.append(int(path.parent.name))
+        return found
+
+
+def steps(up: Up, since: str = "") -> int:
+    """How many steps the newest training has done, as its progress says; 0 before there is any."""
+    query = {"artifacts": {"type": {"any_": ["progress"]}}, "sort": "CREATED_DESC"}
+    newest = next((one for one in up.ask("POST", "/artifacts/filter", query) if one["created"] > since), None)
+    said = re.match(
+        rf"iter {ITERATIONS:02d} · train: ([\d,]+) of [\d,]+ steps", newest["description"] if newest else ""
+    )
+    return int(said[1].replace(",", "")) if said else 0
+
+
+@pytest.fixture(scope="module")
+def training(up: Up, ui: Ui, played: Any) -> Training:
+    """One more iteration of the game, started by a copy of its run."""
+    ui.open_run(played)
+    ui.act("Copy to new run")
+    ui.fill(LINEAGE, ITERATIONS + 1)
+    run = ui.start(f"demo-{LINEAGE}")
+    ui.leave()
+    wait_for(lambda: steps(up) > SAVE_EVERY)
+    return Training(run, up.runs / LINEAGE / f"iter_{ITERATIONS:02d}" / "jobs" / "train.pid")
+
+
+@dataclass
+class Retried:
+    """A run whose training was killed, and which was told to try again."""
+
+    said: str
+    steps_before: int
+    killed_at: str
+
+
+@pytest.fixture(scope="module")
+def retried(up: Up, ui: Ui, training: Training) -> Retried:
+    ui.open_run(training.run)
+    before, first = steps(up), training.pid.read_text().split()[0]
+    os.kill(int(first), signal.SIGKILL)
+    ended = up.finish(training.run)
+    ui.shown(ui.state("Failed"))
+    ui.act("Retry", "Retry")
+    ui.leave()
+    wait_for(lambda: steps(up, ended["end_time"]) > 0)
+    return Retried(ended["state"]["message"], before, ended["end_time"])
+
+
+@pytest.fixture(scope="module")
+def cancelled(up: Up, ui: Ui, training: Training, retried: Retried) -> Any:  # noqa: ARG001 (the same run)
+    """The run as it ended, cancelled while it trained."""
+    assert len(training.processes()) > 1
+    ui.open_run(training.run)
+    ui.shown(ui.state("Running"))
+    ui.act("Cancel", "Cancel Flow Run")
+    ui.leave()
+    return up.finish(training.run)
+
+
+def test_the_form_says_what_can_be_chosen(ui):
+    ui.open_form()
+    assert ui.choices("recipe") == list(RECIPES)
+    for name in ("recipe", "lineage", "iterations", "overrides", "runs"):
+        assert len(ui.field(name).locator("p").first.inner_text()) > len(name), "each has its help"
+    ui.field("evaluate").get_by_role("tab", name="change").click()
+    assert ui.choices("suites") == list(get_args(SuiteName))
+    ui.choose("suites", "mt-bench-quick")
+    expect(ui.field("suites").locator("fieldset")).to_contain_text("mt-bench-quick")
+
+
+def test_a_bad_value_is_refused_in_the_form_before_there_is_a_run(up, ui):
+    before = up.count_runs()
+    ui.open_form()
+    ui.fill("Mine!", 0)
+    ui.submit()
+    number = ui.field("iterations").get_by_role("spinbutton")
+    assert number.evaluate("one => one.validity.rangeUnderflow")
+    number.fill("2")
+    ui.submit()
+    expect(ui.field("lineage")).to_contain_text("'Mine!' does not match")
+    expect(ui.field("lineage")).to_contain_text("lower-case letters, digits and dashes")
+    assert up.count_runs() == before
+
+
+def test_a_run_is_what_the_form_was_filled_in_with(played):
+    assert played["state_name"] == "Completed"
+    assert played["name"] == f"demo-{LINEAGE}"
+    assert played["parameters"] == {
+        "recipe": "demo", "lineage": LINEAGE, "iterations": ITERATIONS, "overrides": OVERRIDES, "runs": ""
+    }  # fmt: skip
+
+
+def test_an_iteration_has_a_page_with_its_tables_and_plots(ui, played):
+    ui.versions(f"{LINEAGE}-iteration-{LAST:02d}").first.click()
+    expect(ui.page.get_by_role("heading", name=f"{LINEAGE}: θ_{LAST} → θ_{LAST + 1}")).to_be_visible()
+    expect(ui.page.get_by_role("link", name=played["name"]).first).to_be_visible()
+    scores = ui.page.get_by_role("table").first
+    expect(scores).to_contain_text("total_variation")
+    expect(scores.get_by_role("row")).not_to_have_count(1)
+    drawn = ui.pictures()
+    assert list(drawn) == [
+        "total_variation over the versions",
+        "training curve",
+        "lengths of human and generated responses",
+    ]
+    assert min(drawn.values()) > 300
+    assert ui.sideways() == 0
+    ui.picture("ui-iteration", 1280)
+
+
+@pytest.mark.usefixtures("played")
+def test_the_leaderboard_has_a_timeline_of_its_versions(up, ui):
+    key = f"leaderboard-{LINEAGE}"
+    versions = ui.versions(key)
+    made = up.artifacts(key)
+    assert len(made) > ITERATIONS, "one an iteration, and one with what the game is compared with"
+    assert [one.inner_text() for one in versions.all()] == [one["id"][:8] for one in made]
+    versions.first.click()
+    expect(ui.page.get_by_role("heading", name=f"Leaderboard of {LINEAGE}")).to_be_visible()
+    headline = ui.page.get_by_role("table").first
+    for name in ("θ_0", f"θ_{ITERATIONS}", "temperature-0.7"):
+        expect(headline.get_by_role("row").filter(has_text=name)).to_have_count(1)
+    assert min(ui.pictures().values()) > 300
+    assert ui.sideways() == 0
+    ui.picture("leaderboard", 1000)
+
+
+def test_a_run_can_be_watched(up, ui, training):
+    ui.open_run(training.run)
+    ui.shown(ui.state("Running"))
+    ui.shown(ui.task(f"train t={ITERATIONS}", "Running"))
+    ui.shown(ui.task(f"train t={LAST}", "Reused"))
+    wait_for(ui.graph_has(RUNNING))
+    ui.page.get_by_role("tab", name="Artifacts").click()
+    told = ui.page.get_by_role("link", name=re.compile(rf"iter {ITERATIONS:02d} · train: [\d,]+ of [\d,]+ steps +loss"))
+    ui.shown(told).click()
+    expect(ui.page.get_by_text(re.compile(r"^Progress: \d+(\.\d)?%$"))).to_be_visible()
+    ui.leave()
+    before = steps(up)
+    wait_for(lambda: steps(up) > before)
+
+
+def test_a_run_that_failed_goes_on_when_it_is_told_to_retry(up, ui, training, retried):
+    assert "phase train was killed by SIGKILL" in retried.said
+    ui.open_run(training.run)
+    for name in ("generate", "build pairs", "score"):
+        ui.shown(ui.task(f"{name} t={ITERATIONS}", "Reused"))
+    assert steps(up, retried.killed_at) > retried.steps_before - SAVE_EVERY
+
+
+def test_a_cancelled_run_leaves_no_process_behind(up, ui, training, cancelled):
+    assert cancelled["state_name"] == "Cancelled"
+    wait_for(lambda: not training.processes())
+    assert not up.alive("spin_core.train")
+    ui.open_run(training.run)
+    ui.shown(ui.state("Cancelled"))
