@@ -46,7 +46,7 @@ def print_leaderboards(standings: Standings, *, everything: bool = False) -> Non
         )
         if tasks:
             console.print(f"[bold]{suite}[/]")
-            print_tables(having, list(tasks))
+            print_tables(having, list(tasks), suite=suite)
     told = [f"{CHOSEN} the gate's choice"] if any(board.choice is not None for board in boards) else []
     sources = dict.fromkeys(f"paper: {row.model}" for board in boards for row in board.references)
     notes = [
@@ -67,20 +67,20 @@ def room(boards: Sequence[Board]) -> int:
     return max(1, (console.width - max(names, default=0) - 2) // SCORE_WIDTH)
 
 
-def print_tables(boards: Sequence[Board], tasks: Sequence[str], *, reported: bool = True) -> None:
+def print_tables(boards: Sequence[Board], tasks: Sequence[str], *, reported: bool = True, suite: str = "") -> None:
     """All lineages' models with some scores, as many to a table as the terminal has room for."""
     width = room(boards)
     for start in range(0, len(tasks), width):
-        console.print(table_of(boards, tasks[start : start + width], reported=reported))
+        console.print(table_of(boards, tasks[start : start + width], reported=reported, suite=suite))
 
 
-def table_of(boards: Sequence[Board], tasks: Sequence[str], *, reported: bool) -> Table:
+def table_of(boards: Sequence[Board], tasks: Sequence[str], *, reported: bool, suite: str) -> Table:
     """All lineages' models with some scores. What was reported elsewhere stands last, once, if at all."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for task in tasks:
         board = next((board for board in boards if task in board.tasks()), boards[0])
-        table.add_column(heading(board, task).replace("_", " "), justify="right")
+        table.add_column(heading(board, task, suite).replace("_", " "), justify="right")
     for board in boards:
         if len(boards) > 1:
             table.add_section()

@@ -61,9 +61,11 @@ class Board(Frozen):
     def main_tasks(self, suite: str) -> list[str]:
         """The tasks of a suite's table: its average and the parts of that, or all that are no task's second metric.
 
-        Members of a group that has an average of its own are left out.
+        Members of a group that has an average of its own are left out. MT-Bench's parts bear its name.
         """
         tasks = self.suites[suite]
+        if parts := [task for task in tasks if task.startswith(f"{suite}/")]:
+            return [suite, *parts]
         if suite in self.averages:
             return [suite, *(part for part in self.averages[suite] if part in tasks)]
         members = {part for group in self.averages.values() for part in group}

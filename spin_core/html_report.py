@@ -28,8 +28,6 @@ from spin_core.records import Comparison, IterationRecord
 from spin_core.report import answer_rows, heading, leader, samples
 from spin_core.samples import Response, Sample
 
-PARTS = Path(__file__).parent / "page"
-
 MOST_PLOTS = 12
 """Scores of a suite that are drawn; its tables have them all."""
 
@@ -127,9 +125,9 @@ def standings(lineage: Lineage, board: Board) -> list[Html]:
         main = board.main_tasks(suite)
         parts.append(tag("h3", suite))
         if board.has_score(suite):
-            parts.append(score_table(board, main))
+            parts.append(score_table(board, main, suite=suite))
         drawn = sorted((task for task in main if varies(board, task)), key=lambda task: task != board.main_metric)
-        parts.append(grid(task_plot(board, task) for task in drawn[:MOST_PLOTS]))
+        parts.append(grid(task_plot(board, task, suite) for task in drawn[:MOST_PLOTS]))
         parts += across(board, drawn[:MOST_PLOTS])
         parts.append(folded("All scores", score_table(board, tasks)))
         parts.append(folded("Paired differences", difference_table(board, tasks)))
@@ -138,10 +136,10 @@ def standings(lineage: Lineage, board: Board) -> list[Html]:
     return parts
 
 
-def score_table(board: Board, tasks: Sequence[str], *, headline: bool = False) -> Html:
+def score_table(board: Board, tasks: Sequence[str], *, headline: bool = False, suite: str = "") -> Html:
     """All models with some scores: the headline with what the gate made of them, a suite with what others reported."""
     told = headline and any(row.gate for row in board.rows)
-    header = ["model", *(heading(board, task).replace("_", " ") for task in tasks), *(["gate"] if told else [])]
+    header = ["model", *(heading(board, task, suite).replace("_", " ") for task in tasks), *(["gate"] if told else [])]
     rows = []
     for row in (*board.rows, *board.beside(tasks, reported=not headline)):
         name = tag("i", row.name) if row in board.references else board.name_of(row)
@@ -193,9 +191,9 @@ def varies(board: Board, task: str) -> bool:
     return len(values) == 1 or len(set(values)) > 1
 
 
-def task_plot(board: Board, task: str) -> Html:
-    """A score over the versions."""
-    title = heading(board, task).replace("_", " ")
+def task_plot(board: Board, task: str, suite: str) -> Html:
+    """A score of a suite over the versions."""
+    title = heading(board, task, suite).replace("_", " ")
     return figure(title, plots.svg(plots.scores(board, task, PAGE, names=False), task))
 
 

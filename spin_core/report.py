@@ -71,7 +71,7 @@ def leaderboard_page(board: Board, config: RunConfig) -> str:
     for suite in board.suites:
         tasks = board.main_tasks(suite)
         if board.has_score(suite):
-            parts += [f"## {suite}", *leaderboard_tables(board, tasks)]
+            parts += [f"## {suite}", *leaderboard_tables(board, tasks, suite=suite)]
             shown = [*shown, *tasks]
     rest = leaderboard_tables(board, [task for task in board.tasks() if task not in shown])
     if board.references:
@@ -93,7 +93,7 @@ def leader(board: Board) -> str:
     return f"{name} leads {len(scores)} versions with {board.main_metric} {format_score(best)}"
 
 
-def leaderboard_tables(board: Board, tasks: Sequence[str], *, headline: bool = False) -> list[str]:
+def leaderboard_tables(board: Board, tasks: Sequence[str], *, headline: bool = False, suite: str = "") -> list[str]:
     """All models and some scores, a few to a table.
 
     The headline's first has what the gate made of each version; the others have what others reported.
@@ -106,7 +106,7 @@ def leaderboard_tables(board: Board, tasks: Sequence[str], *, headline: bool = F
             [board.name_of(row), *(unbroken(cell(row, task)) for task in some), *([row.gate or "–"] if told else [])]
             for row in (*board.rows, *board.beside(some, reported=not headline))
         ]
-        header = ["", *(heading(board, task).replace("_", " ") for task in some), *(["gate"] if told else [])]
+        header = ["", *(heading(board, task, suite).replace("_", " ") for task in some), *(["gate"] if told else [])]
         tables.append(markdown_table(header, rows))
     return tables
 
@@ -116,10 +116,11 @@ def unbroken(score: str) -> str:
     return score.replace("± ", "±\u00a0").replace(" *", "\u00a0*")
 
 
-def heading(board: Board, task: str) -> str:
-    """A task's name, with an arrow down where lower is better."""
+def heading(board: Board, task: str, suite: str = "") -> str:
+    """A task's name, with an arrow down where lower is better; in a suite's tables `turn-1` for `mt-bench/turn-1`."""
     known = [row.scores[task] for row in (*board.rows, *board.controls) if task in row.scores]
-    return task if all(score.higher_is_better for score in known) else f"{task} ↓"
+    name = task.removeprefix(f"{suite}/")
+    return name if all(score.higher_is_better for score in known) else f"{name} ↓"
 
 
 def cell(row: Row, task: str) -> str:

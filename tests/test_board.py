@@ -133,6 +133,8 @@ def test_a_suite_has_its_own_tasks_and_its_average_a_paired_difference(tmp_path)
     table = leaderboard(with_suite(tmp_path))
     assert table.main_tasks("open-llm-leaderboard") == ["open-llm-leaderboard", *SIX]
     assert table.main_tasks("self-play") == ["heldout_nll", "reward_accuracy"]
+    graded = table.model_copy(update={"suites": {"mt-bench": ("mt-bench", "mt-bench/math", "mt-bench/against-base")}})
+    assert graded.main_tasks("mt-bench") == ["mt-bench", "mt-bench/math", "mt-bench/against-base"]
     before, base = table.rows[2].differences["open-llm-leaderboard"]
     assert (before.against, base.against) == (1, 0)
     scores = [row.scores["open-llm-leaderboard"].value for row in table.rows]

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import time
 import urllib.request
@@ -18,6 +19,9 @@ from mt_bench_game import VLLM, data, do, job_of, models, needs_vllm, people, ro
 from spin_core import launch
 from spin_core.errors import ConfigError
 from spin_core.records import EvalReport
+
+NAMES = ("Ann", "Ben", "Cat", "Dan", "Eve", "Fox")
+PLACES = ("sea", "wood", "town", "farm", "hill", "lake")
 
 __all__ = ["data", "models", "people", "short_pauses"]
 
@@ -92,3 +96,58 @@ def test_a_judge_behind_vllms_own_server_grades_and_compares(tmp_path, data, mod
     assert report.scores["mt-bench/against-base"].value == 0.5  # it says B in both orders
     assert report.scores["mt-bench/against-human"].value == 0
     assert 3 < report.scores["mt-bench"].value < 9
+
+
+@pytest.fixture(scope="module")
+def played(player_in, data, models, url, tmp_path_factory):
+    """A game of two versions that a judge was added to when it was over, and then one more."""
+    folder = tmp_path_factory.mktemp("judged")
+    player = player_in(folder / "runs")
+    rows = [{"text": f"{name} went to the {place}. PERSON was there."} for name in NAMES for place in PLACES]
+    (folder / "tales.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        "model.path": str(models[0]),
+        "prompts.source.path": str(folder / "tales.jsonl"),
+        "prompts.held_out_source": None,
+        "prompts.text_prompt_chars": 20,
+        "prompts.sample": 24,
+        "prompts.held_out": 6,
+        "generate.max_new_tokens": 16,
+        "evaluate.lm_eval.tasks": [],
+        "gate.rule": "always",
+        "controls": {},
+    }
+    sets = [f"--set={name}={json.dumps(value)}" for name, value in settings.items()]
+    player.spin("run", "tinystories", "--lineage", "judged", "--iterations", "1", *sets, one_process=True)
+    judged = {
+        "evaluate.suites": ["mt-bench-quick"],
+        "evaluate.judge": {"base_url": url, "model": "tiny-judge", "max_tokens": 64},
+        "evaluate.mt_bench": {
+            "data": str(data), "max_new_tokens": 12, "pairwise": ["previous", "base", "human"], "pairwise_prompts": 4
+        },
+    }  # fmt: skip
+    sets = [f"--set={name}={json.dumps(value)}" for name, value in judged.items()]
+    before = player.digests("judged")
+    out = player.spin("next", "judged", *sets, one_process=True).stdout
+    assert before.items() <= player.digests("judged").items()
+    return player, out
+
+
+def test_a_suite_that_is_added_later_is_scored_for_all_versions_and_shown_wherever_scores_are(played):
+    player, out = played
+    assert all(f"done    {place} · evaluate mt-bench-quick" in out for place in ("base", "iter 00", "iter 01"))
+    assert "reused  base · evaluate self-play" in out
+    board = json.loads((player.runs / "judged" / "leaderboard.json").read_text())
+    parts = ["writing", "math", "stem", "turn-1", "turn-2", "against-human"]
+    for row, wanted in zip(board["rows"], (parts, *[[*parts, "against-previous", "against-base"]] * 2), strict=True):
+        found = {name: score for name, score in row["scores"].items() if name.startswith("mt-bench-quick")}
+        assert set(found) == {"mt-bench-quick", *(f"mt-bench-quick/{part}" for part in wanted)}
+        assert 3 <= found["mt-bench-quick"]["value"] <= 9
+        assert found["mt-bench-quick/against-human"]["value"] == 0, "it likes what a PERSON says, in both orders"
+    database = sqlite3.connect(player.runs / ".prefect" / "prefect.db")
+    query = "select data from artifact where key = 'leaderboard-judged' order by created desc"
+    ((page, *_), *_) = database.execute(query)
+    report = (player.runs / "judged" / "report.html").read_text()
+    for shown in (out, page, report):
+        assert all(name in shown for name in ("mt-bench-quick", "writing", "turn-2", "against-human", "against-base"))
+    database.close()
