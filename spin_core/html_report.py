@@ -127,8 +127,8 @@ def standings(lineage: Lineage, board: Board) -> list[Html]:
         if board.has_score(suite):
             parts.append(score_table(board, main, suite=suite))
         drawn = sorted((task for task in main if varies(board, task)), key=lambda task: task != board.main_metric)
-        parts.append(grid(task_plot(board, task, suite) for task in drawn[:MOST_PLOTS]))
         parts += across(board, drawn[:MOST_PLOTS])
+        parts.append(grid(task_plot(board, task, suite) for task in drawn[:MOST_PLOTS]))
         parts.append(folded("All scores", score_table(board, tasks)))
         parts.append(folded("Paired differences", difference_table(board, tasks)))
     if board.references:
