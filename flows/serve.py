@@ -74,7 +74,8 @@ def serve(runs: Path, host: str, port: int) -> None:
             )
             if password:
                 click.echo(
-                    f"everyone is asked for the password in {api.password_file(state)}; TLS is yours to put before"
+                    f"the UI asks for a password: the line in {api.password_file(state)}, whole; "
+                    "between machines, put TLS before it"
                 )
             looked, asked = time.monotonic(), api.Server(url, password)
             while True:

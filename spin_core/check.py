@@ -258,9 +258,6 @@ def look_at_benchmarks(looks: Looks, config: RunConfig, scratch: Path) -> None:
         if borrowers:
             rows += f", which has no rows of their own for the examples in prompts of {', '.join(borrowers)}"
     looks.add("benchmarks", f"{names}, run by {engine}: {rows}")
-    if "ifeval" in tasks and not local_tasks.counts_sentences():
-        cure = f"{local_tasks.SENTENCES}, or let lm-eval fetch it when it runs"
-        looks.add("benchmarks", f"ifeval counts sentences with NLTK's punkt_tab, which is not here: {cure}", "warn")
 
 
 def look_at_judge(looks: Looks, config: RunConfig) -> None:

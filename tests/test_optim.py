@@ -25,7 +25,7 @@ def step(model: nn.Module, optimizer: SingleDevice, rate: float, grad: torch.Ten
 
 def single(model: nn.Module, config: TrainConfig) -> SingleDevice:
     """The optimizer of a model of one layer."""
-    return SingleDevice(SimpleNamespace(model=model, add_gradients_to=lambda masters: None), config)
+    return SingleDevice(SimpleNamespace(model=model, add_gradients_to=lambda _masters: None), config)
 
 
 def test_rmsprop_by_hand():

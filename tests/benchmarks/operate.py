@@ -235,7 +235,7 @@ def runs_held(
 ) -> list[Row]:
     """Rates a minute, each for so many seconds, until runs wait too long; one row a rate."""
     words = [sys.executable, str(Path(__file__).with_name("held_runs.py")), kind, pool, json.dumps(list(rates))]
-    surroundings = {**environment, "PREFECT_LOGGING_LEVEL": "CRITICAL"}
+    surroundings = {**environment, "PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL"}
     rows: list[Row] = []
     with subprocess.Popen(
         [*words, str(seconds), str(LIMIT_SECONDS)], env=surroundings, stdout=subprocess.PIPE, text=True
@@ -304,13 +304,13 @@ def runs(up: Up, folder: Path, quick: bool) -> list[Row]:
     """Both servers."""
     from stack import postgres_programs
 
-    seconds, held = (8.0, [30, 60]) if quick else (30.0, [30, 60, 120, 240, 480, 960])
+    seconds, held = (8.0, [30, 60]) if quick else (20.0, [60, 120, 240, 480, 960])
     environment = {
         **Up.all_environment(),
         "SPIN_RUNS": str(up.runs),
         "PREFECT_WORKER_QUERY_SECONDS": "2",
     }
-    processes, seconds_each = ([10], 12.0) if quick else ([5, 10, 20, 40, 80], seconds)
+    processes, seconds_each = ([10], 12.0) if quick else ([10, 20, 40, 80], seconds)
 
     def part(name: str) -> Callable[[], list[int]]:
         return lambda: sorted({process for one in up.alive(name) for process in family(one)})
@@ -334,7 +334,7 @@ STAGES = ("start", "click", "memory", "iteration", "map", "runs")
 
 def measure(stages: Sequence[str], quick: bool) -> Iterator[Row]:
     """The rows, as they are found."""
-    rounds = 1 if quick else 3
+    clicks, rounds = (1, 1) if quick else (3, 2)
     with tempfile.TemporaryDirectory(prefix="spin-operate-") as scratch:
         folder = Path(scratch)
         up = Up(folder / "runs", free_port())
@@ -347,7 +347,7 @@ def measure(stages: Sequence[str], quick: bool) -> Iterator[Row]:
             if "memory" in stages:
                 yield from memory(up)
             if "click" in stages:
-                yield from click(up, rounds)
+                yield from click(up, clicks)
             if "iteration" in stages:
                 yield from iteration(up, rounds)
             if "map" in stages:
@@ -384,6 +384,7 @@ def main() -> None:
     stages = given.only.split(",")
     if unknown := set(stages) - set(STAGES):
         parser.error(f"there is no stage {', '.join(sorted(unknown))}: choose among {', '.join(STAGES)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     began, before = time.monotonic(), machine()
     table = Table("figure", "value", "which consists of", title="What operation costs", caption_justify="left")
     for row in measure(stages, given.quick):

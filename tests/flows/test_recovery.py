@@ -4,7 +4,6 @@ Each game is the second iteration of one that the command line has played, less 
 It must end with the same leaderboard.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import Up, as_in_form, free_port, holder, stamps, wait_for
+from served import Up, as_in_form, board, free_port, holder, stamps, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -96,7 +95,3 @@ def test_other_machines_are_not_served_unless_that_is_asked_for(up):
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", up.port), timeout=10)
     assert up.auth is None, "nor is anybody asked for a password"
-
-
-def board(root: Path) -> Any:
-    return json.loads((root / "leaderboard.json").read_text().replace(str(root.parent), ""))

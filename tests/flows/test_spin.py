@@ -1,9 +1,11 @@
 """The whole loop through real processes and a real Prefect server: playing, reusing, resuming after kills."""
 
 import json
+import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 from spin_core.points import Last
 from spin_core.sinks import last_events
@@ -15,6 +17,7 @@ MOMENTS = (
     "iter_00/.generations.partial/shard-00001.parquet",  # within a phase: a shard is done, others are not
     "iter_01/generations/manifest.json",  # between two phases
     "iter_01/.train.partial",  # within training
+    "iter_01/train/manifest.json",  # without its server, and asked to end: it waits for nobody
 )
 
 
@@ -82,13 +85,26 @@ def test_a_run_killed_again_and_again_repeats_no_finished_phase_and_ends_with_th
             refused = finished.spin(*finished.arguments("killed"), check=False)
             assert refused.returncode == 2
             assert f"in use by process {process.pid} " in refused.stderr
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        if moment == MOMENTS[-1]:
+            os.kill(temporary_server(process.pid), signal.SIGKILL)
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=60)
+            assert process.returncode in (75, 143), said
+        else:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
         assert before.items() <= finished.stamps("killed").items()
     before = finished.stamps("killed")
     finished.spin(*finished.arguments("killed"))
     assert before.items() <= finished.stamps("killed").items()
     assert finished.digests("killed") == finished.digests("whole")
+
+
+def temporary_server(run: int) -> int:
+    """The process of the server that a run has started for itself."""
+    pids = [int(pid) for path in Path(f"/proc/{run}/task").glob("*/children") for pid in path.read_text().split()]
+    (server,) = [pid for pid in pids if b"prefect.server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return server
 
 
 def test_the_sft_model_is_shared_by_lineages(finished):
