@@ -34,9 +34,12 @@ class DirectGradients:
         return master.grad
 
     def look_up_in(self, embedding: nn.Module) -> None:
-        """Make an embedding add its gradient so. One that does more than look up rows is left to autograd."""
+        """Make an embedding add its gradient so. One that does more than look up rows is left to autograd.
+
+        So is one whose weights are not their own masters: rounded as autograd rounds it, its gradient is that of ranks.
+        """
         plain = type(embedding) is nn.Embedding and embedding.max_norm is None and not embedding.scale_grad_by_freq
-        if plain and embedding.weight in self.masters:
+        if plain and self.masters.get(embedding.weight) is embedding.weight:
             embedding.forward = partial(self._rows, embedding)
 
     def _rows(self, embedding: Any, ids_NT: Tensor) -> Tensor:

@@ -143,6 +143,7 @@ def test_the_demo_is_ready_and_nothing_is_left_behind(tmp_path):
         "context",
         "prompts",
         "lengths",
+        "metrics",
         "memory",
         "disk",
         "time",
@@ -281,7 +282,7 @@ def test_a_folder_that_is_a_file_is_one_line(configured, tmp_path):
 def test_a_hub_that_cannot_be_reached_is_one_line_a_source(tmp_path):
     found = check_run(resolve("zephyr-7b"), tmp_path)
     lines = {finding.subject: finding.text for finding in found.findings if finding.level == "wrong"}
-    assert set(lines) == {"data", "model"}
+    assert set(lines) == {"data", "model", "benchmarks"}
     assert lines["data"].startswith(
         "HuggingFaceH4/ultrachat_200k is no file or folder here, and the hub did not answer"
     )

@@ -164,6 +164,7 @@ def test_a_night_needs_the_name_of_a_lineage():
 def test_runs_lie_where_named_or_where_the_environment_says(monkeypatch):
     monkeypatch.setenv("SPIN_RUNS", "/somewhere")
     assert runs_folder() == Path("/somewhere")
-    assert runs_folder("elsewhere") == Path.cwd() / "elsewhere"
+    assert runs_folder("within") == Path("/somewhere/within")
     monkeypatch.delenv("SPIN_RUNS")
+    assert runs_folder("within") == Path.cwd() / "runs" / "within"
     assert runs_folder() == Path.cwd() / "runs"
