@@ -38,9 +38,10 @@ class DirectGradients:
 
         So is one whose weights are not their own masters: rounded as autograd rounds it, its gradient is that of ranks.
         """
-        plain = type(embedding) is nn.Embedding and embedding.max_norm is None and not embedding.scale_grad_by_freq
-        if plain and self.masters.get(embedding.weight) is embedding.weight:
-            embedding.forward = partial(self._rows, embedding)
+        if type(embedding) is not nn.Embedding or embedding.max_norm is not None or embedding.scale_grad_by_freq:
+            return
+        if self.masters.get(embedding.weight) is embedding.weight:
+            embedding.forward = partial(self._rows, embedding)  # type: ignore[method-assign]
 
     def _rows(self, embedding: Any, ids_NT: Tensor) -> Tensor:
         """The rows of these ids, (N, T, H)."""
