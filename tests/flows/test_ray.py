@@ -46,7 +46,7 @@ def cluster():
 
 def holder_in(folder: Path) -> dict | None:
     """Who works on a shard below a folder."""
-    for claim in folder.glob(".generations.*.work/*.claim-*"):
+    for claim in folder.glob(".generations.*.work/shard-*.claim-*"):
         try:
             return json.loads(claim.read_text())
         except FileNotFoundError:
