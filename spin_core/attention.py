@@ -7,11 +7,15 @@ each call, F places in all calls.
 SDPA: the tokens of each sequence are gathered, sequences of like length together, and attend causally. A shared prompt
 is gathered once for each of its responses; that repeats a part of attention's products, a few hundredths of a pass, and
 in return needs no mask, with which the kernel could not skip the upper half.
+Variable length: the same tokens in one call of FlashAttention's kernel, which is told where sequences begin. It wants a
+GPU and half precision, and is what `auto` takes there.
 FlexAttention: one call, whose block mask hides what is of another group or response.
 """
 
+import inspect
 import logging
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -23,12 +27,15 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from spin_core.batches import Sequences
+from spin_core.errors import ConfigError
 from spin_core.packing import Layout, Rows, packed_rows, padded_rows
 
 log = logging.getLogger("spin_core")
 
-PACKED, FLEX = "spin_packed", "spin_packed_flex"
+PACKED, VARLEN, FLEX = "spin_packed", "spin_packed_varlen", "spin_packed_flex"
 """The attention implementations of transformers that are registered here."""
+WIDEST_HEAD, HEAD_STEP = 256, 8
+"""The widths of a head that FlashAttention's kernel takes: multiples of 8."""
 HANDLED = ("position_ids", "use_cache", "output_attentions", "sliding_window", "is_causal", "cache_position")
 
 
@@ -57,7 +64,7 @@ def packed_attention(
     if asked or packing is None:
         raise Unsupported(f"{type(module).__name__} asks for {', '.join(asked)}")
     config: Any = module.config
-    attend = flex if config._attn_implementation == FLEX else gathered
+    attend = {PACKED: gathered, VARLEN: variable, FLEX: flex}[config._attn_implementation]
     return attend(query_1hTd, key_1kTd, value_1kTd, packing, scaling, sliding_window), None
 
 
@@ -80,6 +87,62 @@ def gathered(
         )  # fmt: skip
         found.append(out_bhLd.transpose(1, 2).flatten(0, 1))
     return collect(torch.cat(found), layout)[None]
+
+
+def variable(
+    query_1hTd: Tensor, key_1kTd: Tensor, value_1kTd: Tensor, layout: Layout, scaling: float | None, window: int | None
+) -> Tensor:
+    """By one call of torch's variable-length kernel."""
+    attend = varlen_kernel()
+    assert attend is not None, "asked for where it is not"
+    query_Fhd, key_Fkd, value_Fkd = (
+        spread(x.squeeze(0).transpose(0, 1), layout) for x in (query_1hTd, key_1kTd, value_1kTd)
+    )
+    longest = max(length for _, length in layout.calls)
+    out_Fhd: Tensor = attend(
+        query_Fhd, key_Fkd, value_Fkd, layout.bounds, layout.bounds, longest, longest, scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+    )  # fmt: skip
+    return collect(out_Fhd, layout)[None]
+
+
+@lru_cache(maxsize=1)
+def varlen_kernel() -> Callable[..., Any] | None:
+    """torch's variable-length attention, that takes fewer key than query heads; None where torch has none."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    knows = inspect.signature(varlen_attn).parameters
+    if "window_size" not in knows:
+        return None
+    # Where torch does not know the word, the kernel takes fewer key heads unasked.
+    return partial(varlen_attn, enable_gqa=True) if "enable_gqa" in knows else varlen_attn
+
+
+def kernel_of(asked: str, model: PreTrainedModel) -> str:
+    """Which implementation `train.speed.attention` means for a model. `ConfigError` for one that cannot be had."""
+    on_gpu = model.device.type == "cuda"
+    if asked == "flex":
+        if not on_gpu:
+            raise ConfigError("train.speed.attention flex trains on a GPU alone: set it to auto")
+        return FLEX
+    width = head_width(model)
+    takes = on_gpu and model.dtype in (torch.bfloat16, torch.float16) and width <= WIDEST_HEAD and not width % HEAD_STEP
+    if takes and asked in ("auto", "varlen") and varlen_kernel() is not None:
+        return VARLEN
+    if asked == "varlen":
+        raise ConfigError(
+            "train.speed.attention varlen needs a GPU, half precision, torch 2.11 or newer, and heads whose width is a "
+            "multiple of 8 up to 256: set it to auto"
+        )
+    return PACKED
+
+
+def head_width(model: PreTrainedModel) -> int:
+    """d."""
+    config: Any = model.config
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def spread(x_Tnd: Tensor, layout: Layout) -> Tensor:
@@ -151,8 +214,8 @@ def flex(
 
 @lru_cache(maxsize=1)
 def compiled_flex() -> Any:
-    """Compiled for every length at once."""
-    return torch.compile(flex_attention, dynamic=True)
+    """Compiled for one length, and then for all: the sizes of the mask's blocks must stay numbers."""
+    return torch.compile(flex_attention)
 
 
 @lru_cache(maxsize=4)
@@ -176,7 +239,7 @@ def no_mask(local_size: int | None = None, **_others: Any) -> Tensor | None:
     return None if local_size is None else torch.full((1, 1, 1, 1), local_size)
 
 
-for name in (PACKED, FLEX):
+for name in (PACKED, VARLEN, FLEX):
     AttentionInterface.register(name, packed_attention)
     AttentionMaskInterface.register(name, no_mask)
 

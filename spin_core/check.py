@@ -296,7 +296,7 @@ def look_at_memory(looks: Looks, config: RunConfig, shape: Shape, texts: Texts) 
     free, where = free_memory(device.type)
     if device.type == "cpu" and speed.ranks > 1:
         free, where = free // speed.ranks, f"{where} for each of {speed.ranks} ranks"
-    training = estimate.training_memory(shape, train, texts.longest)
+    training = estimate.training_memory(shape, train, texts.longest, device.type)
     phases = [("training", training, [cure for cure, helps in cures.items() if helps])]
     if engines.chosen(generate, config.model) == "transformers":  # vLLM takes what it is given, see its own finding
         phases += [("generation", estimate.generation_memory(shape, generate, texts.longest_prompt), fewer)]

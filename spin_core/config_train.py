@@ -47,8 +47,9 @@ class SpeedConfig(Frozen):
     compile: bool = False
     """Compile the layers with torch.compile. It takes half a minute, and on a CPU gains nothing for large models."""
 
-    attention: Literal["sdpa", "flex"] = "sdpa"
-    """Kernel of packed attention: SDPA on gathered sequences, or FlexAttention (a GPU alone)."""
+    attention: Literal["auto", "sdpa", "varlen", "flex"] = "auto"
+    """Kernel of packed attention: SDPA on gathered sequences, FlashAttention of variable length or FlexAttention, which
+    want a GPU. `auto` takes variable length there in half precision, and SDPA elsewhere."""
 
     prefetch: bool = True
     """Lay out the next step's tensors while the present one computes."""

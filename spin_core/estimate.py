@@ -113,7 +113,7 @@ class Speed:
     """Each rank has a device of its own, which ranks on one CPU have not."""
 
 
-def training_memory(shape: Shape, config: TrainConfig, longest: int) -> Parts:
+def training_memory(shape: Shape, config: TrainConfig, longest: int, device: str = "cpu") -> Parts:
     """The peak of `train` on each rank: in the backward pass, where activations, logits and gradients meet.
 
     ZeRO shares out the optimizer's states and masters (stage 1), gradients (2) and weights (3) among the ranks.
@@ -121,15 +121,15 @@ def training_memory(shape: Shape, config: TrainConfig, longest: int) -> Parts:
     ranks, stage = sharing(config, shape)
     masters = 0 if shape.itemsize == FLOAT32 else FLOAT32
     states = shape.trained * (masters + FLOAT32 * optimizer_states(config)) / (ranks if stage >= 1 else 1)
-    # A backward pass leaves gradients in the weights' own precision, which are then added to the masters'.
-    passing = 0 if shape.itemsize == FLOAT32 else shape.itemsize
+    # DeepSpeed keeps the gradients of a pass in the weights' own precision; one device hands them on one by one.
+    passing = 0 if shape.itemsize == FLOAT32 or alone(config, shape) else shape.itemsize
     gradients = shape.trained * (FLOAT32 + passing) / (ranks if stage >= 2 else 1)
     weights = shape.parameters * shape.itemsize / (ranks if stage >= 3 else 1)
     tokens = tokens_in_a_pass(config, longest)
     return {
         "weights, gradients and optimizer": weights + gradients + states,
         "activations": SLACK * activations(shape, tokens, config.gradient_checkpointing),
-        "logits": SLACK * logits_chunk(shape, tokens, config),
+        "logits": SLACK * logits_chunk(shape, tokens, config, device),
     }
 
 
@@ -141,6 +141,11 @@ def sharing(config: TrainConfig, shape: Shape) -> tuple[int, int]:
     if ranks == 1 and not config.speed.deepspeed:
         return 1, 0
     return ranks, stage_of(zero_settings(config, "float32" if shape.itemsize == FLOAT32 else "bfloat16"))
+
+
+def alone(config: TrainConfig, shape: Shape) -> bool:
+    """Whether one device trains without DeepSpeed."""
+    return sharing(config, shape) == (1, 0) and not config.speed.deepspeed
 
 
 def optimizer_states(config: TrainConfig) -> int:
@@ -179,7 +184,7 @@ def activations(shape: Shape, tokens: int, recomputed: bool) -> float:
     return tokens * (shape.layers * shape.hidden * itemsize + layer if recomputed else shape.layers * layer)
 
 
-def logits_chunk(shape: Shape, tokens: int, config: TrainConfig) -> float:
+def logits_chunk(shape: Shape, tokens: int, config: TrainConfig, device: str) -> float:
     """The chunk of logits at work with its copies (`fused_loss`); and the projection's gradient of a pass.
 
     One device without DeepSpeed adds that gradient to those of the batch at once (`direct_gradients`).
@@ -189,8 +194,10 @@ def logits_chunk(shape: Shape, tokens: int, config: TrainConfig) -> float:
     copies = (1 if config.speed.response_logits else 2) * FLOAT32 + (0 if shape.itemsize == FLOAT32 else shape.itemsize)
     chunk = tokens * shape.vocabulary
     if config.speed.response_logits:
-        chunk = min(CHUNK_LOGITS, chunk)
-    direct = config.speed.response_logits and sharing(config, shape) == (1, 0) and not config.speed.deepspeed
+        chunk = min(CHUNK_LOGITS[device], chunk)
+        if config.speed.compile:
+            copies = shape.itemsize
+    direct = config.speed.response_logits and alone(config, shape)
     return chunk * copies + (0 if direct else shape.vocabulary * shape.hidden * (FLOAT32 + shape.itemsize))
 
 

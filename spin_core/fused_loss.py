@@ -11,6 +11,7 @@ the backward pass, which is left to hand on what was found. Items whose logits e
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +21,8 @@ from torch.nn import functional as F
 
 from spin_core.batches import Ints
 
-CHUNK_LOGITS = 2**24
-"""Logits in memory at a time: 64 MB in float32."""
+CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**28}
+"""Logits in memory at a time: 64 MB in float32 on a CPU; a GPU wants larger products."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,18 @@ def fused_loss(
     temperature: float,
     chunk_logits: int,
     sum_VH: Tensor | None = None,
+    *,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The losses' sum, a differentiable scalar, and the responses' log-probabilities, (P B,), without gradient.
 
     With `sum_VH`, float32, the weight's gradient is added to it here and now, which leaves autograd none to make: the
-    backward pass has to begin at this sum itself.
+    backward pass has to begin at this sum itself. `compiled` passes over the logits in two kernels of torch.compile.
     """
     if sum_VH is not None:
         weight_VH = weight_VH.detach()
-    return _FusedLoss.apply(hidden_RH, weight_VH, bias_V, target_R, losses, temperature, chunk_logits, sum_VH)  # type: ignore[no-any-return, no-untyped-call]
+    head = Head(weight_VH, bias_V, temperature, sum_VH, compiled=compiled)
+    return _FusedLoss.apply(hidden_RH, weight_VH, bias_V, target_R, losses, head, chunk_logits)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -66,14 +70,13 @@ class _FusedLoss(torch.autograd.Function):
         ctx: Any,
         hidden_RH: Tensor,
         weight_VH: Tensor,
-        bias_V: Tensor | None,
+        bias_V: Tensor | None,  # noqa: ARG004 (the head has it; autograd has to see it)
         target_R: Tensor,
         losses: ItemLosses,
-        temperature: float,
+        head: "Head",
         chunk_logits: int,
-        sum_VH: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        head = Head(weight_VH, bias_V, temperature, sum_VH)
+        has_begun = head.grad_weight_VH is not None
         head.watch(weight=ctx.needs_input_grad[1], bias=ctx.needs_input_grad[2])
         grad_RH = torch.empty_like(hidden_RH)
         logps_PB = torch.empty(losses.tokens_PB.shape, dtype=torch.float32, device=hidden_RH.device)
@@ -104,8 +107,8 @@ class _FusedLoss(torch.autograd.Function):
                 last = None
             for place, grad in zip(places, torch.split(grad_CH, [p.stop - p.start for p in places]), strict=True):
                 grad_RH[place] = grad
-        ctx.save_for_backward(grad_RH, None if sum_VH is not None else head.grad_weight_VH, head.grad_bias_V)
-        ctx.dtype, ctx.has_begun = weight_VH.dtype, sum_VH is not None
+        ctx.save_for_backward(grad_RH, None if has_begun else head.grad_weight_VH, head.grad_bias_V)
+        ctx.dtype, ctx.has_begun = weight_VH.dtype, has_begun
         logps_S = logps_PB.view(-1)
         ctx.mark_non_differentiable(logps_S)
         return whole, logps_S
@@ -119,16 +122,17 @@ class _FusedLoss(torch.autograd.Function):
             hidden_RH,
             None if weight_VH is None else weight_VH.to(ctx.dtype),
             None if bias_V is None else bias_V.to(ctx.dtype),
-            *[None] * 5,
+            *[None] * 4,
         )
 
 
 class Softmax(NamedTuple):
-    """A chunk's softmax, not yet divided by its sums."""
+    """A chunk's softmax, and what the gradient by its logits needs. Which of two, `Head` says."""
 
-    exp_CV: Tensor
-    """exp(logits - their largest), float32."""
-    sum_C: Tensor
+    values_CV: Tensor
+    """exp(logits - their largest), float32; compiled: the logits, in the weights' precision."""
+    norm_C: Tensor
+    """The exponentials' sum; compiled: log of the logits' exponentials' sum."""
     logps_C: Tensor
     """The targets' log-probabilities."""
 
@@ -137,9 +141,15 @@ class Head:
     """The projection, and what the chunks' gradients by its weights add up to: in float32, whatever the weights are."""
 
     def __init__(
-        self, weight_VH: Tensor, bias_V: Tensor | None, temperature: float, sum_VH: Tensor | None = None
+        self,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        temperature: float,
+        sum_VH: Tensor | None = None,
+        *,
+        compiled: bool = False,
     ) -> None:
-        self.weight_VH, self.bias_V, self.temperature = weight_VH, bias_V, temperature
+        self.weight_VH, self.bias_V, self.temperature, self.compiled = weight_VH, bias_V, temperature, compiled
         self.grad_weight_VH = sum_VH
         self.grad_bias_V: Tensor | None = None
 
@@ -152,7 +162,10 @@ class Head:
 
     def softmax(self, hidden_CH: Tensor, target_C: Tensor) -> Softmax:
         """Of some tokens."""
-        logits_CV = F.linear(hidden_CH, self.weight_VH, self.bias_V).float()
+        logits_CV = F.linear(hidden_CH, self.weight_VH, self.bias_V)
+        if self.compiled:
+            return Softmax(logits_CV, *compiled_pass(normalised)(logits_CV, target_C, self.temperature))
+        logits_CV = logits_CV.float()
         if self.temperature != 1:
             logits_CV.div_(self.temperature)
         logits_CV.sub_(logits_CV.amax(dim=-1, keepdim=True))
@@ -164,14 +177,38 @@ class Head:
     def gradient(self, softmax: Softmax, slope_C: Tensor, hidden_CH: Tensor, target_C: Tensor) -> Tensor:
         """By the hidden states, (C, H), of a loss with this slope in the log-probabilities. The softmax is used up."""
         slope_C = slope_C / self.temperature
-        grad_CV = softmax.exp_CV.mul_((-slope_C / softmax.sum_C)[:, None])
-        grad_CV.scatter_add_(1, target_C[:, None], slope_C[:, None])
+        if self.compiled:
+            grad_CV = softmax.values_CV
+            compiled_pass(into_gradient)(grad_CV, softmax.norm_C, slope_C, target_C, self.temperature)
+        else:
+            grad_CV = softmax.values_CV.mul_((-slope_C / softmax.norm_C)[:, None])
+            grad_CV.scatter_add_(1, target_C[:, None], slope_C[:, None])
         if self.grad_bias_V is not None:
-            self.grad_bias_V += grad_CV.sum(dim=0)
+            self.grad_bias_V += grad_CV.sum(dim=0, dtype=torch.float32)
         grad_CV = grad_CV.to(self.weight_VH.dtype)
         if self.grad_weight_VH is not None:
             add_product(self.grad_weight_VH, grad_CV.T, hidden_CH)
         return grad_CV @ self.weight_VH
+
+
+def normalised(logits_CV: Tensor, target_C: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """log of the sum of exp(logits / temperature), (C,), and the targets' log-probabilities, (C,): float32."""
+    values_CV = logits_CV.float() / temperature
+    log_sum_C = torch.logsumexp(values_CV, dim=-1)
+    return log_sum_C, values_CV.gather(1, target_C[:, None]).squeeze(1) - log_sum_C
+
+
+def into_gradient(logits_CV: Tensor, log_sum_C: Tensor, slope_C: Tensor, target_C: Tensor, temperature: float) -> None:
+    """Put slope (onehot(target) - softmax) in the logits' place."""
+    softmax_CV = torch.exp(logits_CV.float() / temperature - log_sum_C[:, None])
+    is_target_CV = torch.arange(logits_CV.shape[1], device=logits_CV.device) == target_C[:, None]
+    logits_CV.copy_(slope_C[:, None] * (is_target_CV.float() - softmax_CV))
+
+
+@cache
+def compiled_pass(one: Callable[..., Any]) -> Callable[..., Any]:
+    """One kernel for every number of tokens."""
+    return torch.compile(one, dynamic=True)
 
 
 def together(tokens_PB: Ints, most: int) -> Iterator[slice]:
@@ -198,16 +235,25 @@ def add_product(sum_VH: Tensor, one_VC: Tensor, other_CH: Tensor) -> None:
     """sum += one @ other, in place, without a product in memory where precisions allow."""
     if sum_VH.dtype == one_VC.dtype:
         sum_VH.addmm_(one_VC, other_CH)
+    elif sum_VH.is_cuda:
+        torch.addmm(sum_VH, one_VC, other_CH, out_dtype=torch.float32, out=sum_VH)
     else:
         sum_VH += one_VC @ other_CH
 
 
 @torch.no_grad()
 def linear_logps(
-    hidden_RH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_R: Tensor, temperature: float, chunk_logits: int
+    hidden_RH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    target_R: Tensor,
+    temperature: float,
+    chunk_logits: int,
+    *,
+    compiled: bool = False,
 ) -> Tensor:
     """log softmax((hidden @ weight.T + bias) / temperature) at the targets, (R,) float32, in chunks of the R tokens."""
-    head = Head(weight_VH, bias_V, temperature)
+    head = Head(weight_VH, bias_V, temperature, compiled=compiled)
     logps_R = torch.empty(hidden_RH.shape[0], dtype=torch.float32, device=hidden_RH.device)
     for cut in chunks(len(hidden_RH), max(1, chunk_logits // weight_VH.shape[0])):
         logps_R[cut] = head.softmax(hidden_RH[cut], target_R[cut]).logps_C

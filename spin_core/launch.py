@@ -193,11 +193,18 @@ def rank_arguments(job: Job, job_file: Path, speed: SpeedConfig, node: int) -> l
         "--nproc-per-node", str(speed.ranks),
         "--rdzv-id", name,
         "--rdzv-conf", f"timeout={int(ranks.PATIENCE.total_seconds())}",
-        "--shutdown-timeout", str(int(GRACE_SECONDS)),
+        *(["--shutdown-timeout", str(int(GRACE_SECONDS))] if torchrun_knows("--shutdown-timeout") else []),
         *meeting,
         *(["--module", module.name] if module else [str(Path(sys.argv[0]).resolve())]),
         str(job_file),
     ]  # fmt: skip
+
+
+def torchrun_knows(option: str) -> bool:
+    """Whether this version of torchrun has an option; where it has not, its own default holds."""
+    from torch.distributed import run
+
+    return any(option in action.option_strings for action in run.get_args_parser()._actions)
 
 
 def interface_to(host: str) -> str:

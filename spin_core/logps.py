@@ -20,7 +20,6 @@ from spin_core import attention
 from spin_core.batches import Ints, Sequences, TokenIds, micro_batches
 from spin_core.config import SpeedConfig
 from spin_core.direct_gradients import DirectGradients
-from spin_core.errors import ConfigError
 from spin_core.fused_loss import CHUNK_LOGITS, ItemLosses, fused_loss, linear_logps, sums
 from spin_core.packing import Rows, packed_rows, padded_rows
 
@@ -39,12 +38,14 @@ class ResponseLogps(nn.Module):
         self,
         model: PreTrainedModel,
         temperature: float = 1.0,
-        chunk_logits: int | None = CHUNK_LOGITS,
+        chunk_logits: int | None = CHUNK_LOGITS["cpu"],
         *,
         pack: str | None = None,
+        compiled: bool = False,
     ) -> None:
         """`temperature` divides the logits; `chunk_logits=None` takes the model's own logits, all at a time.
 
+        `compiled` passes over chunks of logits in kernels of torch.compile.
         `pack` names an implementation of `attention.py`: the model is made to take packed rows, and from then on takes
         no others. Read `packed` to know whether it could be.
         """
@@ -54,6 +55,7 @@ class ResponseLogps(nn.Module):
         if chunk_logits is not None and not self.direct:
             log.info("%s does more than project to its vocabulary: all its logits are computed", type(model).__name__)
         self.packed = pack is not None and attention.pack(model, pack)
+        self.compiled = compiled
         self.gradients = DirectGradients({})
 
     def add_gradients_to(self, masters: Mapping[Tensor, Tensor]) -> None:
@@ -76,14 +78,16 @@ class ResponseLogps(nn.Module):
         hidden_RH, (weight_VH, bias_V) = self._hidden(rows), self._head()
         sum_VH = self.gradients.of(weight_VH) if hidden_RH.requires_grad else None
         return fused_loss(
-            hidden_RH, weight_VH, bias_V, rows.target_R, losses, self.temperature, self.chunk_logits or 1, sum_VH
-        )
+            hidden_RH, weight_VH, bias_V, rows.target_R, losses, self.temperature, self.chunk_logits or 1, sum_VH,
+            compiled=self.compiled,
+        )  # fmt: skip
 
     def _logps(self, rows: Rows) -> Tensor:
         if self.direct:
             logps_R = linear_logps(
-                self._hidden(rows), *self._head(), rows.target_R, self.temperature, self.chunk_logits or 1
-            )
+                self._hidden(rows), *self._head(), rows.target_R, self.temperature, self.chunk_logits or 1,
+                compiled=self.compiled,
+            )  # fmt: skip
         else:
             logits_NTV = self.model(**attention.arguments(rows)).logits
             logits_RV = logits_NTV.flatten(0, 1).index_select(0, rows.at_R).float() / self.temperature
@@ -102,11 +106,9 @@ class ResponseLogps(nn.Module):
 
 def network_of(model: PreTrainedModel, speed: SpeedConfig) -> ResponseLogps:
     """The model as it scores responses, with the savings that the configuration leaves on."""
-    if speed.attention == "flex" and model.device.type != "cuda":
-        raise ConfigError("train.speed.attention flex trains on a GPU alone: set it to sdpa")
-    kernel = attention.FLEX if speed.attention == "flex" else attention.PACKED
-    chunk = CHUNK_LOGITS if speed.response_logits else None
-    return ResponseLogps(model, chunk_logits=chunk, pack=kernel if speed.packing else None)
+    kernel = attention.kernel_of(speed.attention, model)
+    chunk = CHUNK_LOGITS[model.device.type] if speed.response_logits else None
+    return ResponseLogps(model, chunk_logits=chunk, pack=kernel if speed.packing else None, compiled=speed.compile)
 
 
 def hidden_states(model: PreTrainedModel, rows: Rows) -> Tensor:

@@ -6,8 +6,10 @@ in float32, and the model holds the rounded master. So the model computes with t
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,9 @@ from spin_core.fused_loss import ItemLosses
 from spin_core.logps import ResponseLogps
 from spin_core.models import save_model
 from spin_core.packing import Rows
+
+BUCKET = 2**28
+"""Weights that an optimizer on a GPU moves together: its temporary copies are of so many, 1 GB, and no more."""
 
 
 class SingleDevice:
@@ -30,9 +35,11 @@ class SingleDevice:
         self.weights = [weight for _, weight in named]
         self.masters = [w if w.dtype == torch.float32 else w.detach().float() for w in self.weights]
         self.copies = [(w, m) for w, m in zip(self.weights, self.masters, strict=True) if w is not m]
+        for weight, master in self.copies:
+            weight.register_post_accumulate_grad_hook(partial(hand_on, master))
         self.max_grad_norm = config.max_grad_norm
         logps.add_gradients_to(dict(zip(self.weights, self.masters, strict=True)))
-        self.inner = optimizer_of(self.masters, config)
+        self.inner = optimizer_of(buckets(self.masters), config)
 
     def logps(self, rows: Rows) -> Tensor:
         """Of each response, (S,)."""
@@ -47,15 +54,6 @@ class SingleDevice:
     def backward(self, loss: Tensor, *, last: bool) -> None:  # noqa: ARG002 (one device has nothing to wait for)
         """Add the loss's gradient to that of the masters."""
         loss.backward()  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            for weight, master in self.copies:
-                if weight.grad is None:
-                    continue
-                if master.grad is None:
-                    master.grad = weight.grad.float()
-                else:
-                    master.grad += weight.grad
-                weight.grad = None
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> Tensor:
@@ -68,8 +66,9 @@ class SingleDevice:
             group["lr"] = learning_rate
         self.inner.step()
         self.inner.zero_grad(set_to_none=True)
-        for weight, master in self.copies:
-            weight.copy_(master)
+        if self.copies:
+            weights, masters = zip(*self.copies, strict=True)
+            torch._foreach_copy_(weights, masters)
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
@@ -103,18 +102,44 @@ class SingleDevice:
         save_model(self.network.model, tokenizer, folder)
 
 
-def optimizer_of(weights: list[Tensor], config: TrainConfig) -> torch.optim.Optimizer:
-    """The configured optimizer. Its rate is set before each step."""
+@torch.no_grad()
+def hand_on(master: Tensor, weight: Tensor) -> None:
+    """Add a weight's gradient to its master's as soon as it is there, so that no two gradients of all weights are."""
+    assert weight.grad is not None
+    if master.grad is None:
+        master.grad = weight.grad.float()
+    else:
+        master.grad += weight.grad
+    weight.grad = None
+
+
+def buckets(weights: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The weights in their order, in groups of at most `BUCKET` numbers, or of one weight that has more."""
+    found: list[list[Tensor]] = []
+    load = 0
+    for weight in weights:
+        if not found or load + weight.numel() > BUCKET:
+            found.append([])
+            load = 0
+        found[-1].append(weight)
+        load += weight.numel()
+    return found
+
+
+def optimizer_of(groups: Sequence[Sequence[Tensor]], config: TrainConfig) -> torch.optim.Optimizer:
+    """The configured optimizer, which moves each group's weights together. Its rate is set before each step."""
+    together = groups[0][0].is_cuda
+    named = [{"params": list(group)} for group in groups]
     if config.optimizer == "rmsprop":
-        return DecayedRMSprop(weights, config.weight_decay)
-    return torch.optim.AdamW(weights, lr=0.0, weight_decay=config.weight_decay, foreach=weights[0].is_cuda)
+        return DecayedRMSprop(named, config.weight_decay, together=together)
+    return torch.optim.AdamW(named, lr=0.0, weight_decay=config.weight_decay, foreach=together)
 
 
 class DecayedRMSprop(torch.optim.RMSprop):
     """RMSProp with decoupled weight decay, as AdamW has it: weights shrink by rate times decay before the step."""
 
-    def __init__(self, weights: list[Tensor], decay: float) -> None:
-        super().__init__(weights, lr=0.0, foreach=weights[0].is_cuda)
+    def __init__(self, groups: list[dict[str, Any]], decay: float, *, together: bool) -> None:
+        super().__init__(groups, lr=0.0, foreach=together)
         self.decay = decay
 
     @torch.no_grad()

@@ -37,6 +37,9 @@ class Layout:
     calls: tuple[tuple[int, int], ...]
     """Sequences b and length L of each call of attention."""
 
+    bounds: Tensor
+    """Where each sequence of all calls begins among their places, and where the last one ends: int32, (S + 1,)."""
+
     token_F: Tensor
     """The token at each place of all calls, laid end to end. A sequence's last token is repeated as padding."""
 
@@ -78,6 +81,7 @@ class Rows:
                 group_T=move(layout.group_T),
                 side_T=move(layout.side_T),
                 calls=layout.calls,
+                bounds=move(layout.bounds),
                 token_F=move(layout.token_F),
                 place_T=move(layout.place_T),
                 again=tuple((move(token), move(place)) for token, place in layout.again),
@@ -159,6 +163,7 @@ def packed_rows(sequences: Sequences, chosen_S: Ints, group_S: Ints) -> Rows:
         group_T=torch.from_numpy(group_T),
         side_T=torch.from_numpy(side_T),
         calls=tuple(calls),
+        bounds=torch.tensor(np.cumsum([0, *(length for b, length in calls for _ in range(b))]), dtype=torch.int32),
         token_F=torch.from_numpy(np.concatenate(tokens_of_calls)),
         place_T=torch.from_numpy(place_T),
         again=tuple(again),

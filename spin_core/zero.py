@@ -41,7 +41,7 @@ class Zero:
         self.deepspeed, self.ranks, self.stage = import_deepspeed(device), ranks, stage_of(settings)
         named = [(name, weight) for name, weight in logps.model.named_parameters() if weight.requires_grad]
         self.names, self.weights = [name for name, _ in named], [weight for _, weight in named]
-        self.inner = optimizer_of(list(self.weights), config)
+        self.inner = optimizer_of([self.weights], config)
         self.config, self.tools, self.steps = config, self.deepspeed.utils, 0
         with silence():
             self.deepspeed.init_distributed()
@@ -142,7 +142,7 @@ class Zero:
         self.inner.state.clear()
         for master in self.masters():
             kept, master.grad = master.grad, torch.zeros_like(master)
-            probe = optimizer_of([master], self.config)
+            probe = optimizer_of([[master]], self.config)
             probe.step()  # at rate zero
             master.grad = kept
             self.inner.state[master] = probe.state[master]

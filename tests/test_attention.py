@@ -62,7 +62,8 @@ def model_of(config) -> PreTrainedModel:
 
 def values_and_gradients(logps: ResponseLogps, rows) -> list[torch.Tensor]:
     """Of six items that are one response each."""
-    losses = ItemLosses(rows.responses_S[None].numpy(), lambda logps_Pb, items: WEIGHTS[items] * logps_Pb[0])
+    weights = WEIGHTS.to(rows.responses_S.device)
+    losses = ItemLosses(rows.responses_S[None].cpu().numpy(), lambda logps_Pb, items: weights[items] * logps_Pb[0])
     loss, logps_S = logps(rows, losses)
     return [logps_S, *torch.autograd.grad(loss, list(logps.model.parameters()))]
 

@@ -165,6 +165,22 @@ def test_the_projection_with_bias_and_temperature_has_autograds_gradient():
     )
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_compiled_passes_over_the_logits_give_what_plain_ones_give(dtype):
+    torch.manual_seed(0)
+    hidden, weight = (torch.randn(*shape).to(dtype).requires_grad_() for shape in ((70, 8), (50, 8)))
+    bias = torch.randn(50).to(dtype).requires_grad_()
+    target, grad = torch.randint(0, 50, (70,)), torch.randn(70)
+    inputs, found = (hidden, weight, bias), []
+    for compiled in (False, True):
+        loss, logps = fused_loss(*inputs, target, weighted(grad), 1.7, 30 * 50, compiled=compiled)
+        found.append((logps, *torch.autograd.grad(loss, inputs)))
+    near = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.05}
+    torch.testing.assert_close(found[0], found[1], **near)
+
+
 def test_frozen_weights_get_no_gradient():
     hidden, weight = torch.randn(4, 5, requires_grad=True), torch.randn(11, 5)
     fused_loss(hidden, weight, None, torch.arange(4), weighted(torch.ones(4)), 1.0, 100)[0].backward()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from spin_core.config import TrainConfig
-from spin_core.optim import SingleDevice, learning_rate
+from spin_core.optim import BUCKET, SingleDevice, buckets, learning_rate
 
 PAPER = 5e-7
 """The paper's peak learning rate."""
@@ -128,3 +128,24 @@ def test_learning_rates_by_hand():
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 def test_no_step_has_rate_zero_and_none_is_above_the_peak(schedule):
     assert all(0 < rate <= 3 for warmup in (0, 0.1, 0.5, 1) for rate in rates(schedule, warmup))
+
+
+def test_weights_move_in_groups_whose_temporary_copies_are_bounded(monkeypatch):
+    sizes = (BUCKET // 2, BUCKET // 2, BUCKET + 1, 5, 6)
+    groups = buckets([torch.empty(size, device="meta") for size in sizes])
+    assert [[one.numel() for one in group] for group in groups] == [list(sizes[:2]), [sizes[2]], list(sizes[3:])]
+
+    model, other, grad = layer(), layer(), torch.linspace(-1, 1, 32).view(4, 8)
+    step(model, single(model, TrainConfig()), 0.01, grad)
+    monkeypatch.setattr("spin_core.optim.BUCKET", 1)
+    step(other, single(other, TrainConfig()), 0.01, grad)
+    assert torch.equal(model.weight, other.weight)
+
+
+def test_gradients_of_half_precision_weights_are_not_kept_beside_their_masters():
+    model = layer(torch.bfloat16)
+    optimizer = single(model, TrainConfig())
+    for times in (1, 2):
+        optimizer.backward((model.weight * torch.full((4, 8), 0.25).bfloat16()).sum(), last=True)
+        assert model.weight.grad is None
+        torch.testing.assert_close(optimizer.masters[0].grad, torch.full((4, 8), 0.25 * times))

@@ -1,0 +1,63 @@
+"""Packed rows on a GPU, by each kernel, against padded rows in float32: the same log-probabilities and gradients."""
+
+import numpy as np
+import pytest
+import torch
+from test_attention import APART, FAMILIES, SEQUENCES, TOGETHER, model_of, values_and_gradients
+
+from spin_core.attention import FLEX, PACKED, VARLEN, kernel_of
+from spin_core.logps import ResponseLogps
+from spin_core.packing import packed_rows, padded_rows
+
+WIDER = {
+    family: type(config)(**{**config.to_diff_dict(), "hidden_size": 64, "head_dim": 16})
+    for family, config in FAMILIES.items()
+    if family != "gpt2"
+}
+"""The same with heads as wide as the kernels for a GPU want them."""
+
+
+def relative(have: torch.Tensor, want: torch.Tensor) -> float:
+    """The difference's norm over that of what is wanted."""
+    return float((have.float() - want.float()).norm() / want.float().norm().clamp(min=1e-12))
+
+
+def found(config, dtype: torch.dtype, kernel: str | None, groups: np.ndarray) -> list[torch.Tensor]:
+    model = model_of(config).to("cuda", dtype)
+    logps = ResponseLogps(model, pack=kernel)
+    assert logps.packed is (kernel is not None), f"{config.model_type} takes packed rows by {kernel}"
+    rows = packed_rows(SEQUENCES, np.arange(6), groups) if kernel else padded_rows(SEQUENCES, np.arange(6))
+    return values_and_gradients(logps, rows.to("cuda"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("groups", [TOGETHER, APART], ids=["shared prompts", "prompts apart"])
+def test_sdpa_in_float32(family, groups):
+    want, have = (found(FAMILIES[family], torch.float32, kernel, groups) for kernel in (None, PACKED))
+    for one, other in zip(have, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("family", WIDER)
+@pytest.mark.parametrize("groups", [TOGETHER, APART], ids=["shared prompts", "prompts apart"])
+def test_variable_length_in_bfloat16_is_as_near_to_float32_as_padded_rows_are(family, groups):
+    exact = found(WIDER[family], torch.float32, None, groups)
+    padded, have = (found(WIDER[family], torch.bfloat16, kernel, groups) for kernel in (None, VARLEN))
+    for one, other, want in zip(have, padded, exact, strict=True):
+        assert relative(one, want) < max(2 * relative(other, want), 0.03)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral with a window"])
+def test_flex_attention_trains(family):
+    want, have = (found(WIDER[family], torch.float32, kernel, TOGETHER) for kernel in (None, FLEX))
+    for one, other in zip(have, want, strict=True):
+        assert relative(one, other) < 5e-3
+
+
+def test_auto_takes_variable_length_in_half_precision_alone():
+    assert kernel_of("auto", model_of(FAMILIES["llama"]).to("cuda", torch.bfloat16)) == PACKED, "heads of 4"
+    model = model_of(WIDER["llama"]).cuda()
+    assert kernel_of("auto", model) == PACKED
+    assert kernel_of("auto", model.bfloat16()) == VARLEN
+    assert kernel_of("sdpa", model) == PACKED
+    assert kernel_of("flex", model) == FLEX

@@ -1,0 +1,117 @@
+"""Training and scoring on a GPU, against the CPU's."""
+
+import pytest
+import torch
+from helpers import character_tokenizer
+from many_jobs import StopsAt
+from safetensors.torch import load_file
+from small_game import CPU, do, game, start
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from spin_core.config import ModelConfig, SpeedConfig
+from spin_core.errors import Stopped
+from spin_core.fused_loss import ItemLosses, fused_loss
+from spin_core.losses import LOG_2
+from spin_core.rows import read_rows
+
+GPU = ModelConfig(device="cuda", dtype="float32")
+BF16 = ModelConfig(device="cuda", dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A random Llama, wide enough for every kernel."""
+    folder, tokenizer = tmp_path_factory.mktemp("model"), character_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def losses(job) -> list[float]:
+    return [row["loss"] for row in read_rows(job.output / "metrics.jsonl")]
+
+
+def test_float32_training_is_the_cpus(tmp_path, model):
+    there, here = (game(tmp_path / name, model, where, epochs=8) for name, where in (("gpu", GPU), ("cpu", CPU)))
+    do(there), do(here)
+    assert len(losses(here)) == 24
+    assert losses(there) == pytest.approx(losses(here), abs=2e-4)
+    assert losses(here)[-1] < LOG_2 - 0.02
+
+
+@pytest.mark.parametrize(
+    "speed",
+    [
+        {},
+        {"attention": "sdpa"},
+        {"attention": "flex"},
+        {"packing": False},
+        {"prefix_sharing": False},
+        {"compile": True},
+        {"compile": True, "attention": "sdpa"},
+        {"response_logits": False},
+        {"cached_scores": False},
+        {"prefetch": False},
+    ],
+    ids=str,
+)
+def test_bfloat16_training_begins_at_log_2_and_learns_the_same_with_each_saving_on_or_off(tmp_path, model, speed):
+    want = game(tmp_path / "cpu", model, CPU, epochs=8)
+    have = game(tmp_path / "gpu", model, BF16, epochs=8, speed=SpeedConfig(**speed))
+    do(want), do(have)
+    assert losses(have)[0] == pytest.approx(LOG_2, abs=2e-2)
+    assert losses(have) == pytest.approx(losses(want), abs=3e-2)
+
+
+def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path, model):
+    whole, parted = (game(tmp_path / name, model, BF16, epochs=8) for name in ("whole", "parted"))
+    do(whole)
+    with pytest.raises(Stopped):
+        do(parted, StopsAt(9))
+    do(parted)
+    assert losses(parted) == pytest.approx(losses(whole), abs=2e-3)
+    one, other = (load_file(job.weights / "model.safetensors") for job in (whole, parted))
+    assert all(torch.allclose(one[name], other[name], atol=1e-2) for name in one)
+
+
+def test_an_adapter_trains_too(tmp_path, model):
+    job = game(tmp_path, model, BF16, epochs=8, lora={"rank": 4})
+    do(job)
+    assert losses(job)[0] == pytest.approx(LOG_2, abs=2e-2)
+    assert losses(job)[-1] < losses(job)[0]
+
+
+def test_one_rank_with_nccl_and_deepspeed_learns_what_one_device_does(tmp_path, model):
+    pytest.importorskip("deepspeed")
+    alone = game(tmp_path / "alone", model, BF16, epochs=8)
+    do(alone)
+    shared = game(tmp_path / "shared", model, BF16, epochs=8, speed=SpeedConfig(deepspeed="zero2"))
+    process = start(shared, tmp_path / "log")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output + (tmp_path / "log" / "stderr.txt").read_text()[-3000:]
+    assert losses(shared) == pytest.approx(losses(alone), abs=3e-3)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_fused_loss_is_float64s(dtype, compiled):
+    torch.manual_seed(0)
+    hidden, weight = (torch.randn(*shape, device="cuda", dtype=dtype) for shape in ((600, 64), (1000, 64)))
+    target, slope = torch.randint(0, 1000, (600,), device="cuda"), torch.randn(600, device="cuda")
+    hidden.requires_grad_()
+    added = torch.ones(1000, 64, device="cuda")
+    one_token = ItemLosses(torch.ones((1, 600), dtype=torch.int64).numpy(), lambda logps, b: logps[0] * slope[b])
+    loss, logps = fused_loss(hidden, weight, None, target, one_token, 1.3, 250 * 1000, added, compiled=compiled)
+    loss.backward()
+    exact_hidden, exact_weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
+    want = F.log_softmax(exact_hidden @ exact_weight.T / 1.3, -1).gather(1, target[:, None])[:, 0]
+    (want * slope).sum().backward()
+    near = 1e-4 if dtype == torch.float32 else 1e-2
+    for have, exact in ((logps, want), (hidden.grad, exact_hidden.grad), (added - 1, exact_weight.grad)):
+        assert (have.double() - exact).norm() / exact.norm() < near
