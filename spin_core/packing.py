@@ -28,12 +28,6 @@ class Layout:
     position_ids_1T: Tensor
     """The place of each token in its own sequence."""
 
-    group_T: Tensor
-    """The group of each token."""
-
-    side_T: Tensor
-    """Which of its group's responses a token belongs to, from 1; 0 is the prompt."""
-
     calls: tuple[tuple[int, int], ...]
     """Sequences b and length L of each call of attention."""
 
@@ -78,8 +72,6 @@ class Rows:
         if layout is not None:
             layout = Layout(
                 position_ids_1T=move(layout.position_ids_1T),
-                group_T=move(layout.group_T),
-                side_T=move(layout.side_T),
                 calls=layout.calls,
                 bounds=move(layout.bounds),
                 token_F=move(layout.token_F),
@@ -120,26 +112,22 @@ def packed_rows(sequences: Sequences, chosen_S: Ints, group_S: Ints) -> Rows:
     tokens = responses_S[order] + np.where(opens, prompts_S[order], 0)
     start = np.cumsum(tokens) - tokens
     group = np.cumsum(opens) - 1
-    prompt_at_S, response_at_S, group_at_S = (np.empty(len(order), np.int64) for _ in range(3))
+    prompt_at_S, response_at_S = (np.empty(len(order), np.int64) for _ in range(2))
     prompt_at_S[order] = start[opens][group]
     response_at_S[order] = start + np.where(opens, prompts_S[order], 0)
-    group_at_S[order] = group
     first_S = order[opens]
     side_S = np.empty(len(order), np.int64)
     side_S[order] = np.arange(len(order)) - np.flatnonzero(opens)[group] + 1
 
     width = max(2, int(tokens.sum()))  # transformers takes a row of one token for a step of generation
-    ids_T, position_T, group_T, side_T = (np.zeros(width, np.int64) for _ in range(4))
+    ids_T, position_T = np.zeros(width, np.int64), np.zeros(width, np.int64)
     at = spans(prompt_at_S[first_S], prompts_S[first_S])
     ids_T[at] = sequences.tokens[spans(sequences.starts_S[chosen_S[first_S]], prompts_S[first_S])]
     position_T[at] = spans(np.zeros(len(first_S), np.int64), prompts_S[first_S])
-    group_T[at] = np.repeat(group_at_S[first_S], prompts_S[first_S])
     at_R = spans(response_at_S, responses_S)
     target_R = sequences.tokens[spans(sequences.starts_S[chosen_S] + prompts_S, responses_S)]
     ids_T[at_R] = target_R
     position_T[at_R] = spans(prompts_S, responses_S)
-    group_T[at_R] = np.repeat(group_at_S, responses_S)
-    side_T[at_R] = np.repeat(side_S, responses_S)
     calls, tokens_of_calls, starts_S, places = [], [np.zeros(0, np.int64)], np.zeros(len(order), np.int64), 0
     for chosen in alike(lengths_S):
         longest = max(1, int(lengths_S[chosen[0]]))
@@ -160,8 +148,6 @@ def packed_rows(sequences: Sequences, chosen_S: Ints, group_S: Ints) -> Rows:
         again.append((torch.from_numpy(token), torch.from_numpy(place)))
     layout = Layout(
         position_ids_1T=torch.from_numpy(position_T[None]),
-        group_T=torch.from_numpy(group_T),
-        side_T=torch.from_numpy(side_T),
         calls=tuple(calls),
         bounds=torch.tensor(np.cumsum([0, *(length for b, length in calls for _ in range(b))]), dtype=torch.int32),
         token_F=torch.from_numpy(np.concatenate(tokens_of_calls)),

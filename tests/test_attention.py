@@ -19,7 +19,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from spin_core.attention import FLEX, PACKED
+from spin_core.attention import PACKED
 from spin_core.batches import Sequences
 from spin_core.fused_loss import ItemLosses
 from spin_core.logps import ResponseLogps
@@ -79,24 +79,12 @@ def test_packed_rows_give_what_plain_ones_give_with_and_without_shared_prompts(f
             torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("family", FAMILIES)
-def test_flex_attention_gives_the_same(family):
-    model = model_of(FAMILIES[family])
-    with torch.no_grad():
-        want = ResponseLogps(model)(padded_rows(SEQUENCES, np.arange(6)))
-        flex = ResponseLogps(model, pack=FLEX)
-        assert flex.packed
-        have = flex(packed_rows(SEQUENCES, np.arange(6), TOGETHER))
-    torch.testing.assert_close(have, want, rtol=2e-4, atol=2e-5)
-
-
 def test_a_response_does_not_see_the_other_one():
     packed = ResponseLogps(model_of(FAMILIES["llama"]), pack=PACKED)
     rows = packed_rows(SEQUENCES, np.arange(6), TOGETHER)
     with torch.no_grad():
         before = packed(rows)
-        rows.input_ids_NT[0, rows.layout.side_T == 2] = 39
+        rows.input_ids_NT[0, rows.input_ids_NT[0] >= 30] = 39  # all that was generated
         after = packed(rows)
     assert torch.equal(before[:3], after[:3])
     assert not torch.equal(before[3:5], after[3:5])

@@ -243,7 +243,9 @@ def test_a_stop_on_request_changes_nothing_about_what_is_rolled_back_to(tmp_path
     from spin_core import phase
     from spin_core.errors import Stopped
 
-    settings = {**WILD, "monitors": monitors(saturated="roll-back"), "save_every": 4, "keep_checkpoints": 1}
+    # When it ends depends on the machine's rounding.
+    ends = do(game(tmp_path / "measure", tiny_model, **WILD, monitors=monitors(saturated="stop"))).steps
+    settings = {**WILD, "monitors": monitors(saturated="roll-back"), "save_every": ends - 3, "keep_checkpoints": 1}
     whole = do(game(tmp_path / "whole", tiny_model, **settings))
     job = game(tmp_path / "stopped", tiny_model, **settings)
     for _ in range(whole.steps - 1):
@@ -252,7 +254,7 @@ def test_a_stop_on_request_changes_nothing_about_what_is_rolled_back_to(tmp_path
         with pytest.raises(Stopped):
             do(job, progress)  # one step further, and a checkpoint of it
     assert do(job) == whole.model_copy(update={"path": job.output})
-    assert whole.published < whole.steps - 1
+    assert whole.published == whole.steps - 3
 
 
 def test_a_roll_back_publishes_the_last_checkpoint_before_the_event(tmp_path, tiny_model):

@@ -14,8 +14,14 @@ def test_a_row_holds_each_prompt_once_with_its_responses_behind_it():
     rows = packed_rows(SEQUENCES, EVERYTHING, TWO_PROMPTS)
     assert rows.input_ids_NT.tolist() == [[5, 6, 20, 30, 31, 32, 7, 21, 22]]
     assert rows.layout.position_ids_1T.tolist() == [[0, 1, 2, 2, 3, 4, 0, 1, 2]]
-    assert rows.layout.group_T.tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 1]
-    assert rows.layout.side_T.tolist() == [0, 0, 1, 2, 2, 2, 0, 1, 1]
+
+
+def test_attention_sees_each_sequence_whole_the_longest_first_and_padded_with_its_last_token():
+    rows = packed_rows(SEQUENCES, EVERYTHING, TWO_PROMPTS)
+    assert rows.layout.calls == ((4, 5),)
+    assert rows.layout.bounds.tolist() == [0, 5, 10, 15, 20]
+    seen = rows.input_ids_NT[0, rows.layout.token_F].view(4, 5).tolist()
+    assert seen == [[5, 6, 30, 31, 32], [5, 6, 20, 20, 20], [7, 21, 22, 22, 22], [7, 7, 7, 7, 7]]
 
 
 def test_responses_come_in_the_order_of_the_sequences_and_start_from_the_prompts_last_token():

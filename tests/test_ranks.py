@@ -68,6 +68,17 @@ def test_one_process_without_deepspeed_is_started_as_ever():
         assert launch.speed_of(ToyJob(output=Path("toy"), config=ToyConfig(speed=speed))) == speed
 
 
+def test_torchrun_is_asked_for_nothing_that_its_version_does_not_know(tmp_path, monkeypatch):
+    from torch.distributed import run
+
+    job = ToyJob(output=tmp_path / "toy")
+    words = launch.rank_arguments(job, tmp_path / "job.json", SpeedConfig(ranks=2), 0)
+    assert run.parse_args(words).nproc_per_node == "2"
+    assert ("--shutdown-timeout" in words) is launch.torchrun_knows("--shutdown-timeout")
+    monkeypatch.setattr(launch, "torchrun_knows", lambda _option: False)
+    assert "--shutdown-timeout" not in launch.rank_arguments(job, tmp_path / "job.json", SpeedConfig(ranks=2), 0)
+
+
 def test_several_nodes_must_be_told_where_to_meet():
     for rendezvous in ("", "host", "host:", ":29500"):
         with pytest.raises(ValueError, match=r"several nodes need train\.speed\.rendezvous"):

@@ -70,7 +70,6 @@ OURS: dict[str, dict[str, Any]] = {
 OURS_ON_GPU: dict[str, dict[str, Any]] = {
     "ours, layers not compiled": {"compile": False},
     "ours, SDPA on gathered sequences": {"attention": "sdpa"},
-    "ours, FlexAttention": {"attention": "flex"},
 }
 """Further choices that only a GPU has."""
 MORE: dict[str, dict[str, Any]] = {"ours, layers compiled": {"compile": True}}

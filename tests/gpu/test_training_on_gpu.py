@@ -50,7 +50,6 @@ def test_float32_training_is_the_cpus(tmp_path, model):
     [
         {},
         {"attention": "sdpa"},
-        {"attention": "flex"},
         {"packing": False},
         {"prefix_sharing": False},
         {"compile": True},
