@@ -12,7 +12,7 @@ command -v python3 >/dev/null && python3 -m venv --help >/dev/null 2>&1 ||
 rm -rf /var/lib/apt/lists/*
 
 make .venv/bin/python
-.venv/bin/python -m pip install --editable '.[server,kubernetes,ray,deepspeed]'
+.venv/bin/python -m pip install --editable '.[server,kubernetes,ray,deepspeed,s3,wandb,mlflow]'
 make vllm VLLM="$1"
 
 # The ubuntu image has a user of that number already.

@@ -4,11 +4,15 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from stack import FILE, ROOT, VARIABLE, compose, documented
+
+from spin_core.config_metrics import SinkName
 
 SECRETS = {"SPIN_AUTH": "someone:passing", "SPIN_DATABASE_PASSWORD": "planted-password"}
 DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"
@@ -114,12 +118,37 @@ def test_both_targets_are_what_the_compose_file_asks_for_and_alike_but_for_vllm(
     assert (FILE.parent / whole["services"]["migrate"]["build"]["context"]).resolve() == ROOT
 
 
+def installed_extras(script: str) -> set[str]:
+    """The extras that the image has."""
+    (extras,) = re.findall(r"--editable '\.\[([\w,]+)\]'", script)
+    return set(extras.split(","))
+
+
+def known_extras() -> list[str]:
+    """Those of the project, less what only developers need."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [name for name in project["optional-dependencies"] if name != "dev"]
+
+
+def asked_extras() -> set[str]:
+    """Those that a setting can ask for: errors of ours name them, and sinks are called as theirs are."""
+    code = "".join(path.read_text() for folder in ("spin_core", "tasks") for path in (ROOT / folder).rglob("*.py"))
+    named = set(re.findall(r"extra `(\w+)`|spin-loop\[(\w+)\]", code))
+    return {name for pair in named for name in pair if name} | {*get_args(SinkName)} - {"tensorboard"}
+
+
+def test_the_image_has_every_extra_that_a_setting_can_ask_for():
+    """A run in a container can install nothing: what is missing there would be refused."""
+    extras = installed_extras((DOCKERFILE.parent / "install.sh").read_text())
+    asked = asked_extras()
+    assert asked >= {"s3", "wandb", "mlflow", "ray", "deepspeed"}, "what is not found is not checked"
+    assert asked <= extras
+    assert extras == set(known_extras())
+
+
 def test_what_the_image_installs_is_there():
     script = (DOCKERFILE.parent / "install.sh").read_text()
-    (extras,) = re.findall(r"--editable '\.\[([\w,]+)\]'", script)
-    project = (ROOT / "pyproject.toml").read_text()
-    for extra in extras.split(","):
-        assert re.search(rf"^{extra} = \[", project, re.MULTILINE), extra
+    assert installed_extras(script) <= set(known_extras())
     targets = re.findall(r"^make (\S+)", script, re.MULTILINE)
     assert targets == [".venv/bin/python", "vllm"]
     makefile = (ROOT / "Makefile").read_text()
