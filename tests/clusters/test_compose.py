@@ -61,6 +61,20 @@ def test_a_secret_reaches_only_what_needs_it(whole):
     assert holders["SPIN_AUTH"] == prefect | {"deploy", "automations", "worker", "worker-cpu"}
 
 
+def test_the_file_of_secrets_reaches_workers_alone_and_may_be_missing(whole):
+    """Whatever stands in it (keys of stores, of a judge, of sinks) is in the environment of workers and so of runs."""
+    files = {name: service["env_file"] for name, service in whole["services"].items() if "env_file" in service}
+    optional = [{"path": "secrets.env", "required": False}]
+    assert files == {"worker": optional, "worker-cpu": optional}
+    # What `environment` gives comes before it, even where that is empty.
+    ours = [name for name in whole["services"]["worker"]["environment"] if not name.startswith("PREFECT_")]
+    assert sorted(ours) == ["DO_NOT_TRACK", "HF_TOKEN"]
+    example = (FILE.parent / "example.env").read_text()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "WANDB_API_KEY"):
+        assert name in example
+    assert "infra/secrets.env" in (ROOT / ".gitignore").read_text().splitlines()
+
+
 def test_what_a_service_waits_for_is_there_and_can_be_waited_for(whole):
     services = whole["services"]
     for name, service in services.items():

@@ -103,6 +103,20 @@ def test_secrets_are_named_and_not_told():
     assert "planted" not in json.dumps(made.job_manifest)
 
 
+@pytest.mark.parametrize("kind", ["run", "game"])
+def test_secrets_of_ones_own_come_from_a_secret_that_may_be_missing(kind):
+    """Its keys are variables: those of stores, of a judge, of sinks. The worker, which plays nothing, has none."""
+    job = filled_in().job_manifest if kind == "run" else one("game.yaml", "Job")
+    (source,) = container_of(job)["envFrom"]
+    assert source == {"secretRef": {"name": "spin-environment", "optional": True}}
+    assert "envFrom" not in container_of(one("worker.yaml", "Deployment"))
+
+
+def test_a_run_may_be_given_another_secret():
+    (source,) = container_of(filled_in(environment_secret="of-my-team").job_manifest)["envFrom"]
+    assert source["secretRef"]["name"] == "of-my-team"
+
+
 def test_the_worker_may_do_what_it_does_and_no_more():
     (binding,) = [document for document in documents("worker.yaml") if document["kind"] == "RoleBinding"]
     role, deployment = one("worker.yaml", "Role"), one("worker.yaml", "Deployment")
