@@ -20,6 +20,7 @@ from spin_core.records import ModelVersion, PromptSet
 from tasks.base import base_model
 from tasks.evaluate import evaluate as score
 from tasks.publish import publish_leaderboard
+from tasks.push import push
 
 Version = Annotated[int, Field(ge=0)]
 
@@ -67,7 +68,10 @@ def score_versions(game: Lineage, wanted: Sequence[int]) -> Board:
             against = game.reports(records[t - 1].opponent.t) if t else ()
             score(game, player, prompts, tuple(against), anew=False)
         # As the lineage has it: its main score and headline are not those that were asked for now.
-        return publish_leaderboard(lineages.find(game.runs, game.name))
+        own = lineages.find(game.runs, game.name)
+        board = publish_leaderboard(own)
+        push(own)
+        return board
 
 
 def start_of(game: Lineage) -> tuple[ModelVersion, PromptSet | None]:

@@ -10,8 +10,10 @@ import pytest
 from prefect import flow
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
-from small_lineage import NLLS, build
+from small_lineage import NLLS, build, suite_report
 
+from flows import evaluate
+from spin_core import push as pushes
 from tasks import display, publish
 from tasks.push import push
 
@@ -150,3 +152,29 @@ def test_a_run_brings_the_copy_up_to_date_and_goes_on_where_it_cannot(tmp_path, 
             shown.said
             == ["not pushed: Protocol not known: nowhere; all is kept here, and the next push makes up for it"] * 2
         )
+
+
+@pytest.mark.parametrize("store", ["file", "nowhere"])
+def test_scoring_afterwards_brings_the_copy_up_to_date_too(tmp_path, monkeypatch, store):
+    """The scores are made by hand here; all else is `spin evaluate`."""
+    monkeypatch.setattr(display, "current", shown := Shown())
+    game = build(tmp_path / "runs", "later", sets=[f"push.url={store}://{tmp_path}/copy"])
+    copy = tmp_path / "copy" / "later"
+    if store == "file":
+        pushes.push(game, game.config.push)
+        assert "arc_easy" not in (copy / "leaderboard.json").read_text("utf-8")
+
+    def score(_game, player, *_, **__) -> None:
+        suite_report(game.eval_folder(player.t) / "lm-eval", player.digest, {"arc_easy": [0.0, 1.0]})
+
+    monkeypatch.setattr(evaluate, "score", score)
+    monkeypatch.setattr(evaluate, "start_of", lambda _game: (game.records()[0].opponent, None))
+    standing = evaluate.evaluate_local(game, ())
+    assert "arc_easy" in standing.rows[2].scores
+    if store == "nowhere":
+        assert [said.partition(":")[0] for said in shown.said] == ["not pushed"]
+        return
+    assert shown.said == ["done push"]
+    for name in ("leaderboard.json", "report.html"):
+        assert (copy / name).read_bytes() == (game.root / name).read_bytes()
+    assert (copy / "iter_01" / "eval" / "lm-eval" / "items.parquet").exists()
