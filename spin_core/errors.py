@@ -43,6 +43,10 @@ class StorageError(SpinError):
     """The disk is full or the folder cannot be written."""
 
 
+class WorkersLost(SpinError):
+    """All workers of a generation that does nothing itself have failed for good."""
+
+
 class TryAgain(SpinError):
     """A passing fault (a port was taken, an engine lost a race): the same call may succeed later."""
 

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from spin_core import launch, phase, store
-from spin_core.errors import SpinError
+from spin_core.errors import SpinError, WorkersLost
 from spin_core.jobs import Job
 from spin_core.ranks import Ranks
 from spin_core.records import Artifact
@@ -45,6 +45,13 @@ POLL_SECONDS = 0.2
 
 WAITING_SECONDS = 60.0
 """How often it says so."""
+
+PATIENCE_SECONDS = 5.0
+"""How long nobody may be at work before a run that does no shard itself ends, once it is told that nobody will come:
+between two shards a worker that joined by itself holds no claim."""
+
+LAST_WORDS = "last-words.txt"
+"""In the folder of the claims: that the workers that were started elsewhere have all ended, and what they said."""
 
 Holder = dict[str, Any]
 """Who holds a claim (`host`, `place`, `pid`, `born`), and how far it is (`items`, `tokens`)."""
@@ -149,6 +156,12 @@ class Shards:
         found = [(number, self.holder(path)) for number, (_, path) in sorted(self.claims().items())]
         return [(number, holder) for number, holder in found if holder is not None]
 
+    def last_words(self) -> str:
+        """What the workers elsewhere said when the last of them had ended; empty while one may come."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.folder / LAST_WORDS).read_text("utf-8").strip()
+        return ""
+
     def publish(self, number: int, write: Callable[[Path], None]) -> bool:
         """Let `write` make a shard's file, and publish it. False if another worker was first: then his stands."""
         partial = beside(self.folder / shard_name(number))
@@ -178,15 +191,25 @@ def work(
 ) -> None:
     """Do shards until all are there, those first that `prefer` sorts first. `tick` is called between them.
 
-    Without `do`, they are left to others. Returns too when the folder is gone: then another worker did the last ones.
+    Without `do`, they are left to others, and `WorkersLost` says that none is left. Returns too when the folder is
+    gone: then another worker did the last ones.
     """
-    told = time.monotonic()
+    told = alive = time.monotonic()
     while True:
         tick()
         try:
+            words = shards.last_words() if do is None else ""  # before the shards: who speaks last may have done them
             missing = shards.missing()
             if not missing:
                 return
+            if not words or shards.holders():
+                alive = time.monotonic()
+            elif time.monotonic() - alive > PATIENCE_SECONDS:
+                (shards.folder / LAST_WORDS).unlink(missing_ok=True)  # the next attempt has workers of its own
+                raise WorkersLost(
+                    f"no worker is left, and {len(missing)} of {shards.count} shards are missing ({words}): mend that "
+                    "and run the same command again; what is finished is kept"
+                )
             claim = shards.claim(sorted(missing, key=prefer)) if do is not None else None
             if do is not None and claim is not None:
                 with claim:

@@ -1,19 +1,25 @@
 """The opponent answers, by workers on this machine, and on a Ray cluster where the configuration names one."""
 
 import contextlib
+import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from spin_core import launch
+from spin_core import launch, shards, store
 from spin_core.config import RayConfig
 from spin_core.errors import ConfigError
 from spin_core.jobs import GenerateJob
 from spin_core.lineage import Lineage
 from spin_core.records import GenerationBatch, ModelVersion, PromptSet
 from tasks.frame import phase_task
+
+LOOK_SECONDS = 1.0
+"""How often the workers on a cluster are looked at."""
 
 
 def generate(
@@ -58,6 +64,60 @@ def workers_on(ray: RayConfig, job: GenerateJob) -> Iterator[None]:
     options = {"num_gpus": ray.gpus, "max_retries": -1}
     with RayTaskRunner(address=ray.address) as runner, remote_options(**options):
         futures = [runner.submit(join, {"job_file": path}) for _ in range(ray.workers)]
-        yield
+        with watched(futures, job):
+            yield
         for future in futures:
             future.wait(launch.GRACE_SECONDS)
+
+
+class Future(Protocol):
+    """What is asked of Prefect's futures."""
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Return when the worker has ended, or after so many seconds."""
+
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> Any:
+        """None, or the error of a worker that failed; `TimeoutError` while it is at work."""
+
+
+@contextlib.contextmanager
+def watched(futures: Sequence[Future], job: GenerateJob) -> Iterator[None]:
+    """While this lasts, look whether a worker is left. The phase learns from the last one's end, so that it ends too
+    if there is still something to do and nobody here to do it.
+    """
+    note = shards.work_folder(job) / shards.LAST_WORDS
+    note.unlink(missing_ok=True)  # an earlier attempt's
+    over = threading.Event()
+
+    def watch() -> None:
+        words = []
+        for future in futures:
+            while (word := last_word(future)) is None:
+                if over.is_set():
+                    return
+            words.append(word)
+        while not note.parent.exists():  # the phase has not begun
+            if over.wait(shards.POLL_SECONDS):
+                return
+        with contextlib.suppress(FileNotFoundError):  # it has published meanwhile
+            store.write_text(note, "; ".join(f"{count} said: {word}" for word, count in Counter(words).items()))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def last_word(future: Future) -> str | None:
+    """The last line that a worker said; None while it is at work."""
+    future.wait(LOOK_SECONDS)
+    try:
+        error = future.result(0, raise_on_failure=False)
+    except TimeoutError:
+        return None
+    if not isinstance(error, BaseException):
+        return "all is done"
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
