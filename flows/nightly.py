@@ -1,7 +1,10 @@
 """One more iteration of a lineage: what a schedule triggers every night."""
 
 import json
-from typing import NamedTuple
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -15,6 +18,7 @@ from flows.spin import continue_lineage
 from spin_core import convergence, store
 from spin_core import lineage as lineages
 from spin_core.config import ControlsConfig, LineageName
+from spin_core.errors import LineageBusy
 from spin_core.lineage import Lineage
 from spin_core.recipes import RecipeName, resolve
 
@@ -27,12 +31,17 @@ class Ending(NamedTuple):
     reason: str
 
 
+BY = f"process {os.getpid()} on {os.uname().nodename}"
+"""What the lock of a lineage says of us."""
+
+
 @flow(name="nightly", flow_run_name="nightly-{lineage}", persist_result=False)
 def nightly(
     lineage: LineageName, recipe: RecipeName = "demo", until_converged: bool = True, runs: str = ""
 ) -> State[None] | None:
     """Add one iteration to the lineage's head; an iteration that was begun and not ended is ended instead.
 
+    A night that was due while another of the same lineage played is left out, so that missed nights do not pile up.
     Once the game has converged, or its gate has stopped it, nothing is played, and the nights' schedule is paused.
 
     Args:
@@ -47,7 +56,9 @@ def nightly(
     note = root / "nights" / f"{flow_run.id}.json"
     # The same run, started again after a crash: it may have finished its iteration, and must not add a second.
     planned = json.loads(note.read_text("utf-8"))["iterations"] if note.exists() else None
-    over = ending(game, until_converged) if game and not planned else None
+    if not planned and (until := played_until(root, flow_run.scheduled_start_time)):
+        return left_out(lineage, f"ended {until:%Y-%m-%d %H:%M} UTC")
+    over, played = (ending(game, until_converged) if game and not planned else None), ""
     if not over:
         iterations = planned or (len(game.records()) + 1 if game else 1)
         config = (
@@ -56,18 +67,53 @@ def nightly(
             else resolve(recipe, iterations=iterations)
         )
         note.parent.mkdir(parents=True, exist_ok=True)
-        store.write_json(note, {"iterations": iterations, "ended": ""})
-        continue_lineage(runs, lineage, config)
+        store.write_json(note, {"iterations": iterations, "ended": "", "by": BY})
+        try:
+            continue_lineage(runs, lineage, config)
+        except LineageBusy:
+            if not held_by_a_night(root):
+                raise
+            note.unlink()
+            return left_out(lineage, "still plays")
+        played = datetime.now(UTC).isoformat()
         game = lineages.find(folder, lineage)
         over = ending(game, until_converged)
-    if not over:
-        return None
     assert game is not None, "it was there, or has been played"
     note.parent.mkdir(exist_ok=True)
-    store.write_json(note, {"iterations": len(game.records()), "ended": over.reason})
+    written = {"iterations": len(game.records()), "ended": over.reason if over else "", "by": BY, "played": played}
+    store.write_json(note, written)
+    if not over:
+        return None
     get_run_logger().info("%s: %s", over.state, over.reason)
     pause_schedules(lineage)
     return Completed(name=over.state, message=over.reason)
+
+
+def notes(root: Path) -> list[dict[str, Any]]:
+    """What the lineage's nights have written down: by which process they play, and when they had played."""
+    return [json.loads(path.read_text("utf-8")) for path in (root / "nights").glob("*.json")]
+
+
+def played_until(root: Path, due: datetime) -> datetime | None:
+    """When the last night of the lineage ended, if one played at that time or has since; None if none did.
+
+    One that died has not ended, and is made up for.
+    """
+    ends = [datetime.fromisoformat(note["played"]) for note in notes(root) if note.get("played")]
+    return max((end for end in ends if end >= due), default=None)
+
+
+def held_by_a_night(root: Path) -> bool:
+    """Whether it is a night that holds the lineage's lock, and not somebody else."""
+    holder = (root / ".lock").read_text("utf-8")
+    return any(note.get("by") == holder and not note.get("played") for note in notes(root))
+
+
+def left_out(lineage: str, why: str) -> State[None]:
+    """The end of a night that adds nothing."""
+    reason = f"due while another played: a night of {lineage} that {why}"
+    get_run_logger().info("left out, %s", reason)
+    return Completed(name="LeftOut", message=reason)
 
 
 def ending(game: Lineage, until_converged: bool) -> Ending | None:

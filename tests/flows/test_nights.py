@@ -1,0 +1,146 @@
+"""Nights of a lineage: which of them play, and which are left out. What they would compute is published by hand."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.flow_engine import run_flow
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import Scheduled
+from prefect.testing.utilities import prefect_test_harness
+from small_lineage import NLLS, build
+
+from flows import nightly as nights
+from flows import spin
+from spin_core.errors import LineageBusy
+
+pytestmark = pytest.mark.slow
+
+HOLDS = """
+import sys
+from pathlib import Path
+from spin_core import store
+
+with store.locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+"""Holds a lineage's lock until its input ends."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    with (
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+        prefect_test_harness(server_startup_timeout=120),
+    ):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A night's game takes no time."""
+    monkeypatch.setattr(nights, "continue_lineage", publish)
+
+
+def publish(runs: str, name: str, config: Any) -> None:
+    build(Path(runs), name, [[value - t / 10 for value in NLLS[0]] for t in range(config.iterations + 1)])
+
+
+def night(runs: Path, lineage: str, due: timedelta = timedelta()) -> State[Any]:
+    """A night that a schedule made for so long ago, and whose turn has come now: its final state."""
+    parameters = {"lineage": lineage, "until_converged": False, "runs": str(runs)}
+    with get_client(sync_client=True) as client:
+        scheduled = Scheduled(scheduled_time=datetime.now(UTC) - due)
+        run = client.create_flow_run(nights.nightly, parameters=parameters, state=scheduled)
+    return run_flow(nights.nightly, flow_run=run, parameters=parameters, return_type="state")
+
+
+def played(runs: Path, lineage: str) -> int:
+    return len(list((runs / lineage).glob("iter_*/record.json")))
+
+
+def test_a_night_that_waited_while_another_of_its_lineage_played_adds_nothing(tmp_path):
+    assert night(tmp_path, "tale", timedelta(hours=30)).name == "Completed"
+    left_out = night(tmp_path, "tale", timedelta(hours=6))
+    assert (left_out.type.value, left_out.name) == ("COMPLETED", "LeftOut")
+    assert "a night of tale that ended " in left_out.message
+    assert "\n" not in left_out.message
+    assert played(tmp_path, "tale") == 1
+    assert len(list((tmp_path / "tale" / "nights").iterdir())) == 1
+
+
+def test_a_night_that_is_due_after_the_one_before_has_ended_plays(tmp_path):
+    for iterations in (1, 2):
+        assert night(tmp_path, "tale").name == "Completed"
+        assert played(tmp_path, "tale") == iterations
+
+
+def test_a_night_is_not_left_out_for_the_nights_of_another_lineage(tmp_path):
+    for lineage in ("tale", "other"):
+        assert night(tmp_path, lineage, timedelta(hours=6)).name == "Completed"
+        assert played(tmp_path, lineage) == 1
+
+
+def test_nights_that_were_missed_do_not_pile_up(tmp_path):
+    states = [night(tmp_path, "tale", timedelta(days=days)).name for days in (2, 4, 1, 3)]
+    assert states == ["Completed", "LeftOut", "LeftOut", "LeftOut"]
+    assert played(tmp_path, "tale") == 1
+
+
+def test_a_night_that_died_is_made_up_for_by_the_one_that_waited(tmp_path, monkeypatch):
+    def die(*_: Any) -> None:
+        raise RuntimeError("as if killed")
+
+    monkeypatch.setattr(nights, "continue_lineage", die)
+    with pytest.raises(RuntimeError):
+        night(tmp_path, "tale", timedelta(hours=30)).result()
+    monkeypatch.setattr(nights, "continue_lineage", publish)
+    assert night(tmp_path, "tale", timedelta(hours=6)).name == "Completed"
+    assert played(tmp_path, "tale") == 1
+
+
+@pytest.mark.parametrize("by", ["a night", "someone else"])
+def test_a_lineage_in_use_leaves_a_night_out_if_a_night_plays_it_and_fails_it_otherwise(tmp_path, monkeypatch, by):
+    root = build(tmp_path, "tale").root
+    monkeypatch.setattr(nights, "continue_lineage", spin.continue_lineage)
+    holder = [sys.executable, "-c", HOLDS, str(root)]
+    with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        if by == "a night":
+            (root / "nights").mkdir()
+            note = {"iterations": 3, "ended": "", "by": (root / ".lock").read_text()}
+            (root / "nights" / "another.json").write_text(json.dumps(note))
+        state = night(tmp_path, "tale")
+        process.communicate("")
+    if by == "a night":
+        assert (state.name, played(tmp_path, "tale")) == ("LeftOut", 2)
+        assert "a night of tale that still plays" in state.message
+        assert [path.name for path in (root / "nights").iterdir()] == ["another.json"]
+        return
+    with pytest.raises(LineageBusy, match="lineage tale is in use by process"):
+        state.result()
+
+
+def test_a_night_writes_down_by_which_process_it_plays_as_the_lock_does(tmp_path, monkeypatch):
+    seen = []
+
+    def look(runs: str, name: str, config: Any) -> None:
+        publish(runs, name, config)  # which takes the lock
+        (note,) = (tmp_path / "tale" / "nights").iterdir()
+        seen.append(json.loads(note.read_text()))
+
+    monkeypatch.setattr(nights, "continue_lineage", look)
+    night(tmp_path, "tale")
+    (note,) = seen
+    assert note == {"iterations": 1, "ended": "", "by": (tmp_path / "tale" / ".lock").read_text()}
+    (path,) = (tmp_path / "tale" / "nights").iterdir()
+    assert datetime.fromisoformat(json.loads(path.read_text())["played"]) <= datetime.now(UTC)
