@@ -72,7 +72,7 @@ class RayConfig(Frozen):
     """Of the cluster: `auto` on one of its machines, else `ray://HOST:10001`."""
 
     workers: PositiveInt = 1
-    """How many workers run there."""
+    """How many workers run there, at most."""
 
     gpus: NonNegativeFloat = 1.0
     """GPUs of each worker. 0 on a cluster without any; as many as `vllm.speed.tensor_parallel` where that is more."""
@@ -96,7 +96,7 @@ class GenerateConfig(Frozen):
     """Who answers."""
 
     engine: Literal["auto", "transformers", "vllm"] = "auto"
-    """What runs the model; `auto` is vLLM where there is a GPU and its environment, and else transformers."""
+    """What runs the model; `auto` is vLLM where this machine has a GPU and vLLM's environment, else transformers."""
 
     temperature: Schedule[PositiveFloat] = 1.0
     """Sampling temperature. The theory holds for samples of the opponent itself, which is 1."""

@@ -11,6 +11,11 @@ from spin_core.errors import ConfigError
 VENV = ".venv-vllm"
 """vLLM's virtual environment, beside ours."""
 
+GPUS_ELSEWHERE = (
+    "generate.engine=auto sees no GPU on this machine and does not look at those of generate.speed.ray: set it to vllm "
+    "if the workers there have vLLM's GPU build"
+)
+
 
 def vllm_python(config: VllmConfig) -> Path:
     """The interpreter of vLLM's environment, whether it is there or not."""
@@ -48,11 +53,17 @@ def chosen(config: GenerateConfig, model: ModelConfig, output: Path | None = Non
     return "vllm" if ready else "transformers"
 
 
+def gpus_elsewhere(config: GenerateConfig, model: ModelConfig) -> bool:
+    """Whether `auto` saw no GPU, and workers on a Ray cluster have some."""
+    ray = config.speed.ray
+    return config.engine == "auto" and model.device != "cpu" and not sees_gpu() and ray is not None and ray.gpus > 0
+
+
 def reason(config: GenerateConfig, model: ModelConfig) -> str:
     """Why that engine, for people."""
     if config.engine != "auto":
         return "as generate.engine says"
     if model.device == "cpu" or not sees_gpu():
-        return "there is no GPU to use"
+        return GPUS_ELSEWHERE if gpus_elsewhere(config, model) else "there is no GPU to use"
     python = vllm_python(config.vllm)
     return "a GPU is there" if os.access(python, os.X_OK) else f"{python} is missing, make vllm installs it"

@@ -1,5 +1,7 @@
 """Workers on a cluster that all fail, and what the run makes of it. Futures are plain, the worker that dies is real."""
 
+import contextlib
+import logging
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -7,10 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from small_game import version_of
 from test_generate import EOS, do, generate_job, prompt_set
 
-from spin_core import launch, phase, shards
+from spin_core import engines, launch, phase, shards
+from spin_core.config import GenerateConfig, ModelConfig
 from spin_core.errors import WorkersLost
+from spin_core.lineage import Lineage
+from spin_core.recipes import resolve
 from spin_core.shards import LAST_WORDS, Shards, shard_name, work
 from tasks import generate
 
@@ -110,3 +116,25 @@ def test_what_one_attempt_said_last_does_not_end_the_next(folder, tmp_path, tiny
     stale.write_text("another attempt's")
     with generate.watched([Worker(Future())], job):
         assert not stale.exists()
+
+
+@pytest.mark.parametrize(
+    ("gpu_here", "gpus", "engine", "told"),
+    [(False, 1, "auto", True), (True, 1, "auto", False), (False, 0, "auto", False), (False, 1, "transformers", False)],
+)
+def test_auto_says_that_it_looks_at_this_machine_where_only_the_workers_have_gpus(
+    tmp_path, tiny_model, prompts, monkeypatch, gpu_here, gpus, engine, told
+):
+    speed = {"workers": 0, "ray": {"address": "auto", "gpus": gpus}}
+    config = resolve("demo").model_copy(update={"generate": GenerateConfig(engine=engine, speed=speed)})
+    config = config.model_copy(update={"model": ModelConfig()})
+    monkeypatch.setattr(engines, "sees_gpu", lambda: gpu_here)
+    monkeypatch.setattr(engines, "vllm_python", lambda _: Path("/no/vllm"))
+    assert (engines.reason(config.generate, config.model) == engines.GPUS_ELSEWHERE) == told
+    lines = []
+    monkeypatch.setattr(generate.display.current, "noted", lines.append)
+    monkeypatch.setattr(generate, "get_run_logger", lambda: logging.getLogger("spin_core"))
+    monkeypatch.setattr(generate, "workers_on", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(generate, "answer", lambda *_: None)
+    generate.generate(Lineage(tmp_path, "tale", config), 0, version_of(tiny_model), prompts)
+    assert lines == ([engines.GPUS_ELSEWHERE] if told else [])
