@@ -73,10 +73,13 @@ def run(job: GenerateJob, scratch: Path, progress: Progress) -> dict[str, Any]:
         while generation.shards.missing():
             generation.work()
             generation.tally.look()  # a damaged shard is missing again
-    merge_timings(folder, [shard_name(n) for n in range(generation.shards.count)], scratch / "log" / "timing.jsonl")
+    names = [shard_name(number) for number in range(generation.shards.count)]
+    notes = merge_timings(folder, names, scratch / "log" / "timing.jsonl")
     shutil.rmtree(folder, ignore_errors=True)
     paths = [generation.shards.path(number) for number in range(generation.shards.count)]
-    return {"t": job.t, "opponent": job.opponent.digest, **count(paths, job)}
+    halved = [note["batch_size"] for note in notes if note.get("halved")]
+    known = {"t": job.t, "opponent": job.opponent.digest, "smallest_batch": min(halved, default=None)}
+    return {**known, **count(paths, job)}
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,8 @@ class Generation:
         self.tokenizer = load_tokenizer(job.opponent.path, job.model)
         self.version: ModelVersion | None = None
         self.engine: Engine | None = None
+        self.full_batch = 0
+        """Prompts at a time, before memory runs out."""
 
     def work(self) -> None:
         """Do shards until all are there, first those of the version that is loaded."""
@@ -165,7 +170,8 @@ class Generation:
         table = pa.table([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
         tokens, seconds = sum(len(answer.response_ids) for answer in found), time.monotonic() - began
         timing = {"shard": shard_name(claim.number), "rows": len(found), "tokens": tokens, "seconds": round(seconds, 3)}
-        speed = {"tokens/s": round(tokens / max(1e-9, seconds), 1), "batch_size": engine.batch_size}
+        batch = {"batch_size": engine.batch_size, "halved": engine.batch_size < self.full_batch}
+        speed = {"tokens/s": round(tokens / max(1e-9, seconds), 1), **batch}
         worker = f"{os.uname().nodename}:{os.getpid()}"
         store.write_json(self.shards.folder / f"{timing['shard']}.json", {**timing, **speed, "worker": worker})
         if not self.shards.publish(claim.number, functools.partial(pq.write_table, table)):
@@ -180,6 +186,7 @@ class Generation:
                 torch.cuda.empty_cache()
             stops = stop_ids(self.job.prompts, self.tokenizer)
             self.engine = make_engine(version.path, self.job.model, stops, self.job.config, self.job.t)
+            self.full_batch = self.engine.batch_size
             self.version = version
         return self.engine
 

@@ -93,6 +93,9 @@ class GenerationBatch(Artifact):
     """Generated tokens."""
     finish_reasons: dict[str, int]
     """`stop`: the model ended its answer; `length`: it was cut."""
+    smallest_batch: int | None = None
+    """Prompts at a time, at the least, where memory ran out in mid-run and the batch was halved; None where it never
+    was, and in batches from before this was kept."""
     statistics: AnswerStatistics | None = None
     """The answers beside the human responses; None in batches from before this was measured."""
 

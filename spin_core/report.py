@@ -39,6 +39,7 @@ def iteration_page(lineage: Lineage, record: IterationRecord) -> str:
             f"Iteration {record.t}. **Gate: {record.gate.outcome}.** {record.gate.reason}",
             "## Scores",
             score_table(board, t),
+            *notes(board),
             image(main_plot(board), f"{board.main_metric} over the versions"),
             "## Training",
             *training(record),
@@ -141,6 +142,12 @@ def score_table(board: Board, t: int) -> str:
     return markdown_table(["task", row.name, *versions, "items"], lines)
 
 
+def notes(board: Board) -> list[str]:
+    """What a reader of the last version's scores should know; nothing if there is nothing."""
+    said = [f"- {literal(note)}" for note in board.head_notes()]
+    return ["\n".join(said)] if said else []
+
+
 def difference(comparison: Comparison | None) -> str:
     """`+0.12 ± 0.03 *`."""
     if comparison is None:
@@ -178,11 +185,13 @@ def data_table(record: IterationRecord) -> str:
     drops = ", ".join(f"{count} {reason}" for reason, count in record.pairs.drops.items() if count) or "none"
     mix = ", ".join(f"{rows} from iteration {t}" for t, rows in record.pairs.mix.items())
     ended = ", ".join(f"{count} {reason}" for reason, count in record.generations.finish_reasons.items())
+    halved = record.generations.smallest_batch
     return markdown_table(
         ["what", "count"],
         [
             ["training prompts", f"{record.prompts.rows:,}"],
             ["answers", f"{record.generations.rows:,} ({ended}; {record.generations.tokens:,} tokens)"],
+            *([["prompts at a time", f"{halved:,} at the least, since memory ran out"]] if halved else []),
             ["pairs kept", f"{record.pairs.rows:,} of {record.pairs.rows_in:,} ({mix})"],
             ["pairs dropped", drops],
         ],

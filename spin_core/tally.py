@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -80,10 +81,14 @@ def read_counts(path: Path, ids: Sequence[str]) -> tuple[int, int] | None:
         return None
 
 
-def merge_timings(folder: Path, names: Sequence[str], log_file: Path) -> None:
-    """Put what the workers noted of their shards into one file, a line each; those of earlier attempts included."""
+def merge_timings(folder: Path, names: Sequence[str], log_file: Path) -> list[dict[str, Any]]:
+    """Put what the workers noted of their shards into one file, a line each; those of earlier attempts included.
+
+    Returns the notes.
+    """
     notes = [folder / f"{name}.json" for name in names]
-    lines = [json.loads(note.read_text("utf-8")) for note in notes if note.exists()]
+    lines: list[dict[str, Any]] = [json.loads(note.read_text("utf-8")) for note in notes if note.exists()]
     if lines:
         log_file.parent.mkdir(exist_ok=True)
         log_file.write_text("".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
+    return lines

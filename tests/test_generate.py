@@ -20,7 +20,7 @@ from spin_core import pairs as make_pairs
 from spin_core import phase, store
 from spin_core import prompts as make_prompts
 from spin_core.config import ChatConfig, GenerateConfig, PairsConfig, PromptsConfig, SourceConfig
-from spin_core.engine import Answer, Request, make_engine
+from spin_core.engine import Answer, Request, TransformersEngine, make_engine
 from spin_core.errors import ModelError, Stopped
 from spin_core.generate import answers, requests_for, run
 from spin_core.hygiene import statistics
@@ -307,6 +307,24 @@ def test_where_memory_runs_out_the_batch_is_halved_and_what_is_answered_is_kept(
     assert [answer.response_ids for answer in found] == [[seed] for seed in range(10)]
     assert engine.asked == [(8, 10), (4, 7), (2, 4)]
     assert "going on with 2 prompts at a time" in caplog.text
+
+
+def test_a_batch_that_was_halved_is_in_the_record_and_says_the_same(tmp_path, tiny_model, prompts, monkeypatch):
+    whole = do(generate_job(tmp_path / "whole", tiny_model, prompts, batch_size=8))
+    forward = TransformersEngine.forward
+
+    def cramped(self, cache, input_ids_NT, **inputs):
+        if len(input_ids_NT) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, cache, input_ids_NT, **inputs)
+
+    monkeypatch.setattr(TransformersEngine, "forward", cramped)
+    record = do(generate_job(tmp_path / "cramped", tiny_model, prompts, batch_size=8))
+    assert said(record) == said(whole)
+    assert (whole.smallest_batch, record.smallest_batch) == (None, 2)
+    assert store.read_record(record.path, GenerationBatch).smallest_batch == 2
+    lines = [json.loads(line) for line in (record.path / "log" / "timing.jsonl").read_text().splitlines()]
+    assert {(line["batch_size"], line["halved"]) for line in lines} == {(2, True)}
 
 
 def test_memory_for_less_than_one_prompt_is_the_users_to_mend():
