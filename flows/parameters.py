@@ -34,6 +34,13 @@ OwnName = Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9-]{0,62})?$")]
 """A lineage's name, or nothing."""
 
 
+THROUGH = {
+    *("dir", "git", "dvc", "zip", "tar", "libarchive", "generic", "reference", "asynclocal", "asyncwrapper"),
+    *("async_wrapper", "cached", "filecache", "simplecache", "blockcache"),
+}
+"""Drivers of fsspec that reach through another one, or into a file of this machine."""
+
+
 class Partial(BaseModel):
     """Settings of which some are given. Dumped, it is those alone."""
 
@@ -111,8 +118,38 @@ else:
 
 
 def given(overrides: Partial) -> dict[str, Any]:
-    """The values that were filled in."""
-    return overrides.given()
+    """The values that were filled in.
+
+    `ConfigError` if a deployment's run would push a copy into a folder of this machine outside the one that is served:
+    whoever may start runs may not have them write anywhere.
+    """
+    from prefect.runtime import deployment
+
+    found = overrides.given()
+    url = str((found.get("push") or {}).get("url") or "")
+    if deployment.id and url and not may_push(url):
+        raise ConfigError(
+            f"push.url {url} leads to a folder of the machine that plays, outside {served_folder()}, which is served "
+            "here: name one in it, or a store such as s3://bucket/folder, or have spin push copy it"
+        )
+    return found
+
+
+def may_push(url: str) -> bool:
+    """Whether a copy lies in the folder that is served, or in a store elsewhere."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    protocol, sign, _ = url.partition("://")
+    if not sign or protocol in LocalFileSystem.protocol:
+        path = Path(LocalFileSystem._strip_protocol(url))
+        return path.resolve().is_relative_to(served_folder().resolve())
+    # A driver may stand before another, as in zip://name::file:///folder.zip, and lead to a local folder with it.
+    return "::" not in url and protocol not in THROUGH
+
+
+def served_folder() -> Path:
+    """The folder whose lineages are served here."""
+    return Path(os.environ.get("SPIN_RUNS", "") or "runs").absolute()
 
 
 def runs_folder(named: str = "") -> Path:
@@ -123,7 +160,7 @@ def runs_folder(named: str = "") -> Path:
     """
     from prefect.runtime import deployment
 
-    served = Path(os.environ.get("SPIN_RUNS", "") or "runs").absolute()
+    served = served_folder()
     try:
         folder = served / nameable(named)
     except ValueError as error:

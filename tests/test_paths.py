@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from prefect.runtime import deployment
 
-from flows.parameters import runs_folder
+from flows.compare import compare as compare_games
+from flows.evaluate import evaluate
+from flows.parameters import Overrides, given, runs_folder
+from flows.spin import spin
 from spin_core import compare, evaluations, lineage, recipes
 from spin_core.check import look_at_model, look_for_model
 from spin_core.config import SourceConfig
@@ -131,6 +134,42 @@ def test_a_deployments_run_stays_in_the_folder_that_is_served(named, inside, tmp
 def test_a_command_may_name_any_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("SPIN_RUNS", str(tmp_path / "served"))
     assert runs_folder(str(tmp_path / "other")) == tmp_path / "other"
+
+
+@pytest.mark.parametrize(
+    ("url", "allowed"),
+    [("", True), ("s3://bucket/spin", True), ("hf://buckets/me/name", True), ("memory://x", True)]
+    + [(f"file://{place}", True) for place in ("{served}/copies", "{served}", "{served}/link-inside/x")]
+    + [(f"{protocol}://{{served}}/../x", False) for protocol in ("file", "local")]
+    + [(f"file://{place}", False) for place in ("/tmp/x", "{served}-too/x", "{served}/link-outside/x", "~/x", "x")]
+    + [("zip://a::file:///tmp/x.zip", False), ("simplecache://a::local:///tmp/x", False), ("dir:///tmp/x", False)],
+)
+def test_a_deployments_run_pushes_no_copy_into_another_folder_of_this_machine(url, allowed, tmp_path, monkeypatch):
+    served = tmp_path / "served"
+    for folder in (served / "mine", tmp_path / "served-too"):
+        folder.mkdir(parents=True)
+    (served / "link-inside").symlink_to(served / "mine")
+    (served / "link-outside").symlink_to(tmp_path / "served-too")
+    monkeypatch.setenv("SPIN_RUNS", str(served))
+    overrides = Overrides(push={"url": url.format(served=served)})
+    assert given(overrides) == {"push": {"url": url.format(served=served)}}, "a command may push anywhere"
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "of-some-deployment")
+    if allowed:
+        assert given(overrides)["push"] == {"url": url.format(served=served)}
+        return
+    with pytest.raises(ConfigError) as refused:
+        given(overrides)
+    assert "or have spin push copy it" in one_line(refused.value)
+
+
+@pytest.mark.parametrize("flow", [spin, compare_games, evaluate], ids=lambda flow: flow.name)
+def test_no_flow_that_takes_overrides_begins_with_such_a_copy(flow, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPIN_RUNS", str(tmp_path / "served"))
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "of-some-deployment")
+    target = {"target": "mine"} if flow is evaluate else {}
+    with pytest.raises(ConfigError, match=r"^push\.url "):
+        flow.fn(**target, recipe="demo", overrides=Overrides(push={"url": f"file://{tmp_path}/away"}))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_setting_can_name_no_secret_of_the_environment(monkeypatch):
