@@ -56,7 +56,7 @@ class SpeedConfig(Frozen):
     """Lay out the next step's tensors while the present one computes."""
 
     ranks: PositiveInt = 1
-    """Processes on each node, one a device."""
+    """Processes on each node, one a device. They train together, and those of the first node score together."""
 
     nodes: PositiveInt = 1
     """Machines that train together."""

@@ -258,7 +258,7 @@ def iteration_seconds(shape: Shape, texts: Texts, config: RunConfig, t: int, spe
     devices = max(1, config.generate.speed.workers) if speed.own_device else 1
     return {
         "generating": generation_seconds(shape, texts, answers, rows, speed) / devices,
-        "scoring": pass_seconds(shape, scored, config.train, texts.longest, speed),
+        "scoring": scoring_seconds(shape, scored, config.train, texts.longest, speed),
         "training": training_seconds(shape, trained, config.train, texts.longest, speed),
         "evaluating": generation_seconds(shape, texts, texts.held_out, rows, speed)
         + pass_seconds(shape, 3 * row * texts.held_out, config.train, texts.longest, speed),
@@ -285,7 +285,7 @@ def other_seconds(shape: Shape, texts: Texts, config: RunConfig, speed: Speed, p
     if asked.dpo is not None:
         own = item * preferences * asked.dpo.epochs
         tokens += (item * played if asked.dpo.equal_steps else own) + own * asked.dpo_after
-        total += pass_seconds(shape, item * preferences * (1 + asked.dpo_after), config.train, texts.longest, speed)
+        total += scoring_seconds(shape, item * preferences * (1 + asked.dpo_after), config.train, texts.longest, speed)
     return total + training_seconds(shape, tokens, config.train, texts.longest, speed)
 
 
@@ -297,6 +297,11 @@ def training_seconds(shape: Shape, tokens: float, config: TrainConfig, longest: 
     passes = 4 if config.gradient_checkpointing else 3
     devices = config.speed.nodes * (config.speed.ranks if speed.own_device else 1)
     return passes / devices * pass_seconds(shape, tokens, config, longest, speed)
+
+
+def scoring_seconds(shape: Shape, tokens: float, config: TrainConfig, longest: int, speed: Speed) -> float:
+    """A forward pass over so many tokens, shared out among the ranks of one node if these have a GPU each."""
+    return pass_seconds(shape, tokens, config, longest, speed) / (config.speed.ranks if speed.own_device else 1)
 
 
 def pass_seconds(shape: Shape, tokens: float, config: TrainConfig, longest: int, speed: Speed) -> float:

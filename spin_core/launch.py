@@ -1,7 +1,7 @@
 """Starting phases: the only place where command lines are built.
 
 A phase runs in a process group of its own that ends with the one that started it, whichever way that ends. A training
-of several ranks is such a phase, which becomes torchrun and starts a process for each rank.
+or a scoring of several ranks is such a phase, which becomes torchrun and starts a process for each rank.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from typing import IO, Any, NoReturn, TypeVar
 
 from spin_core import engines, errors, ranks, store
 from spin_core.config import SpeedConfig, VllmConfig
-from spin_core.jobs import Job
+from spin_core.jobs import Job, ScoreJob
 from spin_core.records import Artifact
 
 R = TypeVar("R", bound=Artifact)
@@ -134,7 +134,13 @@ def run_phase(
 
 
 def speed_of(job: Job) -> SpeedConfig | None:
-    """How a job's ranks are to be started; None for one process without DeepSpeed."""
+    """How a job's ranks are to be started; None for one process without DeepSpeed.
+
+    Scoring takes this node's ranks, and has no use for DeepSpeed, since nothing is summed but its results.
+    """
+    if isinstance(job, ScoreJob):
+        alone = {"nodes": 1, "rendezvous": "", "deepspeed": ""}
+        return job.speed.model_copy(update=alone) if job.speed.ranks > 1 else None
     speed = getattr(getattr(job, "config", None), "speed", None)
     if not isinstance(speed, SpeedConfig) or not (speed.ranks * speed.nodes > 1 or speed.deepspeed):
         return None

@@ -173,11 +173,20 @@ def passes(
         for chosen_S in micro_batches(sequences.lengths_S, 1, micro_batch_tokens):
             yield chosen_S, padded_rows(sequences, chosen_S)
         return
+    group_S, tokens_G = grouped(sequences, group_S)
+    for groups in micro_batches(tokens_G, 1, micro_batch_tokens):
+        chosen_S = np.flatnonzero(np.isin(group_S, groups))
+        yield chosen_S, packed_rows(sequences, chosen_S, group_S[chosen_S])
+
+
+def grouped(sequences: Sequences, group_S: Ints | None) -> tuple[Ints, Ints]:
+    """The group of each sequence, numbered from 0, and the tokens of each group, (G,), its prompt counted once.
+
+    None for groups of one sequence each.
+    """
     _, first, group_S = np.unique(
         np.arange(len(sequences)) if group_S is None else group_S, return_index=True, return_inverse=True
     )
     responses_S = (sequences.lengths_S - sequences.prompts_S).astype(float)
     tokens_G = sequences.prompts_S[first] + np.bincount(group_S, weights=responses_S, minlength=len(first)).astype(int)
-    for groups in micro_batches(tokens_G, 1, micro_batch_tokens):
-        chosen_S = np.flatnonzero(np.isin(group_S, groups))
-        yield chosen_S, packed_rows(sequences, chosen_S, group_S[chosen_S])
+    return group_S, tokens_G

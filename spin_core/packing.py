@@ -213,6 +213,16 @@ def deal(tokens_B: Ints, ranks: int, max_tokens: int) -> list[list[Ints]]:
     return [parts[rank::ranks] for rank in range(ranks)]
 
 
+def share(tokens_G: Ints, ranks: int) -> Ints:
+    """The rank of each group, (G,), by loads as equal as dealing the groups of most tokens first makes them."""
+    rank_G = np.empty(len(tokens_G), np.int64)
+    loads = [(0, rank) for rank in range(ranks)]
+    for group in np.argsort(-tokens_G, kind="stable"):
+        load, rank_G[group] = loads[0]
+        heapq.heapreplace(loads, (load + int(tokens_G[group]), int(rank_G[group])))
+    return rank_G
+
+
 def deal_padded(lengths_B: Ints, sides: int, ranks: int, max_tokens: int) -> list[list[Ints]]:
     """The same for padded rows: items of like length go to all ranks in turn."""
     order = np.argsort(-lengths_B, kind="stable")

@@ -1,6 +1,7 @@
 """The opponent's log-probability of both responses of every pair, once an iteration: `python -m spin_core.score`.
 
 Training then holds one model, not two. Pairs that were carried over are scored again, since the opponent is another.
+Several ranks hold the model each, and score a share of the prompts.
 """
 
 import logging
@@ -12,19 +13,23 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
-from spin_core import store
+from spin_core import ranks, store
 from spin_core.batches import Ints, Sequences, TokenIds, read_token_ids
+from spin_core.errors import STOPPED, Stopped
 from spin_core.jobs import ScoreJob
-from spin_core.logps import ResponseLogps, network_of, score_sequences
+from spin_core.logps import ResponseLogps, grouped, network_of, score_sequences
 from spin_core.models import load_model
+from spin_core.packing import share
 from spin_core.phase import Progress, main
+from spin_core.ranks import Ranks
 from spin_core.records import ModelVersion, ScoredPairs
 
 log = logging.getLogger("spin_core")
 
 BLOCK = 1024
-"""Sequences scored between two saves."""
+"""Sequences that each rank scores between two saves."""
 
 
 def run(job: ScoreJob, scratch: Path, progress: Progress) -> dict[str, Any]:
@@ -43,12 +48,14 @@ def run(job: ScoreJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     versions = {version.digest: version for version in models.values()}
     progress.start(len(prompt_ids) * len(versions), "response")
     scored = {
-        digest: score_all(job, version, prompt_ids, response_ids, blocks, progress, number)[place]
+        digest: score_all(job, version, prompt_ids, response_ids, blocks, progress, number)
         for number, (digest, version) in enumerate(versions.items())
     }
+    if not ranks.here().first:  # the first rank has them all, and writes
+        return {}
     columns: dict[str, npt.NDArray[np.float32]] = {}
     for name, version in models.items():
-        sides = scored[version.digest].reshape(-1, 2).T
+        sides = scored[version.digest][place].reshape(-1, 2).T
         columns |= {f"{side}{name}_logps": logps for side, logps in zip(("real", "generated"), sides, strict=True)}
     pq.write_table(pa.table(columns), scratch / "logps.parquet")
     shutil.rmtree(blocks, ignore_errors=True)
@@ -87,31 +94,66 @@ def score_all(
     progress: Progress,
     number: int,
 ) -> npt.NDArray[np.float32]:
-    """Log-probabilities under one model, (S,). Blocks that an earlier attempt saved are read, not computed.
+    """Log-probabilities under one model: on the first rank (S,), on the others those that were not known before.
 
-    `number` models have been scored before.
+    Blocks that an earlier attempt saved are read, not computed. They follow one another without a gap, and are as long
+    as that attempt had ranks. `number` models have been scored before.
     """
-    blocks.mkdir(exist_ok=True)
-    total = len(prompt_ids)
+    us, total = ranks.here(), len(prompt_ids)
+    parts = saved(blocks, number) if us.first else []
+    done = int(us.total(sum(map(len, parts)) if us.first else 0))
     logps: ResponseLogps | None = None
-    parts: list[npt.NDArray[np.float32]] = []
-    for start in range(0, total, BLOCK):
-        end = min(start + BLOCK, total)
-        path = blocks / f"{number}-{start:09d}.npy"
-        if path.exists():
-            parts.append(np.load(path, allow_pickle=False))
-        else:
-            logps = logps or network_of(load_model(version.path, job.model), job.speed)
-            sequences = Sequences.of(prompt_ids[start:end], response_ids[start:end])
-            group_S = groups(prompt_ids[start:end]) if job.speed.prefix_sharing else None
-            parts.append(score_sequences(logps, sequences, job.micro_batch_tokens, group_S).numpy())
-            partial = path.with_suffix(".partial")
-            with partial.open("wb") as file:
-                np.save(file, parts[-1], allow_pickle=False)
-            store.sync(partial)
-            partial.replace(path)
-        progress.tell(number * total + end)
+    if done:
+        tell(progress, us, number * total + done)
+    while done < total:
+        logps = logps or network_of(load_model(version.path, job.model), job.speed)
+        end = min(done + BLOCK * us.size, total)
+        parts.append(score_block(job, logps, prompt_ids[done:end], response_ids[done:end], us))
+        if us.first:
+            save(parts[-1], blocks / f"{number}-{done:09d}.npy")
+        done = end
+        tell(progress, us, number * total + done)
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def score_block(
+    job: ScoreJob, logps: ResponseLogps, prompt_ids: list[TokenIds], response_ids: list[TokenIds], us: Ranks
+) -> npt.NDArray[np.float32]:
+    """Log-probabilities of a block, (S,), the same on each rank.
+
+    Each scores prompts with all their responses, and the results come together as a sum with zeros.
+    """
+    group_S = groups(prompt_ids) if logps.packed and job.speed.prefix_sharing else None
+    shared_S, tokens_G = grouped(Sequences.of(prompt_ids, response_ids), group_S)
+    mine_S = np.flatnonzero(share(tokens_G, us.size)[shared_S] == us.rank)
+    sequences = Sequences.of([prompt_ids[row] for row in mine_S], [response_ids[row] for row in mine_S])
+    own_S = score_sequences(logps, sequences, job.micro_batch_tokens, None if group_S is None else group_S[mine_S])
+    found_S = torch.zeros(len(prompt_ids), dtype=torch.float32)
+    found_S[torch.from_numpy(mine_S)] = own_S
+    scores_S: npt.NDArray[np.float32] = us.sum(found_S.to(logps.model.device)).cpu().numpy()
+    return scores_S
+
+
+def saved(blocks: Path, number: int) -> list[npt.NDArray[np.float32]]:
+    """The blocks of a model that an earlier attempt saved, in order."""
+    blocks.mkdir(exist_ok=True)
+    return [np.load(path, allow_pickle=False) for path in sorted(blocks.glob(f"{number}-*.npy"))]
+
+
+def save(scores: npt.NDArray[np.float32], path: Path) -> None:
+    """Write a block; half of one is never there."""
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.save(file, scores, allow_pickle=False)
+    store.sync(partial)
+    partial.replace(path)
+
+
+def tell(progress: Progress, us: Ranks, done: int) -> None:
+    """Report, where all is saved; raises `Stopped` on all ranks if SIGTERM reached one of them."""
+    progress.show(done)
+    if us.any(progress.stopping):
+        raise Stopped(STOPPED)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Several trainings one after the other on the ranks of one torchrun, since starting ranks takes longer than they do.
+"""Several jobs one after the other on the ranks of one torchrun, since starting ranks takes longer than they do.
+
+Each is a training or a scoring.
 
 `jobs.json` holds pairs of a job and the step at which it is to be stopped, or null.
 """
@@ -8,10 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from spin_core import phase, ranks, train
+from spin_core import phase, ranks, score, train
 from spin_core.errors import Stopped
-from spin_core.jobs import TrainJob
-from spin_core.records import TrainRun
+from spin_core.jobs import ScoreJob, TrainJob
+from spin_core.records import ScoredPairs, TrainRun
 
 
 class StopsAt(phase.Progress):
@@ -29,7 +31,7 @@ class StopsAt(phase.Progress):
         self.done = done
 
 
-def train_on_ranks(folder: Path, size: int, jobs: list[tuple[TrainJob, int | None]]) -> None:
+def do_on_ranks(folder: Path, size: int, jobs: list[tuple[TrainJob | ScoreJob, int | None]]) -> None:
     """Do the jobs on so many ranks."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "jobs.json"
@@ -47,9 +49,11 @@ def main() -> None:
     """What each rank does."""
     us = ranks.meet(on_gpu=False)
     for text, stop in json.loads(Path(sys.argv[1]).read_text()):
-        job = TrainJob.model_validate_json(text)
         try:
-            phase.execute(job, TrainRun, train.run, StopsAt(stop))
+            if json.loads(text)["phase"] == "score":
+                phase.execute(ScoreJob.model_validate_json(text), ScoredPairs, score.run, StopsAt(stop))
+            else:
+                phase.execute(TrainJob.model_validate_json(text), TrainRun, train.run, StopsAt(stop))
         except Stopped:
             assert stop is not None
         us.wait()

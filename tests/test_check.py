@@ -452,6 +452,16 @@ def test_time_grows_with_epochs_and_model_and_falls_with_speed():
     assert estimate.other_seconds(SHAPE, TEXTS, config, speed) > 0
 
 
+def test_ranks_with_a_device_each_share_the_scoring_of_one_node():
+    def seconds(own_device: bool, *sets: str) -> float:
+        speed = Speed(batch_flops=1e9, row_flops=1e8, bandwidth=1e9, start=1e-6, own_device=own_device)
+        return estimate.iteration_seconds(SHAPE, TEXTS, resolve("demo", sets=sets), 0, speed)["scoring"]
+
+    ranks = ("train.speed.ranks=4", "train.speed.nodes=2", "train.speed.rendezvous=host:1")
+    assert seconds(True, *ranks) == pytest.approx(seconds(True) / 4)
+    assert seconds(False, *ranks) == pytest.approx(seconds(False))
+
+
 def test_a_device_is_measured_in_half_a_second_and_left_as_it_was():
     threads = torch.get_num_threads()
     speed = estimate.measure(SHAPE, resolve("demo"), TEXTS, torch.device("cpu"))

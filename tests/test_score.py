@@ -7,14 +7,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import character_tokenizer, save_tiny_model
-from small_game import CPU, do, random_pairs, score_job, token_ids, version_of, write_pairs
+from many_jobs import StopsAt, do_on_ranks
+from small_game import CPU, do, game, random_pairs, score_job, token_ids, version_of, write_pairs
 
-from spin_core import phase, score, store
+from spin_core import launch, phase, score, store
 from spin_core.batches import read_token_ids
 from spin_core.config import SpeedConfig
 from spin_core.errors import Stopped
+from spin_core.launch import run_phase
 from spin_core.logps import sequence_logps
 from spin_core.models import load_model
+from spin_core.packing import share
+from spin_core.records import ScoredPairs
 
 
 def read(record) -> np.ndarray:
@@ -117,3 +121,98 @@ def test_an_empty_response_has_log_probability_zero(tmp_path, tiny_model):
     logps = read(do(score_job(tmp_path / "scores", version_of(tiny_model), pairs)))
     assert logps[1, 0] == 0
     assert (logps[0] < 0).all()
+
+
+# On ranks.
+
+TWO = SpeedConfig(ranks=2)
+
+
+def test_scoring_takes_this_nodes_ranks_without_deepspeed(tmp_path, tiny_model):
+    job = game(tmp_path, tiny_model)
+    scoring = score_job(tmp_path / "scores", job.start, job.pairs)
+    for alone in (SpeedConfig(), SpeedConfig(deepspeed="zero1"), SpeedConfig(nodes=2, rendezvous="host:1")):
+        assert launch.speed_of(scoring.model_copy(update={"speed": alone})) is None
+    speed = SpeedConfig(ranks=8, nodes=2, rendezvous="host:1", deepspeed="zero3", packing=False)
+    started = launch.speed_of(scoring.model_copy(update={"speed": speed}))
+    assert started == SpeedConfig(ranks=8, packing=False)
+
+
+def test_ranks_get_loads_as_equal_as_prompts_allow_and_always_the_same():
+    tokens_G = np.random.default_rng(0).integers(1, 100, 500)
+    rank_G = share(tokens_G, 8)
+    loads = np.bincount(rank_G, weights=tokens_G)
+    assert loads.max() - loads.min() <= 2
+    np.testing.assert_array_equal(share(tokens_G, 8), rank_G)
+    assert share(np.array([5, 1, 9, 1]), 2).tolist() == [1, 1, 0, 1]
+    assert share(tokens_G, 1).max() == 0
+    assert share(np.array([3]), 4).tolist() == [0]
+
+
+@pytest.mark.slow
+def test_two_ranks_give_what_one_device_gives(tmp_path, tiny_model):
+    opponent, pairs, many = (
+        version_of(tiny_model, t=1),
+        random_pairs(tmp_path / "p"),
+        random_pairs(tmp_path / "m", 1100),
+    )
+    base = version_of(save_tiny_model(tmp_path / "base", character_tokenizer(), seed=1))
+    single = write_pairs(tmp_path / "single", [[5, 6]], [[7, 8]], [[9]])
+    cases = {
+        "packed": (pairs, {}),
+        "padded": (pairs, {"packing": False}),
+        "whole prompts": (pairs, {"prefix_sharing": False}),
+        "anchored": (pairs, {"base": base}),
+        "one pair": (single, {}),
+        "many": (many, {}),
+        "none": (write_pairs(tmp_path / "none", [], [], []), {}),
+    }
+
+    def job(name, ranks, folder=None):
+        of, settings = cases[name]
+        given = dict(settings)
+        fields = {"base": given.pop("base")} if "base" in given else {}
+        return score_job(
+            tmp_path / (folder or f"{name} on {ranks}"), opponent, of, speed=SpeedConfig(ranks=ranks, **given), **fields
+        )
+
+    stopped = job("many", 2, "stopped")
+    with pytest.raises(Stopped):
+        do(job("many", 1, "taken over"), StopsAt(score.BLOCK + 1))
+    do_on_ranks(
+        tmp_path / "torchrun", 2,
+        [(job(name, 2), None) for name in cases]
+        + [(job("many", 2, "again"), None), (job("many", 2, "taken over"), None), (stopped, 2 * score.BLOCK + 1)],
+    )  # fmt: skip
+    for name in cases:
+        one, two = do(job(name, 1)), store.read_record(tmp_path / f"{name} on 2", ScoredPairs)
+        assert (two.pairs, two.opponent) == (one.pairs, one.opponent)
+        tables = [pq.read_table(record.path / "logps.parquet").to_pandas() for record in (one, two)]
+        assert list(tables[0]) == list(tables[1])
+        np.testing.assert_allclose(*(table.to_numpy() for table in tables), rtol=1e-5, atol=1e-5)
+    assert (
+        store.read_record(tmp_path / "again", ScoredPairs).digest
+        == store.read_record(tmp_path / "many on 2", ScoredPairs).digest
+    )
+    (block,) = (tmp_path / ".stopped.partial" / "blocks").iterdir()
+    assert len(np.load(block)) == 2 * score.BLOCK
+    np.save(block, np.load(block) + 1)  # so that it shows that it is read
+    whole, marked = read(do(job("many", 1))), read(do(stopped))
+    assert ((marked - whole).round() == 1).sum() == 2 * score.BLOCK
+    np.testing.assert_allclose(
+        read(store.read_record(tmp_path / "taken over", ScoredPairs)), whole, rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.slow
+def test_a_scoring_of_two_ranks_is_started_published_once_and_counted_for_two_devices(tmp_path, tiny_model):
+    opponent, pairs = version_of(tiny_model), random_pairs(tmp_path / "pairs")
+    told = []
+    record = run_phase(score_job(tmp_path / "scores", opponent, pairs, speed=TWO), ScoredPairs, told.append)
+    assert [(message["done"], message["total"]) for message in told] == [(48, 48)]
+    assert store.read_record(tmp_path / "scores", ScoredPairs) == record
+    usage = store.read_manifest(record.path)["usage"]
+    assert usage["devices"] == 2
+    assert "deepspeed" not in usage["environment"]
+    one = do(score_job(tmp_path / "one", opponent, pairs))
+    np.testing.assert_allclose(read(record), read(one), rtol=1e-5, atol=1e-5)

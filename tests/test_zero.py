@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import character_tokenizer, save_tiny_model
-from many_jobs import StopsAt, train_on_ranks
+from many_jobs import StopsAt, do_on_ranks
 from nodes import ADDRESSES, two_nodes
 from safetensors.torch import load_file
 from small_game import CPU, do, game
@@ -141,7 +141,7 @@ def jobs(tmp_path_factory, tied_model) -> dict[str, TrainJob]:
     first = [(job, STOP) for name, job in resumed.items() if name != "more-ranks"]
     then = [(resumed[name], None) for name in ("zero2-resumed", "zero3-resumed", "half-zero3-resumed")]
     then += [(variant(plain, "other-stage", str(every), 2), None), (variant(plain, "more-ranks", "zero2", 2), None)]
-    train_on_ranks(folder / "torchrun", 2, [(job, None) for job in shared.values()] + first + then)
+    do_on_ranks(folder / "torchrun", 2, [(job, None) for job in shared.values()] + first + then)
     do(variant(plain, "fewer-ranks"))
     return alone | shared | resumed
 
