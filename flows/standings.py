@@ -24,7 +24,8 @@ Standings = Sequence[tuple[Board, RunConfig]]
 def print_leaderboards(standings: Standings, *, everything: bool = False) -> None:
     """One or several lineages in the same tables: the headline that the terminal has room for, then suite by suite.
 
-    With `everything`, every score of every suite.
+    With `everything`, every score of every suite. Under them stands what a reader of the last versions' scores should
+    know.
     """
     boards = [board for board, _ in standings]
     console.print(f"\n[bold]Leaderboard of {', '.join(board.lineage for board in boards)}[/]")
@@ -49,7 +50,7 @@ def print_leaderboards(standings: Standings, *, everything: bool = False) -> Non
             print_tables(having, list(tasks), suite=suite)
     told = [f"{CHOSEN} the gate's choice"] if any(board.choice is not None for board in boards) else []
     sources = dict.fromkeys(f"paper: {row.model}" for board in boards for row in board.references)
-    notes = [
+    legend = [
         "value ± standard error",
         "* differs from θ_0: the 95 % interval of the paired difference leaves out 0",
         "↓ lower is better",
@@ -57,7 +58,10 @@ def print_leaderboards(standings: Standings, *, everything: bool = False) -> Non
         *sources,
         *([] if everything else [f"all scores: spin leaderboard {boards[0].lineage} --all"]),
     ]
-    console.print(f"[dim]{'; '.join(notes)}[/]")
+    console.print(f"[dim]{'; '.join(legend)}[/]")
+    for board in boards:
+        for note in board.head_notes():
+            console.print(f"[dim]{escape(f'{board.lineage}, {note}' if len(boards) > 1 else note)}[/]")
 
 
 def room(boards: Sequence[Board]) -> int:

@@ -31,6 +31,8 @@ class Row(Frozen):
     scores: dict[str, Score]
     differences: dict[str, tuple[Comparison, ...]] = {}
     """Paired differences by task, where single items are known: against the version before, and against θ_0."""
+    notes: dict[str, tuple[str, ...]] = {}
+    """What a reader of the scores should know, by suite, where there is anything."""
     gate: Literal["promote", "keep-best", "stop"] | None = None
     """What the gate made of it; None for θ_0, which it never sees, and for controls."""
     costs: Costs | None = None
@@ -87,6 +89,12 @@ class Board(Frozen):
         rows = (*self.controls, *(self.references if reported else ()))
         return [row for row in rows if any(task in row.scores for task in tasks)]
 
+    def head_notes(self) -> list[str]:
+        """`θ_2, self-play: …`: what a reader of the last version's scores should know."""
+        return [
+            f"{row.name}, {suite}: {note}" for row in self.rows[-1:] for suite in row.notes for note in row.notes[suite]
+        ]
+
     def name_of(self, row: Row) -> str:
         """A row's name, marked if the gate chose it."""
         return f"{row.name} {CHOSEN}" if row.t is not None and row.t == self.choice else row.name
@@ -113,6 +121,7 @@ def leaderboard(lineage: Lineage) -> Board:
                 model=str(model_folder(lineage, t)),
                 digest=reports[0].model,
                 scores=scores(reports),
+                notes=notes(reports),
                 differences=compare(reports, {version: reports_by_t[version] for version in against}),
                 gate=records[t - 1].gate.outcome if t > 0 else None,
                 costs=costs.of(records[t - 1]) if t > 0 else None,
@@ -130,6 +139,7 @@ def leaderboard(lineage: Lineage) -> Board:
             model=str(folder),
             digest=reports[0].model,
             scores=scores(reports),
+            notes=notes(reports),
             differences=compare(reports, {0: reports_by_t[0]} if 0 in reports_by_t else {}),
         )
         for folder, reports in of_controls.items()
@@ -169,6 +179,11 @@ def model_folder(lineage: Lineage, t: int) -> Path:
 def scores(reports: Sequence[EvalReport]) -> dict[str, Score]:
     """The scores of all suites in one dictionary."""
     return {task: score for report in reports for task, score in report.scores.items()}
+
+
+def notes(reports: Sequence[EvalReport]) -> dict[str, tuple[str, ...]]:
+    """The notes of each suite that has any."""
+    return {report.suite: report.notes for report in reports if report.notes}
 
 
 def averages(reports: Sequence[EvalReport]) -> dict[str, tuple[str, ...]]:

@@ -33,7 +33,7 @@ MOST_SEEDS = 100
 
 NO_PREFERENCES = "needs preference data, which none can make up: --set controls.dpo.source.path=preferences.jsonl"
 
-REWARDS = "reward_"
+OF_OPPONENT = ("reward_margin", "reward_accuracy", "ipm", "against-previous")
 """Scores against the opponent that a model was trained from: each method's is another, so they do not compare."""
 
 SURE = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -59,7 +59,10 @@ class Versus(Frozen):
     high: float | None
     """The ends of the 95 % interval over the held-out items, each item's mean over the seeds; None without items."""
     clear: bool
-    """Neither the seeds nor the items explain it, with 95 % probability each."""
+    """Neither the seeds, where there are several, nor the items explain it, with 95 % probability each.
+
+    Never where single items are not known: nothing then says whether other prompts would show it.
+    """
 
 
 class Line(Frozen):
@@ -235,7 +238,7 @@ def line_of(found: dict[int, Arm], spin: dict[int, Arm]) -> Line:
     """One method over the seeds, and against SPIN."""
     arm = next(iter(found.values()))
     scores = {seed: board.scores(one.reports) for seed, one in found.items()}
-    tasks = [task for task in common(list(scores.values())) if not task.startswith(REWARDS)]
+    tasks = [task for task in common(list(scores.values())) if task.split("/")[-1] not in OF_OPPONENT]
     values = {task: tuple(one[task].value for one in scores.values()) for task in tasks}
     return Line(
         method=arm.method,
@@ -276,8 +279,8 @@ def against(mine: dict[int, Arm], spin: dict[int, Arm], tasks: Sequence[str]) ->
         known = board.difference(task, my_items, its_items, means)
         low, high = known.interval() if known else (None, None)
         by_seeds = stderr is None or abs(delta) > sure(len(seeds)) * stderr
-        by_items = low is None or high is None or low > 0 or high < 0
-        clear = by_seeds and by_items and (stderr, low) != (None, None) and delta != 0
+        by_items = low is not None and high is not None and not low <= 0 <= high
+        clear = by_seeds and by_items and delta != 0
         found[task] = Versus(delta=delta, stderr=stderr, low=low, high=high, clear=clear)
     return found
 

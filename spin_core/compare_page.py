@@ -30,6 +30,10 @@ HOW_ALONE = (
     "Of one seed, so nothing here says how much another game would differ. Differences are a method less SPIN's last "
     "version; one is marked * where the held-out items do not explain it (bootstrap, 95 %)."
 )
+UNTESTED = (
+    "Not marked, whatever the seeds say: {task} of {methods}. Its single items are not known, so nothing tests whether "
+    "other held-out items would show the difference."
+)
 COSTS = (
     "Steps and tokens are those of training, from θ_0 on, a prompt counted for each of its responses; answered are "
     "the tokens that opponents generated. Fine-tuning and DPO answer nothing."
@@ -96,10 +100,13 @@ def cells(table: Table, line: Line, tasks: Sequence[str]) -> list[str]:
 
 
 def notes(table: Table) -> list[str]:
-    """How to read the table, and what is not in it."""
+    """How to read the table, what could not be tested, and what is not in it."""
     seeds = len(table.lineages)
+    main = table.main_metric
+    missing = [line.name for line in table.lines if main in line.versus and line.versus[main].low is None]
+    untested = [UNTESTED.format(task=main.replace("_", " "), methods=", ".join(missing))] if missing else []
     lacking = [f"{method} is left out: it {why}" for method, why in table.left_out.items()]
-    return [HOW.format(seeds=seeds) if seeds > 1 else HOW_ALONE, COSTS, *lacking]
+    return [HOW.format(seeds=seeds) if seeds > 1 else HOW_ALONE, *untested, COSTS, *lacking]
 
 
 # Figures.

@@ -10,7 +10,8 @@
     text_classifier     accuracy of telling them apart by their words and characters, .5 is best; a note says how likely
                         so much would be by chance (`texts.text_classifier`, a two-sample test)
     distinct_1, distinct_2, distinct_3    different words, word pairs and triples over all of the player's responses
-                        together, if there are any; it falls as responses are added, so compare equal numbers of prompts
+                        together, if there are any; it falls as responses are added, so compare equal numbers of
+                        prompts. An item is one response's part in it (`texts.distinct`)
     repeated_trigrams   share of a response's word trigrams that it has said before
     looping_share, cut_share, empty_share     responses that loop, that were cut, that hold no text
     total_variation, invalid_mass, forward_kl     distance to p_data, where it is known (`exact`), of the player as it
@@ -140,18 +141,16 @@ def score(job: EvaluateJob, scratch: Path, progress: Progress) -> dict[str, Any]
     player = Player(job)
     progress.start(len(held_out), "prompt")
     values: Values = {}
-    scores: dict[str, Score] = {}
     if job.config.self_play:
         table = play(player, held_out, progress)
         pq.write_table(table, scratch / "held_out.parquet")
-        values |= quality(table)
-        scores |= diversity(table["generated"].to_pylist())
+        values |= quality(table) | diversity(table["generated"].to_pylist())
         if job.opponent is not None and (job.opponent.path / "held_out.parquet").exists():
             values |= rewards(player, table, pq.read_table(job.opponent.path / "held_out.parquet", schema=SCHEMA))
         progress.check()
     if job.config.exact:
         values |= exact(player, held_out)
-    scores |= {name: mean(value_N, name) for name, value_N in values.items() if np.isfinite(value_N).any()}
+    scores = {name: mean(value_N, name) for name, value_N in values.items() if np.isfinite(value_N).any()}
     write_items(scratch / "items.parquet", held_out["id"].to_pylist(), values)
     versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
     return {
@@ -187,14 +186,9 @@ def play(player: Player, held_out: pa.Table, progress: Progress) -> pa.Table:
     return pa.table(columns).cast(SCHEMA)
 
 
-def diversity(texts: Sequence[str]) -> dict[str, Score]:
-    """distinct-1, -2, -3, where any text is so long. They are of all texts together, so no single item has a value."""
-    found = {n: distinct(texts, n) for n in (1, 2, 3)}
-    return {
-        f"distinct_{n}": Score(value=value, stderr=stderr, n=len(texts))
-        for n, (value, stderr) in found.items()
-        if value
-    }
+def diversity(texts: Sequence[str]) -> Values:
+    """distinct-1, -2, -3: of all texts together, with each text's part in it."""
+    return {f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)}
 
 
 def quality(table: pa.Table) -> Values:

@@ -39,6 +39,7 @@ def iteration_page(lineage: Lineage, record: IterationRecord) -> str:
             f"Iteration {record.t}. **Gate: {record.gate.outcome}.** {record.gate.reason}",
             "## Scores",
             score_table(board, t),
+            *notes(board),
             image(main_plot(board), f"{board.main_metric} over the versions"),
             "## Training",
             *training(record),
@@ -139,6 +140,12 @@ def score_table(board: Board, t: int) -> str:
             lines.append([heading(board, task), format_score(row.scores[task]), *changes, str(row.scores[task].n)])
     versions = [f"against θ_{version}" for version in dict.fromkeys((t - 1, 0))]
     return markdown_table(["task", row.name, *versions, "items"], lines)
+
+
+def notes(board: Board) -> list[str]:
+    """What a reader of the last version's scores should know; nothing if there is nothing."""
+    said = [f"- {literal(note)}" for note in board.head_notes()]
+    return ["\n".join(said)] if said else []
 
 
 def difference(comparison: Comparison | None) -> str:

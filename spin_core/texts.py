@@ -22,26 +22,31 @@ def repeated_trigrams(text: str) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def distinct(texts: Sequence[str], n: int = 2) -> tuple[float, float]:
-    """Different word n-grams over all word n-grams of the texts together (Li et al. 2016), and its standard error.
+def distinct(texts: Sequence[str], n: int = 2) -> Floats:
+    """distinct-n, laid on the texts: values, (texts,), whose mean is the ratio of different word n-grams to all.
 
-    The ratio falls as texts are added, so compare equal numbers of them. The error is the jackknife's: how much the
-    ratio moves as each text in turn is left out. Texts without an n-gram at all give (0, 0).
+    The ratio is of all texts together (Li et al. 2016), and falls as texts are added, so compare equal numbers of them.
+    A text's value is the ratio and what the text does to it: how much lower the ratio is without it than without the
+    mean text, times the other texts. So the standard error of the mean is the jackknife's, and the difference of two
+    sets of answers to the same prompts has a paired one. The ratio itself is not to be taken of texts drawn with
+    replacement: a text that is drawn twice says nothing new, so that such ratios lie far too low.
+
+    NaN for all where no text has an n-gram.
     """
     counts = [Counter(ngrams(text, n)) for text in texts]
-    corpus: Counter[tuple[str, ...]] = sum(counts, Counter())
+    corpus: Counter[tuple[str, ...]] = Counter()
+    for mine in counts:
+        corpus.update(mine)
     total = corpus.total()
     if not total:
-        return 0.0, 0.0
-    value = len(corpus) / total
+        return np.full(len(texts), np.nan)
     without = []
     for mine in counts:
         alone = sum(1 for gram, count in mine.items() if corpus[gram] == count)
         rest = total - mine.total()
         without.append((len(corpus) - alone) / rest if rest else 0.0)
     left_out = np.array(without)
-    spread = (len(texts) - 1) / len(texts) * ((left_out - left_out.mean()) ** 2).sum()
-    return value, float(np.sqrt(spread))
+    return np.asarray(len(corpus) / total + (len(texts) - 1) * (left_out.mean() - left_out))
 
 
 def distinct_shares(texts: Sequence[str], most: int = 3) -> tuple[float, ...]:

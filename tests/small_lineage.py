@@ -85,6 +85,7 @@ def suite_report(
     tasks: Mapping[str, Sequence[float]],
     averages: Mapping[str, Sequence[str]] = {},
     higher_is_better: bool = True,
+    notes: Sequence[str] = (),
 ) -> EvalReport:
     """A published report of a benchmark, named after its folder, with single items for every task."""
     scores = {}
@@ -103,6 +104,7 @@ def suite_report(
         "harness": "lm-eval by hand",
         "scores": {name: score | {"higher_is_better": higher_is_better} for name, score in scores.items()},
         "averages": {name: tuple(parts) for name, parts in averages.items()},
+        "notes": tuple(notes),
     }
     return publish(folder, {"model": model}, {"items.parquet": columns}, fields, EvalReport)
 

@@ -93,6 +93,17 @@ def test_a_score_that_is_not_there_is_a_dash():
     assert format_score(None) == "–"
 
 
+def test_notes_of_every_version_are_kept_by_suite_and_the_last_ones_told(tmp_path):
+    game = build(tmp_path)
+    for t, notes in enumerate([(), ("one",), ("two", "three")]):
+        suite_report(game.eval_folder(t) / "mt-bench", f"{t}" * 64, {"mt-bench": [1, 2]}, notes=notes)
+    table = board.save(game)
+    assert [row.notes for row in table.rows] == [{}, {"mt-bench": ("one",)}, {"mt-bench": ("two", "three")}]
+    assert table.head_notes() == ["θ_2, mt-bench: two", "θ_2, mt-bench: three"]
+    told = json.loads((game.root / "leaderboard.json").read_text())
+    assert told["rows"][2]["notes"] == {"mt-bench": ["two", "three"]}
+
+
 SIX = ("arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc2", "winogrande", "gsm8k")
 
 

@@ -9,15 +9,16 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from small_lineage import NLLS, build, lines, publish, report, settings
+from small_lineage import NLLS, build, lines, publish, report, settings, suite_report
 
 from spin_core import compare, compare_page, controls
 from spin_core import lineage as lineages
-from spin_core.compare import begin, configured, sure, table
+from spin_core.compare import Arm, begin, configured, sure, table
 from spin_core.errors import ConfigError, DataError, SpinError
 from spin_core.lineage import Lineage
 from spin_core.recipes import resolve
-from spin_core.records import ModelVersion, TrainRun
+from spin_core.records import ModelVersion, Score, TrainRun
+from spin_core.texts import distinct
 
 SETS = ("controls.sft_continued=true", "controls.longer=[2]", "controls.shares=[0.5]", "iterations=2", "train.epochs=3")
 NAMES = ["θ_0", "θ_1", "θ_2", "SFT, equal steps, lr 0.001", "iteration 0, 6 epochs"]
@@ -91,6 +92,64 @@ def test_a_difference_that_seeds_or_items_explain_is_not_clear(tmp_path):
 def test_rewards_are_not_compared_since_each_is_measured_against_another_opponent(games, standing):
     assert any("reward_accuracy" in report.scores for report in games[0].reports(1))
     assert not any(task.startswith("reward") for one in standing.lines for task in one.scores)
+
+
+def arms_of(folder, name: str, values, **scores: Score) -> dict[int, Arm]:
+    """One method over three seeds that differ by nothing; `scores` have no items."""
+    return {
+        seed: Arm("spin", name, 1, [report(folder / f"{name}-{seed}" / "self-play", name, values, **scores)])
+        for seed in (1, 2, 3)
+    }
+
+
+def test_the_probability_metric_and_win_rates_over_the_version_before_are_rewards_of_that_kind(tmp_path):
+    score = Score(value=0.5, stderr=0.1, n=4)
+    against = dict.fromkeys(("ipm", "reward_margin", "mt-bench/against-previous", "mt-bench/against-base"), score)
+    arms = arms_of(tmp_path, "θ_1", NLLS[0], **against)
+    assert set(compare.line_of(arms, arms).scores) == {"heldout_nll", "mt-bench/against-base"}
+
+
+def test_a_difference_without_items_is_not_clear_and_the_page_says_so(tmp_path):
+    spin = arms_of(tmp_path, "θ_1", NLLS[0], bleu=Score(value=0.5, stderr=0.01, n=4))
+    other = arms_of(tmp_path, "SFT", NLLS[1], bleu=Score(value=0.1, stderr=0.01, n=4))
+    lines = (compare.line_of(spin, spin), compare.line_of(other, spin))
+    bleu, nll = (lines[1].versus[task] for task in ("bleu", "heldout_nll"))
+    assert (bleu.delta, bleu.low, bleu.clear) == (pytest.approx(-0.4), None, False)
+    assert bleu.stderr < 1e-12, "the seeds alone would do"
+    assert nll.clear
+    values = {**EMPTY, "lines": lines, "lineages": ("a", "b", "c"), "left_out": {}}
+    by_bleu = compare.Table.model_validate({**values, "main_metric": "bleu"})
+    (said,) = (note for note in compare_page.notes(by_bleu) if note.startswith("Not marked"))
+    assert "bleu of SFT" in said
+    assert compare_page.difference(bleu) == "-0.4000 ± 0.0000"
+    by_nll = compare.Table.model_validate({**values, "main_metric": "heldout_nll"})
+    assert not any(note.startswith("Not marked") for note in compare_page.notes(by_nll))
+
+
+def test_how_diverse_methods_are_is_tested_over_the_prompts(tmp_path):
+    rng = np.random.default_rng(0)
+    tell = {"θ_1": 500, "SFT": 40}
+    arms = {
+        name: {
+            seed: Arm(
+                "spin",
+                name,
+                1,
+                [
+                    suite_report(
+                        tmp_path / f"{name}-{seed}" / "self-play",
+                        name,
+                        {"distinct_2": distinct([" ".join(map(str, rng.integers(words, size=12))) for _ in range(64)])},
+                    )
+                ],
+            )
+            for seed in (1, 2, 3)
+        }
+        for name, words in tell.items()
+    }
+    found = compare.line_of(arms["SFT"], arms["θ_1"]).versus["distinct_2"]
+    assert found.low < found.delta < found.high < 0
+    assert found.clear
 
 
 def test_costs_are_counted_from_the_start(standing):

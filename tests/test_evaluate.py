@@ -13,14 +13,16 @@ import torch
 from helpers import data_folder, save_tiny_model
 from small_game import CPU, version_of
 
-from spin_core import demo, phase, store
+from spin_core import board, demo, gate, phase, store
 from spin_core.config import EvaluateConfig, GenerateConfig
 from spin_core.errors import DataError
 from spin_core.evaluate import SCHEMA, mean, quality, rewards, run, write_items
 from spin_core.exact import exact_distances
 from spin_core.jobs import EvaluateJob, EvaluateSpeed
 from spin_core.models import load_model
+from spin_core.recipes import resolve
 from spin_core.records import EvalReport, PromptSet
+from spin_core.texts import distinct_shares
 
 ROWS = 24
 ALWAYS = {
@@ -28,7 +30,7 @@ ALWAYS = {
     "looping_share", "cut_share", "empty_share",
 }  # fmt: skip
 DISTINCT = {"distinct_1"}
-"""Of all answers together; the demo's are one word each, so there are no pairs of words."""
+"""The demo's answers are one word each, so there are no pairs of words."""
 EXACT = {"total_variation", "invalid_mass", "forward_kl"}
 
 
@@ -127,7 +129,7 @@ def test_every_prompt_is_answered_once_and_both_sides_are_scored(opponents_repor
 def test_scores_are_the_means_of_their_items(opponents_report):
     assert set(opponents_report.scores) == ALWAYS | DISTINCT
     by_task = items(opponents_report)
-    assert set(by_task) == ALWAYS
+    assert set(by_task) == ALWAYS | DISTINCT
     for task, values in by_task.items():
         score, numbers = opponents_report.scores[task], list(values.values())
         # Half of the pairs train the classifier that is judged on the others.
@@ -142,6 +144,19 @@ def test_heldout_nll_is_nats_a_token_of_the_human_responses(opponents_report):
     assert not opponents_report.scores["heldout_nll"].higher_is_better
     # A random model over 15 tokens knows next to nothing.
     assert opponents_report.scores["heldout_nll"].value == pytest.approx(math.log(15), rel=0.1)
+
+
+def test_how_diverse_versions_are_is_compared_prompt_by_prompt(tmp_path, models, prompts, opponents_report):
+    before, after = opponents_report, do(evaluate_job(tmp_path / "self-play", models[1], prompts))
+    mine, theirs = (one.scores["distinct_1"] for one in (after, before))
+    words = [[row["generated"] for row in held_out(one)] for one in (after, before)]
+    assert [mine.value, theirs.value] == pytest.approx([distinct_shares(texts)[0] for texts in words])
+    (found,) = board.compare([after], {0: [before]})["distinct_1"]
+    assert found.delta == pytest.approx(mine.value - theirs.value)
+    assert found.low < found.delta < found.high
+    config = resolve("demo", sets=["gate.metric=distinct_1"])
+    decision = gate.decide(config, candidate=(1, [after]), best=(0, [before]))
+    assert (decision.delta, decision.stderr) == pytest.approx((found.delta, found.stderr))
 
 
 def test_quality_by_hand():

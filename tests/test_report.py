@@ -64,6 +64,16 @@ def test_scores_stand_beside_their_change_against_the_version_before_and_the_fir
     assert re.search(r"\| reward.accuracy \| 0.750 ± 0.020 \| – \| – \| 4 \|", page)
 
 
+def test_notes_of_the_version_stand_under_its_scores(page, tmp_path):
+    made = build(tmp_path)
+    for t in range(3):
+        suite_report(made.eval_folder(t) / "instruct", f"{t}" * 64, {"ifeval": [0, 1]}, notes=[f"{t}*_cut"])
+    said, _ = written(made, 0).split("## Training")
+    assert "\n\n- θ\\_1, instruct: 1\\*\\_cut\n\n" in said
+    assert said.count("\\_cut") == 1, "those of other versions are on their own pages"
+    assert "\n- " not in page.split("## Training")[0]
+
+
 def test_the_first_iteration_is_compared_once(game):
     assert "| task | θ_1 | against θ_0 | items |" in written(game, 0)
 

@@ -20,7 +20,8 @@ def runs(tmp_path_factory):
     build(runs, "plain", nlls=NLLS[:2])
     game = build(runs, "suited", nlls=(*NLLS[:2], NLLS[0]), sets=[f"evaluate.suites=[{SUITE}]", "gate.rule=best"])
     for t in range(3):
-        suite_report(game.eval_folder(t) / SUITE, f"{t}" * 64, TASKS, {SUITE: ("arc_challenge", "gsm8k")})
+        notes = [f"{t} prompts [of 4] were cut"]
+        suite_report(game.eval_folder(t) / SUITE, f"{t}" * 64, TASKS, {SUITE: ("arc_challenge", "gsm8k")}, notes=notes)
     return runs
 
 
@@ -61,6 +62,12 @@ def test_a_suite_has_a_table_of_its_own_beside_the_papers_rows(shown):
     assert "not measured here" in " ".join(table.split())
     assert "paper" not in head
     assert "gsm8k/flexible" in shown("suited", "--all")
+
+
+def test_the_last_versions_notes_stand_under_the_tables(shown):
+    assert shown("suited").splitlines()[-1] == f"θ_2, {SUITE}: 2 prompts [of 4] were cut"
+    assert shown("plain", "suited").splitlines()[-1] == f"suited, θ_2, {SUITE}: 2 prompts [of 4] were cut"
+    assert "were cut" not in shown("plain")
 
 
 def test_the_gates_choice_is_marked(shown):
