@@ -209,7 +209,15 @@ for name in (PACKED, VARLEN):
 
 
 def pack(model: PreTrainedModel, implementation: str = PACKED) -> bool:
-    """Make a model take packed rows, if it can: the log says if not.
+    """Make a model take packed rows, if it can: the log says if not."""
+    reason = refusal(model, implementation)
+    if reason is not None:
+        log.info("%s cannot take packed rows (%s): its rows are padded", type(model).__name__, reason)
+    return reason is None
+
+
+def refusal(model: PreTrainedModel, implementation: str = PACKED) -> str | None:
+    """Why a model cannot take packed rows. None if it can, and from then on it takes no others.
 
     Asked of the model itself, since families differ in what they hand on to their attention: packed rows must give
     the hidden states of plain ones.
@@ -227,13 +235,12 @@ def pack(model: PreTrainedModel, implementation: str = PACKED) -> bool:
             want = torch.cat([plain[0, :5], plain[1, 3:6], plain[2, :4]])
             tolerance = 0.1 if want.dtype == torch.bfloat16 else 1e-3
             if torch.allclose(packed[0], want, rtol=tolerance, atol=tolerance * float(want.abs().max())):
-                return True
+                return None
             reason = "its hidden states would be others"
         except (Unsupported, TypeError, ValueError) as error:
             reason = str(error)
     model.set_attn_implementation(was)
-    log.info("%s cannot take packed rows (%s): its rows are padded", type(model).__name__, reason)
-    return False
+    return reason
 
 
 def arguments(rows: Rows) -> dict[str, Any]:

@@ -4,13 +4,10 @@ Asks the functions that the phases themselves ask, so that nothing is tested her
 estimates memory, disk and time. Reads the data and a tokenizer, but no weights. One line a finding, with its numbers.
 """
 
-import math
 import os
 import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,8 +16,9 @@ from pydantic import BaseModel
 
 from spin_core import config_metrics, engines, estimate, suites
 from spin_core.check_data import look_at_preferences, look_at_source, look_at_texts
+from spin_core.check_model import look_at_adapter, look_at_model, look_at_packing, look_at_tokenizer, look_for_model
 from spin_core.config import SCHEDULE, RunConfig, at
-from spin_core.errors import ConfigError, ModelError, StorageError
+from spin_core.errors import ConfigError, StorageError
 from spin_core.estimate import Shape, Texts
 from spin_core.findings import Findings, Looks, count, duration, listed, size
 
@@ -41,17 +39,18 @@ def check_run(config: RunConfig, runs: Path) -> Findings:
         folder = looks.at("model", look_for_model, config, Path(scratch))
         shape = looks.at("model", look_at_model, config, folder)
         shape = looks.at("model", look_at_adapter, config, folder, shape)
+        costly = looks.at("model", look_at_packing, config, folder) or config
         looks.at("engine", look_at_engine, config)
         renderer = looks.at("tokenizer", look_at_tokenizer, config, folder)
         texts = looks.at("data", look_at_texts, config, source, folder, renderer)
         looks.at("benchmarks", look_at_benchmarks, config, Path(scratch))
         looks.at("judge", look_at_judge, config)
-    looks.at("memory", look_at_memory, config, shape, texts)
+    looks.at("memory", look_at_memory, costly, shape, texts)
     disk = looks.at("disk", look_for_folder, runs)
     looks.at("disk", look_at_disk, config, shape, texts, disk)
     looks.at("metrics", look_at_sinks, config)
     looks.at("store", look_at_store, config)
-    looks.at("time", look_at_time, config, shape, texts, preferences)
+    looks.at("time", look_at_time, costly, shape, texts, preferences)
     return Findings(findings=tuple(looks.findings))
 
 
@@ -105,40 +104,6 @@ def schedules_of(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, tup
             yield prefix + name, value
 
 
-def look_for_model(_looks: Looks, config: RunConfig, scratch: Path) -> Path:
-    """The model's folder, with a tokenizer. Weights that are on the hub, or still to be made, are not in it."""
-    from spin_core import base, demo
-
-    if config.model.path:
-        return base.locate(config.model.path, config.model, weights=False)
-    tokenizer = demo.build_tokenizer()
-    base.fresh_config(config.sft, tokenizer).save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
-    return scratch
-
-
-def look_at_model(looks: Looks, config: RunConfig, folder: Path) -> Shape:
-    """Sizes, from the weights' headers where weights are here, and from the configuration where not."""
-    from spin_core import base
-    from spin_core.models import device_of, load_config
-
-    model = config.model
-    settings = load_config(folder, model)
-    skeleton = base.skeleton(folder, settings, model)
-    parameters = sum(weight.numel() for weight in skeleton.parameters())
-    if not model.path:
-        origin = f"made here, and trained on the data for {count(at(config.sft.train.epochs, 0), 'epoch')}"
-    elif Path(model.path).expanduser().is_dir() or any(folder.glob("*.safetensors")):
-        parameters, stored = read_headers(base.weight_files(folder))
-        origin = f"{model.path}, stored as {stored}"
-    else:
-        origin = f"{model.path}, fetched from the hub when the run begins"
-    looks.add("model", f"{parameters:,} parameters, {model.dtype} on {device_of(model)}: {origin}")
-    if model.trust_remote_code:
-        looks.add("model", "model.trust_remote_code is on: Python code that comes with the model will run", "warn")
-    return Shape.of(settings, parameters, model.dtype)
-
-
 def look_at_ranks(looks: Looks, config: RunConfig) -> None:
     """The processes that train together, if there are several: DeepSpeed, its settings and the devices are there."""
     speed = config.train.speed
@@ -162,23 +127,6 @@ def look_at_ranks(looks: Looks, config: RunConfig) -> None:
         looks.add("config", f"{count(idle, 'rank')} will idle: set train.batch_size to {ranks} or more", "warn")
 
 
-def look_at_adapter(looks: Looks, config: RunConfig, folder: Path, shape: Shape) -> Shape:
-    """The sizes with those of the adapter, if one is to be trained: the layers that get it are there."""
-    from spin_core import base
-    from spin_core.lora import adapted_layers
-    from spin_core.models import load_config
-
-    lora = config.train.lora
-    if lora is None:
-        return shape
-    skeleton = base.skeleton(folder, load_config(folder, config.model), config.model)
-    layers: list[Any] = [skeleton.get_submodule(name) for name in adapted_layers(skeleton, lora.targets)]
-    trained = sum(lora.rank * sum(layer.weight.shape) for layer in layers)
-    scale = f"rank {lora.rank}, alpha {lora.alpha:g}"
-    looks.add("model", f"trains an adapter of {scale} on {count(len(layers), 'layer')}: {trained:,} parameters")
-    return replace(shape, adapter=trained)
-
-
 def look_at_engine(looks: Looks, config: RunConfig) -> None:
     """Which engine will answer, and that it is there."""
     generate = config.generate
@@ -194,37 +142,6 @@ def look_at_engine(looks: Looks, config: RunConfig) -> None:
         else f"{speed.memory_fraction:.0%} of a GPU's memory, 2 GiB on a CPU"
     )
     looks.add("engine", f"vLLM answers ({why}), run by {python}; its room for keys and values: {room}")
-
-
-def read_headers(files: Iterable[Path]) -> tuple[int, str]:
-    """How many numbers safetensors files hold, and of what kind. `ModelError` if a file is cut short."""
-    from safetensors import SafetensorError, safe_open
-
-    kinds: Counter[str] = Counter()
-    for path in files:
-        try:
-            with safe_open(path, "np") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (it has no iterator)
-                    part = tensors.get_slice(name)
-                    kinds[part.get_dtype()] += math.prod(part.get_shape())
-        except SafetensorError as error:
-            raise ModelError(f"{path} is no whole safetensors file ({error}): copy or fetch it again") from error
-    return kinds.total(), " and ".join(sorted(kinds))
-
-
-def look_at_tokenizer(looks: Looks, config: RunConfig, folder: Path) -> Any:
-    """A renderer: the tokenizer loads, fits the model, and can write what the configuration asks for."""
-    from spin_core import base
-    from spin_core.chat import Renderer
-    from spin_core.models import load_config
-
-    tokenizer = base.prepare_tokenizer(folder, config.model)
-    base.check_fit(folder, load_config(folder, config.model), tokenizer, config.model)
-    renderer = Renderer(tokenizer, config.chat)
-    template = {"tokenizer": "its chat template", "plain": "bare text", "format": f"format {config.chat.format!r}"}
-    tokens = f"{len(tokenizer):,} tokens; pad {tokenizer.pad_token}, responses end in {renderer.frame.end_of_turn}"
-    looks.add("tokenizer", f"{tokens}; prompts are written as {template[config.chat.template]}")
-    return renderer
 
 
 def look_at_benchmarks(looks: Looks, config: RunConfig, scratch: Path) -> None:

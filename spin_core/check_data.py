@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spin_core.config import RunConfig, SourceConfig
+import numpy as np
+
+from spin_core.config import RunConfig, SourceConfig, TrainConfig
 from spin_core.errors import DataError
 from spin_core.estimate import Texts
+from spin_core.estimate import sides as sides_of
 from spin_core.findings import Looks
 from spin_core.jobs import PromptsJob
 from spin_core.lineage import Lineage
@@ -17,6 +20,9 @@ from spin_core.records import ModelVersion
 
 CHARACTERS = 8_000_000
 """So much text is tokenised; of a longer source, so much from its beginning."""
+
+PADDED = 8192
+"""Prompts of which it is tried how their rows would be padded."""
 
 CUT = 0.25
 """A larger share of human responses that are cut is a warning."""
@@ -81,7 +87,7 @@ def look_at_texts(looks: Looks, config: RunConfig, source: Source, folder: Path,
     job = Lineage(Path(), "check", config).prompts_job(tokenizer)
     looks.at("context", look_at_context, job)
     return (
-        look_at_rows(looks, job, source.rows, renderer)
+        look_at_rows(looks, job, source.rows, renderer, config.train)
         if source.rows
         else as_long_as_allowed(looks, job, source.number)
     )
@@ -97,7 +103,7 @@ def look_at_context(looks: Looks, job: PromptsJob) -> None:
     )
 
 
-def look_at_rows(looks: Looks, job: PromptsJob, rows: list[dict[str, Any]], renderer: Any) -> Texts:
+def look_at_rows(looks: Looks, job: PromptsJob, rows: list[dict[str, Any]], renderer: Any, train: TrainConfig) -> Texts:
     """Rows that are here: how many are kept, how long they are, and how many responses are cut."""
     found = tokenised(job, rows, renderer)
     tokens = [(len(example.prompt_ids), len(example.response_ids)) for example in found.train]
@@ -108,6 +114,7 @@ def look_at_rows(looks: Looks, job: PromptsJob, rows: list[dict[str, Any]], rend
         response_tokens=sum(response for _, response in tokens) / len(tokens),
         longest_prompt=max(prompt for prompt, _ in tokens),
         longest=max(prompt + response for prompt, response in tokens),
+        padding=padding(tokens, train),
     )
     part = f", judged by the first {found.read:,} rows" if found.read < len(rows) else ""
     lost = ", ".join(f"{number:,} {reason}" for reason, number in sorted(found.drops.items()) if number)
@@ -119,6 +126,24 @@ def look_at_rows(looks: Looks, job: PromptsJob, rows: list[dict[str, Any]], rend
     cure = f": raise generate.max_new_tokens above {job.max_new_tokens}, so that the player sees how responses end"
     looks.add("lengths", said + cure if cut > CUT else said, "warn" if cut > CUT else "ok")
     return texts
+
+
+def padding(tokens: list[tuple[int, int]], train: TrainConfig) -> float:
+    """Tokens of padded rows over those of their sequences, from the lengths of prompts and human responses.
+
+    As `packing.deal_padded` cuts a batch. The opponent's responses are taken to be as long as another prompt's.
+    """
+    from spin_core.batches import micro_batches
+
+    sides = sides_of(train)
+    tokens_N2 = np.random.default_rng(0).permutation(np.array(tokens, np.int64))[:PADDED]
+    lengths_PN = np.stack([tokens_N2[:, 0] + np.roll(tokens_N2[:, 1], side) for side in range(sides)])
+    longest_N, held = lengths_PN.max(axis=0), 0
+    for start in range(0, len(longest_N), train.batch_size):
+        longest_B = longest_N[start : start + train.batch_size]
+        for cut in micro_batches(longest_B, sides, train.micro_batch_tokens):
+            held += sides * len(cut) * int(longest_B[cut[0]])
+    return held / int(lengths_PN.sum())
 
 
 class Tokenised(NamedTuple):

@@ -98,6 +98,8 @@ class Texts:
     longest_prompt: int
     longest: int
     """Of a prompt and its response together."""
+    padding: float = 1.0
+    """Tokens of padded rows over those of their sequences (`check_data.padding`)."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +164,10 @@ def sides(config: TrainConfig) -> int:
 
 
 def tokens_of_item(texts: Texts, config: TrainConfig) -> float:
-    """Tokens through the network for a prompt and its responses: the prompt once, if it is shared."""
+    """Tokens through the network for a prompt and its responses: the prompt once, if it is shared; else padding too."""
     prompts = 1 if config.speed.packing and config.speed.prefix_sharing else sides(config)
-    return prompts * texts.prompt_tokens + sides(config) * texts.response_tokens
+    tokens = prompts * texts.prompt_tokens + sides(config) * texts.response_tokens
+    return tokens if config.speed.packing else tokens * texts.padding
 
 
 def tokens_in_a_pass(config: TrainConfig, longest: int) -> int:

@@ -13,7 +13,7 @@ import torch
 from helpers import character_tokenizer, data_folder, save_tiny_model
 from huggingface_hub import constants
 
-from spin_core import check, check_data, engines, estimate, gate, prompts
+from spin_core import check, check_data, check_model, engines, estimate, gate, prompts
 from spin_core.batches import Sequences
 from spin_core.check import check_run
 from spin_core.checkpoint import save_checkpoint
@@ -270,8 +270,37 @@ def test_a_model_that_is_not_whole_is_found_by_its_headers(configured, tiny_mode
     line = wrong(check_run(configured(f"model.path={tmp_path / 'model'}"), tmp_path))
     assert "is no whole safetensors file" in line
     with pytest.raises(ModelError, match="copy or fetch it again"):
-        check.read_headers([weights])
-    assert check.read_headers([tiny_model / "model.safetensors"])[1] == "F32"
+        check_model.read_headers([weights])
+    assert check_model.read_headers([tiny_model / "model.safetensors"])[1] == "F32"
+
+
+@pytest.fixture
+def capped_model(tmp_path):
+    """A Gemma 2 that caps its attention's logits, and has windows in every other layer."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    tokenizer, folder = character_tokenizer(), tmp_path / "gemma2"
+    config = Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=1024, sliding_window=16, pad_token_id=0,
+    )  # fmt: skip
+    Gemma2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_that_cannot_take_packed_rows_is_told_with_the_reason_and_reckoned_with_padding(
+    configured, capped_model, tmp_path, monkeypatch
+):
+    reckoned = []
+    monkeypatch.setattr(check, "look_at_time", lambda _looks, config, *_: reckoned.append(config.train.speed.packing))
+    found = check_run(configured(f"model.path={capped_model}"), tmp_path)
+    assert found.ok
+    assert texts(found, "model", "warn") == ["trains on padded rows, because Gemma2Attention asks for softcap"]
+    assert texts(check_run(configured(), tmp_path), "model")[1:] == ["trains on packed rows"]
+    off = check_run(configured(f"model.path={capped_model}", "train.speed.packing=false"), tmp_path)
+    assert texts(off, "model", "warn") == [], "nobody asked for packed rows"
+    assert reckoned == [False, True, False]
 
 
 def test_a_folder_that_is_a_file_is_one_line(configured, tmp_path):
@@ -381,6 +410,24 @@ def test_a_shared_prompt_is_counted_once():
     assert tokens(loss="t-spin") == 20 + 3 * 30
     assert tokens(loss="sft") == 20 + 30
     assert tokens(speed={"prefix_sharing": False}) == tokens(speed={"packing": False}) == 2 * (20 + 30)
+
+
+def test_padding_is_what_rows_hold_beyond_their_sequences():
+    config = TrainConfig(batch_size=4, micro_batch_tokens=10**6, loss="sft")
+    assert check_data.padding([(5, 5)] * 10, config) == 1
+    assert check_data.padding([(1, 1), (1, 2), (1, 3), (1, 8)], config) == 4 * 9 / (2 + 3 + 4 + 9)
+    # Of a prompt's two responses, both rows are as long as the longer one.
+    pairs = TrainConfig(batch_size=1, micro_batch_tokens=10**6)
+    assert check_data.padding([(1, 1), (1, 9)], pairs) == 4 * 10 / (2 + 10 + 2 + 10)
+    alike = TrainConfig(batch_size=64, micro_batch_tokens=100, loss="sft")
+    assert 1 < check_data.padding([(1, n) for n in range(1, 200)], alike) < 1.2, "rows of like length lie together"
+
+
+def test_padding_is_counted_for_rows_that_are_padded_alone():
+    padded = dataclasses.replace(TEXTS, padding=1.5)
+    assert estimate.tokens_of_item(padded, TrainConfig()) == 20 + 2 * 30
+    assert estimate.tokens_of_item(padded, TrainConfig(speed={"prefix_sharing": False})) == 2 * (20 + 30)
+    assert estimate.tokens_of_item(padded, TrainConfig(speed={"packing": False})) == 1.5 * 2 * (20 + 30)
 
 
 def test_activations_are_those_that_autograd_keeps(tiny_model):
