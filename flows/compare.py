@@ -7,6 +7,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
+from flows.listing import ended, label, place_of
 from flows.local import end_with_worker
 from flows.parameters import Iterations, Overrides, OwnName, given, runs_folder
 from flows.spin import play_alone
@@ -46,19 +47,22 @@ def compare(
         runs: The folder that holds lineages; SPIN_RUNS, or runs, if left out.
     """
     end_with_worker()
+    name = name or f"compare-{recipe}"
     config = resolve(recipe, overrides=given(overrides), iterations=iterations)
-    play_all(runs_folder(runs), name or f"compare-{recipe}", config, seeds, methods)
+    play_all(runs_folder(runs), name, config, seeds, methods)
+    return ended(place_of("comparison", name), None)
 
 
 @flow(name="compare", flow_run_name="{name}", persist_result=False, validate_parameters=False)
 def compare_local(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequence[str]) -> Table:
     """The same with a configuration that is resolved already: what the command line runs."""
     end_server_with_us()
-    return play_all(runs, name, config, seeds, methods)
+    return ended(place_of("comparison", name), play_all(runs, name, config, seeds, methods))
 
 
 def play_all(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequence[str]) -> Table:
     """Each seed's game with its controls, as an ordinary lineage; then the table."""
+    label(recipe=config.recipe, comparison=name)
     games = comparisons.begin(runs, name, config, seeds, methods)
     with store.locked(runs / name):
         for game in games:
@@ -71,4 +75,6 @@ def play_all(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequ
 @flow(name="spin", flow_run_name="{game.name}", persist_result=False, validate_parameters=False)
 def play_seed(game: Lineage) -> None:
     """One game."""
+    label(recipe=game.config.recipe, lineage=game.name)
     play_alone(game.runs, game.name, game.config)
+    return ended(place_of("leaderboard", game.name), None)

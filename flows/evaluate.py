@@ -6,6 +6,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
+from flows.listing import ended, label, place_of
 from flows.local import end_with_worker
 from flows.parameters import Overrides, OwnName, given, runs_folder
 from flows.spin import first_opponent
@@ -49,17 +50,19 @@ def evaluate(
     end_with_worker()
     game = evaluations.prepare(runs_folder(runs), target, suites, [given(overrides)], recipe or "", lineage)
     score_versions(game, versions)
+    return ended(place_of("leaderboard", game.name), None)
 
 
 @flow(name="evaluate", flow_run_name="evaluate-{game.name}", persist_result=False, validate_parameters=False)
 def evaluate_local(game: Lineage, versions: Sequence[int]) -> Board:
     """The same with all settings resolved already: what the command line runs."""
     end_server_with_us()
-    return score_versions(game, versions)
+    return ended(place_of("leaderboard", game.name), score_versions(game, versions))
 
 
 def score_versions(game: Lineage, wanted: Sequence[int]) -> Board:
     """Every suite on every version, alone in the lineage's folder."""
+    label(recipe=game.config.recipe, lineage=game.name)
     with store.locked(game.root), launch.warm.phases():
         records = game.records()
         base, prompts = start_of(game)

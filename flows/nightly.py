@@ -13,6 +13,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import deployment, flow_run
 from prefect.states import Completed
 
+from flows.listing import ended, label, place_of
 from flows.parameters import runs_folder
 from flows.spin import continue_lineage
 from spin_core import convergence, store
@@ -53,6 +54,7 @@ def nightly(
     folder = runs_folder(runs)
     root = lineages.check_name(folder, lineage)
     game = lineages.find(folder, lineage) if (root / "lineage.json").exists() else None
+    label(recipe=game.config.recipe if game else recipe, lineage=lineage)
     note = root / "nights" / f"{flow_run.id}.json"
     # The same run, started again after a crash: it may have finished its iteration, and must not add a second.
     planned = json.loads(note.read_text("utf-8"))["iterations"] if note.exists() else None
@@ -82,11 +84,12 @@ def nightly(
     note.parent.mkdir(exist_ok=True)
     written = {"iterations": len(game.records()), "ended": over.reason if over else "", "by": BY, "played": played}
     store.write_json(note, written)
+    place = place_of("leaderboard", lineage)
     if not over:
-        return None
-    get_run_logger().info("%s: %s", over.state, over.reason)
+        return ended(place, None)
+    get_run_logger().info("%s: %s; %s", over.state, over.reason, place)
     pause_schedules(lineage)
-    return Completed(name=over.state, message=over.reason)
+    return Completed(name=over.state, message=f"{over.reason}; {place}")
 
 
 def notes(root: Path) -> list[dict[str, Any]]:

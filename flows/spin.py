@@ -6,6 +6,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.controls import compare_with_controls
+from flows.listing import ended, label, place_of
 from flows.local import end_with_worker
 from flows.parameters import Iterations, Overrides, OwnName, given, runs_folder
 from flows.temporary import end_server_with_us
@@ -53,16 +54,20 @@ def spin(
         overrides: Any other setting. What is left empty stays as the recipe has it.
         runs: The folder that holds lineages; SPIN_RUNS, or runs, if left out.
     """
+    name = lineage or recipe
+    label(recipe=recipe, lineage=name)
     config = resolve(recipe, overrides=given(overrides), iterations=iterations)
-    check_store(runs_folder(runs), lineage or recipe, config)
-    continue_lineage(runs, lineage or recipe, config)
+    check_store(runs_folder(runs), name, config)
+    continue_lineage(runs, name, config)
+    return ended(place_of("leaderboard", name), None)
 
 
 @flow(name="spin", flow_run_name="{name}", persist_result=False, validate_parameters=False)
 def run_local(runs: Path, name: str, config: RunConfig) -> Board:
     """The same game with a configuration that is resolved already: what the command line runs."""
     end_server_with_us()
-    return continue_lineage(str(runs), name, config)
+    label(recipe=config.recipe, lineage=name)
+    return ended(place_of("leaderboard", name), continue_lineage(str(runs), name, config))
 
 
 def continue_lineage(runs: str, name: str, config: RunConfig) -> Board:

@@ -25,13 +25,18 @@ console = Console(highlight=False)
 
 def print_where(runs: Path, name: str) -> None:
     """Whether the gate ended the game, where the artifacts lie, and how to see them."""
+    from prefect.settings import PREFECT_UI_URL
+
+    from flows.listing import address_of
+
     records = find(runs, name).records()
     if records and records[-1].gate.outcome == "stop":
         console.print(f"\n[yellow]gate[/]       {records[-1].gate.reason}")
     console.print(f"\nartifacts  {runs / name}")
     console.print(f"samples    spin samples {name}        records    spin show {name}")
     console.print(f"report     {html_report.path_of(find(runs, name))}")
-    console.print("in the UI  spin up, then open http://127.0.0.1:4200/v2/artifacts")
+    up = "" if PREFECT_UI_URL.value() else "spin up, then open "
+    console.print(f"in the UI  {up}{address_of('leaderboard', name)}", soft_wrap=True)
 
 
 def record_at(game: Lineage, t: int) -> IterationRecord:

@@ -7,13 +7,14 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
-from prefect import flow
+from prefect import flow, tags
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 from small_lineage import NLLS, build, suite_report
 
-from flows import evaluate
+from flows import compare, evaluate, nightly, spin
 from spin_core import push as pushes
+from spin_core.recipes import resolve
 from tasks import display, publish
 from tasks.push import push
 
@@ -178,3 +179,48 @@ def test_scoring_afterwards_brings_the_copy_up_to_date_too(tmp_path, monkeypatch
     for name in ("leaderboard.json", "report.html"):
         assert (copy / name).read_bytes() == (game.root / name).read_bytes()
     assert (copy / "iter_01" / "eval" / "lm-eval" / "items.parquet").exists()
+
+
+def listed(*labels: str) -> list[tuple[str, str, str]]:
+    """Name, state and message of the runs that have all these tags, the oldest first."""
+    runs = ask("/flow_runs/filter", {"flow_runs": {"tags": {"all_": labels}}, "sort": "START_TIME_ASC"})
+    return [(run["name"], run["state_name"], run["state"]["message"]) for run in runs]
+
+
+def stands(key: str) -> str:
+    return f"{PREFECT_API_URL.value().removesuffix('/api')}/v2/artifacts/key/{key}"
+
+
+def test_runs_are_found_by_recipe_and_lineage_and_say_where_the_leaderboard_stands(tmp_path, monkeypatch):
+    """Nothing is played or scored here: a night finds that the gate has ended the game."""
+    game = build(tmp_path, "found", nlls=(*NLLS[:2], NLLS[0]), sets=["gate.rule=stop"])
+    board = publish.board.save(game)
+    monkeypatch.setattr(spin, "play", lambda _game: board)
+    monkeypatch.setattr(evaluate, "score", lambda *_, **__: None)
+    monkeypatch.setattr(evaluate, "start_of", lambda _game: (game.records()[0].opponent, None))
+    with tags("mine"):
+        assert spin.run_local(tmp_path, "found", game.config) == board
+        evaluate.evaluate("found", runs=str(tmp_path))
+        nightly.nightly("found", runs=str(tmp_path), return_state=True)
+    assert evaluate.evaluate_local(game, ()) == board
+    place = f"leaderboard: {stands('leaderboard-found')}"
+    reason = game.records()[-1].gate.reason
+    assert listed("recipe:demo", "lineage:found", "mine") == [
+        ("found", "Completed", place),
+        ("evaluate-found", "Completed", place),
+        ("nightly-found", "Stopped", f"{reason}; {place}"),
+    ]
+    assert listed("recipe:demo", "lineage:found")[3:] == [("evaluate-found", "Completed", place)]
+
+
+def test_a_comparison_is_found_by_its_name_and_its_games_by_their_lineages(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "play_alone", lambda *_: None)
+    monkeypatch.setattr(compare.comparisons, "table", lambda *_: "the table")
+    monkeypatch.setattr(compare, "publish_comparison", lambda *_: None)
+    config = resolve("demo", sets=["controls={}"])
+    assert compare.compare_local(tmp_path, "trial", config, 2, ["sft-steps"]) == "the table"
+    place = f"comparison: {stands('comparison-trial')}"
+    assert listed("recipe:demo", "comparison:trial") == [("trial", "Completed", place)]
+    one, two = listed("recipe:demo", "lineage:trial-seed-1")[0], listed("lineage:trial-seed-2")[0]
+    assert one == ("trial-seed-1", "Completed", f"leaderboard: {stands('leaderboard-trial-seed-1')}")
+    assert two[0] == "trial-seed-2"

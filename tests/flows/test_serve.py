@@ -288,7 +288,8 @@ def test_a_game_that_has_converged_ends_the_nights_and_people_are_told(up):
         run = up.finish(up.trigger("nightly", {"lineage": "whole"}))
         told = inbox.messages.get(timeout=60)
     assert (run["state_type"], run["state_name"]) == ("COMPLETED", "Converged")
-    assert run["state"]["message"] == "θ_3 is not better than θ_0 in real_tokens, beyond chance"
+    place = f"leaderboard: http://127.0.0.1:{up.port}/v2/artifacts/key/leaderboard-whole"
+    assert run["state"]["message"] == f"θ_3 is not better than θ_0 in real_tokens, beyond chance; {place}"
     assert told["text"] == f"spin: nightly-whole is Converged: {run['state']['message']}"
     assert told["event"] == "prefect.flow-run.Converged"
     after = {
