@@ -1,10 +1,12 @@
-"""Which runs the automations act on: asked of the server's own triggers, without a server."""
+"""Which runs the automations act on, asked of the server's own triggers without a server; and their installation."""
 
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
 from prefect.server.events.schemas.automations import EventTrigger
 from prefect.server.events.schemas.events import RelatedResource, Resource
+from prefect.testing.utilities import prefect_test_harness
 
 from infra import automations
 
@@ -48,3 +50,17 @@ def test_runs_of_the_command_line_and_of_others_are_left_alone(name):
 def test_a_run_may_miss_two_heartbeats():
     silent = automations.recovery()[0].trigger
     assert silent.within.total_seconds() == 3 * automations.HEARTBEAT_SECONDS
+
+
+@pytest.mark.slow
+def test_installed_again_they_are_there_once_as_they_are_now_and_one_that_was_switched_off_stays_off():
+    with prefect_test_harness(server_startup_timeout=120), get_client(sync_client=True) as client:
+        first = automations.install(client, automations.recovery())
+        client.pause_automation(first[0])
+        again = automations.install(client, automations.recovery(deadline=200))
+        found = {one["name"]: one for one in client.request("POST", "/automations/filter", json={}).json()}
+        count = client.request("POST", "/automations/count").json()
+    assert again == first
+    assert count == len(found) == len(EVERY) == 3
+    assert [found[name]["enabled"] for name in EVERY] == [False, True, True]
+    assert found[EVERY[0]]["trigger"]["within"] == 200
