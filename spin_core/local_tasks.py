@@ -90,10 +90,11 @@ def with_answer_key(row: Row, question: str = "question") -> Row:
 def hellaswag(row: Row) -> Row:
     """HellaSwag's rows: the activity, the sentences before, and the beginning of the one to be finished.
 
-    That beginning is in lower case in the data set, and lm-eval writes it with a capital.
+    That beginning is in lower case in the data set, and lm-eval writes it with a capital, unless a quotation mark is
+    the first of it.
     """
     activity, _, text = row["question"].partition(": ")
-    found = re.search(r"""(?<=[.!?"'])\s+([a-z][^.!?]*)$""", text)
+    found = re.search(r"""(?:(?<=[.!?])|(?<=[.!?]["']))\s+((?:["']\s*)?[a-z][^.!?]*)$""", text)
     before, begun = (text[: found.start()], found[1]) if found else (text, "")
     return {
         "activity_label": activity,

@@ -4,27 +4,13 @@ The rows below are written twice by hand, in the plain form and as the hub has t
 and not repeated.
 """
 
-import json
-import shutil
 from pathlib import Path
 from random import Random
 
-import helpers  # noqa: F401 (first: it keeps libraries from the network)
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import torch
-import yaml
-from helpers import character_tokenizer, save_tiny_model
-from lm_eval.evaluator import simple_evaluate
-from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
-from small_game import CPU, version_of
+from parity import Asked, Rows, assert_same_items, named, ours_of, save_ending_model, score_ours, score_theirs
 
-from spin_core import local_tasks, phase
-from spin_core.benchmark import run
-from spin_core.jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
-from spin_core.models import load_model, load_tokenizer, save_model
+from spin_core import local_tasks
 from spin_core.records import EvalReport
 
 SENTENCE = "red sun dog runs fast over the old green hill and sleeps near a blue lake while cold rain falls"
@@ -43,13 +29,6 @@ def questions(seed: int, count: int = 6) -> list[tuple[str, list[str], int]]:
         (f"Is {some(rng, 4)}?", [some(rng, rng.randint(1, 3)) for _ in range(4)], rng.randrange(4))
         for _ in range(count)
     ]
-
-
-class Rows:
-    """Rows of one split: of the plain file, and of the hub."""
-
-    def __init__(self, file: str, split: str, plain: list[dict], hub: list[dict]) -> None:
-        self.file, self.split, self.plain, self.hub = file, split, plain, hub
 
 
 def plain(found) -> list[dict]:
@@ -135,153 +114,69 @@ def ifeval_rows() -> Rows:
     return Rows("ifeval_train", "train", rows, hub)
 
 
-def tasks() -> dict[str, tuple[int | None, str, list[Rows]]]:
-    """Examples in the prompt, lm-eval's definition, and rows, by task."""
+def tasks() -> dict[str, Asked]:
+    """All tasks with their rows."""
     arc = {split: questions(seed) for seed, split in enumerate(("train", "test"))}
     book = {split: questions(10 + seed) for seed, split in enumerate(("train", "test"))}
     return {
-        "arc_challenge": (
+        "arc_challenge": Asked(
             3, "arc/arc_challenge",
             [
                 Rows(f"arc_challenge_{split}", split, plain(rows), lettered(rows, "question"))
                 for split, rows in arc.items()
             ],
         ),
-        "openbookqa": (
+        "openbookqa": Asked(
             1, "openbookqa/openbookqa",
             [
                 Rows(f"openbookqa_{split}", split, plain(rows), lettered(rows, "question_stem"))
                 for split, rows in book.items()
             ],
         ),
-        "hellaswag": (2, "hellaswag/hellaswag", [hellaswag_rows(20, "train"), hellaswag_rows(21, "validation")]),
-        "winogrande": (2, "winogrande/default", [winogrande_rows(22, "train"), winogrande_rows(23, "validation")]),
-        "truthfulqa_mc2": (0, "truthfulqa/truthfulqa_mc2", [truthfulqa_rows()]),
-        "gsm8k": (2, "gsm8k/gsm8k", [gsm8k_rows(24, "train"), gsm8k_rows(25, "test")]),
-        "ifeval": (0, "ifeval/ifeval", [ifeval_rows()]),
-        "bbh_cot_fewshot_sports_understanding": (
-            None, "bbh/cot_fewshot/sports_understanding", [bbh_rows("sports_understanding")],
+        "hellaswag": Asked(
+            2, "hellaswag/hellaswag", [hellaswag_rows(20, "train"), hellaswag_rows(21, "validation")]
+        ),
+        "winogrande": Asked(
+            2, "winogrande/default", [winogrande_rows(22, "train"), winogrande_rows(23, "validation")]
+        ),
+        "truthfulqa_mc2": Asked(0, "truthfulqa/truthfulqa_mc2", [truthfulqa_rows()]),
+        "gsm8k": Asked(2, "gsm8k/gsm8k", [gsm8k_rows(24, "train"), gsm8k_rows(25, "test")]),
+        "ifeval": Asked(0, "ifeval/ifeval", [ifeval_rows()]),
+        "bbh_cot_fewshot_sports_understanding": Asked(
+            None, "bbh/cot_fewshot/sports_understanding", [bbh_rows("sports_understanding")]
         ),
         **{
-            f"mmlu_{subject}": (
-                5, f"mmlu/default/mmlu_{subject}", [mmlu_rows(subject, split) for split in ("dev", "test")],
+            f"mmlu_{subject}": Asked(
+                5, f"mmlu/default/mmlu_{subject}", [mmlu_rows(subject, split) for split in ("dev", "test")]
             )
             for subject in SUBJECTS
         },
     }  # fmt: skip
 
 
-def write_plain(folder: Path) -> None:
-    """Rows as `evaluate.lm_eval.local_data` has them."""
-    for _, _, several in tasks().values():
-        for rows in several:
-            with (folder / f"{rows.file}.jsonl").open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows.plain)
-
-
-def write_hub(folder: Path) -> None:
-    """Rows as data sets of the hub's shape, and lm-eval's own definitions with no change but where those lie."""
-    for name, (_, definition, several) in tasks().items():
-        path = local_tasks.definitions() / f"{definition}.yaml"
-        subset = own(path, "dataset_name") or "default"
-        data = folder / "data" / name
-        data.mkdir(parents=True)
-        for rows in several:
-            pq.write_table(pa.Table.from_pylist(rows.hub), data / f"{rows.split}.parquet")
-        files = [{"split": rows.split, "path": f"{rows.split}.parquet"} for rows in several]
-        card = yaml.safe_dump({"configs": [{"config_name": subset, "data_files": files}]})
-        (data / "README.md").write_text(f"---\n{card}---\n")
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"include": str(path), "dataset_path": str(data)}))
-    for path in (local_tasks.definitions() / "mmlu" / "default").glob("_mmlu*.yaml"):
-        shutil.copy(path, folder)
-
-
-def own(path: Path, key: str) -> str | None:
-    """A plain setting of a definition or of what it includes."""
-    found: dict[str, str] = {}
-    for line in path.read_text().splitlines():
-        name, _, value = line.partition(":")
-        found[name.strip().strip('"')] = value.strip().strip('"')
-    if key in found:
-        return None if found[key] == "null" else found[key]
-    return own(path.parent / found["include"], key) if "include" in found else None
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """A tiny model whose context holds the examples of BBH, and that comes to an end by itself."""
-    first, folder = (tmp_path_factory.mktemp(name) for name in ("first", "model"))
-    tokenizer = character_tokenizer()
-    network = load_model(save_tiny_model(first, tokenizer), CPU)
-    network.config.max_position_embeddings = 6000
-    with torch.no_grad():
-        network.lm_head.weight[tokenizer.eos_token_id] *= 4
-    save_model(network, tokenizer, folder)
-    return folder
+    return save_ending_model(*(tmp_path_factory.mktemp(name) for name in ("first", "model")))
 
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory, model) -> EvalReport:
-    folder = tmp_path_factory.mktemp("ours")
-    write_plain(folder)
-    named = {name: shots for name, (shots, *_) in tasks().items() if not name.startswith("mmlu_")} | {"mmlu": 5}
-    config = BenchmarkConfig(
-        suite="lm-eval",
-        tasks=[BenchmarkTask(name=name, num_fewshot=shots) for name, shots in named.items()],
-        local_data=folder,
-        speed=BenchmarkSpeed(batch_size=4, scores=folder / ".scores"),
-    )
-    job = BenchmarkJob(output=folder / "lm-eval", config=config, model=CPU, player=version_of(model))
-    return phase.execute(job, EvalReport, run, phase.Progress())
+    return score_ours(tasks(), tmp_path_factory.mktemp("ours"), model)
 
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory, model) -> dict:
-    folder = tmp_path_factory.mktemp("theirs")
-    write_hub(folder)
-    found: dict = {"results": {}, "samples": {}, "groups": {}}
-    network = HFLM(pretrained=load_model(model, CPU), tokenizer=load_tokenizer(model, CPU), batch_size=4)
-    manager = TaskManager(include_path=str(folder), include_defaults=False)
-    by_shots: dict = {}
-    for name, (shots, *_) in tasks().items():
-        by_shots.setdefault(shots, []).append("mmlu" if name.startswith("mmlu_") else name)
-    for shots, names in by_shots.items():
-        results = simple_evaluate(
-            model=network, tasks=sorted(set(names)), num_fewshot=shots, task_manager=manager, bootstrap_iters=1000
-        )
-        for part in ("results", "samples"):
-            found[part] |= results[part]
-    return found
-
-
-def ours_of(report: EvalReport, task: str) -> dict[int, dict]:
-    rows = pq.read_table(report.path / "samples.parquet").to_pylist()
-    return {int(row["item"]): row for row in rows if row["task"] == task}
+    return score_theirs(tasks(), tmp_path_factory.mktemp("theirs"), model)
 
 
 @pytest.mark.parametrize("task", tasks())
 def test_a_local_task_asks_and_scores_item_by_item_as_lm_eval_does_with_the_hubs_rows(task, ours, theirs):
     mine = ours_of(ours, task)
-    samples = theirs["samples"][task]
-    assert len(mine) == len({sample["doc_id"] for sample in samples}) >= 2
-    for sample in samples:
-        row = mine[sample["doc_id"]]
-        choices = row["choices"] or [""]
-        requests = [request[0] + (request[1] if row["choices"] else "") for request in sample["arguments"]]
-        assert [row["prompt"] + choice for choice in choices] == requests
-        if row["choices"]:
-            assert row["logps"] == pytest.approx([answers[0][0] for answers in sample["resps"]], abs=1e-4)
-        else:
-            assert row["answer"] == sample["resps"][0][0]
-        suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"
-        said = json.loads(row["scores"])
-        for key in sample["metrics"]:
-            assert said[key + suffix] == (
-                sample[key] if isinstance(sample[key], list) else pytest.approx(sample[key], abs=1e-6)
-            )
+    assert len(mine) >= 2
+    assert_same_items(mine, theirs["samples"][task])
 
 
-@pytest.mark.parametrize("task", [*(name for name in tasks() if not name.startswith("mmlu_")), "mmlu"])
+@pytest.mark.parametrize("task", named(tasks()))
 def test_scores_and_errors_are_lm_evals(task, ours, theirs):
     found = theirs["results"][task]
     keys = [key for key in found if "," in key and "_stderr," not in key]
@@ -298,3 +193,16 @@ def test_the_tasks_are_not_all_right_or_all_wrong(ours):
 
 def test_examples_come_from_their_own_split(ours):
     assert ours.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "before", "begun"),
+    [
+        ('A man waves. " buy now', "A man waves.", '" buy now'),  # lm-eval gives a capital to what comes first
+        ('He says "stop." he', 'He says "stop."', "he"),
+        ('He says "stop". \'then he', 'He says "stop".', "'then he"),
+    ],
+)
+def test_quotation_marks_stay_with_the_sentence_of_hellaswag_that_they_are_of(text, before, begun):
+    row = local_tasks.hellaswag({"question": f"Ad: {text}", "choices": ["goes."], "label": 0})
+    assert (row["ctx_a"], row["ctx_b"]) == (before, begun)

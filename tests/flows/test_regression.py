@@ -1,0 +1,136 @@
+"""A game whose second training is ruined by its learning rate: what the gate makes of it, up to Prefect's event."""
+
+import json
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+from one_process import run_phase
+from prefect import flow
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.spin import continue_lineage
+from spin_core import launch
+from spin_core.board import Board
+from spin_core.config import RunConfig
+from spin_core.lineage import Lineage
+from spin_core.recipes import resolve
+
+pytestmark = pytest.mark.slow
+
+METRIC = "heldout_nll"
+RATES = [1e-3, 3.0, 1e-3]
+"""Of the three trainings. The second leaves nothing of what the model had learnt."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    with (
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+        prefect_test_harness(server_startup_timeout=120),
+    ):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def phases_run_here(monkeypatch) -> None:
+    monkeypatch.setattr(launch, "run_phase", run_phase)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """One folder for all games, which share θ_0."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@flow(validate_parameters=False)
+def game(runs: Path, name: str, config: RunConfig) -> Board:
+    """What the command line's flow plays, which would also end this process together with the server."""
+    return continue_lineage(str(runs), name, config)
+
+
+def play(player, runs: Path, rule: str) -> tuple[Lineage, dict]:
+    """Play a game of three iterations: its lineage, and the leaderboard that its flow returned."""
+    tiny = [one.removeprefix("--set=") for one in player.arguments(rule) if one.startswith("--set=")]
+    own = [f"gate.rule={rule}", f"gate.metric={METRIC}", "controls={}", f"train.learning_rate={RATES}"]
+    sets = [*(one for one in tiny if not one.startswith("controls=")), *own]
+    config = resolve("demo", sets=sets, iterations=3)
+    board = game(runs, rule, config)
+    return Lineage(runs, rule, config), board.model_dump(mode="json")
+
+
+def events(lineage: str, least: int) -> list[dict]:
+    """What Prefect was told of the gate, the oldest first, once it has taken in so many."""
+    since = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    wanted = {
+        "occurred": {"since": since},
+        "event": {"prefix": ["spin.gate."]},
+        "resource": {"id": [f"spin.lineage.{lineage}"]},
+        "order": "ASC",
+    }
+    deadline = time.monotonic() + 60
+    while True:
+        answer = httpx.post(f"{PREFECT_API_URL.value()}/events/filter", json={"filter": wanted}, timeout=60)
+        answer.raise_for_status()
+        found = answer.json()["events"]
+        if len(found) >= least or time.monotonic() > deadline:
+            return found
+        time.sleep(0.2)
+
+
+def said_of_the_fall(game: Lineage, board: dict, outcome: str) -> None:
+    """Record, page, leaderboard and event agree on θ_2: it fell, and θ_1 is the choice."""
+    decision = game.record(1).gate
+    assert (decision.outcome, decision.next_opponent, decision.metric) == (outcome, 1, METRIC)
+    assert decision.delta > 2 * decision.stderr > 0
+    first, second, third = (row["scores"][METRIC]["value"] for row in board["rows"][:3])
+    assert second < first < third
+    assert decision.delta == pytest.approx(third - second)
+    assert f"{METRIC} {third:.4g} against {second:.4g} of θ_1" in decision.reason
+    assert [row["gate"] for row in board["rows"][:3]] == [None, "promote", outcome]
+    assert board == json.loads((game.root / "leaderboard.json").read_text("utf-8"))
+    assert f"**Gate: {outcome}.** {decision.reason}" in game.page(1).read_text("utf-8")
+    told = events(game.name, len(game.records()))
+    assert [event["event"] for event in told[:2]] == ["spin.gate.promote", f"spin.gate.{outcome}"]
+    assert told[1]["payload"] == {"t": 2, **decision.model_dump(mode="json")}
+
+
+def test_a_regression_ends_a_game_whose_gate_stops(runs, player_in):
+    game, board = play(player_in, runs, "stop")
+    said_of_the_fall(game, board, "stop")
+    assert len(game.records()) == 2
+    assert not game.iteration(2).exists()
+    assert (len(board["rows"]), board["choice"]) == (3, 1)
+    assert len(events("stop", 2)) == 2
+    assert game.ended_by_gate()
+    # Asked again for three iterations, it plays none, and nobody is told twice.
+    before = {path: path.stat().st_mtime_ns for path in game.root.rglob("*.json")}
+    _, again = play(player_in, runs, "stop")
+    assert again == board
+    assert not game.iteration(2).exists()
+    assert {path: path.stat().st_mtime_ns for path in game.root.rglob("manifest.json")}.items() <= before.items()
+    assert len(events("stop", 2)) == 2
+
+
+def test_after_a_regression_the_best_version_plays_again_where_the_gate_keeps_it(runs, player_in):
+    game, board = play(player_in, runs, "best")
+    said_of_the_fall(game, board, "keep-best")
+    first, fallen, last = game.records()
+    assert last.opponent == first.player
+    assert last.opponent.digest != fallen.player.digest
+    # θ_1 answers, is scored, and is what training starts from.
+    assert last.generations.opponent == last.scores.opponent == first.player.digest
+    assert last.player.parent == first.player.digest
+    # What θ_3 is measured against is the best version before it, not the last one.
+    assert "of θ_1" in last.gate.reason
+    scores = [row["scores"][METRIC]["value"] for row in board["rows"]]
+    assert len(scores) == 4
+    assert scores[3] < scores[2]
+    chosen = last.gate.next_opponent
+    assert board["choice"] == chosen
+    assert [row["t"] for row in board["rows"]] == [0, 1, 2, 3]
+    assert [event["payload"]["t"] for event in events("best", 3)] == [1, 2, 3]
