@@ -9,6 +9,7 @@ import io
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -152,26 +153,29 @@ def from_datasets(folder: Path | None, source: SourceConfig, setting: str) -> tu
     from huggingface_hub.errors import HTTPError
 
     datasets.disable_progress_bars()
-    try:
-        if folder is not None and any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
-            loaded = datasets.load_from_disk(str(folder))
-        else:
-            loaded = datasets.load_dataset(
-                str(folder or source.path),
-                name=source.subset,
-                revision=source.revision if folder is None else None,
-            )
-    except (OSError, ValueError, datasets.exceptions.DatasetsError, HTTPError) as error:
-        where = "cannot be read as a data set" if folder else "is no file or folder here, nor found on the hub"
-        raise DataError(f"{source.path} {where} ({first_line(error)}): mend {setting}") from error
-    if isinstance(loaded, datasets.DatasetDict):
-        if source.split not in loaded:
-            raise DataError(
-                f"{source.path} has no split {source.split!r}: set {setting}.split to one of {', '.join(loaded)}"
-            )
-        loaded = loaded[source.split]
-    rows: list[Row] = loaded.to_list()
-    return rows, None if folder else commit_of(loaded.info.download_checksums) or source.revision
+    with tempfile.TemporaryDirectory() as fresh:
+        try:
+            if folder is not None and any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
+                loaded = datasets.load_from_disk(str(folder))
+            else:
+                loaded = datasets.load_dataset(
+                    str(folder or source.path),
+                    name=source.subset,
+                    revision=source.revision if folder is None else None,
+                    # Of a folder with a card, `datasets` would serve again what another folder of that name held.
+                    cache_dir=fresh if folder else None,
+                )
+        except (OSError, ValueError, datasets.exceptions.DatasetsError, HTTPError) as error:
+            where = "cannot be read as a data set" if folder else "is no file or folder here, nor found on the hub"
+            raise DataError(f"{source.path} {where} ({first_line(error)}): mend {setting}") from error
+        if isinstance(loaded, datasets.DatasetDict):
+            if source.split not in loaded:
+                raise DataError(
+                    f"{source.path} has no split {source.split!r}: set {setting}.split to one of {', '.join(loaded)}"
+                )
+            loaded = loaded[source.split]
+        rows: list[Row] = loaded.to_list()
+        return rows, None if folder else commit_of(loaded.info.download_checksums) or source.revision
 
 
 def commit_of(checksums: dict[str, Any] | None) -> str | None:
