@@ -6,11 +6,15 @@ highest turn counts, nothing is ever taken away from others, and of two that rac
 itself appears under its name whole or not at all, and never twice: whoever comes second, having been taken for dead,
 throws his away.
 
+Names are given by hard links, which never replace what is there. Where a file system refuses them, a claim is created
+under its name and then written, and a shard is renamed by whoever holds a claim on its name.
+
 `python -m spin_core.shards job.json` joins a generation that runs elsewhere, on any machine that sees its folders
 under the same paths, and ends when every shard is there.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -52,6 +56,9 @@ between two shards a worker that joined by itself holds no claim."""
 
 LAST_WORDS = "last-words.txt"
 """In the folder of the claims: that the workers that were started elsewhere have all ended, and what they said."""
+
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
+"""What file systems without hard links answer: exFAT, some network disks and buckets that are mounted."""
 
 Holder = dict[str, Any]
 """Who holds a claim (`host`, `place`, `pid`, `born`), and how far it is (`items`, `tokens`)."""
@@ -109,14 +116,14 @@ class Shards:
         there = set(self.final.iterdir())
         return [number for number in range(self.count) if self.path(number) not in there]
 
-    def claim(self, numbers: Iterable[int]) -> Claim | None:
+    def claim(self, numbers: Iterable[int], kind: str = "claim") -> Claim | None:
         """The first of these shards that nobody works on, as ours; None if there is none."""
-        claims = self.claims()
+        claims = self.claims(kind)
         for number in numbers:
             turn, path = claims.get(number, (-1, None))
             if path is not None and self.holder(path):
                 continue
-            ours = self.folder / f"{shard_name(number)}.claim-{turn + 1:04d}"
+            ours = self.folder / f"{shard_name(number)}.{kind}-{turn + 1:04d}"
             if not self._offer(ours):
                 continue
             if self.path(number).exists():
@@ -127,10 +134,10 @@ class Shards:
                 return Claim(number, ours)
         return None
 
-    def claims(self) -> dict[int, tuple[int, Path]]:
+    def claims(self, kind: str = "claim") -> dict[int, tuple[int, Path]]:
         """The claim that counts on each shard that has one: its turn, and its file."""
         found: dict[int, tuple[int, Path]] = {}
-        for path in self.folder.glob("shard-*.claim-*"):
+        for path in self.folder.glob(f"shard-*.{kind}-*"):
             number, turn = (int(part.rpartition("-")[2]) for part in path.name.split("."))
             found[number] = max(found.get(number, (turn, path)), (turn, path))
         return found
@@ -139,10 +146,12 @@ class Shards:
         """Who holds a claim; None if nobody does any more."""
         try:
             with path.open(encoding="utf-8") as file:  # on a network's disk, opening is what brings news
-                holder: Holder = json.load(file)
                 written = os.fstat(file.fileno()).st_mtime_ns
+                holder: Holder = json.load(file)
         except FileNotFoundError:
             return None
+        except ValueError:  # without links it is created first and written then
+            holder = {"host": "somebody", "place": "", "pid": 0, "born": "", "items": 0, "tokens": 0}
         if holder["place"] and holder["place"] == place():
             return holder if launch.birth(holder["pid"]) == holder["born"] else None
         before, since = self._seen.get(path.name, (None, 0.0))
@@ -168,19 +177,34 @@ class Shards:
         try:
             write(partial)
             store.sync(partial)
-            first = place_once(partial, self.path(number))
+            first = self._name(partial, number)
         finally:
             partial.unlink(missing_ok=True)
         store.sync(self.final)
         return first
 
+    def _name(self, partial: Path, number: int) -> bool:
+        """Give a shard's file its name; False if another worker was first."""
+        final = self.path(number)
+        if (first := place_once(partial, final)) is not None:
+            return first
+        while not final.exists():
+            claim = self.claim([number], "name")
+            if claim is not None:
+                with claim:
+                    partial.rename(final)
+                return True
+            time.sleep(POLL_SECONDS)
+        return False
+
     def _offer(self, claim: Path) -> bool:
-        scratch = beside(claim)
+        scratch, words = beside(claim), json.dumps({**ourselves(), "items": 0, "tokens": 0})
         try:
-            scratch.write_text(json.dumps({**ourselves(), "items": 0, "tokens": 0}), "utf-8")
-            return place_once(scratch, claim)
+            scratch.write_text(words, "utf-8")
+            first = place_once(scratch, claim)
         finally:
             scratch.unlink(missing_ok=True)
+        return create_once(claim, words) if first is None else first
 
 
 def work(
@@ -236,10 +260,32 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
-def place_once(scratch: Path, final: Path) -> bool:
-    """Give a finished file its name; False if that is taken. Unlike a rename, a link never replaces what is there."""
+def place_once(scratch: Path, final: Path) -> bool | None:
+    """Give a finished file its name; False if that is taken, None if the file system has no hard links.
+
+    Unlike a rename, a link never replaces what is there.
+    """
     try:
         os.link(scratch, final)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno in NO_LINKS:
+            return None
+        raise
+    return True
+
+
+def create_once(path: Path, text: str) -> bool:
+    """Create a file with this text; False if it is there. Others may see it before the text is in it."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            try:
+                file.write(text)
+                file.flush()
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
     except FileExistsError:
         return False
     return True
