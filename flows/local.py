@@ -21,6 +21,8 @@ HEARTBEAT_SECONDS = 30
 """How often a run says that it lives. Prefect takes nothing shorter."""
 POOL = "spin"
 """The work pool of the local worker."""
+WORKER = f"spin up on {os.uname().nodename}"
+"""What the local worker is called. It labels the runs that it starts with that, as others do with their names."""
 ORPHAN_GRACE_SECONDS = 40.0
 """How long a run whose worker is gone may take to end by itself."""
 

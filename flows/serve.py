@@ -62,7 +62,7 @@ def serve(runs: Path, host: str, port: int) -> None:
             worker = stack.enter_context(
                 Part(
                     "worker",
-                    ["prefect", "worker", "start", "--pool", local.POOL, "--type", "process"],
+                    ["prefect", "worker", "start", "--pool", local.POOL, "--type", "process", "--name", local.WORKER],
                     environment,
                     log,
                 )

@@ -1,7 +1,8 @@
 """What `spin up` does about runs that died: it says so of those whose process is gone, and starts crashed ones again.
 
 A team's server does this by automations (`infra/automations.py`). On SQLite their bookkeeping, a write for every event,
-can lock the whole database for a minute at a time; on one machine, the processes themselves tell more, and sooner.
+can lock the whole database for a minute at a time; on one machine, the processes themselves tell more, and sooner. Runs
+of workers on other machines are left to those: their processes cannot be seen from here.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ RECENT = timedelta(days=2)
 """A run that crashed before that is not started again by itself."""
 
 POOL = {"name": {"any_": [local.POOL]}}
+WORKER_LABEL = "prefect.worker.name"
 GONE = "Its process is gone."
 AGAIN = "It crashed, and goes on by itself. What is finished is reused."
 
@@ -31,13 +33,21 @@ def look(server: Server) -> None:
     with contextlib.suppress(TryAgain):
         alive, now = living(), datetime.now(UTC)
         for run in runs(server, list(WITHOUT_PROCESS)):
-            if run["id"] not in alive and age(run, now) > WITHOUT_PROCESS[run["state_type"]]:
+            if not elsewhere(run) and run["id"] not in alive and age(run, now) > WITHOUT_PROCESS[run["state_type"]]:
                 cancelling = run["state_type"] == "CANCELLING"
                 set_state(server, run, {"type": "CANCELLED" if cancelling else "CRASHED", "message": GONE})
         for run in runs(server, ["CRASHED"], since=now - RECENT):
             # What never began has counted no start: what keeps it from beginning would do so again.
             if run["id"] not in alive and 0 < run["run_count"] <= local.RERUNS and age(run, now) > BEFORE_AGAIN_SECONDS:
                 set_state(server, run, {"type": "SCHEDULED", "name": "AwaitingRetry", "message": AGAIN})
+
+
+def elsewhere(run: Any) -> bool:
+    """Whether a worker of another machine has the run. Workers put their names to runs before they start them.
+
+    (Prefect's `infrastructure_pid` is the bare number of a process, by which no machine can be told.)
+    """
+    return bool((run["labels"] or {}).get(WORKER_LABEL, local.WORKER) != local.WORKER)
 
 
 def living() -> set[str]:

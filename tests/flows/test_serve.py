@@ -23,6 +23,8 @@ from endpoint import serving
 from mail_server import mailbox
 from served import Up, as_in_form, free_port, holder, stamps, wait_for
 
+from flows import local, watch
+
 pytestmark = pytest.mark.slow
 
 PASSWORD = "team:planted-server-password"
@@ -190,6 +192,7 @@ def test_a_killed_flow_is_said_to_have_crashed_and_is_started_again(night):
     places = [night.states.index(name) for name in ("Running", "Crashed", "AwaitingRetry")]
     assert places == sorted(places)
     assert night.ended["run_count"] == 2
+    assert night.ended["labels"][watch.WORKER_LABEL] == local.WORKER, "by which its machine is known"
 
 
 def test_the_run_that_is_started_again_reuses_what_was_finished_and_repeats_nothing(up, night):

@@ -1,0 +1,111 @@
+"""What `spin up` does about runs that died: asked of a server that is a list of runs, on this machine's processes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from flows import local, watch
+from spin_core.errors import TryAgain
+
+
+class Runs:
+    """A server's runs, and the states that were set."""
+
+    def __init__(self, *runs: dict[str, Any]) -> None:
+        self.runs, self.set = list(runs), {}
+
+    def ask(self, path: str, query: Any) -> Any:
+        if path == "/flow_runs/filter":
+            wanted = query["flow_runs"]["state"]["type"]["any_"]
+            return [run for run in self.runs if run["state_type"] in wanted]
+        _, kind, run, act = path.split("/")
+        assert (kind, act) == ("flow_runs", "set_state")
+        self.set[run] = query["state"].get("name") or query["state"]["type"]
+        return {}
+
+
+def run(name: str, state: str, seconds: float, worker: str = local.WORKER, starts: int = 1) -> dict[str, Any]:
+    """A run that has been in its state for so many seconds; the labels are those that Prefect's workers give."""
+    since = datetime.now(UTC) - timedelta(seconds=seconds)
+    labels = {"prefect.worker.name": worker, "prefect.worker.type": "process"} if worker else {}
+    state_of = {"type": state, "timestamp": since.isoformat()}
+    return {"id": name, "state_type": state, "state": state_of, "run_count": starts, "labels": labels}
+
+
+def after(*runs: dict[str, Any]) -> dict[str, str]:
+    """What is set of these runs when they are looked at once."""
+    server = Runs(*runs)
+    watch.look(server)
+    return server.set
+
+
+@pytest.fixture
+def living() -> Iterator[str]:
+    """A run that has a process on this machine."""
+    environment = {**os.environ, "PREFECT__FLOW_RUN_ID": "living"}
+    command = [sys.executable, "-c", "print('up', flush=True); input()"]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield "living"
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("state", "seconds", "set_to"),
+    [
+        ("RUNNING", 11, "CRASHED"),
+        ("RUNNING", 9, None),
+        ("CANCELLING", 11, "CANCELLED"),
+        ("PENDING", 121, "CRASHED"),
+        ("PENDING", 60, None),
+    ],
+)
+def test_a_run_of_this_machine_without_a_process_is_dead_after_a_while(state, seconds, set_to):
+    assert after(run("gone", state, seconds)) == ({"gone": set_to} if set_to else {})
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "PENDING", "CANCELLING"])
+def test_a_run_of_a_worker_on_another_machine_is_left_to_it(state):
+    assert after(run("there", state, 3600, "ProcessWorker 6b2d5f4e"), run("here", state, 3600)).keys() == {"here"}
+
+
+def test_a_run_that_no_worker_has_put_its_name_to_is_nobody_elses():
+    """The worker died between taking it and saying so."""
+    assert after(run("taken", "PENDING", 121, worker="")) == {"taken": "CRASHED"}
+
+
+def test_a_run_with_a_process_lives(living):
+    assert after(run(living, "RUNNING", 3600), run(living, "CRASHED", 3600)) == {}
+
+
+@pytest.mark.parametrize(
+    ("starts", "again"), [(0, False), (1, True), (local.RERUNS, True), (local.RERUNS + 1, False), (10, False)]
+)
+def test_a_crashed_run_is_started_again_three_times_at_most(starts, again):
+    assert after(run("crashed", "CRASHED", 16, starts=starts)) == ({"crashed": "AwaitingRetry"} if again else {})
+    assert local.RERUNS == 3
+
+
+def test_a_crashed_run_is_not_started_again_before_its_worker_has_said_all():
+    assert after(run("crashed", "CRASHED", 14)) == {}
+
+
+def test_what_crashed_on_another_machine_is_started_again_too():
+    """Its own worker has said so, and any worker may take it."""
+    assert after(run("there", "CRASHED", 16, "ProcessWorker 6b2d5f4e")) == {"there": "AwaitingRetry"}
+
+
+def test_a_server_that_is_away_is_asked_the_next_time():
+    class Away(Runs):
+        def ask(self, *_: Any) -> Any:
+            raise TryAgain("it does not answer")
+
+    server = Away(run("gone", "RUNNING", 60))
+    watch.look(server)
+    assert server.set == {}
