@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from spin_core import config_metrics, engines, estimate, suites
+from spin_core import config_metrics, engines, estimate, measure, suites
 from spin_core.check_data import look_at_preferences, look_at_source, look_at_texts
 from spin_core.check_model import look_at_adapter, look_at_model, look_at_packing, look_at_tokenizer, look_for_model
 from spin_core.config import SCHEDULE, RunConfig, at
@@ -200,20 +200,23 @@ def look_at_memory(looks: Looks, config: RunConfig, shape: Shape, texts: Texts) 
     from spin_core.models import device_of
 
     train, generate, speed = config.train, config.generate, config.train.speed
+    place = device_of(config.model).type
+    offload = "zero3-offload" if estimate.sharing(train, shape)[1] == 3 else "zero2-offload"
     cures = {
         "lower train.micro_batch_tokens": estimate.tokens_in_a_pass(train, texts.longest)
         > estimate.sides(train) * texts.longest,
         "set train.gradient_checkpointing": not train.gradient_checkpointing,
+        "set train.speed.cached_scores": estimate.holds_opponent(train, shape),
         "set train.speed.deepspeed to zero3": speed.ranks * speed.nodes > 1 and estimate.sharing(train, shape)[1] < 3,
+        f"set train.speed.deepspeed to {offload}": estimate.would_help(shape, train, offload, texts.longest, place),
         "set model.dtype to bfloat16": config.model.dtype == "float32",
         "take a smaller model": True,
     }
     fewer = ["lower generate.batch_size", "take a smaller model"]
-    device = device_of(config.model)
-    free, where = free_memory(device.type)
-    if device.type == "cpu" and speed.ranks > 1:
+    free, where = free_memory(place)
+    if place == "cpu" and speed.ranks > 1:
         free, where = free // speed.ranks, f"{where} for each of {speed.ranks} ranks"
-    training = estimate.training_memory(shape, train, texts.longest, device.type)
+    training = estimate.training_memory(shape, train, texts.longest, place)
     phases = [("training", training, [cure for cure, helps in cures.items() if helps])]
     if engines.chosen(generate, config.model) == "transformers":  # vLLM takes what it is given, see its own finding
         phases += [("generation", estimate.generation_memory(shape, generate, texts.longest_prompt), fewer)]
@@ -223,6 +226,10 @@ def look_at_memory(looks: Looks, config: RunConfig, shape: Shape, texts: Texts) 
         listing = ", ".join(f"{name} {size(part)}" for name, part in parts.items())
         said = f"{phase} takes about {size(need)} ({listing}); {size(free)} are free {where}"
         looks.judge("memory", said, need, free, " or ".join(ways))
+    if place == "cuda" and (away := estimate.offloaded_memory(shape, train)):
+        free, where = free_memory("cpu")
+        said = f"training offloads about {size(away)} to this machine's own memory; {size(free)} are free {where}"
+        looks.judge("memory", said, away, free, "train on more nodes or take a smaller model")
 
 
 def free_memory(device: str) -> tuple[int, str]:
@@ -288,7 +295,7 @@ def look_at_time(looks: Looks, config: RunConfig, shape: Shape, texts: Texts, pr
     """A guess at the time of the run, from arithmetic and from how fast this device does some now."""
     from spin_core.models import device_of
 
-    speed = estimate.measure(shape, config, texts, device_of(config.model))
+    speed = measure.measure(shape, config, texts, device_of(config.model))
     iterations = [estimate.iteration_seconds(shape, texts, config, t, speed) for t in range(config.iterations)]
     beside = estimate.other_seconds(shape, texts, config, speed, preferences)
     total = beside + sum(sum(parts.values()) for parts in iterations)

@@ -4,8 +4,6 @@ Sizes are in bytes, lengths in tokens. Each term follows the code that it speaks
 Measured against training on a CPU, the sums came out between 6 % too high and 25 % too low: hence `SLACK`.
 """
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +27,6 @@ EFFICIENCY = 0.6
 
 START_SECONDS = 3.0
 """From the start of a phase's process until it works."""
-
-TRIED_SECONDS = 0.12
-"""How long each operation is tried."""
-
-ROWS_TRIED = {"cpu": 2048, "cuda": 16384}
-"""Rows of the product that is tried, at most: a GPU is idle for half the time of a short one."""
 
 ANSWER_SECONDS = 5e-4
 """For one answer, beside the network: its random numbers, its text, its row in a file."""
@@ -121,21 +113,82 @@ class Speed:
 def training_memory(shape: Shape, config: TrainConfig, longest: int, device: str = "cpu") -> Parts:
     """The peak of `train` on each rank: in the backward pass, where activations, logits and gradients meet.
 
-    ZeRO shares out the optimizer's states and masters (stage 1), gradients (2) and weights (3) among the ranks.
+    ZeRO shares out the optimizer's states and masters (stage 1), gradients (2) and weights (3) among the ranks. What it
+    offloads is not on the GPU; to a CPU it is one memory.
     """
-    ranks, stage = sharing(config, shape)
-    masters = 0 if shape.itemsize == FLOAT32 else FLOAT32
-    states = shape.trained * (masters + FLOAT32 * optimizer_states(config)) / (ranks if stage >= 1 else 1)
-    # DeepSpeed keeps the gradients of a pass in the weights' own precision; one device hands them on one by one.
-    passing = 0 if shape.itemsize == FLOAT32 or alone(config, shape) else shape.itemsize
-    gradients = shape.trained * (FLOAT32 + passing) / (ranks if stage >= 2 else 1)
-    weights = shape.parameters * shape.itemsize / (ranks if stage >= 3 else 1)
-    tokens = tokens_in_a_pass(config, longest)
-    return {
+    _, stage = sharing(config, shape)
+    weights, gradients, states = held(shape, config)
+    away = offloads(config, shape) if device == "cuda" else {}
+    if "optimizer" in away:  # the gradients that it sums go along, but for those of a pass
+        states, gradients = 0.0, gradients * shape.itemsize / gradient_bytes(shape, config)
+    if "param" in away:  # but for the layer at work and the one that is fetched, or the vocabulary's
+        vocabulary = shape.vocabulary * shape.hidden
+        layers = 2 * (shape.parameters - vocabulary) / shape.layers
+        weights = min(shape.parameters, max(vocabulary, layers)) * shape.itemsize
+    tokens, whole = tokens_in_a_pass(config, longest), float(shape.parameters * shape.itemsize)
+    parts = {
         "weights, gradients and optimizer": weights + gradients + states,
         "activations": SLACK * activations(shape, tokens, config.gradient_checkpointing, config.speed.compile),
         "logits": SLACK * logits_chunk(shape, tokens, config, device),
     }
+    if holds_opponent(config, shape):
+        parts["the opponent"] = whole
+    if stage == 3 and (more := whole - sum(parts.values())) > 0:
+        parts["the whole model, before it is shared out"] = more  # `zero.py`
+    return parts
+
+
+def held(shape: Shape, config: TrainConfig) -> tuple[float, float, float]:
+    """Bytes of a rank's weights, gradients, and states of the optimizer with its masters, wherever they lie."""
+    ranks, stage = sharing(config, shape)
+    masters = 0 if shape.itemsize == FLOAT32 else FLOAT32
+    states = shape.trained * (masters + FLOAT32 * optimizer_states(config)) / (ranks if stage >= 1 else 1)
+    gradients = shape.trained * gradient_bytes(shape, config) / (ranks if stage >= 2 else 1)
+    return shape.parameters * shape.itemsize / (ranks if stage >= 3 else 1), gradients, states
+
+
+def gradient_bytes(shape: Shape, config: TrainConfig) -> int:
+    """Of a weight's gradient: its sum in float32, and in half precision that of a pass.
+
+    DeepSpeed keeps the latter in the weights' own precision; one device hands them on one by one.
+    """
+    return FLOAT32 + (0 if shape.itemsize == FLOAT32 or alone(config, shape) else shape.itemsize)
+
+
+def offloads(config: TrainConfig, shape: Shape) -> dict[str, str]:
+    """Where DeepSpeed is told to keep what would fill a GPU: `optimizer` and `param`, each with `cpu` or `nvme`."""
+    from spin_core.zero_settings import zero_settings
+
+    stage = sharing(config, shape)[1]
+    if not stage:
+        return {}
+    settings = zero_settings(config, dtype_of(shape))["zero_optimization"]
+    told = {part: (settings.get(f"offload_{part}") or {}).get("device") or "none" for part in ("optimizer", "param")}
+    return {part: str(place) for part, place in told.items() if place != "none" and (part == "optimizer" or stage == 3)}
+
+
+def offloaded_memory(shape: Shape, config: TrainConfig) -> float:
+    """Bytes of a machine's own memory that its ranks offload to."""
+    weights, gradients, states = held(shape, config)
+    away = offloads(config, shape)
+    sums = gradients * FLOAT32 / gradient_bytes(shape, config)
+    each = (states + sums) * (away.get("optimizer") == "cpu") + weights * (away.get("param") == "cpu")
+    return config.speed.ranks * each
+
+
+def would_help(shape: Shape, config: TrainConfig, deepspeed: str, longest: int, device: str) -> bool:
+    """Whether another configuration of DeepSpeed would take a tenth less."""
+    speed = config.speed.model_copy(update={"deepspeed": deepspeed})
+    now, then = (
+        sum(training_memory(shape, asked, longest, device).values())
+        for asked in (config, config.model_copy(update={"speed": speed}))
+    )
+    return then < 0.9 * now
+
+
+def holds_opponent(config: TrainConfig, shape: Shape) -> bool:
+    """Whether the opponent is a second model beside the player (`train.opponent_of`)."""
+    return not config.speed.cached_scores and config.loss != "sft" and not shape.adapter
 
 
 def sharing(config: TrainConfig, shape: Shape) -> tuple[int, int]:
@@ -145,7 +198,12 @@ def sharing(config: TrainConfig, shape: Shape) -> tuple[int, int]:
     ranks = config.speed.ranks * config.speed.nodes
     if ranks == 1 and not config.speed.deepspeed:
         return 1, 0
-    return ranks, stage_of(zero_settings(config, "float32" if shape.itemsize == FLOAT32 else "bfloat16"))
+    return ranks, stage_of(zero_settings(config, dtype_of(shape)))
+
+
+def dtype_of(shape: Shape) -> str:
+    """The weights' precision in memory."""
+    return "float32" if shape.itemsize == FLOAT32 else "bfloat16"
 
 
 def alone(config: TrainConfig, shape: Shape) -> bool:
@@ -322,51 +380,3 @@ def generation_seconds(shape: Shape, texts: Texts, prompts: int, rows: int, spee
     reading = prompts * texts.prompt_tokens * per_token / speed.batch_flops
     writing = prompts * texts.response_tokens * per_token / speed.row_flops
     return reading + writing + steps * shape.layers * KERNELS * speed.start + prompts * ANSWER_SECONDS
-
-
-def measure(shape: Shape, config: RunConfig, texts: Texts, device: Any) -> Speed:
-    """Try matrix products of this model's widths on the device, and operations that compute next to nothing."""
-    import torch
-
-    from spin_core.models import SMALL
-
-    dtype = getattr(torch, config.model.dtype)
-    width = min(shape.intermediate, 4096)
-    weight_HI = torch.full((shape.hidden, width), 0.01, dtype=dtype, device=device)
-
-    def product(rows: int) -> float:
-        rows_RH = torch.full((rows, shape.hidden), 0.01, dtype=dtype, device=device)
-        return 2.0 * rows * shape.hidden * width / fastest(lambda: rows_RH @ weight_HI, device)
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if shape.parameters < SMALL else threads)  # as `load_model` does
-    try:
-        long, little = (torch.zeros(size, device=device) for size in (4_000_000, 8))
-        return Speed(
-            batch_flops=product(min(ROWS_TRIED[device.type], tokens_in_a_pass(config.train, texts.longest))),
-            row_flops=product(min(config.generate.batch_size, texts.prompts)),
-            bandwidth=2.0 * FLOAT32 * len(long) / fastest(lambda: long + 1, device),
-            start=fastest(lambda: little + 1, device),
-            own_device=device.type == "cuda",
-        )
-    finally:
-        torch.set_num_threads(threads)
-
-
-def fastest(work: Callable[[], Any], device: Any) -> float:
-    """Seconds that `work` takes when nothing disturbs it: the least of what fits into a tenth of a second."""
-    import torch
-
-    def timed() -> float:
-        began = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - began
-
-    work()
-    end = time.perf_counter() + TRIED_SECONDS
-    found = timed()
-    while time.perf_counter() < end:
-        found = min(found, timed())
-    return found

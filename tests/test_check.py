@@ -13,7 +13,7 @@ import torch
 from helpers import character_tokenizer, data_folder, save_tiny_model
 from huggingface_hub import constants
 
-from spin_core import check, check_data, check_model, engines, estimate, gate, prompts
+from spin_core import check, check_data, check_model, engines, estimate, gate, measure, prompts
 from spin_core.batches import Sequences
 from spin_core.check import check_run
 from spin_core.checkpoint import save_checkpoint
@@ -36,7 +36,7 @@ MIB = 2**20
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
     """The device is measured in an instant: no test here depends on its speed."""
-    monkeypatch.setattr(estimate, "TRIED_SECONDS", 0.005)
+    monkeypatch.setattr(measure, "TRIED_SECONDS", 0.005)
 
 
 @pytest.fixture(scope="module")
@@ -402,6 +402,85 @@ def test_memory_for_weights_by_hand():
         assert estimate.training_memory(bf16, ranks, 10)[held] == bytes_each * 10**9
 
 
+def test_what_is_offloaded_is_not_on_the_gpu_by_hand():
+    key, small = "weights, gradients and optimizer", {"micro_batch_tokens": 1, "batch_size": 1}
+    bf16 = Shape(**{**vars(SHAPE), "itemsize": 2, "parameters": 10**9})
+
+    def parts(name: str, device: str = "cuda", ranks: int = 4) -> dict[str, float]:
+        config = TrainConfig(**small, speed={"ranks": ranks, "deepspeed": name})
+        return estimate.training_memory(bf16, config, 10, device)
+
+    # Weights; sums of gradients in float32 and a pass's in bfloat16, shared out; master and state of RMSprop, shared.
+    assert parts("zero2")[key] == (2 + 6 / 4 + 8 / 4) * 10**9
+    assert parts("zero2-offload")[key] == (2 + 2 / 4) * 10**9
+    assert parts("zero2-offload", ranks=1)[key] == (2 + 2) * 10**9
+    working = 2 * (10**9 - 50 * 8) / 2  # two layers are all that there are
+    assert parts("zero3-offload")[key] == 2 * working + 2 / 4 * 10**9
+    for name in ("zero2", "zero3"):
+        assert parts(f"{name}-offload", "cpu") == parts(name, "cpu"), "to a CPU all is one memory"
+    deep = dataclasses.replace(bf16, layers=100)
+    config = TrainConfig(**small, speed={"ranks": 4, "deepspeed": "zero3-offload"})
+    found = estimate.training_memory(deep, config, 10, "cuda")
+    assert found[key] == pytest.approx((2 / 50 + 2 / 4) * 10**9, rel=1e-3)
+    assert sum(found.values()) == 2 * 10**9, "the whole model is there before it is shared out"
+    assert estimate.offloaded_memory(deep, config) == 4 * (2 + 4 + 8) / 4 * 10**9
+    assert estimate.offloaded_memory(deep, TrainConfig(speed={"deepspeed": "zero2-offload"})) == (4 + 8) * 10**9
+    assert estimate.offloaded_memory(deep, TrainConfig()) == 0
+
+
+def test_what_a_file_of_ones_own_offloads_counts_as_deepspeed_reads_it(tmp_path):
+    def offloads(**zero) -> dict[str, str]:
+        file = tmp_path / "own.json"
+        file.write_text(json.dumps({"zero_optimization": zero}))
+        return estimate.offloads(TrainConfig(speed={"deepspeed": str(file)}), SHAPE)
+
+    assert offloads(stage=2, offload_optimizer={"device": "nvme"}) == {"optimizer": "nvme"}
+    assert offloads(stage=2, offload_optimizer={"device": "none"}) == offloads(stage=1, offload_optimizer={}) == {}
+    assert offloads(stage=2, offload_optimizer=None) == {}
+    assert offloads(stage=2, offload_param={"device": "cpu"}) == {}, "weights are shared out in stage 3 alone"
+    assert offloads(stage=3, offload_param={"device": "cpu"}) == {"param": "cpu"}
+    assert estimate.offloads(TrainConfig(), SHAPE) == {}
+
+
+def test_the_opponent_is_a_second_model_where_it_is_scored_at_every_step():
+    off = {"cached_scores": False}
+
+    def second(shape: Shape = SHAPE, **fields) -> float:
+        return estimate.training_memory(shape, TrainConfig(**fields), 10).get("the opponent", 0)
+
+    assert second(speed=off) == 4000
+    assert second() == second(loss="sft", speed=off) == 0
+    assert second(dataclasses.replace(SHAPE, adapter=10), speed=off) == 0, "the player holds it"
+
+
+@pytest.mark.parametrize(
+    ("sets", "cure"),
+    [
+        ((), "zero2-offload"),
+        (("train.speed.deepspeed=zero2-offload",), None),
+        (("train.speed.ranks=2", "train.speed.deepspeed=zero3"), "zero3-offload"),
+        (("train.speed.ranks=2", "train.speed.deepspeed=zero3-offload"), None),
+    ],
+)
+def test_offloading_is_a_cure_where_it_would_help(monkeypatch, sets, cure):
+    from spin_core import models
+
+    monkeypatch.setattr(models, "device_of", lambda _model: torch.device("cuda"))
+    monkeypatch.setattr(check, "free_memory", lambda device: (10**10 if device == "cuda" else 10**12, "there"))
+    shape = Shape(**{**vars(SHAPE), "itemsize": 2, "parameters": 10**10, "layers": 40})
+    looks = Looks()
+    config = resolve("demo", sets=["generate.engine=vllm", "train.speed.cached_scores=false", *sets])
+    check.look_at_memory(looks, config, shape, TEXTS)
+    said = looks.findings[0].text
+    assert [name for name in ("zero2-offload", "zero3-offload") if f"train.speed.deepspeed to {name}" in said] == (
+        [cure] if cure else []
+    )
+    assert "set train.speed.cached_scores or " in said
+    assert len(looks.findings) == (1 if cure else 2)
+    if not cure:
+        assert looks.findings[1].text.startswith("training offloads about ")
+
+
 def test_a_shared_prompt_is_counted_once():
     def tokens(**fields) -> float:
         return estimate.tokens_of_item(TEXTS, TrainConfig(**fields))
@@ -511,7 +590,7 @@ def test_ranks_with_a_device_each_share_the_scoring_of_one_node():
 
 def test_a_device_is_measured_in_half_a_second_and_left_as_it_was():
     threads = torch.get_num_threads()
-    speed = estimate.measure(SHAPE, resolve("demo"), TEXTS, torch.device("cpu"))
+    speed = measure.measure(SHAPE, resolve("demo"), TEXTS, torch.device("cpu"))
     assert speed.batch_flops > 1e6
     assert speed.row_flops > 1e5
     assert speed.bandwidth > 1e7

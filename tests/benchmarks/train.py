@@ -200,7 +200,7 @@ def predicted(folder: Path, model: Model, batch_size: int, micro_batch_tokens: i
     import torch
     from transformers import AutoModelForCausalLM
 
-    from spin_core import estimate
+    from spin_core import estimate, measure
     from spin_core.batches import read_token_ids
     from spin_core.config import GenerateConfig, RunConfig, TrainConfig
     from spin_core.models import load_config
@@ -226,7 +226,7 @@ def predicted(folder: Path, model: Model, batch_size: int, micro_batch_tokens: i
             speed={"compile": model.gpu},
         ),
     )  # fmt: skip
-    speed = estimate.measure(shape, config, texts, torch.device(device))
+    speed = measure.measure(shape, config, texts, torch.device(device))
     tokens = batch_size * estimate.tokens_of_item(texts, config.train)
     memory = sum(estimate.training_memory(shape, config.train, texts.longest, device).values())
     memory += 0 if model.gpu else estimate.LIBRARIES
