@@ -11,68 +11,38 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import character_tokenizer
 from small_game import CPU, version_of
+from vllm_models import EOS, save_model, save_stacked
 
-from spin_core import engines, launch, lora, store
+from spin_core import engines, launch, store
 from spin_core import lineage as lineages
 from spin_core.config import GenerateConfig, ModelConfig, VllmConfig
 from spin_core.engine import Request, make_engine
 from spin_core.errors import ConfigError, TryAgain
 from spin_core.launch import run_phase
-from spin_core.lora import Adapter
-from spin_core.models import ADAPTERS, load_model, load_tokenizer
+from spin_core.models import load_model, load_tokenizer
 from spin_core.recipes import resolve
-from spin_core.records import GenerationBatch, ModelVersion, PairDataset, PromptSet, ScoredPairs, TrainRun
+from spin_core.records import GenerationBatch, PromptSet
 from spin_core.sampling import probabilities
 from spin_core.vllm_engine import start_error
 
 PYTHON = engines.vllm_python(VllmConfig())
 needs_vllm = pytest.mark.skipif(not PYTHON.exists(), reason=f"no vLLM at {PYTHON}: make vllm installs it")
 
-EOS = 2
 GREEDY = {"temperature": 1e-6, "max_new_tokens": 16}
 STRINGS = ["a", "xy", "B"]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """A random Llama with heads as wide as vLLM's kernels want them, whose answers end after some ten tokens."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder, tokenizer = tmp_path_factory.mktemp("model"), character_tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=128, initializer_range=0.3, bos_token_id=1, eos_token_id=EOS,
-        pad_token_id=0,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def stacked(model, tmp_path_factory) -> Path:
-    """A version with two adapters on the model's weights."""
-    folder = tmp_path_factory.mktemp("stacked") / "model"
-    lora.stack(model, folder)
-    layers = [f"model.layers.{i}.self_attn.{name}" for i in range(2) for name in ("q_proj", "o_proj")]
-    for number, rank in ((1, 4), (2, 3)):
-        generator = torch.Generator().manual_seed(number)
-        factors = {
-            layer: tuple(torch.randn(shape, generator=generator) * 0.3 for shape in ((rank, 64), (64, rank)))
-            for layer in layers
-        }
-        config = {
-            "peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": ["o_proj", "q_proj"],
-            "task_type": "CAUSAL_LM", "bias": "none",
-        }  # fmt: skip
-        lora.write(Adapter(config, factors), folder / ADAPTERS / f"{number:02d}")
-    return folder
+    return save_stacked(model, tmp_path_factory.mktemp("stacked") / "model")
 
 
 def some_requests(count=24, seed=0):
@@ -83,6 +53,11 @@ def some_requests(count=24, seed=0):
 def many_requests():
     """More tokens of prompts than vLLM reads at a time."""
     return [([*prompt, *range(4, 94)], seed) for prompt, seed in some_requests(120, seed=2)]
+
+
+def alike():
+    """Prompts that have two blocks of vLLM's cache in common."""
+    return [([*(list(range(4, 90)) * 3), *prompt[:8]], seed) for prompt, seed in some_requests(8, seed=3)]
 
 
 def changed(model: Path, folder: Path, **config) -> Path:
@@ -122,6 +97,11 @@ def told(model, stacked, tmp_path_factory) -> dict:
     ask("misfit", [requests], at=changed(model, folder / "misfit", intermediate_size=128))
     ask("greedy for memory", [requests], vllm={"speed": {"cache_gb": 4000}})
     ask("nonsense", [requests], vllm={"quantization": "nonsense"})
+    long = save_model(folder / "long", context=512)
+    for caching in (True, False):
+        speed = {"cache_gb": 0.0625, "batch_size": 2, "prefix_caching": caching}
+        ask(f"prefix {caching}", [alike(), alike()], at=long, vllm={"max_length": 300, "speed": speed}, **GREEDY)
+    ask("set", [requests], vllm={"dtype": "bfloat16", "max_length": 96})
     return probe(folder, asked)
 
 
@@ -231,6 +211,22 @@ def test_memory_that_runs_out_in_mid_run_halves_the_batch_and_loses_no_answer(to
 
 
 @needs_vllm
+def test_settings_reach_the_engine(told):
+    plain = {"dtype": "torch.float32", "context": 128, "prefix_caching": True}
+    assert told["plain"]["settings"] == plain
+    assert told["set"]["settings"] == {**plain, "dtype": "torch.bfloat16", "context": 96}
+    assert told["prefix False"]["settings"] == {**plain, "context": 300, "prefix_caching": False}
+
+
+@needs_vllm
+def test_what_prompts_have_in_common_is_computed_once_and_says_the_same(told, tmp_path):
+    mine = transformers_says(save_model(tmp_path / "long", context=512), alike(), **GREEDY)
+    assert told["prefix True"]["said"] == told["prefix False"]["said"] == [mine, mine]
+    assert told["prefix True"]["cached"] > 0
+    assert told["prefix False"]["cached"] == 0
+
+
+@needs_vllm
 def test_adapters_that_are_stacked_are_merged_or_applied(told, stacked, model):
     mine = transformers_says(stacked, some_requests(), **GREEDY)
     assert told["merged"]["said"][0] == mine
@@ -279,66 +275,6 @@ def test_a_model_in_two_parts_says_what_it_says_in_one(told, model, tmp_path):
 @needs_vllm
 def test_an_end_that_nobody_asked_for_is_no_answer(told):
     assert told["stranger"] == "vLLM ended an answer with 'abort'"
-
-
-@needs_vllm
-def test_an_iteration_sampled_by_vllm_starts_at_log_2(tmp_path, model):
-    sets = [
-        f"model.path={model}", "model.device=cpu", "prompts.sample=24", "prompts.held_out=4", "generate.engine=vllm",
-        "generate.max_new_tokens=12", "generate.shard_size=10", "generate.vllm.speed.cache_gb=0.0625",
-        "train.batch_size=8", "train.epochs=1", "controls={}",
-    ]  # fmt: skip
-    runs = tmp_path / "runs"
-    with store.locked(runs / "tale"):
-        made = lineages.start(runs, "tale", resolve("demo", sets=sets))
-    theta_0 = run_phase(made.base_job(), ModelVersion)
-    prompts = run_phase(made.prompts_job(theta_0), PromptSet)
-    log = []
-    generations = run_phase(made.generate_job(0, theta_0, prompts), GenerationBatch, on_log=log.append)
-    pairs = run_phase(made.pairs_job(0, prompts, generations, None), PairDataset)
-    scores = run_phase(made.score_job(0, theta_0, pairs), ScoredPairs)
-    training = run_phase(made.train_job(0, theta_0, pairs, scores), TrainRun)
-    assert training.first_loss == pytest.approx(math.log(2), abs=1e-5)
-    assert generations.rows == 24
-    assert any("answering with vLLM" in line for line in log)
-    assert "vllm" in json.loads((generations.path / "manifest.json").read_text())["usage"]["environment"]
-    # The same shard comes out the same where the others are there already: what a second worker, or a restart, makes.
-    job = made.generate_job(0, theta_0, prompts).model_copy(update={"output": tmp_path / "again" / "generations"})
-    shards = sorted(generations.path.glob("shard-*.parquet"))
-    assert len(shards) == 3
-    scratch = tmp_path / "again" / ".generations.partial"
-    scratch.mkdir(parents=True)
-    shutil.copyfile(shards[0], scratch / shards[0].name)
-    identity = store.digest_of(store.identity_of(job.model_dump(mode="json")))
-    (tmp_path / "again" / ".generations.identity").write_text(identity)
-    again = run_phase(job, GenerationBatch)
-    assert again.digest == generations.digest
-    assert [pq.read_table(again.path / shard.name) for shard in shards] == [pq.read_table(shard) for shard in shards]
-
-
-@needs_vllm
-def test_one_process_answers_for_every_version_of_a_mixture(tmp_path, model, stacked):
-    """Each shard by the version it is to be by: greedily, word for word what the transformers engine says."""
-    sets = [
-        f"model.path={model}", "model.device=cpu", "prompts.sample=24", "prompts.held_out=4", "generate.shard_size=10",
-        "generate.temperature=0.000001", "generate.max_new_tokens=12", "generate.vllm.speed.cache_gb=0.0625",
-        "generate.engine=vllm", "controls={}",
-    ]  # fmt: skip
-    made = lineages.Lineage(tmp_path, "tale", resolve("demo", sets=sets))
-    theta_0 = run_phase(made.base_job(), ModelVersion)
-    prompts = run_phase(made.prompts_job(theta_0), PromptSet)
-    theta_1 = version_of(stacked).model_copy(update={"t": 1})
-    job = made.generate_job(1, theta_1, prompts, (theta_1, theta_0))
-    plain = job.model_copy(
-        update={"output": tmp_path / "plain", "config": job.config.model_copy(update={"engine": "transformers"})}
-    )
-    mixed, same = (run_phase(one, GenerationBatch) for one in (job, plain))
-    assert set(mixed.opponents) == {"0", "1"}
-    assert mixed.opponents == same.opponents
-    shards = sorted(shard.name for shard in mixed.path.glob("shard-*.parquet"))
-    assert len(shards) >= 3
-    for shard in shards:
-        assert pq.read_table(mixed.path / shard).equals(pq.read_table(same.path / shard))
 
 
 def job_of(runs: Path, model: Path, **config):

@@ -34,10 +34,30 @@ def ask(question: dict[str, Any]) -> Any:
             engine.batch_size = 8
             run_out_of_memory(engine, question["fails_at_step"])
         groups = [[Request(*request) for request in group] for group in question["groups"]]
+        cached = count_cached(engine)
         said = [plain(answers(engine, group)) for group in groups]
     except SpinError as error:
         return {"error": type(error).__name__, "message": str(error)}
-    return {"said": said, "batch_size": engine.batch_size}
+    return {"said": said, "batch_size": engine.batch_size, "cached": sum(cached), "settings": settings_in(engine)}
+
+
+def settings_in(engine: Any) -> dict[str, Any]:
+    """What vLLM itself says of how it runs."""
+    model, cache = engine.engine.model_config, engine.engine.vllm_config.cache_config
+    return {"dtype": str(model.dtype), "context": model.max_model_len, "prefix_caching": cache.enable_prefix_caching}
+
+
+def count_cached(engine: Any) -> list[int]:
+    """How many tokens of each answered prompt were found in the cache; filled as answers come."""
+    step, found = engine.engine.step, []
+
+    def counted() -> Any:
+        outputs = step()
+        found.extend(output.num_cached_tokens or 0 for output in outputs)
+        return outputs
+
+    engine.engine.step = counted
+    return found
 
 
 def run_out_of_memory(engine: Any, step: int) -> None:
