@@ -134,8 +134,8 @@ def test_the_best_by_each_metric_is_published(tmp_path, tiny_model, metric):
     do(game(tmp_path / "short", tiny_model, **WILD, held_out=PART, steps=record.published))
     assert torch.equal(weights(job.weights), weights(tmp_path / "short" / "model"))
     assert record.steps == len(rows)
-    if metric == "loss":  # a rate so high spoils it within a few steps, however sums are rounded
-        assert record.published < record.steps / 2
+    if metric == "loss":  # a rate so high spoils it, at a step that depends on how sums are rounded
+        assert record.published < record.steps, "else the last would do as well"
 
 
 def test_the_first_of_equals_is_best_and_what_is_no_number_never():
