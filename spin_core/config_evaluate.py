@@ -70,7 +70,8 @@ class JudgeSpeedConfig(Frozen):
     """Requests in flight at a time."""
 
     retries: PositiveInt = 8
-    """Attempts at one verdict, with growing pauses between them, before the judge counts as down."""
+    """Attempts at one verdict, with growing pauses between them, before the judge counts as down. A wait that a rate
+    limit asks for is none."""
 
     timeout_seconds: PositiveFloat = 120.0
     """Longest wait for one verdict."""

@@ -1,22 +1,23 @@
 """The judge: a model behind an endpoint that speaks OpenAI's protocol, asked by OpenAI's own client.
 
-Many questions are in flight at a time. A rate limit holds all of them for as long as the endpoint asks; whatever else
-may pass is tried again with growing pauses. Each verdict stands in a journal before it counts, so that whatever ends
-this process, a restart asks for what is missing and for nothing else.
+Many questions are in flight at a time. A rate limit holds all of them for as long as the endpoint asks, and says that
+it is up; whatever else may pass is tried again with growing pauses, so many times. What the endpoint does not take,
+while it takes the rest, has no verdict. Each verdict stands in a journal before it counts, so that whatever ends this
+process, a restart asks for what is missing and for nothing else.
 """
 
 import contextlib
-import json
+import itertools
 import logging
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -25,13 +26,13 @@ import openai
 from spin_core.chat import Message
 from spin_core.config import JudgeConfig
 from spin_core.errors import ConfigError, SpinError, TryAgain
+from spin_core.journal import Journal, Row
 from spin_core.phase import Progress
 from spin_core.verdicts import READERS, REMINDERS, Ask
 
 log = logging.getLogger("spin_core")
 
 T = TypeVar("T")
-Row = dict[str, Any]
 
 OFFICIAL = "https://api.openai.com/v1"
 
@@ -41,11 +42,25 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 LONGEST_WAIT = 900.0
 """Most seconds that an endpoint is waited for at its own wish; one that wants more counts as down."""
 
+PATIENCE = 3600.0
+"""Seconds for which an endpoint may turn everybody away by its rate limit before it counts as down. Limits are counted
+by the minute, and some by the hour; what lasts longer is a quota."""
+
+REFUSALS = 10
+"""So many requests refused before the first one is answered are a judge that refuses all. A single one may be what
+that item holds, and the verdicts of the others take longer than a refusal."""
+
 ASKED = 3
 """How often a judge is asked for a verdict that can be read."""
 
-PASSING = (408, 409, 425, 429)
+LIMITED = 429
+PASSING = (408, 409, 425, LIMITED)
 """Statuses below 500 that may be gone at the next attempt."""
+
+FILTERED = re.compile(
+    r"content[ _-]?(filter|policy|management)|moderation|flagged|usage polic|responsible ?ai", re.IGNORECASE
+)
+"""In the code or the words of an endpoint that refuses what a request says, and would refuse no other for it."""
 
 
 class Cancelled(Exception):
@@ -56,23 +71,13 @@ class TooLong(Exception):
     """What is to be judged does not fit into the judge's context."""
 
 
-class Journal:
-    """Rows in a file, one JSON object a line. What is added is there, whatever ends this process afterwards."""
+class Refused(Exception):
+    """A question that the endpoint does not take. The settings are wrong if it takes none, else this one item is."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.lock = path, threading.Lock()
-        text = path.read_bytes() if path.exists() else b""
-        whole = text[: text.rfind(b"\n") + 1]
-        if whole != text:  # a kill in the middle of a line
-            path.write_bytes(whole)
-        self.rows: list[Row] = [json.loads(line) for line in whole.splitlines()]
-
-    def add(self, row: Row) -> None:
-        """Write one row. Any thread may."""
-        line = json.dumps(row, ensure_ascii=False) + "\n"
-        with self.lock, self.path.open("a", encoding="utf-8") as file:
-            file.write(line)
-            self.rows.append(row)
+    def __init__(self, said: str, of_all: str | None) -> None:
+        """`said` are the endpoint's words, `of_all` what they mean if it takes none; None if the item is why."""
+        super().__init__(said)
+        self.said, self.of_all = said, of_all
 
 
 class Judge:
@@ -83,7 +88,14 @@ class Judge:
         self.config, self.url = config, endpoint(config)
         self.stop = threading.Event()
         """Set it, and whoever would wait or ask again raises `Cancelled`."""
-        self.silent_until = 0.0
+        self.silent_until = self.spread = 0.0
+        """The moment before which nobody asks, and over how many seconds after it those who wait come back."""
+        self.heard = 0.0
+        """The moment of the endpoint's last answer to anybody."""
+        self.answered = False
+        """Whether it is known to answer questions, and not only to refuse them."""
+        self.refused: list[str] = []
+        """What its refusals mean if it answers nothing."""
         key = key_of(config)
         self.client = openai.OpenAI(api_key=key, base_url=self.url, max_retries=0, timeout=config.speed.timeout_seconds)
         self.secret = key
@@ -105,23 +117,38 @@ class Judge:
             )
 
     def verdict(self, ask: Ask) -> Row:
-        """What the judge says, as it stands in the journal: `value` is None where there is no verdict to be had."""
+        """What the judge says, as it stands in the journal: `value` is None where there is no verdict to be had.
+
+        Raises `ConfigError` when it is plain that nothing is answered.
+        """
         conversation = list(ask.messages)
         row: Row = {"key": ask.key, "value": None, "fault": "unreadable", "asked": 0, "reply": ""}
         while row["value"] is None and row["asked"] < ASKED:
             try:
                 row |= self.reply(conversation)
-            except TooLong:
-                # A conversation that has grown too long for another question is one without a verdict.
-                return row if row["asked"] else {**row, "fault": "too long"}
+            except (TooLong, Refused) as error:
+                if row["asked"]:  # it has grown too long for another question, or into what is not taken
+                    return row
+                if isinstance(error, TooLong):
+                    return {**row, "fault": "too long"}
+                self.bear(error)
+                return {**row, "fault": "refused", "reply": error.said}
             row["asked"] += 1
             row["value"] = READERS[ask.kind](row["reply"])
             said = {"role": "assistant", "content": row["reply"] or "…"}
             conversation = [*ask.messages, said, {"role": "user", "content": REMINDERS[ask.kind]}]
         return row if row["value"] is None else {**row, "fault": ""}
 
+    def bear(self, error: Refused) -> None:
+        """Take a refusal for the item's own, unless so many came before any answer."""
+        if error.of_all is not None:
+            self.refused.append(error.of_all)
+            if not self.answered and len(self.refused) >= REFUSALS:
+                self.stop.set()
+                raise ConfigError(error.of_all)
+
     def reply(self, conversation: Sequence[Message]) -> Row:
-        """The judge's reply, and what the endpoint tells about it."""
+        """The judge's reply, and what the endpoint tells about it. `TooLong` or `Refused` may be one item's fault."""
         config = self.config
         # Newer models of OpenAI's refuse the old name of the limit, and many other servers do not know the new one.
         limit = "max_tokens" if config.base_url else "max_completion_tokens"
@@ -136,52 +163,95 @@ class Judge:
             return row_of(found)
 
         try:
-            return self.persist(call)
+            row = self.persist(call)
         except openai.APIStatusError as error:
-            raise self.refusal(error) from error
+            raise self.fault(error) or self.refusal(error) from error
+        self.answered = True
+        return row
 
     def persist(self, call: Callable[[], T], attempts: int | None = None) -> T:
         """What `call` gives, tried again while what is wrong may pass; `TryAgain` if it does not.
 
-        Any other answer of the endpoint's is raised as the client has it.
+        Being turned away by a rate limit is no attempt, where the endpoint says for how long or answers others
+        meanwhile; but whoever gives a number of attempts gets no more. Any other answer of the endpoint's is raised as
+        the client has it.
         """
-        attempts = attempts or self.config.speed.retries
-        for attempt in range(1, attempts + 1):
-            self.rest(self.silent_until - time.monotonic())
+        patience = PATIENCE if attempts is None else 0.0
+        attempts, attempt = attempts or self.config.speed.retries, 0
+        began = before = time.monotonic()
+        for number in itertools.count():
+            self.hold()
+            limited = False
             try:
-                return call()
+                found = call()
             except openai.APIStatusError as error:
                 if error.status_code < 500 and error.status_code not in PASSING:
                     raise
                 if error.code == "insufficient_quota":
                     raise self.refusal(error) from error
                 problem, asked = self.told(error), retry_after(error.response.headers)
+                limited = error.status_code == LIMITED
             except openai.APITimeoutError:
                 problem, asked = f"no answer within {self.config.speed.timeout_seconds:g} s", None
             except openai.APIConnectionError as error:
                 problem, asked = f"{gist(error.__cause__ or error)}", None
             except (openai.APIResponseValidationError, ValueError) as error:
                 problem, asked = f"not OpenAI's protocol: {gist(error)}", None
-            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.75, 1.0)
-            if attempt < attempts and (asked or 0) <= LONGEST_WAIT:
-                log.info("judge: %s; trying again in %.1f s", problem, asked or pause)
-                if asked:
-                    self.silent_until = max(self.silent_until, time.monotonic() + asked)
-                else:
-                    self.rest(pause)
-                continue
-            raise TryAgain(
-                f"the judge at {self.url} gives no answer ({problem}; attempt {attempt} of {attempts}): see that it "
-                "runs, and run the same command again; what is answered and judged is kept"
-            )
+            else:
+                self.heard = time.monotonic()
+                return found
+            now, others = time.monotonic(), self.heard > before
+            before = now
+            if patience and limited and (asked or others):
+                silent = now - max(began, self.heard)
+                down, tried = silent + (asked or 0) > patience, f"no answer to anybody for {silent:.0f} s"
+            else:
+                attempt += 1
+                down, tried = attempt == attempts, f"attempt {attempt} of {attempts}"
+            if asked and asked > LONGEST_WAIT:
+                down, tried = True, f"we are to wait for {asked:,.0f} s"
+            if down:
+                raise TryAgain(
+                    f"the judge at {self.url} gives no answer ({problem}; {tried}): see that it runs, and run the same "
+                    "command again; what is answered and judged is kept"
+                )
+            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(number, 16)) * random.uniform(0.75, 1.0)
+            log.info("judge: %s; trying again in %.1f s", problem, asked or pause)
+            if asked:
+                self.silence(asked)
+            else:
+                self.rest(pause)
         raise AssertionError
+
+    def silence(self, seconds: float) -> None:
+        """Hold everybody for as long as the endpoint asks."""
+        seconds = max(seconds, FIRST_PAUSE)
+        self.spread = min(LONGEST_PAUSE, seconds / 2)
+        self.silent_until = max(self.silent_until, time.monotonic() + seconds)
+
+    def hold(self) -> None:
+        """Wait as long as the endpoint has asked for, and a little longer, each caller by another while.
+
+        So those who were held do not come back all at once; and if the first is turned away, the rest are held anew.
+        """
+        while (seconds := self.silent_until - time.monotonic()) > 0:
+            self.rest(seconds + random.uniform(0, self.spread))
 
     def rest(self, seconds: float) -> None:
         """Wait. Raises `Cancelled` if there is no going on."""
         if self.stop.wait(max(0.0, seconds)):
             raise Cancelled
 
-    def refusal(self, error: openai.APIStatusError) -> Exception:
+    def fault(self, error: openai.APIStatusError) -> TooLong | Refused | None:
+        """What a status means that may be for the question alone; None if it is for all."""
+        said = self.told(error)
+        if error.status_code in (400, 403, 422) and FILTERED.search(f"{error.code} {said}"):
+            return Refused(said, None)
+        if error.status_code not in (400, 413, 422):
+            return None
+        return TooLong(said) if "context" in said.lower() else Refused(said, str(self.refusal(error)))
+
+    def refusal(self, error: openai.APIStatusError) -> ConfigError:
         """What a status means that will not pass."""
         variable, said = self.config.api_key_env, self.told(error)
         if error.status_code in (401, 403):
@@ -197,8 +267,6 @@ class Judge:
                 f"the judge at {self.url} does not know model {self.config.model!r}, or has nothing at that address "
                 f"({said}): see evaluate.judge.model, and whether evaluate.judge.base_url should end in /v1"
             )
-        if "context" in said.lower() and error.status_code in (400, 413, 422):
-            return TooLong(said)
         return ConfigError(
             f"the judge at {self.url} refuses our request ({said}): see evaluate.judge.temperature, max_tokens and "
             "extra_body, which it may not take"
@@ -228,18 +296,24 @@ class Verdicts:
         return {ask.key: ask for ask in asks if ask.key not in self.by_key}
 
     def ask(self, asks: Sequence[Ask], judge: Judge, progress: Progress) -> None:
-        """Have all verdicts. Raises the `SpinError` that ended it; what came before is in the journal."""
+        """Have all verdicts. Raises the `SpinError` that ended it; what came before is in the journal.
+
+        The judge's connections are closed afterwards.
+        What the endpoint would not read is not in the journal: it costs nothing to be asked again, and may be mended.
+        """
         missing = self.missing(asks)
         there = len({ask.key for ask in asks}) - len(missing)
+        log.info("%d of %d verdicts are there already", there, there + len(missing))
+        judge.answered = judge.answered or bool(self.by_key)
         progress.start(there + len(missing), "verdict")
 
         def work(ask: Ask) -> None:
             judge.rest(0)
             row = judge.verdict(ask)
-            self.journal.add(row)
+            if row["asked"]:
+                self.journal.add(row)
             self.by_key[ask.key] = row
 
-        _ = self.by_key  # made before there are threads
         failure: BaseException | None = None
         with ThreadPoolExecutor(judge.config.speed.parallel, "judge") as pool:
             open_: set[Future[None]] = {pool.submit(work, ask) for ask in missing.values()}
@@ -250,11 +324,14 @@ class Verdicts:
                 if failure or progress.stopping:
                     judge.stop.set()  # those in flight are waited for, and kept
                 progress.show(len(self.by_key.keys() & {ask.key for ask in asks}))
+        judge.client.close()
         if isinstance(failure, SpinError):
-            log.info("%d of %d verdicts are kept", len(self.missing(asks)), len(asks))
+            log.info("%d of %d verdicts are kept", there + len(missing) - len(self.missing(asks)), there + len(missing))
         if failure:
             raise failure
         progress.check()
+        if judge.refused and not judge.answered:
+            raise ConfigError(judge.refused[0])
 
 
 def endpoint(config: JudgeConfig) -> str:

@@ -9,12 +9,13 @@ judge grades each answer from 1 to 10. Under the suite's name:
     mt-bench/against-previous, -base, -human    how often a judge likes these answers better than another version's,
                            or than the human responses to held-out prompts, a tie half; .5 if nothing is to choose
 
-A grade that the judge does not give in a form that can be read does not count, and a note says how many do not.
+A grade that the judge does not give in a form that can be read does not count, nor does one that it refuses to give,
+and a note says how many do not.
 
 Writes `answers.parquet`, `verdicts.parquet` with the judge's replies, and `items.parquet`. Answers and verdicts are
 journaled one by one, so a restart neither answers nor asks anything twice; what it answers shares its batch with fewer
-others, which may change a logit's last bits. Answers are kept for all lineages and judges: another judge reads those
-that are there.
+others, which may change a logit's last bits. Both are kept for all lineages: another judge reads the answers that are
+there, and what a judge has said of an answer, or of two, it is not asked again.
 """
 
 import importlib.metadata
@@ -33,7 +34,8 @@ from spin_core import store
 from spin_core.errors import ConfigError, DataError
 from spin_core.evaluate import Values, mean, write_items
 from spin_core.jobs import MtBenchJob
-from spin_core.judge import Journal, Judge, Verdicts
+from spin_core.journal import Journal
+from spin_core.judge import Judge, Verdicts
 from spin_core.phase import Progress, main
 from spin_core.questions import (
     HUMAN,
@@ -46,6 +48,7 @@ from spin_core.questions import (
     held_out,
     load_questions,
     quick,
+    verdicts_folder,
 )
 from spin_core.records import EvalReport
 from spin_core.verdicts import (
@@ -127,13 +130,16 @@ def run(job: MtBenchJob, scratch: Path, progress: Progress) -> dict[str, Any]:
         for turn in range(1, len(one.turns) + 1)
     ]
     asks = [*grades.values(), *(ask for one in pairs for ask in one.asks)]
-    verdicts = Verdicts(Journal(scratch / ".verdicts.jsonl"))
-    verdicts.ask(asks, judge, progress)
-
-    graded = {where: verdicts.by_key[ask.key]["value"] for where, ask in grades.items()}
+    entry = verdicts_folder(job)
+    with store.locked(entry, wait=True):
+        verdicts = Verdicts(Journal(entry / "verdicts.jsonl"))
+        verdicts.ask(asks, judge, progress)
+        graded = {where: verdicts.by_key[ask.key]["value"] for where, ask in grades.items()}
+        if not any(graded.values()):
+            # It may be mended behind the same name, and is to be asked anew then.
+            verdicts.journal.path.unlink(missing_ok=True)
+            raise no_grades(job.judge.model, verdicts.by_key[asks[0].key])
     outcomes = [outcome([verdicts.by_key[ask.key]["value"] for ask in one.asks]) for one in pairs]
-    if not any(graded.values()):
-        raise no_grades(job.judge.model, verdicts.by_key[asks[0].key])
     ids = [question.id for question in (*questions, *people)]
     values = grade_values(job.suite, questions, graded, ids) | pair_values(job.suite, pairs, outcomes, ids)
     scores = {name: mean(value_N, name) for name, value_N in values.items() if np.isfinite(value_N).any()}
@@ -164,6 +170,11 @@ def no_grades(model: str, verdict: Mapping[str, Any]) -> ConfigError:
         return ConfigError(
             f"what judge {model} is to read and its longest verdict together exceed its context: lower "
             "evaluate.judge.max_tokens, or set evaluate.judge.model to one with a longer context"
+        )
+    if verdict["fault"] == "refused":
+        return ConfigError(
+            f"judge {model} grades nothing, and refuses what it is to read ({verdict['reply']}): set "
+            "evaluate.judge.model to one that takes these questions"
         )
     reply = " ".join(verdict["reply"].split())[:80]
     return ConfigError(
@@ -278,6 +289,7 @@ def fault_notes(asks: Sequence[Ask], verdicts: Verdicts) -> list[str]:
     said = {
         "unreadable": "of the judge's verdicts could not be read, asked again and again, and do not count",
         "too long": "verdicts are missing, since what is to be judged is too long for the judge",
+        "refused": "verdicts are missing, since the judge's endpoint refuses what is to be judged",
     }
     return [f"{faults[fault]} of {len(keys)} {words}" for fault, words in said.items() if faults[fault]]
 

@@ -1,5 +1,5 @@
-"""MT-Bench's questions, from a folder in its own form or from the hub, held-out prompts as further ones, and a
-model's answers to them."""
+"""MT-Bench's questions, from a folder in its own form or from the hub, held-out prompts as further ones, a model's
+answers to them, and where answers and verdicts are kept for all lineages."""
 
 import dataclasses
 import gc
@@ -18,18 +18,22 @@ from spin_core.engine import Answer, Engine, Request, make_engine
 from spin_core.errors import DataError
 from spin_core.generate import answers, seed_of
 from spin_core.jobs import MtBenchJob
-from spin_core.judge import Journal
+from spin_core.journal import Journal
 from spin_core.lineage import resolved
 from spin_core.models import load_tokenizer
 from spin_core.phase import Progress
 from spin_core.records import PromptSet
 from spin_core.sampling import Sampling
 from spin_core.sources import read_file, read_rows
+from spin_core.verdicts import VERSION
 
 HUB = "HuggingFaceH4/mt_bench_prompts"
 REFERENCES = "reference_answer_gpt-4.jsonl"
 REFERENCED = ("math", "reasoning", "coding")
 """Categories whose answers are judged beside a reference."""
+
+VERDICTS = ".verdicts"
+"""Beside the folder of all models' answers: what judges said, by judge and model. Lineages share it."""
 
 HUMAN = "human"
 """The category of held-out prompts."""
@@ -141,6 +145,16 @@ def answers_folder(job: MtBenchJob) -> Path:
         "seed": job.seed,
     }
     return job.speed.answers / store.digest_of(store.identity_of(asked))[:16]
+
+
+def verdicts_folder(job: MtBenchJob) -> Path:
+    """Where this judge's verdicts on this model are kept. Each bears the digest of what was asked, answers and all.
+
+    Whoever asks the same judge about the same model at the same time waits for the one that has begun.
+    """
+    judge = job.judge.model_dump(mode="json", exclude={"speed", "api_key_env"})
+    asked = {"phase": "verdicts", "version": VERSION, "model": job.player.digest, "judge": judge}
+    return job.speed.answers.with_name(VERDICTS) / store.digest_of(asked)[:16]
 
 
 class Speaker:

@@ -24,6 +24,9 @@ from spin_core.chat import Message
 from spin_core.errors import DataError
 from spin_core.sources import read_file
 
+VERSION = 1
+"""Raised when verdicts come to be asked for or read in another way: those that are kept count no more."""
+
 SINGLE, PAIR = "single", "pair"
 
 RATING = re.compile(r"\[\[\s*(\d{1,2}(?:\.\d+)?)\s*\]\]")

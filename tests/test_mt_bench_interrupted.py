@@ -13,9 +13,9 @@ from small_game import start
 from spin_core import phase
 from spin_core.errors import ConfigError, Stopped, TryAgain
 from spin_core.jobs import MtBenchJob
-from spin_core.judge import Journal
+from spin_core.journal import Journal
 from spin_core.mt_bench import run
-from spin_core.questions import answers_folder
+from spin_core.questions import answers_folder, verdicts_folder
 from spin_core.records import EvalReport
 
 __all__ = ["data", "models", "short_pauses"]
@@ -53,8 +53,7 @@ def test_a_phase_that_is_ended_among_the_verdicts_asks_nothing_twice(tmp_path, d
         job = job_of(tmp_path / "mt-bench", data, models[0], endpoint.url, **slow)
         end(job, tmp_path / "first")
         time.sleep(0.4)  # what was in flight ends
-        scratch = phase.scratch_of(job.output)
-        kept = {row["key"] for row in Journal(scratch / ".verdicts.jsonl").rows}
+        kept = {row["key"] for row in Journal(verdicts_folder(job) / "verdicts.jsonl").rows}
         answered = (answers_folder(job) / "answers.jsonl").read_text()
         asked = len(endpoint.asked)
         assert 5 <= len(kept) < 2 * QUESTIONS

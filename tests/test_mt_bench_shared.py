@@ -1,0 +1,101 @@
+"""MT-Bench's verdicts are kept below the runs folder: no lineage asks a judge what it has said to another."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from endpoint import Reply, serving
+from mt_bench_game import QUESTIONS, data, do, grades, job_of, likes, models, rows_of, short_pauses
+
+from spin_core.errors import ConfigError
+from spin_core.questions import verdicts_folder
+
+__all__ = ["data", "models", "short_pauses"]
+
+GRADES = 2 * QUESTIONS
+
+
+def lineage(runs, name, *job, **fields):
+    """A lineage's job; all lineages find answers, and so verdicts, in one place."""
+    return job_of(runs / name / "mt-bench", *job, speed={"answers": runs / ".answers"}, **fields)
+
+
+def test_a_second_lineage_with_the_same_model_asks_nothing(tmp_path, data, models):
+    with serving(grades) as endpoint:
+        first = do(lineage(tmp_path, "first", data, models[0], endpoint.url))
+        assert len(endpoint.asked) == GRADES
+        # Other lineages play other games: their answers to MT-Bench's questions are the same.
+        job = lineage(tmp_path, "second", data, models[0], endpoint.url, generate={"temperature": 0.5})
+        second = do(job)
+        assert len(endpoint.asked) == GRADES
+        assert rows_of(first, "verdicts") == rows_of(second, "verdicts")
+        assert first.scores == second.scores
+        do(lineage(tmp_path, "third", data, models[1], endpoint.url))
+        assert len(endpoint.asked) == 2 * GRADES
+    assert verdicts_folder(job).parent == tmp_path / ".verdicts"
+
+
+def test_a_change_of_whom_to_compare_with_asks_for_the_comparisons_alone(tmp_path, data, models):
+    with serving(likes(lambda _a, _b: "A")) as endpoint:
+        base = do(lineage(tmp_path, "base", data, models[0], endpoint.url))
+        do(lineage(tmp_path, "alone", data, models[1], endpoint.url, t=1))
+        asked = len(endpoint.asked)
+        do(lineage(tmp_path, "pairs", data, models[1], endpoint.url, t=1, base=base, config={"pairwise": ("base",)}))
+        assert len(endpoint.asked) == asked + 2 * GRADES
+        assert all("assistant B" in str(body["messages"]) for body in endpoint.asked[asked:])
+
+
+@pytest.mark.parametrize(
+    "other", [{"model": "other"}, {"temperature": 0.5}, {"max_tokens": 9}, {"extra_body": {"speed": 1}}]
+)
+def test_another_judge_is_asked_anew(tmp_path, data, models, other):
+    with serving(grades) as endpoint:
+        do(lineage(tmp_path, "first", data, models[0], endpoint.url))
+        do(lineage(tmp_path, "second", data, models[0], endpoint.url, judge=other))
+    assert len(endpoint.asked) == 2 * GRADES
+
+
+def test_who_pays_and_how_fast_it_goes_is_no_other_judge_and_no_key_is_kept(tmp_path, data, models, monkeypatch):
+    monkeypatch.setenv("THEIR_KEY", "sk-secret")
+    with serving(grades) as endpoint:
+        do(lineage(tmp_path, "first", data, models[0], endpoint.url, judge={"api_key_env": "THEIR_KEY"}))
+        do(lineage(tmp_path, "second", data, models[0], endpoint.url, judge={"speed": {"parallel": 1}}))
+    assert len(endpoint.asked) == GRADES
+    assert endpoint.keys == {"Bearer sk-secret"}
+    texts = [path.read_bytes() for path in (tmp_path / ".verdicts").rglob("*") if path.is_file()]
+    assert any(b"So. [[" in text for text in texts)
+    assert not any(b"sk-secret" in text or b"THEIR_KEY" in text for text in texts)
+
+
+def test_two_lineages_at_a_time_ask_once(tmp_path, data, models):
+    with serving(lambda body, before: Reply(text=grades(body, before).text, seconds=0.02)) as endpoint:
+        jobs = [lineage(tmp_path, name, data, models[0], endpoint.url) for name in ("first", "second")]
+        with ThreadPoolExecutor(2) as pool:
+            first, second = pool.map(do, jobs)
+    assert len(endpoint.asked) == GRADES
+    assert first.scores == second.scores
+
+
+def test_an_item_that_the_judge_refuses_does_not_count_and_is_noted(tmp_path, data, models):
+    def reply(body, before):
+        return Reply(400, "we would rather not") if "Q82.2?" in str(body) else grades(body, before)
+
+    with serving(reply) as endpoint:
+        report = do(lineage(tmp_path, "first", data, models[0], endpoint.url))
+    assert (
+        f"1 of {GRADES} verdicts are missing, since the judge's endpoint refuses what is to be judged" in report.notes
+    )
+    assert report.scores["mt-bench/turn-2"].n == QUESTIONS - 1
+    (row,) = [row for row in rows_of(report, "verdicts") if row["fault"]]
+    assert (row["id"], row["turn"], row["fault"], row["reply"]) == ("82", 2, "refused", "400 we would rather not")
+
+
+def test_a_judge_that_graded_nothing_is_asked_anew_once_it_is_mended(tmp_path, data, models):
+    with serving(lambda _body, _before: Reply(text="I like it.")) as endpoint:
+        job = lineage(tmp_path, "first", data, models[0], endpoint.url)
+        with pytest.raises(ConfigError, match="gives no grade that can be read"):
+            do(job)
+        endpoint.reply = lambda _body, _before: Reply(400, "filtered", code="content_filter")
+        with pytest.raises(ConfigError, match=r"grades nothing, and refuses what it is to read .400 filtered"):
+            do(job)
+        endpoint.reply = grades
+        assert do(job).scores["mt-bench"].n == QUESTIONS
