@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from spin_core.config_base import SCHEDULE, Fraction, Frozen, Location, NonNegativeFloat, Schedule, at
 from spin_core.config_evaluate import (
     EvaluateConfig,
+    EvaluateSpeedConfig,
     GateConfig,
     JudgeConfig,
     JudgeSpeedConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "ControlsConfig",
     "DpoConfig",
     "EvaluateConfig",
+    "EvaluateSpeedConfig",
     "Fraction",
     "Frozen",
     "GateConfig",

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from spin_core.config_base import Folder, Frozen, NonNegativeFloat
+from spin_core.config_generate import RayConfig
 
 SuiteName = Literal[
     "open-llm-leaderboard",
@@ -103,6 +104,14 @@ class JudgeConfig(Frozen):
     """How it is asked."""
 
 
+class EvaluateSpeedConfig(Frozen):
+    """Where versions are scored. Nothing here changes a score, but for rounding where devices or threads differ."""
+
+    ray: RayConfig | None = None
+    """Run a version's suites on a Ray cluster (extra `ray`), each as one of its workers; None runs them on this
+    machine, one after the other."""
+
+
 class EvaluateConfig(Frozen):
     """How every model version is scored."""
 
@@ -135,6 +144,9 @@ class EvaluateConfig(Frozen):
 
     batch_size: PositiveInt = 64
     """Rows a forward pass."""
+
+    speed: EvaluateSpeedConfig = EvaluateSpeedConfig()
+    """Where it runs."""
 
 
 class GateConfig(Frozen):

@@ -44,7 +44,7 @@ class StorageError(SpinError):
 
 
 class WorkersLost(SpinError):
-    """All workers of a generation that does nothing itself have failed for good."""
+    """All workers elsewhere that were to do what is not done here have failed for good."""
 
 
 class TryAgain(SpinError):

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from spin_core import engines
-from spin_core.config import EvaluateConfig, JudgeConfig, LmEvalConfig, MtBenchConfig, RunConfig, VllmConfig
+from spin_core.config import (
+    EvaluateConfig,
+    EvaluateSpeedConfig,
+    JudgeConfig,
+    LmEvalConfig,
+    MtBenchConfig,
+    RunConfig,
+    VllmConfig,
+)
 from spin_core.errors import ConfigError
 from spin_core.jobs import (
     BenchmarkConfig,
@@ -188,6 +196,7 @@ def self_play_job(
         "judge": JudgeConfig(),
         "main_metric": "",
         "headline": (),
+        "speed": EvaluateSpeedConfig(),
     }
     # The model that scores both sides is loaded, and answers too.
     asked = {"temperature": temperature or config.temperature, "engine": "transformers", "vllm": VllmConfig()}

@@ -5,7 +5,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -13,15 +12,12 @@ from prefect.logging import get_run_logger
 
 from spin_core import engines, launch, shards, store
 from spin_core.config import RayConfig
-from spin_core.errors import ConfigError
 from spin_core.jobs import GenerateJob
 from spin_core.lineage import Lineage
 from spin_core.records import GenerationBatch, ModelVersion, PromptSet
 from tasks import display
+from tasks.cluster import LOOK_SECONDS, Future, has_ended, runner_on
 from tasks.frame import phase_task
-
-LOOK_SECONDS = 1.0
-"""How often the workers on a cluster are looked at."""
 
 
 def generate(
@@ -56,33 +52,13 @@ def join(job_file: Path) -> None:
 @contextlib.contextmanager
 def workers_on(ray: RayConfig, job: GenerateJob) -> Iterator[None]:
     """Workers on the cluster while this lasts. One that dies is started again; its shard goes to another meanwhile."""
-    try:
-        from prefect_ray import RayTaskRunner
-        from prefect_ray.context import remote_options
-    except ImportError as error:
-        raise ConfigError(
-            "generate.speed.ray needs prefect-ray, which is not installed: install Spin with its extra `ray`, or set "
-            "generate.speed.ray to null"
-        ) from error
     path = launch.write_job(job)
-    # Ray starts a task again whose process has died; one that failed is Prefect's to retry.
-    options = {"num_gpus": ray.gpus, "max_retries": -1}
-    with RayTaskRunner(address=ray.address) as runner, remote_options(**options):
+    with runner_on(ray, "generate", restarts=-1) as runner:
         futures = [runner.submit(join, {"job_file": path}) for _ in range(ray.workers)]
         with watched(futures, job):
             yield
         for future in futures:
             future.wait(launch.GRACE_SECONDS)
-
-
-class Future(Protocol):
-    """What is asked of Prefect's futures."""
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Return when the worker has ended, or after so many seconds."""
-
-    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> Any:
-        """None, or the error of a worker that failed; `TimeoutError` while it is at work."""
 
 
 @contextlib.contextmanager
@@ -118,11 +94,9 @@ def watched(futures: Sequence[Future], job: GenerateJob) -> Iterator[None]:
 
 def last_word(future: Future) -> str | None:
     """The last line that a worker said; None while it is at work."""
-    future.wait(LOOK_SECONDS)
-    try:
-        error = future.result(0, raise_on_failure=False)
-    except TimeoutError:
+    if not has_ended(future, LOOK_SECONDS):
         return None
+    error = future.result(raise_on_failure=False)
     if not isinstance(error, BaseException):
         return "all is done"
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
+from served import free_port, wait_for
 
 TINY = {
     "sft.hidden_size": 8,
@@ -97,3 +100,24 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Player:
     player = Player(tmp_path_factory.mktemp("whole"))
     player.spin(*player.arguments("whole"), one_process=True)
     return player
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[str]:
+    """The address of a server for all commands: starting one takes longer than any of them."""
+    port = free_port()
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port), "--no-services"]
+    home = {"PREFECT_HOME": str(tmp_path_factory.mktemp("server")), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    environment = {**os.environ, **home}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+
+        def healthy() -> bool:
+            assert process.poll() is None
+            try:
+                return httpx.get(f"http://127.0.0.1:{port}/api/health").is_success
+            except httpx.TransportError:
+                return False
+
+        wait_for(healthy)
+        yield f"http://127.0.0.1:{port}/api"
+        process.terminate()

@@ -1,19 +1,14 @@
 """Comparisons and scoring afterwards through the command line and a real Prefect server."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
 import pytest
-from served import free_port, wait_for
 
 from spin_core.compare import Table
 from spin_core.controls import TIMING
@@ -39,27 +34,6 @@ def arguments(player, name: str, *more: str) -> list[str]:
     sets = [one for one in player.arguments(name) if one.startswith("--set=") and "controls" not in one]
     options = ["--name", name, "--seeds", "2", "--iterations", "1"]
     return ["compare", "demo", *options, *sets, f"--set=controls={json.dumps(CONTROLS)}", *more]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[str]:
-    """The address of a server for all commands: starting one takes longer than any of them."""
-    port = free_port()
-    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port), "--no-services"]
-    home = {"PREFECT_HOME": str(tmp_path_factory.mktemp("server")), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    environment = {**os.environ, **home}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-
-        def healthy() -> bool:
-            assert process.poll() is None
-            try:
-                return httpx.get(f"http://127.0.0.1:{port}/api/health").is_success
-            except httpx.TransportError:
-                return False
-
-        wait_for(healthy)
-        yield f"http://127.0.0.1:{port}/api"
-        process.terminate()
 
 
 @pytest.fixture(scope="module")

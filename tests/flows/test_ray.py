@@ -1,4 +1,4 @@
-"""Generation on a Ray cluster of this machine, whose devices are there in name alone."""
+"""Generation and evaluation on a Ray cluster of this machine, whose devices are there in name alone."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import pytest
 ray = pytest.importorskip("ray")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster():
     """The address of a cluster with two GPUs, neither of which exists."""
     with socket.socket() as free:
@@ -27,7 +27,8 @@ def cluster():
     options = ["--num-cpus=2", "--num-gpus=2", "--include-dashboard=false", f"--temp-dir={folder}", "--block"]
     process = subprocess.Popen(
         [str(Path(sys.executable).with_name("ray")), "start", "--head", f"--port={port}", *options],
-        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+        # Without a token, also where another cluster has left one in the home folder.
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -89,3 +90,59 @@ def test_a_ray_cluster_answers_as_one_machine_does_though_a_worker_is_killed(fin
     generations = iteration / "generations"
     assert said(generations) == said(finished.runs / "whole" / "iter_00" / "generations")
     assert len((generations / "log" / "timing.jsonl").read_text().splitlines()) == 48
+
+
+def process_in(file: Path) -> int | None:
+    """The process of the phase whose file this is."""
+    try:
+        return int(file.read_text().split()[0])
+    except (FileNotFoundError, IndexError):
+        return None
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_scores_as_one_machine_does_though_a_worker_is_killed(
+    player_in, server, cluster, tiny_model, tmp_path
+):
+    here, there = (player_in(tmp_path / name, server) for name in ("here", "there"))
+    rows = [{"question": f"{n}+{n}?", "choices": [str(n), str(2 * n), str(n + 7)], "label": 1} for n in range(11, 19)]
+    (tmp_path / "arc_easy_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lm_eval = {"tasks": ["arc_easy"], "local_data": str(tmp_path)}
+    sets = [
+        "prompts.sample=24",
+        "prompts.held_out=16",
+        "evaluate.exact=false",
+        f"evaluate.lm_eval={json.dumps(lm_eval)}",
+    ]
+    asked = ["evaluate", str(tiny_model), "--recipe=demo", "--lineage=mine", *(f"--set={one}" for one in sets)]
+    here.spin(*asked, one_process=True)
+    shutil.copytree(here.runs, there.runs)
+    for scores in ("mine/base/eval", ".scores"):
+        shutil.rmtree(there.runs / scores)
+    speed = {"ray": {"address": cluster, "workers": 2, "gpus": 1}}
+    process = subprocess.Popen(
+        there.command("evaluate", "mine", f"--set=evaluate.speed={json.dumps(speed)}"),
+        env=there.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    folder = there.runs / "mine" / "base" / "eval"
+    deadline = time.monotonic() + 300
+    while (phase := process_in(folder / "jobs" / "self-play.pid")) is None:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    killed = parent_of(phase)
+    assert "ray::" in Path(f"/proc/{killed}/cmdline").read_text()
+    os.kill(killed, signal.SIGKILL)
+    assert not (folder / "self-play").exists()
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    assert "base · evaluate" not in output, "no suite was run or looked for here"
+    scored, whole = there.digests("mine"), here.digests("mine")
+    assert {"base/eval/self-play", "base/eval/lm-eval"} < set(scored)
+    assert scored == whole
+    one, two = (json.loads((player.runs / "mine" / "leaderboard.json").read_text()) for player in (here, there))
+    assert "arc_easy" in one["rows"][0]["scores"]
+    assert one["rows"][0]["scores"] == two["rows"][0]["scores"]

@@ -1,0 +1,106 @@
+"""Suites on a cluster, as far as no Ray is needed: how many at a time, what becomes of failures, and identities."""
+
+import contextlib
+
+import pytest
+from prefect.logging import disable_run_logger
+from small_lineage import build, dump, publish
+
+from spin_core import launch, store, suites
+from spin_core.config import RayConfig
+from spin_core.errors import DataError, WorkersLost
+from spin_core.records import EvalReport
+from tasks import evaluate
+
+NAMES = ["evaluate.suites=[open-llm-leaderboard,big-bench,mt-bench]"]
+FIELDS = {"model": "m", "suite": "by hand", "harness": "none", "scores": {}}
+
+
+def jobs_of(game):
+    record = game.records()[0]
+    return suites.evaluate_jobs(game, record.opponent, record.prompts, None)
+
+
+class Cluster:
+    """Runs a suite when it is looked at for the second time, and remembers how many were there at a time."""
+
+    def __init__(self, errors) -> None:
+        self.errors, self.at_work, self.most, self.begun = errors, set(), 0, []
+
+    def submit(self, task, parameters):
+        assert task is evaluate.run_suite_there
+        job = parameters["job"]
+        self.begun.append(job.output.name)
+        self.at_work.add(job.output.name)
+        self.most = max(self.most, len(self.at_work))
+        return Suite(self, job)
+
+
+class Suite:
+    def __init__(self, cluster, job) -> None:
+        self.cluster, self.job, self.looks = cluster, job, 0
+
+    def wait(self, _timeout=None) -> None:
+        self.looks += 1
+
+    def result(self, *_, **__):
+        if self.looks < 2:
+            raise TimeoutError
+        name = self.job.output.name
+        self.cluster.at_work.discard(name)
+        if name in self.cluster.errors:
+            return self.cluster.errors[name]
+        if launch.finished(self.job, EvalReport) is None:
+            publish(self.job.output, dump(self.job), {"log/x": b""}, FIELDS, EvalReport)
+        return None
+
+
+@pytest.fixture
+def played(tmp_path, monkeypatch):
+    """Scores θ_0's suites anew on a cluster where some have errors; gives the cluster and the reports."""
+
+    def play(errors=(), **given):
+        speed = {"address": "none", **given}
+        game = build(tmp_path, sets=[*NAMES, f"evaluate.speed.ray={speed}".replace("'", '"')])
+        store.shutil.rmtree(game.eval_folder(0))
+        cluster = Cluster(dict(errors))
+        monkeypatch.setattr(evaluate, "runner_on", lambda *_, **__: contextlib.nullcontext(cluster))
+        record = game.records()[0]
+        with disable_run_logger():
+            try:
+                return cluster, evaluate.evaluate(game, record.opponent, record.prompts)
+            except Exception as error:
+                return cluster, error
+
+    return play
+
+
+def test_so_many_suites_are_run_at_a_time_and_records_are_read_from_the_folder(played):
+    cluster, reports = played(workers=2)
+    assert cluster.most == 2
+    assert cluster.begun == ["self-play", "open-llm-leaderboard", "big-bench", "mt-bench"]
+    assert [report.path.name for report in reports] == cluster.begun
+
+
+def test_a_suite_that_fails_ends_the_run_when_the_others_are_done(played):
+    cluster, error = played({"self-play": DataError("no rows: bring some")}, workers=2)
+    assert isinstance(error, DataError)
+    assert cluster.begun[1:] == ["open-llm-leaderboard", "big-bench", "mt-bench"]
+    assert not cluster.at_work
+
+
+def test_a_suite_whose_workers_die_again_and_again_is_said_to_be_lost_in_one_line(played):
+    _, error = played({"mt-bench": RuntimeError("the worker died\nat night")}, workers=4)
+    assert isinstance(error, WorkersLost)
+    assert "eval/mt-bench was begun 3 times on the cluster" in str(error)
+    assert "(the worker died)" in str(error)
+
+
+def test_where_suites_are_run_is_no_part_of_what_they_are_known_by(tmp_path):
+    here, there = (
+        build(tmp_path / name, sets=[*NAMES, *more])
+        for name, more in (("here", []), ("there", ['evaluate.speed.ray={"address": "auto", "workers": 3}']))
+    )
+    assert there.config.evaluate.speed.ray == RayConfig(address="auto", workers=3)
+    one, two = ([store.identity_of(dump(job)) for job in jobs_of(game)] for game in (here, there))
+    assert one == two
