@@ -92,8 +92,10 @@ def answer_rows(batch: GenerationBatch) -> list[tuple[str, str]]:
         "said before": mine.repeated,
     }
     counts = ", ".join(f"{share(number, mine.responses)} {fault}" for fault, number in faults.items() if number)
+    least = batch.smallest_batch
     return [
         ("answers", f"{mine.responses:,} of {batch.tokens:,} tokens" + (f"; {counts}" if counts else "")),
+        *([("  memory", f"ran out; went on with {least:,} prompts at a time at the least")] if least else []),
         ("lengths", f"{sparkline(mine.histogram)} {middle(mine)}"),
         ("  human", f"{sparkline(found.real.histogram)} {middle(found.real)}"),
         ("distinct", f"{diversity(mine)}; human {diversity(found.real)}"),

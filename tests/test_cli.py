@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from small_lineage import build
 
 from flows.cli import main
+from flows.terminal import answer_rows
 from spin_core import store
 from spin_core.board import Board, leaderboard
 from spin_core.findings import Findings
@@ -53,6 +54,13 @@ def refusal(result: Result) -> str:
     assert line.startswith("error  ")
     assert result.stdout == ""
     return line.removeprefix("error  ")
+
+
+def test_a_shown_iteration_says_that_memory_ran_out_while_it_answered(game):
+    batch = game.records()[0].generations
+    assert "  memory" not in dict(answer_rows(batch))
+    told = dict(answer_rows(batch.model_copy(update={"smallest_batch": 8})))
+    assert told["  memory"] == "ran out; went on with 8 prompts at a time at the least"
 
 
 def test_help_takes_less_than_half_a_second():

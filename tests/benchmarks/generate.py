@@ -1,6 +1,6 @@
 """Generation's speed beside raw engines: `make bench-generate`, or `python tests/benchmarks/generate.py [--prompts N]`.
 
-One Llama of 15 million parameters (random, float32), one set of prompts of mixed lengths, sampled as the model is, with
+One Llama of 15 million parameters (random; float32 unless a row says bfloat16), one set of prompts of mixed lengths, sampled as the model is, with
 250 tokens that end an answer, so that lengths are mixed too. Each way runs alone, one after the other.
 
     ours      the whole phase: from when the engine is loaded until the record is published, so shards on disk, texts,
@@ -59,7 +59,7 @@ def make(folder: Path, count: int) -> None:
     (folder / "prompts.json").write_text(json.dumps(prompts))
 
 
-def job_of(folder: Path, name: str, **config: Any) -> Any:
+def job_of(folder: Path, name: str, dtype: str = "float32", **config: Any) -> Any:
     """The phase's job."""
     from small_game import CPU, version_of
 
@@ -75,7 +75,7 @@ def job_of(folder: Path, name: str, **config: Any) -> Any:
     )  # fmt: skip
     return GenerateJob(
         output=folder / name / "generations", t=0, config=GenerateConfig(max_new_tokens=NEW_TOKENS, **config),
-        model=CPU, opponent=version_of(folder / "model"), prompts=prompts,
+        model=CPU.model_copy(update={"dtype": dtype}), opponent=version_of(folder / "model"), prompts=prompts,
     )  # fmt: skip
 
 
@@ -202,6 +202,14 @@ def ways(folder: Path, count: int) -> dict[str, tuple[str, Callable[[], dict[str
         ),
         "our phase with transformers, 128": (
             "transformers, padded, 128", lambda: ours(folder, "128", batch_size=128, **plain),
+        ),
+        "our phase with transformers, 32, bfloat16": (
+            "our phase with transformers, 32 (the default)",
+            lambda: ours(folder, "half", batch_size=32, dtype="bfloat16", **plain),
+        ),
+        "our phase with vLLM, bfloat16": (
+            "our phase with vLLM",
+            lambda: ours(folder, "vllm-half", engine="vllm", shard_size=size, dtype="bfloat16"),
         ),
         "one worker, four shards": (
             "", lambda: ours(folder, "one", engine="transformers", shard_size=quarter),
