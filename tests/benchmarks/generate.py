@@ -1,7 +1,8 @@
 """Generation's speed beside raw engines: `make bench-generate`, or `python tests/benchmarks/generate.py [--prompts N]`.
 
-One Llama of 15 million parameters (random; float32 unless a row says bfloat16), one set of prompts of mixed lengths, sampled as the model is, with
-250 tokens that end an answer, so that lengths are mixed too. Each way runs alone, one after the other.
+One Llama of 15 million parameters (random; float32 unless a row says bfloat16), one set of prompts of mixed lengths,
+sampled as the model is, with 250 tokens that end an answer, so that lengths are mixed too. Each way runs alone, one
+after the other.
 
     ours      the whole phase: from when the engine is loaded until the record is published, so shards on disk, texts,
               statistics and digests are in it; what came before (imports, loading) stands beside it
