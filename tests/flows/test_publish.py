@@ -26,7 +26,10 @@ def server() -> Iterator[None]:
     with (
         temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
         prefect_test_harness(server_startup_timeout=120),
+        pytest.MonkeyPatch.context() as patch,
     ):
+        for command in (compare, evaluate, spin):
+            patch.setattr(command, "end_server_with_us", lambda: None)  # this process outlives the harness's server
         yield
 
 
