@@ -32,8 +32,8 @@ log = logging.getLogger("spin_core")
 
 PACKED, VARLEN = "spin_packed", "spin_packed_varlen"
 """The attention implementations of transformers that are registered here."""
-WIDEST_HEAD, HEAD_STEP = 256, 8
-"""The widths of a head that FlashAttention's kernel takes: multiples of 8."""
+HEAD_WIDTHS = range(8, 257, 8)
+"""The widths of a head that FlashAttention's kernel takes."""
 HANDLED = ("position_ids", "use_cache", "output_attentions", "sliding_window", "is_causal", "cache_position")
 
 
@@ -122,8 +122,7 @@ def varlen_kernel() -> Callable[..., Any] | None:
 def kernel_of(asked: str, model: PreTrainedModel) -> str:
     """Which implementation `train.speed.attention` means for a model. `ConfigError` for one that cannot be had."""
     on_gpu = model.device.type == "cuda"
-    width = head_width(model)
-    takes = on_gpu and model.dtype in (torch.bfloat16, torch.float16) and width <= WIDEST_HEAD and not width % HEAD_STEP
+    takes = on_gpu and model.dtype in (torch.bfloat16, torch.float16) and head_width(model) in HEAD_WIDTHS
     if takes and asked in ("auto", "varlen") and varlen_kernel() is not None:
         return VARLEN
     if asked == "varlen":
@@ -135,9 +134,10 @@ def kernel_of(asked: str, model: PreTrainedModel) -> str:
 
 
 def head_width(model: PreTrainedModel) -> int:
-    """d."""
-    config: Any = model.config
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    """d; 0 for a model without heads."""
+    config: Any = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None)
+    return int(getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0))
 
 
 def spread(x_Tnd: Tensor, layout: Layout) -> Tensor:
