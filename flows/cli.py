@@ -431,15 +431,22 @@ def recipes(settings: bool, recipe: str | None) -> None:
     show_default=True,
     help="Address to listen at. Beyond this machine a password is asked for: see the runs folder's .prefect/password.",
 )
+@click.option(
+    "--reruns",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="How often a run that crashed is started again by itself.",
+)
 @runs_option
-def up(port: int, host: str, runs: Path) -> None:
+def up(port: int, host: str, reruns: int, runs: Path) -> None:
     """Serve the UI: a server, the deployments and a worker, until Ctrl-C or `spin down`."""
     from flows import local
 
     local.prepare(runs, quiet=False)
     from flows.serve import serve
 
-    serve(runs, host, port)
+    serve(runs, host, port, reruns)
 
 
 @main.command()

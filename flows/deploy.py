@@ -16,17 +16,17 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleUpdate, DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter, WorkPoolFilter
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 
 import flows.spin  # noqa: F401 (so that it is loaded by the time the server answers)
-from flows import api, local
+from flows import api, local, watch
 
 LOST = "The server and the worker ended while it ran. Start it again: what is finished is reused."
 IN_OUR_POOL = WorkPoolFilter.model_validate({"name": {"any_": [local.POOL]}})
 UNDER_WAY = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
 OF_DEPLOYMENTS = {"deployment_id": {"is_null_": False}}
-FROM_DEPLOYMENTS = FlowRunFilter.model_validate(OF_DEPLOYMENTS)
 SAID_TO_RUN = FlowRunFilter.model_validate(OF_DEPLOYMENTS | UNDER_WAY)
 TASK_SAID_TO_RUN = TaskRunFilter.model_validate(UNDER_WAY)
 
@@ -51,24 +51,37 @@ def main() -> None:
 
 
 def go_on_with_lost_runs(client: SyncPrefectClient) -> None:
-    """Schedule all runs that are said to be running: no worker lives yet that could run them.
+    """Schedule the runs that are said to be running here: no worker of this machine lives yet that could run them.
 
     What has been started again too often has crashed for good, and what was being cancelled is cancelled. Runs of the
-    command line are left alone: they belong to no deployment.
+    command line are left alone, since they belong to no deployment, and so are those of other machines' workers, which
+    may live.
     """
-    while found := client.read_task_runs(flow_run_filter=FROM_DEPLOYMENTS, task_run_filter=TASK_SAID_TO_RUN):
-        for task in found:
-            client.set_task_run_state(task.id, crashed(), force=True)
-    while runs := client.read_flow_runs(flow_run_filter=SAID_TO_RUN, work_pool_filter=IN_OUR_POOL):
-        for run in runs:
-            client.set_flow_run_state(run.id, next_state(run), force=True)
+    for run in said_to_run(client):
+        if watch.elsewhere(run.labels):
+            continue
+        of_it = FlowRunFilter.model_validate({"id": {"any_": [run.id]}})
+        while found := client.read_task_runs(flow_run_filter=of_it, task_run_filter=TASK_SAID_TO_RUN):
+            for task in found:
+                client.set_task_run_state(task.id, crashed(), force=True)
+        client.set_flow_run_state(run.id, next_state(run), force=True)
+
+
+def said_to_run(client: SyncPrefectClient) -> list[FlowRun]:
+    """The runs of our deployments that are under way, as the server has it."""
+    found: list[FlowRun] = []
+    while page := client.read_flow_runs(
+        flow_run_filter=SAID_TO_RUN, work_pool_filter=IN_OUR_POOL, sort=FlowRunSort.ID_DESC, offset=len(found)
+    ):
+        found += page
+    return found
 
 
 def next_state(run: FlowRun) -> State[Any]:
     """What becomes of a run that was lost."""
     if run.state and run.state.is_cancelling():
         return Cancelled(message="It was being cancelled as the server ended.")
-    if run.run_count > local.RERUNS:
+    if run.run_count > int(os.environ.get(local.OF_RERUNS, local.RERUNS)):
         return crashed()
     return AwaitingRetry(message="The server ended while it ran. It goes on, and what is finished is reused.")
 

@@ -16,7 +16,9 @@ from flows import api
 OWN = ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE")
 DEFAULT_PORT = 4200
 RERUNS = 3
-"""How often a crashed run is started again by itself."""
+"""How often a crashed run is started again by itself, unless `spin up --reruns` says otherwise."""
+OF_RERUNS = "SPIN_RERUNS"
+"""The variable by which `spin up` tells its parts."""
 HEARTBEAT_SECONDS = 30
 """How often a run says that it lives. Prefect takes nothing shorter."""
 POOL = "spin"

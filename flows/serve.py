@@ -31,7 +31,7 @@ RESTARTS, RESTARTS_WITHIN_SECONDS = 5, 600.0
 """A part that ends by itself more often than that is not started again."""
 
 
-def serve(runs: Path, host: str, port: int) -> None:
+def serve(runs: Path, host: str, port: int, reruns: int = local.RERUNS) -> None:
     """Serve until interrupted, or until a part ends by itself. Everything ends together."""
     up = local.serving(runs)
     if up is not None:
@@ -51,7 +51,7 @@ def serve(runs: Path, host: str, port: int) -> None:
         with contextlib.suppress(KeyboardInterrupt):
             address = stack.enter_context(claimed(local.address_file(runs)))
             password = api.choose_password(state, host)
-            environment = environment_of(runs, url, password)
+            environment = environment_of(runs, url, password) | {local.OF_RERUNS: str(reruns)}
             log = stack.enter_context(path.open("ab"))
             click.echo("starting the server …")
             server = stack.enter_context(
@@ -83,7 +83,7 @@ def serve(runs: Path, host: str, port: int) -> None:
                     if one.process.poll() is not None:
                         one.start_again(path)
                 if time.monotonic() - looked > watch.EVERY_SECONDS:
-                    watch.look(asked)
+                    watch.look(asked, reruns)
                     looked = time.monotonic()
                 time.sleep(0.5)
         click.echo("ending …")

@@ -6,6 +6,7 @@ of workers on other machines are left to those: their processes cannot be seen f
 """
 
 import contextlib
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,26 +29,30 @@ GONE = "Its process is gone."
 AGAIN = "It crashed, and goes on by itself. What is finished is reused."
 
 
-def look(server: Server) -> None:
+def look(server: Server, reruns: int = local.RERUNS) -> None:
     """Look once. A server that is away or busy is asked the next time."""
     with contextlib.suppress(TryAgain):
         alive, now = living(), datetime.now(UTC)
         for run in runs(server, list(WITHOUT_PROCESS)):
-            if not elsewhere(run) and run["id"] not in alive and age(run, now) > WITHOUT_PROCESS[run["state_type"]]:
+            if (
+                not elsewhere(run["labels"])
+                and run["id"] not in alive
+                and age(run, now) > WITHOUT_PROCESS[run["state_type"]]
+            ):
                 cancelling = run["state_type"] == "CANCELLING"
                 set_state(server, run, {"type": "CANCELLED" if cancelling else "CRASHED", "message": GONE})
         for run in runs(server, ["CRASHED"], since=now - RECENT):
             # What never began has counted no start: what keeps it from beginning would do so again.
-            if run["id"] not in alive and 0 < run["run_count"] <= local.RERUNS and age(run, now) > BEFORE_AGAIN_SECONDS:
+            if run["id"] not in alive and 0 < run["run_count"] <= reruns and age(run, now) > BEFORE_AGAIN_SECONDS:
                 set_state(server, run, {"type": "SCHEDULED", "name": "AwaitingRetry", "message": AGAIN})
 
 
-def elsewhere(run: Any) -> bool:
-    """Whether a worker of another machine has the run. Workers put their names to runs before they start them.
+def elsewhere(labels: Mapping[str, Any] | None) -> bool:
+    """Whether a worker of another machine has the run of these labels. Workers label runs before they start them.
 
     (Prefect's `infrastructure_pid` is the bare number of a process, by which no machine can be told.)
     """
-    return bool((run["labels"] or {}).get(WORKER_LABEL, local.WORKER) != local.WORKER)
+    return bool((labels or {}).get(WORKER_LABEL, local.WORKER) != local.WORKER)
 
 
 def living() -> set[str]:

@@ -35,7 +35,7 @@ MAX_RESPONSE_CHARS = 7
 """The longest right response, `500+499`; a response in tokens has one more, its EOS."""
 
 CHARACTERS = "0123456789+="
-PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 
 _SPLIT_SEED = 20240102
 # One fixed division: a model trained under any seed is scored on numbers that no seed has shown it.
@@ -129,16 +129,16 @@ def preferences(each: int) -> list[tuple[str, str, str]]:
 
 
 def build_tokenizer() -> "PreTrainedTokenizerFast":
-    """One token a character, with pad, BOS and EOS tokens; decoding gives the text back without added spaces.
+    """One token a character, with pad, BOS, EOS and unknown tokens; decoding gives the text back without added spaces.
 
     Encoding adds no special tokens: whoever renders a prompt writes BOS, and whoever ends a response writes EOS.
-    A character outside the alphabet is refused with an exception, because the vocabulary has no unknown token.
+    A character outside the alphabet is unknown, so that a benchmark in words can be asked, for what that is worth.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: i for i, token in enumerate([PAD, BOS, EOS, *CHARACTERS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    vocabulary = {token: i for i, token in enumerate([PAD, BOS, EOS, UNKNOWN, *CHARACTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
@@ -146,6 +146,7 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
         pad_token=PAD,
         bos_token=BOS,
         eos_token=EOS,
+        unk_token=UNKNOWN,
         clean_up_tokenization_spaces=False,
         model_max_length=64,
     )

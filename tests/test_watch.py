@@ -92,6 +92,13 @@ def test_a_crashed_run_is_started_again_three_times_at_most(starts, again):
     assert local.RERUNS == 3
 
 
+@pytest.mark.parametrize(("reruns", "again"), [(0, False), (1, False), (2, True)])
+def test_how_often_a_crashed_run_is_started_again_can_be_said(reruns, again):
+    server = Runs(run("crashed", "CRASHED", 16, starts=2))
+    watch.look(server, reruns)
+    assert bool(server.set) == again
+
+
 def test_a_crashed_run_is_not_started_again_before_its_worker_has_said_all():
     assert after(run("crashed", "CRASHED", 14)) == {}
 
