@@ -90,6 +90,10 @@ class Ui:
         self.page.get_by_role("option", name=choice, exact=True).click()
         self.page.keyboard.press("Escape")
 
+    def chosen(self, name: str) -> str:
+        """What a field's drop-down stands on."""
+        return self.field(name).locator("fieldset button").first.inner_text()
+
     def fill(self, lineage: str, iterations: int) -> None:
         self.field("lineage").get_by_role("textbox").fill(lineage)
         self.field("iterations").get_by_role("tab", name="number").click()
@@ -97,15 +101,24 @@ class Ui:
 
     def fill_overrides(self, values: Mapping[str, Any]) -> None:
         """All other settings at once, as JSON."""
-        field = self.field("overrides")
-        field.get_by_role("button", name="Open menu").first.click()
-        self.page.get_by_role("menuitem", name="Use JSON input").click()
-        editor = field.locator(".cm-content")
+        self.show_overrides_as("JSON")
+        editor = self.field("overrides").locator(".cm-content")
         expect(editor).to_contain_text('"controls"')
         editor.click()
         self.page.keyboard.press("ControlOrMeta+a")
         self.page.keyboard.insert_text(json.dumps(values))
         expect(editor).to_have_text(json.dumps(values))
+
+    def show_overrides_as(self, kind: str) -> None:
+        """As a form, or as JSON. What was filled in stays."""
+        self.field("overrides").get_by_role("button", name="Open menu").first.click()
+        self.page.get_by_role("menuitem", name=f"Use {kind} input").click()
+
+    def choose_suite(self, suite: str) -> None:
+        """Choose a benchmark in the form of all settings."""
+        self.field("evaluate").get_by_role("tab", name="change").first.click()
+        self.choose("suites", suite)
+        expect(self.field("suites").locator("fieldset")).to_contain_text(suite)
 
     def submit(self) -> None:
         # By the keyboard: the button moves while the editor above it shrinks, and a click may fall beside it.

@@ -3,6 +3,7 @@
 With SPIN_SCREENSHOTS the game is the demo's, and pictures of it go to the folder of that name: `make screenshots`.
 """
 
+import json
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import pytest
 import served
 from playwright.sync_api import Browser, expect
 from prefect_ui import FINISHED, RUNNING, Ui, open_context, pictures_folder
-from served import Up, free_port, wait_for
+from served import Up, free_port, holder, wait_for
 
 from spin_core.config import SuiteName
 from spin_core.recipe_book import RECIPES
@@ -35,6 +36,8 @@ TINY = {
 }
 DEMO = {"train": {"epochs": [3, 3, 3, ENDLESS], "save_every": SAVE_EVERY}}
 ITERATIONS, OVERRIDES = (3, DEMO) if pictures_folder() else (1, TINY)
+SUITE = "" if pictures_folder() else "big-bench-quick"
+"""A benchmark that is chosen in the form."""
 """The iteration after these trains without end, so that there is time to watch it."""
 LAST = ITERATIONS - 1
 
@@ -43,7 +46,7 @@ LAST = ITERATIONS - 1
 def up(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:  # noqa: ARG001 (or none is served)
     if pictures_folder():
         served.PATIENCE = 3600.0
-    one = Up(tmp_path_factory.mktemp("ui") / "runs", free_port())
+    one = Up(tmp_path_factory.mktemp("ui") / "runs", free_port(), options=("--reruns", "0"))
     one.start()
     yield one
     if one.process.poll() is None:
@@ -58,12 +61,38 @@ def ui(browser: Browser, up: Up, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.fixture(scope="module")
-def played(up: Up, ui: Ui) -> Any:
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two rows of each task of the suite."""
+    folder = tmp_path_factory.mktemp("rows")
+    question = {"question": "What is cold?", "choices": ["ice", "fire", "steam", "sand"], "label": 0}
+    puzzle = {"input": "Is ice cold?", "target": "Yes"}
+    tasks = ("causal_judgement", "formal_fallacies", "sports_understanding")
+    for name, found in {
+        "bbh": [puzzle | {"task": task} for task in tasks for _ in range(2)],
+        "openbookqa_train": [question] * 2,
+        "openbookqa_test": [question] * 2,
+    }.items():
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in found))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def overrides(rows: Path) -> Any:
+    """What is filled in as JSON."""
+    return OVERRIDES | ({"evaluate": {"lm_eval": {"local_data": str(rows), "limit": 1}}} if SUITE else {})
+
+
+@pytest.fixture(scope="module")
+def played(up: Up, ui: Ui, overrides: Any) -> Any:
     """The run of a game that was started by the form, once it has ended."""
     ui.open_form()
+    ui.choose("recipe", "demo")
     ui.fill(LINEAGE, ITERATIONS)
     ui.picture("ui-form", 1000)
-    ui.fill_overrides(OVERRIDES)
+    ui.fill_overrides(overrides)
+    if SUITE:
+        ui.show_overrides_as("form")
+        ui.choose_suite(SUITE)
     run = ui.start(f"demo-{LINEAGE}")
     ui.leave()
     wait_for((up.runs / LINEAGE / f"iter_{LAST:02d}" / "jobs" / "train.pid").exists)
@@ -119,24 +148,24 @@ def training(up: Up, ui: Ui, played: Any) -> Training:
 
 @dataclass
 class Retried:
-    """A run whose training was killed, and which was told to try again."""
+    """A run whose process was killed while it trained, and which was told to try again."""
 
-    said: str
     steps_before: int
-    killed_at: str
+    crashed_at: str
 
 
 @pytest.fixture(scope="module")
 def retried(up: Up, ui: Ui, training: Training) -> Retried:
     ui.open_run(training.run)
-    before, first = steps(up), training.pid.read_text().split()[0]
-    os.kill(int(first), signal.SIGKILL)
-    ended = up.finish(training.run)
-    ui.shown(ui.state("Failed"))
+    before = steps(up)
+    os.kill(holder(up.runs / LINEAGE), signal.SIGKILL)
+    ui.shown(ui.state("Crashed"))
+    wait_for(lambda: not training.processes())
+    crashed = up.ask("GET", f"/flow_runs/{training.run['id']}")
     ui.act("Retry", "Retry")
     ui.leave()
-    wait_for(lambda: steps(up, ended["end_time"]) > 0)
-    return Retried(ended["state"]["message"], before, ended["end_time"])
+    wait_for(lambda: steps(up, crashed["end_time"]) > 0)
+    return Retried(before, crashed["end_time"])
 
 
 @pytest.fixture(scope="module")
@@ -153,12 +182,12 @@ def cancelled(up: Up, ui: Ui, training: Training, retried: Retried) -> Any:  # n
 def test_the_form_says_what_can_be_chosen(ui):
     ui.open_form()
     assert ui.choices("recipe") == list(RECIPES)
+    ui.choose("recipe", "zephyr-7b")
+    assert ui.chosen("recipe") == "zephyr-7b"
     for name in ("recipe", "lineage", "iterations", "overrides", "runs"):
         assert len(ui.field(name).locator("p").first.inner_text()) > len(name), "each has its help"
-    ui.field("evaluate").get_by_role("tab", name="change").click()
+    ui.choose_suite("mt-bench-quick")
     assert ui.choices("suites") == list(get_args(SuiteName))
-    ui.choose("suites", "mt-bench-quick")
-    expect(ui.field("suites").locator("fieldset")).to_contain_text("mt-bench-quick")
 
 
 def test_a_bad_value_is_refused_in_the_form_before_there_is_a_run(up, ui):
@@ -175,12 +204,22 @@ def test_a_bad_value_is_refused_in_the_form_before_there_is_a_run(up, ui):
     assert up.count_runs() == before
 
 
-def test_a_run_is_what_the_form_was_filled_in_with(played):
+def test_a_run_is_what_the_form_was_filled_in_with(played, overrides):
     assert played["state_name"] == "Completed"
     assert played["name"] == f"demo-{LINEAGE}"
-    assert played["parameters"] == {
-        "recipe": "demo", "lineage": LINEAGE, "iterations": ITERATIONS, "overrides": OVERRIDES, "runs": ""
+    sent = played["parameters"]
+    assert {name: value for name, value in sent.items() if name != "overrides"} == {
+        "recipe": "demo", "lineage": LINEAGE, "iterations": ITERATIONS, "runs": ""
     }  # fmt: skip
+    chosen = {"evaluate": overrides["evaluate"] | {"suites": [SUITE]}} if SUITE else {}
+    assert filled_in(sent["overrides"]) == overrides | chosen
+
+
+def filled_in(form: Any) -> Any:
+    """Without the settings that were left as the recipe has them."""
+    if not isinstance(form, dict):
+        return form
+    return {name: filled_in(value) for name, value in form.items() if value is not None}
 
 
 def test_an_iteration_has_a_page_with_its_tables_and_plots(ui, played):
@@ -213,6 +252,7 @@ def test_the_leaderboard_has_a_timeline_of_its_versions(up, ui):
     headline = ui.page.get_by_role("table").first
     for name in ("θ_0", f"θ_{ITERATIONS}", "temperature-0.7"):
         expect(headline.get_by_role("row").filter(has_text=name)).to_have_count(1)
+    expect(headline).to_contain_text(SUITE)
     assert min(ui.pictures().values()) > 300
     assert ui.sideways() == 0
     ui.picture("leaderboard", 1000)
@@ -233,12 +273,12 @@ def test_a_run_can_be_watched(up, ui, training):
     wait_for(lambda: steps(up) > before)
 
 
-def test_a_run_that_failed_goes_on_when_it_is_told_to_retry(up, ui, training, retried):
-    assert "phase train was killed by SIGKILL" in retried.said
+def test_a_run_that_crashed_goes_on_when_it_is_told_to_retry(up, ui, training, retried):
     ui.open_run(training.run)
     for name in ("generate", "build pairs", "score"):
         ui.shown(ui.task(f"{name} t={ITERATIONS}", "Reused"))
-    assert steps(up, retried.killed_at) > retried.steps_before - SAVE_EVERY
+    assert steps(up, retried.crashed_at) > retried.steps_before - SAVE_EVERY
+    assert up.history(training.run).count("Crashed") == 1
 
 
 def test_a_cancelled_run_leaves_no_process_behind(up, ui, training, cancelled):

@@ -36,6 +36,7 @@ class Up:
     runs: Path
     port: int
     host: str = "127.0.0.1"
+    options: tuple[str, ...] = ()
     secrets: dict[str, str] = field(default_factory=dict)
     """What its environment holds beyond ours, and that of nobody else."""
     process: subprocess.Popen[str] = field(init=False)
@@ -46,7 +47,7 @@ class Up:
 
     def command(self, *more: str) -> list[str]:
         place = ["--runs", str(self.runs), "--port", str(self.port), "--host", self.host]
-        return [sys.executable, "-m", "flows.cli", "up", *place, *more]
+        return [sys.executable, "-m", "flows.cli", "up", *place, *self.options, *more]
 
     def spin(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run another command for the same folder."""
