@@ -196,7 +196,8 @@ class TrainConfig(Frozen):
     """What is watched, and what is done when it fires."""
 
     first_loss_tolerance: PositiveFloat = 1e-3
-    """How far the first loss may be from log 2 in float32 before the run stops; bfloat16 allows 20 times as much."""
+    """How far apart player and opponent may be before the first step, in nats a token, in float32; bfloat16 allows 20
+    times as much. The first loss may be as far from log 2, times beta / 0.1 where that is more than 1."""
 
     def history_weight_in(self, t: int) -> float:
         """The weight of T-SPIN's second term in iteration `t`. It needs θ_0's answers, which iteration 0 trains on."""
