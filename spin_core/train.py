@@ -164,7 +164,7 @@ def train(
             if end:
                 break
             stopping = us.any(progress.stopping)
-            if step + 1 < total and (stopping or (step + 1) % config.save_every == 0):
+            if stopping or (step + 1 < total and (step + 1) % config.save_every == 0):
                 journal.save(step + 1, stepper.tensors())
             shown = {f"held out {name}": held_rows[-1][name] for name in measured} if held_rows else {}
             progress.show(step + 1, **{name: row[name] for name in measured}, **shown)

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import character_tokenizer
+from many_jobs import StopsAt
 from small_game import CPU, do, game, pass_over, random_prompts, stepper_of, train_job, version_of
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -251,6 +252,18 @@ def test_a_stop_saves_its_very_step(tmp_path, tiny_model):
     assert latest_checkpoint(tmp_path / ".train.partial" / CHECKPOINTS)[0]["step"] == 1
     whole = do(game(tmp_path / "whole", tiny_model, save_every=100, epochs=3))
     assert do(job).model == whole.model
+
+
+def test_a_stop_in_the_last_step_is_saved_too_so_that_nothing_is_trained_again(tmp_path, tiny_model):
+    whole = do(game(tmp_path / "whole", tiny_model, save_every=100))
+    job = game(tmp_path, tiny_model, save_every=100)
+    with pytest.raises(Stopped):
+        do(job, StopsAt(3))
+    scratch = tmp_path / ".train.partial"
+    assert latest_checkpoint(scratch / CHECKPOINTS)[0]["step"] == whole.steps == 3
+    before = (scratch / "log" / "timing.jsonl").read_bytes()
+    assert do(job).model == whole.model
+    assert (job.output / "log" / "timing.jsonl").read_bytes() == before
 
 
 def test_timings_are_kept_and_take_no_part_in_the_digest(tmp_path, tiny_model):
