@@ -266,6 +266,23 @@ def test_a_stop_in_the_last_step_is_saved_too_so_that_nothing_is_trained_again(t
     assert (job.output / "log" / "timing.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize("less", [{"gradient_checkpointing": True}, {"micro_batch_tokens": 40, "keep_checkpoints": 1}])
+def test_a_training_that_memory_ended_goes_on_with_settings_that_need_less(tmp_path, tiny_model, less):
+    whole = game(tmp_path / "whole", tiny_model, epochs=3)
+    job = game(tmp_path, tiny_model, epochs=3)
+    with pytest.raises(Stopped):
+        do(job, StopsAt(4))
+    tighter = job.model_copy(update={"config": job.config.model_copy(update=less)})
+    want, record = do(whole), do(tighter)
+    steps = [row["step"] for row in read_rows(job.output / "log" / "timing.jsonl")]
+    assert steps == list(range(1, 10)), "the first four were not made anew"
+    if "gradient_checkpointing" in less:
+        assert record.model == want.model
+    ours, theirs = (load_model(one.weights, CPU).state_dict() for one in (tighter, whole))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert do(job) == record, "and what is done is done"
+
+
 def test_timings_are_kept_and_take_no_part_in_the_digest(tmp_path, tiny_model):
     job = game(tmp_path, tiny_model)
     record = do(job)
