@@ -34,6 +34,8 @@ PACKED, VARLEN = "spin_packed", "spin_packed_varlen"
 """The attention implementations of transformers that are registered here."""
 HEAD_WIDTHS = range(8, 257, 8)
 """The widths of a head that FlashAttention's kernel takes."""
+ATTENTIONS = ("full_attention", "sliding_attention", "chunked_attention")
+"""The kinds of layers whose tokens meet in attention alone: others carry a state along the row."""
 HANDLED = ("position_ids", "use_cache", "output_attentions", "sliding_window", "is_causal", "cache_position")
 
 
@@ -220,27 +222,56 @@ def refusal(model: PreTrainedModel, implementation: str = PACKED) -> str | None:
     """Why a model cannot take packed rows. None if it can, and from then on it takes no others.
 
     Asked of the model itself, since families differ in what they hand on to their attention: packed rows must give
-    the hidden states of plain ones.
+    the hidden states of plain ones, but for rounding, and no response's may hang on another one, not even a little.
     """
     was = model.config._attn_implementation
+    kinds: Any = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    if others := sorted(set(kinds) - set(ATTENTIONS)):
+        return f"it has layers of {' and '.join(others)}"
     prompt, responses = [1, 2, 3], [[4, 5], [5, 4, 6]]
     sequences = Sequences.of([prompt] * 2 + [[3]], [*responses, [6, 5, 4]])
     device = model.device
     with torch.no_grad():
         plain = model.base_model(**arguments(padded_rows(sequences, np.arange(3)).to(device)))[0]
-        try:
-            model.set_attn_implementation(implementation)
-            rows = packed_rows(sequences, np.arange(3), np.array([0, 0, 1])).to(device)
-            packed = model.base_model(**arguments(rows))[0]
-            want = torch.cat([plain[0, :5], plain[1, 3:6], plain[2, :4]])
-            tolerance = 0.1 if want.dtype == torch.bfloat16 else 1e-3
-            if torch.allclose(packed[0], want, rtol=tolerance, atol=tolerance * float(want.abs().max())):
-                return None
-            reason = "its hidden states would be others"
-        except (Unsupported, TypeError, ValueError) as error:
-            reason = str(error)
+        want_TH = torch.cat([plain[0, :5], plain[1, 3:6], plain[2, :4]])
+    try:
+        model.set_attn_implementation(implementation)
+        rows = packed_rows(sequences, np.arange(3), np.array([0, 0, 1])).to(device)
+        first = slice(3, 5)
+        have_TH, seen_TH = with_what_others_see_of(model, rows, first)
+        tolerance = 0.1 if have_TH.dtype == torch.bfloat16 else 1e-3
+        near = torch.allclose(have_TH, want_TH, rtol=tolerance, atol=tolerance * float(want_TH.abs().max()))
+        if near and not seen_TH.any():
+            return None
+        reason = "a response would see another one" if near else "its hidden states would be others"
+    except (Unsupported, TypeError, ValueError) as error:
+        reason = str(error)
     model.set_attn_implementation(was)
     return reason
+
+
+def with_what_others_see_of(model: PreTrainedModel, rows: Rows, some: slice) -> tuple[Tensor, Tensor]:
+    """A row's hidden states, (T, H), and the gradient by the embeddings of some tokens, (t, H), of all others' states.
+
+    Where nothing leads from these tokens to the others, that gradient is zero to the bit, whatever rounding does.
+    """
+    found: list[Tensor] = []
+
+    def note(_module: nn.Module, _given: Any, embedded: Tensor) -> Tensor:
+        found.append(embedded.detach().requires_grad_())
+        return found[-1] * 1  # what follows may change it in place
+
+    hook = model.get_input_embeddings().register_forward_hook(note)
+    try:
+        with torch.enable_grad():
+            hidden_TH: Tensor = model.base_model(**arguments(rows))[0][0]
+            # Weighed unlike: a norm makes a plain sum of all features constant.
+            weights_TH = torch.arange(hidden_TH.numel(), device=hidden_TH.device).view_as(hidden_TH).cos()
+            weights_TH[some] = 0
+            (seen,) = torch.autograd.grad((hidden_TH * weights_TH).sum(), found[0])
+    finally:
+        hook.remove()
+    return hidden_TH.detach(), seen[0, some]
 
 
 def arguments(rows: Rows) -> dict[str, Any]:

@@ -16,7 +16,14 @@ from pydantic import BaseModel
 
 from spin_core import config_metrics, engines, estimate, measure, suites
 from spin_core.check_data import look_at_preferences, look_at_source, look_at_texts
-from spin_core.check_model import look_at_adapter, look_at_model, look_at_packing, look_at_tokenizer, look_for_model
+from spin_core.check_model import (
+    look_at_adapter,
+    look_at_logits,
+    look_at_model,
+    look_at_packing,
+    look_at_tokenizer,
+    look_for_model,
+)
 from spin_core.config import SCHEDULE, RunConfig, at
 from spin_core.errors import ConfigError, StorageError
 from spin_core.estimate import Shape, Texts
@@ -40,6 +47,7 @@ def check_run(config: RunConfig, runs: Path) -> Findings:
         shape = looks.at("model", look_at_model, config, folder)
         shape = looks.at("model", look_at_adapter, config, folder, shape)
         costly = looks.at("model", look_at_packing, config, folder) or config
+        costly = looks.at("model", look_at_logits, costly, folder) or costly
         looks.at("engine", look_at_engine, config)
         renderer = looks.at("tokenizer", look_at_tokenizer, config, folder)
         texts = looks.at("data", look_at_texts, config, source, folder, renderer)

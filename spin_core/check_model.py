@@ -64,6 +64,19 @@ def look_at_adapter(looks: Looks, config: RunConfig, folder: Path, shape: Shape)
     return replace(shape, adapter=trained)
 
 
+def look_at_logits(looks: Looks, config: RunConfig, folder: Path) -> RunConfig:
+    """Whether the model's logits can be made a chunk at a time; the configuration by which its costs are reckoned."""
+    from spin_core import probe
+    from spin_core.models import load_config
+
+    speed, model = config.train.speed, config.model
+    if not (speed.response_logits and probe.needs_all_logits(load_config(folder, model), model.trust_remote_code)):
+        return config
+    looks.add("model", "computes all logits at once, because it does more to them than scale or cap them", "warn")
+    whole = config.train.model_copy(update={"speed": speed.model_copy(update={"response_logits": False})})
+    return config.model_copy(update={"train": whole})
+
+
 def look_at_packing(looks: Looks, config: RunConfig, folder: Path) -> RunConfig:
     """Whether the model can take packed rows; the configuration by which its costs are reckoned, without them if not.
 

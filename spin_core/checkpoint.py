@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spin_core import store
+from spin_core.errors import DamagedArtifact
 from spin_core.ranks import Ranks
 from spin_core.rows import HELD_OUT, METRICS, TIMING
 
@@ -32,6 +33,8 @@ log = logging.getLogger("spin_core")
 CHECKPOINTS = "checkpoints"
 STATE, PARTIAL = "state.json", ".partial"
 ALONE = Ranks()
+DAMAGE = (OSError, SafetensorError, json.JSONDecodeError)
+"""What reading a damaged checkpoint raises."""
 
 
 class Journal:
@@ -69,10 +72,12 @@ class Journal:
     def save(self, step: int, tensors: Mapping[str, Tensor], *, best: bool = False) -> None:
         """Checkpoint `step` steps done, of which these are this rank's share, then drop all but the newest few.
 
-        With `best` it is the best so far. The best before it stays until a checkpoint knows of the new one, since a
-        run that resumes before the new one may need it.
+        With `best` it is the best so far. The best that the last checkpoint knows of stays until one knows of the new
+        best, since a run that resumes there may need it; those in between are dropped.
         """
         self._sync()
+        if best and self.us.first:
+            self._drop("best", after=max(map(step_of, checkpoints(self.folder)), default=0))
         lengths = {name: file.tell() for name, file in self.growing.items()}
         name = f"{'best' if best else 'step'}-{step:08d}"
         share = {**tensors, **random_state(self.us.rank)}
@@ -84,9 +89,14 @@ class Journal:
                 shutil.rmtree(old)
 
     def tensors_at(self, step: int) -> Mapping[str, Tensor]:
-        """The tensors of the checkpoint of that step, which must be there."""
-        found = [path for kind in ("step", "best") for path in checkpoints(self.folder, kind) if step_of(path) == step]
-        return load_checkpoint(found[0])[1]
+        """The tensors of the checkpoint of that step, which must be there. `DamagedArtifact` if it is not."""
+        for kind in ("step", "best"):
+            with contextlib.suppress(*DAMAGE):
+                return load_checkpoint(self.folder / f"{kind}-{step:08d}")[1]
+        raise DamagedArtifact(
+            f"the weights of step {step} are to be published, and {self.folder} has no whole checkpoint of it: remove "
+            f"{self.folder.parent} and run again, which trains anew"
+        )
 
     def resume(self) -> tuple[int, Mapping[str, Tensor]]:
         """Steps done and tensors of the last checkpoint, (0, {}) if there is none; files are cut to what it knew."""
@@ -99,16 +109,21 @@ class Journal:
         return step, tensors
 
     def _cut(self) -> int:
-        """Bring the growing files, and what is the best, back to the last checkpoint that can be read; its step."""
+        """Bring files and checkpoints back to the last checkpoint that can be read; its step. They are made again."""
         state, _ = latest_checkpoint(self.folder) or ({"step": 0}, {})
         for name, file in self.growing.items():
             file.truncate(state.get(name, 0))
             file.seek(0, os.SEEK_END)
-        for path in checkpoints(self.folder, "best"):
-            if step_of(path) > state["step"]:  # it will be made again
-                shutil.rmtree(path)
+        for kind in ("step", "best"):
+            self._drop(kind, after=state["step"])
         self._sync()
         return state["step"]
+
+    def _drop(self, kind: str, *, after: int) -> None:
+        """Remove the checkpoints of later steps."""
+        for path in checkpoints(self.folder, kind):
+            if step_of(path) > after:
+                shutil.rmtree(path)
 
     def _sync(self) -> None:
         for file in self.growing.values():
@@ -160,7 +175,7 @@ def latest_checkpoint(folder: Path) -> tuple[dict[str, int], Shares] | None:
     for path in reversed(checkpoints(folder)):
         try:
             return load_checkpoint(path)
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        except DAMAGE as error:
             log.warning("%s cannot be read (%s): going back to the one before it", path, error)
     return None
 

@@ -151,7 +151,9 @@ class TrainConfig(Frozen):
     """Pairs in an optimizer step, over all devices and accumulated micro-batches."""
 
     micro_batch_tokens: PositiveInt = 16384
-    """Tokens, all responses and padding counted, in one forward and backward pass; a batch is split to fit."""
+    """Tokens in one forward and backward pass of a device, padding counted; a batch is split to fit, but never the
+    responses to one prompt. It may change at any time, as memory asks: it changes rounding alone, and what an adapter's
+    dropout drops."""
 
     optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
     """RMSProp is the paper's choice."""
@@ -169,7 +171,8 @@ class TrainConfig(Frozen):
     """Clip the gradient to this norm; 0 leaves it alone."""
 
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time."""
+    """Recompute activations in the backward pass: less memory, a third more time, the same bits. It may change at any
+    time."""
 
     lora: LoraConfig | None = None
     """Train adapters of low rank; None trains all weights."""
@@ -181,7 +184,7 @@ class TrainConfig(Frozen):
     """Steps between checkpoints. A kill costs at most so many steps."""
 
     keep_checkpoints: PositiveInt = 2
-    """How many checkpoints stay."""
+    """How many checkpoints stay. It may change at any time."""
 
     held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Part of the prompts whose pairs are kept out of training, the same in all iterations, to measure the loss on."""
@@ -196,7 +199,9 @@ class TrainConfig(Frozen):
     """What is watched, and what is done when it fires."""
 
     first_loss_tolerance: PositiveFloat = 1e-3
-    """How far the first loss may be from log 2 in float32 before the run stops; bfloat16 allows 20 times as much."""
+    """How far apart player and opponent may be before the first step, in nats a token, in float32; bfloat16 allows 20
+    times as much. The first loss may be as far from log 2, times beta / 0.1 where that is more than 1. It may change
+    at any time."""
 
     def history_weight_in(self, t: int) -> float:
         """The weight of T-SPIN's second term in iteration `t`. It needs θ_0's answers, which iteration 0 trains on."""

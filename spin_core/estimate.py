@@ -286,10 +286,13 @@ def model_disk(shape: Shape) -> int:
 def checkpoint_disk(shape: Shape, config: TrainConfig, steps: int) -> int:
     """The most that checkpoints take while an iteration trains (`checkpoint.Journal`); afterwards they are gone.
 
-    The next one is written before the oldest is dropped, and none is written for the last step.
+    The next one is written before the oldest is dropped; none is written for the last step, but of an adapter. With
+    `keep_best` there are two more: the best that the last checkpoint knows of, and a better one since.
     """
     one = shape.trained * FLOAT32 * (1 + optimizer_states(config))
-    return one * min(config.keep_checkpoints + 1, (steps - 1) // config.save_every)
+    saved = (steps - 1) // config.save_every + bool(shape.adapter)
+    best = min(2, -(-steps // config.evaluate_every)) if config.keep_best else 0
+    return one * (min(config.keep_checkpoints + 1, saved) + best)
 
 
 def text_disk(texts: Texts, config: RunConfig, t: int) -> float:

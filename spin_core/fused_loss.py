@@ -51,16 +51,18 @@ def fused_loss(
     chunk_logits: int,
     sum_VH: Tensor | None = None,
     *,
+    cap: float | None = None,
     compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The losses' sum, a differentiable scalar, and the responses' log-probabilities, (P B,), without gradient.
 
     With `sum_VH`, float32, the weight's gradient is added to it here and now, which leaves autograd none to make: the
-    backward pass has to begin at this sum itself. `compiled` passes over the logits in two kernels of torch.compile.
+    backward pass has to begin at this sum itself. Logits are bent to stay below `cap`, if there is one (`bent`).
+    `compiled` passes over the logits in two kernels of torch.compile.
     """
     if sum_VH is not None:
         weight_VH = weight_VH.detach()
-    head = Head(weight_VH, bias_V, temperature, sum_VH, compiled=compiled)
+    head = Head(weight_VH, bias_V, temperature, sum_VH, cap=cap, compiled=compiled)
     return _FusedLoss.apply(hidden_RH, weight_VH, bias_V, target_R, losses, head, chunk_logits)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -135,6 +137,8 @@ class Softmax(NamedTuple):
     """The exponentials' sum; compiled: log of the logits' exponentials' sum."""
     logps_C: Tensor
     """The targets' log-probabilities."""
+    slope_CV: Tensor | None = None
+    """Of the bent logits; None where there is no cap, and compiled, where it is computed again."""
 
 
 class Head:
@@ -147,9 +151,11 @@ class Head:
         temperature: float,
         sum_VH: Tensor | None = None,
         *,
+        cap: float | None = None,
         compiled: bool = False,
     ) -> None:
         self.weight_VH, self.bias_V, self.temperature, self.compiled = weight_VH, bias_V, temperature, compiled
+        self.cap = cap
         self.grad_weight_VH = sum_VH
         self.grad_bias_V: Tensor | None = None
 
@@ -164,25 +170,29 @@ class Head:
         """Of some tokens."""
         logits_CV = F.linear(hidden_CH, self.weight_VH, self.bias_V)
         if self.compiled:
-            return Softmax(logits_CV, *compiled_pass(normalised)(logits_CV, target_C, self.temperature))
-        logits_CV = logits_CV.float()
+            return Softmax(logits_CV, *compiled_pass(normalised)(logits_CV, target_C, self.temperature, self.cap))
+        logits_CV, slope_CV = logits_CV.float(), None
+        if self.cap is not None:
+            logits_CV, slope_CV = bent(logits_CV, self.cap)
         if self.temperature != 1:
             logits_CV.div_(self.temperature)
         logits_CV.sub_(logits_CV.amax(dim=-1, keepdim=True))
         target_logits_C = logits_CV.gather(1, target_C[:, None]).squeeze(1)
         exp_CV = logits_CV.exp_()
         sum_C = exp_CV.sum(dim=-1)
-        return Softmax(exp_CV, sum_C, target_logits_C - sum_C.log())
+        return Softmax(exp_CV, sum_C, target_logits_C - sum_C.log(), slope_CV)
 
     def gradient(self, softmax: Softmax, slope_C: Tensor, hidden_CH: Tensor, target_C: Tensor) -> Tensor:
         """By the hidden states, (C, H), of a loss with this slope in the log-probabilities. The softmax is used up."""
         slope_C = slope_C / self.temperature
         if self.compiled:
             grad_CV = softmax.values_CV
-            compiled_pass(into_gradient)(grad_CV, softmax.norm_C, slope_C, target_C, self.temperature)
+            compiled_pass(into_gradient)(grad_CV, softmax.norm_C, slope_C, target_C, self.temperature, self.cap)
         else:
             grad_CV = softmax.values_CV.mul_((-slope_C / softmax.norm_C)[:, None])
             grad_CV.scatter_add_(1, target_C[:, None], slope_C[:, None])
+            if softmax.slope_CV is not None:
+                grad_CV.mul_(softmax.slope_CV)
         if self.grad_bias_V is not None:
             self.grad_bias_V += grad_CV.sum(dim=0, dtype=torch.float32)
         grad_CV = grad_CV.to(self.weight_VH.dtype)
@@ -191,18 +201,40 @@ class Head:
         return grad_CV @ self.weight_VH
 
 
-def normalised(logits_CV: Tensor, target_C: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def bent(logits_CV: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """cap tanh(logits / cap), and its slope."""
+    tanh_CV = torch.tanh(logits_CV / cap)
+    return cap * tanh_CV, 1 - tanh_CV * tanh_CV
+
+
+def normalised(
+    logits_CV: Tensor, target_C: Tensor, temperature: float, cap: float | None = None
+) -> tuple[Tensor, Tensor]:
     """log of the sum of exp(logits / temperature), (C,), and the targets' log-probabilities, (C,): float32."""
-    values_CV = logits_CV.float() / temperature
+    values_CV = logits_CV.float()
+    if cap is not None:
+        values_CV, _ = bent(values_CV, cap)
+    values_CV = values_CV / temperature
     log_sum_C = torch.logsumexp(values_CV, dim=-1)
     return log_sum_C, values_CV.gather(1, target_C[:, None]).squeeze(1) - log_sum_C
 
 
-def into_gradient(logits_CV: Tensor, log_sum_C: Tensor, slope_C: Tensor, target_C: Tensor, temperature: float) -> None:
-    """Put slope (onehot(target) - softmax) in the logits' place."""
-    softmax_CV = torch.exp(logits_CV.float() / temperature - log_sum_C[:, None])
+def into_gradient(
+    logits_CV: Tensor,
+    log_sum_C: Tensor,
+    slope_C: Tensor,
+    target_C: Tensor,
+    temperature: float,
+    cap: float | None = None,
+) -> None:
+    """Put slope (onehot(target) - softmax) in the logits' place, times that of bending where there is a cap."""
+    values_CV, bending = logits_CV.float(), None
+    if cap is not None:
+        values_CV, bending = bent(values_CV, cap)
+    softmax_CV = torch.exp(values_CV / temperature - log_sum_C[:, None])
     is_target_CV = torch.arange(logits_CV.shape[1], device=logits_CV.device) == target_C[:, None]
-    logits_CV.copy_(slope_C[:, None] * (is_target_CV.float() - softmax_CV))
+    grad_CV = slope_C[:, None] * (is_target_CV.float() - softmax_CV)
+    logits_CV.copy_(grad_CV if bending is None else grad_CV * bending)
 
 
 @cache
@@ -250,10 +282,11 @@ def linear_logps(
     temperature: float,
     chunk_logits: int,
     *,
+    cap: float | None = None,
     compiled: bool = False,
 ) -> Tensor:
     """log softmax((hidden @ weight.T + bias) / temperature) at the targets, (R,) float32, in chunks of the R tokens."""
-    head = Head(weight_VH, bias_V, temperature, compiled=compiled)
+    head = Head(weight_VH, bias_V, temperature, cap=cap, compiled=compiled)
     logps_R = torch.empty(hidden_RH.shape[0], dtype=torch.float32, device=hidden_RH.device)
     for cut in chunks(len(hidden_RH), max(1, chunk_logits // weight_VH.shape[0])):
         logps_R[cut] = head.softmax(hidden_RH[cut], target_R[cut]).logps_C

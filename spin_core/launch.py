@@ -52,6 +52,13 @@ GRACE_SECONDS = 30.0
 """How long a phase may take to save its work after SIGTERM, before it is killed."""
 
 
+LESS = {
+    "train": " lower train.micro_batch_tokens or set train.gradient_checkpointing, and the same lineage goes on",
+    "score": " lower train.micro_batch_tokens, and the same lineage goes on",
+}
+"""How a phase gets along with less memory."""
+
+
 class PhaseCrashed(Exception):
     """A phase ended in a way that is no user's fault. The message ends with the last lines of its log."""
 
@@ -127,7 +134,8 @@ def run_phase(
         error: type[errors.SpinError] = getattr(errors, last["error"], errors.SpinError)
         raise error(last["message"])
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-    hint = " (out of memory?)" if status == -signal.SIGKILL else ""
+    starved = status == -signal.SIGKILL or any("OutOfMemoryError" in line for line in tail)
+    hint = f" (out of memory?{LESS.get(job.phase, '')})" if starved else ""
     raise PhaseCrashed(
         f"phase {job.phase} {how}{hint}; run it alone with: {' '.join(command(path, job.phase))}\n" + "\n".join(tail)
     )
@@ -186,7 +194,7 @@ def start_ranks(job: Job, job_file: Path, speed: SpeedConfig) -> NoReturn:
 
 def rank_arguments(job: Job, job_file: Path, speed: SpeedConfig, node: int) -> list[str]:
     """torchrun's arguments for one node. Nodes that were started for different jobs do not meet."""
-    name = ranks.RUN_ID + store.digest_of(store.identity_of(job.model_dump(mode="json")))[:16]
+    name = ranks.RUN_ID + store.digest_of(job.model_dump(mode="json"))[:16]
     host, _, port = speed.rendezvous.rpartition(":")
     module = sys.modules["__main__"].__spec__  # None for a phase that is a script
     meeting = (

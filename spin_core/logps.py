@@ -8,6 +8,7 @@ is predicted, and a chunk at a time, so that no (R, V) matrix ever exists in flo
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,8 @@ class ResponseLogps(nn.Module):
     """The summed log-probability of each response under a model, and a loss of them.
 
     The weights are the model's own, so this follows them through training. Works for every causal language model of
-    transformers; one whose logits are not simply a linear map of the last hidden state (softcapping, a scale) pays
-    for its whole logits, and one whose attention cannot be told of packed rows pays for padding.
+    transformers; one that does more to its logits than scale or cap them pays for all of them at once, and one whose
+    attention cannot be told of packed rows pays for padding.
     """
 
     def __init__(
@@ -50,10 +51,15 @@ class ResponseLogps(nn.Module):
         no others. Read `packed` to know whether it could be.
         """
         super().__init__()
-        self.model, self.temperature, self.chunk_logits = model, temperature, chunk_logits
-        self.direct = chunk_logits is not None and head_is_linear(model)
-        if chunk_logits is not None and not self.direct:
+        self.model, self.temperature = model, temperature
+        ending = None if chunk_logits is None else ending_of(model)
+        if chunk_logits is not None and ending is None:
             log.info("%s does more than project to its vocabulary: all its logits are computed", type(model).__name__)
+        self.direct = ending is not None
+        self.cap = None if ending is None else ending.cap
+        # Beside bent logits are their slopes.
+        self.chunk_logits = (chunk_logits or 1) // (1 if self.cap is None else 2)
+        self.chunk_temperature = temperature / (1 if ending is None else ending.scale)
         self.packed = pack is not None and attention.pack(model, pack)
         self.compiled = compiled
         self.gradients = DirectGradients({})
@@ -78,15 +84,15 @@ class ResponseLogps(nn.Module):
         hidden_RH, (weight_VH, bias_V) = self._hidden(rows), self._head()
         sum_VH = self.gradients.of(weight_VH) if hidden_RH.requires_grad else None
         return fused_loss(
-            hidden_RH, weight_VH, bias_V, rows.target_R, losses, self.temperature, self.chunk_logits or 1, sum_VH,
-            compiled=self.compiled,
+            hidden_RH, weight_VH, bias_V, rows.target_R, losses, self.chunk_temperature, self.chunk_logits, sum_VH,
+            cap=self.cap, compiled=self.compiled,
         )  # fmt: skip
 
     def _logps(self, rows: Rows) -> Tensor:
         if self.direct:
             logps_R = linear_logps(
-                self._hidden(rows), *self._head(), rows.target_R, self.temperature, self.chunk_logits or 1,
-                compiled=self.compiled,
+                self._hidden(rows), *self._head(), rows.target_R, self.chunk_temperature, self.chunk_logits,
+                cap=self.cap, compiled=self.compiled,
             )  # fmt: skip
         else:
             logits_NTV = self.model(**attention.arguments(rows)).logits
@@ -117,19 +123,43 @@ def hidden_states(model: PreTrainedModel, rows: Rows) -> Tensor:
     return hidden
 
 
-@torch.no_grad()
-def head_is_linear(model: PreTrainedModel) -> bool:
-    """Whether the model's logits are its output layer applied to its last hidden state, and nothing else.
+SCALES, CAP = ("logit_scale", "logits_scaling", "lm_head_multiplier"), "final_logit_softcapping"
+"""What configurations call a scale, by which some multiply and some divide, and a cap."""
 
-    Asked of the model itself, bit by bit, since configurations have many names for what may come after.
+
+@dataclass(frozen=True)
+class Ending:
+    """What a model does to the logits of its output layer: it multiplies them, or bends them to stay below a cap."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def of(self, logits: Tensor) -> Tensor:
+        """The model's logits."""
+        return logits * self.scale if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+
+@torch.no_grad()
+def ending_of(model: PreTrainedModel) -> Ending | None:
+    """What comes after the model's output layer; None if that is not known.
+
+    Its configuration may name a scale (Cohere, Granite) or a cap (Gemma 2). Whether one is used, and nothing else, the
+    model itself is asked.
     """
     head, body = model.get_output_embeddings(), model.base_model
     if type(head) is not nn.Linear or body is model:
-        return False
+        return None
     ids = torch.arange(1, 1 + min(8, head.out_features - 1), device=head.weight.device)[None]
     want = model(input_ids=ids, use_cache=False).logits
     hidden = body(input_ids=ids, use_cache=False)[0]
-    return hidden.shape[-1] == head.in_features and torch.equal(head(hidden), want)
+    if hidden.shape[-1] != head.in_features:
+        return None
+    settings, logits = model.config.get_text_config().to_dict(), head(hidden)
+    scales = [settings[name] for name in SCALES if settings.get(name)]
+    named = [Ending(scale=way) for scale in scales for way in (scale, 1 / scale)]
+    named += [Ending(cap=settings[CAP])] if settings.get(CAP) else []
+    near = 4 * torch.finfo(logits.dtype).eps
+    return next((e for e in (*named, Ending()) if torch.allclose(e.of(logits), want.to(logits.dtype), near, 0)), None)
 
 
 @torch.no_grad()

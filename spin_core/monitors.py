@@ -27,6 +27,14 @@ MEANS = {
 """What an action adds to what is said."""
 
 
+OTHERS = (
+    ", since the player starts as its opponent: the scores were made with other weights, other tokens or another "
+    "precision; remove the iteration's scores folder and run again; rounding that is so large is let pass by "
+    "train.first_loss_tolerance"
+)
+"""What it means that player and opponent do not begin alike."""
+
+
 class Monitors:
     """Looks at one row after another. Each monitor acts once a run, when it first fires."""
 
@@ -133,20 +141,21 @@ def ending(events: Sequence[Event]) -> Event | None:
     return None
 
 
-def check_first_loss(row: Mapping[str, float], objective: Objective, config: TrainConfig, dtype: str) -> None:
-    """Before the first step the player is its opponent, so the loss must be l(0) up to rounding.
+def check_first_loss(
+    row: Mapping[str, float], apart: float | None, objective: Objective, config: TrainConfig, dtype: str
+) -> None:
+    """Before the first step the player is its opponent, so both give each response the same log p, but for rounding.
 
-    Log-probabilities of long responses differ by rounding when they ran beside other rows. The loss sees that
-    difference times beta, so a beta above the usual one widens the tolerance.
+    `apart` is `Objective.apart`; None where the reference is not the opponent. The loss must be l(0) too. It sees a
+    difference of log p times beta, so a beta above the usual one widens its tolerance, and nothing else's.
     """
-    want = objective.first_loss
-    if want is None:
-        return
-    loss = objective.game_loss(row)
-    tolerance = config.first_loss_tolerance * max(1.0, objective.beta / USUAL_BETA) * (20 if dtype == "bfloat16" else 1)
-    if not abs(loss - want) <= tolerance:
+    tolerance = config.first_loss_tolerance * (20 if dtype == "bfloat16" else 1)
+    if apart is not None and not apart <= tolerance:
         raise TrainingDiverged(
-            f"the first loss is {loss:.6f}, and must be {want:.6f} within {tolerance:.2g}, since the player starts as "
-            "its opponent: the scores were made with other weights, other tokens or another precision; remove the "
-            "iteration's scores folder and run again"
+            f"before the first step player and opponent are {apart:.2g} nats a token apart, and may be {tolerance:.2g}"
+            f"{OTHERS}"
         )
+    want, loss = objective.first_loss, objective.game_loss(row)
+    tolerance *= max(1.0, objective.beta / USUAL_BETA)
+    if want is not None and not abs(loss - want) <= tolerance:
+        raise TrainingDiverged(f"the first loss is {loss:.6f}, and must be {want:.6f} within {tolerance:.2g}{OTHERS}")

@@ -59,6 +59,15 @@ class Objective:
             return None
         return first_loss(self.kind, self.space_mu)
 
+    def apart(self, player_PB: Tensor, reference_PB: Tensor, tokens_PB: Tensor) -> Tensor | None:
+        """How far the player is from its opponent: |difference of log p| over all responses, in nats a token, a scalar.
+
+        None where the reference is not the opponent.
+        """
+        if self.anchor:
+            return None
+        return (player_PB[:2] - reference_PB[:2]).abs().sum() / tokens_PB[:2].sum().clamp(min=1)
+
     def game_loss(self, row: Mapping[str, float]) -> float:
         """The loss of a step's metrics less what `nll_weight` adds: what `first_loss` speaks of."""
         return row["loss"] - self.nll_weight * row.get("nll", 0.0)

@@ -1,4 +1,4 @@
-"""Whether a model can take packed rows, before its weights are here: asked of a tiny random one of its kind.
+"""What rows and logits a model can do with, before its weights are here: asked of a tiny random one of its kind.
 
 Families differ in what they hand on to their attention, and one family's models do by their settings. So the tiny one
 keeps all settings but sizes: capped logits, windows, the width of a head, and a layer of each kind.
@@ -36,6 +36,19 @@ def refusal(settings: Any, trust_remote_code: bool = False) -> str | None:
         return attention.refusal(tiny(settings, trust_remote_code)) or ""
     except REFUSED:
         return None
+
+
+def needs_all_logits(settings: Any, trust_remote_code: bool = False) -> bool:
+    """Whether such models do more to their logits than `logps.Ending` knows. False if nobody knows."""
+    from spin_core.logps import ending_of
+
+    try:
+        model = tiny(settings, trust_remote_code)
+        with torch.no_grad():
+            model.get_output_embeddings().weight.mul_(300)  # a random model's logits are too small to meet a cap
+        return ending_of(model) is None
+    except REFUSED:
+        return False
 
 
 def tiny(settings: Any, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -27,9 +27,14 @@ MANIFEST = "manifest.json"
 UNDIGESTED = "log"
 """Files under this folder of an output are kept and verified, but are no part of its digest: timings differ."""
 
-WAYS = frozenset({"speed", "python", "api_key_env"})
-"""Settings under these names say how, by which installation or at whose cost a result is reached: no part of an
-identity."""
+WAYS = frozenset(
+    {
+        *("speed", "python", "api_key_env"),
+        *("gradient_checkpointing", "micro_batch_tokens", "keep_checkpoints", "first_loss_tolerance"),
+    }
+)
+"""Settings under these names say how, by which installation, in how much memory or at whose cost a result is reached:
+no part of an identity."""
 
 R = TypeVar("R", bound=Artifact)
 _RECORD: TypeAdapter[Record] = TypeAdapter(Record)
@@ -129,7 +134,7 @@ def reusable(folder: Path, job: Mapping[str, Any], kind: type[R]) -> R | None:
     if manifest is None:
         return None
     want = identity_of(job)
-    changed = differences(manifest["identity"], want)
+    changed = differences(identity_of(manifest["identity"]), want)  # what an older version counted may count no more
     if changed:
         name, have, wanted = changed[0]
         raise StaleArtifact(

@@ -46,6 +46,9 @@ from spin_core.zero import Zero
 
 log = logging.getLogger("spin_core")
 
+APART = "apart"
+"""How far player and opponent are apart (`Objective.apart`), which is looked at before the first step alone."""
+
 
 def run(job: TrainJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     """Train, publish the weights, and leave `metrics.jsonl`, and `held_out.jsonl` if pairs are held out.
@@ -127,6 +130,7 @@ def train(
             started = time.monotonic()
             with lora.dropout(model, config.lora, job.seed, step, us.rank):
                 measured = forward_backward(batch, objective, stepper, us, model.device, opponent)
+            apart = measured.pop(APART, None)
             rate = learning_rate(step, total, peak, config)
             done = step + 1
             # One transfer a step: each .item() would make the device wait.
@@ -142,7 +146,7 @@ def train(
             if end and end.action == "refuse":
                 raise TrainingDiverged(end.message)
             if step == 0:
-                check_first_loss(row, objective, config, job.model.dtype)
+                check_first_loss(row, None if apart is None else apart.item(), objective, config, job.model.dtype)
             journal.write(METRICS, row)
             seconds = time.monotonic() - started
             counts = {"tokens": batch.tokens, "pairs": batch.tokens_PB.shape[1], "ranks": us.size}
@@ -160,7 +164,7 @@ def train(
             if end:
                 break
             stopping = us.any(progress.stopping)
-            if step + 1 < total and (stopping or (step + 1) % config.save_every == 0):
+            if stopping or (step + 1 < total and (step + 1) % config.save_every == 0):
                 journal.save(step + 1, stepper.tensors())
             shown = {f"held out {name}": held_rows[-1][name] for name in measured} if held_rows else {}
             progress.show(step + 1, **{name: row[name] for name in measured}, **shown)
@@ -207,6 +211,7 @@ def forward_backward(
 
     All responses to a prompt are in one forward pass, since the loss joins them. However the batch is split, each
     micro-batch adds its share of the same sum. With an `opponent`, its log-probabilities are computed here and now.
+    Beside the metrics is `APART`, where the reference is the opponent.
     """
     tokens_PB = torch.from_numpy(batch.tokens_PB).to(device)
     player_PB = torch.zeros(tokens_PB.shape, dtype=torch.float32, device=device)
@@ -237,7 +242,10 @@ def forward_backward(
     us.sum(player_PB)
     if opponent is not None and reference_PB is not None:
         us.sum(reference_PB)
-    return {name: value.float() for name, value in objective.metrics(player_PB, reference_PB, tokens_PB).items()}
+    measured = objective.metrics(player_PB, reference_PB, tokens_PB)
+    if reference_PB is not None and (apart := objective.apart(player_PB, reference_PB, tokens_PB)) is not None:
+        measured[APART] = apart
+    return {name: value.float() for name, value in measured.items()}
 
 
 def weighted_losses(

@@ -12,13 +12,17 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
+    Lfm2Config,
     LlamaConfig,
     MistralConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
+from spin_core import attention
 from spin_core.attention import PACKED
 from spin_core.batches import Sequences
 from spin_core.fused_loss import ItemLosses
@@ -42,6 +46,16 @@ FAMILIES = {
     ),
     "gpt2": GPT2Config(**SMALL, n_embd=16, n_layer=2, n_head=2, n_positions=64),
 }
+HYBRIDS = {
+    "conv": Lfm2Config(**WIDE, layer_types=["conv", "full_attention"]),
+    "linear_attention": Qwen3NextConfig(
+        **WIDE, head_dim=8, layer_types=["linear_attention", "full_attention"], linear_num_key_heads=2,
+        linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8, num_experts=4,
+        num_experts_per_tok=2, moe_intermediate_size=8, shared_expert_intermediate_size=8,
+    ),
+}  # fmt: skip
+"""Families with layers that carry a state along the row."""
+DTYPES = [torch.float32, torch.bfloat16]
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14]]
 REAL = [[20, 21, 22, 23, 24, 2], [22], [23, 24, 25, 26, 27, 2]]
 GENERATED = [[30, 2], [31, 32, 33, 34, 35, 36, 37, 38], []]
@@ -118,6 +132,26 @@ def test_a_window_that_a_model_knows_as_a_mask_alone_is_noticed():
     for layer in model.model.layers:
         layer.self_attn.config = Hidden()
     assert not ResponseLogps(model, pack=PACKED).packed
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", HYBRIDS)
+def test_a_state_that_runs_on_from_one_response_to_the_next_is_noticed_in_either_precision(kind, dtype, monkeypatch):
+    def refusal() -> str | None:
+        torch.manual_seed(0)
+        return attention.refusal(AutoModelForCausalLM.from_config(copy.deepcopy(HYBRIDS[kind]), dtype=dtype).eval())
+
+    assert refusal() == f"it has layers of {kind}"
+    # And by what it does, where it does not say so: as models begin, so little that bfloat16 rounds it away.
+    monkeypatch.setattr(attention, "ATTENTIONS", (*attention.ATTENTIONS, kind))
+    said = "a response would see another one"
+    assert refusal() in (said, "its hidden states would be others") if dtype == torch.float32 else refusal() == said
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_experts_that_some_tokens_share_are_no_way_from_one_response_to_another(dtype):
+    config = Qwen3MoeConfig(**WIDE, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8)
+    assert attention.refusal(model_of(config).to(dtype)) is None
 
 
 def test_recomputed_layers_see_the_same_rows():

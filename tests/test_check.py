@@ -12,7 +12,7 @@ import torch
 from helpers import character_tokenizer, data_folder, save_tiny_model
 from huggingface_hub import constants
 
-from spin_core import check, check_data, check_model, engines, estimate, gate, measure, prompts
+from spin_core import check, check_data, check_model, engines, estimate, gate, logps, measure, prompts
 from spin_core.check import check_run
 from spin_core.config import ModelConfig, PromptsConfig, SourceConfig, TrainConfig
 from spin_core.errors import ConfigError, DataError, ModelError
@@ -295,6 +295,22 @@ def test_a_model_that_cannot_take_packed_rows_is_told_with_the_reason_and_reckon
     off = check_run(configured(f"model.path={capped_model}", "train.speed.packing=false"), tmp_path)
     assert texts(off, "model", "warn") == [], "nobody asked for packed rows"
     assert reckoned == [False, True, False]
+
+
+def test_a_model_that_needs_all_its_logits_at_once_is_told_and_reckoned_with(
+    configured, capped_model, tmp_path, monkeypatch
+):
+    reckoned = []
+    monkeypatch.setattr(
+        check, "look_at_time", lambda _looks, config, *_: reckoned.append(config.train.speed.response_logits)
+    )
+    monkeypatch.setattr(logps, "CAP", "no such setting")
+    capped = configured(f"model.path={capped_model}", "train.speed.packing=false")
+    said = "computes all logits at once, because it does more to them than scale or cap them"
+    assert texts(check_run(capped, tmp_path), "model", "warn") == [said]
+    monkeypatch.setattr(logps, "CAP", "final_logit_softcapping")
+    assert texts(check_run(capped, tmp_path), "model", "warn") == []
+    assert reckoned == [False, True]
 
 
 def test_a_folder_that_is_a_file_is_one_line(configured, tmp_path):

@@ -13,7 +13,9 @@ from spin_core.checkpoint import (
     checkpoints,
     latest_checkpoint,
     save_checkpoint,
+    step_of,
 )
+from spin_core.errors import DamagedArtifact
 from spin_core.rows import METRICS, TIMING, read_rows
 from spin_core.store import digest_file
 
@@ -53,6 +55,28 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, caplog, n
     assert state["step"] == 5
     assert read["step/a"] == 5
     assert "going back to the one before it" in caplog.text
+
+
+def test_a_damaged_checkpoint_is_gone_once_training_has_gone_back(tmp_path):
+    with Journal(tmp_path, keep=2) as journal:
+        for step in (5, 10):
+            journal.save(step, tensors(step))
+    damaged = tmp_path / CHECKPOINTS / "step-00000010" / "state-00000.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    with Journal(tmp_path, keep=2) as journal:
+        assert journal.resume()[0] == 5
+        journal.save(7, tensors(7))
+        assert [step_of(path) for path in checkpoints(tmp_path / CHECKPOINTS)] == [5, 7]
+        assert journal.tensors_at(5)["step/a"] == 5
+
+
+def test_weights_that_are_to_be_published_and_are_damaged_or_gone_are_told_with_the_cure(tmp_path):
+    with Journal(tmp_path, keep=2) as journal:
+        journal.save(5, tensors(5), best=True)
+        (tmp_path / CHECKPOINTS / "best-00000005" / "state-00000.safetensors").write_bytes(b"half")
+        for step in (5, 6):
+            with pytest.raises(DamagedArtifact, match=rf"weights of step {step} .* remove .* and run again"):
+                journal.tensors_at(step)
 
 
 def test_only_the_newest_checkpoints_stay(tmp_path):

@@ -202,6 +202,11 @@ def test_disk_for_a_version_and_a_checkpoint_is_that_of_their_files(tiny_model, 
     assert one == pytest.approx((tmp_path / "step" / "state-00000.safetensors").stat().st_size, rel=0.15)
     assert estimate.checkpoint_disk(shape, config, steps=10) == 0, "none is kept of the last step"
     assert estimate.checkpoint_disk(shape, config, steps=1000) == 3 * one, "the next is written before the oldest goes"
+    chosen = config.model_copy(update={"keep_best": "loss", "evaluate_every": 5})
+    assert estimate.checkpoint_disk(shape, chosen, steps=1000) == 5 * one, "the best that is known, and a better one"
+    assert estimate.checkpoint_disk(shape, chosen, steps=5) == one
+    adapted = dataclasses.replace(shape, adapter=shape.parameters)
+    assert estimate.checkpoint_disk(adapted, config, steps=10) == one, "an adapter goes to the disk to be put together"
 
 
 def test_keys_and_values_by_hand():

@@ -22,7 +22,7 @@ from small_game import (
 )
 
 from spin_core.batches import read_token_ids
-from spin_core.checkpoint import Journal, checkpoints
+from spin_core.checkpoint import Journal, checkpoints, step_of
 from spin_core.config import TrainConfig
 from spin_core.errors import ConfigError, DataError, TrainingDiverged
 from spin_core.held_out import best, is_best, published_step, split
@@ -177,6 +177,23 @@ def test_a_best_checkpoint_stays_until_a_checkpoint_knows_of_a_better_one(tmp_pa
         assert there() == ["best-00000014", "step-00000010", "step-00000017"], "10 is the last regular one"
         journal.save(20, tensors)
         assert there() == ["best-00000014", "step-00000020"]
+
+
+def test_of_best_checkpoints_two_are_there_at_the_most(tmp_path):
+    def there():
+        return [step_of(path) for path in checkpoints(tmp_path / "checkpoints", "best")]
+
+    tensors = {"weight/a": torch.ones(2)}
+    with Journal(tmp_path, keep=1, every=10) as journal:
+        for step in (2, 4, 6):
+            journal.save(step, tensors, best=True)
+        assert there() == [6], "no checkpoint knows of any"
+        journal.save(10, tensors)
+        for step in (12, 14, 16):
+            journal.save(step, tensors, best=True)
+            assert there() == [6, step], "what resumes from 10 may need 6"
+        journal.save(20, tensors)
+        assert there() == [16]
 
 
 LORA = {"rank": 2, "dropout": 0.3}

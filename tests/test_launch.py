@@ -99,6 +99,16 @@ def test_a_phase_that_is_killed_is_said_to_be_out_of_memory_perhaps(tmp_path):
         run_phase(job(tmp_path, does="killed"), ScoredPairs)
 
 
+def test_a_training_without_memory_is_told_what_needs_less(tmp_path, monkeypatch):
+    monkeypatch.setitem(launch.LESS, "toy", launch.LESS["train"])
+    cure = (
+        r"\(out of memory\? lower train\.micro_batch_tokens or set train\.gradient_checkpointing, and the same lineage"
+    )
+    for does, how in (("killed", "was killed by SIGKILL"), ("starved", "ended with status 1")):
+        with pytest.raises(PhaseCrashed, match=f"phase toy {how} {cure}"):
+            run_phase(job(tmp_path, does=does), ScoredPairs)
+
+
 def test_a_phase_that_someone_stops_says_so(tmp_path):
     def stop(_message):
         os.kill(int((tmp_path / "jobs" / "toy.pid").read_text().split()[0]), signal.SIGTERM)

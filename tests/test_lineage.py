@@ -75,9 +75,10 @@ def test_whatever_touches_what_is_built_is_refused(tmp_path, change):
         start(tmp_path, sets=[change])
 
 
-def test_iterations_gate_controls_and_evaluation_may_change(tmp_path):
+def test_iterations_gate_controls_evaluation_and_what_saves_memory_may_change(tmp_path):
     start(tmp_path, sets=["iterations=2"])
     free = ["gate.rule=best", "controls.temperatures=[0.9]", "evaluate.suites=[big-bench]", "evaluate.self_play=false"]
+    free += ["train.micro_batch_tokens=512", "train.gradient_checkpointing=true", "sft.train.keep_checkpoints=1"]
     changed = start(tmp_path, sets=["iterations=5", *free])
     assert lineages.find(tmp_path, "tale").config == changed.config
     assert changed.config.iterations == 5

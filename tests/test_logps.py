@@ -1,5 +1,6 @@
 """Log-probabilities of responses, against sums over the model's own logits."""
 
+import logging
 import math
 
 import pytest
@@ -13,13 +14,16 @@ from transformers import (
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
 )
 
+from spin_core import probe
 from spin_core.batches import Sequences
 from spin_core.fused_loss import ItemLosses, fused_loss, linear_logps
-from spin_core.logps import ResponseLogps, sequence_logps
+from spin_core.logps import Ending, ResponseLogps, ending_of, sequence_logps
 from spin_core.packing import padded_rows
 
 VOCABULARY = 40
@@ -51,7 +55,12 @@ def cohere() -> CohereForCausalLM:
     return CohereForCausalLM(CohereConfig(**WIDE, logit_scale=0.3))
 
 
-@pytest.fixture(params=[llama, gpt2, gemma2, cohere])
+def granite() -> GraniteForCausalLM:
+    """Its logits are divided."""
+    return GraniteForCausalLM(GraniteConfig(**WIDE, logits_scaling=7.0))
+
+
+@pytest.fixture(params=[llama, gpt2, gemma2, cohere, granite])
 def model(request):
     torch.manual_seed(0)
     model = request.param().eval()
@@ -139,9 +148,35 @@ def test_loss_and_gradient_equal_those_of_all_logits_at_once(model):
             torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize(("make", "linear"), [(llama, True), (gpt2, True), (gemma2, False), (cohere, False)])
-def test_a_head_that_is_more_than_linear_is_noticed(make, linear):
-    assert ResponseLogps(make().eval()).direct is linear
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("make", "ending"),
+    [
+        (llama, Ending()),
+        (gpt2, Ending()),
+        (gemma2, Ending(cap=1.5)),
+        (cohere, Ending(scale=0.3)),
+        (granite, Ending(scale=1 / 7)),
+    ],
+)
+def test_what_comes_after_the_output_layer_is_noticed(make, ending, dtype):
+    assert ending_of(make().to(dtype).eval()) == ending
+
+
+def test_a_model_whose_logits_are_made_in_a_way_that_is_not_known_computes_them_all_and_says_so(monkeypatch, caplog):
+    model = cohere().eval()
+    want = sequence_logps(model, PROMPTS, RESPONSES, 1000)
+    monkeypatch.setattr("spin_core.logps.SCALES", ())
+    with caplog.at_level(logging.INFO, "spin_core"):
+        logps = ResponseLogps(model)
+    assert not logps.direct
+    assert "CohereForCausalLM does more than project to its vocabulary: all its logits are computed" in caplog.text
+    have = logps(padded_rows(Sequences.of(PROMPTS, RESPONSES), torch.arange(4).numpy()))
+    torch.testing.assert_close(have, want, rtol=1e-5, atol=1e-5)
+    assert probe.needs_all_logits(CohereConfig())
+    monkeypatch.undo()
+    assert not probe.needs_all_logits(CohereConfig())
+    assert not probe.needs_all_logits(Gemma2Config())
 
 
 def weighted(grad_R: torch.Tensor) -> ItemLosses:
@@ -167,15 +202,17 @@ def test_the_projection_with_bias_and_temperature_has_autograds_gradient():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_compiled_passes_over_the_logits_give_what_plain_ones_give(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "cap"), [(torch.float32, None), (torch.bfloat16, None), (torch.float32, 2.0)], ids=str
+)
+def test_compiled_passes_over_the_logits_give_what_plain_ones_give(dtype, cap):
     torch.manual_seed(0)
     hidden, weight = (torch.randn(*shape).to(dtype).requires_grad_() for shape in ((70, 8), (50, 8)))
     bias = torch.randn(50).to(dtype).requires_grad_()
     target, grad = torch.randint(0, 50, (70,)), torch.randn(70)
     inputs, found = (hidden, weight, bias), []
     for compiled in (False, True):
-        loss, logps = fused_loss(*inputs, target, weighted(grad), 1.7, 30 * 50, compiled=compiled)
+        loss, logps = fused_loss(*inputs, target, weighted(grad), 1.7, 30 * 50, cap=cap, compiled=compiled)
         found.append((logps, *torch.autograd.grad(loss, inputs)))
     near = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.05}
     torch.testing.assert_close(found[0], found[1], **near)
@@ -189,16 +226,18 @@ def test_frozen_weights_get_no_gradient():
 
 
 class LargestFloat32(TorchDispatchMode):
-    """Notes the most elements that any float32 tensor of a computation has."""
+    """Notes the most elements that any float32 tensor of a computation has, or any of `wide` rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, wide: int | None = None) -> None:
         super().__init__()
-        self.elements = 0
+        self.elements, self.wide = 0, wide
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32:
+            if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32:
+                continue
+            if self.wide in (None, *tensor.shape[-1:]):
                 self.elements = max(self.elements, tensor.numel())
         return result
 
@@ -212,6 +251,17 @@ def test_no_matrix_of_tokens_by_vocabulary_ever_exists(responses):
         losses = ItemLosses(tokens_PB, lambda logps_Pb, _: logps_Pb[0])
         fused_loss(hidden, weight, None, torch.arange(tokens), losses, 1.0, chunk)[0].backward()
     assert chunk == seen.elements < tokens * vocabulary
+
+
+@pytest.mark.parametrize("make", [llama, gemma2, cohere])
+def test_nor_does_it_for_logits_that_are_scaled_or_capped(make):
+    model, long = make().eval(), [[20, 21, 22, 23, 24, 25] * 20] * 4
+    sequences = Sequences.of(PROMPTS, long)
+    rows, tokens_PB = padded_rows(sequences, torch.arange(4).numpy()), torch.full((2, 2), 120).numpy()
+    with LargestFloat32(wide=VOCABULARY) as seen:
+        logps = ResponseLogps(model, chunk_logits=60 * VOCABULARY)
+        logps(rows, ItemLosses(tokens_PB, lambda logps_Pb, _: logps_Pb[0]))[0].backward()
+    assert seen.elements == (30 if make is gemma2 else 60) * VOCABULARY, "not the 480 response tokens' logits"
 
 
 class Products(TorchDispatchMode):

@@ -156,16 +156,16 @@ def test_length_correlation_is_pearsons_and_0_where_there_is_none():
 @pytest.mark.parametrize(("loss", "first"), [("logistic", LOG_2), ("hinge", 1.0)])
 def test_the_first_loss_may_be_off_by_rounding_alone(loss, first):
     config = TrainConfig(loss=loss)
-    check_first_loss({"loss": first + 9e-4}, objective_of(config, 0), config, "float32")
+    check_first_loss({"loss": first + 9e-4}, 0.0, objective_of(config, 0), config, "float32")
     for wrong in (first + 1.1e-3, first - 1.1e-3, math.nan):
         with pytest.raises(TrainingDiverged, match=r"scores were made with other weights.*run again"):
-            check_first_loss({"loss": wrong}, objective_of(config, 0), config, "float32")
+            check_first_loss({"loss": wrong}, 0.0, objective_of(config, 0), config, "float32")
 
 
 def test_bfloat16_and_a_large_beta_round_more():
     def check(loss, dtype, beta=0.1):
         config = TrainConfig(beta=beta)
-        check_first_loss({"loss": loss}, objective_of(config, 0), config, dtype)
+        check_first_loss({"loss": loss}, 0.0, objective_of(config, 0), config, dtype)
 
     check(LOG_2 + 0.019, "bfloat16")
     check(LOG_2 + 0.009, "float32", 1.0)
@@ -175,11 +175,21 @@ def test_bfloat16_and_a_large_beta_round_more():
         check(LOG_2 + 0.0011, "float32", 0.01)
 
 
+@pytest.mark.parametrize("beta", [0.1, 5.0])
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-3), ("bfloat16", 2e-2)])
+def test_player_and_opponent_may_be_apart_by_rounding_alone_whatever_beta_is(dtype, most, beta):
+    config = TrainConfig(beta=beta)
+    check_first_loss({"loss": LOG_2}, 0.9 * most, objective_of(config, 0), config, dtype)
+    for wrong in (1.1 * most, math.nan):
+        with pytest.raises(TrainingDiverged, match=r"nats a token apart, and may be .* run again"):
+            check_first_loss({"loss": LOG_2}, wrong, objective_of(config, 0), config, dtype)
+
+
 def test_a_first_loss_counts_the_game_alone_and_what_is_fixed_by_nothing_is_not_checked():
     both = TrainConfig(nll_weight=0.5)
-    check_first_loss({"loss": LOG_2 + 0.5 * 3, "nll": 3.0}, objective_of(both, 0), both, "float32")
+    check_first_loss({"loss": LOG_2 + 0.5 * 3, "nll": 3.0}, 0.0, objective_of(both, 0), both, "float32")
     tuning = TrainConfig(loss="sft")
-    check_first_loss({"loss": 7.0}, objective_of(tuning, 0), tuning, "float32")
+    check_first_loss({"loss": 7.0}, None, objective_of(tuning, 0), tuning, "float32")
 
 
 # In a real training, whose learning rate is far too large.

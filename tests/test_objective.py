@@ -63,6 +63,12 @@ def test_sft_is_the_mean_over_the_real_responses_tokens_and_takes_no_second_nll(
     assert {name: value.item() for name, value in metrics.items()} == {"loss": pytest.approx(15 / 9), "logps/real": -5}
 
 
+def test_how_far_player_and_opponent_are_apart_is_told_a_token_whatever_beta_is():
+    for settings in ({"beta": 0.1}, {"beta": 5.0}, {"loss": "t-spin"}):
+        assert objective(**settings).apart(PLAYER, OPPONENT, TOKENS).item() == pytest.approx(4.5 / 17)
+    assert objective(anchor=0.5).apart(PLAYER, OPPONENT, TOKENS) is None
+
+
 @pytest.mark.parametrize("loss", GAMES)
 @pytest.mark.parametrize("nll_weight", [0.0, 0.7])
 def test_the_first_loss_is_known_where_the_player_is_its_opponent(loss, nll_weight):

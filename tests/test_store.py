@@ -83,6 +83,20 @@ def test_an_identity_keeps_what_the_result_depends_on():
         assert store.identity_of({**base, **change}) != store.identity_of(base)
 
 
+def test_what_saves_memory_is_no_part_of_an_identity_nor_was_it_ever(tmp_path, monkeypatch):
+    def asked(**config):
+        return job(tmp_path, micro_batch_tokens=4, config={"beta": 0.1, "gradient_checkpointing": False, **config})
+
+    with monkeypatch.context() as older:
+        older.setattr(store, "WAYS", frozenset())
+        publish(tmp_path / "model", {"a": "1"}, asked())
+    less = {**asked(gradient_checkpointing=True, keep_checkpoints=1), "micro_batch_tokens": 2}
+    assert store.identity_of(less) == store.identity_of(asked())
+    assert store.reusable(tmp_path / "model", less, ModelVersion)
+    with pytest.raises(StaleArtifact, match=r"config\.beta = 0\.1, not 0\.2"):
+        store.reusable(tmp_path / "model", asked(beta=0.2), ModelVersion)
+
+
 def test_other_work_in_the_same_folder_is_refused_naming_the_field(tmp_path):
     publish(tmp_path / "model", {"a": "1"}, job(tmp_path, config={"train": {"beta": 0.1, "epochs": 2}}))
     want = job(tmp_path, config={"train": {"beta": 0.2, "epochs": 2}})

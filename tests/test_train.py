@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import character_tokenizer
+from many_jobs import StopsAt
 from small_game import CPU, do, game, pass_over, random_prompts, stepper_of, train_job, version_of
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -207,10 +208,11 @@ def test_bfloat16_learns_as_float32_does(tmp_path, tiny_model):
     assert losses[0] == pytest.approx(losses[1], abs=0.03)
 
 
-def test_a_first_loss_that_is_off_stops_before_the_first_step_and_says_why(tmp_path, tiny_model):
-    job = with_scores(game(tmp_path, tiny_model), lambda logps: np.roll(logps, 1) - 1)
+def test_scores_that_are_off_stop_a_training_before_the_first_step_and_it_says_why(tmp_path, tiny_model):
+    # All alike, so that the margins, and with them the loss, are those of the right ones.
+    job = with_scores(game(tmp_path, tiny_model, BF16, beta=5.0), lambda logps: logps - 1)
     path = job.scores.path / "logps.parquet"
-    with pytest.raises(TrainingDiverged, match=r"the first loss is .* must be 0\.693147 .* scores folder"):
+    with pytest.raises(TrainingDiverged, match=r"player and opponent are 0\.1\d* nats a token apart, .* scores folder"):
         do(with_scores(job, lambda logps: logps))
     assert path.exists()
     assert not job.output.exists()
@@ -250,6 +252,35 @@ def test_a_stop_saves_its_very_step(tmp_path, tiny_model):
     assert latest_checkpoint(tmp_path / ".train.partial" / CHECKPOINTS)[0]["step"] == 1
     whole = do(game(tmp_path / "whole", tiny_model, save_every=100, epochs=3))
     assert do(job).model == whole.model
+
+
+def test_a_stop_in_the_last_step_is_saved_too_so_that_nothing_is_trained_again(tmp_path, tiny_model):
+    whole = do(game(tmp_path / "whole", tiny_model, save_every=100))
+    job = game(tmp_path, tiny_model, save_every=100)
+    with pytest.raises(Stopped):
+        do(job, StopsAt(3))
+    scratch = tmp_path / ".train.partial"
+    assert latest_checkpoint(scratch / CHECKPOINTS)[0]["step"] == whole.steps == 3
+    before = (scratch / "log" / "timing.jsonl").read_bytes()
+    assert do(job).model == whole.model
+    assert (job.output / "log" / "timing.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("less", [{"gradient_checkpointing": True}, {"micro_batch_tokens": 40, "keep_checkpoints": 1}])
+def test_a_training_that_memory_ended_goes_on_with_settings_that_need_less(tmp_path, tiny_model, less):
+    whole = game(tmp_path / "whole", tiny_model, epochs=3)
+    job = game(tmp_path, tiny_model, epochs=3)
+    with pytest.raises(Stopped):
+        do(job, StopsAt(4))
+    tighter = job.model_copy(update={"config": job.config.model_copy(update=less)})
+    want, record = do(whole), do(tighter)
+    steps = [row["step"] for row in read_rows(job.output / "log" / "timing.jsonl")]
+    assert steps == list(range(1, 10)), "the first four were not made anew"
+    if "gradient_checkpointing" in less:
+        assert record.model == want.model
+    ours, theirs = (load_model(one.weights, CPU).state_dict() for one in (tighter, whole))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert do(job) == record, "and what is done is done"
 
 
 def test_timings_are_kept_and_take_no_part_in_the_digest(tmp_path, tiny_model):

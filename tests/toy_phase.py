@@ -65,6 +65,11 @@ def bug(_job: ToyJob) -> None:
     raise ValueError("a bug of our own")
 
 
+def starved(_job: ToyJob) -> None:
+    """As torch says it of a GPU."""
+    raise type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory")
+
+
 def killed(_job: ToyJob) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -114,7 +119,21 @@ def killed_second(_job: ToyJob) -> None:
 
 DOES = {
     does.__name__: does
-    for does in (count, wrong, again, bug, killed, full, deaf, noisy, family, crowd, wrong_second, killed_second)
+    for does in (
+        count,
+        wrong,
+        again,
+        bug,
+        starved,
+        killed,
+        full,
+        deaf,
+        noisy,
+        family,
+        crowd,
+        wrong_second,
+        killed_second,
+    )
 }
 
 if __name__ == "__main__":

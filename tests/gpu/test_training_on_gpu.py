@@ -99,17 +99,21 @@ def test_one_rank_with_nccl_and_deepspeed_learns_what_one_device_does(tmp_path, 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_fused_loss_is_float64s(dtype, compiled):
+@pytest.mark.parametrize("cap", [None, 10.0])
+def test_the_fused_loss_is_float64s(dtype, compiled, cap):
     torch.manual_seed(0)
     hidden, weight = (torch.randn(*shape, device="cuda", dtype=dtype) for shape in ((600, 64), (1000, 64)))
     target, slope = torch.randint(0, 1000, (600,), device="cuda"), torch.randn(600, device="cuda")
     hidden.requires_grad_()
     added = torch.ones(1000, 64, device="cuda")
     one_token = ItemLosses(torch.ones((1, 600), dtype=torch.int64).numpy(), lambda logps, b: logps[0] * slope[b])
-    loss, logps = fused_loss(hidden, weight, None, target, one_token, 1.3, 250 * 1000, added, compiled=compiled)
+    options = {"cap": cap, "compiled": compiled}
+    loss, logps = fused_loss(hidden, weight, None, target, one_token, 1.3, 250 * 1000, added, **options)
     loss.backward()
     exact_hidden, exact_weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
-    want = F.log_softmax(exact_hidden @ exact_weight.T / 1.3, -1).gather(1, target[:, None])[:, 0]
+    logits = exact_hidden @ exact_weight.T
+    bent = logits if cap is None else cap * torch.tanh(logits / cap)
+    want = F.log_softmax(bent / 1.3, -1).gather(1, target[:, None])[:, 0]
     (want * slope).sum().backward()
     near = 1e-4 if dtype == torch.float32 else 1e-2
     for have, exact in ((logps, want), (hidden.grad, exact_hidden.grad), (added - 1, exact_weight.grad)):
