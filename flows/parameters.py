@@ -6,14 +6,17 @@ the bounds of `config` are in the JSON schema.
 """
 
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model, model_serializer
 from pydantic.json_schema import SkipJsonSchema
 
+from flows.api import is_loopback
 from spin_core.config import RunConfig
 from spin_core.config_base import nameable
 from spin_core.errors import ConfigError
@@ -34,17 +37,19 @@ OwnName = Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9-]{0,62})?$")]
 """A lineage's name, or nothing."""
 
 
-THROUGH = {
-    *("dir", "git", "dvc", "zip", "tar", "libarchive", "generic", "reference", "asynclocal", "asyncwrapper"),
-    *("async_wrapper", "cached", "filecache", "simplecache", "blockcache"),
-}
-"""Drivers of fsspec that reach through another one, or into a file of this machine."""
+STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "oci", "oss"}
+"""What URLs of stores elsewhere begin with. fsspec knows more, of which many reach a file or a port of this machine."""
+
+ALLOW = "SPIN_ALLOW"
+"""The worker's variable of what else may be chosen for runs of deployments: words `setting` or `setting=value`."""
 
 
 class Partial(BaseModel):
     """Settings of which some are given. Dumped, it is those alone."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), title="change")
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), title="change", hide_input_in_errors=True
+    )
 
     @model_serializer
     def given(self) -> dict[str, Any]:
@@ -120,19 +125,29 @@ else:
 def given(overrides: Partial) -> dict[str, Any]:
     """The values that were filled in.
 
-    `ConfigError` if a deployment's run would push a copy into a folder of this machine outside the one that is served:
-    whoever may start runs may not have them write anywhere.
+    `ConfigError` if a deployment's run would run code that nobody here has chosen, send a key to others, or push a copy
+    into a folder of this machine outside the one that is served: whoever fills in a form has no business there, unless
+    the worker's environment says so.
     """
     from prefect.runtime import deployment
 
     found = overrides.given()
-    url = str((found.get("push") or {}).get("url") or "")
-    if deployment.id and url and not may_push(url):
-        raise ConfigError(
-            f"push.url {url} leads to a folder of the machine that plays, outside {served_folder()}, which is served "
-            "here: name one in it, or a store such as s3://bucket/folder, or have spin push copy it"
-        )
+    allowed = os.environ.get(ALLOW, "").split()
+    for setting, (harmless, instead) in GUARDED.items() if deployment.id else ():
+        value = chosen(found, setting)
+        if value and not harmless(value) and not {setting, f"{setting}={value}"} & set(allowed):
+            raise ConfigError(
+                f"{setting}={value} is not for a deployment's run to choose: {instead}, or have {ALLOW} name it in the "
+                "worker's environment"
+            )
     return found
+
+
+def chosen(values: Any, setting: str) -> Any:
+    """The value that was filled in for a setting; None if none was."""
+    for name in setting.split("."):
+        values = values.get(name) if isinstance(values, dict) else None
+    return values
 
 
 def may_push(url: str) -> bool:
@@ -143,8 +158,35 @@ def may_push(url: str) -> bool:
     if not sign or protocol in LocalFileSystem.protocol:
         path = Path(LocalFileSystem._strip_protocol(url))
         return path.resolve().is_relative_to(served_folder().resolve())
-    # A driver may stand before another, as in zip://name::file:///folder.zip, and lead to a local folder with it.
-    return "::" not in url and protocol not in THROUGH
+    # A second driver may stand behind the first, as in s3://name::file:///folder, and lead to a local folder with it.
+    return "::" not in url and protocol in STORES
+
+
+def is_here(url: str) -> bool:
+    """Whether this machine alone answers at an address."""
+    return is_loopback(urlsplit(url).hostname or "")
+
+
+def none(_value: Any) -> bool:
+    """No value is harmless."""
+    return False
+
+
+ON_RAY = (lambda address: address == "auto", "take auto")
+ON_NODES = (none, "train on one machine")
+GUARDED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model.trust_remote_code": (none, "leave it off"),
+    "generate.vllm.python": (none, "leave it out"),
+    "generate.speed.ray.address": ON_RAY,
+    "evaluate.speed.ray.address": ON_RAY,
+    "sft.train.speed.rendezvous": ON_NODES,
+    "train.speed.rendezvous": ON_NODES,
+    "evaluate.judge.api_key_env": (lambda name: name == "OPENAI_API_KEY", "take OPENAI_API_KEY"),
+    "evaluate.judge.base_url": (is_here, "take a judge on the worker's own machine, or OpenAI's by leaving it out"),
+    "push.url": (may_push, "name a folder in the one that is served, or a store such as s3://bucket/folder"),
+}
+"""Settings by which a run could run other code, send a key elsewhere or write elsewhere: whether a value is harmless,
+and what to do instead."""
 
 
 def served_folder() -> Path:

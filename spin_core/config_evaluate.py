@@ -1,8 +1,9 @@
 """Settings of evaluation and of the gate that reads it."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, WithJsonSchema
 
 from spin_core.config_base import Folder, Frozen, NonNegativeFloat
 from spin_core.config_generate import RayConfig
@@ -78,10 +79,31 @@ class JudgeSpeedConfig(Frozen):
     """Longest wait for one verdict."""
 
 
+JUDGE_URL = re.compile(r"(https?://[^\s/@?#\\]+(/[^\s@?#\\]*)?)?")
+"""Neither a user nor a query: a password or a key in them would stand in records."""
+
+
+def check_judge_url(url: str) -> str:
+    """The address of a judge. The error leaves out what was given, since that may be a secret."""
+    if not JUDGE_URL.fullmatch(url):
+        raise ValueError(
+            "evaluate.judge.base_url must be like http://127.0.0.1:8000/v1, without users, passwords or keys: give the "
+            "key in the environment variable that evaluate.judge.api_key_env names"
+        )
+    return url
+
+
+JudgeUrl = Annotated[
+    str,
+    AfterValidator(check_judge_url),
+    WithJsonSchema({"type": "string", "pattern": f"^{JUDGE_URL.pattern}$"}),
+]
+
+
 class JudgeConfig(Frozen):
     """The model that judges, behind an endpoint that speaks OpenAI's protocol."""
 
-    base_url: str = ""
+    base_url: JudgeUrl = ""
     """The endpoint, as `http://127.0.0.1:8000/v1`; empty is OpenAI's own."""
 
     model: str = "gpt-4"

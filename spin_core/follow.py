@@ -6,6 +6,7 @@ told once and left: what it did not get, it gets in the next run.
 """
 
 import os
+import re
 import select
 import sys
 import warnings
@@ -44,6 +45,11 @@ def after(last: Last, new: list[Point]) -> Last:
     return last
 
 
+def without_users(text: str) -> str:
+    """The text with whoever stands before a host left out of its URLs, since that brings a password."""
+    return re.sub(r"://\S*@", "://", text)
+
+
 def main() -> None:
     """Follow until stdin ends."""
     die_with_parent()
@@ -54,7 +60,8 @@ def main() -> None:
     game = lineages.find(Path(sys.argv[1]), sys.argv[2])
 
     def failed(name: str, error: Exception) -> None:
-        print(f"metrics: {name} takes none any more: {first_line(error)}; the next run makes up for it", file=out)
+        said = without_users(first_line(error))
+        print(f"metrics: {name} takes none any more: {said}; the next run makes up for it", file=out)
         out.flush()
 
     followers: list[Follower] = []

@@ -19,7 +19,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import Any, TypeVar, cast
-from urllib.parse import urlsplit
 
 import openai
 
@@ -84,8 +83,8 @@ class Judge:
     """An endpoint, and how it is asked. Any number of threads may ask."""
 
     def __init__(self, config: JudgeConfig) -> None:
-        """`ConfigError` if there is no key where one is needed, or if the endpoint's address is none."""
-        self.config, self.url = config, endpoint(config)
+        """`ConfigError` if there is no key where one is needed."""
+        self.config, self.url = config, config.base_url or OFFICIAL
         self.stop = threading.Event()
         """Set it, and whoever would wait or ask again raises `Cancelled`."""
         self.silent_until = self.spread = 0.0
@@ -332,20 +331,6 @@ class Verdicts:
         progress.check()
         if judge.refused and not judge.answered:
             raise ConfigError(judge.refused[0])
-
-
-def endpoint(config: JudgeConfig) -> str:
-    """The endpoint's address. `ConfigError` if it is none, or brings a password that would stand in records."""
-    url = config.base_url or OFFICIAL
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"evaluate.judge.base_url {url!r} is no address: write it as http://127.0.0.1:8000/v1")
-    if parts.username or parts.password:
-        raise ConfigError(
-            "evaluate.judge.base_url brings a user or a password, which would stand in records: take it out, and give "
-            f"the key in the environment variable {config.api_key_env}"
-        )
-    return url
 
 
 def key_of(config: JudgeConfig) -> str:

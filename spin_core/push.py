@@ -93,12 +93,12 @@ def push(
 ) -> Moved:
     """Upload what the copy lacks; the manifest last. Call it with the lineage's lock held.
 
-    `again` reads back what was uploaded before, and mends it. Raises `ConfigError` if the copy is of another lineage,
-    or has what is not here, unless it is to be replaced; `DamagedArtifact` if a file here has changed since it was
-    published.
+    `again` reads back what was uploaded before, and mends it; `replace` does, and takes no heed of the copy's manifest.
+    Without that, raises `ConfigError` if the copy is of another lineage, or has what is not here, and `DamagedArtifact`
+    if its manifest cannot tell. `DamagedArtifact` also if a file here has changed since it was published.
     """
     there = remote.connect(f"{settings.url.rstrip('/')}/{game.name}")
-    found = read_manifest(there)
+    found = None if replace else read_manifest(there)
     have = found.files if found else {}
     files = files_of(game)
     if not replace:
@@ -201,7 +201,13 @@ def here(root: Path, path: str) -> Path:
 
 def read_manifest(there: Remote) -> Manifest | None:
     """What the copy holds; None if there is none."""
-    value = there.read_json(MANIFEST)
+    try:
+        value = there.read_json(MANIFEST)
+    except DamagedArtifact as error:
+        raise DamagedArtifact(
+            f"{error}: where the lineage is whole, have it written anew with spin push --replace; what is whole there "
+            "is not uploaded again"
+        ) from error
     try:
         return None if value is None else Manifest.model_validate(value)
     except ValueError as error:

@@ -8,13 +8,14 @@ import contextlib
 import errno
 import hashlib
 import json
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spin_core.config_push import check_url
-from spin_core.errors import ConfigError, SpinError, StorageError, TryAgain, first_line
+from spin_core.errors import ConfigError, DamagedArtifact, SpinError, StorageError, TryAgain, first_line
 
 CHUNK_BYTES = 2**25
 PROBE = ".spin-probe"
@@ -55,12 +56,14 @@ class Remote:
         return {path.removeprefix(self.root).lstrip("/"): int(entry["size"]) for path, entry in found.items()}
 
     def read_json(self, path: str) -> Any:
-        """A JSON file's value; None if it is not there, or is none."""
+        """A JSON file's value; None if it is not there. `DamagedArtifact` if it is none."""
         with self.errors():
             try:
                 return json.loads(self.fs.cat_file(self.at(path)))
-            except (FileNotFoundError, ValueError):
+            except FileNotFoundError:
                 return None
+            except ValueError as error:
+                raise DamagedArtifact(f"{self.name(path)} is damaged ({first_line(error)})") from error
 
     def write(self, path: str, content: bytes) -> None:
         """Write a file so that a reader sees the old one or the new one, never a part."""
@@ -139,9 +142,10 @@ def connect(url: str) -> Remote:
 
 def check(url: str) -> None:
     """Find out whether files can be written there, by writing one: `ConfigError` or `TryAgain` say why not."""
-    remote = connect(url)
-    remote.write(PROBE, b"spin\n")
-    remote.remove(PROBE)
+    # A name of its own, since runs that begin at once would take each other's away.
+    remote, probe = connect(url), f"{PROBE}-{uuid.uuid4().hex}"
+    remote.write(probe, b"spin\n")
+    remote.remove(probe)
 
 
 def explained(url: str, error: Exception) -> SpinError:

@@ -1,18 +1,21 @@
 """Names that a user gives, and what they may not be: each is refused with one line, before anything is written."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from prefect.runtime import deployment
+from pydantic import BaseModel
 
 from flows.compare import compare as compare_games
 from flows.evaluate import evaluate
-from flows.parameters import Overrides, given, runs_folder
+from flows.parameters import GUARDED, Overrides, given, is_settings, runs_folder
 from flows.spin import spin
 from spin_core import compare, evaluations, lineage, recipes
 from spin_core.check import look_at_model, look_for_model
-from spin_core.config import SourceConfig
+from spin_core.config import RunConfig, SourceConfig
 from spin_core.errors import ConfigError, DataError, ModelError, SpinError
 from spin_core.findings import Looks
 from spin_core.models import load_tokenizer
@@ -138,11 +141,12 @@ def test_a_command_may_name_any_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("url", "allowed"),
-    [("", True), ("s3://bucket/spin", True), ("hf://buckets/me/name", True), ("memory://x", True)]
+    [("", True), ("s3://bucket/spin", True), ("hf://buckets/me/name", True), ("memory://x", False)]
     + [(f"file://{place}", True) for place in ("{served}/copies", "{served}", "{served}/link-inside/x")]
     + [(f"{protocol}://{{served}}/../x", False) for protocol in ("file", "local")]
     + [(f"file://{place}", False) for place in ("/tmp/x", "{served}-too/x", "{served}/link-outside/x", "~/x", "x")]
-    + [("zip://a::file:///tmp/x.zip", False), ("simplecache://a::local:///tmp/x", False), ("dir:///tmp/x", False)],
+    + [("zip://a::file:///tmp/x.zip", False), ("s3://a::local:///tmp/x", False), ("dir:///tmp/x", False)]
+    + [(f"{protocol}://localhost/x", False) for protocol in ("sftp", "ftp", "smb", "ssh", "webdav", "hdfs")],
 )
 def test_a_deployments_run_pushes_no_copy_into_another_folder_of_this_machine(url, allowed, tmp_path, monkeypatch):
     served = tmp_path / "served"
@@ -159,7 +163,77 @@ def test_a_deployments_run_pushes_no_copy_into_another_folder_of_this_machine(ur
         return
     with pytest.raises(ConfigError) as refused:
         given(overrides)
-    assert "or have spin push copy it" in one_line(refused.value)
+    assert "name a folder in the one that is served, or a store such as s3://" in one_line(refused.value)
+
+
+def change(setting: str, value: object) -> Overrides:
+    """One setting, filled in."""
+    for name in reversed(setting.split(".")):
+        value = {name: value}
+    return Overrides.model_validate(value)
+
+
+HARMFUL = [
+    ("model.trust_remote_code", True),
+    ("generate.vllm.python", "/anywhere/python"),
+    ("generate.speed.ray.address", "ray://elsewhere:10001"),
+    ("evaluate.speed.ray.address", "ray://elsewhere:10001"),
+    ("sft.train.speed.rendezvous", "elsewhere:29500"),
+    ("train.speed.rendezvous", "elsewhere:29500"),
+    ("evaluate.judge.api_key_env", "AWS_SECRET_ACCESS_KEY"),
+    ("evaluate.judge.base_url", "https://elsewhere.example/v1"),
+    ("evaluate.judge.base_url", "http://127.0.0.1.elsewhere.example/v1"),
+    ("evaluate.judge.base_url", "http://10.0.0.1/v1"),
+    ("push.url", "sftp://localhost/x"),
+]
+
+
+@pytest.mark.parametrize(("setting", "value"), HARMFUL)
+def test_a_deployments_run_neither_runs_other_code_nor_sends_keys_elsewhere(setting, value, monkeypatch):
+    overrides = change(setting, value)
+    monkeypatch.setenv("SPIN_ALLOW", "")
+    assert given(overrides), "a command may"
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "of-some-deployment")
+    with pytest.raises(ConfigError) as refused:
+        given(overrides)
+    assert one_line(refused.value).startswith(f"{setting}={value} is not for a deployment's run to choose: ")
+    monkeypatch.setenv("SPIN_ALLOW", f"{setting}=other {setting}.more train")
+    with pytest.raises(ConfigError):
+        given(overrides)
+    for allowed in (setting, f"{setting}={value}"):
+        monkeypatch.setenv("SPIN_ALLOW", f"seed {allowed} train.beta")
+        assert given(overrides) == change(setting, value).given()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("evaluate.judge.base_url", "http://127.0.0.1:8000/v1"),
+        ("evaluate.judge.base_url", "http://localhost:8000/v1"),
+        ("evaluate.judge.base_url", "http://[::1]:8000/v1"),
+        ("evaluate.judge.base_url", ""),
+        ("evaluate.judge.api_key_env", "OPENAI_API_KEY"),
+        ("generate.speed.ray.address", "auto"),
+        ("generate.vllm.python", ""),
+        ("model.trust_remote_code", False),
+    ],
+)
+def test_what_does_no_harm_needs_no_leave(setting, value, monkeypatch):
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "of-some-deployment")
+    assert given(change(setting, value)) == change(setting, value).given()
+
+
+def test_every_setting_of_that_kind_is_guarded_wherever_it_stands():
+    kinds = {setting.rpartition(".")[2] for setting, _ in HARMFUL}
+    found = {path for path in settings(RunConfig) if path.rpartition(".")[2] in kinds}
+    assert found == {setting for setting, _ in HARMFUL} == set(GUARDED)
+
+
+def settings(model: type[BaseModel], above: str = "") -> Iterator[str]:
+    """The dotted names of all settings."""
+    for name, field in model.model_fields.items():
+        below = [kind for kind in (field.annotation, *get_args(field.annotation)) if is_settings(kind)]
+        yield from settings(below[0], f"{above}{name}.") if below else [f"{above}{name}"]
 
 
 @pytest.mark.parametrize("flow", [spin, compare_games, evaluate], ids=lambda flow: flow.name)
@@ -167,7 +241,7 @@ def test_no_flow_that_takes_overrides_begins_with_such_a_copy(flow, tmp_path, mo
     monkeypatch.setenv("SPIN_RUNS", str(tmp_path / "served"))
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "of-some-deployment")
     target = {"target": "mine"} if flow is evaluate else {}
-    with pytest.raises(ConfigError, match=r"^push\.url "):
+    with pytest.raises(ConfigError, match=r"^push\.url="):
         flow.fn(**target, recipe="demo", overrides=Overrides(push={"url": f"file://{tmp_path}/away"}))
     assert list(tmp_path.iterdir()) == []
 

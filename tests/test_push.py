@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -168,6 +169,32 @@ def test_a_push_neither_replaces_another_lineage_nor_loses_what_only_the_copy_ha
     assert contents(find(tmp_path / "elsewhere", "tale")) == contents(other)
 
 
+@pytest.mark.parametrize("kept", [0, 100], ids=["empty", "cut"])
+def test_a_copy_whose_manifest_is_damaged_is_not_taken_for_none(game, away, tmp_path, kept):
+    push(game, away)
+    manifest = tmp_path / "away/tale" / MANIFEST
+    manifest.write_bytes(manifest.read_bytes()[:kept])
+    build(tmp_path / "other", nlls=((3.0, 3.1), (2.0, 2.1)))
+    for call in (
+        lambda: push(find(tmp_path / "other", "tale"), away),
+        lambda: push(game, away, again=True),
+        lambda: pushes.meet(tmp_path / "elsewhere", "tale", away),
+        lambda: pull(tmp_path / "elsewhere", "tale", away.url),
+    ):
+        with pytest.raises(DamagedArtifact, match=r"manifest.json is damaged .* spin push --replace; what") as refused:
+            call()
+        assert "\n" not in str(refused.value)
+    assert push(game, away, replace=True).moved == 0, "all of it lies there whole"
+    pull(tmp_path / "elsewhere", "tale", away.url)
+    assert contents(find(tmp_path / "elsewhere", "tale")) == contents(game)
+
+
+def test_runs_that_begin_at_once_look_whether_a_folder_can_be_written_without_harm(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(remote.check, [f"file://{tmp_path}/away"] * 64))
+    assert list((tmp_path / "away").iterdir()) == []
+
+
 def test_a_folder_built_again_in_another_time_is_no_other_lineage(game, away):
     push(game, away)
     log = game.iteration(0) / "train" / "log" / "timing.jsonl"
@@ -306,7 +333,7 @@ def test_s3_an_upload_that_arrives_changed_is_noticed(short, s3, monkeypatch):
 
 def test_s3_what_is_wrong_with_a_store_is_one_line_that_says_how_to_mend_it(s3, monkeypatch):
     remote.check(s3.url)
-    assert not s3.fs.exists(f"models/{s3.folder}/.spin-probe")
+    assert s3.fs.find(f"models/{s3.folder}") == []
     with pytest.raises(ConfigError, match=r"s3://nowhere/x: .*bucket does not exist: make the bucket"):
         remote.check("s3://nowhere/x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")

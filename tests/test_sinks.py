@@ -186,6 +186,16 @@ def test_mlflow_goes_on_in_the_same_run_though_another_sink_fails_and_logs_no_st
     assert recipes == [("demo",)]
 
 
+@pytest.mark.skipif(find_spec("mlflow") is None, reason="the extra mlflow is not installed")
+def test_of_a_server_that_is_away_its_password_is_not_told(game, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setitem(HELD, "MLFLOW_TRACKING_URI", "http://me:planted@127.0.0.1:9")
+    said = follow(game, "mlflow")
+    assert said.startswith("metrics: mlflow takes none any more: ")
+    assert "127.0.0.1" in said
+    assert "planted" not in said
+
+
 def test_a_sink_that_is_not_installed_is_refused_and_an_unknown_one_too(monkeypatch):
     monkeypatch.setattr(config_metrics, "find_spec", lambda _name: None)
     with pytest.raises(ConfigError, match="has wandb, which is not installed: install Spin with its extra `wandb`"):

@@ -68,11 +68,37 @@ def test_the_file_of_secrets_reaches_workers_alone_and_may_be_missing(whole):
     assert files == {"worker": optional, "worker-cpu": optional}
     # What `environment` gives comes before it, even where that is empty.
     ours = [name for name in whole["services"]["worker"]["environment"] if not name.startswith("PREFECT_")]
-    assert sorted(ours) == ["DO_NOT_TRACK", "HF_TOKEN"]
+    assert sorted(ours) == ["DO_NOT_TRACK", "HF_TOKEN", "SPIN_ALLOW"]
+    # Of these the token is a secret, and stands nowhere else.
+    assert {name for name, one in whole["services"].items() if "HF_TOKEN" in one.get("environment", {})} == set(files)
     example = (FILE.parent / "example.env").read_text()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "WANDB_API_KEY"):
         assert name in example
-    assert "infra/secrets.env" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", ["infra/.env", "infra/secrets.env", "infra/of-my-team.env"])
+def test_git_keeps_no_file_of_secrets_whatever_it_is_called_and_the_example(name):
+    for path, status in ((name, 0), ("infra/example.env", 1)):
+        assert subprocess.run(["git", "check-ignore", "--quiet", path], cwd=ROOT, check=False).returncode == status
+
+
+@pytest.mark.parametrize("place", ["http://127.0.0.1:4200", "https://spin.example.org"])
+def test_links_of_runs_begin_with_the_address_that_browsers_know(place, monkeypatch):
+    """What Prefect makes of the API's address has a name in it that is known among the containers alone."""
+    services = compose(documented() | SECRETS | {"SPIN_URL": place})["services"]
+    for name, value in services["worker"]["environment"].items():
+        if name in ("PREFECT_API_URL", "PREFECT_UI_URL"):
+            monkeypatch.setenv(name, value)
+    assert linked() == f"{place}/v2/artifacts/key/leaderboard-mine"
+    monkeypatch.delenv("PREFECT_UI_URL")
+    assert linked().startswith("http://server:4200/"), "else this says nothing"
+
+
+def linked() -> str:
+    """The address of a leaderboard, by the settings of the environment."""
+    code = "from flows.listing import address_of; print(address_of('leaderboard', 'mine'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout.strip()
 
 
 def test_what_a_service_waits_for_is_there_and_can_be_waited_for(whole):
@@ -172,7 +198,7 @@ def test_what_the_image_installs_is_there():
 
 
 def test_the_image_leaves_out_what_git_ignores():
-    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().split()}
+    ignored = {line.removesuffix("/") for line in (ROOT / ".gitignore").read_text().split()}
     left_out = DOCKERFILE.with_name("Dockerfile.dockerignore").read_text().splitlines()
     assert {line.removeprefix("**/") for line in left_out if not line.startswith("#")} == ignored
 

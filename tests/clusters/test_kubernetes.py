@@ -32,13 +32,14 @@ def template():
     return json.loads((FOLDER / "base-job-template.json").read_text())
 
 
-def filled_in(auth: str = "", **values):
+def filled_in(auth: str = "", ui: str = "", **values):
     """The Job that Prefect's worker would create for a run. No server is there, and none is asked."""
     from prefect.client.schemas.objects import FlowRun
-    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
     from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
-    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_API_AUTH_STRING: auth or None}):
+    own = {PREFECT_API_AUTH_STRING: auth or None, PREFECT_UI_URL: ui or None}
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api", **own}):
         made = asyncio.run(KubernetesWorkerJobConfiguration.from_template_and_values(template(), values))
         made.prepare_for_flow_run(FlowRun.model_validate({"flow_id": "6b2d5f4e-7c38-4f0a-9d0f-3c8e5f1f7a11"}))
     return made
@@ -101,6 +102,14 @@ def test_secrets_are_named_and_not_told():
     assert environment["PREFECT_API_AUTH_STRING"]["valueFrom"] == {"secretKeyRef": secret}
     assert environment["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": "spin", "key": "hf-token", "optional": True}
     assert "planted" not in json.dumps(made.job_manifest)
+
+
+def test_runs_are_told_where_browsers_reach_the_server():
+    """By their worker, or in the manifest of a game: what they know of the server is its name in the cluster."""
+    place = {"name": "PREFECT_UI_URL", "value": "http://127.0.0.1:4200"}
+    for manifest, kind in (("worker.yaml", "Deployment"), ("game.yaml", "Job")):
+        assert place in container_of(one(manifest, kind))["env"]
+    assert place in container_of(filled_in(ui=place["value"]).job_manifest)["env"]
 
 
 @pytest.mark.parametrize("kind", ["run", "game"])
@@ -166,6 +175,13 @@ def test_a_pod_is_told_all_that_a_node_must_know(monkeypatch, tmp_path):
     assert f"train.speed.rendezvous={environment['SPIN_MEET']}" in line
     assert line[-4:] == ["--set", "train.speed.ranks=8", "--set", "generate.speed.workers=8"]
     assert mark == tmp_path / ".nodes" / "1.ended"
+
+
+def test_the_log_that_is_followed_is_that_of_the_pod_that_leads():
+    """`job/NAME` would follow any of them."""
+    labels = one("game.yaml", "Service")["spec"]["selector"] | {"batch.kubernetes.io/job-completion-index": "0"}
+    chosen = ",".join(f"{name}={value}" for name, value in labels.items())
+    assert f"logs --follow -l {chosen}\n" in (FOLDER / "game.yaml").read_text()
 
 
 def test_a_game_is_not_tried_again_for_a_mistake_of_the_user():

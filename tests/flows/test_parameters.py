@@ -149,6 +149,18 @@ def test_a_bad_value_is_refused_by_the_schema_and_by_the_model(values):
         Overrides.model_validate(values)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{"evaluate": {"judge": {"base_url": "http://me:hush@host/v1"}}}, {"push": {"url": "s3://key:hush@bucket/x"}}],
+    ids=str,
+)
+def test_a_secret_in_a_url_is_refused_by_the_schema_and_the_model_and_that_does_not_repeat_it(values):
+    assert not Draft202012Validator(SCHEMA).is_valid(values)
+    with pytest.raises(ValidationError) as refused:
+        Overrides.model_validate(values)
+    assert "hush" not in str(refused.value)
+
+
 def test_the_schema_takes_what_recipes_say():
     for recipe in RECIPES.values():
         values = {name: value for name, value in recipe.items() if name != "iterations"}

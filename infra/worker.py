@@ -1,0 +1,75 @@
+"""A worker that ends as runs need it: `python -m infra.worker [options of prefect worker start]`.
+
+Asked to end, Prefect's worker kills its runs at once, and what a phase has computed since its last checkpoint is gone.
+So the runs are asked first, which has their phases save; the worker ends when they have. Meanwhile it is held still, or
+it would begin the next run.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from spin_core import launch
+
+PATIENCE_SECONDS = launch.GRACE_SECONDS + 30.0
+"""How long runs may take to end: a phase has its own grace, and the run then says what became of it."""
+
+
+def main() -> None:
+    """Run Prefect's worker, and end as it does."""
+    sys.exit(tend([sys.executable, "-m", "prefect", "worker", "start", *sys.argv[1:]]))
+
+
+def tend(command: Sequence[str]) -> int:
+    """The status of a worker that has ended, by itself or because we were asked to. However we end, it does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    with subprocess.Popen(command, process_group=0) as worker, launch.guard(worker.pid):
+        try:
+            status = worker.wait()
+        except KeyboardInterrupt:
+            worker.send_signal(signal.SIGSTOP)
+            end_runs(worker.pid)
+            worker.send_signal(signal.SIGTERM)
+            worker.send_signal(signal.SIGCONT)
+            status = worker.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)  # its guard, too
+    return status if status >= 0 else 128 - status
+
+
+def interrupt(*_: object) -> None:
+    """The handler of both signals that end us."""
+    raise KeyboardInterrupt
+
+
+def end_runs(worker: int) -> None:
+    """Ask the worker's runs to end, and wait for that."""
+    runs = children(worker)
+    for run in runs:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(run, signal.SIGTERM)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while runs & children(worker) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def children(parent: int) -> set[int]:
+    """The processes that another has started and that live."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, started_by = path.read_text("utf-8").rpartition(")")[2].split()[:2]
+            if int(started_by) == parent and state not in "ZX":
+                found.add(int(path.parent.name))
+    return found
+
+
+if __name__ == "__main__":
+    main()

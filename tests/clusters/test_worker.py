@@ -1,0 +1,76 @@
+"""How a team's worker ends, with a stand-in for Prefect's that treats its runs as that does. No server."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from stack import ROOT, compose, documented, wait_for
+
+from infra import worker
+
+RUN = """
+import pathlib, signal, sys, time
+def save(*_):
+    time.sleep(1)
+    pathlib.Path(sys.argv[1], "saved").touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, save)
+pathlib.Path(sys.argv[1], "begun").touch()
+time.sleep(600)
+"""
+STAND_IN = f"""# STAND_IN
+import pathlib, signal, subprocess, sys, time
+run = subprocess.Popen([sys.executable, "-c", {RUN!r}, sys.argv[1]], start_new_session=True)
+def end(*_):
+    run.kill()
+    pathlib.Path(sys.argv[1], "worker").write_text(str(run.wait()))
+    sys.exit(3)
+signal.signal(signal.SIGTERM, end)
+while True:
+    time.sleep(0.1)
+"""
+TENDED = "import sys; from infra import worker; sys.exit(worker.tend([sys.executable, *sys.argv[1:]]))"
+
+
+def begin(folder: Path) -> "subprocess.Popen[bytes]":
+    """A worker with a run that has begun."""
+    words = [sys.executable, "-c", TENDED, "-c", STAND_IN, str(folder)]
+    process = subprocess.Popen(words, cwd=ROOT)
+    wait_for((folder / "begun").exists)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_is_asked_to_end_lets_its_runs_save_first(number, tmp_path):
+    with begin(tmp_path) as process:
+        os.kill(process.pid, number)  # as Docker does: that one process, and no other
+        assert process.wait(60) == 3, "it ends as Prefect's does"
+    assert (tmp_path / "saved").exists()
+    assert (tmp_path / "worker").read_text() == "0", "when it was asked, its run had ended by itself"
+
+
+def test_a_worker_ends_with_what_tends_it_though_that_is_killed(tmp_path):
+    with begin(tmp_path) as process:
+        (pid,) = [one for one in worker.children(process.pid) if b"STAND_IN" in command_of(one)]
+        (run,) = worker.children(pid)
+        process.kill()
+    wait_for(lambda: not command_of(pid))
+    os.kill(run, signal.SIGKILL)  # a session of its own keeps it
+
+
+def test_runs_have_time_to_end_before_docker_kills_them():
+    for name in ("worker", "worker-cpu"):
+        service = compose(documented() | {"SPIN_AUTH": "a:b", "SPIN_DATABASE_PASSWORD": "c"})["services"][name]
+        assert service["command"][:3] == ["python", "-m", "infra.worker"]
+        assert float(service["stop_grace_period"].removesuffix("s")) > worker.PATIENCE_SECONDS
+
+
+def command_of(pid: int) -> bytes:
+    """A process's command line; empty once it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
