@@ -6,11 +6,13 @@ owner alone may read, where all commands for the same folder find it; nobody els
 
 import base64
 import contextlib
+import http.client
 import ipaddress
 import json
 import os
 import re
 import secrets
+import ssl
 import urllib.error
 import urllib.request
 import uuid
@@ -48,7 +50,8 @@ class Server:
             client = self.headers["Prefect-Csrf-Client"]
             self.headers["Prefect-Csrf-Token"] = self.send(f"/csrf-token?client={client}")["token"]
             return self.send(path, query)
-        except (urllib.error.URLError, OSError) as error:
+        # A server that dies breaks off in mid-answer.
+        except (OSError, http.client.HTTPException, ValueError) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code == 401:
                 raise ConfigError(
                     f"the server at {self.url} wants another password: set {OF_CLIENTS} to its name:password"
@@ -69,7 +72,20 @@ def healthy(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/api/health", timeout=2) as answer:
             return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def reached(address: str) -> bool:
+    """Something answers at a PREFECT_API_URL, be it that it knows neither us nor the way to prove its name."""
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=10):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLError)
+    except (OSError, http.client.HTTPException, ValueError):
         return False
 
 

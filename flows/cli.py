@@ -102,15 +102,11 @@ def next(lineage: str, anyway: bool, file: Path | None, sets: tuple[str, ...], r
 def play(runs: Path, name: str, config: Any) -> None:
     """Run the flow here, with a live display, and end with the leaderboard."""
     from flows import local
-    from spin_core import gate, push, store
+    from spin_core import gate, store
     from spin_core import lineage as lineages
-    from spin_core.errors import TryAgain
 
     gate.check_metrics(config)
-    try:
-        push.meet(runs, name, config.push)
-    except TryAgain as error:
-        click.echo(f"{click.style('warning', fg='yellow')}  {error}", err=True)
+    meet_store(runs, name, config)
     with store.locked(lineages.check_name(runs, name)):
         lineages.start(runs, name, config)
     local.prepare(runs, quiet=True)
@@ -123,6 +119,17 @@ def play(runs: Path, name: str, config: Any) -> None:
         board = run_local(runs, name, config)
     print_leaderboards([(board, config)])
     print_where(runs, name)
+
+
+def meet_store(runs: Path, name: str, config: Any) -> None:
+    """Refuse a store that a person must mend, before anything is begun; warn of one that is merely away."""
+    from spin_core import push
+    from spin_core.errors import TryAgain
+
+    try:
+        push.meet(runs, name, config.push)
+    except TryAgain as error:
+        click.echo(f"{click.style('warning', fg='yellow')}  {error}", err=True)
 
 
 @contextlib.contextmanager
@@ -168,6 +175,8 @@ def compare(
     config = resolve(recipe, file=file, sets=sets, iterations=iterations)
     chosen = [method.strip() for method in methods.split(",") if method.strip()]
     name = name or f"compare-{recipe}"
+    for lineage in comparisons.names(name, seeds):
+        meet_store(runs, lineage, config)
     comparisons.begin(runs, name, config, seeds, chosen)
     local.prepare(runs, quiet=True)
 
@@ -226,11 +235,21 @@ def leaderboard(
 ) -> None:
     """Show the scores of every version of some lineages side by side, or of all."""
     from flows import standings
+    from flows.status import unreadable_told
     from spin_core import board
     from spin_core import lineage as chains
+    from spin_core.errors import DamagedArtifact
 
-    games = [chains.find(runs, name) for name in lineages or chains.names(runs)]
-    boards = [board.leaderboard(game) for game in games]
+    games, boards = [], []
+    for name in lineages or chains.names(runs):
+        try:
+            game = chains.find(runs, name)
+            boards.append(board.leaderboard(game))
+            games.append(game)
+        except DamagedArtifact:
+            if lineages:
+                raise
+            click.echo(unreadable_told(name), err=True)
     if as_json:
         values = [one.model_dump(mode="json") for one in boards]
         click.echo(json.dumps(values[0] if len(lineages) == 1 else values, indent=2, ensure_ascii=False))
@@ -424,7 +443,9 @@ def recipes(settings: bool, recipe: str | None) -> None:
 
 
 @main.command()
-@click.option("--port", default=4200, show_default=True, help="Port of the server and its UI.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=4200, show_default=True, help="Port of the server and its UI."
+)
 @click.option(
     "--host",
     default="127.0.0.1",
@@ -443,7 +464,7 @@ def up(port: int, host: str, reruns: int, runs: Path) -> None:
     """Serve the UI: a server, the deployments and a worker, until Ctrl-C or `spin down`."""
     from flows import local
 
-    local.prepare(runs, quiet=False)
+    local.prepare(runs, quiet=False, to_serve=True)
     from flows.serve import serve
 
     serve(runs, host, port, reruns)

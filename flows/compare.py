@@ -10,9 +10,11 @@ from pydantic import Field
 from flows.listing import ended, label, place_of
 from flows.local import end_with_worker
 from flows.parameters import Iterations, Overrides, OwnName, given, runs_folder
-from flows.spin import play_alone
+from flows.spin import play_alone, started_again
 from flows.temporary import end_server_with_us
+from flows.watch import sign
 from spin_core import compare as comparisons
+from spin_core import lineage as lineages
 from spin_core import store
 from spin_core.compare import MOST_SEEDS, Table
 from spin_core.config import RunConfig
@@ -20,6 +22,7 @@ from spin_core.controls import Method
 from spin_core.lineage import Lineage
 from spin_core.recipes import RecipeName, resolve
 from tasks.compare import publish_comparison
+from tasks.push import check_store
 
 Seeds = Annotated[int, Field(ge=1, le=MOST_SEEDS)]
 
@@ -49,6 +52,8 @@ def compare(
     end_with_worker()
     name = name or f"compare-{recipe}"
     config = resolve(recipe, overrides=given(overrides), iterations=iterations)
+    for lineage in comparisons.names(name, seeds):
+        check_store(runs_folder(runs), lineage, config)
     play_all(runs_folder(runs), name, config, seeds, methods)
     return ended(place_of("comparison", name), None)
 
@@ -57,14 +62,15 @@ def compare(
 def compare_local(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequence[str]) -> Table:
     """The same with a configuration that is resolved already: what the command line runs."""
     end_server_with_us()
+    sign()
     return ended(place_of("comparison", name), play_all(runs, name, config, seeds, methods))
 
 
 def play_all(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequence[str]) -> Table:
     """Each seed's game with its controls, as an ordinary lineage; then the table."""
     label(recipe=config.recipe, comparison=name)
-    games = comparisons.begin(runs, name, config, seeds, methods)
-    with store.locked(runs / name):
+    with store.locked(lineages.check_name(runs, name), wait=started_again()):
+        games = comparisons.begin(runs, name, config, seeds, methods)
         for game in games:
             play_seed(game)
         table = comparisons.table(name, games, comparisons.left_out(config, methods))
@@ -75,6 +81,7 @@ def play_all(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequ
 @flow(name="spin", flow_run_name="{game.name}", persist_result=False, validate_parameters=False)
 def play_seed(game: Lineage) -> None:
     """One game."""
+    sign()
     label(recipe=game.config.recipe, lineage=game.name)
     play_alone(game.runs, game.name, game.config)
     return ended(place_of("leaderboard", game.name), None)

@@ -1,14 +1,17 @@
 """Make the local server ready for runs: `python -m flows.deploy`, which `spin up` starts beside the server.
 
 Waits for the server, has what an earlier `spin up` left as running go on, and installs the work pool and the
-deployments of prefect.yaml. What a user has set on a deployment since (its schedules, its parameters) stays.
+deployments of prefect.yaml. What a user has set on a deployment since stays: its schedules, parameters and tags, its
+concurrency limit, its job variables.
 """
 
 import contextlib
+import json
 import os
 import runpy
 import sys
 import time
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -18,10 +21,13 @@ from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter, WorkPoo
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
+from prefect.settings import PREFECT_HOME
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 
 import flows.spin  # noqa: F401 (so that it is loaded by the time the server answers)
 from flows import api, local, watch
+from spin_core import store
+from spin_core.recipes import merge
 
 LOST = "The server and the worker ended while it ran. Start it again: what is finished is reused."
 IN_OUR_POOL = WorkPoolFilter.model_validate({"name": {"any_": [local.POOL]}})
@@ -29,6 +35,12 @@ UNDER_WAY = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
 OF_DEPLOYMENTS = {"deployment_id": {"is_null_": False}}
 SAID_TO_RUN = FlowRunFilter.model_validate(OF_DEPLOYMENTS | UNDER_WAY)
 TASK_SAID_TO_RUN = TaskRunFilter.model_validate(UNDER_WAY)
+
+UNFIT = (404, 409, 422)
+"""Answers to settings that fit a deployment no longer. Any other fault may pass."""
+
+Settings = dict[str, dict[str, Any]]
+"""What users have set on deployments, by their ids, as JSON."""
 
 
 def main() -> None:
@@ -41,13 +53,16 @@ def main() -> None:
             client.create_work_pool(WorkPoolCreate(name=local.POOL, type="process"))
         if "SPIN_UP" in os.environ:  # on a team's server other workers live
             go_on_with_lost_runs(client)
-        before = user_settings(client)
-        deploy()
-        for deployment, settings in before.items():
-            try:
-                client.update_deployment(deployment, settings)
-            except PrefectHTTPStatusError as error:  # they fit the flow's parameters no longer
-                print(f"deployment {deployment} has its settings from prefect.yaml again: {error}")
+        deploy_beside(client, Path(PREFECT_HOME.value()) / "deployments.json")
+
+
+def deploy_beside(client: SyncPrefectClient, kept: Path) -> None:
+    """Deploy, and set again what users had set. Meanwhile that is in a file, for the case that this is cut short."""
+    before: Settings = user_settings(client) | (json.loads(kept.read_text("utf-8")) if kept.exists() else {})
+    store.write_json(kept, before)
+    deploy()
+    restore(client, before)
+    kept.unlink()
 
 
 def go_on_with_lost_runs(client: SyncPrefectClient) -> None:
@@ -91,12 +106,16 @@ def crashed() -> State[Any]:
     return Crashed(message=LOST)
 
 
-def user_settings(client: SyncPrefectClient) -> dict[UUID, DeploymentUpdate]:
+def user_settings(client: SyncPrefectClient) -> Settings:
     """What `prefect deploy` would set back."""
     return {
-        deployment.id: DeploymentUpdate(
+        str(deployment.id): DeploymentUpdate(
             parameters=deployment.parameters,
             paused=deployment.paused,
+            tags=deployment.tags,
+            job_variables=deployment.job_variables,
+            concurrency_limit=limit.limit if (limit := deployment.global_concurrency_limit) else None,
+            concurrency_options=deployment.concurrency_options,
             schedules=[
                 DeploymentScheduleUpdate(
                     schedule=one.schedule,
@@ -107,9 +126,26 @@ def user_settings(client: SyncPrefectClient) -> dict[UUID, DeploymentUpdate]:
                 )
                 for one in deployment.schedules
             ],
-        )
+        ).model_dump(mode="json", exclude_unset=True)
         for deployment in client.read_deployments(work_pool_filter=IN_OUR_POOL)
     }
+
+
+def restore(client: SyncPrefectClient, before: Settings) -> None:
+    """Set on deployments what users had set. Tags and job variables that are new in prefect.yaml come beside theirs."""
+    now = user_settings(client)
+    for deployment, settings in before.items():
+        new = now.get(deployment, {"tags": [], "job_variables": {}})
+        both = {
+            "tags": list(dict.fromkeys([*new["tags"], *settings["tags"]])),
+            "job_variables": merge(new["job_variables"], settings["job_variables"]),
+        }
+        try:
+            client.update_deployment(UUID(deployment), DeploymentUpdate.model_validate(settings | both))
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code not in UNFIT:
+                raise
+            print(f"deployment {deployment} has its settings from prefect.yaml again: {error}")
 
 
 def deploy() -> None:

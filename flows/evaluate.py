@@ -9,8 +9,9 @@ from pydantic import Field
 from flows.listing import ended, label, place_of
 from flows.local import end_with_worker
 from flows.parameters import Overrides, OwnName, given, runs_folder
-from flows.spin import first_opponent
+from flows.spin import first_opponent, started_again
 from flows.temporary import end_server_with_us
+from flows.watch import sign
 from spin_core import evaluations, launch, store
 from spin_core import lineage as lineages
 from spin_core.board import Board
@@ -57,13 +58,14 @@ def evaluate(
 def evaluate_local(game: Lineage, versions: Sequence[int]) -> Board:
     """The same with all settings resolved already: what the command line runs."""
     end_server_with_us()
+    sign()
     return ended(place_of("leaderboard", game.name), score_versions(game, versions))
 
 
 def score_versions(game: Lineage, wanted: Sequence[int]) -> Board:
     """Every suite on every version, alone in the lineage's folder."""
     label(recipe=game.config.recipe, lineage=game.name)
-    with store.locked(game.root), launch.warm.phases():
+    with store.locked(game.root, wait=started_again()), launch.warm.phases():
         records = game.records()
         base, prompts = start_of(game)
         for t in evaluations.versions(game, wanted):

@@ -1,6 +1,7 @@
 """Prefect for one person at one machine: where its state lies, and whether `spin up` is serving it.
 
-Whoever has set up Prefect already (PREFECT_API_URL, PREFECT_HOME or PREFECT_PROFILE) keeps their own.
+Whoever has set up Prefect already (PREFECT_HOME or PREFECT_PROFILE) keeps their own. PREFECT_API_URL names the server
+that runs tell of themselves; which database `spin up` serves has nothing to do with it.
 """
 
 import fcntl
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flows import api
+from spin_core import shards
+from spin_core.errors import ConfigError, TryAgain
 
-OWN = ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE")
+OWN = ("PREFECT_HOME", "PREFECT_PROFILE")
 DEFAULT_PORT = 4200
 RERUNS = 3
 """How often a crashed run is started again by itself, unless `spin up --reruns` says otherwise."""
@@ -29,11 +32,12 @@ ORPHAN_GRACE_SECONDS = 40.0
 """How long a run whose worker is gone may take to end by itself."""
 
 
-def prepare(runs: Path, *, quiet: bool) -> None:
+def prepare(runs: Path, *, quiet: bool, to_serve: bool = False) -> None:
     """Set Prefect's environment. Call it before Prefect is imported.
 
     State lies in `<runs>/.prefect`, and the server is the one that `spin up` runs there; if none does, Prefect starts
-    a temporary one of its own. `quiet` leaves the terminal to our own display.
+    a temporary one of its own. `quiet` leaves the terminal to our own display. Whoever is about to serve needs no
+    server: PREFECT_API_URL is let be. Else `TryAgain` if nothing answers there.
     """
     settings = {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -45,12 +49,18 @@ def prepare(runs: Path, *, quiet: bool) -> None:
     }
     if quiet:
         settings |= {"PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL"}
-    url, theirs = serving(runs), any(name in os.environ for name in OWN)
+    url, named = serving(runs), "" if to_serve else os.environ.get("PREFECT_API_URL", "").rstrip("/")
+    if named and named != f"{url}/api" and not api.reached(named):
+        raise TryAgain(
+            f"no server answers at {named}, which PREFECT_API_URL names: start it, or unset PREFECT_API_URL to do "
+            "without it"
+        )
+    theirs = any(name in os.environ for name in OWN) or named not in ("", f"{url}/api")
     if not theirs:
         settings["PREFECT_HOME"] = str(state_folder(runs))
         if url is not None:
             settings["PREFECT_API_URL"] = f"{url}/api"
-    if url is not None and (not theirs or os.environ.get("PREFECT_API_URL", "").rstrip("/") == f"{url}/api"):
+    if url is not None and (not theirs or named == f"{url}/api"):
         settings[api.OF_CLIENTS] = api.read_password(state_folder(runs))
     elif not theirs:  # the temporary server wants what the environment says
         settings[api.OF_CLIENTS] = os.environ.get(api.OF_SERVER, "")
@@ -72,10 +82,15 @@ class Up(NamedTuple):
     """The address of its server; empty while it starts."""
     since: float
     """When it was up, as `time.time()` tells."""
+    elsewhere: str
+    """The name of its machine, where that is another, whose processes and addresses are not ours; else empty."""
 
 
 def address_file(runs: Path) -> Path:
-    """Holds the process of the folder's `spin up` and then its server's address. It is locked as long as that lives."""
+    """Holds the folder's `spin up` (its process, machine and `place`) and then its server's address.
+
+    It is locked as long as that lives: where machines share the folder, all of them see that.
+    """
     return state_folder(runs) / "server.url"
 
 
@@ -85,16 +100,31 @@ def find_up(runs: Path) -> Up | None:
         with address_file(runs).open(encoding="utf-8") as file:
             if not is_locked(file.fileno()):
                 return None  # a killed `spin up` left it, and another's server may have that port by now
-            words, since = file.read().split(), os.fstat(file.fileno()).st_mtime
+            lines, since = file.read().splitlines(), os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
         return None
-    return Up(int(words[0]), words[1] if len(words) > 1 else "", since) if words else None
+    if not lines:
+        return None
+    pid, host, place = (*lines[0].split(), "", "")[:3]
+    elsewhere = host if place not in ("", shards.place()) else ""
+    return Up(int(pid), lines[1] if len(lines) > 1 else "", since, elsewhere)
 
 
 def serving(runs: Path) -> str | None:
-    """The address of the server that `spin up` runs for this folder; None if none answers."""
+    """The address of the server that `spin up` runs for this folder on this machine; None if none answers."""
     up = find_up(runs)
-    return up.url if up and up.url and api.healthy(up.url) else None
+    return up.url if up and answers(up) else None
+
+
+def answers(up: Up) -> bool:
+    """Whether its server can be asked from here."""
+    return not up.elsewhere and bool(up.url) and api.healthy(up.url)
+
+
+def refuse_elsewhere(up: Up | None, runs: Path) -> None:
+    """`ConfigError` if another machine serves the folder."""
+    if up and up.elsewhere:
+        raise ConfigError(f"{runs} is served by {up.elsewhere}: run spin down there")
 
 
 def is_locked(descriptor: int) -> bool:

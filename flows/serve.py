@@ -20,7 +20,7 @@ from typing import BinaryIO, Self, TextIO
 import click
 
 from flows import api, local, watch
-from spin_core import launch
+from spin_core import launch, shards
 from spin_core.errors import ConfigError, TryAgain
 
 HOME = Path(__file__).resolve().parent.parent
@@ -33,9 +33,10 @@ RESTARTS, RESTARTS_WITHIN_SECONDS = 5, 600.0
 
 def serve(runs: Path, host: str, port: int, reruns: int = local.RERUNS) -> None:
     """Serve until interrupted, or until a part ends by itself. Everything ends together."""
-    up = local.serving(runs)
-    if up is not None:
-        click.echo(f"already up: {up} (lineages in {runs})")
+    up = local.find_up(runs)
+    local.refuse_elsewhere(up, runs)
+    if up and local.answers(up):
+        click.echo(f"already up: {up.url} (lineages in {runs})")
         return
     refuse_address(host, port)
     if not (HOME / "prefect.yaml").exists():
@@ -44,9 +45,7 @@ def serve(runs: Path, host: str, port: int, reruns: int = local.RERUNS) -> None:
     state = local.state_folder(runs)
     path = state / "server.log"
     state.mkdir(parents=True, exist_ok=True)
-    # Also where it was ignored, as in a shell's background jobs: the worker ends at SIGINT, and would inherit that.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+    heed_signals()
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(KeyboardInterrupt):
             address = stack.enter_context(claimed(local.address_file(runs)))
@@ -108,8 +107,24 @@ def environment_of(runs: Path, url: str, password: str) -> dict[str, str]:
     }
 
 
+def heed_signals() -> None:
+    """Have Ctrl-C, `spin down` and the end of the terminal end us in good order."""
+    # Also where it was ignored, as in a shell's background jobs: the worker ends at SIGINT, and would inherit that.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else nohup wants us to outlive the terminal
+        signal.signal(signal.SIGHUP, hang_up)
+
+
 def interrupt(*_: object) -> None:
-    """The handler of both signals that end `spin up`."""
+    """The handler of the signals that end `spin up`."""
+    raise KeyboardInterrupt
+
+
+def hang_up(*_: object) -> None:
+    """The handler of the terminal's end, which shell and kernel both tell. Nothing that is said is heard any more."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     raise KeyboardInterrupt
 
 
@@ -120,6 +135,8 @@ def refuse_address(host: str, port: int) -> None:
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)
+    except PermissionError as error:
+        raise ConfigError(f"port {port} is for root alone: choose another with spin up --port, from 1024 on") from error
     except (OSError, UnicodeError) as error:
         if not isinstance(error, OSError) or error.errno != errno.EADDRINUSE:
             raise ConfigError(
@@ -146,7 +163,7 @@ def claimed(path: Path) -> Iterator[TextIO]:
         except BlockingIOError as error:
             raise TryAgain(f"another spin up is starting or ending in {path.parent}: try again in a minute") from error
         file.truncate(0)
-        print(os.getpid(), file=file, flush=True)
+        print(os.getpid(), os.uname().nodename, shards.place(), file=file, flush=True)
         try:
             yield file
         finally:

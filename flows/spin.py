@@ -10,6 +10,7 @@ from flows.listing import ended, label, place_of
 from flows.local import end_with_worker
 from flows.parameters import Iterations, Overrides, OwnName, given, runs_folder
 from flows.temporary import end_server_with_us
+from flows.watch import sign
 from spin_core import gate, history, launch, store
 from spin_core import lineage as lineages
 from spin_core.board import Board
@@ -66,6 +67,7 @@ def spin(
 def run_local(runs: Path, name: str, config: RunConfig) -> Board:
     """The same game with a configuration that is resolved already: what the command line runs."""
     end_server_with_us()
+    sign()
     label(recipe=config.recipe, lineage=name)
     return ended(place_of("leaderboard", name), continue_lineage(str(runs), name, config))
 
@@ -78,15 +80,16 @@ def continue_lineage(runs: str, name: str, config: RunConfig) -> Board:
 
 
 def play_alone(runs: Path, name: str, config: RunConfig) -> Board:
-    """Play with the lineage's lock held.
-
-    A run that was started again, because it crashed or fell silent, may find itself still alive: it waits for its end.
-    """
-    again = (flow_run.run_count or 1) > 1
-    with store.locked(lineages.check_name(runs, name), wait=again), launch.warm.phases():
+    """Play with the lineage's lock held."""
+    with store.locked(lineages.check_name(runs, name), wait=started_again()), launch.warm.phases():
         game = lineages.start(runs, name, config)
         with followed(game):
             return play(game)
+
+
+def started_again() -> bool:
+    """Whether the run was started before: it crashed or fell silent. It may find itself still alive, and waits then."""
+    return (flow_run.run_count or 1) > 1
 
 
 def play(game: Lineage) -> Board:

@@ -1,12 +1,14 @@
 """`spin status` and `spin down`: what is up for a folder of lineages, what runs there, and the end of it."""
 
+import contextlib
 import json
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,12 +16,13 @@ from flows import api, local
 from flows.api import Server
 from spin_core import lineage as lineages
 from spin_core.config import Frozen
-from spin_core.errors import ConfigError, TryAgain
+from spin_core.errors import ConfigError, DamagedArtifact, SpinError, TryAgain
 
 DOWN_SECONDS = 180.0
 """How long `spin up` may take to end all that it has started."""
 
 GOING_ON = [{"type": {"any_": ["RUNNING", "PENDING", "CANCELLING", "PAUSED"]}}, {"name": {"any_": ["AwaitingRetry"]}}]
+OF_DEPLOYMENTS = {"deployment_id": {"is_null_": False}}
 
 
 class Phase(Frozen):
@@ -55,22 +58,35 @@ class Status(Frozen):
     """What there is."""
 
     url: str
-    """The server's address; empty if nothing is up."""
+    """The server's address; empty if nothing is up here."""
+    elsewhere: str
+    """The name of the machine that serves the folder, where that is another."""
     seconds: float
     """For how long it has been up."""
     runs: tuple[Run, ...]
     lineages: tuple[Head, ...]
+    unreadable: tuple[str, ...]
+    """Lineages that this version cannot read."""
 
 
 def status(runs: Path) -> Status:
     """What is up for a folder, and what lies in it."""
     up = local.find_up(runs)
-    url = up.url if up and up.url and api.healthy(up.url) else ""
+    url = up.url if up and local.answers(up) else ""
+    heads: list[Head] = []
+    unreadable: list[str] = []
+    for name in lineages.names(runs):
+        try:
+            heads.append(head_of(runs, name))
+        except DamagedArtifact:
+            unreadable.append(name)
     return Status(
         url=url,
+        elsewhere=up.elsewhere if up else "",
         seconds=time.time() - up.since if up and url else 0.0,
         runs=tuple(under_way(server_of(runs, url))) if url else (),
-        lineages=tuple(head_of(runs, name) for name in lineages.names(runs)),
+        lineages=tuple(heads),
+        unreadable=tuple(unreadable),
     )
 
 
@@ -79,11 +95,12 @@ def server_of(runs: Path, url: str) -> Server:
     return Server(url, api.read_password(local.state_folder(runs)))
 
 
-def under_way(server: Server) -> list[Run]:
-    """The runs that a server knows to be going on, with the phases that work in them."""
+def under_way(server: Server, only: Mapping[str, Any] | None = None) -> list[Run]:
+    """The runs that a server knows to be going on, all or some, with the phases that work in them."""
     found = []
     for states in GOING_ON:
-        for one in server.ask("/flow_runs/filter", {"flow_runs": {"state": states}, "sort": "START_TIME_ASC"}):
+        query = {"flow_runs": {"state": states, **(only or {})}, "sort": "START_TIME_ASC"}
+        for one in server.ask("/flow_runs/filter", query):
             mine = {"flow_runs": {"id": {"any_": [one["id"]]}}, "task_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
             phases = [
                 Phase(name=task["name"], percent=percent(server, task["id"]))
@@ -114,9 +131,12 @@ def show(found: Status, runs: Path) -> None:
     if found.url:
         click.echo(f"up         {found.url} for {timedelta(seconds=int(found.seconds))}")
         click.echo(f"runs       {lines([told(run) for run in found.runs]) or 'none under way'}")
+    elif found.elsewhere:
+        click.echo(f"up         on {found.elsewhere}: spin status there tells more")
     else:
         click.echo(f"nothing is up for {runs}: spin up starts it")
-    click.echo(f"lineages   {lines([head_told(one) for one in found.lineages]) or f'none yet in {runs}'}")
+    told_of = [head_told(one) for one in found.lineages] + [unreadable_told(name) for name in found.unreadable]
+    click.echo(f"lineages   {lines(told_of) or f'none yet in {runs}'}")
 
 
 def lines(texts: Sequence[str]) -> str:
@@ -137,13 +157,25 @@ def head_told(one: Head) -> str:
     return f"{one.lineage}  θ_{one.head}{begun}" + (f"; ended: {one.ended}" if one.ended else "")
 
 
+def unreadable_told(name: str) -> str:
+    """`old  cannot be read by this version …`."""
+    return f"{name}  cannot be read by this version: spin show {name} says why"
+
+
 def down(runs: Path) -> None:
-    """End the `spin up` of a folder and wait for it. What runs saves its work, and goes on at the next one."""
+    """End the `spin up` of a folder and wait for it. What it runs saves its work, and goes on at the next one.
+
+    Runs of the command line are not its own.
+    """
     up = local.find_up(runs)
     if up is None:
         click.echo(f"nothing is up for {runs}")
         return
-    waiting = [run.name for run in under_way(server_of(runs, up.url))] if up.url and api.healthy(up.url) else []
+    local.refuse_elsewhere(up, runs)
+    waiting: list[str] = []
+    with contextlib.suppress(SpinError):  # a busy server is ended all the same
+        if local.answers(up):
+            waiting = [run.name for run in under_way(server_of(runs, up.url), OF_DEPLOYMENTS)]
     try:
         os.kill(up.pid, signal.SIGTERM)
     except ProcessLookupError:

@@ -143,10 +143,15 @@ def begin(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequenc
     games = [configured(config, methods, seed) for seed in range(1, seeds + 1)]
     check_preferences(games[0])
     begun = []
-    for seed, game in enumerate(games, 1):
-        with store.locked(lineages.check_name(runs, f"{name}-seed-{seed}")):
-            begun.append(lineages.start(runs, f"{name}-seed-{seed}", game))
+    for lineage, game in zip(names(name, seeds), games, strict=True):
+        with store.locked(lineages.check_name(runs, lineage)):
+            begun.append(lineages.start(runs, lineage, game))
     return begun
+
+
+def names(comparison: str, seeds: int) -> list[str]:
+    """The names of its lineages."""
+    return [f"{comparison}-seed-{seed}" for seed in range(1, seeds + 1)]
 
 
 def configured(config: RunConfig, methods: Sequence[str], seed: int) -> RunConfig:

@@ -14,6 +14,17 @@ import pytest
 
 ALPHABET = "".join(chr(code) for code in range(32, 127)) + "\n"
 
+HOLDS = """
+import sys
+from pathlib import Path
+from spin_core import store
+
+with store.locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+"""Holds a lineage's lock until its input ends."""
+
 
 def data_folder(*parts: str) -> Path:
     """A file or folder of the real data; skips the test where it is absent."""

@@ -247,6 +247,7 @@ def test_check_of_a_configuration_that_is_wrong_loads_nothing_heavy():
         (["run", "demo", "--config", "/nowhere.yaml"], "/nowhere.yaml cannot be read (No such file or directory)"),
         (["run", "demo", "--lineage", "../up"], "'../up' cannot name a lineage"),
         (["run", "demo", "--lineage", "tale", "--set", "seed=9"], "lineage tale was started with "),
+        (["compare", "demo", "--set", "push.url=nowhere://x"], "nowhere"),
         (["next", "none"], "there is no lineage 'none' in "),
         (["show", "none"], "there is no lineage 'none' in "),
         (["show", "tale", "7"], "lineage tale has no finished iteration 7 (there: 0 to 1)"),

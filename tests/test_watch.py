@@ -22,7 +22,8 @@ class Runs:
     def ask(self, path: str, query: Any) -> Any:
         if path == "/flow_runs/filter":
             wanted = query["flow_runs"]["state"]["type"]["any_"]
-            return [run for run in self.runs if run["state_type"] in wanted]
+            deployed = not query["flow_runs"]["deployment_id"]["is_null_"]
+            return [run for run in self.runs if run["state_type"] in wanted and run["deployed"] == deployed]
         _, kind, run, act = path.split("/")
         assert (kind, act) == ("flow_runs", "set_state")
         self.set[run] = query["state"].get("name") or query["state"]["type"]
@@ -34,7 +35,19 @@ def run(name: str, state: str, seconds: float, worker: str = local.WORKER, start
     since = datetime.now(UTC) - timedelta(seconds=seconds)
     labels = {"prefect.worker.name": worker, "prefect.worker.type": "process"} if worker else {}
     state_of = {"type": state, "timestamp": since.isoformat()}
-    return {"id": name, "state_type": state, "state": state_of, "run_count": starts, "labels": labels}
+    return {
+        "id": name,
+        "state_type": state,
+        "state": state_of,
+        "run_count": starts,
+        "labels": labels,
+        "deployed": True,
+    }
+
+
+def typed(name: str, state: str, labels: dict[str, Any]) -> dict[str, Any]:
+    """A run of the command line that has just come to be in its state."""
+    return run(name, state, 0) | {"deployed": False, "labels": labels}
 
 
 def after(*runs: dict[str, Any]) -> dict[str, str]:
@@ -97,6 +110,37 @@ def test_how_often_a_crashed_run_is_started_again_can_be_said(reruns, again):
     server = Runs(run("crashed", "CRASHED", 16, starts=2))
     watch.look(server, reruns)
     assert bool(server.set) == again
+
+
+@pytest.fixture(scope="module")
+def gone() -> dict[str, Any]:
+    """The labels of a run whose process was killed."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        labels = watch.signature(process.pid)
+        process.kill()
+    return labels
+
+
+def test_a_run_of_the_command_line_whose_process_is_gone_has_crashed_and_is_left_to_be_typed_again(gone):
+    assert after(typed("typed", "RUNNING", gone), typed("asked", "CANCELLING", gone)) == {
+        "typed": "CRASHED",
+        "asked": "CANCELLED",
+    }
+    assert after(typed("typed", "CRASHED", gone)) == {}
+
+
+def test_a_run_of_the_command_line_lives_as_long_as_its_process_and_is_another_machines_or_nobodys(gone):
+    mine = watch.signature(os.getpid())
+    assert (
+        after(
+            typed("mine", "RUNNING", mine),
+            typed("there", "RUNNING", gone | {watch.HOST_LABEL: "another"}),
+            typed("unsigned", "RUNNING", {}),
+        )
+        == {}
+    )
+    taken = mine | {watch.BORN_LABEL: gone[watch.BORN_LABEL]}
+    assert after(typed("number taken by another", "RUNNING", taken)) == {"number taken by another": "CRASHED"}
 
 
 def test_a_crashed_run_is_not_started_again_before_its_worker_has_said_all():

@@ -1,16 +1,31 @@
-"""What becomes of runs that a server has as running when `spin up` starts it again, asked of a real server."""
+"""What becomes of lost runs, and of what users have set, when `spin up` starts again, asked of a real server."""
 
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
+import httpx
 import pytest
+from helpers import HOLDS
+from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter
-from prefect.states import Cancelling, Running
+from prefect.client.schemas.objects import ConcurrencyOptions
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.flow_engine import run_flow
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import AwaitingRetry, Cancelling, Running
 from prefect.testing.utilities import prefect_test_harness
+from small_lineage import build
 
-from flows import deploy, local, watch
+from flows import compare, deploy, evaluate, local, watch
+from flows.api import Server
 
 pytestmark = pytest.mark.slow
 
@@ -34,21 +49,30 @@ def start(client: SyncPrefectClient, deployment: Any, worker: str, state: Any, s
 
 
 @pytest.fixture(scope="module")
-def became() -> dict[str, tuple[str, str]]:
-    """The states of run and task of each run, once the server's `spin up` has looked after what was lost."""
-    with prefect_test_harness(server_startup_timeout=120), get_client(sync_client=True) as client:
+def client() -> Iterator[SyncPrefectClient]:
+    """Of a server with our work pool."""
+    with (
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+        prefect_test_harness(server_startup_timeout=120),
+        get_client(sync_client=True) as client,
+    ):
         client.create_work_pool(WorkPoolCreate(name=local.POOL, type="process"))
-        flow = client.create_flow_from_name("spin")
-        deployment = client.create_deployment(flow, "spin", work_pool_name=local.POOL)
-        runs = {
-            "here": start(client, deployment, local.WORKER, Running()),
-            "there": start(client, deployment, THERE, Running()),
-            "cancelling here": start(client, deployment, local.WORKER, Cancelling()),
-            "cancelling there": start(client, deployment, THERE, Cancelling()),
-            "too often": start(client, deployment, local.WORKER, Running(), starts=local.RERUNS + 1),
-        }
-        deploy.go_on_with_lost_runs(client)
-        return {name: (client.read_flow_run(id_).state.name, task_state(client, id_)) for name, id_ in runs.items()}
+        yield client
+
+
+@pytest.fixture(scope="module")
+def became(client: SyncPrefectClient) -> dict[str, tuple[str, str]]:
+    """The states of run and task of each run, once the server's `spin up` has looked after what was lost."""
+    deployment = client.create_deployment(client.create_flow_from_name("spin"), "spin", work_pool_name=local.POOL)
+    runs = {
+        "here": start(client, deployment, local.WORKER, Running()),
+        "there": start(client, deployment, THERE, Running()),
+        "cancelling here": start(client, deployment, local.WORKER, Cancelling()),
+        "cancelling there": start(client, deployment, THERE, Cancelling()),
+        "too often": start(client, deployment, local.WORKER, Running(), starts=local.RERUNS + 1),
+    }
+    deploy.go_on_with_lost_runs(client)
+    return {name: (client.read_flow_run(id_).state.name, task_state(client, id_)) for name, id_ in runs.items()}
 
 
 def task_state(client: SyncPrefectClient, run: Any) -> str:
@@ -65,3 +89,143 @@ def test_what_ran_here_goes_on_unless_it_was_cancelled_or_has_been_started_too_o
 def test_what_runs_on_another_machine_is_left_to_its_worker(became):
     assert became["there"] == ("Running", "Running")
     assert became["cancelling there"] == ("Cancelling", "Running")
+
+
+def test_a_run_of_the_command_line_has_crashed_once_the_process_that_signed_it_is_gone(client):
+    @flow
+    def play() -> None:
+        watch.sign()
+
+    labels = client.read_flow_run(play(return_state=True).state_details.flow_run_id).labels
+    assert labels.items() >= watch.signature(os.getpid()).items()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        gone = watch.signature(process.pid)
+        process.kill()
+    runs = {}
+    for name, signed in (("gone", gone), ("mine", watch.signature(os.getpid()))):
+        runs[name] = client.create_flow_run(play, state=Running()).id
+        client.update_flow_run_labels(runs[name], signed)
+    watch.look(Server(PREFECT_API_URL.value().removesuffix("/api")))
+    assert {name: client.read_flow_run(id_).state.name for name, id_ in runs.items()} == {
+        "gone": "Crashed",
+        "mine": "Running",
+    }
+
+
+@pytest.mark.parametrize("play", [evaluate.evaluate, compare.compare], ids=lambda play: play.name)
+def test_a_run_that_is_started_again_waits_for_its_own_end(client, tmp_path, monkeypatch, play):
+    """It had been taken for dead, and holds the lock still. Nothing is computed here."""
+    build(tmp_path)
+    monkeypatch.setattr(evaluate, "start_of", lambda game: (game.records()[0].opponent, None))
+    monkeypatch.setattr(evaluate, "score", lambda *_, **__: None)
+    monkeypatch.setattr(compare, "play_seed", lambda _game: None)
+    monkeypatch.setattr(compare.comparisons, "table", lambda *_: None)
+    monkeypatch.setattr(compare, "publish_comparison", lambda *_: None)
+    name = {"evaluate": {"target": "tale"}, "compare": {"name": "tales"}}[play.name]
+    parameters = {**name, "runs": str(tmp_path)}
+    run = client.create_flow_run(play, parameters=parameters)
+    for state in (Running(), AwaitingRetry()):
+        client.set_flow_run_state(run.id, state, force=True)
+    (root,) = (tmp_path / one for one in name.values())
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as twin:
+        assert twin.stdout is not None
+        assert twin.stdout.readline() == "held\n"
+        threading.Timer(2, twin.stdin.close).start()
+        state = run_flow(play, flow_run=client.read_flow_run(run.id), parameters=parameters, return_type="state")
+        assert (state.name, twin.wait()) == ("Completed", 0), state.message
+
+
+THEIRS = {
+    "parameters": {"lineage": "mine"},
+    "tags": ["theirs"],
+    "job_variables": {"env": {"OMP_NUM_THREADS": "4"}},
+    "concurrency_limit": 3,
+    "concurrency_options": {"collision_strategy": "CANCEL_NEW"},
+    "schedules": [{"schedule": {"cron": "30 3 * * *", "timezone": "Europe/Berlin"}, "active": True}],
+}
+"""What a user has set on a deployment."""
+
+
+def as_in_file(client: SyncPrefectClient, name: str, parameter: str = "lineage") -> UUID:
+    """What `prefect deploy` does of a deployment: it is as the file has it, whatever it was."""
+    return client.create_deployment(
+        client.create_flow_from_name("spin"),
+        name,
+        work_pool_name=local.POOL,
+        parameters={parameter: "nightly"},
+        parameter_openapi_schema={
+            "type": "object",
+            "properties": {parameter: {"type": "string"}},
+            "additionalProperties": False,
+        },
+        enforce_parameter_schema=True,
+        tags=["spin"],
+        job_variables={"env": {"OMP_NUM_THREADS": "1", "NEW": "1"}},
+        concurrency_limit=1,
+        concurrency_options=ConcurrencyOptions(collision_strategy="ENQUEUE"),
+        schedules=[DeploymentScheduleCreate(schedule=CronSchedule(cron="0 2 * * *"), active=False)],
+    )
+
+
+def settings(client: SyncPrefectClient, deployment: UUID) -> dict[str, Any]:
+    """What is set on a deployment now, in the form of `THEIRS`."""
+    found = deploy.user_settings(client)[str(deployment)]
+    (schedule,) = found["schedules"]
+    when = {name: schedule["schedule"][name] for name in ("cron", "timezone")}
+    options = {"collision_strategy": found["concurrency_options"]["collision_strategy"]}
+    schedules = [{"schedule": when, "active": schedule["active"]}]
+    return {name: found[name] for name in THEIRS} | {"schedules": schedules, "concurrency_options": options}
+
+
+@pytest.fixture
+def theirs(client: SyncPrefectClient, request: pytest.FixtureRequest) -> UUID:
+    """A deployment on which a user has set everything."""
+    deployment = as_in_file(client, request.node.name)
+    client.request("PATCH", "/deployments/{id}", path_params={"id": deployment}, json=THEIRS)
+    assert settings(client, deployment) == THEIRS
+    return deployment
+
+
+def test_what_a_user_has_set_stays_and_what_is_new_comes_beside_it(client, theirs, tmp_path, monkeypatch, request):
+    monkeypatch.setattr(deploy, "deploy", lambda: as_in_file(client, request.node.name))
+    deploy.deploy_beside(client, tmp_path / "kept.json")
+    assert settings(client, theirs) == THEIRS | {
+        "tags": ["spin", "theirs"],
+        "job_variables": {"env": {"OMP_NUM_THREADS": "4", "NEW": "1"}},
+    }
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_deploy_that_is_cut_short_loses_nothing(client, theirs, tmp_path, monkeypatch, request):
+    def cut_short() -> None:
+        as_in_file(client, request.node.name)
+        raise KeyboardInterrupt
+
+    def busy(*_: Any) -> None:
+        answer = httpx.Response(503, request=httpx.Request("PATCH", "http://server"))
+        raise PrefectHTTPStatusError("busy", request=answer.request, response=answer)
+
+    kept = tmp_path / "kept.json"
+    with monkeypatch.context() as first:
+        first.setattr(deploy, "deploy", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            deploy.deploy_beside(client, kept)
+    monkeypatch.setattr(deploy, "deploy", lambda: as_in_file(client, request.node.name))
+    with monkeypatch.context() as second:
+        second.setattr(client, "update_deployment", busy)
+        with pytest.raises(PrefectHTTPStatusError):
+            deploy.deploy_beside(client, kept)
+    assert settings(client, theirs)["concurrency_limit"] == 1
+    deploy.deploy_beside(client, kept)
+    assert settings(client, theirs) | {"tags": [], "job_variables": {}} == THEIRS | {"tags": [], "job_variables": {}}
+    assert not kept.exists()
+
+
+def test_settings_that_fit_a_deployment_no_longer_are_dropped(client, theirs, tmp_path, monkeypatch, request, capsys):
+    monkeypatch.setattr(deploy, "deploy", lambda: as_in_file(client, request.node.name, "chain"))
+    deploy.deploy_beside(client, tmp_path / "kept.json")
+    assert settings(client, theirs)["parameters"] == {"chain": "nightly"}
+    assert f"deployment {theirs} has its settings from prefect.yaml again" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []

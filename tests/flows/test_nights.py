@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import HOLDS
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.flow_engine import run_flow
@@ -22,17 +23,6 @@ from flows import spin
 from spin_core.errors import LineageBusy
 
 pytestmark = pytest.mark.slow
-
-HOLDS = """
-import sys
-from pathlib import Path
-from spin_core import store
-
-with store.locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-"""Holds a lineage's lock until its input ends."""
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,7 +13,9 @@ from prefect.testing.utilities import prefect_test_harness
 from small_lineage import NLLS, build, suite_report
 
 from flows import compare, evaluate, nightly, spin
+from flows.parameters import Overrides
 from spin_core import push as pushes
+from spin_core.errors import ConfigError
 from spin_core.recipes import resolve
 from tasks import display, publish
 from tasks.push import push
@@ -227,3 +229,10 @@ def test_a_comparison_is_found_by_its_name_and_its_games_by_their_lineages(tmp_p
     one, two = listed("recipe:demo", "lineage:trial-seed-1")[0], listed("lineage:trial-seed-2")[0]
     assert one == ("trial-seed-1", "Completed", f"leaderboard: {stands('leaderboard-trial-seed-1')}")
     assert two[0] == "trial-seed-2"
+
+
+def test_a_comparison_with_a_store_that_a_person_must_mend_begins_nothing(tmp_path):
+    overrides = Overrides.model_validate({"push": {"url": "nowhere://copy"}})
+    with pytest.raises(ConfigError, match="nowhere"):
+        compare.compare(name="trial", overrides=overrides, runs=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
