@@ -130,6 +130,10 @@ def find_tasks(config: BenchmarkConfig, folder: Path) -> list[Found]:
         singles = [Single(one.name, one.digest, functools.partial(load, one.name)) for one in local.tasks]
         borrowed = any(one.borrows(task.num_fewshot) for one in local.tasks)
         notes = [f"{task.name}: examples in the prompt come from the rows that are evaluated"] if borrowed else []
+        if len(singles) < local.whole:
+            notes.append(
+                f"{task.name}: {len(singles)} of its {local.whole} tasks have rows, and the score is theirs alone"
+            )
         found.append(Found(task, singles, local.means, notes))
     return found
 
@@ -200,23 +204,23 @@ def gather(
         group = group_scores(one.means, [results[single.name] for single in one.singles])
         names = titles(one.task, group)
         main = next(iter(names))
-        parts = {single.name: results[single.name].scores for single in one.singles}
+        parts = {one.task.part(single.name): results[single.name].scores for single in one.singles}
         scores |= {name: part[main] for name, part in parts.items() if main in part}
         scores |= {title: group[key] for key, title in names.items()}
-        averages[one.task.name] = tuple(single.name for single in one.singles)
+        averages[one.task.title] = tuple(parts)
     if suite != LM_EVAL:
-        averages[suite] = tuple(one.task.name for one in found)
+        averages[suite] = tuple(one.task.title for one in found)
         scores[suite] = mean_of([scores[name] for name in averages[suite]])
     return scores, averages
 
 
 def titles(task: BenchmarkTask, keys: Mapping[str, Any]) -> dict[str, str]:
-    """The names of scores by lm-eval's metric and filter, the one that bears the task's own name first."""
+    """The names of scores by lm-eval's metric and filter, the main one first, whose name has no metric in it."""
     main = task.metric or ("acc_norm,none" if "acc_norm,none" in keys else next(iter(keys)))
-    found = {main: task.name}
+    found = {main: task.title}
     for key in keys:
         metric, kind = key.split(",")
-        found.setdefault(key, f"{task.name}/{metric if kind == 'none' else kind}")
+        found.setdefault(key, f"{task.title}/{metric if kind == 'none' else kind}")
     return found
 
 
@@ -280,7 +284,7 @@ def write_items(found: Sequence[Found], results: Mapping[str, EvalReport], path:
         main = next(iter(names))
         alike = {f"{mean['metric']}" for mean in one.means if mean.get("weight_by_size", True)}
         for single in one.singles:
-            add(single, {main: single.name})
+            add(single, {main: one.task.part(single.name)})
             add(single, {key: name for key, name in names.items() if key.split(",")[0] in alike}, f"{single.name}/")
     pq.write_table(pa.table(columns, schema=ITEMS), path)
 
