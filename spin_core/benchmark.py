@@ -3,7 +3,7 @@
 A task's score bears the task's name, with the metric that the suite says; its other metrics follow as `task/metric`.
 A group's tasks have scores too, and the group's is over all their items, as in lm-eval; the suite's average, which
 bears its name, is the plain mean of its tasks. Results of single tasks are kept (`task_scores.py`), so none is scored
-twice, and a run that was killed goes on with the next one.
+twice, and a run that was killed goes on where it was.
 
     items.parquet     one row for each score and item (an average's items are its parts'), to compare versions by item
     samples.parquet   what each item was asked, and how the model answered
@@ -69,19 +69,28 @@ def run(job: BenchmarkJob, scratch: Path, progress: Progress) -> dict[str, Any]:
         wanted = [(one.task, single) for one in found for single in one.singles]
         progress.start(len(wanted), "task")
         model = functools.cache(lambda: harness.load(job))
+        templated = harness.has_template(job)
         results, spared = {}, 0.0
-        for done, (task, single) in enumerate(wanted, start=1):
-            asked = task_scores.identity(job, task, single.name, single.rows)
-            report, known = task_scores.scored(asked, config.speed.scores, single.load, model)
+
+        def tell(before: int, share: float) -> None:
+            progress.tell(round(before + share, 2))
+
+        for done, (task, single) in enumerate(wanted):
+            asked = task_scores.identity(job, task, single.name, single.rows, templated=templated)
+            report, known = task_scores.scored(
+                asked, config.speed.scores, single.load, model, functools.partial(tell, done)
+            )
             results[single.name] = report
             spared += seconds_of(report) if known else 0.0
-            progress.tell(done)
+            tell(done, 1)
     if spared:
         log.info("what was known of this model already took %.0f s to find out", spared)
     scores, averages = gather(config.suite, found, results)
     write_items(found, results, scratch / "items.parquet")
     write_samples(found, results, scratch / "samples.parquet")
     notes = [note for one in found for note in one.notes]
+    if config.apply_chat_template is None and not templated:
+        notes.append("the model has no chat template, and was asked without one")
     for one in found:
         fits = [json.loads((results[single.name].path / "fit.json").read_text("utf-8")) for single in one.singles]
         notes += harness.notes_of(one.task.name, fits)
