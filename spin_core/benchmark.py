@@ -3,7 +3,7 @@
 A task's score bears the task's name, with the metric that the suite says; its other metrics follow as `task/metric`.
 A group's tasks have scores too, and the group's is over all their items, as in lm-eval; the suite's average, which
 bears its name, is the plain mean of its tasks. Results of single tasks are kept (`task_scores.py`), so none is scored
-twice, and a run that was killed goes on with the next one.
+twice, and a run that was killed goes on where it was.
 
     items.parquet     one row for each score and item (an average's items are its parts'), to compare versions by item
     samples.parquet   what each item was asked, and how the model answered
@@ -69,19 +69,28 @@ def run(job: BenchmarkJob, scratch: Path, progress: Progress) -> dict[str, Any]:
         wanted = [(one.task, single) for one in found for single in one.singles]
         progress.start(len(wanted), "task")
         model = functools.cache(lambda: harness.load(job))
+        templated = harness.has_template(job)
         results, spared = {}, 0.0
-        for done, (task, single) in enumerate(wanted, start=1):
-            asked = task_scores.identity(job, task, single.name, single.rows)
-            report, known = task_scores.scored(asked, config.speed.scores, single.load, model)
+
+        def tell(before: int, share: float) -> None:
+            progress.tell(round(before + share, 2))
+
+        for done, (task, single) in enumerate(wanted):
+            asked = task_scores.identity(job, task, single.name, single.rows, templated=templated)
+            report, known = task_scores.scored(
+                asked, config.speed.scores, single.load, model, functools.partial(tell, done)
+            )
             results[single.name] = report
             spared += seconds_of(report) if known else 0.0
-            progress.tell(done)
+            tell(done, 1)
     if spared:
         log.info("what was known of this model already took %.0f s to find out", spared)
     scores, averages = gather(config.suite, found, results)
     write_items(found, results, scratch / "items.parquet")
     write_samples(found, results, scratch / "samples.parquet")
     notes = [note for one in found for note in one.notes]
+    if config.apply_chat_template is None and not templated:
+        notes.append("the model has no chat template, and was asked without one")
     for one in found:
         fits = [json.loads((results[single.name].path / "fit.json").read_text("utf-8")) for single in one.singles]
         notes += harness.notes_of(one.task.name, fits)
@@ -130,6 +139,10 @@ def find_tasks(config: BenchmarkConfig, folder: Path) -> list[Found]:
         singles = [Single(one.name, one.digest, functools.partial(load, one.name)) for one in local.tasks]
         borrowed = any(one.borrows(task.num_fewshot) for one in local.tasks)
         notes = [f"{task.name}: examples in the prompt come from the rows that are evaluated"] if borrowed else []
+        if len(singles) < local.whole:
+            notes.append(
+                f"{task.name}: {len(singles)} of its {local.whole} tasks have rows, and the score is theirs alone"
+            )
         found.append(Found(task, singles, local.means, notes))
     return found
 
@@ -200,23 +213,23 @@ def gather(
         group = group_scores(one.means, [results[single.name] for single in one.singles])
         names = titles(one.task, group)
         main = next(iter(names))
-        parts = {single.name: results[single.name].scores for single in one.singles}
+        parts = {one.task.part(single.name): results[single.name].scores for single in one.singles}
         scores |= {name: part[main] for name, part in parts.items() if main in part}
         scores |= {title: group[key] for key, title in names.items()}
-        averages[one.task.name] = tuple(single.name for single in one.singles)
+        averages[one.task.title] = tuple(parts)
     if suite != LM_EVAL:
-        averages[suite] = tuple(one.task.name for one in found)
+        averages[suite] = tuple(one.task.title for one in found)
         scores[suite] = mean_of([scores[name] for name in averages[suite]])
     return scores, averages
 
 
 def titles(task: BenchmarkTask, keys: Mapping[str, Any]) -> dict[str, str]:
-    """The names of scores by lm-eval's metric and filter, the one that bears the task's own name first."""
+    """The names of scores by lm-eval's metric and filter, the main one first, whose name has no metric in it."""
     main = task.metric or ("acc_norm,none" if "acc_norm,none" in keys else next(iter(keys)))
-    found = {main: task.name}
+    found = {main: task.title}
     for key in keys:
         metric, kind = key.split(",")
-        found.setdefault(key, f"{task.name}/{metric if kind == 'none' else kind}")
+        found.setdefault(key, f"{task.title}/{metric if kind == 'none' else kind}")
     return found
 
 
@@ -280,7 +293,7 @@ def write_items(found: Sequence[Found], results: Mapping[str, EvalReport], path:
         main = next(iter(names))
         alike = {f"{mean['metric']}" for mean in one.means if mean.get("weight_by_size", True)}
         for single in one.singles:
-            add(single, {main: single.name})
+            add(single, {main: one.task.part(single.name)})
             add(single, {key: name for key, name in names.items() if key.split(",")[0] in alike}, f"{single.name}/")
     pq.write_table(pa.table(columns, schema=ITEMS), path)
 

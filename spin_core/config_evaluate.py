@@ -43,8 +43,9 @@ class LmEvalConfig(Frozen):
     batch_size: PositiveInt | Literal["auto"] = 16
     """Items a forward pass; `auto` finds the largest that fits."""
 
-    apply_chat_template: bool = False
-    """Wrap each item in the model's chat template."""
+    apply_chat_template: bool | None = None
+    """Wrap each item in the model's chat template. None: those of `instruct` where the model has one, and no others, as
+    the paper's suites are asked."""
 
 
 class MtBenchConfig(Frozen):

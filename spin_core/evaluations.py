@@ -72,7 +72,10 @@ def of_lineage(game: Lineage, asked: Sequence[str], changes: Sequence[Mapping[st
     refused = [name for change in changes for name in change if name not in OPEN]
     if refused:
         raise ConfigError(f"scoring cannot change {refused[0]} of lineage {game.name}: set {' and '.join(OPEN)} alone")
-    return replace(game, config=with_suites(game.config, asked, changes))
+    config = with_suites(game.config, asked, changes)
+    # They will stand on one leaderboard.
+    suites.check_names([*suites.benchmarks(game.config.evaluate), *suites.benchmarks(config.evaluate)])
+    return replace(game, config=config)
 
 
 def with_suites(config: RunConfig, asked: Sequence[str], changes: Sequence[Mapping[str, Any]]) -> RunConfig:

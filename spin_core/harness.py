@@ -1,19 +1,59 @@
 """lm-eval's view of a model, on either engine. Heavy imports wait until the engine is chosen: each has an environment.
 
-What is longer than the model's context loses its beginning, as in lm-eval, and is counted.
+What is longer than the model's context loses its beginning, as in lm-eval, and is counted. Answers are kept as they
+come, batch by batch, so that a task that was killed asks for the rest alone.
 """
 
 import contextlib
 import dataclasses
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from spin_core import vllm_engine
+from spin_core import store, vllm_engine
 from spin_core.errors import ConfigError
 from spin_core.jobs import BenchmarkJob
+from spin_core.journal import Journal, Row
 from spin_core.models import check_safetensors, is_stacked, load_model, load_tokenizer, weights_of
+
+VLLM_BATCH = 1024
+"""Requests that vLLM has at a time, which batches them itself. So many are lost by a kill at most."""
+
+
+class Answers:
+    """A task's answers to single requests, in a journal.
+
+    It is lm-eval's cache hook, which is told of every answer. lm-eval's own cache would look requests up before they
+    are made to fit and counted, and knows nothing of whole batches: here those that are left are as they would have
+    been, and so is what comes of them, to the last bit.
+    """
+
+    def __init__(self, path: Path, tell: Callable[[float], None]) -> None:
+        """`tell` is told what share of the task is answered, where all of that is kept: it may stop the work."""
+        self.journal, self.tell = Journal(path), tell
+        self.known = {row["key"]: row["answer"] for row in self.journal.rows}
+        self.fresh: list[Row] = []
+        self.wanted = self.answered = 0
+
+    def get(self, kind: str, request: Any) -> Any:
+        """The answer to a request; None if there is none yet."""
+        answer = self.known.get(store.digest_of([kind, request]))
+        return tuple(answer) if isinstance(answer, list) else answer
+
+    def add_partial(self, kind: str, request: Any, answer: Any) -> None:
+        """Note an answer of the batch that is being read: lm-eval calls this."""
+        asked = request if kind == "loglikelihood" else request[0]  # what comes with a prompt, an engine may rewrite
+        self.fresh.append({"key": store.digest_of([kind, asked]), "answer": answer})
+        self.answered += 1
+
+    def keep(self) -> None:
+        """Write down the batch that has been read."""
+        for row in self.fresh:
+            self.journal.add(row)
+        self.fresh = []
+        self.tell(min(1.0, self.answered / self.wanted) if self.wanted else 0.0)
 
 
 class Fitting:
@@ -24,9 +64,11 @@ class Fitting:
     max_length: int
     max_gen_toks: int
     tok_encode: Any
+    cache_hook: Answers
 
-    def reset(self) -> None:
-        """Count from 0 on."""
+    def reset(self, answers: Answers) -> None:
+        """Count from 0 on, for another task."""
+        self.cache_hook = answers
         self.asked = self.cut = 0
         self.longest: tuple[int, int] | None = None
         """Tokens of an answer that there is room for, and that the task would allow, where those are more."""
@@ -39,16 +81,18 @@ class Fitting:
             before = context[-(self.room - len(kept)) :]
             self.cut += len(before) + len(kept) < len(context) + len(continuation)
             fitting.append((text, before, kept))
-        self.asked += len(requests)
-        return super()._loglikelihood_tokens(fitting, *args, **kwargs)  # type: ignore[misc]
+        known = [self.cache_hook.get("loglikelihood", text) for text, _, _ in fitting]
+        ask = super()._loglikelihood_tokens  # type: ignore[misc]
+        return self.answer(fitting, known, lambda rest: ask(rest, *args, **kwargs))
 
     def generate_until(self, requests: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
         from lm_eval.models.utils import normalize_gen_kwargs
 
-        fitting = []
+        fitting, known = [], []
         for request in requests:
             prompt, given = request.args
-            allowed = normalize_gen_kwargs(given, self.max_gen_toks)["max_gen_toks"]
+            settings = normalize_gen_kwargs(given, self.max_gen_toks)
+            allowed = settings["max_gen_toks"]
             # lm-eval itself refuses to answer where that would leave no room for a prompt.
             longest = min(allowed, self.max_length // 2)
             if longest < allowed:
@@ -56,8 +100,28 @@ class Fitting:
                 request = dataclasses.replace(request, arguments=(prompt, {**given, "max_gen_toks": longest}))
             self.cut += len(self.tok_encode(prompt)) > self.max_length - longest
             fitting.append(request)
+            # The same prompt may be asked several times for as many samples.
+            known.append(None if settings.get("do_sample") else self.cache_hook.get("generate_until", prompt))
+        ask = super().generate_until  # type: ignore[misc]
+        return self.answer(fitting, known, lambda rest: ask(rest, *args, **kwargs))
+
+    def answer(self, requests: Sequence[Any], known: Sequence[Any], ask: Callable[[list[Any]], Any]) -> list[Any]:
+        """All answers, of which some are known, and the others are asked for."""
+        rest = [request for request, answer in zip(requests, known, strict=True) if answer is None]
         self.asked += len(requests)
-        return super().generate_until(fitting, *args, **kwargs)  # type: ignore[misc]
+        self.cache_hook.wanted += len(requests)
+        self.cache_hook.answered += len(requests) - len(rest)
+        fresh = iter(ask(rest) if rest else ())
+        self.cache_hook.keep()
+        return [next(fresh) if answer is None else answer for answer in known]
+
+    def _model_call(self, *args: Any, **kwargs: Any) -> Any:
+        self.cache_hook.keep()  # the batch before has been read
+        return super()._model_call(*args, **kwargs)  # type: ignore[misc]
+
+    def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
+        self.cache_hook.keep()
+        return super()._model_generate(*args, **kwargs)  # type: ignore[misc]
 
     def fit(self) -> dict[str, Any]:
         """What did and did not fit since the last `reset`."""
@@ -83,9 +147,13 @@ def load(job: BenchmarkJob) -> Any:
         raise ConfigError(
             "evaluate.lm_eval.apply_chat_template is on, but the tokenizer has no chat template: turn it off"
         )
-    harness = on_vllm(job) if job.config.engine == "vllm" else on_transformers(job)
-    harness.reset()
-    return harness
+    return on_vllm(job) if job.config.engine == "vllm" else on_transformers(job)
+
+
+def has_template(job: BenchmarkJob) -> bool:
+    """Whether requests are to be wrapped in the model's chat template, where that is up to the model."""
+    wanted = job.config.apply_chat_template
+    return bool(load_tokenizer(job.player.path, job.model).chat_template) if wanted is None else wanted
 
 
 def on_transformers(job: BenchmarkJob) -> Any:
@@ -114,7 +182,7 @@ def lm_evals_vllm() -> Any:
 
 
 def on_vllm(job: BenchmarkJob) -> Any:
-    """lm-eval's `vllm` model. It asks for all at once, and vLLM batches by what it has room for."""
+    """lm-eval's `vllm` model. It asks for many at once, and vLLM batches by what it has room for."""
     base: Any = lm_evals_vllm()
 
     class Harness(Fitting, base):  # type: ignore[misc]
@@ -128,7 +196,7 @@ def on_vllm(job: BenchmarkJob) -> Any:
             weights = while_loading.enter_context(vllm_engine.merged(folder, job.model))
         check_safetensors(weights)
         try:
-            harness = Harness(pretrained=str(weights), tokenizer=str(folder), batch_size="auto", **settings)
+            harness = Harness(pretrained=str(weights), tokenizer=str(folder), batch_size=VLLM_BATCH, **settings)
         except (ValueError, RuntimeError, OSError, MemoryError, AssertionError, LookupError, ImportError) as error:
             raise vllm_engine.start_error(error, folder) from error
     harness.room = int(harness.max_length) - 1  # vLLM answers each prompt with a token at least

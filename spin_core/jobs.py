@@ -184,6 +184,17 @@ class BenchmarkTask(Frozen):
     """A seeded subset of so many items of each task; None takes all."""
     metric: str = ""
     """The metric and filter whose score bears the task's name, `acc,none`. Empty: acc_norm, or else the first."""
+    score: str = ""
+    """The name that this score bears; empty is the task's. A quick suite has its own, beside that of all items."""
+
+    @property
+    def title(self) -> str:
+        """The name of its score."""
+        return self.score or self.name
+
+    def part(self, name: str) -> str:
+        """The name of the score of one task of a group."""
+        return f"{self.score}{name.removeprefix(self.name)}" if self.score else name
 
 
 class BenchmarkSpeed(Frozen):
@@ -201,7 +212,8 @@ class BenchmarkConfig(Frozen):
     """The name of the suite, and of its average."""
     tasks: tuple[BenchmarkTask, ...]
     local_data: Path | None = None
-    apply_chat_template: bool = False
+    apply_chat_template: bool | None = False
+    """None: if the model has one."""
     engine: Literal["transformers", "vllm"] = "transformers"
     vllm: VllmConfig = VllmConfig()
     speed: BenchmarkSpeed
@@ -240,7 +252,7 @@ class BenchmarkJob(Job):
     """Run a suite of lm-eval's tasks on one model."""
 
     phase: Literal["benchmark"] = "benchmark"
-    version: int = 2
+    version: int = 3
     config: BenchmarkConfig
     model: ModelConfig
     player: ModelVersion

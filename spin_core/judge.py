@@ -133,7 +133,8 @@ class Judge:
                 self.bear(error)
                 return {**row, "fault": "refused", "reply": error.said}
             row["asked"] += 1
-            row["value"] = READERS[ask.kind](row["reply"])
+            # Of a reply that was cut, the last verdict may be one that the judge quotes or weighs on its way.
+            row["value"] = None if row["finish_reason"] == "length" else READERS[ask.kind](row["reply"])
             said = {"role": "assistant", "content": row["reply"] or "…"}
             conversation = [*ask.messages, said, {"role": "user", "content": REMINDERS[ask.kind]}]
         return row if row["value"] is None else {**row, "fault": ""}

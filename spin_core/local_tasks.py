@@ -78,6 +78,8 @@ class LocalName:
     tasks: list[LocalTask]
     means: list[dict[str, Any]] | None
     """How lm-eval makes the group's scores of its tasks'; None for one task."""
+    whole: int = 1
+    """How many tasks lm-eval has there, of which some may have no rows."""
 
 
 def with_answer_key(row: Row, question: str = "question") -> Row:
@@ -223,11 +225,23 @@ def definition_folder(name: str) -> Path | None:
     return (definitions() / GROUPS[group]).parent if group else None
 
 
+def tasks_of(group: str) -> list[str]:
+    """lm-eval's tasks in a group."""
+    folder = (definitions() / GROUPS[group]).parent
+    return sorted(f"{group}_{path.stem.removeprefix(f'{group}_')}" for path in folder.glob("[!_]*.yaml"))
+
+
+def holds(group: str, name: str) -> bool:
+    """Whether a group has a task of that name, or a group within it, as `mmlu` has `mmlu_stem`."""
+    return name in tasks_of(group) or (definitions() / GROUPS[group]).with_name(f"_{name}.yaml").exists()
+
+
 def write(names: Sequence[str], data: Path, into: Path) -> dict[str, LocalName]:
     """Write rows and definitions of the named tasks into a folder for lm-eval's `include_path`.
 
-    `mmlu` stands for all its subjects, `bbh_cot_fewshot` for all its tasks. Raises `ConfigError` for a task whose rows
-    are not there, `DataError` for a row that is not in its form.
+    `mmlu` stands for all its subjects, `bbh_cot_fewshot` for all its tasks, as far as they have rows. Raises
+    `ConfigError` for a task whose rows are not there, and for rows of one that lm-eval does not know, `DataError` for a
+    row that is not in its form.
     """
     folder = Folder(data)
     known = folder.sources()
@@ -250,11 +264,12 @@ def write(names: Sequence[str], data: Path, into: Path) -> dict[str, LocalName]:
     found = {}
     for name in names:
         tasks = [written[task] for task in groups.get(name, [name])]
-        means = None
+        means, whole = None, 1
         if name in groups:
+            whole = len(tasks_of(name))
             group = yaml.safe_load((definitions() / f"{GROUPS[name]}.yaml").read_text("utf-8"))
             means = list(group["aggregate_metric_list"])
-        found[name] = LocalName(tasks, means)
+        found[name] = LocalName(tasks, means, whole)
     return found
 
 
@@ -262,6 +277,12 @@ def write_task(name: str, source: Source, folder: Folder, into: Path) -> LocalTa
     """Write one task's rows and definition."""
     file = folder.find(source.file)
     assert file is not None, f"{source.file} was there"
+    if source.only and not (definitions() / f"{source.definition}.yaml").exists():
+        column, value = source.only
+        raise ConfigError(
+            f"{file} has rows whose {column} is {value!r}, which lm-eval does not know: name it as lm-eval does, or "
+            "take these rows out"
+        )
     files = {source.split: file}
     examples = folder.find(source.examples) if source.examples else None
     if examples is not None:

@@ -50,12 +50,12 @@ class Progress:
         self.unit, self.total = unit, total
         self._told = 0.0
 
-    def tell(self, done: int, **metrics: float) -> None:
+    def tell(self, done: float, **metrics: float) -> None:
         """Report `done` of the total. Raises `Stopped` if SIGTERM arrived: call it where everything is saved."""
         self.show(done, **metrics)
         self.check()
 
-    def show(self, done: int, **metrics: float) -> None:
+    def show(self, done: float, **metrics: float) -> None:
         """Report `done` of the total, and nothing else."""
         now = time.monotonic()
         if not self.quiet and (now - self._told > 0.25 or done == self.total):

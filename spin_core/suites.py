@@ -7,7 +7,8 @@
     instruct              IFEval: share of prompts all of whose instructions are followed, strictly
     mt-bench              two-turn questions and a judge
 
-A suite's average bears its name. A `-quick` suite takes some items of each task, the same ones for every model.
+A suite's average bears its name. A `-quick` suite takes some items of each task, the same ones for every model, and
+its scores' names end so too: a model may be scored on both.
 Each job gets the settings that it reads and no other, so that no suite is done again for another's sake.
 """
 
@@ -88,13 +89,20 @@ def benchmark_tasks(suite: str, config: LmEvalConfig) -> tuple[BenchmarkTask, ..
         free = (BenchmarkTask(name=name, num_fewshot=config.num_fewshot) for name in dict.fromkeys(config.tasks))
         return tuple(limited(task, config.limit) for task in free)
     tasks = BENCHMARKS.get(suite.removesuffix(QUICK), ())
-    few = suite.endswith(QUICK)
-    return tuple(limited(task, config.limit or (FEW_OF.get(task.name, FEW) if few else None)) for task in tasks)
+    if suite.endswith(QUICK):
+        return tuple(quick(task, config.limit) for task in tasks)
+    return tuple(limited(task, config.limit) for task in tasks)
 
 
 def limited(task: BenchmarkTask, limit: int | None) -> BenchmarkTask:
     """The task on so many items."""
     return task.model_copy(update={"limit": limit})
+
+
+def quick(task: BenchmarkTask, limit: int | None) -> BenchmarkTask:
+    """The task on few items, with a score of its own."""
+    named = task.model_copy(update={"score": task.name + QUICK})
+    return limited(named, limit or FEW_OF.get(task.name, FEW))
 
 
 def benchmarks(config: EvaluateConfig) -> Iterator[tuple[str, tuple[BenchmarkTask, ...]]]:
@@ -109,7 +117,7 @@ def score_names(config: EvaluateConfig) -> list[str]:
     """The scores of lm-eval's suites that a reader wants to see: averages, and each task's main one."""
     found = list(benchmarks(config))
     averages = [suite for suite, _ in found if suite != LM_EVAL] + mt_bench_suites(config)
-    return list(dict.fromkeys([*averages, *(task.name for _, tasks in found for task in tasks)]))
+    return list(dict.fromkeys([*averages, *(task.title for _, tasks in found for task in tasks)]))
 
 
 def mt_bench_suites(config: EvaluateConfig) -> list[str]:
@@ -120,21 +128,12 @@ def mt_bench_suites(config: EvaluateConfig) -> list[str]:
 def check(config: RunConfig) -> None:
     """Raise `ConfigError` if suites cannot be scored.
 
-    Two would give one score two values, their engine is not installed, or data are missing that are not the tasks' own.
+    A single task would give a suite's score another value, their engine is not installed, or data are missing that are
+    not the tasks' own.
     """
     evaluate = config.evaluate
-    named = evaluate.suites
-    twice = [one for one, other in combinations(sorted(named), 2) if other == one + QUICK]
-    if twice:
-        raise ConfigError(
-            f"evaluate.suites names {twice[0]} and {twice[0]}{QUICK}, whose scores bear one name: choose one"
-        )
     found = list(benchmarks(evaluate))
-    for (suite, tasks), (other, others) in combinations(found, 2):
-        for task, same in ((task, same) for task in tasks for same in others):
-            if overlap(task.name, same.name) and unlike(task, same):
-                cure = "choose one" if other != LM_EVAL else "take it out of evaluate.lm_eval.tasks"
-                raise ConfigError(f"{suite} and {other} both score {same.name}, in different ways: {cure}")
+    check_names(found)
     if evaluate.lm_eval.engine == "vllm" and found:
         engines.required_python(config.generate.vllm, "evaluate.lm_eval.engine")
     if any(task.name == "ifeval" for _, tasks in found for task in tasks):
@@ -143,9 +142,22 @@ def check(config: RunConfig) -> None:
         local_tasks.require_sentences(evaluate.lm_eval.local_data)
 
 
+def check_names(found: Sequence[tuple[str, tuple[BenchmarkTask, ...]]]) -> None:
+    """Raise `ConfigError` if two suites would give two values to scores of one name."""
+    for (suite, tasks), (other, others) in combinations(found, 2):
+        for task, same in ((task, same) for task in tasks for same in others if suite != other):
+            if not (task.score or same.score) and overlap(task.name, same.name) and unlike(task, same):
+                raise ConfigError(
+                    f"{suite} and {other} both score {same.name}, in different ways: take it out of "
+                    "evaluate.lm_eval.tasks, or score the model's folder under a name of its own (spin evaluate FOLDER)"
+                )
+
+
 def overlap(name: str, other: str) -> bool:
-    """Whether two names are of one task, or of a group and a task in it."""
-    return name == other or any(f"{one}_" in two for one, two in ((name, other), (other, name)) if one in FEW_OF)
+    """Whether two names are of one task, or of a group and what is in it."""
+    from spin_core.local_tasks import GROUPS, holds
+
+    return name == other or any(holds(one, two) for one, two in ((name, other), (other, name)) if one in GROUPS)
 
 
 def unlike(task: BenchmarkTask, other: BenchmarkTask) -> bool:
@@ -225,7 +237,7 @@ def benchmark_job(
             suite=suite,
             tasks=tasks,
             local_data=config.local_data,
-            apply_chat_template=config.apply_chat_template,
+            apply_chat_template=with_template(suite, config),
             engine=config.engine,
             # Weights are scored as they are: neither rounded nor in another precision than the game's.
             vllm=VllmConfig(python=vllm.python, max_length=vllm.max_length, speed=vllm.speed)
@@ -236,6 +248,16 @@ def benchmark_job(
         model=game.config.model,
         player=player,
     )
+
+
+def with_template(suite: str, config: LmEvalConfig) -> bool | None:
+    """Whether a suite's items are wrapped in the chat template; None if that is up to the model.
+
+    The paper's suites are asked without. IFEval is about what a chat model does that it is told to do.
+    """
+    if config.apply_chat_template is None and suite.removesuffix(QUICK) != "instruct":
+        return False
+    return config.apply_chat_template
 
 
 def mt_bench_job(

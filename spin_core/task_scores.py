@@ -1,7 +1,8 @@
 """What one task of lm-eval gave one model: scored once, and kept below the runs folder for all lineages and suites.
 
-A folder for each model, task and way of asking, published like any result. lm-eval's own cache of requests is not
-used: it holds answers by prompt, without what asked for them, and would have every task built and read again.
+A folder for each model, task and way of asking, published like any result. What single requests were answered is kept
+beside it until then, so that a task that is killed loses a batch. lm-eval's own cache of requests is not used: it holds
+answers by prompt, without what asked for them, and would have every task built and read again.
 
     items.parquet     value by metric and item, where an item has one
     samples.parquet   what each item was asked and how the model answered
@@ -10,6 +11,7 @@ used: it holds answers by prompt, without what asked for them, and would have ev
 
 import importlib.metadata
 import json
+import logging
 import os
 import random
 import time
@@ -23,9 +25,12 @@ import pyarrow.parquet as pq
 from spin_core import local_tasks, store
 from spin_core.errors import DataError
 from spin_core.generate import seed_of
+from spin_core.harness import Answers
 from spin_core.jobs import BenchmarkJob, BenchmarkTask
 from spin_core.phase import environment, peak_memory_mb
 from spin_core.records import EvalReport
+
+log = logging.getLogger("spin_core")
 
 VERSION = 1
 """Raised when this code comes to give other results."""
@@ -61,7 +66,7 @@ def harness_version() -> str:
     return f"lm-eval {importlib.metadata.version('lm_eval')}"
 
 
-def identity(job: BenchmarkJob, task: BenchmarkTask, name: str, rows: str) -> dict[str, Any]:
+def identity(job: BenchmarkJob, task: BenchmarkTask, name: str, rows: str, *, templated: bool) -> dict[str, Any]:
     """What a task's result depends on. `rows` is the digest of its data; `name` is of one task, in a group perhaps."""
     config = job.config
     return {
@@ -75,18 +80,22 @@ def identity(job: BenchmarkJob, task: BenchmarkTask, name: str, rows: str) -> di
         "num_fewshot": task.num_fewshot,
         "limit": task.limit,
         "seed": job.seed if task.limit else None,
-        "apply_chat_template": config.apply_chat_template,
+        "apply_chat_template": templated,
         "engine": config.engine,
         "max_length": config.vllm.max_length,
     }
 
 
 def scored(
-    asked: Mapping[str, Any], folder: Path, load: Callable[[], Any], harness: Callable[[], Any]
+    asked: Mapping[str, Any],
+    folder: Path,
+    load: Callable[[], Any],
+    harness: Callable[[], Any],
+    tell: Callable[[float], None],
 ) -> tuple[EvalReport, bool]:
     """A task's result, and whether it was there already. The report's scores bear lm-eval's names: `acc,none`.
 
-    Whoever wants the same at the same time waits for the one that has begun.
+    Whoever wants the same at the same time waits for the one that has begun. `tell` is told what share of it is done.
     """
     entry = folder / store.digest_of(store.identity_of(asked))[:16]
     with store.locked(entry, wait=True):
@@ -96,7 +105,11 @@ def scored(
             return known, True
         began, scratch = time.monotonic(), entry / ".scores.partial"
         scratch.mkdir(exist_ok=True)
-        fields = score(load(), harness(), asked, scratch)
+        # A hidden file, which is not published.
+        answers = Answers(scratch / ".answers.jsonl", tell)
+        if answers.known:
+            log.info("%s: %d answers are there already", asked["task"], len(answers.known))
+        fields = score(load(), harness(), answers, asked, scratch)
         usage = {
             "seconds": round(time.monotonic() - began, 3),
             "peak_memory_mb": peak_memory_mb(),
@@ -105,7 +118,7 @@ def scored(
         return store.publish(scratch, final, asked, fields, EvalReport, usage=usage), False
 
 
-def score(task: Any, harness: Any, asked: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
+def score(task: Any, harness: Any, answers: Answers, asked: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
     """Run one task, write its files, and return the fields of its record."""
     from lm_eval.evaluator import evaluate  # takes seconds, which what is known already need not wait
 
@@ -114,7 +127,7 @@ def score(task: Any, harness: Any, asked: Mapping[str, Any], scratch: Path) -> d
     set_fewshot(task, asked["num_fewshot"])
     rows = len(task.eval_docs)
     chosen = {name: subset(rows, limit, asked["seed"], name)} if limit and limit < rows else None
-    harness.reset()
+    harness.reset(answers)
     results = evaluate(
         lm=harness,
         task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}},

@@ -24,7 +24,7 @@ from spin_core.chat import Message
 from spin_core.errors import DataError
 from spin_core.sources import read_file
 
-VERSION = 1
+VERSION = 2
 """Raised when verdicts come to be asked for or read in another way: those that are kept count no more."""
 
 SINGLE, PAIR = "single", "pair"

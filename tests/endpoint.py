@@ -21,6 +21,8 @@ class Reply:
     code: str | None = None
     raw: str | None = None
     """A body that is none of the protocol."""
+    finish: str = "stop"
+    """Why the judge's words end; `length` where they were cut."""
     seconds: float = 0.0
 
 
@@ -81,7 +83,7 @@ def serving(reply: Callable[[dict[str, Any], int], Reply] | None = None, port: i
             elif answer.status != 200:
                 self.send(answer.status, {"error": {"message": answer.text, "code": answer.code}}, answer.headers)
             else:
-                self.send(200, completion(body, answer.text))
+                self.send(200, completion(body, answer))
                 with lock:
                     endpoint.answered.append(said)
 
@@ -124,14 +126,14 @@ def serving(reply: Callable[[dict[str, Any], int], Reply] | None = None, port: i
             thread.join()
 
 
-def completion(body: dict[str, Any], text: str) -> dict[str, Any]:
+def completion(body: dict[str, Any], answer: Reply) -> dict[str, Any]:
     """A chat completion."""
-    message = {"role": "assistant", "content": text}
+    message = {"role": "assistant", "content": answer.text}
     return {
         "id": "x",
         "object": "chat.completion",
         "created": 0,
         "model": body["model"],
-        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+        "choices": [{"index": 0, "finish_reason": answer.finish, "message": message}],
         "usage": {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16},
     }

@@ -134,7 +134,7 @@ def start(job: Job, folder: Path) -> subprocess.Popen:
         )
 
 
-def wait_for(process: subprocess.Popen, done: int) -> int:
+def wait_for(process: subprocess.Popen, done: float) -> float:
     """Read the process's progress until so much is done; returns how much was."""
     assert process.stdout is not None
     for line in process.stdout:

@@ -1,6 +1,7 @@
 """The benchmark phase, on a tiny real model, checked against log-likelihoods that are computed by hand."""
 
 import json
+import signal
 from pathlib import Path
 from random import Random
 
@@ -8,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import character_tokenizer, data_folder, save_tiny_model
-from small_game import CPU, version_of
+from lm_eval.models.huggingface import HFLM
+from small_game import CPU, start, version_of, wait_for
 
 from spin_core import local_tasks, phase, store
 from spin_core.benchmark import run
@@ -209,7 +211,7 @@ def test_errors_are_those_of_the_mean(report):
 def test_the_report_names_the_model_and_the_harness(report, model):
     assert (report.suite, report.model) == ("lm-eval", version_of(model).digest)
     assert report.harness.startswith("lm-eval 0.")
-    assert report.notes == ()
+    assert report.notes == ("mmlu: 2 of its 57 tasks have rows, and the score is theirs alone",)
     assert sorted(path.name for path in report.path.iterdir()) == ["items.parquet", "manifest.json", "samples.parquet"]
     assert store.verify(report.path) == []
 
@@ -256,15 +258,63 @@ def test_a_smaller_limit_is_part_of_a_larger_one_and_the_seed_matters():
     assert subset(1000, 20, 0, "arc_easy") == sorted(subset(1000, 20, 0, "arc_easy"))
 
 
-def test_a_stopped_run_keeps_the_tasks_that_are_done(tmp_path, model, data):
+@pytest.fixture
+def batches(monkeypatch) -> list[int]:
+    """How many sequences lm-eval's model is given, batch by batch."""
+    found: list[int] = []
+
+    def counted(ask):
+        def call(self, *args, **kwargs):
+            found.append(len(args[0] if args else kwargs["context"]))
+            return ask(self, *args, **kwargs)
+
+        return call
+
+    for name in ("_model_call", "_model_generate"):
+        monkeypatch.setattr(HFLM, name, counted(getattr(HFLM, name)))
+    return found
+
+
+def test_a_stopped_run_keeps_the_tasks_that_are_done_and_what_is_answered_of_the_next(
+    tmp_path, model, data, batches, monkeypatch
+):
     whole = do(benchmark_job(tmp_path / "other" / "whole", model, data, "arc_easy", "winogrande"))
+    undisturbed = [batches.pop(0) for _ in range(12)]
+    assert not batches
     job, progress = benchmark_job(tmp_path / "stopped", model, data, "arc_easy", "winogrande"), phase.Progress()
-    progress.stop()
+    monkeypatch.setattr(progress, "show", lambda done: progress.stop() if done >= 1.5 else None)
     with pytest.raises(Stopped):
         phase.execute(job, EvalReport, run, progress)
     assert kept(tmp_path) == ["arc_easy"]
-    assert do(job).digest == whole.digest
+    assert batches == undisturbed[:10]
+    again = do(job)
+    assert batches == undisturbed
+    assert (again.digest, again.scores) == (whole.digest, whole.scores)
     assert kept(tmp_path) == ["arc_easy", "winogrande"]
+
+
+def test_a_run_that_is_killed_within_a_task_asks_for_the_rest_alone(tmp_path, model, batches):
+    # Each answer takes a second or two, and each prompt is longer than the context.
+    rows = [{"question": phrase(Random(i), 250 + i), "answer": f"#### {i}"} for i in range(5)]
+    write_rows(tmp_path, "gsm8k_test", rows)
+    undisturbed, killed = (
+        benchmark_job(tmp_path / name / "lm-eval", model, tmp_path, "gsm8k", num_fewshot=0, batch_size=1)
+        for name in ("undisturbed", "killed")
+    )
+    whole = do(undisturbed)
+    assert batches == [1] * 5
+    batches.clear()
+    with start(killed, tmp_path) as process:
+        before = round(5 * wait_for(process, 0.4))
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert kept(tmp_path / "killed") == []
+    again = do(killed)
+    # Another one may have been answered before the signal came.
+    assert 0 < len(batches) <= 5 - before
+    assert (again.digest, again.scores, again.notes) == (whole.digest, whole.scores, whole.notes)
+    assert "5 of 5 prompts are longer" in again.notes[0]
+    assert not list(tmp_path.rglob(".answers.jsonl"))
 
 
 def kept(folder: Path) -> list[str]:
@@ -400,6 +450,18 @@ def test_ifeval_says_what_it_lacks_before_it_computes(tmp_path, model):
     write_rows(tmp_path, "ifeval_train", [row, {**row, **counted, "kwargs": [{"relation": "at least"}]}])
     with pytest.raises(DataError, match=r"1 rows of ifeval want sentences .* punkt_tab is not here: run"):
         do(benchmark_job(tmp_path / "again", model, tmp_path, "ifeval"))
+
+
+@pytest.mark.parametrize("templated", [True, False])
+def test_a_model_that_has_a_chat_template_is_asked_with_it_where_that_is_up_to_it(tmp_path, templated):
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}" if templated else None
+    folder = save_tiny_model(tmp_path / "model", character_tokenizer(chat_template=template))
+    row = {"key": 1, "prompt": "Say it.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    write_rows(tmp_path, "ifeval_train", [row])
+    report = do(benchmark_job(tmp_path / "instruct", folder, tmp_path, "ifeval", apply_chat_template=None))
+    (sample,) = pq.read_table(report.path / "samples.parquet").to_pylist()
+    assert sample["prompt"] == ("[user]Say it." if templated else "Say it.")
+    assert ("the model has no chat template, and was asked without one" in report.notes) != templated
 
 
 def test_a_batch_may_be_found_out(tmp_path, model, data, report):

@@ -231,7 +231,10 @@ def test_a_schedule_that_is_too_long_is_a_warning(configured, tmp_path):
         (["evaluate.exact=true"], "config: evaluate.exact needs data whose distribution is known"),
         (["evaluate.self_play=false"], "set evaluate.self_play, or name evaluate.lm_eval.tasks"),
         (["evaluate.lm_eval={tasks: [arc_easy], local_data: /nowhere}"], "benchmarks: evaluate.lm_eval.local_data"),
-        (["evaluate.suites=[bbh, bbh-quick]"], "benchmarks: evaluate.suites names bbh and bbh-quick"),
+        (
+            ["evaluate.suites=[big-bench]", "evaluate.lm_eval.tasks=[openbookqa]"],
+            "benchmarks: big-bench and lm-eval both score openbookqa",
+        ),
         (["train.micro_batch_tokens=1000000000", "train.batch_size=10000000"], "memory: training takes about"),
         (["generate.batch_size=10000000"], "memory: generation takes about"),
         (

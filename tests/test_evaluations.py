@@ -49,7 +49,7 @@ def test_self_play_is_a_suite_to_name_and_single_tasks_are_a_setting(game):
         ([QUICK], [{"train": {"beta": 1.0}}], {}, "cannot change train of lineage tale: set evaluate and gen"),
         ([QUICK], [], {"recipe": "demo"}, "tale is a lineage, which has its recipe and its name: leave out --recipe"),
         ([], [{"evaluate": {"self_play": False, "exact": False}}], {}, "nothing is to be scored: name a suite"),
-        ([QUICK, "open-llm-leaderboard"], [], {}, "whose scores bear one name: choose one"),
+        (["big-bench"], [{"evaluate": {"lm_eval": {"tasks": ["openbookqa"]}}}], {}, "both score openbookqa, in diff"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_scored_is_refused_in_one_line(game, asked, changes, more, message):
@@ -79,6 +79,14 @@ def test_a_model_becomes_a_lineage_that_has_played_nothing(tmp_path, model):
     again = prepare(tmp_path, str(model), ["bbh-quick"])
     assert again.config.evaluate.suites == ("bbh-quick",)
     assert prepare(tmp_path, "my-sft-7b", [QUICK]).config.evaluate.suites == (QUICK,)
+
+
+def test_a_suite_that_would_give_a_score_of_the_leaderboard_another_value_is_refused(tmp_path, model):
+    prepare(tmp_path, str(model), ["bbh-quick"], [{"evaluate": {"lm_eval": {"tasks": ["hellaswag"]}}}])
+    with pytest.raises(ConfigError, match="lm-eval and open-llm-leaderboard both score hellaswag, in different ways"):
+        prepare(tmp_path, str(model), ["open-llm-leaderboard"])
+    for suite in (QUICK, "bbh", "big-bench-quick"):
+        assert prepare(tmp_path, str(model), [suite]).config.evaluate.suites == (suite,)
 
 
 def test_a_model_under_a_recipe_has_its_prompts_and_may_be_asked_about_them(tmp_path, model):

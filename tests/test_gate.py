@@ -147,7 +147,7 @@ def test_a_metric_that_nobody_measures_is_refused_before_any_compute(sets, says)
 
 def test_metrics_of_suites_and_of_single_tasks_are_known_beforehand():
     check_metrics(settings("gate.metric=big-bench", "evaluate.suites=[big-bench]"))
-    check_metrics(settings("gate.metric=gsm8k", "evaluate.suites=[open-llm-leaderboard-quick]"))
+    check_metrics(settings("gate.metric=gsm8k-quick", "evaluate.suites=[open-llm-leaderboard-quick]"))
     check_metrics(settings("gate.metric=mmlu_anatomy", "evaluate.suites=[open-llm-leaderboard]"))
     check_metrics(settings("gate.metric=gsm8k/flexible", "evaluate.lm_eval.tasks=[gsm8k]"))
 

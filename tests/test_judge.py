@@ -247,6 +247,21 @@ def test_a_reply_without_a_verdict_is_asked_again_with_a_reminder(tmp_path, kind
     ]
 
 
+@pytest.mark.parametrize(("kind", "weighed", "good"), [(SINGLE, "[[10]]", "[[4]]"), (PAIR, "[[A]]", "[[B]]")])
+def test_a_verdict_in_a_reply_that_was_cut_is_none(tmp_path, kind, weighed, good):
+    cut = Reply(text=f"They ask to be told {weighed}, and I find that", finish="length")
+    with serving(in_turn(cut)) as endpoint:
+        (row,) = ask_all(tmp_path, endpoint.url, asks(1, kind))
+    assert (row["value"], row["asked"], row["fault"]) == (None, 3, "unreadable")
+
+    def reply(body, _before):
+        return Reply(text=good) if body["messages"][-1]["content"] == REMINDERS[kind] else cut
+
+    with serving(reply) as endpoint:
+        (row,) = ask_all(tmp_path, endpoint.url, asks(2, kind)[1:])
+    assert (row["value"], row["asked"], row["fault"]) == (4.0 if kind == SINGLE else "B", 2, "")
+
+
 def test_a_judge_that_never_gives_a_verdict_is_counted_and_not_asked_again(tmp_path):
     with serving(in_turn(Reply(text="ten out of ten"))) as endpoint:
         for _ in range(2):

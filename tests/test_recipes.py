@@ -5,6 +5,7 @@ from typing import get_args
 import pytest
 import yaml
 
+from spin_core import gate
 from spin_core.config import ControlsConfig, RunConfig, at
 from spin_core.errors import ConfigError
 from spin_core.recipe_book import ABOUT, RECIPES
@@ -65,6 +66,13 @@ def test_the_mended_preset_differs_from_the_papers_in_what_was_wrong():
     assert mended.generate.max_new_tokens > paper.generate.max_new_tokens
     assert mended.train == paper.train
     assert mended.prompts == paper.prompts
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_no_recipes_gate_looks_at_the_likelihood_that_the_game_pays_with(recipe):
+    config = resolve(recipe)
+    gate.check_metrics(config)
+    assert gate.metric_of(config) != "heldout_nll"
 
 
 def test_an_unknown_recipe_names_the_near_one_and_all_there_are():

@@ -2,7 +2,10 @@
 
 import json
 import re
+import shutil
+from itertools import combinations
 from pathlib import Path
+from typing import get_args
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,11 +14,11 @@ from helpers import character_tokenizer, data_folder
 from small_game import version_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from spin_core import engines, launch, phase, store, suites
+from spin_core import engines, launch, local_tasks, phase, store, suites
 from spin_core import lineage as lineages
 from spin_core.benchmark import run
-from spin_core.board import averages, difference, items
-from spin_core.config import LmEvalConfig, RunConfig, VllmConfig
+from spin_core.board import averages, difference, items, scores
+from spin_core.config import LmEvalConfig, RunConfig, SuiteName, VllmConfig
 from spin_core.errors import ConfigError
 from spin_core.jobs import BenchmarkJob
 from spin_core.lineage import Lineage
@@ -71,7 +74,8 @@ def test_a_quick_suite_asks_the_same_of_fewer_items_and_a_limit_counts_more(suit
     assert [task.limit for task in whole] == [None] * len(whole)
     assert all(task.limit in (4, 10, 100) for task in quick)
     assert {task.limit for task in told} == {7}
-    assert [suites.limited(task, None) for task in quick] == list(whole)
+    assert [task.model_copy(update={"limit": None, "score": ""}) for task in quick] == list(whole)
+    assert [task.title for task in quick] == [f"{task.title}-quick" for task in whole]
 
 
 def test_each_suite_is_a_job_and_single_tasks_are_one(tmp_path, tiny_model):
@@ -111,8 +115,6 @@ def test_a_job_depends_on_what_it_reads_and_on_nothing_else(tmp_path, tiny_model
 @pytest.mark.parametrize(
     ("sets", "words"),
     [
-        (["evaluate.suites=[bbh, bbh-quick]"], "names bbh and bbh-quick, whose scores bear one name: choose one"),
-        (["evaluate.suites=[bbh, big-bench-quick]"], "bbh and big-bench-quick both score"),
         (
             ["evaluate.suites=[open-llm-leaderboard]", "evaluate.lm_eval.tasks=[arc_challenge]"],
             "take it out of evaluate",
@@ -121,6 +123,7 @@ def test_a_job_depends_on_what_it_reads_and_on_nothing_else(tmp_path, tiny_model
             ["evaluate.suites=[open-llm-leaderboard]", "evaluate.lm_eval.tasks=[mmlu_anatomy]"],
             "both score mmlu_anatomy",
         ),
+        (["evaluate.suites=[open-llm-leaderboard]", "evaluate.lm_eval.tasks=[mmlu_stem]"], "both score mmlu_stem"),
         (
             ["evaluate.suites=[instruct]", "evaluate.lm_eval.engine=vllm", "generate.vllm.python=/no/such/python"],
             "set evaluate.lm_eval.engine to transformers",
@@ -132,8 +135,35 @@ def test_what_does_not_go_together_is_refused_when_a_lineage_starts(tmp_path, se
         lineages.start(tmp_path, "tale", settings(*sets))
 
 
-def test_suites_that_ask_the_same_go_together():
-    suites.check(settings("evaluate.suites=[bbh, big-bench]", "evaluate.lm_eval.tasks=[arc_easy]"))
+@pytest.mark.parametrize(("one", "other"), list(combinations(get_args(SuiteName), 2)))
+def test_any_two_suites_go_together_and_no_score_of_theirs_is_asked_for_in_two_ways(one, other, monkeypatch):
+    monkeypatch.setattr(local_tasks, "counts_sentences", lambda: True)
+    config = settings(f"evaluate.suites=[{one}, {other}]", "evaluate.lm_eval.tasks=[arc_easy]")
+    suites.check(config)
+    ways: dict[str, set] = {}
+    for suite, tasks in suites.benchmarks(config.evaluate):
+        for task in tasks:
+            assert task.title != suite
+            names = local_tasks.tasks_of(task.name) if task.name in local_tasks.GROUPS else [task.name]
+            for name in names:
+                ways.setdefault(task.part(name), set()).add((name, task.num_fewshot, task.limit))
+            ways.setdefault(task.title, set()).add((names[0], task.num_fewshot, task.limit))
+    assert all(len(found) == 1 for found in ways.values()), ways
+
+
+@pytest.mark.parametrize("task", ["mmlu_pro", "mmlu_flan_cot_zeroshot", "arc_easy", "arc_challenge_chat", "hellaswag"])
+def test_a_single_task_goes_with_a_suite_that_has_no_such_task_or_asks_it_alike(task):
+    alike = ["evaluate.lm_eval.num_fewshot=10"] if task == "hellaswag" else []
+    suites.check(settings("evaluate.suites=[open-llm-leaderboard, bbh]", f"evaluate.lm_eval.tasks=[{task}]", *alike))
+    suites.check(settings("evaluate.suites=[open-llm-leaderboard-quick]", f"evaluate.lm_eval.tasks=[{task}]"))
+
+
+def test_chat_templates_are_for_instruct_unless_the_setting_says_otherwise(tmp_path, tiny_model):
+    asked = ("evaluate.suites=[instruct-quick, big-bench]", "evaluate.lm_eval.tasks=[arc_easy]")
+    for value, found in (("null", [None, False, False]), ("true", [True] * 3), ("false", [False] * 3)):
+        sets = (*asked, f"evaluate.lm_eval.apply_chat_template={value}")
+        jobs = jobs_of(tmp_path, version_of(tiny_model), *sets)
+        assert [job.config.apply_chat_template for job in jobs] == found
 
 
 def test_vllm_scores_weights_as_they_are(tmp_path, tiny_model):
@@ -220,6 +250,35 @@ def test_a_group_weighs_items_and_a_suite_weighs_tasks(tmp_path, tiny_model, dat
         assert difference(name, values, nothing, means).mean == pytest.approx(scores[name].value)
 
 
+def test_a_part_of_a_group_says_so_and_what_lm_eval_does_not_know_is_refused(tmp_path, tiny_model, data):
+    sets = [f"evaluate.lm_eval.local_data={data}", "evaluate.lm_eval.tasks=[mmlu]"]
+    (job,) = jobs_of(tmp_path, version_of(tiny_model), *sets)
+    assert do(job).notes == ("mmlu: 2 of its 57 tasks have rows, and the score is theirs alone",)
+    rows = tmp_path / "rows"
+    shutil.copytree(data, rows)
+    with (rows / "mmlu_test.jsonl").open("a") as file:
+        file.write(json.dumps({"subject": "alchemy", "question": "?", "choices": ["a"], "label": 0}) + "\n")
+    (job,) = jobs_of(tmp_path, version_of(tiny_model), *sets, f"evaluate.lm_eval.local_data={rows}", name="other")
+    with pytest.raises(
+        ConfigError, match=r"mmlu_test.jsonl has rows whose subject is 'alchemy', which lm-eval does not"
+    ):
+        do(job)
+
+
+def test_a_suite_and_its_quick_form_have_scores_of_their_own(tmp_path, tiny_model, data, monkeypatch):
+    monkeypatch.setitem(suites.BENCHMARKS, "big-bench", suites.BENCHMARKS["open-llm-leaderboard"][2:3])
+    monkeypatch.setitem(suites.FEW_OF, "mmlu", 1)
+    sets = ["evaluate.suites=[big-bench, big-bench-quick]", f"evaluate.lm_eval.local_data={data}"]
+    reports = [do(job) for job in jobs_of(tmp_path, version_of(tiny_model), *sets)]
+    found = scores(reports)
+    names = {"mmlu": 6, "mmlu_anatomy": 2, "mmlu_virology": 4, "mmlu-quick": 2, "mmlu-quick_anatomy": 1}
+    assert {name: found[name].n for name in names} == names
+    assert {name: len(values) for name, values in items(reports).items() if name in names} == names
+    assert averages(reports)["big-bench-quick"] == ("mmlu-quick",)
+    assert averages(reports)["mmlu-quick"] == ("mmlu-quick_anatomy", "mmlu-quick_virology")
+    assert set(suites.score_names(settings(*sets).evaluate)) <= set(found)
+
+
 @pytest.mark.parametrize("suite", ["open-llm-leaderboard-quick", "big-bench-quick", "bbh-quick"])
 @pytest.mark.slow
 def test_every_suite_runs_on_real_rows_and_a_real_small_model(tmp_path, suite):
@@ -228,10 +287,11 @@ def test_every_suite_runs_on_real_rows_and_a_real_small_model(tmp_path, suite):
     (job,) = jobs_of(tmp_path, version_of(model), *sets)
     report = do(job)
     names = {task.name for task in job.config.tasks}
-    assert {suite, *names} <= set(report.scores)
+    titles = [task.title for task in job.config.tasks]
+    assert {suite, *titles} <= set(report.scores)
     assert all(0 <= score.value <= 1 for score in report.scores.values())
     samples = pq.read_table(report.path / "samples.parquet")
-    assert len(samples) == len({part for name in names for part in report.averages.get(name, (name,))})
+    assert len(samples) == len({part for title in titles for part in report.averages.get(title, (title,))})
     cut = [note.split(":")[0] for note in report.notes if "lost their beginning" in note]
     assert cut
     assert len(set(cut)) == len(cut)
