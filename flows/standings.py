@@ -12,7 +12,7 @@ from rich.table import Table
 from flows.terminal import console
 from spin_core.board import CHOSEN, Board, Row, differs_from_base, format_difference, format_score, significant
 from spin_core.config import RunConfig
-from spin_core.report import heading
+from spin_core.report import ARROWS, heading
 
 SCORE_WIDTH = 16
 """Columns of the terminal that a score takes: `0.1234±0.0012*`, and a space on each side."""
@@ -53,7 +53,7 @@ def print_leaderboards(standings: Standings, *, everything: bool = False) -> Non
     legend = [
         "value ± standard error",
         "* differs from θ_0: the 95 % interval of the paired difference leaves out 0",
-        "↓ lower is better",
+        ARROWS,
         *told,
         *sources,
         *([] if everything else [f"all scores: spin leaderboard {boards[0].lineage} --all"]),

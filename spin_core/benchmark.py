@@ -246,19 +246,20 @@ def group_scores(means: Sequence[Mapping[str, Any]], reports: Sequence[EvalRepor
             sizes = np.array([part.n for part in parts])
             weights = sizes if mean.get("weight_by_size", True) else np.ones(len(parts))
             value = np.average([part.value for part in parts], weights=weights)
-            stderr = group_error(np.array([part.stderr for part in parts]), sizes, alike=weights is sizes)
+            stderr = group_error([part.stderr for part in parts], sizes, alike=weights is sizes)
             better = all(part.higher_is_better for part in parts)
             found[key] = Score(value=float(value), stderr=stderr, n=int(sizes.sum()), higher_is_better=better)
     return found
 
 
-def group_error(errors: Any, sizes: Any, *, alike: bool) -> float:
+def group_error(known: Sequence[float | None], sizes: Any, *, alike: bool) -> float | None:
     """A group's standard error as lm-eval has it: pooled where items weigh alike, and of the plain mean where not.
 
-    0 where a task has a single item, whose error is not known.
+    None where a task's is not known, as that of a single item.
     """
-    if sizes.min() < 2:
-        return 0.0
+    errors = np.array([error for error in known if error is not None])
+    if sizes.min() < 2 or len(errors) < len(known):
+        return None
     if not alike:
         return float(np.sqrt((errors**2).sum()) / len(errors))
     variance = ((sizes - 1) * sizes * errors**2).sum() / (sizes - 1).sum()
@@ -268,7 +269,8 @@ def group_error(errors: Any, sizes: Any, *, alike: bool) -> float:
 def mean_of(parts: Sequence[Score]) -> Score:
     """The plain mean of scores that have nothing in common, and its standard error."""
     value = sum(part.value for part in parts) / len(parts)
-    stderr = math.sqrt(sum(part.stderr**2 for part in parts)) / len(parts)
+    errors = [part.stderr for part in parts if part.stderr is not None]
+    stderr = math.sqrt(sum(error**2 for error in errors)) / len(parts) if len(errors) == len(parts) else None
     return Score(value=value, stderr=stderr, n=sum(part.n for part in parts))
 
 

@@ -236,7 +236,8 @@ def difference(task: str, mine: Items, theirs: Items, means: Mapping[str, Sequen
 
 def significant(comparison: Comparison) -> bool:
     """The 95 % interval of the difference leaves out 0. Of differences that are none, one in twenty does."""
-    return not comparison.low <= 0 <= comparison.high
+    low, high = comparison.low, comparison.high
+    return low is not None and high is not None and not low <= 0 <= high
 
 
 def differs_from_base(row: Row, task: str) -> bool:
@@ -246,7 +247,7 @@ def differs_from_base(row: Row, task: str) -> bool:
 
 def comparison(against: int, pair: Difference) -> Comparison:
     """A difference as the leaderboard keeps it."""
-    low, high = pair.interval()
+    low, high = pair.interval() or (None, None)
     return Comparison(against=against, delta=pair.mean, stderr=pair.stderr, low=low, high=high)
 
 
@@ -254,17 +255,19 @@ def format_score(score: Score | None) -> str:
     """`0.1234 ± 0.0043`, with as many digits as the error bears."""
     if score is None:
         return "–"
-    if score.stderr <= 0:
+    if not score.stderr:
         return f"{score.value:.4g}"
     digits = digits_of(score.stderr)
     return f"{score.value:.{digits}f} ± {score.stderr:.{digits}f}"
 
 
 def format_difference(comparison: Comparison) -> str:
-    """`-0.0123 [-0.0150, -0.0098]`: the difference and its 95 % interval."""
+    """`-0.0123 [-0.0150, -0.0098]`: the difference and its 95 % interval, if there is one."""
     if comparison.stderr <= 0:
         return f"{comparison.delta:+.4g}"
     digits = digits_of(comparison.stderr)
+    if comparison.low is None:
+        return f"{comparison.delta:+.{digits}f} (too few items for an interval)"
     return f"{comparison.delta:+.{digits}f} [{comparison.low:+.{digits}f}, {comparison.high:+.{digits}f}]"
 
 

@@ -21,7 +21,8 @@ from spin_core.config import ControlsConfig, Frozen, RunConfig, at
 from spin_core.controls import Method
 from spin_core.errors import ConfigError, DamagedArtifact
 from spin_core.lineage import Lineage, reports_in
-from spin_core.records import EvalReport, TrainRun
+from spin_core.records import EvalReport, Score, TrainRun
+from spin_core.statistics import sure
 
 METHODS: tuple[Method, ...] = get_args(Method)
 """What SPIN can be compared with."""
@@ -36,9 +37,6 @@ NO_PREFERENCES = "needs preference data, which none can make up: --set controls.
 OF_OPPONENT = ("reward_margin", "reward_accuracy", "ipm", "against-previous")
 """Scores against the opponent that a model was trained from: each method's is another, so they do not compare."""
 
-SURE = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Standard errors to each side that hold a mean of 2, 3, … seeds with 95 % probability: Student's t."""
-
 
 class Spread(Frozen):
     """A score over the seeds."""
@@ -46,7 +44,14 @@ class Spread(Frozen):
     mean: float
     stderr: float | None
     """Standard error over the seeds; None with one."""
-    higher_is_better: bool
+    higher_is_better: bool | None
+    target: float | None = None
+    """Both as a `Score` has them."""
+
+    def merit(self) -> float | None:
+        """The more the better; None of a score that tells nothing of better and worse."""
+        score = Score(value=self.mean, stderr=None, n=0, higher_is_better=self.higher_is_better, target=self.target)
+        return score.merit()
 
 
 class Versus(Frozen):
@@ -57,7 +62,8 @@ class Versus(Frozen):
     """Standard error over the seeds of the difference within each; None with one."""
     low: float | None
     high: float | None
-    """The ends of the 95 % interval over the held-out items, each item's mean over the seeds; None without items."""
+    """The ends of the 95 % interval over the held-out items, each item's mean over the seeds; None without
+    items, or with too few."""
     clear: bool
     """Neither the seeds, where there are several, nor the items explain it, with 95 % probability each.
 
@@ -251,7 +257,7 @@ def line_of(found: dict[int, Arm], spin: dict[int, Arm]) -> Line:
         x=arm.x,
         seeds=tuple(found),
         values=values,
-        scores={task: spread(values[task], next(iter(scores.values()))[task].higher_is_better) for task in tasks},
+        scores={task: spread(values[task], next(iter(scores.values()))[task]) for task in tasks},
         versus={} if found is spin else against(found, spin, tasks),
         steps=tuple(one.steps for one in found.values()),
         tokens=tuple(one.tokens for one in found.values()),
@@ -259,9 +265,10 @@ def line_of(found: dict[int, Arm], spin: dict[int, Arm]) -> Line:
     )
 
 
-def spread(values: Sequence[float], higher_is_better: bool) -> Spread:
-    """Mean and standard error over the seeds."""
-    return Spread(mean=float(np.mean(values)), stderr=stderr_of(values), higher_is_better=higher_is_better)
+def spread(values: Sequence[float], of: Score) -> Spread:
+    """Mean and standard error over the seeds, of a score that is like this one."""
+    mean, stderr = float(np.mean(values)), stderr_of(values)
+    return Spread(mean=mean, stderr=stderr, higher_is_better=of.higher_is_better, target=of.target)
 
 
 def stderr_of(values: Sequence[float]) -> float | None:
@@ -282,8 +289,8 @@ def against(mine: dict[int, Arm], spin: dict[int, Arm], tasks: Sequence[str]) ->
             continue
         delta, stderr = float(np.mean(deltas)), stderr_of(deltas)
         known = board.difference(task, my_items, its_items, means)
-        low, high = known.interval() if known else (None, None)
-        by_seeds = stderr is None or abs(delta) > sure(len(seeds)) * stderr
+        low, high = (known.interval() if known else None) or (None, None)
+        by_seeds = stderr is None or abs(delta) > sure(len(seeds) - 1) * stderr
         by_items = low is not None and high is not None and not low <= 0 <= high
         clear = by_seeds and by_items and delta != 0
         found[task] = Versus(delta=delta, stderr=stderr, low=low, high=high, clear=clear)
@@ -303,12 +310,6 @@ def over_seeds(found: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, 
 def common(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys that all have, in the order of the first."""
     return [key for key in found[0] if all(key in other for other in found)]
-
-
-def sure(seeds: int) -> float:
-    """Standard errors to each side that hold a mean of so many seeds with 95 % probability."""
-    free = seeds - 1
-    return SURE[free - 1] if free <= len(SURE) else 1.96 + 2.37 / free + 2.9 / free**2
 
 
 def save(runs: Path, table: Table) -> Path:

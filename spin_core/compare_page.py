@@ -50,9 +50,9 @@ CAPTIONS = {
 
 
 def heading(table: Table, task: str) -> str:
-    """A task's name, with an arrow down where lower is better."""
+    """A task's name, with what is better."""
     known = next(line.scores[task] for line in table.lines if task in line.scores)
-    return task.replace("_", " ") + ("" if known.higher_is_better else " ↓")
+    return task.replace("_", " ") + report.arrow(known.higher_is_better, known.target)
 
 
 def shown(table: Table) -> list[str]:
@@ -173,14 +173,9 @@ def sizes(table: Table, colours: Colours) -> Any:
 
 
 def best(table: Table, lines: Sequence[Line]) -> Line | None:
-    """The line with the best main score; None if there is none."""
+    """The line with the best main score; None if there is none. The first where none is better."""
     known = [line for line in lines if table.main_metric in line.scores]
-
-    def merit(line: Line) -> float:
-        spread = line.scores[table.main_metric]
-        return spread.mean if spread.higher_is_better else -spread.mean
-
-    return max(known, key=merit, default=None)
+    return max(known, key=lambda line: line.scores[table.main_metric].merit() or 0.0, default=None)
 
 
 def frame(table: Table, colours: Colours) -> tuple[Any, Any]:

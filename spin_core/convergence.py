@@ -17,10 +17,8 @@ from spin_core.errors import ConfigError
 from spin_core.lineage import Lineage
 from spin_core.records import EvalReport
 
-NORMAL_95 = 1.96
-"""Standard errors in half a two-sided interval of 95 %."""
-NORMAL_90 = 1.645
-"""The same for 90 %, or one-sided for 95 %."""
+ONE_SIDED = 1.645
+"""Standard errors to one side beyond which a value lies with 5 % probability."""
 
 
 def reason(game: Lineage) -> str | None:
@@ -57,15 +55,8 @@ def no_gain(game: Lineage, head: int) -> str | None:
 
 def gained(game: Lineage, reports: Sequence[EvalReport], before: Sequence[EvalReport]) -> bool:
     """Whether a version is better than another by the gate's metric, and 0 is outside the difference's interval."""
-    metric = gate.metric_of(game.config)
-    score, other = gate.score_of(game.config, reports), gate.score_of(game.config, before)
-    pair = board.difference(metric, board.items(reports), board.items(before), board.averages(reports))
-    if pair:
-        low, high = pair.interval()
-    else:  # single items are not known
-        delta, stderr = score.value - other.value, float(np.hypot(score.stderr, other.stderr))
-        low, high = delta - NORMAL_95 * stderr, delta + NORMAL_95 * stderr
-    return low > 0 if score.higher_is_better else high < 0
+    low = gate.lead(game.config, reports, before).low
+    return low is not None and low > 0
 
 
 def indistinguishable(game: Lineage, head: int) -> str | None:
@@ -74,10 +65,11 @@ def indistinguishable(game: Lineage, head: int) -> str | None:
     accuracy = board.scores(game.reports(head)).get("reward_accuracy") if head and margin else None
     if accuracy is None:
         return None
-    stderr = max(accuracy.stderr, 0.5 / float(np.sqrt(accuracy.n)))  # a few pairs that agree by luck show nothing
-    if accuracy.value + NORMAL_90 * stderr >= 0.5 + margin:
+    # A few pairs that agree by luck show nothing.
+    stderr = max(accuracy.stderr or 0.0, 0.5 / float(np.sqrt(accuracy.n)))
+    if accuracy.value + ONE_SIDED * stderr >= 0.5 + margin:
         return None
     return (
-        f"θ_{head} tells human answers from its opponent's in {accuracy.value:.3f} ± {accuracy.stderr:.3f} of "
+        f"θ_{head} tells human answers from its opponent's in {board.format_score(accuracy)} of "
         f"{accuracy.n} held-out pairs: no better than chance"
     )

@@ -55,7 +55,14 @@ from spin_core.models import load_model, load_tokenizer
 from spin_core.pairs import is_looping
 from spin_core.phase import Progress, main
 from spin_core.records import EvalReport, Score
-from spin_core.texts import distinct, length_classifier, repeated_trigrams, text_classifier, two_sample_p
+from spin_core.texts import (
+    distinct,
+    distinct_shares,
+    length_classifier,
+    repeated_trigrams,
+    text_classifier,
+    two_sample_p,
+)
 
 Floats = npt.NDArray[np.float64]
 Values = dict[str, Floats]
@@ -73,6 +80,9 @@ LOWER_IS_BETTER = {
     INVALID_MASS,
     FORWARD_KL,
 }
+
+NEITHER_IS_BETTER = {"real_tokens", "reward_margin", "reward_accuracy", "ipm"}
+"""The data's own, and what is told against an opponent, which is another for each version."""
 
 SCHEMA = pa.schema(
     [
@@ -141,16 +151,20 @@ def score(job: EvaluateJob, scratch: Path, progress: Progress) -> dict[str, Any]
     player = Player(job)
     progress.start(len(held_out), "prompt")
     values: Values = {}
+    human: dict[str, float] = {}
     if job.config.self_play:
         table = play(player, held_out, progress)
         pq.write_table(table, scratch / "held_out.parquet")
         values |= quality(table) | diversity(table["generated"].to_pylist())
+        human = targets(table)
         if job.opponent is not None and (job.opponent.path / "held_out.parquet").exists():
             values |= rewards(player, table, pq.read_table(job.opponent.path / "held_out.parquet", schema=SCHEMA))
         progress.check()
     if job.config.exact:
         values |= exact(player, held_out)
-    scores = {name: mean(value_N, name) for name, value_N in values.items() if np.isfinite(value_N).any()}
+    scores = {
+        name: mean(value_N, name, human.get(name)) for name, value_N in values.items() if np.isfinite(value_N).any()
+    }
     write_items(scratch / "items.parquet", held_out["id"].to_pylist(), values)
     versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
     return {
@@ -189,6 +203,14 @@ def play(player: Player, held_out: pa.Table, progress: Progress) -> pa.Table:
 def diversity(texts: Sequence[str]) -> Values:
     """distinct-1, -2, -3: of all texts together, with each text's part in it."""
     return {f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)}
+
+
+def targets(table: pa.Table) -> dict[str, float]:
+    """What the human responses have of the scores that can be too high as well as too low."""
+    shares = distinct_shares(table["real"].to_pylist())
+    return {f"distinct_{n}": share for n, share in enumerate(shares, 1)} | {
+        "generated_tokens": float(lengths(table["real_ids"]).mean())
+    }
 
 
 def quality(table: pa.Table) -> Values:
@@ -247,12 +269,13 @@ def exact(player: Player, held_out: pa.Table) -> Values:
     )
 
 
-def mean(value_N: Floats, name: str) -> Score:
-    """A score over the items that count, with the standard error of their mean."""
+def mean(value_N: Floats, name: str, target: float | None = None) -> Score:
+    """A score over the items that count, with the standard error of their mean. Nearer to a `target` is better."""
     value_N = value_N[~np.isnan(value_N)]
     n = len(value_N)
-    stderr = float(value_N.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
-    return Score(value=float(value_N.mean()), stderr=stderr, n=n, higher_is_better=name not in LOWER_IS_BETTER)
+    stderr = float(value_N.std(ddof=1) / np.sqrt(n)) if n > 1 else None
+    better = None if target is not None or name in NEITHER_IS_BETTER else name not in LOWER_IS_BETTER
+    return Score(value=float(value_N.mean()), stderr=stderr, n=n, higher_is_better=better, target=target)
 
 
 def notes_on(values: Values, scores: dict[str, Score]) -> list[str]:
@@ -260,9 +283,10 @@ def notes_on(values: Values, scores: dict[str, Score]) -> list[str]:
     if "text_classifier" not in scores:
         return []
     score = scores["text_classifier"]
+    error = "" if score.stderr is None else f" ± {score.stderr:.3f}"
     by_chance = two_sample_p(values["text_classifier"])
     return [
-        f"a classifier tells human from generated text in {score.value:.3f} ± {score.stderr:.3f} of cases; if there "
+        f"a classifier tells human from generated text in {score.value:.3f}{error} of cases; if there "
         f"were no difference, so much would come by chance with probability {by_chance:.2g}"
     ]
 

@@ -5,21 +5,25 @@ falls if it is worse than the best version before it by more than `gate.toleranc
 difference. `gate.rule` says what then happens.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-
-import numpy as np
+from typing import NamedTuple
 
 from spin_core import suites
 from spin_core.board import averages, difference, items, scores
 from spin_core.config import RunConfig
 from spin_core.errors import ConfigError
 from spin_core.records import EvalReport, GateDecision, Score
+from spin_core.statistics import NORMAL
 
 SELF_PLAY = (
-    *("heldout_nll", "real_tokens", "generated_tokens", "length_classifier", "text_classifier", "distinct_1"),
-    *("distinct_2", "distinct_3", "repeated_trigrams", "looping_share", "cut_share", "empty_share"),
+    *("heldout_nll", "generated_tokens", "length_classifier", "text_classifier", "distinct_1", "distinct_2"),
+    *("distinct_3", "repeated_trigrams", "looping_share", "cut_share", "empty_share"),
 )
-"""Scores of the suite `self-play` that every version has. Rewards are not among them: θ_0 has no opponent."""
+"""Scores of the suite `self-play` that every version has, and by which one can be better than another.
+
+Rewards are not among them: θ_0 has no opponent. Nor is the length of the human responses.
+"""
 EXACT = ("total_variation", "invalid_mass", "forward_kl")
 
 
@@ -37,7 +41,7 @@ def check_metrics(config: RunConfig) -> None:
                 if known
                 else "set evaluate.self_play, or name evaluate.lm_eval.tasks or evaluate.suites"
             )
-            raise ConfigError(f"{setting} {metric!r} is no score that every version will have: {cure}")
+            raise ConfigError(f"{setting} {metric!r} is no score that every version will have, better or worse: {cure}")
 
 
 def metric_of(config: RunConfig) -> str:
@@ -57,13 +61,62 @@ def score_of(config: RunConfig, reports: Sequence[EvalReport]) -> Score:
 
 def best(config: RunConfig, reports: Mapping[int, Sequence[EvalReport]], upto: int) -> tuple[int, Sequence[EvalReport]]:
     """The best of θ_0 … θ_upto by the gate's score, the earliest of equals."""
-
-    def merit(t: int) -> float:
-        score = score_of(config, reports[t])
-        return score.value if score.higher_is_better else -score.value
-
-    t = max(range(upto + 1), key=lambda t: (merit(t), -t))
+    merits = {t: merit(config, score_of(config, reports[t])) for t in range(upto + 1)}
+    t = max(merits, key=lambda t: (merits[t], -t))
     return t, reports[t]
+
+
+def merit(config: RunConfig, score: Score) -> float:
+    """How good a score is. `ConfigError` if it tells nothing of better and worse."""
+    found = score.merit()
+    if found is None:
+        raise ConfigError(
+            f"{metric_of(config)} is neither better nor worse where it is higher: set gate.metric to another score"
+        )
+    return found
+
+
+class Lead(NamedTuple):
+    """What one version has over another, by the gate's score."""
+
+    delta: float
+    """Of the values themselves."""
+    gain: float
+    """By how much it is better."""
+    stderr: float | None
+    """The gain's standard error; None where it is not known."""
+    low: float | None
+    """The lower end of the gain's 95 % interval; None where that is not known."""
+
+
+def lead(config: RunConfig, reports: Sequence[EvalReport], before: Sequence[EvalReport]) -> Lead:
+    """What a version has over one before it.
+
+    Where single items are not known, the standard error is that of the difference of means.
+    """
+    score, other, metric = score_of(config, reports), score_of(config, before), metric_of(config)
+    pair = difference(metric, items(reports), items(before), averages(reports))
+    delta = pair.mean if pair else score.value - other.value
+    errors = [one.stderr for one in (score, other) if one.stderr is not None]
+    apart = math.hypot(*errors) if len(errors) == 2 else None
+    stderr = pair.stderr if pair else apart
+    ends = pair.interval() if pair else around(delta, apart)
+    target = score.target
+    if target is not None and min(score.value, other.value) < target < max(score.value, other.value):
+        # On both sides of the best value it is their sum that counts, and what pairing cancels adds up in it.
+        gain = abs(other.value - target) - abs(score.value - target)
+        stderr = sum(errors) if len(errors) == 2 else None
+        ends = around(gain, stderr)
+        return Lead(delta, gain, stderr, ends and ends[0])
+    merit(config, score)  # or there is nothing to be told
+    rising = score.higher_is_better if target is None else max(score.value, other.value) <= target
+    gain, low = (delta, ends and ends[0]) if rising else (-delta, ends and -ends[1])
+    return Lead(delta, gain, stderr, low)
+
+
+def around(value: float, stderr: float | None) -> tuple[float, float] | None:
+    """The 95 % interval of a value whose error is that of a normal distribution; None where it is not known."""
+    return None if stderr is None else (value - NORMAL * stderr, value + NORMAL * stderr)
 
 
 def decide(
@@ -71,22 +124,20 @@ def decide(
 ) -> GateDecision:
     """Whether the candidate plays next, or the best version so far, or nobody.
 
-    Where single items are not known, the standard error is that of the difference of means.
+    A fall whose error is not known, as that of a single item, shows nothing.
     """
     gate, metric = config.gate, metric_of(config)
     t, reports = candidate
     best_t, best_reports = best
     score, other = score_of(config, reports), score_of(config, best_reports)
-    pair = difference(metric, items(reports), items(best_reports), averages(reports))
-    delta, stderr = pair[:2] if pair else (score.value - other.value, float(np.hypot(score.stderr, other.stderr)))
-    gain = delta if score.higher_is_better else -delta
-    said = (
-        f"{metric} {score.value:.4g} against {other.value:.4g} of θ_{best_t} (difference {delta:+.3g} ± {stderr:.2g})"
-    )
+    delta, gain, stderr, _ = lead(config, reports, best_reports)
+    error = "of unknown error" if stderr is None else f"± {stderr:.2g}"
+    said = f"{metric} {score.value:.4g} against {other.value:.4g} of θ_{best_t} (difference {delta:+.3g} {error}"
+    said += ")" if score.target is None else f"; best is {score.target:.4g}, as the human responses have it)"
     measured = {"metric": metric, "delta": delta, "stderr": stderr}
     if gate.rule == "always":
         return GateDecision(outcome="promote", reason="the gate is always open", next_opponent=t, **measured)
-    if gain >= -gate.tolerance * stderr:
+    if stderr is None or gain >= -gate.tolerance * stderr:
         return GateDecision(outcome="promote", reason=f"θ_{t} plays next: {said}", next_opponent=t, **measured)
     if gate.rule == "best":
         reason = f"θ_{best_t} plays again: {said}"

@@ -24,8 +24,8 @@ from spin_core.html_records import costs, origin
 from spin_core.lineage import Lineage
 from spin_core.markup import PARTS, Html, folded, joined, styles, table, tag, wide
 from spin_core.plots import PAGE
-from spin_core.records import Comparison, IterationRecord
-from spin_core.report import answer_rows, heading, leader, samples
+from spin_core.records import Comparison, GateDecision, IterationRecord
+from spin_core.report import ARROWS, answer_rows, heading, leader, samples
 from spin_core.samples import Response, Sample
 
 MOST_PLOTS = 12
@@ -117,8 +117,7 @@ def standings(lineage: Lineage, board: Board) -> list[Html]:
     shown = board.headline(lineage.config)
     note = (
         "value ± standard error. * differs from θ_0: the 95 % interval of the paired difference, by bootstrap over "
-        "the items, leaves out 0; green is better, red worse. ↓: lower is better. "
-        f"{CHOSEN}: the gate's choice."
+        f"the items, leaves out 0; green is better, red worse. {ARROWS}. {CHOSEN}: the gate's choice."
     )
     parts = [score_table(board, shown, headline=True), tag("p", note, class_="note")]
     for suite, tasks in board.suites.items():
@@ -158,8 +157,9 @@ def score_cell(row: Row, task: str) -> Html:
     if not differs_from_base(row, task):
         return tag("td", *shown, title=told(pairs, score.n))
     base = next(one for one in pairs if one.against == 0)
-    kind = "better" if (base.delta > 0) == score.higher_is_better else "worse"
-    return tag("td", *shown, " *", class_=kind, title=told(pairs, score.n))
+    mine, its = score.merit(), score.model_copy(update={"value": score.value - base.delta}).merit()
+    kind = {} if mine is None or its is None else {"class_": "better" if mine > its else "worse"}
+    return tag("td", *shown, " *", title=told(pairs, score.n), **kind)
 
 
 def told(pairs: Sequence[Comparison], items: int) -> str:
@@ -223,13 +223,20 @@ def gate_table(records: Sequence[IterationRecord]) -> Html:
         [
             f"θ_{record.t + 1}",
             tag("td", record.gate.outcome, class_={"promote": "better"}.get(record.gate.outcome, "worse")),
-            "–" if record.gate.delta is None else f"{record.gate.delta:+.3g} ± {record.gate.stderr:.2g}",
+            change(record.gate),
             f"θ_{record.gate.next_opponent}",
             wide(record.gate.reason),
         ]
         for record in records
     ]
     return table(["version", "outcome", "difference", "plays next", wide("reason", "th")], rows)
+
+
+def change(gate: GateDecision) -> str:
+    """`+0.12 ± 0.03`: the difference that the gate saw."""
+    if gate.delta is None:
+        return "–"
+    return f"{gate.delta:+.3g}" + ("" if gate.stderr is None else f" ± {gate.stderr:.2g}")
 
 
 def training(records: Sequence[IterationRecord]) -> list[Html]:

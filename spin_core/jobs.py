@@ -162,7 +162,7 @@ class EvaluateJob(Job):
     """Answer and score the held-out prompts."""
 
     phase: Literal["evaluate"] = "evaluate"
-    version: int = 3
+    version: int = 4
     config: EvaluateConfig
     generate: GenerateConfig
     model: ModelConfig

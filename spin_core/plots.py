@@ -13,9 +13,7 @@ from typing import Any, Literal
 
 from spin_core.board import Board
 from spin_core.records import AnswerStatistics, IterationRecord
-
-INTERVAL = 1.96
-"""Standard errors to each side of a value that hold it with 95 % probability."""
+from spin_core.statistics import NORMAL
 
 DASHES = ((4, 2), (1, 1.6), (6, 2, 1, 2), (5, 1, 1, 1, 1, 1), (1, 4), (9, 3))
 """Lengths of strokes and gaps, of lines that are to be told apart."""
@@ -59,7 +57,7 @@ def scores(board: Board, task: str, colours: Colours, *, names: bool = True) -> 
     axes.errorbar(
         [t for t, _ in points],
         [score.value for _, score in points],
-        yerr=[INTERVAL * score.stderr for _, score in points],
+        yerr=[NORMAL * (score.stderr or 0.0) for _, score in points],
         color=colours.accent,
         marker="o",
         markersize=6 if names else 4,

@@ -163,10 +163,22 @@ class Score(Frozen):
     """One number of an evaluation."""
 
     value: float
-    stderr: float
+    stderr: float | None
+    """None where it is not known, as that of a single item."""
     n: int
     """Items."""
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
+    """None where neither is: see `target`."""
+    target: float | None = None
+    """The best value of a score that may be too high and too low: what the human responses to these prompts have."""
+
+    def merit(self) -> float | None:
+        """The more the better; None of a score that tells nothing of better and worse."""
+        if self.target is not None:
+            return -abs(self.value - self.target)
+        if self.higher_is_better is None:
+            return None
+        return self.value if self.higher_is_better else -self.value
 
 
 class EvalReport(Artifact):
@@ -192,9 +204,10 @@ class Comparison(Frozen):
     """The version t that this one is compared with."""
     delta: float
     stderr: float
-    low: float
-    high: float
-    """The ends of the interval that holds the difference with 95 % probability, by bootstrap over the items."""
+    low: float | None
+    high: float | None
+    """The ends of the interval that holds the difference with 95 % probability, by bootstrap over the items; None with
+    too few of them."""
 
 
 class GateDecision(Frozen):

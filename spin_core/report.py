@@ -2,6 +2,7 @@
 
 import base64
 import html
+import math
 import re
 from collections.abc import Collection, Sequence
 
@@ -24,6 +25,7 @@ COLUMNS = 5
 """Scores beside one another: with more, a table runs into the margin of Prefect's page."""
 
 MARKS = "`*` differs from θ_0: the 95 % interval of the paired difference, by bootstrap over the items, leaves out 0"
+ARROWS = "↑ ↓: what is better; →: nearer to that, which the human responses have; no arrow: neither is"
 CHOICE = f"{CHOSEN}: the gate's choice"
 
 
@@ -66,7 +68,7 @@ def leaderboard_page(board: Board, config: RunConfig) -> str:
         f"# Leaderboard of {board.lineage}",
         first,
         image(main_plot(board), f"{board.main_metric} over the versions"),
-        f"value ± standard error; {MARKS}. ↓: lower is better. {CHOICE}.",
+        f"value ± standard error; {MARKS}. {ARROWS}. {CHOICE}.",
         *others,
     ]
     for suite in board.suites:
@@ -90,7 +92,11 @@ def leader(board: Board) -> str:
     scores = [(row.name, row.scores[board.main_metric]) for row in board.rows if board.main_metric in row.scores]
     if not scores:
         return "nothing is scored yet"
-    name, best = max(scores, key=lambda item: item[1].value if item[1].higher_is_better else -item[1].value)
+    merits = {name: merit for name, score in scores if (merit := score.merit()) is not None}
+    if not merits:
+        name, last = scores[-1]
+        return f"{name} has {board.main_metric} {format_score(last)}, which tells nothing of better and worse"
+    name, best = max(scores, key=lambda item: merits.get(item[0], -math.inf))
     return f"{name} leads {len(scores)} versions with {board.main_metric} {format_score(best)}"
 
 
@@ -118,10 +124,16 @@ def unbroken(score: str) -> str:
 
 
 def heading(board: Board, task: str, suite: str = "") -> str:
-    """A task's name, with an arrow down where lower is better; in a suite's tables `turn-1` for `mt-bench/turn-1`."""
+    """A task's name, with what is better; in a suite's tables `turn-1` for `mt-bench/turn-1`."""
     known = [row.scores[task] for row in (*board.rows, *board.controls) if task in row.scores]
-    name = task.removeprefix(f"{suite}/")
-    return name if all(score.higher_is_better for score in known) else f"{name} ↓"
+    return task.removeprefix(f"{suite}/") + (arrow(known[-1].higher_is_better, known[-1].target) if known else "")
+
+
+def arrow(higher_is_better: bool | None, target: float | None) -> str:
+    """What follows a score's name: ` ↑`, ` ↓`, or ` →0.65` where that is best; nothing where nothing is better."""
+    if target is not None:
+        return f" →{target:.3g}"
+    return "" if higher_is_better is None else " ↑" if higher_is_better else " ↓"
 
 
 def cell(row: Row, task: str) -> str:

@@ -23,6 +23,7 @@ from typing import NamedTuple
 from spin_core.chat import Message
 from spin_core.errors import DataError
 from spin_core.sources import read_file
+from spin_core.statistics import NORMAL
 
 VERSION = 2
 """Raised when verdicts come to be asked for or read in another way: those that are kept count no more."""
@@ -235,7 +236,7 @@ def outcome(verdicts: Sequence[str | None]) -> float | None:
     return {("A", "B"): 1.0, ("B", "A"): 0.0}.get((first, second), 0.5)
 
 
-def interval(rate: float, n: int, z: float = 1.96) -> tuple[float, float]:
+def interval(rate: float, n: int, z: float = NORMAL) -> tuple[float, float]:
     """Wilson's 95 % interval of a win rate over n items; (0, 1) without any.
 
     It is made for wins and losses; ties, and items that are the mean of two turns, spread less than these.

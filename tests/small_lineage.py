@@ -26,8 +26,8 @@ from spin_core.records import (
     TrainRun,
 )
 
-NLLS = ((2.0, 3.0, 4.0, 5.0), (1.5, 2.4, 3.6, 4.5), (1.4, 2.4, 3.5, 4.3))
-"""`heldout_nll` of θ_0, θ_1, θ_2 on four held-out items."""
+NLLS = ((2.0, 3.0, 4.0, 5.0) * 2, (1.5, 2.4, 3.6, 4.5) * 2, (1.4, 2.4, 3.5, 4.3) * 2)
+"""`heldout_nll` of θ_0, θ_1, θ_2 on eight held-out items."""
 
 USAGE = {"seconds": 1.5, "peak_memory_mb": 100.0, "environment": {"python": "3.11", "device": "CPU x86_64"}}
 
@@ -55,18 +55,19 @@ def publish(
 
 
 def report(folder: Path, model: str, values: Sequence[float], answer: str = "yes", **scores: Score) -> EvalReport:
-    """A published self-play report with one value an item for `heldout_nll`."""
+    """A published self-play report with one value an item for `heldout_nll`, and an answer to each of `PROMPTS`."""
     n = len(values)
     stderr = float(np.std(values, ddof=1) / np.sqrt(n))
     items = {"task": ["heldout_nll"] * n, "item": [str(i) for i in range(n)], "value": [float(v) for v in values]}
+    said = min(n, len(PROMPTS))
     held_out = {
-        "id": [str(i) for i in range(n)],
-        "prompt": [PROMPTS[i % len(PROMPTS)] for i in range(n)],
-        "real": ["a human said so"] * n,
-        "generated": [f"{answer} {i}" for i in range(n)],
-        "real_ids": [[5, 6, 0]] * n,
-        "generated_ids": [[7, i] for i in range(n)],
-        "finish_reason": ["stop", *["length"] * (n - 1)],
+        "id": [str(i) for i in range(said)],
+        "prompt": [PROMPTS[i % len(PROMPTS)] for i in range(said)],
+        "real": ["a human said so"] * said,
+        "generated": [f"{answer} {i}" for i in range(said)],
+        "real_ids": [[5, 6, 0]] * said,
+        "generated_ids": [[7, i] for i in range(said)],
+        "finish_reason": ["stop", *["length"] * (said - 1)],
     }
     nll = Score(value=float(np.mean(values)), stderr=stderr, n=n, higher_is_better=False)
     fields = {
@@ -142,7 +143,7 @@ def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS
     prompts = publish(job.output, dump(job), {"train.parquet": rows, "held_out.parquet": asked}, counts, PromptSet)
     sft = game.sft_job(init, prompts)
     opponent = publish(sft.weights, dump(sft), {"model.safetensors": b"zero"}, {"t": 0, "parent": None}, ModelVersion)
-    accuracy = Score(value=0.75, stderr=0.02, n=4)
+    accuracy = Score(value=0.75, stderr=0.02, n=4, higher_is_better=None)
     reports = {0: (report(game.eval_folder(0) / "self-play", opponent.digest, nlls[0], "early"),)}
     previous = None
     for t in range(len(nlls) - 1):

@@ -30,8 +30,8 @@ def test_differences_are_paired_item_by_item(game):
     rows = leaderboard(game).rows
     assert rows[0].differences == {}
     (first,) = rows[1].differences["heldout_nll"]
-    # Differences -.5, -.6, -.4, -.5: mean -.5, and their deviation is .0816 over the root of 4.
-    assert (first.against, first.delta, first.stderr) == (0, pytest.approx(-0.5), pytest.approx(0.0408248))
+    # Differences -.5, -.6, -.4, -.5, twice: mean -.5, and their deviation is .0756 over the root of 8.
+    assert (first.against, first.delta, first.stderr) == (0, pytest.approx(-0.5), pytest.approx(0.0267261))
     before, base = rows[2].differences["heldout_nll"]
     assert (before.against, base.against) == (1, 0)
     assert before.delta == pytest.approx(-0.1)

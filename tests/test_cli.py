@@ -143,7 +143,7 @@ def test_the_leaderboard_as_csv_has_a_line_a_score(spin, game):
     rows = list(csv.DictReader(io.StringIO(text)))
     assert len(rows) == sum(len(row.scores) for row in leaderboard(game).rows)
     assert rows[1] | {"value": "3.0"} == rows[1]
-    assert (rows[1]["lineage"], rows[1]["model"], rows[1]["task"], rows[1]["n"]) == ("tale", "θ_1", "heldout_nll", "4")
+    assert (rows[1]["lineage"], rows[1]["model"], rows[1]["task"], rows[1]["n"]) == ("tale", "θ_1", "heldout_nll", "8")
     assert "\r" not in text
 
 

@@ -1,4 +1,4 @@
-"""When nights end: gains worked out by hand on four held-out items, and accuracies by the size of their error."""
+"""When nights end: gains worked out by hand on eight held-out items, and accuracies by the size of their error."""
 
 import shutil
 
@@ -10,8 +10,8 @@ from spin_core import convergence
 from spin_core.errors import ConfigError
 from spin_core.records import Score
 
-BASE = np.array([2.0, 3.0, 4.0, 5.0])
-NOISE = np.array([0.1, -0.1, 0.1, -0.1])
+BASE = np.array([2.0, 3.0, 4.0, 5.0] * 2)
+NOISE = np.array([0.1, -0.1] * 4)
 
 
 def played(folder, *falls, patience=2, sets=()):
@@ -63,7 +63,7 @@ def test_the_gates_metric_counts_and_higher_may_be_better(tmp_path):
         game = build(runs, nlls=(BASE, BASE), sets=["gate.rule=always"])
         game = type(game)(runs, game.name, game.config.model_copy(update=changed(game.config)))
         for t, value in enumerate((0.0, last)):
-            suite_report(game.eval_folder(t) / "lm-eval", "m", {"arc_easy": [value] * 3 + [0.0]})
+            suite_report(game.eval_folder(t) / "lm-eval", "m", {"arc_easy": [value] * 7 + [0.0]})
         reasons[name] = convergence.reason(game)
     assert reasons == {"gain": None, "none": "θ_1 is not better than θ_0 in arc_easy, beyond chance"}
 

@@ -159,6 +159,13 @@ def test_how_diverse_versions_are_is_compared_prompt_by_prompt(tmp_path, models,
     assert (decision.delta, decision.stderr) == pytest.approx((found.delta, found.stderr))
 
 
+def test_what_can_be_too_much_has_the_human_responses_for_a_target(opponents_report):
+    rows, scores = held_out(opponents_report), opponents_report.scores
+    assert scores["distinct_1"].target == distinct_shares([row["real"] for row in rows])[0]
+    assert scores["generated_tokens"].target == pytest.approx(scores["real_tokens"].value)
+    assert {name for name, score in scores.items() if score.merit() is None} == {"real_tokens"}
+
+
 def test_quality_by_hand():
     table = pa.table(
         {
@@ -197,7 +204,7 @@ def test_rewards_are_taken_on_the_opponents_own_answers(tmp_path, models, prompt
     won = sum(margin > 0 for margin in margins.values())
     assert 0 < won < ROWS
     assert report.scores["reward_accuracy"].value == pytest.approx(won / ROWS)
-    assert report.scores["reward_margin"].higher_is_better
+    assert report.scores["reward_margin"].higher_is_better is None
     assert set(report.scores) == ALWAYS | DISTINCT | {"reward_margin", "reward_accuracy", "ipm"}
     # Nobody answered as a person did, so the two are one here.
     assert report.scores["ipm"] == report.scores["reward_margin"]
@@ -330,7 +337,7 @@ def test_a_mean_leaves_out_what_does_not_count():
     score = mean(np.array([1.0, np.nan, 3.0, np.nan, 2.0]), "heldout_nll")
     assert (score.value, score.n, score.higher_is_better) == (2.0, 3, False)
     assert score.stderr == pytest.approx(1 / math.sqrt(3))
-    assert mean(np.array([0.25]), "reward_accuracy").stderr == 0
+    assert mean(np.array([0.25]), "heldout_nll").stderr is None
 
 
 def test_items_leave_out_what_does_not_count(tmp_path):

@@ -7,7 +7,7 @@ from small_lineage import report, settings, suite_report
 
 from flows.cli import main
 from spin_core.errors import ConfigError
-from spin_core.gate import best, check_metrics, decide
+from spin_core.gate import best, check_metrics, decide, lead
 from spin_core.records import Score
 
 
@@ -60,6 +60,63 @@ def test_without_single_items_the_errors_of_the_means_add_up(tmp_path):
     decision = decide(gate(metric="bleu"), candidate=(1, after), best=(0, before))
     assert "(difference -0.08 ± 0.05)" in decision.reason
     assert decision.outcome == "promote", "1.6 standard errors"
+
+
+def towards(value, target=0.65, stderr=0.01):
+    """A score that is best where the human responses have it."""
+    return Score(value=value, stderr=stderr, n=50, higher_is_better=None, target=target)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "outcome"),
+    [
+        (0.50, 0.60, "promote"),  # it nears what people have
+        (0.60, 0.50, "stop"),
+        (0.70, 0.80, "stop"),  # more is worse beyond
+        (0.80, 0.70, "promote"),
+        (0.64, 0.66, "promote"),  # as near from the other side
+        (0.64, 0.72, "stop"),  # .06 farther, with an error of .02
+        (0.64, 0.68, "promote"),  # .02 farther
+    ],
+)
+def test_a_score_that_can_be_too_high_is_judged_by_its_distance_to_the_human_one(tmp_path, before, after, outcome):
+    reports = [made(tmp_path, (1, 2), name, distinct_2=towards(value)) for name, value in zip("ab", (before, after))]
+    decision = decide(gate(metric="distinct_2"), candidate=(1, reports[1]), best=(0, reports[0]))
+    assert decision.outcome == outcome
+    assert decision.delta == pytest.approx(after - before)
+    nearest = min((before, after), key=lambda value: abs(value - 0.65))
+    if before + after != pytest.approx(1.3):
+        chosen, _ = best(gate(metric="distinct_2"), dict(enumerate(reports)), 1)
+        assert (before, after)[chosen] == nearest
+
+
+def test_the_reason_says_what_is_best(tmp_path):
+    reports = [made(tmp_path, (1, 2), name, distinct_2=towards(value)) for name, value in (("a", 0.6), ("b", 0.3))]
+    decision = decide(gate(metric="distinct_2"), candidate=(1, reports[1]), best=(0, reports[0]))
+    assert "difference -0.3 ± 0.014; best is 0.65, as the human responses have it" in decision.reason
+
+
+def test_the_lead_of_paired_items_has_an_interval_on_the_better_side(tmp_path):
+    before = made(tmp_path, np.arange(8.0), "a")
+    after = made(tmp_path, np.arange(8.0) - 0.5 + 0.1 * np.array([1, -1] * 4), "b")
+    found = lead(gate(), after, before)
+    assert (found.delta, found.gain) == (pytest.approx(-0.5), pytest.approx(0.5))
+    assert 0.38 < found.low < 0.45
+    assert lead(gate(), before, after).low == pytest.approx(-0.5 - (0.5 - found.low), abs=0.02)
+
+
+def test_a_fall_of_unknown_error_shows_nothing(tmp_path):
+    values = {"a": Score(value=0.5, stderr=None, n=1), "b": Score(value=0.2, stderr=None, n=1)}
+    reports = [made(tmp_path, (1, 2), name, bleu=score) for name, score in values.items()]
+    decision = decide(gate(metric="bleu"), candidate=(1, reports[1]), best=(0, reports[0]))
+    assert (decision.outcome, decision.stderr) == ("promote", None)
+    assert "(difference -0.3 of unknown error)" in decision.reason
+
+
+def test_a_score_that_tells_nothing_of_better_and_worse_gates_nothing(tmp_path):
+    score = Score(value=0.5, stderr=0.1, n=4, higher_is_better=None)
+    with pytest.raises(ConfigError, match=r"ipm is neither better nor worse where it is higher: set gate\.metric to"):
+        best(gate(metric="ipm"), {0: made(tmp_path, (1, 2), ipm=score)}, 0)
 
 
 def test_the_best_version_is_the_earliest_of_equals(tmp_path):
@@ -133,8 +190,15 @@ def test_an_open_gate_says_what_it_let_pass(tmp_path):
 @pytest.mark.parametrize(
     ("sets", "says"),
     [
-        (["evaluate.main_metric=elo"], "evaluate.main_metric 'elo' is no score that every version will have: choose"),
-        (["gate.metric=elo"], "gate.metric 'elo' is no score that every version will have: choose one of heldout_nll,"),
+        (
+            ["evaluate.main_metric=elo"],
+            "evaluate.main_metric 'elo' is no score that every version will have, better or worse: choose",
+        ),
+        (
+            ["gate.metric=elo"],
+            "gate.metric 'elo' is no score that every version will have, better or worse: choose one of heldout_nll,",
+        ),
+        (["gate.metric=real_tokens"], "gate.metric 'real_tokens' is no score that every version will have, better or"),
         (["gate.metric=reward_accuracy"], "gate.metric 'reward_accuracy' is no score that every version will have"),
         (["gate.metric=big-bench", "evaluate.suites=[instruct]"], "gate.metric 'big-bench' is no score that every"),
     ],
@@ -155,5 +219,7 @@ def test_metrics_of_suites_and_of_single_tasks_are_known_beforehand():
 def test_a_run_whose_gate_would_see_nothing_is_refused_before_its_lineage_is_begun(tmp_path):
     done = CliRunner().invoke(main, ["run", "demo", "--set", "gate.metric=elo", "--runs", str(tmp_path)])
     assert done.exit_code == 2
-    assert done.stderr.startswith("error  gate.metric 'elo' is no score that every version will have: choose one of ")
+    assert done.stderr.startswith(
+        "error  gate.metric 'elo' is no score that every version will have, better or worse: choose one of "
+    )
     assert list(tmp_path.iterdir()) == []

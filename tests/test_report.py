@@ -19,7 +19,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 @pytest.fixture(scope="module")
 def game(tmp_path_factory):
     made = build(tmp_path_factory.mktemp("runs"))
-    publish_report(made.control("sft-lr-0.001") / "eval" / "self-play", "c" * 64, (1.9, 2.9, 3.9, 4.9))
+    publish_report(made.control("sft-lr-0.001") / "eval" / "self-play", "c" * 64, (1.9, 2.9, 3.9, 4.9) * 2)
     return made
 
 
@@ -60,7 +60,7 @@ def test_pictures_are_inside_the_page(page):
 
 def test_scores_stand_beside_their_change_against_the_version_before_and_the_first(page):
     assert "| task | θ_2 | against θ_1 | against θ_0 | items |" in page
-    assert re.search(r"\| heldout.nll ↓ \| 2.90 ± 0.63 \| -0.1 ± 0.041 \* \| -0.6 ± 0.041 \* \| 4 \|", page)
+    assert re.search(r"\| heldout.nll ↓ \| 2.90 ± 0.41 \| -0.1 ± 0.027 \* \| -0.6 ± 0.027 \* \| 8 \|", page)
     assert re.search(r"\| reward.accuracy \| 0.750 ± 0.020 \| – \| – \| 4 \|", page)
 
 
@@ -166,10 +166,10 @@ def test_long_text_is_cut():
 def test_the_leaderboard_holds_versions_controls_and_stars(game):
     page = report.leaderboard_page(leaderboard(game), game.config).replace("\u00a0", " ")
     assert page.startswith("# Leaderboard of tale\n")
-    assert "| θ_0 | 3.50 ± 0.65 | – | – |" in page
-    assert "| θ_1 | 3.00 ± 0.66 * | 0.750 ± 0.020 | promote |" in page
-    assert "| θ_2 ◂ | 2.90 ± 0.63 * | 0.750 ± 0.020 | promote |" in page
-    assert "| sft-lr-0.001 | 3.40 ± 0.65 * |" in page
+    assert "| θ_0 | 3.50 ± 0.42 | – | – |" in page
+    assert "| θ_1 | 3.00 ± 0.43 * | 0.750 ± 0.020 | promote |" in page
+    assert "| θ_2 ◂ | 2.90 ± 0.41 * | 0.750 ± 0.020 | promote |" in page
+    assert "| sft-lr-0.001 | 3.40 ± 0.42 * |" in page
     assert [picture.startswith(PNG) for picture in pictures(page)] == [True]
 
 
@@ -180,7 +180,7 @@ def test_a_suite_has_a_table_of_its_own_with_the_papers_rows(game, tmp_path):
         suite_report(made.eval_folder(t) / suite, f"{t}" * 64, tasks, {suite: tuple(tasks)})
     page = report.leaderboard_page(leaderboard(made), made.config).replace("\u00a0", " ")
     _, table = page.split(f"## {suite}\n")
-    assert "|  | open-llm-leaderboard | arc challenge | gsm8k |" in table
+    assert "|  | open-llm-leaderboard ↑ | arc challenge ↑ | gsm8k ↑ |" in table
     assert "| θ_1 | 0.50 ± 0.18 | 0.75 ± 0.25 | 0.25 ± 0.25 |" in table
     assert "| paper θ_4 | 0.6316 | 0.6587 | 0.3897 |" in table
     assert "not measured here" in page

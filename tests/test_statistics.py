@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spin_core.statistics import COVERAGE, Difference, average, bootstrap, paired
+from spin_core.statistics import COVERAGE, average, bootstrap, paired
 
 
 def scored(values) -> dict[str, float]:
@@ -36,14 +36,48 @@ def test_samples_spread_as_the_standard_error_says(kind):
     assert means_S.std() == pytest.approx(value_N.std() / np.sqrt(500), rel=0.06)
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says():
-    rng = np.random.default_rng(2)
-    held = 0
-    for trial in range(300):
-        low, high = Difference(0, 0, bootstrap(rng.choice([-1.0, 0.0, 1.0], 300, p=[0.1, 0.7, 0.2]), trial)).interval()
-        held += low <= 0.1 <= high
-    # 300 draws of probability .95 have a standard deviation of .0126.
-    assert held / 300 == pytest.approx(COVERAGE, abs=0.04)
+@pytest.mark.parametrize("n", [8, 10, 30])
+def test_the_interval_holds_the_truth_as_often_as_it_says(n):
+    rng = np.random.default_rng(n)
+    stars = 0
+    for trial in range(1000):
+        low, high = paired(scored(rng.normal(size=n)), scored(np.zeros(n)), str(trial)).interval()
+        stars += not low <= 0 <= high
+    # 1000 draws of probability .05 have a standard deviation of .007. Percentiles alone would find .11 at 8 items.
+    assert stars / 1000 == pytest.approx(1 - COVERAGE, abs=0.02)
+
+
+@pytest.mark.parametrize("n", [10, 30, 300])
+def test_it_does_so_of_answers_that_are_right_or_wrong(n):
+    rng = np.random.default_rng(n)
+    stars = 0
+    for trial in range(500):
+        low, high = paired(
+            scored(rng.choice([-1, 0, 1], n, p=[0.2, 0.6, 0.2])), scored(np.zeros(n)), str(trial)
+        ).interval()
+        stars += not low <= 0 <= high
+    assert stars / 500 < 1 - COVERAGE + 0.03
+
+
+def test_few_items_have_a_difference_and_no_interval():
+    mine, theirs = scored([1, 2, 3, 4, 5]), scored([0, 1, 2, 3, 4])
+    assert paired(mine, theirs).mean == 1
+    assert paired(mine, theirs).interval() is None
+    assert paired(mine | {"more": 6}, theirs | {"more": 5}).interval() == (1, 1)
+
+
+@pytest.mark.parametrize("sizes", [[8, 8], [10, 200], [4] * 20])
+def test_the_interval_of_an_average_holds_the_truth_as_often_as_it_says(sizes):
+    rng = np.random.default_rng(len(sizes))
+    stars = 0
+    for trial in range(500):
+        names = (f"{trial} {place}" for place in range(len(sizes)))
+        parts = [
+            paired(scored(rng.normal(size=n)), scored(np.zeros(n)), name) for n, name in zip(sizes, names, strict=True)
+        ]
+        low, high = average(parts).interval()
+        stars += not low <= 0 <= high
+    assert stars / 500 == pytest.approx(1 - COVERAGE, abs=0.03)
 
 
 def test_the_same_items_give_the_same_interval_in_any_order():

@@ -275,7 +275,7 @@ def test_a_game_that_has_converged_ends_the_nights_and_people_are_told(up):
     root = up.runs / "whole"
     settings = json.loads((root / "lineage.json").read_text())
     settings["config"]["nightly"] = {"patience": 1}
-    settings["config"]["gate"]["metric"] = "real_tokens"
+    settings["config"]["gate"]["metric"] = "repeated_trigrams"
     (root / "lineage.json").write_text(json.dumps(settings))
     nightly = up.deployment("nightly")
     active = {"schedule": {"cron": "0 2 * * *", "timezone": "UTC"}, "active": True}
@@ -292,7 +292,7 @@ def test_a_game_that_has_converged_ends_the_nights_and_people_are_told(up):
         told = inbox.messages.get(timeout=60)
     assert (run["state_type"], run["state_name"]) == ("COMPLETED", "Converged")
     place = f"leaderboard: http://127.0.0.1:{up.port}/v2/artifacts/key/leaderboard-whole"
-    assert run["state"]["message"] == f"θ_3 is not better than θ_0 in real_tokens, beyond chance; {place}"
+    assert run["state"]["message"] == f"θ_3 is not better than θ_0 in repeated_trigrams, beyond chance; {place}"
     assert told["text"] == f"spin: nightly-whole is Converged: {run['state']['message']}"
     assert told["event"] == "prefect.flow-run.Converged"
     after = {
