@@ -30,7 +30,7 @@ def up(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 
 def begun(up: Up, finished: Any, name: str) -> tuple[Path, Any]:
-    """A run whose evaluation of the last version has just begun, and its lineage."""
+    """A run whose last training has just begun, and its lineage."""
     runs = up.runs / name
     for folder in ("whole", ".sft"):
         shutil.copytree(finished.runs / folder, runs / folder)
@@ -39,7 +39,7 @@ def begun(up: Up, finished: Any, name: str) -> tuple[Path, Any]:
         shutil.rmtree(root / "iter_01" / made)
     (root / "iter_01" / "record.json").unlink()
     run = up.trigger("spin", {**as_in_form(root), "runs": str(runs)})
-    wait_for((root / "iter_01" / "eval" / "jobs" / "self-play.pid").exists)
+    wait_for((root / "iter_01" / "jobs" / "train.pid").exists)
     return root, run
 
 
@@ -73,12 +73,24 @@ def down_and_up(up: Up, root: Path) -> None:  # noqa: ARG001
     up.start()
 
 
-LONGER = [pytest.param(strike, marks=pytest.mark.large) for strike in (kill_worker, kill_server, down_and_up)]
+def nothing(up: Up, root: Path) -> None:
+    pass
 
 
-@pytest.mark.parametrize("strike", [kill_flow, kill_both, *LONGER])
-def test_a_run_that_is_struck_ends_with_the_same_leaderboard(up, finished, strike: Callable[[Up, Path], None]):
-    root, run = begun(up, finished, strike.__name__.replace("_", "-"))
+LONGER = [
+    pytest.param(nothing, strike, marks=pytest.mark.large)
+    for strike in (kill_worker, kill_both, kill_server, down_and_up)
+]
+
+
+@pytest.mark.parametrize(("in_training", "strike"), [(nothing, kill_flow), (kill_server, kill_worker), *LONGER])
+def test_a_run_that_is_struck_ends_with_the_same_leaderboard(
+    up, finished, in_training: Callable[[Up, Path], None], strike: Callable[[Up, Path], None]
+):
+    """It is struck as the evaluation of the last version has just begun, and some have been before."""
+    root, run = begun(up, finished, f"{in_training.__name__}-{strike.__name__}")
+    in_training(up, root)
+    wait_for((root / "iter_01" / "eval" / "jobs" / "self-play.pid").exists)
     before = stamps(root)
     strike(up, root)
     ended = up.finish(run)
@@ -95,3 +107,8 @@ def test_other_machines_are_not_served_unless_that_is_asked_for(up):
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", up.port), timeout=10)
     assert up.auth is None, "nor is anybody asked for a password"
+
+
+def test_the_end_of_its_terminal_is_the_end_of_all_that_it_has_started(up):
+    assert up.end(signal.SIGHUP) == 0
+    assert not up.alive()

@@ -58,26 +58,33 @@ def replayed(up: Up) -> Any:
 
 @dataclass
 class Night:
-    """What a night was like whose flow was killed in its second phase."""
+    """What a night was like whose flow was killed in its second phase, and what people were told of it."""
 
     meanwhile: Any
     at_kill: dict[str, int]
     ended: Any
     states: list[str]
     tasks: dict[str, str]
+    told: list[Any]
 
 
 @pytest.fixture(scope="module")
 def night(up: Up, replayed: Any) -> Night:
     assert replayed["state_name"] == "Completed"
     root = up.runs / "whole"
-    run = up.trigger("nightly", {"lineage": "whole"})
-    wait_for((root / "iter_02" / "jobs" / "generations.json").exists)
-    meanwhile = up.finish(up.trigger("spin", as_in_form(root)))
-    wait_for((root / "iter_02" / "generations" / "manifest.json").exists)
-    os.kill(holder(root), signal.SIGKILL)
-    at_kill = stamps(root)
-    return Night(meanwhile, at_kill, up.finish(run), up.history(run), up.tasks(run))
+    with Inbox() as inbox:
+        done = install(up, "--notify-webhook", inbox.url)
+        assert done.returncode == 0, done.stderr
+        run = up.trigger("nightly", {"lineage": "whole"})
+        wait_for((root / "iter_02" / "jobs" / "generations.json").exists)
+        meanwhile = up.finish(up.trigger("spin", as_in_form(root)))
+        wait_for((root / "iter_02" / "generations" / "manifest.json").exists)
+        os.kill(holder(root), signal.SIGKILL)
+        at_kill = stamps(root)
+        ended, told = up.finish(run), [inbox.messages.get(timeout=60)]
+        while not told[-1]["event"].startswith("spin.gate."):
+            told.append(inbox.messages.get(timeout=60))
+    return Night(meanwhile, at_kill, ended, up.history(run), up.tasks(run), told)
 
 
 def test_nobody_is_served_without_the_password_or_from_another_page(up):
@@ -230,6 +237,16 @@ def test_a_nights_iteration_is_published_by_its_own_run_and_the_others_are_not_a
     assert " leads 4 versions with total_variation " in board["description"]
 
 
+def test_people_are_told_of_runs_that_end_badly_and_of_what_the_gate_decides(up, night):
+    *runs, gate = night.told
+    assert f"spin: demo-whole is Failed: {night.meanwhile['state']['message']}" in [one["text"] for one in runs]
+    assert "prefect.flow-run.Crashed" in [one["event"] for one in runs]
+    decision = json.loads((up.runs / "whole" / "iter_02" / "record.json").read_text())["gate"]
+    assert gate["event"] == f"spin.gate.{decision['outcome']}"
+    assert gate["text"] == f"spin: whole: {decision['reason']}"
+    assert (gate["gate"]["t"], gate["gate"]["next_opponent"]) == (3, decision["next_opponent"])
+
+
 class Inbox:
     """A webhook: what was posted to it, in order."""
 
@@ -282,10 +299,9 @@ def test_a_game_that_has_converged_ends_the_nights_and_people_are_told(up):
     schedules = [active | {"parameters": {"lineage": name}, "slug": name} for name in ("whole", "other")]
     up.ask("PATCH", f"/deployments/{nightly['id']}", {"schedules": schedules})
     with Inbox() as inbox:
-        for _ in range(2):
-            done = install(up, SPIN_NOTIFY_WEBHOOK=inbox.url)
-            assert done.returncode == 0, done.stderr
-            assert "warning" not in done.stderr
+        done = install(up, SPIN_NOTIFY_WEBHOOK=inbox.url)  # again, after the night's
+        assert done.returncode == 0, done.stderr
+        assert "warning" not in done.stderr
         names = [one["name"] for one in up.ask("POST", "/automations/filter", {})]
         assert len(names) == len(set(names)) == 2
         run = up.finish(up.trigger("nightly", {"lineage": "whole"}))
@@ -378,7 +394,8 @@ def test_a_killed_one_leaves_no_process_and_the_next_one_sets_things_right(tmp_p
     assert password is not None, "nobody chose one"
     nightly = one.deployment("nightly")
     schedule = {"schedule": {"cron": "30 3 * * *", "timezone": "Europe/Berlin"}, "active": True}
-    one.ask("PATCH", f"/deployments/{nightly['id']}", {"schedules": [schedule], "parameters": {"lineage": "mine"}})
+    theirs = {"schedules": [schedule], "parameters": {"lineage": "mine"}, "concurrency_limit": 2}
+    one.ask("PATCH", f"/deployments/{nightly['id']}", theirs)
     later = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}
     path = f"/deployments/{nightly['id']}/create_flow_run"
     lost, cancelled = (one.ask("POST", path, {"state": later}) for _ in range(2))
@@ -396,6 +413,9 @@ def test_a_killed_one_leaves_no_process_and_the_next_one_sets_things_right(tmp_p
     after = one.deployment("nightly")
     assert after["id"] == nightly["id"]
     assert after["parameters"] == {"lineage": "mine"}
+    assert after["global_concurrency_limit"]["limit"] == 2
+    assert after["tags"] == nightly["tags"]
+    assert after["job_variables"] == nightly["job_variables"]
     (kept,) = after["schedules"]
     assert kept["active"]
     assert (kept["schedule"]["cron"], kept["schedule"]["timezone"]) == ("30 3 * * *", "Europe/Berlin")
