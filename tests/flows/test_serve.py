@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import object_store
 import pytest
 from endpoint import serving
 from mail_server import mailbox
+from object_store import Bucket
 from served import Up, as_in_form, free_port, holder, stamps, wait_for
 
 from flows import local, watch
@@ -36,12 +38,26 @@ SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "planted-storage-key",
 }
 MAIL_PASSWORD = "planted-mail-password"
+TRACKING_PASSWORD = "planted-tracking-password"
+SINKS = {
+    "WANDB_MODE": "offline",
+    "MLFLOW_TRACKING_URI": f"http://team:{TRACKING_PASSWORD}@127.0.0.1:9",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+}
+"""MLflow's server is away: its client repeats that address when it says so."""
 
 
 @pytest.fixture(scope="module")
-def up(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
+    with object_store.serve(tmp_path_factory.mktemp("store")) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def up(finished: Any, bucket: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """Serves a copy of the finished lineage `whole`, which the command line has played: to all, behind a password."""
-    one = Up(tmp_path_factory.mktemp("served") / "runs", free_port(), "0.0.0.0", SECRETS)
+    known = bucket.environment | SECRETS | SINKS
+    one = Up(tmp_path_factory.mktemp("served") / "runs", free_port(), "0.0.0.0", known)
     for name in ("whole", ".sft", ".prefect"):
         shutil.copytree(finished.runs / name, one.runs / name)
     one.start()
@@ -363,10 +379,30 @@ def test_people_are_told_by_mail_of_a_run_that_failed(unjudged):
     assert "evaluate-whole is Failed: " in mail.get_content()
 
 
-@pytest.mark.usefixtures("unjudged")
+@pytest.fixture(scope="module")
+def told_elsewhere(up: Up, unjudged: Any, bucket: Bucket) -> Any:
+    """A run that uses the keys of a store and of sinks."""
+    assert unjudged
+    parameters = as_in_form(up.runs / "whole")
+    parameters["overrides"] |= {
+        "push": {"url": bucket.url},
+        "metrics": {"sinks": ["tensorboard", "mlflow", "wandb"]},
+    }
+    return up.finish(up.trigger("spin", parameters))
+
+
+def test_a_run_has_pushed_its_copy_and_told_its_sinks_with_the_keys_of_the_environment(up, told_elsewhere, bucket):
+    assert told_elsewhere["state_name"] == "Completed", told_elsewhere["state"]["message"]
+    assert "whole/.pushed/manifest.json" in bucket.versions()
+    assert list((up.runs / "whole" / "metrics").glob("wandb/offline-run-*/*.wandb"))
+    said = json.dumps(up.ask("POST", "/logs/filter", {"sort": "TIMESTAMP_DESC"}))
+    assert "metrics: mlflow takes none any more: " in said
+
+
+@pytest.mark.usefixtures("told_elsewhere")
 def test_no_secret_stands_in_anything_that_is_written_or_shown(up):
     """The last test of this server: it is ended, so that all it had to say is there."""
-    hidden = [*SECRETS.values(), PASSWORD.split(":")[1], MAIL_PASSWORD]
+    hidden = [*SECRETS.values(), PASSWORD.split(":")[1], MAIL_PASSWORD, TRACKING_PASSWORD]
     hidden += [base64.b64encode(value.encode()).decode() for value in hidden]
     (worker,) = up.alive("worker", "start")
     known = Path(f"/proc/{worker}/environ").read_text()
