@@ -226,3 +226,13 @@ class SftTrainConfig(TrainConfig):
 
     optimizer: Literal["rmsprop", "adamw"] = "adamw"
     """RMSProp or AdamW."""
+
+    @model_validator(mode="after")
+    def _plays_no_game(self) -> Self:
+        if self.loss != "sft":
+            raise ValueError(f"sft.train.loss is always sft, not {self.loss}: leave it out")
+        for name in ("nll_weight", "anchor"):
+            value = getattr(self, name)
+            if any(value) if isinstance(value, tuple) else value:
+                raise ValueError(f"sft.train.{name} would do nothing, since sft plays against nobody: leave it out")
+        return self

@@ -4,14 +4,14 @@ Shapes: P responses to each of B held-out items, b of a micro-batch.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from spin_core.batches import Ints
 from spin_core.config import TrainConfig
-from spin_core.errors import ConfigError, DataError, TrainingDiverged
+from spin_core.errors import STOPPED, ConfigError, DataError, Stopped, TrainingDiverged
 from spin_core.monitors import ending
 from spin_core.objective import Objective
 from spin_core.ranks import Ranks
@@ -56,11 +56,23 @@ def split(data: TrainData, fraction: float, seed: int) -> tuple[Ints, Ints]:
 
 
 @torch.no_grad()
-def measure(batch: Batch, objective: Objective, stepper: Stepper, us: Ranks, device: torch.device) -> dict[str, float]:
-    """The objective's metrics on the held-out items, which are laid out as one batch. No gradient, no dropout."""
+def measure(
+    batch: Batch,
+    objective: Objective,
+    stepper: Stepper,
+    us: Ranks,
+    device: torch.device,
+    stopping: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """The objective's metrics on the held-out items, which are laid out as one batch. No gradient, no dropout.
+
+    Raises `Stopped` between two micro-batches if `stopping` says so on any rank.
+    """
     tokens_PB = torch.from_numpy(batch.tokens_PB).to(device)
     player_PB = torch.zeros(tokens_PB.shape, dtype=torch.float32, device=device)
     for part in batch.parts:
+        if us.any(stopping()):
+            raise Stopped(STOPPED)
         part_Pb = stepper.logps(part.rows.to(device)).view(len(tokens_PB), -1)
         if not part.idle:
             player_PB[:, part.chosen_b.to(device)] = part_Pb

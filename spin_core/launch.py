@@ -1,4 +1,4 @@
-"""Starting phases: the only place where command lines are built.
+"""Starting phases: the only place where command lines are built, but for torchrun's (`torchrun.py`).
 
 A phase runs in a process group of its own that ends with the one that started it, whichever way that ends. A training
 or a scoring of several ranks is such a phase, which becomes torchrun and starts a process for each rank.
@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,11 +16,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NoReturn, TypeVar
+from typing import IO, Any, TypeVar
 
-from spin_core import engines, errors, ranks, store
-from spin_core.config import SpeedConfig, VllmConfig
-from spin_core.jobs import Job, ScoreJob
+from spin_core import engines, errors, store
+from spin_core.config import VllmConfig
+from spin_core.jobs import Job, TrainJob
 from spin_core.records import Artifact
 
 R = TypeVar("R", bound=Artifact)
@@ -49,7 +48,13 @@ ENGINES = {"generate": "config", "shards": "config", "benchmark": "config", "mt_
 """Phases that vLLM may run, and under what name their jobs say with which engine."""
 
 GRACE_SECONDS = 30.0
-"""How long a phase may take to save its work after SIGTERM, before it is killed."""
+"""How long a phase may take to save its work after SIGTERM, before it is killed, unless `GRACE` says otherwise."""
+
+GRACE = "SPIN_GRACE"
+"""The seconds that a phase is given, where whoever ends us allows as many."""
+
+STATES, DISK_BYTES_A_SECOND = 6, 200e6
+"""A training's checkpoint in bytes over those of its weights, at the most (bfloat16, AdamW); and what a disk takes."""
 
 
 LESS = {
@@ -109,11 +114,11 @@ def run_phase(
     Raises the `SpinError` that the phase raised, or `PhaseCrashed`. Whatever ends this call, the phase's process
     group has ended when it returns.
     """
-    path = write_job(job)
+    path, grace = write_job(job), grace_of(job)
     end_leftover(path)
     tail: deque[str] = deque(maxlen=20)
     last: dict[str, Any] = {}
-    with started(job.phase, path) as process:
+    with started(job.phase, path, grace) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         reader = threading.Thread(target=read_log, args=(process.stderr, tail, on_log), daemon=True)
@@ -126,7 +131,7 @@ def run_phase(
             elif "error" not in last:  # the first rank's error to be told is the cause of the others'
                 last = message
         status = process.wait()
-        end_group(process)  # children that it left behind would hold its log open
+        end_group(process, grace)  # children that it left behind would hold its log open
         reader.join()
     if status == 0 and "record" in last:
         return kind.model_validate(last["record"])
@@ -141,105 +146,8 @@ def run_phase(
     )
 
 
-def speed_of(job: Job) -> SpeedConfig | None:
-    """How a job's ranks are to be started; None for one process without DeepSpeed.
-
-    Scoring takes this node's ranks, and has no use for DeepSpeed, since nothing is summed but its results.
-    """
-    if isinstance(job, ScoreJob):
-        alone = {"nodes": 1, "rendezvous": "", "deepspeed": ""}
-        return job.speed.model_copy(update=alone) if job.speed.ranks > 1 else None
-    speed = getattr(getattr(job, "config", None), "speed", None)
-    if not isinstance(speed, SpeedConfig) or not (speed.ranks * speed.nodes > 1 or speed.deepspeed):
-        return None
-    return speed
-
-
-def start_ranks(job: Job, job_file: Path, speed: SpeedConfig) -> NoReturn:
-    """Become torchrun: start this node's ranks, wait for all, and end as the first that failed, or with 0.
-
-    torchrun sets each rank in a session of its own, out of reach for what ends our process group. So each asks the
-    kernel to end it with us (`phase.die_with_parent`), and we are ended with our group.
-    """
-    from torch.distributed import run
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    node = int(os.environ.get(NODE_RANK, "0"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ |= {**DEFAULTS, "OMP_NUM_THREADS": str(max(1, cores // speed.ranks)), **os.environ}
-    os.environ["SPIN_PARENT"] = str(os.getpid())
-    if network := interface_to(speed.rendezvous.rpartition(":")[0] or "127.0.0.1"):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", network)
-    if speed.nodes > 1 and node == 0:
-        line = " ".join(command(job_file, job.phase))
-        log.info("this is node 0 of %d: on each other, by its number, run %s=1 %s", speed.nodes, NODE_RANK, line)
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what failed is told below
-    try:
-        run.main(rank_arguments(job, job_file, speed, node))
-    except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        if failure.exitcode == -signal.SIGKILL:
-            os.kill(os.getpid(), signal.SIGKILL)  # so that it is told as what it was
-        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
-    except SignalException:
-        sys.exit(errors.Stopped.exit_code)
-    except RuntimeError as error:
-        raise errors.TryAgain(
-            f"the ranks could not be started ({(str(error).splitlines() or [type(error).__name__])[0]}): see that "
-            f"{speed.rendezvous or 'this machine'} can be reached and that its port is free"
-        ) from error
-    sys.exit(0)
-
-
-def rank_arguments(job: Job, job_file: Path, speed: SpeedConfig, node: int) -> list[str]:
-    """torchrun's arguments for one node. Nodes that were started for different jobs do not meet."""
-    name = ranks.RUN_ID + store.digest_of(job.model_dump(mode="json"))[:16]
-    host, _, port = speed.rendezvous.rpartition(":")
-    module = sys.modules["__main__"].__spec__  # None for a phase that is a script
-    meeting = (
-        ["--node-rank", str(node), "--master-addr", host, "--master-port", port]
-        if speed.nodes > 1
-        else ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
-    )
-    return [
-        "--nnodes", str(speed.nodes),
-        "--nproc-per-node", str(speed.ranks),
-        "--rdzv-id", name,
-        "--rdzv-conf", f"timeout={int(ranks.PATIENCE.total_seconds())}",
-        *(["--shutdown-timeout", str(int(GRACE_SECONDS))] if torchrun_knows("--shutdown-timeout") else []),
-        *meeting,
-        *(["--module", module.name] if module else [str(Path(sys.argv[0]).resolve())]),
-        str(job_file),
-    ]  # fmt: skip
-
-
-def torchrun_knows(option: str) -> bool:
-    """Whether this version of torchrun has an option; where it has not, its own default holds."""
-    from torch.distributed import run
-
-    return any(option in action.option_strings for action in run.get_args_parser()._actions)
-
-
-def interface_to(host: str) -> str:
-    """The network interface from which a host is reached; empty if that is not to be found out."""
-    if sys.platform != "linux":
-        return ""
-    import fcntl
-
-    SIOCGIFADDR = 0x8915
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))  # sends nothing
-        ours = socket.inet_aton(probe.getsockname()[0])
-        for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):
-                if fcntl.ioctl(probe, SIOCGIFADDR, name.encode().ljust(256, b"\0"))[20:24] == ours:
-                    return name
-    return ""
-
-
 @contextlib.contextmanager
-def started(phase: str, job_file: Path) -> Iterator[subprocess.Popen[str]]:
+def started(phase: str, job_file: Path, grace: float) -> Iterator[subprocess.Popen[str]]:
     """The process of a phase, in a group of its own, which is ended on the way out."""
     words = command(job_file, phase)
     process = (words[0] == sys.executable and warm.take(phase, job_file)) or spawn(words, stdin=subprocess.DEVNULL)
@@ -250,7 +158,7 @@ def started(phase: str, job_file: Path) -> Iterator[subprocess.Popen[str]]:
                 pid_file.write_text(f"{process.pid} {birth(process.pid)}", "utf-8")
             yield process
         finally:
-            end_group(process)
+            end_group(process, grace)
             pid_file.unlink(missing_ok=True)
 
 
@@ -363,12 +271,23 @@ def environments(workers: int, devices: int, each: int = 1) -> list[dict[str, st
     return [{"CUDA_VISIBLE_DEVICES": ",".join(groups[number % len(groups)])} for number in range(workers)]
 
 
-def end_group(process: subprocess.Popen[str]) -> None:
-    """Ask the process to save and end, and kill what is left of its group."""
+def grace_of(job: Job) -> float:
+    """How long this phase may take to save its work after SIGTERM: a training has to write a whole checkpoint."""
+    if told := os.environ.get(GRACE):
+        try:
+            return float(told)
+        except ValueError as error:
+            raise errors.ConfigError(f"{GRACE} is {told!r}: give seconds, or unset it") from error
+    weights = job.start.path.rglob("*.safetensors") if isinstance(job, TrainJob) else ()
+    return GRACE_SECONDS + STATES * sum(file.stat().st_size for file in weights) / DISK_BYTES_A_SECOND
+
+
+def end_group(process: subprocess.Popen[str], grace: float | None = None) -> None:
+    """Ask the process to save and end, within so many seconds, and kill what is left of its group."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_SECONDS)
+            process.wait(GRACE_SECONDS if grace is None else grace)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
-from spin_core import errors, launch, ranks, store
+from spin_core import errors, ranks, store, torchrun
 from spin_core.devices import devices_of
 from spin_core.errors import STOPPED, ConfigError, SpinError, Stopped, StorageError
 from spin_core.jobs import Job
@@ -95,8 +95,8 @@ def main(job_type: type[J], record_type: type[R], run: Callable[[J, Path, Progre
     )
     try:
         job = read_job(sys.argv[1:], job_type)
-        if not ranks.inside() and (speed := launch.speed_of(job)):
-            launch.start_ranks(job, Path(sys.argv[1]), speed)  # ends this process
+        if not ranks.inside() and (speed := torchrun.speed_of(job)):
+            torchrun.start_ranks(job, Path(sys.argv[1]), speed)  # ends this process
     except SpinError as error:
         end(error, Progress(out=claim_stdout()), us)
     progress = Progress(out=claim_stdout(), quiet=not us.first)

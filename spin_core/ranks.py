@@ -1,7 +1,7 @@
 """The processes that train together, as the training loop sees them.
 
 A rank is a process with a device of its own. One rank alone needs no process group, and then nothing here costs
-anything. Which ranks there are, torchrun tells each in its environment (see `launch.start_ranks`).
+anything. Which ranks there are, torchrun tells each in its environment (see `torchrun.start_ranks`).
 
 Light to import: torch is loaded where several ranks speak to one another.
 """

@@ -38,7 +38,7 @@ from spin_core.optim import SingleDevice, learning_rate
 from spin_core.packing import Rows
 from spin_core.phase import Progress, main, scratch_of
 from spin_core.ranks import Ranks
-from spin_core.records import ModelVersion, TrainRun
+from spin_core.records import Event, ModelVersion, TrainRun
 from spin_core.rows import HELD_OUT, METRICS, TIMING, read_rows
 from spin_core.stepper import Stepper
 from spin_core.train_data import Batch, TrainData, ahead, batch_of, read_data
@@ -123,6 +123,20 @@ def train(
             stepper.load(saved)
         events = [event for row in read_rows(scratch / METRICS) for event in monitors.see(row)]
         held_rows = read_rows(scratch / HELD_OUT)
+
+        def look(step: int, end: Event | None) -> None:
+            """Measure this step's weights on the held-out pairs, if that is due and not done, and keep the best."""
+            due = end or step == total or step % config.evaluate_every == 0
+            if watched is None or not due or (held_rows and held_rows[-1]["step"] == step):
+                return
+            measured = held_out.measure(watched, objective, stepper, us, model.device, lambda: progress.stopping)
+            held_rows.append({"step": step, **measured})
+            journal.write(HELD_OUT, held_rows[-1])
+            if config.keep_best and held_out.is_best(held_rows, config.keep_best):
+                journal.save(step, stepper.tensors(), best=True)
+
+        if done:
+            look(done, ending(events))  # a stop may have kept it from that
         last = done if ending(events) else total
         log.info("%d items, step %d to %d, %d items a step", len(order.items), done, last, config.batch_size)
         progress.start(total, "step")
@@ -155,15 +169,13 @@ def train(
                 log.warning("%s", event.message)
             if end and end.action == "roll-back":
                 break
-            due = end or step + 1 == total or (step + 1) % config.evaluate_every == 0
-            if watched is not None and due:
-                held_rows.append({"step": step + 1, **held_out.measure(watched, objective, stepper, us, model.device)})
-                journal.write(HELD_OUT, held_rows[-1])
-                if config.keep_best and held_out.is_best(held_rows, config.keep_best):
-                    journal.save(step + 1, stepper.tensors(), best=True)
-            if end:
-                break
-            stopping = us.any(progress.stopping)
+            try:
+                look(step + 1, end)
+                if end:
+                    break
+                stopping = us.any(progress.stopping)
+            except Stopped:
+                stopping = True
             if stopping or (step + 1 < total and (step + 1) % config.save_every == 0):
                 journal.save(step + 1, stepper.tensors())
             shown = {f"held out {name}": held_rows[-1][name] for name in measured} if held_rows else {}

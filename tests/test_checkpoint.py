@@ -1,5 +1,6 @@
 """Checkpoints, and trainings that were killed."""
 
+import itertools
 import json
 import signal
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from small_game import do, game, random_pairs, score_job, start, train_job, version_of, wait_for
 
+from spin_core import checkpoint
 from spin_core.checkpoint import (
     CHECKPOINTS,
     Journal,
@@ -119,6 +121,64 @@ def test_the_random_state_goes_on(tmp_path):
         want = torch.rand(4)
         journal.resume()
     assert torch.equal(torch.rand(4), want)
+
+
+class Killed(BaseException):
+    """As if the process ended here."""
+
+
+def die_at(monkeypatch, number: int) -> None:
+    """End the `number`-th thing that is done to the disk in its middle, counted from 1."""
+    count = itertools.count(1)
+
+    def may_die(owner, name: str, half=lambda *_: None) -> None:
+        real = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            if next(count) == number:
+                half(*args)
+                raise Killed
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+    may_die(checkpoint, "save_file", lambda _tensors, path: path.write_bytes(b"half"))
+    may_die(checkpoint.store, "write_json", lambda path, _value: path.write_text('{"st'))
+    may_die(checkpoint.store, "sync")
+    may_die(checkpoint.Path, "replace")
+    may_die(checkpoint.shutil, "rmtree", lambda path, **_: [file.unlink() for file in sorted(path.glob("*"))[:1]])
+
+
+def learn(folder, steps: int = 6) -> tuple[list[float], bytes]:
+    """A training that is a number; the best steps are 1, 3, 4 and 5. The last and the best weights, and the rows."""
+    with Journal(folder, keep=1, every=2) as journal:
+        done, saved = journal.resume()
+        value = saved["weight/a"] if saved else torch.zeros(3)
+        for step in range(done + 1, steps + 1):
+            value = 1.5 * value + step
+            journal.write(METRICS, {"step": step, "value": value[0].item()})
+            if step in (1, 3, 4, 5):
+                journal.save(step, {"weight/a": value}, best=True)
+            if step % 2 == 0:
+                journal.save(step, {"weight/a": value})
+        best = journal.tensors_at(5)["weight/a"]
+    return [value[0].item(), best[0].item()], (folder / METRICS).read_bytes()
+
+
+def test_a_training_that_ends_anywhere_in_a_save_goes_on_to_the_same_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint.os, "fsync", lambda _file: None)  # no power is cut here
+    want, ends = learn(tmp_path / "whole"), 0
+    while True:
+        folder = tmp_path / str(ends + 1)
+        with monkeypatch.context() as patch:
+            die_at(patch, ends + 1)
+            try:
+                assert learn(folder) == want
+                break
+            except Killed:
+                ends += 1
+        assert learn(folder) == want, f"it ended in the middle of the {ends}th thing"
+    assert ends > 40
 
 
 @pytest.mark.slow

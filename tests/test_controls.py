@@ -59,6 +59,12 @@ def test_an_anchor_is_refused_where_there_is_no_margin_to_cancel_its_constant(lo
         resolve("demo", sets=["train.anchor=0.3", f"train.loss={loss}"])
 
 
+@pytest.mark.parametrize("setting", ["nll_weight=0.5", "anchor=[0.0, 0.3]", "loss=logistic"])
+def test_what_only_a_game_has_is_refused_for_the_training_of_the_first_model(setting):
+    with pytest.raises(ConfigError, match=rf"sft\.train\.{setting.split('=')[0]} .*: leave it out"):
+        resolve("demo", sets=[f"sft.train.{setting}"])
+
+
 def test_an_anchor_without_cached_scores_is_refused():
     sets = ("train.anchor=[0.0, 0.3]", "train.speed.cached_scores=false")
     with pytest.raises(ConfigError, match=r"train\.anchor is read from scores: set train\.speed\.cached_scores"):

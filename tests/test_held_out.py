@@ -1,6 +1,7 @@
 """Pairs that are kept out of training, and the choice of the weights that are published."""
 
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -24,11 +25,12 @@ from small_game import (
 from spin_core.batches import read_token_ids
 from spin_core.checkpoint import Journal, checkpoints, step_of
 from spin_core.config import TrainConfig
-from spin_core.errors import ConfigError, DataError, TrainingDiverged
+from spin_core.errors import ConfigError, DataError, Stopped, TrainingDiverged
 from spin_core.held_out import best, is_best, published_step, split
 from spin_core.jobs import TrainJob
 from spin_core.logps import sequence_logps
 from spin_core.models import load_model
+from spin_core.phase import Progress
 from spin_core.records import Event
 from spin_core.rows import HELD_OUT, read_rows
 from spin_core.train_data import read_data
@@ -194,6 +196,39 @@ def test_of_best_checkpoints_two_are_there_at_the_most(tmp_path):
             assert there() == [6, step], "what resumes from 10 may need 6"
         journal.save(20, tensors)
         assert there() == [16]
+
+
+class StopsAsked(Progress):
+    """It is asked to stop when it looks for the n-th time."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(quiet=True)
+        self.left = number
+
+    @property
+    def stopping(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+@pytest.mark.parametrize("monitors", [{}, {"saturated": "stop", "window": 3}], ids=["to the end", "to an event"])
+def test_a_stop_in_the_middle_of_measuring_is_heard_and_changes_nothing(tmp_path, tiny_model, monitors):
+    settings = {
+        **WILD, "held_out": PART, "evaluate_every": 2, "keep_best": "logps/real", "micro_batch_tokens": 60,
+        "batch_size": 16, "monitors": monitors, "save_every": 100,
+    }  # fmt: skip
+    looks = StopsAsked(10**6)
+    whole = do(game(tmp_path / "whole", tiny_model, **settings), looks)
+    looked = 10**6 - looks.left
+    assert looked > 2 * whole.steps, "in the middle of measuring too"
+    job = game(tmp_path / "stopped", tiny_model, **settings)
+    for number in (2, 3, 4, 9, looked):
+        with pytest.raises(Stopped):
+            do(job, StopsAsked(number))
+        if number == 9:  # the next one from the beginning
+            shutil.rmtree(tmp_path / "stopped" / ".train.partial")
+    record = do(job)
+    assert (record.digest, record.model, record.published) == (whole.digest, whole.model, whole.published)
 
 
 LORA = {"rank": 2, "dropout": 0.3}

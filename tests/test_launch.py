@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from small_game import game
 from toy_phase import ToyJob
 
 from spin_core import launch, store
-from spin_core.errors import DataError, StaleArtifact, Stopped, StorageError, TryAgain
+from spin_core.errors import ConfigError, DataError, StaleArtifact, Stopped, StorageError, TryAgain
 from spin_core.launch import PhaseCrashed, run_phase
 from spin_core.records import ScoredPairs
 
@@ -144,6 +145,19 @@ def test_an_error_of_the_listener_ends_the_phase(tmp_path):
 def test_children_of_a_phase_end_with_it(tmp_path):
     run_phase(job(tmp_path, does="family"), ScoredPairs)
     wait_for(lambda: not any(runs(pid) for pid in pids(tmp_path)))
+
+
+def test_a_training_has_as_long_to_save_as_its_checkpoint_needs_or_as_it_is_told(tmp_path, tiny_model, monkeypatch):
+    assert launch.grace_of(job(tmp_path)) == launch.GRACE_SECONDS
+    training = game(tmp_path, tiny_model)
+    assert 0 < launch.grace_of(training) - launch.GRACE_SECONDS < 1
+    monkeypatch.setattr(launch, "DISK_BYTES_A_SECOND", (tiny_model / "model.safetensors").stat().st_size)
+    assert launch.grace_of(training) == launch.GRACE_SECONDS + launch.STATES
+    monkeypatch.setenv("SPIN_GRACE", "240")
+    assert launch.grace_of(training) == launch.grace_of(job(tmp_path)) == 240
+    monkeypatch.setenv("SPIN_GRACE", "long")
+    with pytest.raises(ConfigError, match="SPIN_GRACE is 'long': give seconds, or unset it"):
+        run_phase(job(tmp_path), ScoredPairs)
 
 
 def test_a_phase_that_is_deaf_to_sigterm_is_killed(tmp_path, monkeypatch):

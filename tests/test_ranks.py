@@ -13,7 +13,7 @@ from nodes import ADDRESSES, two_nodes
 from test_launch import runs, wait_for
 from toy_phase import ToyConfig, ToyJob
 
-from spin_core import launch, ranks, store
+from spin_core import launch, ranks, store, torchrun
 from spin_core.config import SpeedConfig
 from spin_core.errors import DataError, Stopped
 from spin_core.launch import PhaseCrashed, run_phase
@@ -63,20 +63,20 @@ def test_the_environment_of_another_programs_ranks_is_not_ours(monkeypatch):
 
 
 def test_one_process_without_deepspeed_is_started_as_ever():
-    assert launch.speed_of(ToyJob(output=Path("toy"))) is None
+    assert torchrun.speed_of(ToyJob(output=Path("toy"))) is None
     for speed in (SpeedConfig(ranks=2), SpeedConfig(deepspeed="zero1")):
-        assert launch.speed_of(ToyJob(output=Path("toy"), config=ToyConfig(speed=speed))) == speed
+        assert torchrun.speed_of(ToyJob(output=Path("toy"), config=ToyConfig(speed=speed))) == speed
 
 
 def test_torchrun_is_asked_for_nothing_that_its_version_does_not_know(tmp_path, monkeypatch):
     from torch.distributed import run
 
     job = ToyJob(output=tmp_path / "toy")
-    words = launch.rank_arguments(job, tmp_path / "job.json", SpeedConfig(ranks=2), 0)
+    words = torchrun.rank_arguments(job, tmp_path / "job.json", SpeedConfig(ranks=2), 0)
     assert run.parse_args(words).nproc_per_node == "2"
-    assert ("--shutdown-timeout" in words) is launch.torchrun_knows("--shutdown-timeout")
-    monkeypatch.setattr(launch, "torchrun_knows", lambda _option: False)
-    assert "--shutdown-timeout" not in launch.rank_arguments(job, tmp_path / "job.json", SpeedConfig(ranks=2), 0)
+    assert ("--shutdown-timeout" in words) is torchrun.torchrun_knows("--shutdown-timeout")
+    monkeypatch.setattr(torchrun, "torchrun_knows", lambda _option: False)
+    assert "--shutdown-timeout" not in torchrun.rank_arguments(job, tmp_path / "job.json", SpeedConfig(ranks=2), 0)
 
 
 def test_several_nodes_must_be_told_where_to_meet():
@@ -150,14 +150,14 @@ def test_no_rank_outlives_the_one_that_started_it(tmp_path, whom):
 LATE = """
 import sys
 from pathlib import Path
-from spin_core import launch, ranks
+from spin_core import ranks, torchrun
 from spin_core.config import SpeedConfig
 from spin_core.errors import TryAgain
 from toy_phase import ToyJob
 
 ranks.PATIENCE = ranks.timedelta(seconds=2)
 try:
-    launch.start_ranks(ToyJob(output=Path("toy")), Path("toy.json"), SpeedConfig(nodes=2, rendezvous="127.0.0.1:1"))
+    torchrun.start_ranks(ToyJob(output=Path("toy")), Path("toy.json"), SpeedConfig(nodes=2, rendezvous="127.0.0.1:1"))
 except TryAgain as error:
     print(error)
 """

@@ -10,7 +10,7 @@ from helpers import character_tokenizer, save_tiny_model
 from many_jobs import StopsAt, do_on_ranks
 from small_game import CPU, do, game, random_pairs, score_job, token_ids, version_of, write_pairs
 
-from spin_core import launch, phase, score, store
+from spin_core import phase, score, store, torchrun
 from spin_core.batches import read_token_ids
 from spin_core.config import SpeedConfig
 from spin_core.errors import Stopped
@@ -132,9 +132,9 @@ def test_scoring_takes_this_nodes_ranks_without_deepspeed(tmp_path, tiny_model):
     job = game(tmp_path, tiny_model)
     scoring = score_job(tmp_path / "scores", job.start, job.pairs)
     for alone in (SpeedConfig(), SpeedConfig(deepspeed="zero1"), SpeedConfig(nodes=2, rendezvous="host:1")):
-        assert launch.speed_of(scoring.model_copy(update={"speed": alone})) is None
+        assert torchrun.speed_of(scoring.model_copy(update={"speed": alone})) is None
     speed = SpeedConfig(ranks=8, nodes=2, rendezvous="host:1", deepspeed="zero3", packing=False)
-    started = launch.speed_of(scoring.model_copy(update={"speed": speed}))
+    started = torchrun.speed_of(scoring.model_copy(update={"speed": speed}))
     assert started == SpeedConfig(ranks=8, packing=False)
 
 
