@@ -191,7 +191,13 @@ def compare(
 @main.command()
 @click.argument("target")
 @click.argument("versions", type=int, nargs=-1, metavar="[T]…")
-@click.option("--suite", "suites", multiple=True, help="A suite, or self-play; may be repeated.")
+@click.option(
+    "--suite",
+    "suites",
+    multiple=True,
+    help="open-llm-leaderboard, big-bench, bbh, instruct or mt-bench; a name with -quick behind it takes a part of the "
+    "items; self-play asks about held-out prompts. May be repeated.",
+)
 @click.option("--recipe", default="", help="For a model's folder: whose settings, prompts and chat template it has.")
 @click.option("--lineage", default="", help="For a model's folder: its name on the leaderboard.")
 @config_options
@@ -206,7 +212,7 @@ def evaluate(
     sets: tuple[str, ...],
     runs: Path,
 ) -> None:
-    """Score a lineage's versions, all or θ_T alone, or the model in a folder; what is scored already is reused."""
+    """Score a lineage's versions and controls, or θ_T alone, or the model in a folder; what is known is reused."""
     from flows import local
     from spin_core import evaluations
     from spin_core.recipes import changes

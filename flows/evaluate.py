@@ -21,6 +21,7 @@ from spin_core.recipes import RecipeName
 from spin_core.records import ModelVersion, PromptSet
 from tasks.base import base_model
 from tasks.evaluate import evaluate as score
+from tasks.evaluate import tell
 from tasks.publish import publish_leaderboard
 from tasks.push import push
 
@@ -41,7 +42,7 @@ def evaluate(
 
     Args:
         target: A lineage's name, or the folder of a model that is no lineage's.
-        versions: Which θ_t of a lineage; all if left out.
+        versions: Which θ_t of a lineage; all, and the controls beside them, if left out.
         suites: What to score them on; what the lineage's configuration names, if left out.
         overrides: Settings of evaluate, as limits and local data.
         recipe: For a model: whose settings, prompts and chat template it has.
@@ -63,7 +64,7 @@ def evaluate_local(game: Lineage, versions: Sequence[int]) -> Board:
 
 
 def score_versions(game: Lineage, wanted: Sequence[int]) -> Board:
-    """Every suite on every version, alone in the lineage's folder."""
+    """Every suite on the versions wanted, or on all and the controls, alone in the lineage's folder."""
     label(recipe=game.config.recipe, lineage=game.name)
     with store.locked(game.root, wait=started_again()), launch.warm.phases():
         records = game.records()
@@ -72,11 +73,29 @@ def score_versions(game: Lineage, wanted: Sequence[int]) -> Board:
             player = game.player(t - 1) if t else base
             against = game.reports(records[t - 1].opponent.t) if t else ()
             score(game, player, prompts, tuple(against), anew=False)
+        if not wanted:
+            score_controls(game, base, prompts)
         # As the lineage has it: its main score and headline are not those that were asked for now.
         own = lineages.find(game.runs, game.name)
         board = publish_leaderboard(own)
         push(own)
         return board
+
+
+def score_controls(game: Lineage, base: ModelVersion, prompts: PromptSet | None) -> None:
+    """The same suites on what was trained beside the game, and on θ_0 at other temperatures, where these are there."""
+    of_base = tuple(game.reports(0))
+    trained = [found.parents[1] for found in sorted((game.root / "controls").glob(f"*/model/{store.MANIFEST}"))]
+    at = {game.control(f"temperature-{one:g}"): one for one in game.config.controls.temperatures}
+    asked = game.config.evaluate
+    cooled = [folder for folder in at if folder.is_dir() and (asked.self_play or asked.exact)]
+    if trained or cooled:
+        tell(f"scored too: {', '.join(folder.name for folder in (*trained, *cooled))}")
+    for folder in trained:
+        model = lineages.trained(folder / "model")
+        score(game, model, prompts, of_base, folder=folder / "eval", anew=False)
+    for folder in cooled:
+        score(game, base, prompts, folder=folder / "eval", temperature=at[folder], anew=False)
 
 
 def start_of(game: Lineage) -> tuple[ModelVersion, PromptSet | None]:

@@ -49,6 +49,8 @@ def print_leaderboards(standings: Standings, *, everything: bool = False) -> Non
             console.print(f"[bold]{suite}[/]")
             print_tables(having, list(tasks), suite=suite)
     told = [f"{CHOSEN} the gate's choice"] if any(board.choice is not None for board in boards) else []
+    outcomes = dict.fromkeys(fall for board in boards for row in board.rows if (fall := fall_of(row)))
+    told += [f"{' and '.join(outcomes)}: the gate found that version worse"] if outcomes else []
     sources = dict.fromkeys(f"paper: {row.model}" for board in boards for row in board.references)
     legend = [
         "value ± standard error",
@@ -67,7 +69,7 @@ def print_leaderboards(standings: Standings, *, everything: bool = False) -> Non
 def room(boards: Sequence[Board]) -> int:
     """How many scores the terminal has room for beside the models' names."""
     rows = ((board, row) for board in boards for row in (*board.rows, *board.controls, *board.references))
-    names = [len(board.name_of(row)) for board, row in rows]
+    names = [len(f"{board.name_of(row)} {fall_of(row)}".rstrip()) for board, row in rows]
     return max(1, (console.width - max(names, default=0) - 2) // SCORE_WIDTH)
 
 
@@ -84,13 +86,14 @@ def table_of(boards: Sequence[Board], tasks: Sequence[str], *, reported: bool, s
     table.add_column("", no_wrap=True)
     for task in tasks:
         board = next((board for board in boards if task in board.tasks()), boards[0])
-        table.add_column(heading(board, task, suite).replace("_", " "), justify="right")
+        table.add_column(title(board, task, suite), justify="right")
     for board in boards:
         if len(boards) > 1:
             table.add_section()
             table.add_row(f"[bold]{board.lineage}[/]")
         for row in board.rows:
-            table.add_row(board.name_of(row), *(score_cell(row, task) for task in tasks))
+            name = f"{board.name_of(row)} [dim]{fall_of(row)}[/]" if fall_of(row) else board.name_of(row)
+            table.add_row(name, *(score_cell(row, task) for task in tasks))
         table.add_section()
         for row in board.beside(tasks, reported=False):
             table.add_row(f"[dim]{row.name}[/]", *(score_cell(row, task) for task in tasks))
@@ -101,10 +104,20 @@ def table_of(boards: Sequence[Board], tasks: Sequence[str], *, reported: bool, s
     return table
 
 
+def fall_of(row: Row) -> str:
+    """`stop` or `keep-best` where the gate did not let a version play next; else nothing."""
+    return row.gate if row.gate and row.gate != "promote" else ""
+
+
 def score_cell(row: Row, task: str) -> str:
     """A score, starred if it differs from θ_0's."""
     star = "*" if differs_from_base(row, task) else " "
-    return format_score(row.scores.get(task)).replace(" ± ", "±") + star
+    return escape(format_score(row.scores.get(task)).replace(" ± ", "±") + star)
+
+
+def title(board: Board, task: str, suite: str = "") -> str:
+    """A score's heading. A suite's tasks may bear any name."""
+    return escape(heading(board, task, suite).replace("_", " "))
 
 
 def print_differences(standings: Standings, *, everything: bool = False) -> None:
@@ -118,7 +131,7 @@ def print_differences(standings: Standings, *, everything: bool = False) -> None
             for row in (*board.rows, *board.controls):
                 for one in row.differences.get(task, ()):
                     told = escape(format_difference(one)) + ("*" if significant(one) else " ")
-                    table.add_row(heading(board, task).replace("_", " "), board.name_of(row), f"θ_{one.against}", told)
+                    table.add_row(title(board, task), board.name_of(row), f"θ_{one.against}", told)
             table.add_section()
         console.print(f"\n[bold]Paired differences in {board.lineage}[/]")
         console.print(table)
@@ -132,7 +145,7 @@ def csv_text(boards: Sequence[Board]) -> str:
     differences = [f"{name}_{of}" for of in ("previous", "base") for name in ("delta", "stderr", "low", "high")]
     writer.writerow(
         [
-            *("lineage", "model", "suite", "task", "value", "stderr", "n", "higher_is_better"),
+            *("lineage", "model", "suite", "task", "value", "stderr", "low", "high", "n", "higher_is_better", "target"),
             *("gate", "plays_next", "source", *differences),
         ]
     )
@@ -153,6 +166,7 @@ def csv_rows(board: Board) -> Iterator[list[object]]:
                 known = [(one.delta, one.stderr, one.low, one.high) if one else ("",) * 4 for one in pair]
                 yield [
                     *(board.lineage, row.name, suite_of.get(task, ""), task),
-                    *(score.value, score.stderr, score.n, score.higher_is_better),
+                    *(score.value, score.stderr, *(score.interval or ("", ""))),
+                    *(score.n, score.higher_is_better, score.target),
                     *(row.gate or "", chosen, source, *known[0], *known[1]),
                 ]

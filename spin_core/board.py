@@ -146,6 +146,9 @@ def leaderboard(lineage: Lineage) -> Board:
     ]
     every = [report for reports in (*reports_by_t.values(), *of_controls.values()) for report in reports]
     suites = suites_of(every)
+    apart = {report.suite for report in every if report.apart}
+    beside = {suite: tasks for suite, tasks in suites.items() if suite not in apart}
+    source = reference_rows.source(beside, scores(every), chat_template=any(map(with_chat_template, every)))
     return Board(
         lineage=lineage.name,
         main_metric=lineage.config.evaluate.main_metric,
@@ -155,8 +158,8 @@ def leaderboard(lineage: Lineage) -> Board:
         averages=averages(every),
         choice=records[-1].gate.next_opponent if records else None,
         references=tuple(
-            Row(name=name, t=None, model=reference_rows.SOURCE, digest="", scores=found)
-            for name, found in reference_rows.matching(suites).items()
+            Row(name=name, t=None, model=source, digest="", scores=found)
+            for name, found in reference_rows.matching(beside).items()
         ),
     )
 
@@ -189,6 +192,13 @@ def notes(reports: Sequence[EvalReport]) -> dict[str, tuple[str, ...]]:
 def averages(reports: Sequence[EvalReport]) -> dict[str, tuple[str, ...]]:
     """The scores of all suites that are the mean of others, and of which."""
     return {name: parts for report in reports for name, parts in report.averages.items()}
+
+
+def with_chat_template(report: EvalReport) -> bool:
+    """Whether lm-eval's prompts were put into the model's chat template."""
+    manifest = store.read_manifest(report.path)
+    config = manifest["identity"].get("config", {}) if manifest else {}
+    return bool(config.get("apply_chat_template"))
 
 
 def suites_of(reports: Sequence[EvalReport]) -> dict[str, tuple[str, ...]]:
@@ -252,9 +262,12 @@ def comparison(against: int, pair: Difference) -> Comparison:
 
 
 def format_score(score: Score | None) -> str:
-    """`0.1234 ± 0.0043`, with as many digits as the error bears."""
+    """`0.1234 ± 0.0043`, with as many digits as the error bears; a win rate with its interval, `0.53 [0.42, 0.64]`."""
     if score is None:
         return "–"
+    if score.interval is not None:
+        low, high = score.interval
+        return f"{score.value:.2f} [{low:.2f}, {high:.2f}]"
     if not score.stderr:
         return f"{score.value:.4g}"
     digits = digits_of(score.stderr)

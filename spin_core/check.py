@@ -310,13 +310,15 @@ def look_at_time(looks: Looks, config: RunConfig, shape: Shape, texts: Texts, pr
     last = iterations[-1]
     parts = ", ".join(f"{name} {duration(part)}" for name, part in last.items() if part >= 1)
     rest = f"; {duration(beside)} for SFT and controls" if beside else ""
-    benchmarks = "; benchmarks not counted" if any(suites.benchmarks(config.evaluate)) else ""
+    missing = ["benchmarks"] if any(suites.benchmarks(config.evaluate)) else []
+    missing += ["MT-Bench"] if suites.mt_bench_suites(config.evaluate) else []
+    uncounted = f"; {' and '.join(missing)} not counted" if missing else ""
     steps = estimate.steps_in(texts, config, config.iterations - 1)
     each = f"; {last['training'] / steps:.2g} s a training step" if steps else ""
     guess = f"a rough guess from {speed.batch_flops / 1e9:,.0f} GFLOP/s that were measured just now"
     looks.add(
         "time",
         f"about {duration(total)}: {duration(sum(last.values()))} for the last iteration ({parts}){each}{rest}"
-        f"{benchmarks}; {guess}",
+        f"{uncounted}; {guess}",
         "warn" if sum(last.values()) > SLOW else "ok",
     )

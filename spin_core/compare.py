@@ -100,6 +100,7 @@ class Table(Frozen):
     recipe: str
     main_metric: str
     headline: tuple[str, ...]
+    """Scores to see first after the main one, where there are any: the suites' own, those configured, single tasks."""
     lineages: tuple[str, ...]
     epochs: tuple[int, ...]
     """Passes over the pairs until the end of each iteration."""
@@ -236,7 +237,7 @@ def table(name: str, games: Sequence[Lineage], missing: dict[str, str]) -> Table
         name=name,
         recipe=config.recipe,
         main_metric=config.evaluate.main_metric,
-        headline=config.evaluate.headline,
+        headline=(*config.evaluate.suites, *config.evaluate.headline, *config.evaluate.lm_eval.tasks),
         lineages=tuple(game.name for game in games),
         epochs=tuple(np.cumsum([at(config.train.epochs, t) for t in range(config.iterations)]).tolist()),
         prompts=first.records()[0].prompts.rows,

@@ -83,20 +83,23 @@ def about(counts: Sequence[int]) -> str:
 
 def header(table: Table, tasks: Sequence[str]) -> list[str]:
     """The table's first row."""
-    main, *others = (heading(table, task) for task in tasks)
-    return ["", main, "less SPIN", *others, "steps", "tokens", "answered"]
+    return ["", *titles(table, tasks), "steps", "tokens", "answered"]
 
 
-def cells(table: Table, line: Line, tasks: Sequence[str]) -> list[str]:
+def titles(table: Table, tasks: Sequence[str]) -> list[str]:
+    """Each score with its difference."""
+    return [text for task in tasks for text in (heading(table, task), "less SPIN")]
+
+
+def cells(line: Line, tasks: Sequence[str]) -> list[str]:
     """One method's row."""
-    main, *others = tasks
-    return [
-        line.name,
-        score(line.scores.get(main)),
-        difference(line.versus.get(table.main_metric)),
-        *(score(line.scores.get(task)) for task in others),
-        *(about(counts) for counts in (line.steps, line.tokens, line.answered)),
-    ]
+    costs = (about(counts) for counts in (line.steps, line.tokens, line.answered))
+    return [line.name, *values(line, tasks), *costs]
+
+
+def values(line: Line, tasks: Sequence[str]) -> list[str]:
+    """Each score of a method with its difference."""
+    return [text for task in tasks for text in (score(line.scores.get(task)), difference(line.versus.get(task)))]
 
 
 def notes(table: Table) -> list[str]:
@@ -181,7 +184,7 @@ def best(table: Table, lines: Sequence[Line]) -> Line | None:
 def frame(table: Table, colours: Colours) -> tuple[Any, Any]:
     """Axes for the main score."""
     figure, axes = plots.panel(colours, (7, 3.2))
-    axes.set_ylabel(heading(table, table.main_metric), color=colours.ink)
+    axes.set_ylabel(heading(table, table.main_metric), color=colours.ink, parse_math=False)
     axes.margins(x=0.06, y=0.1)
     return figure, axes
 
@@ -218,7 +221,7 @@ def with_legend(axes: Any, figure: Any, colours: Colours) -> Any:
 def markdown(table: Table) -> str:
     """The artifact in Prefect."""
     tasks = shown(table)
-    rows = [cells(table, line, tasks[:2]) for line in table.lines]
+    rows = [cells(line, tasks[:2]) for line in table.lines]
     pictures = [
         part
         for name, drawn in figures(table).items()
@@ -255,22 +258,17 @@ def parts(table: Table, made_by: str) -> list[str]:
     for name, drawn in figures(table).items():
         caption = f"<figcaption>{html.escape(CAPTIONS[name])}</figcaption>"
         found += [f"<h2>As the paper's {name}</h2>", f"<figure>{plots.svg(drawn(PAGE), name)}{caption}</figure>"]
-    others = [task for line in table.lines[:1] for task in line.scores if task not in tasks]
+    others = [task for task in dict.fromkeys(task for line in table.lines for task in line.scores) if task not in tasks]
     if others:
-        found += ["<h2>Further scores</h2>", html_rows(["", *(heading(table, task) for task in others)], table, others)]
+        rows = [(line, [line.name, *values(line, others)]) for line in table.lines]
+        found += ["<h2>Further scores</h2>", as_html(["", *titles(table, others)], rows)]
     lines = ", ".join(table.lineages)
     return [*found, f"<p>Lineages: {html.escape(lines)}. The values of single seeds are in compare.json.</p>"]
 
 
 def html_table(table: Table, tasks: Sequence[str]) -> str:
     """The table with costs."""
-    return as_html(header(table, tasks), [(line, cells(table, line, tasks)) for line in table.lines])
-
-
-def html_rows(head: Sequence[str], table: Table, tasks: Sequence[str]) -> str:
-    """Scores alone."""
-    rows = [(line, [line.name, *(score(line.scores.get(task)) for task in tasks)]) for line in table.lines]
-    return as_html(head, rows)
+    return as_html(header(table, tasks), [(line, cells(line, tasks)) for line in table.lines])
 
 
 def as_html(head: Sequence[str], rows: Sequence[tuple[Line, Sequence[str]]]) -> str:

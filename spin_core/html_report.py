@@ -152,8 +152,8 @@ def score_cell(row: Row, task: str) -> Html:
     if score is None:
         return tag("td", "–", class_="none")
     pairs = row.differences.get(task, ())
-    value, _, error = format_score(score).partition(" ± ")
-    shown: list[str] = [value, tag("small", f" ± {error}")] if error else [value]
+    value, space, error = format_score(score).partition(" ")
+    shown: list[str] = [value, tag("small", space + error)] if error else [value]
     if not differs_from_base(row, task):
         return tag("td", *shown, title=told(pairs, score.n))
     base = next(one for one in pairs if one.against == 0)

@@ -230,7 +230,7 @@ class MtBenchJob(Job):
     """Answer MT-Bench's questions and have a judge grade the answers, and compare them with others' if asked for."""
 
     phase: Literal["mt_bench"] = "mt_bench"
-    version: int = 1
+    version: int = 2
     suite: Literal["mt-bench", "mt-bench-quick"]
     config: MtBenchConfig
     judge: JudgeConfig

@@ -50,8 +50,9 @@ from spin_core.questions import (
     quick,
     verdicts_folder,
 )
-from spin_core.records import EvalReport
+from spin_core.records import EvalReport, Score
 from spin_core.verdicts import (
+    OWN,
     SINGLE,
     Ask,
     Pair,
@@ -96,6 +97,8 @@ VERDICTS = pa.schema(
     ]
 )
 """`order` is `AB` where ours is A, `BA` where it is B, and empty for a grade."""
+
+OWN_PROMPTS = "graded by {model} with Spin's own prompts: not comparable with published MT-Bench scores"
 
 Grades = Mapping[Where, float | None]
 
@@ -143,15 +146,20 @@ def run(job: MtBenchJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     ids = [question.id for question in (*questions, *people)]
     values = grade_values(job.suite, questions, graded, ids) | pair_values(job.suite, pairs, outcomes, ids)
     scores = {name: mean(value_N, name) for name, value_N in values.items() if np.isfinite(value_N).any()}
+    for name in [f"{job.suite}/against-{against}" for against, _, _ in compared]:
+        if name in scores:
+            ends = interval(scores[name].value, scores[name].n)
+            scores[name] = scores[name].model_copy(update={"interval": ends})
     write_items(scratch / "items.parquet", ids, values)
     write_answers(scratch / "answers.parquet", [*questions, *people], speaker.rows)
     write_verdicts(scratch / "verdicts.parquet", grades, pairs, verdicts)
-    notes = [*speaker.notes(), *reference_notes(questions), *fault_notes(asks, verdicts)]
+    apart = OWN_PROMPTS.format(model=job.judge.model) if prompts is OWN else ""
+    notes = [*filter(None, [apart]), *speaker.notes(), *reference_notes(questions), *fault_notes(asks, verdicts)]
     for against, _, _ in compared:
         name = f"{job.suite}/against-{against}"
         found = [value for one, value in zip(pairs, outcomes, strict=True) if one.against == against]
         if name in scores:
-            notes.append(f"{name}: {told(found)}; {rate(scores[name].value, scores[name].n)}")
+            notes.append(f"{name}: {told(found)}; {rate(scores[name])}")
     for note in notes:
         log.info("%s", note)
     version = importlib.metadata.version("openai")
@@ -161,6 +169,7 @@ def run(job: MtBenchJob, scratch: Path, progress: Progress) -> dict[str, Any]:
         "harness": f"MT-Bench judged by {job.judge.model} at {judge.url}, openai {version}",
         "scores": scores,
         "notes": notes,
+        "apart": apart,
     }
 
 
@@ -300,10 +309,11 @@ def told(outcomes: Sequence[float | None]) -> str:
     return f"won {counts[1.0]}, tied {counts[0.5]} and lost {counts[0.0]} answers"
 
 
-def rate(value: float, n: int) -> str:
+def rate(score: Score) -> str:
     """A win rate with its interval."""
-    low, high = interval(value, n)
-    return f"win rate {value:.3f}, 95 % interval {low:.3f} to {high:.3f} over {n} questions"
+    assert score.interval is not None
+    low, high = score.interval
+    return f"win rate {score.value:.3f}, 95 % interval {low:.3f} to {high:.3f} over {score.n} questions"
 
 
 if __name__ == "__main__":

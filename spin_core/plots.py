@@ -3,6 +3,7 @@
 Nothing here touches matplotlib's global figures, so that threads may draw.
 """
 
+import html
 import io
 import json
 import re
@@ -67,7 +68,7 @@ def scores(board: Board, task: str, colours: Colours, *, names: bool = True) -> 
     axes.set_xticks([t for t, _ in points], [f"θ_{t}" for t, _ in points])
     axes.margins(x=0.08, y=0.12)
     if names:
-        axes.set_ylabel(task.replace("_", " "), color=colours.ink)
+        axes.set_ylabel(task.replace("_", " "), color=colours.ink, parse_math=False)
         axes.legend(frameon=False, fontsize=8, labelcolor=colours.ink, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -199,5 +200,6 @@ def svg(figure: Any, title: str) -> str:
     drawn = re.sub(r"font-family: [^;\"]*", "font-family: inherit", drawn)
     box = re.search(r'viewBox="([^"]*)"', drawn)
     assert box is not None, "matplotlib says how large its drawing is"
-    drawn = re.sub(r"^<svg[^>]*>", f'<svg role="img" aria-label="{title}" viewBox="{box[1]}">', drawn)
+    opening = f'<svg role="img" aria-label="{html.escape(title)}" viewBox="{box[1]}">'
+    drawn = opening + drawn[drawn.index(">") + 1 :]
     return re.sub("|".join(VARIABLES), lambda found: VARIABLES[found[0]], drawn).strip()

@@ -171,6 +171,8 @@ class Score(Frozen):
     """None where neither is: see `target`."""
     target: float | None = None
     """The best value of a score that may be too high and too low: what the human responses to these prompts have."""
+    interval: tuple[float, float] | None = None
+    """The ends of its 95 % interval, where that is not 1.96 standard errors to each side: a win rate's."""
 
     def merit(self) -> float | None:
         """The more the better; None of a score that tells nothing of better and worse."""
@@ -195,6 +197,8 @@ class EvalReport(Artifact):
     """Scores that are the mean of others, by name: a suite's average, and a group's. Their items are those others'."""
     notes: tuple[str, ...] = ()
     """What a reader of the scores should know: prompts that did not fit into the model's context, for instance."""
+    apart: str = ""
+    """Why they do not compare with what others publish of this suite; empty where they may."""
 
 
 class Comparison(Frozen):

@@ -38,8 +38,22 @@ ON_BIG_BENCH = {
     "paper θ_3": (59.36, 51.2, 94.4, 47.6),
 }
 
+WHOLE = {
+    **{
+        "arc_challenge": 1172,
+        "truthfulqa_mc2": 817,
+        "winogrande": 1267,
+        "gsm8k": 1319,
+        "hellaswag": 10042,
+        "mmlu": 14042,
+    },
+    **{"causal_judgement": 187, "formal_fallacies": 250, "sports_understanding": 250, "openbookqa": 500},
+    "mt-bench": 80,
+}
+"""How many items each of them has."""
+
 ON_MT_BENCH = {"paper θ_0": 5.94, "paper θ_1": 6.46, "paper θ_2": 6.65, "paper θ_3": 6.78}
-"""The average grade, from 1 to 10."""
+"""The average grade, from 1 to 10, that GPT-4 gave."""
 
 
 def reported(suite: str) -> dict[str, dict[str, float]]:
@@ -69,8 +83,26 @@ def matching(suites: Mapping[str, Iterable[str]]) -> dict[str, dict[str, Score]]
         for name, values in reported(suite).items():
             for task in tasks:
                 known = suite.removesuffix("-quick") if task == suite else task
-                # A task of BIG-Bench Hard bears the harness's prefix.
-                found = [value for key, value in values.items() if known == key or known.endswith(f"_{key}")]
+                found = [value for key, value in values.items() if is_task(known, key)]
                 if found:
-                    rows.setdefault(name, {})[task] = Score(value=found[0], stderr=0.0, n=0)
+                    rows.setdefault(name, {})[task] = Score(value=found[0], stderr=None, n=0)
     return rows
+
+
+def is_task(name: str, key: str) -> bool:
+    """Whether a task of ours is one of the paper's. One of BIG-Bench Hard bears the harness's prefix."""
+    return name == key or name.endswith(f"_{key}")
+
+
+def source(suites: Mapping[str, Iterable[str]], scores: Mapping[str, Score], *, chat_template: bool) -> str:
+    """Where the paper's rows come from, and in what they are unlike the scores that they stand beside."""
+    tasks = [task for suite, names in suites.items() if reported(suite) for task in names]
+    sizes = {task: size for task in tasks for key, size in WHOLE.items() if is_task(task.removesuffix("-quick"), key)}
+    said = [SOURCE]
+    if any(scores[task].n < size for task, size in sizes.items() if task in scores):
+        said.append("of the whole suites, where the scores here are of a part of the items")
+    if chat_template:
+        said.append("without the chat template that is applied here")
+    if any(suite.removesuffix("-quick") == "mt-bench" for suite in suites):
+        said.append("MT-Bench graded by GPT-4")
+    return "; ".join(said)

@@ -120,7 +120,7 @@ def leaderboard_tables(board: Board, tasks: Sequence[str], *, headline: bool = F
 
 def unbroken(score: str) -> str:
     """A score that a narrow column breaks nowhere but before its error."""
-    return score.replace("± ", "±\u00a0").replace(" *", "\u00a0*")
+    return score.replace("± ", "±\u00a0").replace(", ", ",\u00a0").replace(" *", "\u00a0*")
 
 
 def heading(board: Board, task: str, suite: str = "") -> str:

@@ -87,6 +87,7 @@ def suite_report(
     averages: Mapping[str, Sequence[str]] = {},
     higher_is_better: bool = True,
     notes: Sequence[str] = (),
+    apart: str = "",
 ) -> EvalReport:
     """A published report of a benchmark, named after its folder, with single items for every task."""
     scores = {}
@@ -106,6 +107,7 @@ def suite_report(
         "scores": {name: score | {"higher_is_better": higher_is_better} for name, score in scores.items()},
         "averages": {name: tuple(parts) for name, parts in averages.items()},
         "notes": tuple(notes),
+        "apart": apart,
     }
     return publish(folder, {"model": model}, {"items.parquet": columns}, fields, EvalReport)
 

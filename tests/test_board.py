@@ -173,6 +173,30 @@ def test_the_papers_rows_stand_beside_the_suites_that_it_ran(tmp_path):
     assert base.scores["open-llm-leaderboard-quick"].value == pytest.approx(0.5814)
 
 
+def test_the_papers_rows_say_in_what_they_are_unlike_those_that_were_measured(tmp_path):
+    part = "of the whole suites, where the scores here are of a part of the items"
+    assert part in leaderboard(with_suite(tmp_path, "open-llm-leaderboard-quick")).references[0].model
+    suites = {"big-bench": ("bbh_cot_fewshot_causal_judgement", "openbookqa", "openbookqa/acc", "big-bench")}
+    scores = {
+        task: Score(value=0.5, stderr=0.1, n=n)
+        for task, n in zip(suites["big-bench"], (187, 500, 500, 687), strict=True)
+    }
+    assert reference_rows.source(suites, scores, chat_template=False) == reference_rows.SOURCE
+    fewer = scores | {"openbookqa": Score(value=0.5, stderr=0.1, n=499)}
+    assert part in reference_rows.source(suites, fewer, chat_template=False)
+    assert "without the chat template that is applied" in reference_rows.source(suites, scores, chat_template=True)
+
+
+def test_the_papers_grades_stand_beside_those_of_the_published_prompts_alone(tmp_path):
+    for apart, names in (("graded by me", ()), ("", ("paper θ_0", "paper θ_1", "paper θ_2", "paper θ_3"))):
+        game = build(tmp_path / f"runs-{bool(apart)}")
+        for t in range(3):
+            suite_report(game.eval_folder(t) / "mt-bench", f"{t}" * 64, {"mt-bench": [5.0] * 80}, apart=apart)
+        references = leaderboard(game).references
+        assert tuple(row.name for row in references) == names
+        assert all("MT-Bench graded by GPT-4" in row.model for row in references)
+
+
 def test_single_tasks_are_not_set_beside_the_papers_whose_examples_may_differ():
     assert reference_rows.matching({"lm-eval": SIX, "bbh": ("bbh_causal_judgement",)}) == {}
     names = ["bbh_cot_fewshot_causal_judgement", "mmlu_formal_logic", "openbookqa", "openbookqa/acc"]

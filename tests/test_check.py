@@ -408,3 +408,21 @@ def test_settings_of_the_prompts_have_room_for_held_out_sources(configured, rows
     other = configured(f"prompts.held_out_source={{path: {rows}}}", "prompts.held_out=100")
     assert isinstance(other.prompts, PromptsConfig)
     assert "has fewer rows than prompts.held_out: lower that" in wrong(check_run(other, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("suites", "uncounted"),
+    [
+        ("[]", None),
+        ("[mt-bench-quick]", "; MT-Bench not counted;"),
+        ("[instruct]", "; benchmarks not counted;"),
+        ("[mt-bench, instruct]", "; benchmarks and MT-Bench not counted;"),
+    ],
+)
+def test_the_time_says_what_is_not_in_it(configured, tmp_path, suites, uncounted):
+    (said,) = texts(check_run(configured(f"evaluate.suites={suites}", *NOBODY), tmp_path), "time")
+    assert uncounted in said if uncounted else "not counted" not in said
+
+
+NOBODY = ("evaluate.judge.base_url=http://127.0.0.1:9/v1", "evaluate.judge.speed.retries=1")
+"""A judge that is not there, which is another finding."""

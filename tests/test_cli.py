@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -19,6 +20,7 @@ from flows.cli import main
 from flows.terminal import answer_rows
 from spin_core import store
 from spin_core.board import Board, leaderboard
+from spin_core.config import SuiteName
 from spin_core.findings import Findings
 from spin_core.lineage import Lineage
 from spin_core.recipe_book import RECIPES
@@ -308,3 +310,11 @@ def test_the_installed_command_is_this_one(game):
         [command, "verify", "tale", "--runs", game.runs], capture_output=True, text=True, check=True, cwd=game.runs
     )
     assert "are whole" in done.stdout
+
+
+def test_the_help_of_evaluate_names_every_suite(spin):
+    said = " ".join(spin("evaluate", "--help").stdout.split())
+    for name in get_args(SuiteName):
+        assert name.removesuffix("-quick") in said
+    assert "-quick" in said
+    assert "self-play" in said

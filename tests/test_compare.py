@@ -275,6 +275,33 @@ def test_the_page_holds_the_table_and_the_papers_figures_and_loads_nothing(tmp_p
         assert name in page.text
 
 
+def test_the_page_shows_the_suites_and_what_only_some_methods_have(tmp_path):
+    spin = arms_of(tmp_path, "θ_1", NLLS[0], ifeval=Score(value=0.5, stderr=0.1, n=8))
+    other = arms_of(tmp_path, "SFT", NLLS[1], ifeval=Score(value=0.25, stderr=0.1, n=8))
+    for arms, fall in ((spin, 0.0), (other, 0.3)):
+        for seed, arm in arms.items():
+            folder = tmp_path / f"{arm.name}-{seed}" / "suite"
+            arm.reports.append(suite_report(folder, "m", {"suite": np.arange(8) / 10 - fall, "part": np.ones(8)}))
+    late = {
+        1: dataclasses.replace(other[1], name="late", reports=[suite_report(tmp_path / "late", "m", {"new": [1] * 8})])
+    }
+    lines = tuple(compare.line_of(arms, spin) for arms in (spin, other, late))
+    found = compare.Table.model_validate({**EMPTY, "lines": lines, "headline": ("suite",), "left_out": {}})
+    assert compare_page.shown(found) == ["heldout_nll", "suite"]
+    head, further = "\n".join(compare_page.parts(found, "here")).split("<h2>Further scores</h2>")
+    assert "<th>suite ↑</th><th>less SPIN</th>" in head
+    assert "<td>-0.3000 ± 0.0000 *</td>" in head
+    for name in ("ifeval ↑", "part ↑", "new ↑"):
+        assert f"<th>{name}</th><th>less SPIN</th>" in further
+    assert "<td>0.2500 ± 0.0000</td><td>-0.2500 ± 0.0000</td>" in further, "no items, no star"
+
+
+def test_a_lineages_suites_are_of_the_headline(games):
+    evaluate = games[0].config.evaluate.model_copy(update={"suites": ("instruct",), "headline": ("heldout_nll",)})
+    asked = [dataclasses.replace(game, config=game.config.model_copy(update={"evaluate": evaluate})) for game in games]
+    assert table("trial", asked, {}).headline == ("instruct", "heldout_nll")
+
+
 def test_the_artifact_has_the_same_table_with_pictures(standing):
     text = compare_page.markdown(standing)
     assert text.count("data:image/png;base64,") == 3

@@ -80,7 +80,10 @@ def towards(value, target=0.65, stderr=0.01):
     ],
 )
 def test_a_score_that_can_be_too_high_is_judged_by_its_distance_to_the_human_one(tmp_path, before, after, outcome):
-    reports = [made(tmp_path, (1, 2), name, distinct_2=towards(value)) for name, value in zip("ab", (before, after))]
+    reports = [
+        made(tmp_path, (1, 2), name, distinct_2=towards(value))
+        for name, value in zip("ab", (before, after), strict=True)
+    ]
     decision = decide(gate(metric="distinct_2"), candidate=(1, reports[1]), best=(0, reports[0]))
     assert decision.outcome == outcome
     assert decision.delta == pytest.approx(after - before)

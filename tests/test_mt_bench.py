@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -33,6 +34,7 @@ from spin_core.jobs import MtBenchJob
 from spin_core.lineage import Lineage
 from spin_core.recipes import resolve
 from spin_core.records import EvalReport
+from spin_core.verdicts import OWN
 
 __all__ = ["data", "models", "people", "short_pauses"]
 
@@ -145,6 +147,20 @@ def test_a_judge_that_likes_what_it_reads_first_finds_ties(tmp_path, data, model
     assert len(endpoint.asked) == asked
 
 
+def test_grades_by_spins_own_prompts_say_that_they_do_not_compare(tmp_path, data, models):
+    published = tmp_path / "published"
+    shutil.copytree(data, published)
+    rows = [{"name": name, "system_prompt": one.system, "prompt_template": one.template} for name, one in OWN.items()]
+    (published / "judge_prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with serving(grades) as endpoint:
+        own, theirs = (
+            do(job_of(tmp_path / folder.name, folder, models[0], endpoint.url)) for folder in (data, published)
+        )
+    said = "graded by tiny-judge with Spin's own prompts: not comparable with published MT-Bench scores"
+    assert (own.apart, own.notes[0]) == (said, said)
+    assert (theirs.apart, said in theirs.notes) == ("", False)
+
+
 def test_a_report_about_other_questions_is_refused(tmp_path, data, models):
     with serving(grades) as endpoint:
         few = do(job_of(tmp_path / "few", data, models[0], endpoint.url, suite="mt-bench-quick"))
@@ -164,6 +180,8 @@ def test_answers_are_compared_with_the_human_responses_to_held_out_prompts(tmp_p
         report = do(job_of(tmp_path / "mt-bench", data, models[0], endpoint.url, prompts=people, config=some))
     assert report.scores["mt-bench/against-human"].value == 0
     assert report.scores["mt-bench/against-human"].n == 6
+    assert report.scores["mt-bench/against-human"].interval == pytest.approx((0, 0.3903), abs=1e-4)
+    assert report.scores["mt-bench"].interval is None
     assert "interval 0.000 to 0.390 over 6 questions" in " ".join(report.notes)
     answers = [row for row in rows_of(report, "answers") if row["category"] == "human"]
     assert len(answers) == 6

@@ -3,12 +3,14 @@
 import base64
 import html
 import re
+from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from small_lineage import build, suite_report
 from small_lineage import report as publish_report
 
-from spin_core import html_report, report
+from spin_core import html_report, plots, report
 from spin_core.board import leaderboard
 from spin_core.errors import ConfigError
 from spin_core.records import Comparison, Event
@@ -185,6 +187,35 @@ def test_a_suite_has_a_table_of_its_own_with_the_papers_rows(game, tmp_path):
     assert "| paper θ_4 | 0.6316 | 0.6587 | 0.3897 |" in table
     assert "not measured here" in page
     assert "paper" not in report.leaderboard_page(leaderboard(game), game.config)
+
+
+def test_a_plots_name_may_hold_anything():
+    name = r'mt-bench/"><script>alert(1)</script> \1 \g<0> $x^$'
+    figure, _ = plots.panel(plots.PAGE, (3, 2))
+    drawn = plots.svg(figure, name)
+    found: list[tuple[str, dict[str, str | None]]] = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: found.append((tag, dict(attributes)))
+    parser.feed(drawn)
+    assert found[0][1]["aria-label"] == name
+    assert "script" not in [tag for tag, _ in found]
+
+
+def test_a_score_without_a_direction_has_neither_arrow_nor_colour(tmp_path):
+    made = build(tmp_path)
+    for name, better in (("up", True), ("neither", None)):
+        for t in range(3):
+            suite_report(made.eval_folder(t) / name, f"{t}" * 64, {name: np.arange(8.0) + t}, higher_is_better=better)
+    board = leaderboard(made)
+    assert [report.heading(board, name) for name in ("up", "neither", "heldout_nll")] == [
+        "up ↑",
+        "neither",
+        "heldout_nll ↓",
+    ]
+    up, neither = (html_report.score_cell(board.rows[2], name) for name in ("up", "neither"))
+    assert 'class="better"' in up
+    assert "class=" not in neither
+    assert " *" in neither, "that it differs is told all the same"
 
 
 def test_a_difference_whose_interval_leaves_out_0_is_starred():

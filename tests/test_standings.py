@@ -2,12 +2,14 @@
 
 import csv
 import io
+import json
 
 import pytest
 from click.testing import CliRunner
-from small_lineage import NLLS, build, suite_report
+from small_lineage import NLLS, build, report, suite_report
 
 from flows.cli import main
+from spin_core.records import Score
 
 SUITE = "open-llm-leaderboard"
 TASKS = {"arc_challenge": [1, 0, 1, 1], "gsm8k": [0, 0, 1, 0], "gsm8k/flexible": [0, 1, 1, 0]}
@@ -68,6 +70,44 @@ def test_the_last_versions_notes_stand_under_the_tables(shown):
     assert shown("suited").splitlines()[-1] == f"θ_2, {SUITE}: 2 prompts [of 4] were cut"
     assert shown("plain", "suited").splitlines()[-1] == f"suited, θ_2, {SUITE}: 2 prompts [of 4] were cut"
     assert "were cut" not in shown("plain")
+
+
+def test_a_version_that_the_gate_did_not_let_play_says_so(shown):
+    head = shown("suited").split(f"\n{SUITE}\n")[0]
+    (line,) = (line for line in head.splitlines() if line.startswith(" θ_2 "))
+    assert line.startswith(" θ_2 keep-best ")
+    assert "keep-best: the gate found that version worse" in " ".join(shown("suited").split())
+    assert "keep-best" not in shown("plain")
+
+
+def test_signs_of_markup_in_a_tasks_name_stay_signs(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("flows.terminal.console._width", 200)
+    game = build(tmp_path, "odd")
+    for t in range(3):
+        suite_report(
+            game.eval_folder(t) / "mt-bench", f"{t}" * 64, {"mt-bench": [1] * 8, "mt-bench/[red]x[/oops]": [1] * 8}
+        )
+    for arguments in (["--all"], ["--differences", "--all"]):
+        done = CliRunner().invoke(main, ["leaderboard", "odd", *arguments, "--runs", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+        assert "[red]x[/oops]" in done.stdout
+
+
+def test_a_win_rate_stands_with_its_own_interval(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("flows.terminal.console._width", 200)
+    game = build(tmp_path, "won")
+    rate = Score(value=0.525, stderr=0.05, n=80, interval=(0.4169, 0.6308))
+    report(game.eval_folder(0) / "mt-bench", "m", NLLS[0], **{"mt-bench/against-human": rate})
+    told = {
+        form: CliRunner().invoke(main, ["leaderboard", "won", form, "--runs", str(tmp_path)]).stdout
+        for form in ("--all", "--csv", "--json")
+    }
+    assert "0.53 [0.42, 0.63]" in told["--all"]
+    (row,) = (row for row in csv.DictReader(io.StringIO(told["--csv"])) if row["task"].endswith("human"))
+    assert (row["low"], row["high"]) == ("0.4169", "0.6308")
+    assert json.loads(told["--json"])["rows"][0]["scores"]["mt-bench/against-human"]["interval"] == [0.4169, 0.6308]
 
 
 def test_the_gates_choice_is_marked(shown):

@@ -171,6 +171,22 @@ def test_versions_are_scored_afterwards_and_never_twice(compared):
     assert "θ_1" in out
 
 
+def test_a_suite_that_is_asked_for_later_is_scored_on_the_controls_too(compared):
+    root = compared.runs / "whole-seed-1"
+    before = compared.digests("whole-seed-1")
+    lost = sorted(root.glob("controls/*/eval/self-play"))
+    assert any(path.parents[1].name.startswith("sft-") for path in lost)
+    for path in lost:
+        shutil.rmtree(path)
+    out = compared.spin("evaluate", "whole-seed-1", "--suite", "self-play", one_process=True).stdout
+    names = [path.parents[1].name for path in lost]
+    assert "scored too: " in out
+    assert all(name in " ".join(out.split("scored too: ")[1].split()) for name in names)
+    assert compared.digests("whole-seed-1") == before
+    board = json.loads((root / "leaderboard.json").read_text())
+    assert {row["name"] for row in board["controls"]} == set(names)
+
+
 def test_a_model_of_its_own_is_scored_and_stands_on_the_leaderboard(compared):
     folder = compared.runs / "whole-seed-1" / "iter_00" / "model"
     sets = [one for one in compared.arguments("whole") if one.startswith("--set=prompts")]
