@@ -67,7 +67,8 @@ class SpeedConfig(Frozen):
 
     deepspeed: str = ""
     """A DeepSpeed configuration: `zero0` to `zero3`, `zero2-offload`, `zero3-offload`, or a JSON file of your own.
-    Empty: none on one device, `zero2` on several."""
+    Empty: none on one device, `zero2` on several. In bfloat16 `zero0` sums the gradients of a batch's parts in
+    bfloat16, all others in float32."""
 
     @model_validator(mode="after")
     def _nodes_know_where_to_meet(self) -> Self:
@@ -165,7 +166,7 @@ class TrainConfig(Frozen):
     """How the learning rate falls after the warm-up."""
 
     warmup: Fraction = 0.1
-    """The part of the steps in which the learning rate rises from zero."""
+    """The part of the steps in which the learning rate rises; the first step has a rate already."""
 
     max_grad_norm: NonNegativeFloat = 1.0
     """Clip the gradient to this norm; 0 leaves it alone."""

@@ -212,7 +212,7 @@ def alone(config: TrainConfig, shape: Shape) -> bool:
 
 
 def optimizer_states(config: TrainConfig) -> int:
-    """Numbers kept for each weight beside its master (`optim.Optimizer`)."""
+    """Numbers kept for each weight beside its master (`optim.optimizer_of`)."""
     return 2 if config.optimizer == "adamw" else 1
 
 

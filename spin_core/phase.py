@@ -207,7 +207,10 @@ def workspace(output: Path, asked: Mapping[str, Any]) -> Path:
 
 
 def peak_memory_mb() -> float:
-    """The largest resident memory that this process has had."""
+    """The most memory that this process has had: allocated on its GPU if it computes on one, else resident."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return round(float(torch.cuda.max_memory_allocated()) / 2**20, 1)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 

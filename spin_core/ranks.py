@@ -12,12 +12,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from spin_core.errors import ConfigError, TryAgain
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
 
 RUN_ID = "spin-"
 """How the names of our runs begin, by which a rank knows that it is one of ours."""
@@ -74,6 +76,16 @@ class Ranks:
         found: list[dict[str, Tensor]] | None = [{} for _ in range(self.size)] if self.first else None
         torch.distributed.gather_object(dict(tensors), found)
         return {name: tensor for share in found or () for name, tensor in share.items()}
+
+    def told(self, value: T) -> T:
+        """What the first rank has."""
+        if self.size == 1:
+            return value
+        import torch
+
+        box = [value]
+        torch.distributed.broadcast_object_list(box)
+        return box[0]
 
     def fail(self, message: Mapping[str, Any]) -> None:
         """Leave the error that ends this rank where the others find it."""

@@ -7,7 +7,7 @@ from pathlib import Path
 METRICS = "metrics.jsonl"
 """What every step measured."""
 TIMING = "log/timing.jsonl"
-"""What every step took."""
+"""What every step took: seconds at work, and `wait`, those that it waited for its batch."""
 HELD_OUT = "held_out.jsonl"
 """What was measured on held-out pairs."""
 

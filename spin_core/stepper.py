@@ -34,7 +34,7 @@ class Stepper(Protocol):
         """
 
     def tensors(self) -> dict[str, Tensor]:
-        """This rank's share of the state, on the CPU; the shares of all ranks are disjoint and make up the whole.
+        """This rank's share of the state, wherever it lies; the shares of all ranks are disjoint and make up the whole.
 
         Keys are `weight/<parameter>` (float32 masters) and `<state>/<parameter>` (the optimizer's, by torch's names).
         """

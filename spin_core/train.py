@@ -121,8 +121,9 @@ def train(
         done, saved = journal.resume()
         if saved:
             stepper.load(saved)
-        events = [event for row in read_rows(scratch / METRICS) for event in monitors.see(row)]
-        held_rows = read_rows(scratch / HELD_OUT)
+        # The first rank has just cut these files, and over a network another one may still see what was there.
+        rows, held_rows = us.told((read_rows(scratch / METRICS), read_rows(scratch / HELD_OUT)))
+        events = [event for row in rows for event in monitors.see(row)]
 
         def look(step: int, end: Event | None) -> None:
             """Measure this step's weights on the held-out pairs, if that is due and not done, and keep the best."""
@@ -140,6 +141,7 @@ def train(
         last = done if ending(events) else total
         log.info("%d items, step %d to %d, %d items a step", len(order.items), done, last, config.batch_size)
         progress.start(total, "step")
+        asked = time.monotonic()
         for step, batch in enumerate(batches(data, order, us, config, network.packed, done, last), done):
             started = time.monotonic()
             with lora.dropout(model, config.lora, job.seed, step, us.rank):
@@ -162,9 +164,9 @@ def train(
             if step == 0:
                 check_first_loss(row, None if apart is None else apart.item(), objective, config, job.model.dtype)
             journal.write(METRICS, row)
-            seconds = time.monotonic() - started
+            took = {"seconds": time.monotonic() - started, "wait": started - asked}
             counts = {"tokens": batch.tokens, "pairs": batch.tokens_PB.shape[1], "ranks": us.size}
-            journal.write(TIMING, {"step": step + 1, "seconds": seconds, **counts})
+            journal.write(TIMING, {"step": step + 1, **took, **counts})
             for event in seen:
                 log.warning("%s", event.message)
             if end and end.action == "roll-back":
@@ -182,6 +184,7 @@ def train(
             progress.show(step + 1, **{name: row[name] for name in measured}, **shown)
             if stopping:
                 raise Stopped(STOPPED)
+            asked = time.monotonic()
         published = held_out.published_step(config, done, held_rows, events)
         if published != done:
             stepper.load(journal.tensors_at(published))

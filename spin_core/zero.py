@@ -2,7 +2,7 @@
 
 Stage 1 shares out the optimizer's state among the ranks, 2 the gradients too, 3 the weights too; stage 0 nothing.
 Whatever the stage, the state is told and put back whole, by the parameters' names, so that a training may go on under
-under another stage, with another number of ranks, or on one device without DeepSpeed.
+another stage, with another number of ranks, or on one device without DeepSpeed.
 
 Each rank begins with the whole model, which stage 3 then cuts up: it must fit a device once, in its own precision.
 Weights, gradients and the optimizer's state together need not.

@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from toy_phase import ToyJob
 
-from spin_core import launch, store
+from spin_core import launch, phase, store
 from spin_core.phase import Progress, environment, workspace
 from spin_core.records import ScoredPairs
 
@@ -204,3 +205,10 @@ def test_a_finished_output_can_be_moved(tmp_path):
     shutil.move(tmp_path / "here", tmp_path / "there")
     record = store.read_record(tmp_path / "there" / "toy", ScoredPairs)
     assert record.path == tmp_path / "there" / "toy"
+
+
+def test_on_a_gpu_memory_is_what_is_allocated_there(monkeypatch):
+    assert phase.peak_memory_mb() > 10, "what is resident"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**20)
+    assert phase.peak_memory_mb() == 3

@@ -288,6 +288,7 @@ def test_timings_are_kept_and_take_no_part_in_the_digest(tmp_path, tiny_model):
     record = do(job)
     timings = read_rows(job.output / "log" / "timing.jsonl")
     assert [row["step"] for row in timings] == [1, 2, 3]
+    assert all(row["seconds"] > 0 and row["wait"] >= 0 for row in timings)
     sequences = read_data(job).sequences
     assert sum(row["tokens"] for row in timings) == len(sequences.tokens)
     assert store.digest_folder(job.output)[0] == record.digest

@@ -116,6 +116,8 @@ def jobs(tmp_path_factory, tied_model) -> dict[str, TrainJob]:
         "zero2-accumulated": variant(plain, "zero2-accumulated", "zero2", 2, **few),
         "every-accumulated": variant(plain, "every-accumulated", str(every), 2, **few),
         "every-checkpointed": variant(plain, "every-checkpointed", str(every), 2, gradient_checkpointing=True),
+        "zero2-padded": variant(plain, "zero2-padded", "zero2", 2, speed={"packing": False}),
+        "every-padded": variant(plain, "every-padded", str(every), 2, speed={"packing": False}, **few),
         "every-one": variant(plain, "every-one", str(every), 2, **one),
         "every-lora-scored": variant(
             plain, "every-lora-scored", str(every), 2, speed={"cached_scores": False}, **adapter, **one
@@ -164,6 +166,11 @@ def test_the_training_that_all_are_held_to_learns_something_and_clips(jobs):
 
 @pytest.mark.parametrize("name", ["accumulated", *NAMES, "zero2-accumulated", "every-accumulated"])
 def test_one_rank_of_eight_is_two_ranks_of_four_is_accumulation_whatever_is_shared_out(jobs, name):
+    same(jobs, name, "alone")
+
+
+@pytest.mark.parametrize("name", ["zero2-padded", "every-padded"])
+def test_padded_rows_are_dealt_out_to_ranks_too(jobs, name):
     same(jobs, name, "alone")
 
 

@@ -11,8 +11,9 @@ the shapes 1b and 8b, `make bench-train-gpu`, on a GPU in bfloat16 with float32 
     utilisation     multiplications that those tokens need (a prompt once, no padding, logits where a response token is
                     predicted, backward twice forward, nothing recomputed) over what a product of two matrices did at
                     its best in any process of the run: 2048 x 2048 on a CPU, 8192 x 8192 on a GPU
-    first step      the mean log-probability of the real responses; and the second step's loss, which the gradient and
-                    the optimizer have been through: how far they are from ours, relatively
+    waits           the part of the steps' seconds in which they wait for their batch
+    first step      the mean log-probability of the real responses, and the loss; and the second step's loss, which the
+                    gradient and the optimizer have been through: how far they are from ours, relatively
 
 A second table has the peak memory of three vocabularies, less what the weights, their gradients and the optimizer take.
 
@@ -37,6 +38,8 @@ from rich.table import Table
 from train_ways import LONGEST, MODELS, SEED, Model, ways_of
 
 VOCABULARIES = (8_000, 32_000, 128_000)
+FIRST_STEP = 1e-4
+"""How far the first step may be from ours, relatively, before a way is marked."""
 SURROUNDINGS = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
 """The environment of each way, taken before a module of the tests sets another number of threads here."""
 
@@ -161,20 +164,23 @@ def table_of(
     peak = max(found["peak_flops"] for found in results.values())
     table = Table(
         title=f"{title}, {batch_size} pairs a step, {steps - 1} steps timed",
-        caption=f"utilisation of {peak / 1e9:,.0f} GFLOP/s",
+        caption=f"utilisation of {peak / 1e9:,.0f} GFLOP/s; !: the first step is off by more than {FIRST_STEP:.0e}",
     )
-    for column in ("", "pairs/s", "useful tokens/s", "peak MB", "utilisation", "x TRL", "log p, loss 2"):
+    for column in ("", "pairs/s", "useful tokens/s", "peak MB", "utilisation", "x TRL", "waits", "log p, loss 1, 2"):
         table.add_column(column, justify="left" if not column else "right")
     speeds = {name: batch_size * (steps - 1) / sum(found["seconds"][1:]) for name, found in results.items()}
     best = max((speed for name, speed in speeds.items() if name.startswith("TRL, cached")), default=float("nan"))
     first = next(iter(results.values()))
     for name, found in results.items():
         seconds = sum(found["seconds"][1:])
-        off = [abs(found["logps"] / first["logps"] - 1), abs(found["loss"][1] / first["loss"][1] - 1)]
+        off = [abs(found["logps"] / first["logps"] - 1)]
+        off += [abs(found["loss"][step] / first["loss"][step] - 1) for step in range(2)]
+        far = " !" if max(off[:2]) > FIRST_STEP else ""
         table.add_row(
             name, f"{speeds[name]:.2f}", f"{sum(tokens[1:]) / seconds:,.0f}", f"{found['peak_mb']:,.0f}",
             f"{sum(flops[1:]) / seconds / peak:.0%}", f"{speeds[name] / best:.2f}",
-            ", ".join(f"{one:.0e}" for one in off),
+            f"{found['wait'] / seconds:.1%}" if "wait" in found else "",
+            ", ".join(f"{one:.0e}" for one in off) + far,
         )  # fmt: skip
     return table
 

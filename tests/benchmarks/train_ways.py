@@ -122,7 +122,8 @@ def ours(folder: Path, model: Model, change: dict[str, Any], batch_size: int, mo
         do(job)
         rows, timing = read_rows(job.output / METRICS), read_rows(job.output / TIMING)
     return {
-        "seconds": [row["seconds"] for row in timing],
+        "seconds": [row["seconds"] + row["wait"] for row in timing],
+        "wait": sum(row["wait"] for row in timing[1:]),
         "loss": [row["loss"] for row in rows],
         "logps": rows[0]["logps/real"],
     }
