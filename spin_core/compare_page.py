@@ -109,7 +109,7 @@ def notes(table: Table) -> list[str]:
     missing = [line.name for line in table.lines if main in line.versus and line.versus[main].low is None]
     untested = [UNTESTED.format(task=main.replace("_", " "), methods=", ".join(missing))] if missing else []
     lacking = [f"{method} is left out: it {why}" for method, why in table.left_out.items()]
-    return [HOW.format(seeds=seeds) if seeds > 1 else HOW_ALONE, *untested, COSTS, *lacking]
+    return [HOW.format(seeds=seeds) if seeds > 1 else HOW_ALONE, *untested, f"{report.ARROWS}.", COSTS, *lacking]
 
 
 # Figures.
