@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flows import api
-from spin_core import shards
+from spin_core import launch, shards
 from spin_core.errors import ConfigError, TryAgain
 
 OWN = ("PREFECT_HOME", "PREFECT_PROFILE")
@@ -28,8 +28,8 @@ POOL = "spin"
 """The work pool of the local worker."""
 WORKER = f"spin up on {os.uname().nodename}"
 """What the local worker is called. It labels the runs that it starts with that, as others do with their names."""
-ORPHAN_GRACE_SECONDS = 40.0
-"""How long a run whose worker is gone may take to end by itself."""
+ORPHAN_SECONDS = 10.0
+"""How long a run whose worker is gone may take to end by itself once its phase has."""
 
 
 def prepare(runs: Path, *, quiet: bool, to_serve: bool = False) -> None:
@@ -149,7 +149,7 @@ def end_with_worker() -> None:
         while os.getppid() == worker:
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)  # a phase saves its work
-        time.sleep(ORPHAN_GRACE_SECONDS)
+        time.sleep(launch.longest_grace() + ORPHAN_SECONDS)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()

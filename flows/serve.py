@@ -25,8 +25,8 @@ from spin_core.errors import ConfigError, TryAgain
 
 HOME = Path(__file__).resolve().parent.parent
 START_SECONDS = 180.0
-PATIENCE_SECONDS = launch.GRACE_SECONDS + 45.0
-"""How long a part and what it has started may take to end by themselves: phases save their work, and runs say so."""
+PATIENCE_SECONDS = 45.0
+"""How long a part may take to end by itself; the worker so much longer as phases may take to save their work."""
 RESTARTS, RESTARTS_WITHIN_SECONDS = 5, 600.0
 """A part that ends by itself more often than that is not started again."""
 
@@ -64,6 +64,7 @@ def serve(runs: Path, host: str, port: int, reruns: int = local.RERUNS) -> None:
                     ["infra.worker", "--pool", local.POOL, "--type", "process", "--name", local.WORKER],
                     environment,
                     log,
+                    patience=launch.longest_grace() + 2 * PATIENCE_SECONDS,
                 )
             )
             print(url, file=address, flush=True)
@@ -171,8 +172,13 @@ def claimed(path: Path) -> Iterator[TextIO]:
 
 
 @contextlib.contextmanager
-def part(module: list[str], environment: dict[str, str], log: BinaryIO) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python module in a process group of its own, which ends with us, in whichever way we end."""
+def part(
+    module: list[str], environment: dict[str, str], log: BinaryIO, patience: float = PATIENCE_SECONDS
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python module in a process group of its own, which ends with us, in whichever way we end.
+
+    It has `patience` seconds to end by itself when it is asked to.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", *module],
         env=environment,
@@ -186,14 +192,21 @@ def part(module: list[str], environment: dict[str, str], log: BinaryIO) -> Itera
         try:
             yield process
         finally:
-            end(process)
+            end(process, patience)
 
 
 class Part:
     """A part that is started again when it ends by itself."""
 
-    def __init__(self, name: str, module: list[str], environment: dict[str, str], log: BinaryIO) -> None:
-        self.name, self.module, self.environment, self.log = name, module, environment, log
+    def __init__(
+        self,
+        name: str,
+        module: list[str],
+        environment: dict[str, str],
+        log: BinaryIO,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
+        self.name, self.module, self.environment, self.log, self.patience = name, module, environment, log, patience
         self.ends: deque[float] = deque(maxlen=RESTARTS)
         self.stack = contextlib.ExitStack()
 
@@ -206,7 +219,7 @@ class Part:
 
     def start(self) -> None:
         """Start it."""
-        self.process = self.stack.enter_context(part(self.module, self.environment, self.log))
+        self.process = self.stack.enter_context(part(self.module, self.environment, self.log, self.patience))
 
     def start_again(self, log: Path) -> None:
         """End what it has left behind and start it; `TryAgain` if that happens too often."""
@@ -219,11 +232,11 @@ class Part:
         self.start()
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process group: ask it to, and kill what is left of it when patience is at its end."""
+def end(process: subprocess.Popen[bytes], patience: float) -> None:
+    """End a process group: ask it to, and kill what is left of it after so many seconds."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + patience
     while (process.poll() is None or others_in(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.1)
     with contextlib.suppress(ProcessLookupError):

@@ -14,12 +14,13 @@ import click
 
 from flows import api, local
 from flows.api import Server
+from spin_core import launch
 from spin_core import lineage as lineages
 from spin_core.config import Frozen
 from spin_core.errors import ConfigError, DamagedArtifact, SpinError, TryAgain
 
 DOWN_SECONDS = 180.0
-"""How long `spin up` may take to end all that it has started."""
+"""How long `spin up` may take to end all that it has started, once phases have saved their work."""
 
 GOING_ON = [{"type": {"any_": ["RUNNING", "PENDING", "CANCELLING", "PAUSED"]}}, {"name": {"any_": ["AwaitingRetry"]}}]
 OF_DEPLOYMENTS = {"deployment_id": {"is_null_": False}}
@@ -182,9 +183,10 @@ def down(runs: Path) -> None:
         pass  # it ended meanwhile
     except PermissionError as error:
         raise ConfigError(f"another user's process {up.pid} serves {runs}: only they can end it") from error
-    deadline = time.monotonic() + DOWN_SECONDS
+    patience = launch.longest_grace() + DOWN_SECONDS
+    deadline = time.monotonic() + patience
     while (now := local.find_up(runs)) and now.pid == up.pid:
         if time.monotonic() > deadline:
-            raise TryAgain(f"process {up.pid} has not ended after {DOWN_SECONDS:.0f} s: run spin down again")
+            raise TryAgain(f"process {up.pid} has not ended after {patience:.0f} s: run spin down again")
         time.sleep(0.1)
     click.echo("down" + (f"; {', '.join(waiting)} will go on at the next spin up" if waiting else ""))

@@ -68,7 +68,7 @@ def end_with_server(pid: int, leaving: threading.Event) -> None:
     for child in at_work:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGTERM)
-    deadline = time.monotonic() + launch.GRACE_SECONDS
+    deadline = time.monotonic() + launch.longest_grace()
     while any(launch.birth(child) for child in at_work) and time.monotonic() < deadline:
         time.sleep(0.1)
     status = 130 if INTERRUPTED.is_set() else TryAgain.exit_code

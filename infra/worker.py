@@ -16,8 +16,8 @@ from pathlib import Path
 
 from spin_core import launch
 
-PATIENCE_SECONDS = launch.GRACE_SECONDS + 30.0
-"""How long runs may take to end: a phase has its own grace, and the run then says what became of it."""
+PATIENCE_SECONDS = 30.0
+"""How long runs may take to say what became of them, once their phases have saved their work."""
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def end_runs(worker: int) -> None:
     for run in runs:
         with contextlib.suppress(ProcessLookupError):
             os.kill(run, signal.SIGTERM)
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + launch.longest_grace() + PATIENCE_SECONDS
     while runs & children(worker) and time.monotonic() < deadline:
         time.sleep(0.1)
 

@@ -50,6 +50,9 @@ ENGINES = {"generate": "config", "shards": "config", "benchmark": "config", "mt_
 GRACE_SECONDS = 30.0
 """How long a phase may take to save its work after SIGTERM, before it is killed, unless `GRACE` says otherwise."""
 
+LONGEST_GRACE_SECONDS = 900.0
+"""What no phase exceeds unless `GRACE` says so; whoever ends what has started a phase waits for longer."""
+
 GRACE = "SPIN_GRACE"
 """The seconds that a phase is given, where whoever ends us allows as many."""
 
@@ -273,13 +276,25 @@ def environments(workers: int, devices: int, each: int = 1) -> list[dict[str, st
 
 def grace_of(job: Job) -> float:
     """How long this phase may take to save its work after SIGTERM: a training has to write a whole checkpoint."""
-    if told := os.environ.get(GRACE):
-        try:
-            return float(told)
-        except ValueError as error:
-            raise errors.ConfigError(f"{GRACE} is {told!r}: give seconds, or unset it") from error
+    if (told := told_grace()) is not None:
+        return told
     weights = job.start.path.rglob("*.safetensors") if isinstance(job, TrainJob) else ()
-    return GRACE_SECONDS + STATES * sum(file.stat().st_size for file in weights) / DISK_BYTES_A_SECOND
+    seconds = GRACE_SECONDS + STATES * sum(file.stat().st_size for file in weights) / DISK_BYTES_A_SECOND
+    return min(seconds, LONGEST_GRACE_SECONDS)
+
+
+def longest_grace() -> float:
+    """How long any phase may take to save its work after SIGTERM."""
+    return LONGEST_GRACE_SECONDS if (told := told_grace()) is None else told
+
+
+def told_grace() -> float | None:
+    """What the environment says; `ConfigError` if that is no number."""
+    told = os.environ.get(GRACE)
+    try:
+        return float(told) if told else None
+    except ValueError as error:
+        raise errors.ConfigError(f"{GRACE} is {told!r}: give seconds, or unset it") from error
 
 
 def end_group(process: subprocess.Popen[str], grace: float | None = None) -> None:
