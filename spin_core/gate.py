@@ -32,7 +32,7 @@ def check_metrics(config: RunConfig) -> None:
     evaluate = config.evaluate
     own = [*(SELF_PLAY if evaluate.self_play else ()), *(EXACT if evaluate.exact else ())]
     known = list(dict.fromkeys([*own, *evaluate.suites, *suites.score_names(evaluate)]))
-    groups = tuple(f"{name}_" for name in suites.FEW_OF if name in known)
+    groups = tuple(f"{name}_" for name in known if name.removesuffix("-quick") in suites.FEW_OF)
     for setting, metric in (("evaluate.main_metric", evaluate.main_metric), ("gate.metric", config.gate.metric)):
         # A second metric follows its task's name; the tasks of a group bear the group's.
         if metric and metric.split("/")[0] not in known and not metric.startswith(groups):

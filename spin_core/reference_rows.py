@@ -82,8 +82,7 @@ def matching(suites: Mapping[str, Iterable[str]]) -> dict[str, dict[str, Score]]
     for suite, tasks in suites.items():
         for name, values in reported(suite).items():
             for task in tasks:
-                known = suite.removesuffix("-quick") if task == suite else task
-                found = [value for key, value in values.items() if is_task(known, key)]
+                found = [value for key, value in values.items() if is_task(task.removesuffix("-quick"), key)]
                 if found:
                     rows.setdefault(name, {})[task] = Score(value=found[0], stderr=None, n=0)
     return rows

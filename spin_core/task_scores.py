@@ -194,7 +194,7 @@ def outcome(
         scores[key] = {
             "value": float(found[key]),
             # lm-eval says "N/A" where it has none, as for a single item.
-            "stderr": float(stderr) if isinstance(stderr, float) else 0.0,
+            "stderr": stderr if isinstance(stderr, float) else None,
             "n": len(values),
             "higher_is_better": better.get(metric) is not False,
         }

@@ -378,10 +378,10 @@ def test_hellaswags_rows_are_split_as_the_data_set_has_them():
     }  # fmt: skip
 
 
-def test_an_error_that_lm_eval_does_not_give_is_0():
+def test_an_error_that_lm_eval_does_not_give_is_unknown():
     found = {"acc,none": 1.0, "acc_stderr,none": "N/A", "name": "x", "sample_len": 1}
     scores, rows = outcome(found, [{"doc_id": 3, "filter": "none", "acc": 1.0}], {"acc": True})
-    assert scores == {"acc,none": {"value": 1.0, "stderr": 0.0, "n": 1, "higher_is_better": True}}
+    assert scores == {"acc,none": {"value": 1.0, "stderr": None, "n": 1, "higher_is_better": True}}
     assert rows == [("acc,none", "3", 1.0)]
 
 
