@@ -54,16 +54,20 @@ def prepare(
         )
     model = str(folder.resolve()) if folder.is_dir() else target
     name = lineage or re.sub(r"[^a-z0-9]+", "-", Path(model).name.lower()).strip("-")[:63]
-    if (lineages.check_name(runs, name) / "lineage.json").exists():
+    root = lineages.check_name(runs, name)
+    if (root / "lineage.json").exists():
         game = lineages.find(runs, name)
         if game.config.model.path != model:
             raise ConfigError(f"the name {name} is taken by another model: give this one another with --lineage")
-        return of_lineage(game, asked, changes)
+        if any(root.rglob(store.MANIFEST)):
+            return of_lineage(game, asked, changes)
     path = {"model": {"path": model}}
     # Without a recipe nobody says which prompts are held out.
     plain = {"recipe": "model", "evaluate": {"self_play": False}, **path}
     config = with_suites(resolve(recipe, overrides=path) if recipe else validate(plain), asked, changes)
-    with store.locked(lineages.check_name(runs, name)):
+    with store.locked(root):
+        if not any(root.rglob(store.MANIFEST)):  # an earlier try came to nothing, perhaps for its settings
+            (root / "lineage.json").unlink(missing_ok=True)
         return lineages.start(runs, name, config)
 
 

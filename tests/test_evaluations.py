@@ -70,12 +70,20 @@ def test_versions_are_all_or_those_named(game):
         versions(game, (3,))
 
 
+def score_something(runs, name):
+    """Something of a lineage is published."""
+    folder = runs / name / "base" / "model"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").touch()
+
+
 def test_a_model_becomes_a_lineage_that_has_played_nothing(tmp_path, model):
     game = prepare(tmp_path, str(model), [QUICK])
     assert (game.name, versions(game, ())) == ("my-sft-7b", [0])
     assert game.config.model.path == str(model)
     assert not game.config.evaluate.self_play
     assert game.config.evaluate.main_metric == QUICK
+    score_something(tmp_path, "my-sft-7b")
     again = prepare(tmp_path, str(model), ["bbh-quick"])
     assert again.config.evaluate.suites == ("bbh-quick",)
     assert prepare(tmp_path, "my-sft-7b", [QUICK]).config.evaluate.suites == (QUICK,)
@@ -83,10 +91,19 @@ def test_a_model_becomes_a_lineage_that_has_played_nothing(tmp_path, model):
 
 def test_a_suite_that_would_give_a_score_of_the_leaderboard_another_value_is_refused(tmp_path, model):
     prepare(tmp_path, str(model), ["bbh-quick"], [{"evaluate": {"lm_eval": {"tasks": ["hellaswag"]}}}])
+    score_something(tmp_path, "my-sft-7b")
     with pytest.raises(ConfigError, match="lm-eval and open-llm-leaderboard both score hellaswag, in different ways"):
         prepare(tmp_path, str(model), ["open-llm-leaderboard"])
     for suite in (QUICK, "bbh", "big-bench-quick"):
         assert prepare(tmp_path, str(model), [suite]).config.evaluate.suites == (suite,)
+
+
+def test_a_first_try_that_came_to_nothing_may_be_repeated_with_other_settings(tmp_path, model):
+    prepare(tmp_path, str(model), [QUICK], [{"chat": {"template": "plain"}}])
+    assert prepare(tmp_path, str(model), [QUICK], [{"chat": {"template": "format"}}]).config.chat.template == "format"
+    score_something(tmp_path, "my-sft-7b")
+    with pytest.raises(ConfigError, match="scoring cannot change chat"):
+        prepare(tmp_path, str(model), [QUICK], [{"chat": {"template": "plain"}}])
 
 
 def test_a_model_under_a_recipe_has_its_prompts_and_may_be_asked_about_them(tmp_path, model):
