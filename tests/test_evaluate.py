@@ -142,12 +142,13 @@ def test_heldout_nll_is_nats_a_token_of_the_human_responses(opponents_report):
     want = [-row["real_logps"] / len(row["real_ids"]) for row in held_out(opponents_report)]
     assert list(items(opponents_report)["heldout_nll"].values()) == pytest.approx(want)
     assert not opponents_report.scores["heldout_nll"].higher_is_better
-    # A random model over 15 tokens knows next to nothing.
-    assert opponents_report.scores["heldout_nll"].value == pytest.approx(math.log(15), rel=0.1)
+    # A random model over 16 tokens knows next to nothing.
+    assert opponents_report.scores["heldout_nll"].value == pytest.approx(math.log(16), rel=0.1)
 
 
 def test_how_diverse_versions_are_is_compared_prompt_by_prompt(tmp_path, models, prompts, opponents_report):
-    before, after = opponents_report, do(evaluate_job(tmp_path / "self-play", models[1], prompts))
+    # Answers of one token repeat.
+    before, after = opponents_report, do(evaluate_job(tmp_path / "self-play", models[1], prompts, max_new_tokens=1))
     mine, theirs = (one.scores["distinct_1"] for one in (after, before))
     words = [[row["generated"] for row in held_out(one)] for one in (after, before)]
     assert [mine.value, theirs.value] == pytest.approx([distinct_shares(texts)[0] for texts in words])
@@ -244,9 +245,9 @@ def test_the_two_sample_test_is_told_in_words(opponents_report):
     (note,) = opponents_report.notes
     score = opponents_report.scores["text_classifier"]
     assert f"in {score.value:.3f} ± {score.stderr:.3f} of cases" in note
-    # The demo's answers are digits, and a random model writes any of 15 tokens.
-    assert score.value > 0.8
-    assert float(note.rsplit(" ", 1)[1]) < 0.01
+    # The demo's answers are digits, and a random model writes any of 16 tokens.
+    assert score.value > 0.5 + 2 * score.stderr
+    assert float(note.rsplit(" ", 1)[1]) < 0.05
     assert not score.higher_is_better
 
 
