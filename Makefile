@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Processes that share the test files out among them.
-TESTERS ?= 2
+# Processes that share the test files out among them: one more than two cores, since tests of servers wait.
+TESTERS ?= 3
 
 # vLLM's own environment: its CPU build, a community's, where there is no GPU.
 VLLM_VENV := .venv-vllm

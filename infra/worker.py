@@ -50,11 +50,18 @@ def interrupt(*_: object) -> None:
 
 
 def end_runs(worker: int) -> None:
-    """Ask the worker's runs to end, and wait for that."""
+    """Ask the worker's runs to end, and wait for that.
+
+    Between the worker and a run may be a process of Prefect's that heeds no signal itself: it leaves that to the others
+    of its group.
+    """
     runs = children(worker)
     for run in runs:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(run, signal.SIGTERM)
+            if os.getpgid(run) == run:
+                os.killpg(run, signal.SIGTERM)
+            else:
+                os.kill(run, signal.SIGTERM)
     deadline = time.monotonic() + launch.longest_grace() + PATIENCE_SECONDS
     while runs & children(worker) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -42,8 +42,8 @@ def test_total_variation_is_the_largest_difference_over_all_events():
 def player(seed=0):
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=15, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        initializer_range=0.5,
+        vocab_size=len(demo.build_tokenizer()), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, initializer_range=0.5,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
 

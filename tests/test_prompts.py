@@ -1,6 +1,7 @@
 """The SFT data on its way from rows to token ids."""
 
 import json
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -514,8 +515,17 @@ def test_the_demo_asks_every_prompt_once_unless_told(build, demo_model):
 
 
 def test_data_beyond_a_small_vocabulary_are_refused(build, demo_model):
-    with pytest.raises(DataError, match="characters that the tokenizer does not know, and it has no token for unknown"):
+    with pytest.raises(DataError, match=r"is left \(3 of 3 dropped as unknown-character\): use a tokenizer whose voc"):
         build(rows_of(3), model=demo_model)
+
+
+def test_data_beyond_a_vocabulary_that_has_no_unknown_token_are_refused(build, demo_model, tmp_path):
+    folder = shutil.copytree(demo_model, tmp_path / "model")
+    known = json.loads((folder / "tokenizer.json").read_text())
+    known["model"]["unk_token"] = "<none>"
+    (folder / "tokenizer.json").write_text(json.dumps(known))
+    with pytest.raises(DataError, match="characters that the tokenizer does not know, and it has no token for unknown"):
+        build(rows_of(3), model=folder)
 
 
 # Real data

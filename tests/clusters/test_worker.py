@@ -23,9 +23,16 @@ signal.signal(signal.SIGTERM, save)
 pathlib.Path(sys.argv[1], "begun").touch()
 time.sleep(600)
 """
+SUPERVISED = f"""
+import signal, subprocess, sys
+signal.signal(signal.SIGTERM, lambda *_: None)
+sys.exit(subprocess.call([sys.executable, "-c", {RUN!r}, sys.argv[1]]))
+"""
+"""A process of Prefect's which leaves signals to the run below it."""
 STAND_IN = f"""# STAND_IN
 import pathlib, signal, subprocess, sys, time
-run = subprocess.Popen([sys.executable, "-c", {RUN!r}, sys.argv[1]], start_new_session=True)
+code = {{"run": {RUN!r}, "supervised": {SUPERVISED!r}}}[sys.argv[2]]
+run = subprocess.Popen([sys.executable, "-c", code, sys.argv[1]], start_new_session=True)
 def end(*_):
     run.kill()
     pathlib.Path(sys.argv[1], "worker").write_text(str(run.wait()))
@@ -37,17 +44,18 @@ while True:
 TENDED = "import sys; from infra import worker; sys.exit(worker.tend([sys.executable, *sys.argv[1:]]))"
 
 
-def begin(folder: Path) -> "subprocess.Popen[bytes]":
+def begin(folder: Path, kind: str = "run") -> "subprocess.Popen[bytes]":
     """A worker with a run that has begun."""
-    words = [sys.executable, "-c", TENDED, "-c", STAND_IN, str(folder)]
+    words = [sys.executable, "-c", TENDED, "-c", STAND_IN, str(folder), kind]
     process = subprocess.Popen(words, cwd=ROOT)
     wait_for((folder / "begun").exists)
     return process
 
 
+@pytest.mark.parametrize("kind", ["run", "supervised"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_worker_that_is_asked_to_end_lets_its_runs_save_first(number, tmp_path):
-    with begin(tmp_path) as process:
+def test_a_worker_that_is_asked_to_end_lets_its_runs_save_first(number, kind, tmp_path):
+    with begin(tmp_path, kind) as process:
         os.kill(process.pid, number)  # as Docker does: that one process, and no other
         assert process.wait(60) == 3, "it ends as Prefect's does"
     assert (tmp_path / "saved").exists()

@@ -36,9 +36,9 @@ class Up:
     runs: Path
     port: int
     host: str = "127.0.0.1"
-    options: tuple[str, ...] = ()
     secrets: dict[str, str] = field(default_factory=dict)
     """What its environment holds beyond ours, and that of nobody else."""
+    options: tuple[str, ...] = ()
     process: subprocess.Popen[str] = field(init=False)
     headers: dict[str, str] = field(default_factory=dict)
     """What requests bring: the token without which the server lets nobody change anything."""

@@ -79,11 +79,11 @@ def nothing(up: Up, root: Path) -> None:
 
 LONGER = [
     pytest.param(nothing, strike, marks=pytest.mark.large)
-    for strike in (kill_worker, kill_both, kill_server, down_and_up)
+    for strike in (kill_flow, kill_worker, kill_both, kill_server, down_and_up)
 ]
 
 
-@pytest.mark.parametrize(("in_training", "strike"), [(nothing, kill_flow), (kill_server, kill_worker), *LONGER])
+@pytest.mark.parametrize(("in_training", "strike"), [(kill_server, kill_worker), *LONGER])
 def test_a_run_that_is_struck_ends_with_the_same_leaderboard(
     up, finished, in_training: Callable[[Up, Path], None], strike: Callable[[Up, Path], None]
 ):
