@@ -1,0 +1,275 @@
+"""A lineage that commit 03bedde published: today's code reads it, verifies it, reuses it, and continues it.
+
+The folder `fixtures/lineages/03bedde` says how it was made. Every test works on a copy, so its recorded paths, which
+are those of the machine that made it, never exist.
+"""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from click.testing import CliRunner
+
+from flows.cli import main
+from spin_core import controls, launch, rescore, store, suites
+from spin_core import lineage as lineages
+from spin_core.jobs import Job
+from spin_core.lineage import Lineage
+from spin_core.records import (
+    Artifact,
+    EvalReport,
+    GenerationBatch,
+    ModelVersion,
+    PairDataset,
+    PromptSet,
+    ScoredPairs,
+    TrainRun,
+)
+from spin_core.verify import verify
+
+R = TypeVar("R", bound=Artifact)
+
+PUBLISHED = Path(__file__).parent / "fixtures" / "lineages" / "03bedde"
+ONE_PROCESS = Path(__file__).parent / "flows" / "one_process.py"
+NAME = "tiny"
+SETTINGS = {
+    "sft": {"hidden_size": 8, "intermediate_size": 16, "layers": 1, "train": {"epochs": 1}},
+    "prompts": {"sample": 48, "held_out": 8},
+    "generate.shard_size": 20,
+    "pairs.mix_previous": True,
+    "train": {"epochs": 1, "batch_size": 16},
+    "gate.rule": "always",
+    "metrics.sinks": [],
+    "controls": {
+        "sft_learning_rate": [0.001],
+        "temperatures": [],
+        "dpo": {"source": {"path": "demo"}, "sample": 16},
+    },
+}
+"""The settings of the command that made the lineage."""
+
+VERSIONS = ["θ_0", "θ_1", "θ_2"]
+STEPS = 9
+CONTROLS = {f"sft-lr-0.001-steps-{STEPS}", "dpo-beta-0.1-lr-0.001-epochs-1"}
+
+
+def copy_to(runs: Path) -> Lineage:
+    """A copy of the published lineage in a runs folder."""
+    shutil.copytree(PUBLISHED, runs, ignore=shutil.ignore_patterns("README.md"))
+    return lineages.find(runs, NAME)
+
+
+@pytest.fixture
+def game(tmp_path: Path) -> Lineage:
+    """A copy that a test may change."""
+    return copy_to(tmp_path / "runs")
+
+
+def spin(game: Lineage, *arguments: str) -> str:
+    """The standard output of a `spin` command on the copy."""
+    result = CliRunner().invoke(main, [*arguments, "--runs", str(game.runs)], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.stdout
+
+
+def published(runs: Path) -> list[Path]:
+    """Every published folder, those that lineages share included."""
+    return sorted(path.parent for path in runs.rglob(store.MANIFEST))
+
+
+def contents(runs: Path) -> dict[Path, tuple[int, bytes]]:
+    """The files of all published folders: when each was written, and its bytes."""
+    files = [path for folder in published(runs) for path in folder.rglob("*") if path.is_file()]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+# Read.
+
+
+def test_every_record_loads_with_the_paths_that_its_files_have_now(game):
+    records = game.records()
+    assert [record.t for record in records] == [0, 1]
+    assert [record.player.t for record in records] == [1, 2]
+    for record in records:
+        named = [record.prompts, record.opponent, record.generations, record.pairs, record.scores, record.train]
+        for artifact in (*named, record.player, *record.evaluations):
+            assert artifact.path.is_relative_to(game.runs)
+            assert store.read_record(artifact.path, type(artifact)) == artifact
+        assert "03bedde" in record.environment["spin"]
+
+
+def test_every_manifest_holds_a_record_that_loads(game):
+    assert len(published(game.runs)) == 26
+    for folder in published(game.runs):
+        assert store.read_record(folder, Artifact) is not None
+
+
+def test_every_job_file_is_a_job_of_today_with_the_identity_that_was_published(game):
+    types = {kind.model_fields["phase"].default: kind for kind in Job.__subclasses__()}
+    files = sorted(game.runs.rglob("jobs/*.json"))
+    assert len(files) == 20
+    for path in files:
+        values = json.loads(path.read_text("utf-8"))
+        job = types[values["phase"]].model_validate(values)
+        manifest = store.read_manifest(path.parents[1] / path.stem)
+        assert manifest is not None
+        assert store.identity_of(job.model_dump(mode="json")) == store.identity_of(manifest["identity"])
+
+
+def test_the_leaderboard_has_its_versions_and_controls_with_the_published_scores(game):
+    board = json.loads(spin(game, "leaderboard", NAME, "--json"))
+    assert [row["name"] for row in board["rows"]] == VERSIONS
+    assert {row["name"] for row in board["controls"]} == CONTROLS
+    for row in (*board["rows"][1:], *board["controls"]):
+        assert row["differences"]
+    for row, record in zip(board["rows"][1:], game.records(), strict=True):
+        (report,) = record.evaluations
+        assert row["scores"] == report.model_dump(mode="json")["scores"]
+        assert row["scores"]["heldout_nll"]["n"] == 8
+    table = spin(game, "leaderboard", NAME, "--all")
+    assert all(name in table for name in (*VERSIONS, *CONTROLS))
+
+
+def test_show_tells_of_both_iterations(game):
+    shown = spin(game, "show", NAME)
+    assert "θ_0 → θ_1" in shown
+    assert "θ_1 → θ_2" in shown
+    assert json.loads(spin(game, "show", NAME, "--json")) == [one.model_dump(mode="json") for one in game.records()]
+
+
+@pytest.mark.parametrize(("part", "prompts", "answers"), [("--held-out", 8, 3), ("--train", 48, 2)])
+def test_samples_have_the_answers_of_every_version(game, part, prompts, answers):
+    found = json.loads(spin(game, "samples", NAME, part, "--json"))
+    assert len(found) == prompts
+    assert {len(sample["answers"]) for sample in found} == {answers}
+    assert spin(game, "samples", NAME, part, "-n", "2")
+
+
+# Verify.
+
+
+def test_verify_finds_everything_whole(game):
+    assert f"published folders of {NAME} are whole" in spin(game, "verify", NAME)
+    for folder in published(game.runs):
+        assert store.verify(folder) == []
+
+
+def test_verify_finds_one_flipped_byte_in_a_weight(game):
+    path = game.iteration(1) / "model" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert verify(game)[0] == [f"{path}: changed since it was published"]
+
+
+# Reuse.
+
+
+def test_the_job_that_every_phase_gets_today_is_found_finished(game):
+    """The flow's walk through a lineage, with a look at the disk in place of each phase."""
+    outputs = list[Path]()
+
+    def finished(job: Job, kind: type[R]) -> R:
+        record = launch.finished(job, kind)
+        assert record is not None, f"{job.output} would be built again"
+        outputs.append(job.output)
+        return record
+
+    def evaluate(model: ModelVersion, against: EvalReport | None = None, folder: Path | None = None) -> EvalReport:
+        (job,) = suites.evaluate_jobs(game, model, prompts, against, folder)
+        assert rescore.unlike(job) == "", "it would be scored again"
+        return finished(job, EvalReport)
+
+    untrained = finished(game.base_job(), ModelVersion)
+    prompts = finished(game.prompts_job(untrained), PromptSet)
+    finished(game.sft_job(untrained, prompts), TrainRun)
+    base = opponent = game.sft_model(untrained, prompts)
+    base_report = report = evaluate(base)
+    previous = None
+    for t in range(2):
+        generations = finished(game.generate_job(t, opponent, prompts), GenerationBatch)
+        pairs = finished(game.pairs_job(t, prompts, generations, previous, None), PairDataset)
+        scores = finished(game.score_job(t, opponent, pairs, base), ScoredPairs)
+        finished(game.train_job(t, opponent, pairs, scores), TrainRun)
+        opponent, previous = game.player(t), generations
+        report = evaluate(opponent, report)
+    records = game.records()
+    for control in controls.plan(game, records):
+        pairs = scores = None
+        if control.teaches == "preferences":
+            pairs = finished(controls.preferences_job(game, control, base, prompts), PairDataset)
+            scores = finished(controls.score_job(game, control, base, pairs), ScoredPairs)
+        finished(controls.train_job(game, control, base, prompts, pairs, scores), TrainRun)
+        folder = game.control(control.name)
+        evaluate(lineages.trained(folder / "model"), base_report, folder / "eval")
+
+    weights = {folder for folder in published(game.runs) if folder.name == "model"}
+    diagnostics = set(published(game.runs / suites.SCORES))
+    assert {*outputs, *weights, *diagnostics} == set(published(game.runs)), "no folder was left out"
+
+
+def test_diagnostics_of_the_base_model_are_found_by_other_lineages(game):
+    """As an evaluation looks for them: they are kept below the runs folder by the identity of its job."""
+    record = game.records()[0]
+    (job,) = suites.evaluate_jobs(game, record.opponent, record.prompts, None)
+    asked = job.model_dump(mode="json")
+    entry = game.runs / suites.SCORES / store.digest_of(store.identity_of(asked))[:16]
+    assert store.reusable(entry / "self-play", asked, EvalReport) is not None
+
+
+# The whole flow, twice: in a copy that is complete, and then in one that has lost its last training.
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Lineage:
+    """A copy for the flow: with one runs folder, Prefect's database is made once."""
+    return copy_to(tmp_path_factory.mktemp("played") / "runs")
+
+
+def play(game: Lineage) -> Iterator[tuple[str, str]]:
+    """Run `spin run` with the settings that made the lineage: what it did (`done`, `reused`), and to which phase."""
+    sets = [f"--set={name}={json.dumps(value)}" for name, value in SETTINGS.items()]
+    command = [sys.executable, str(ONE_PROCESS), "run", "demo", "--lineage", NAME, "--iterations", "2", *sets]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    result = subprocess.run(
+        [*command, "--runs", str(game.runs)], env=kept, capture_output=True, text=True, check=False, timeout=560
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    for line in result.stdout.splitlines():
+        what, _, phase = line.partition(" ")
+        if what in ("done", "reused"):
+            yield what, phase.strip()
+
+
+@pytest.mark.slow
+def test_a_run_with_the_same_settings_reuses_every_phase_and_changes_no_published_file(played):
+    before, records = contents(played.runs), played.records()
+    done = list(play(played))
+    assert {what for what, _ in done} == {"reused"}
+    assert len(done) == 20
+    assert contents(played.runs) == before
+    assert played.records() == records
+
+
+@pytest.mark.slow
+def test_a_run_continues_from_what_is_left_of_the_lineage(played):
+    last = played.iteration(1)
+    for name in ("train", "model", "eval"):
+        shutil.rmtree(last / name)
+    (last / "record.json").unlink()
+    before, pairs = contents(played.runs), played.iteration(1) / "pairs"
+    done = [phase for what, phase in play(played) if what == "done"]
+    assert [phase.split("  ")[0] for phase in done] == ["iter 01 · train", "iter 01 · evaluate self-play"]
+    now = contents(played.runs)
+    assert {path: now[path] for path in before} == before
+    record = played.records()[1]
+    assert record.pairs == store.read_record(pairs, PairDataset)
+    assert record.train.first_loss == pytest.approx(math.log(2), abs=1e-3), "the scores on disk are the opponent's"
+    assert verify(played)[0] == []
