@@ -7,20 +7,20 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.listing import ended, label, place_of
-from flows.local import end_with_worker
+from flows.labels import ended, label, place_of
 from flows.parameters import Iterations, Overrides, OwnName, given, runs_folder
+from flows.server.local import end_with_worker
+from flows.server.temporary import end_server_with_us
+from flows.server.watch import sign
 from flows.spin import play_alone, started_again
-from flows.temporary import end_server_with_us
-from flows.watch import sign
-from spin_core import compare as comparisons
-from spin_core import lineage as lineages
-from spin_core import store
-from spin_core.compare import MOST_SEEDS, Table
-from spin_core.config import RunConfig
-from spin_core.controls import Method
-from spin_core.lineage import Lineage
-from spin_core.recipes import RecipeName, resolve
+from spin_core.comparison import compare as comparisons
+from spin_core.comparison.compare import MOST_SEEDS, Table
+from spin_core.config.resolve import RecipeName, resolve
+from spin_core.config.run import RunConfig
+from spin_core.lineage import lineage as lineages
+from spin_core.lineage.controls import Method
+from spin_core.lineage.lineage import Lineage
+from spin_core.store import lock
 from tasks.compare import publish_comparison
 from tasks.push import check_store
 
@@ -69,7 +69,7 @@ def compare_local(runs: Path, name: str, config: RunConfig, seeds: int, methods:
 def play_all(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequence[str]) -> Table:
     """Each seed's game with its controls, as an ordinary lineage; then the table."""
     label(recipe=config.recipe, comparison=name)
-    with store.locked(lineages.check_name(runs, name), wait=started_again()):
+    with lock.locked(lineages.check_name(runs, name), wait=started_again()):
         games = comparisons.begin(runs, name, config, seeds, methods)
         for game in games:
             play_seed(game)

@@ -1,9 +1,9 @@
 """What the game has to beat, trained and scored beside it in the same lineage."""
 
-from spin_core import controls, rescore
-from spin_core import lineage as lineages
-from spin_core.lineage import Lineage
-from spin_core.records import PromptSet
+from spin_core.lineage import controls, rescore
+from spin_core.lineage import lineage as lineages
+from spin_core.lineage.lineage import Lineage
+from spin_core.store.records import PromptSet
 from tasks.evaluate import Reports, evaluate
 from tasks.train import read_preferences, score_preferences, train_control
 

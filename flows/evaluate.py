@@ -6,19 +6,21 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.listing import ended, label, place_of
-from flows.local import end_with_worker
+from flows.labels import ended, label, place_of
 from flows.parameters import Overrides, OwnName, given, runs_folder
+from flows.server.local import end_with_worker
+from flows.server.temporary import end_server_with_us
+from flows.server.watch import sign
 from flows.spin import first_opponent, started_again
-from flows.temporary import end_server_with_us
-from flows.watch import sign
-from spin_core import evaluations, launch, store
-from spin_core import lineage as lineages
-from spin_core.board import Board
-from spin_core.evaluations import Suite
-from spin_core.lineage import Lineage
-from spin_core.recipes import RecipeName
-from spin_core.records import ModelVersion, PromptSet
+from spin_core.config.resolve import RecipeName
+from spin_core.leaderboard import scoring
+from spin_core.leaderboard.board import Board
+from spin_core.leaderboard.scoring import Suite
+from spin_core.lineage import lineage as lineages
+from spin_core.lineage.lineage import Lineage
+from spin_core.runtime import warm
+from spin_core.store import identity, lock
+from spin_core.store.records import ModelVersion, PromptSet
 from tasks.base import base_model
 from tasks.evaluate import evaluate as score
 from tasks.evaluate import tell
@@ -50,7 +52,7 @@ def evaluate(
         runs: The folder that holds lineages; SPIN_RUNS, or runs, if left out.
     """
     end_with_worker()
-    game = evaluations.prepare(runs_folder(runs), target, suites, [given(overrides)], recipe or "", lineage)
+    game = scoring.prepare(runs_folder(runs), target, suites, [given(overrides)], recipe or "", lineage)
     score_versions(game, versions)
     return ended(place_of("leaderboard", game.name), None)
 
@@ -66,10 +68,10 @@ def evaluate_local(game: Lineage, versions: Sequence[int]) -> Board:
 def score_versions(game: Lineage, wanted: Sequence[int]) -> Board:
     """Every suite on the versions wanted, or on all and the controls, alone in the lineage's folder."""
     label(recipe=game.config.recipe, lineage=game.name)
-    with store.locked(game.root, wait=started_again()), launch.warm.phases():
+    with lock.locked(game.root, wait=started_again()), warm.warm.phases():
         records = game.records()
         base, prompts = start_of(game)
-        for t in evaluations.versions(game, wanted):
+        for t in scoring.versions(game, wanted):
             player = game.player(t - 1) if t else base
             against = game.reports(records[t - 1].opponent.t) if t else ()
             score(game, player, prompts, tuple(against), anew=False)
@@ -85,7 +87,7 @@ def score_versions(game: Lineage, wanted: Sequence[int]) -> Board:
 def score_controls(game: Lineage, base: ModelVersion, prompts: PromptSet | None) -> None:
     """The same suites on what was trained beside the game, and on θ_0 at other temperatures, where these are there."""
     of_base = tuple(game.reports(0))
-    trained = [found.parents[1] for found in sorted((game.root / "controls").glob(f"*/model/{store.MANIFEST}"))]
+    trained = [found.parents[1] for found in sorted((game.root / "controls").glob(f"*/model/{identity.MANIFEST}"))]
     at = {game.control(f"temperature-{one:g}"): one for one in game.config.controls.temperatures}
     asked = game.config.evaluate
     cooled = [folder for folder in at if folder.is_dir() and (asked.self_play or asked.exact)]

@@ -13,15 +13,17 @@ from prefect.logging import get_run_logger
 from prefect.runtime import deployment, flow_run
 from prefect.states import Completed
 
-from flows.listing import ended, label, place_of
+from flows.labels import ended, label, place_of
 from flows.parameters import runs_folder
 from flows.spin import continue_lineage
-from spin_core import convergence, store
-from spin_core import lineage as lineages
-from spin_core.config import ControlsConfig, LineageName
+from spin_core.config.controls import ControlsConfig
+from spin_core.config.resolve import RecipeName, resolve
+from spin_core.config.run import LineageName
 from spin_core.errors import LineageBusy
-from spin_core.lineage import Lineage
-from spin_core.recipes import RecipeName, resolve
+from spin_core.leaderboard import convergence
+from spin_core.lineage import lineage as lineages
+from spin_core.lineage.lineage import Lineage
+from spin_core.store import files
 
 
 class Ending(NamedTuple):
@@ -69,7 +71,7 @@ def nightly(
             else resolve(recipe, iterations=iterations)
         )
         note.parent.mkdir(parents=True, exist_ok=True)
-        store.write_json(note, {"iterations": iterations, "ended": "", "by": BY})
+        files.write_json(note, {"iterations": iterations, "ended": "", "by": BY})
         try:
             continue_lineage(runs, lineage, config)
         except LineageBusy:
@@ -83,7 +85,7 @@ def nightly(
     assert game is not None, "it was there, or has been played"
     note.parent.mkdir(exist_ok=True)
     written = {"iterations": len(game.records()), "ended": over.reason if over else "", "by": BY, "played": played}
-    store.write_json(note, written)
+    files.write_json(note, written)
     place = place_of("leaderboard", lineage)
     if not over:
         return ended(place, None)

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model, model_serializer
 from pydantic.json_schema import SkipJsonSchema
 
-from flows.api import is_loopback
-from spin_core.config import RunConfig
-from spin_core.config_base import nameable
+from flows.server.api import is_loopback
+from spin_core.config.base import nameable
+from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError
 
 TOP_LEVEL = ("recipe", "iterations")

@@ -6,19 +6,22 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.controls import compare_with_controls
-from flows.listing import ended, label, place_of
-from flows.local import end_with_worker
+from flows.labels import ended, label, place_of
 from flows.parameters import Iterations, Overrides, OwnName, given, runs_folder
-from flows.temporary import end_server_with_us
-from flows.watch import sign
-from spin_core import gate, history, launch, store
-from spin_core import lineage as lineages
-from spin_core.board import Board
-from spin_core.config import RunConfig
-from spin_core.lineage import Lineage
-from spin_core.opponents import answerers
-from spin_core.recipes import RecipeName, resolve
-from spin_core.records import GenerationBatch, ModelVersion, PromptSet
+from flows.server.local import end_with_worker
+from flows.server.temporary import end_server_with_us
+from flows.server.watch import sign
+from spin_core.config.resolve import RecipeName, resolve
+from spin_core.config.run import RunConfig
+from spin_core.leaderboard import gate
+from spin_core.leaderboard.board import Board
+from spin_core.leaderboard.opponents import answerers
+from spin_core.lineage import history, start
+from spin_core.lineage import lineage as lineages
+from spin_core.lineage.lineage import Lineage
+from spin_core.runtime import warm
+from spin_core.store import lock
+from spin_core.store.records import GenerationBatch, ModelVersion, PromptSet
 from tasks.base import base_model, prepare_prompts, train_sft
 from tasks.evaluate import Reports, evaluate
 from tasks.generate import generate
@@ -81,8 +84,8 @@ def continue_lineage(runs: str, name: str, config: RunConfig) -> Board:
 
 def play_alone(runs: Path, name: str, config: RunConfig) -> Board:
     """Play with the lineage's lock held."""
-    with store.locked(lineages.check_name(runs, name), wait=started_again()), launch.warm.phases():
-        game = lineages.start(runs, name, config)
+    with lock.locked(lineages.check_name(runs, name), wait=started_again()), warm.warm.phases():
+        game = start.start(runs, name, config)
         with followed(game):
             return play(game)
 
@@ -141,7 +144,7 @@ def first_opponent(game: Lineage) -> tuple[ModelVersion, PromptSet]:
     if game.config.model.path:
         base = base_model(game)
         return base, prepare_prompts(game, base)
-    with store.locked(game.runs / lineages.SHARED, wait=True):
+    with lock.locked(game.runs / lineages.SHARED, wait=True):
         untrained = base_model(game)
         prompts = prepare_prompts(game, untrained)
         train_sft(game, untrained, prompts)

@@ -1,7 +1,8 @@
 """What a server does by itself about our runs: sees those that died, starts them again, tells people.
 
 They act on runs of deployments with the tag `spin` alone. They are installed by name: again, and nothing is there
-twice; one that was switched off in the UI stays off. `spin up` does without the first two (see `flows/watch.py`).
+twice; one that was switched off in the UI stays off. `spin up` does without the first two (see
+`flows/server/watch.py`).
 """
 
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ActionTypes, ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
-from flows.local import HEARTBEAT_SECONDS, RERUNS
+from flows.server.local import HEARTBEAT_SECONDS, RERUNS
 
 TAG = "spin"
 """Deployments bear it, and hand it on to their runs."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import click
 
-from flows import api, local
-from flows.local import HEARTBEAT_SECONDS
+from flows.server import api, local
+from flows.server.local import HEARTBEAT_SECONDS
 from spin_core.errors import ConfigError, SpinError
 
 IN_MEMORY = "prefect.server.concurrency.lease_storage.memory"

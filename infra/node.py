@@ -21,9 +21,10 @@ from typing import Any
 
 import click
 
-from spin_core import launch
 from spin_core.errors import ConfigError, SpinError
-from spin_core.lineage import SHARED, check_name
+from spin_core.lineage.lineage import SHARED, check_name
+from spin_core.runtime import devices, launch, torchrun
+from spin_core.runtime import process as runtime_process
 
 log = logging.getLogger("spin_core")
 
@@ -53,7 +54,7 @@ class Begun:
 @click.argument("recipe")
 @click.option("--lineage", required=True, help="The lineage's name.")
 @click.option("--runs", type=click.Path(path_type=Path), default="runs", envvar="SPIN_RUNS", help="A shared folder.")
-@click.option("--node", type=int, required=True, envvar=launch.NODE_RANK, help="Which node this is, from 0.")
+@click.option("--node", type=int, required=True, envvar=torchrun.NODE_RANK, help="Which node this is, from 0.")
 @click.option("--nodes", type=click.IntRange(1), required=True, envvar="SPIN_NODES", help="How many there are.")
 @click.option("--meet", required=True, envvar="SPIN_MEET", help="host:port of the first node.")
 @click.option("--game", required=True, envvar="SPIN_GAME", help="What no other start of this kind is called.")
@@ -65,7 +66,7 @@ def main(
     logging.basicConfig(level=logging.INFO, format=f"node {node}: %(message)s", stream=sys.stderr)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
-    os.environ[launch.NODE_RANK] = str(node)
+    os.environ[torchrun.NODE_RANK] = str(node)
     runs = runs.absolute()
     try:
         root, mark = check_name(runs, lineage), mark_of(runs, game)
@@ -93,10 +94,10 @@ def mark_of(runs: Path, game: str) -> Path:
 
 def lead(arguments: Sequence[str], mark: Path) -> None:
     """Run `spin`, and leave the mark if it ends well. Otherwise exit as it does. It ends with us, however we end."""
-    words = [sys.executable, "-m", "flows.cli", *arguments]
+    words = [sys.executable, "-m", "flows.command_line.main", *arguments]
     with (
         subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0) as process,
-        launch.guard(process.pid),
+        runtime_process.guard(process.pid),
     ):
         try:
             status = process.wait()
@@ -148,9 +149,9 @@ def parts_in(job_file: Path) -> list[Part]:
     config: dict[str, Any] = job.get("config", {})
     if job["phase"] == "generate":
         each = config["vllm"]["speed"]["tensor_parallel"] if config["engine"] == "vllm" else 1
-        found = launch.environments(max(1, config["speed"]["workers"]), count_devices(), each)
+        found = devices.environments(max(1, config["speed"]["workers"]), count_devices(), each)
         return [(launch.command(job_file, "shards"), environment) for environment in found]
-    if job["phase"] == "train" and int(os.environ[launch.NODE_RANK]) < config["speed"]["nodes"]:
+    if job["phase"] == "train" and int(os.environ[torchrun.NODE_RANK]) < config["speed"]["nodes"]:
         return [(launch.command(job_file, "train"), {})]
     return []
 
@@ -182,15 +183,15 @@ def take_part(begun: Begun, parts: Sequence[Part], mark: Path) -> None:
 @contextlib.contextmanager
 def running(words: list[str], more: Mapping[str, str]) -> Iterator["subprocess.Popen[str]"]:
     """A process in a group of its own, which ends with us, in whichever way we end. Its log is ours."""
-    environment = {**launch.DEFAULTS, **os.environ, **more, "SPIN_PARENT": str(os.getpid())}
+    environment = {**runtime_process.DEFAULTS, **os.environ, **more, "SPIN_PARENT": str(os.getpid())}
     process = subprocess.Popen(
         words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment, process_group=0, text=True
     )
-    with process, launch.guard(process.pid):
+    with process, runtime_process.guard(process.pid):
         try:
             yield process
         finally:
-            launch.end_group(process)
+            runtime_process.end_group(process)
 
 
 if __name__ == "__main__":

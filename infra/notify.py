@@ -11,7 +11,7 @@ from prefect.blocks.webhook import Webhook
 from prefect.events.actions import ActionTypes, CallWebhook, SendNotification
 from pydantic import SecretStr
 
-from flows.api import is_loopback
+from flows.server.api import is_loopback
 from infra.email_block import Email
 from spin_core.errors import ConfigError
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from spin_core import launch
+from spin_core.runtime import grace, process
 
 PATIENCE_SECONDS = 30.0
 """How long runs may take to say what became of them, once their phases have saved their work."""
@@ -29,7 +29,7 @@ def tend(command: Sequence[str]) -> int:
     """The status of a worker that has ended, by itself or because we were asked to. However we end, it does."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
-    with subprocess.Popen(command, process_group=0) as worker, launch.guard(worker.pid):
+    with subprocess.Popen(command, process_group=0) as worker, process.guard(worker.pid):
         try:
             status = worker.wait()
         except KeyboardInterrupt:
@@ -62,7 +62,7 @@ def end_runs(worker: int) -> None:
                 os.killpg(run, signal.SIGTERM)
             else:
                 os.kill(run, signal.SIGTERM)
-    deadline = time.monotonic() + launch.longest_grace() + PATIENCE_SECONDS
+    deadline = time.monotonic() + grace.longest_grace() + PATIENCE_SECONDS
     while runs & children(worker) and time.monotonic() < deadline:
         time.sleep(0.1)
 

@@ -1,9 +1,9 @@
 """θ_0 and the SFT data."""
 
-from spin_core.jobs import BaseJob, PromptsJob, TrainJob
-from spin_core.lineage import Lineage
-from spin_core.records import ModelVersion, PromptSet, TrainRun
-from tasks.frame import phase_task
+from spin_core.lineage.lineage import Lineage
+from spin_core.store.jobs import BaseJob, PromptsJob, TrainJob
+from spin_core.store.records import ModelVersion, PromptSet, TrainRun
+from tasks.phase_task import phase_task
 
 
 @phase_task(ModelVersion, "base model")

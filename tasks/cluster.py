@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from prefect.tasks import Task
 
-from spin_core.config import RayConfig
+from spin_core.config.generate import RayConfig
 from spin_core.errors import ConfigError, TryAgain, first_line
 
 LOOK_SECONDS = 1.0

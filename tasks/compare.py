@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from spin_core import compare, compare_page
-from spin_core.compare import Table
-from spin_core.lineage import Lineage
+from spin_core.comparison import compare
+from spin_core.comparison import page as comparison_page
+from spin_core.comparison.compare import Table
+from spin_core.lineage.lineage import Lineage
 from tasks.publish import is_new, show
 
 
@@ -14,8 +15,8 @@ def publish_comparison(runs: Path, table: Table, game: Lineage) -> None:
     `game` is the first seed's.
     """
     compare.save(runs, table)
-    compare_page.write(runs / table.name / "report.html", table, game.records()[0].environment["spin"])
-    spin, name, page = table.of("spin")[-1], f"comparison-{table.name}", compare_page.markdown(table)
+    comparison_page.write(runs / table.name / "report.html", table, game.records()[0].environment["spin"])
+    spin, name, page = table.of("spin")[-1], f"comparison-{table.name}", comparison_page.markdown(table)
     if is_new(name, page):
-        said = f"{spin.name}: {table.main_metric} {compare_page.score(spin.scores.get(table.main_metric))}"
+        said = f"{spin.name}: {table.main_metric} {comparison_page.score(spin.scores.get(table.main_metric))}"
         show(name, page, f"{table.name}: {said}")

@@ -8,15 +8,17 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from spin_core import launch, rescore, store, suites
-from spin_core.config import RayConfig
+from spin_core.config.generate import RayConfig
 from spin_core.errors import SpinError, WorkersLost, first_line
-from spin_core.jobs import BenchmarkJob, EvaluateJob, MtBenchJob
-from spin_core.lineage import Lineage
-from spin_core.records import EvalReport, ModelVersion, PromptSet
+from spin_core.lineage import rescore, suite_jobs
+from spin_core.lineage.lineage import Lineage
+from spin_core.runtime import launch
+from spin_core.store import lock
+from spin_core.store.jobs import BenchmarkJob, EvaluateJob, MtBenchJob
+from spin_core.store.records import EvalReport, ModelVersion, PromptSet
 from tasks import display
 from tasks.cluster import Future, has_ended, runner_on
-from tasks.frame import RETRIES, RETRY_DELAY_SECONDS, may_pass, phase_task, run
+from tasks.phase_task import RETRIES, RETRY_DELAY_SECONDS, may_pass, phase_task, run
 
 Reports = tuple[EvalReport, ...]
 Suite = EvaluateJob | BenchmarkJob | MtBenchJob
@@ -44,7 +46,7 @@ def evaluate(
     """
     opponent = next((report for report in against if report.suite == "self-play"), None)
     model = folder.parent.name if folder else f"θ_{player.t}"
-    jobs = suites.evaluate_jobs(game, player, prompts, opponent, folder, temperature, against)
+    jobs = suite_jobs.evaluate_jobs(game, player, prompts, opponent, folder, temperature, against)
     if not anew:
         rescore.check(jobs, game.name)
     for job in jobs:
@@ -82,7 +84,7 @@ def published(job: Suite) -> EvalReport:
 def run_suite_there(model: str, job: Suite) -> None:  # noqa: ARG001 (for its name)
     """One suite on one model, on whichever machine of the cluster this runs on."""
     # A machine that Ray has taken for dead may still be at work on the same suite, in the same scratch folder.
-    with store.locked(launch.job_path(job).with_suffix(""), wait=True):
+    with lock.locked(launch.job_path(job).with_suffix(""), wait=True):
         run(job, EvalReport)
 
 

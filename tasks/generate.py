@@ -10,14 +10,16 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from spin_core import engines, launch, shards, store
-from spin_core.config import RayConfig
-from spin_core.jobs import GenerateJob
-from spin_core.lineage import Lineage
-from spin_core.records import GenerationBatch, ModelVersion, PromptSet
+from spin_core.config.generate import RayConfig
+from spin_core.inference import shards, workers
+from spin_core.lineage.lineage import Lineage
+from spin_core.runtime import grace, interpreter, launch
+from spin_core.store import files
+from spin_core.store.jobs import GenerateJob
+from spin_core.store.records import GenerationBatch, ModelVersion, PromptSet
 from tasks import display
 from tasks.cluster import LOOK_SECONDS, Future, has_ended, runner_on
-from tasks.frame import phase_task
+from tasks.phase_task import phase_task
 
 
 def generate(
@@ -28,9 +30,9 @@ def generate(
     ray = job.config.speed.ray
     if ray is None or launch.finished(job, GenerationBatch) is not None:
         return answer(game, t, opponent, prompts, answerers)
-    if job.config.engine == "transformers" and engines.gpus_elsewhere(game.config.generate, game.config.model):
-        display.current.noted(engines.GPUS_ELSEWHERE)
-        get_run_logger().warning("%s", engines.GPUS_ELSEWHERE)
+    if job.config.engine == "transformers" and interpreter.gpus_elsewhere(game.config.generate, game.config.model):
+        display.current.noted(interpreter.GPUS_ELSEWHERE)
+        get_run_logger().warning("%s", interpreter.GPUS_ELSEWHERE)
     with workers_on(ray, job):
         return answer(game, t, opponent, prompts, answerers)
 
@@ -46,7 +48,7 @@ def answer(
 @task(name="answer-on-ray", cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=1)
 def join(job_file: Path) -> None:
     """Answer shards on whichever machine of the cluster this runs on, until all are there."""
-    launch.join_generation(job_file)
+    workers.join_generation(job_file)
 
 
 @contextlib.contextmanager
@@ -58,7 +60,7 @@ def workers_on(ray: RayConfig, job: GenerateJob) -> Iterator[None]:
         with watched(futures, job):
             yield
         for future in futures:
-            future.wait(launch.GRACE_SECONDS)
+            future.wait(grace.GRACE_SECONDS)
 
 
 @contextlib.contextmanager
@@ -81,7 +83,7 @@ def watched(futures: Sequence[Future], job: GenerateJob) -> Iterator[None]:
             if over.wait(shards.POLL_SECONDS):
                 return
         with contextlib.suppress(FileNotFoundError):  # it has published meanwhile
-            store.write_text(note, "; ".join(f"{count} said: {word}" for word, count in Counter(words).items()))
+            files.write_text(note, "; ".join(f"{count} said: {word}" for word, count in Counter(words).items()))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

@@ -9,9 +9,9 @@ from typing import IO
 
 from prefect.logging import get_run_logger
 
-from spin_core import launch
-from spin_core.lineage import Lineage
-from spin_core.points import folder_of
+from spin_core.lineage.lineage import Lineage
+from spin_core.runtime import process as runtime_process
+from spin_core.tracking.points import folder_of
 from tasks import display
 
 GRACE_SECONDS = 60.0
@@ -38,8 +38,10 @@ def followed(game: Lineage) -> Iterator[None]:
 
     folder_of(game).mkdir(parents=True, exist_ok=True)
     with (folder_of(game) / "log.txt").open("w", encoding="utf-8") as log:
-        process = launch.spawn(
-            [sys.executable, "-m", "spin_core.follow", str(game.runs), game.name], stdin=subprocess.PIPE, stderr=log
+        process = runtime_process.spawn(
+            [sys.executable, "-m", "spin_core.tracking.follow", str(game.runs), game.name],
+            stdin=subprocess.PIPE,
+            stderr=log,
         )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -55,7 +57,7 @@ def followed(game: Lineage) -> Iterator[None]:
         try:
             process.wait(grace)
         except subprocess.TimeoutExpired:
-            launch.end_group(process)
+            runtime_process.end_group(process)
             note(f"metrics: not all were taken within {grace:.0f} s; the next run makes up for it")
         reader.join(1.0)
         process.stdout.close()

@@ -1,9 +1,9 @@
 """Pairs, and the opponent's log-probabilities of them."""
 
-from spin_core.jobs import PairsJob, ScoreJob
-from spin_core.lineage import Lineage
-from spin_core.records import GenerationBatch, ModelVersion, PairDataset, PromptSet, ScoredPairs
-from tasks.frame import phase_task
+from spin_core.lineage.lineage import Lineage
+from spin_core.store.jobs import PairsJob, ScoreJob
+from spin_core.store.records import GenerationBatch, ModelVersion, PairDataset, PromptSet, ScoredPairs
+from tasks.phase_task import phase_task
 
 
 @phase_task(PairDataset, "build pairs t={t}")

@@ -10,9 +10,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
-from spin_core import board, html_report, report, store
-from spin_core.lineage import Lineage
-from spin_core.records import IterationRecord
+from spin_core.leaderboard import board
+from spin_core.lineage.lineage import Lineage
+from spin_core.reports import html, markdown
+from spin_core.store import files
+from spin_core.store.records import IterationRecord
 from tasks.patience import patiently
 
 
@@ -26,7 +28,7 @@ def publish_iteration(game: Lineage, record: IterationRecord) -> None:
     path = game.page(record.t)
     if not path.exists():
         publish_leaderboard(game)
-        store.write_text(path, report.iteration_page(game, record))
+        files.write_text(path, markdown.iteration_page(game, record))
     page = path.read_text("utf-8")
     name = f"{game.name}-iteration-{record.t:02d}"
     get_run_logger().info("gate: %s (%s)", record.gate.outcome, record.gate.reason)
@@ -49,11 +51,11 @@ def emit_decision(game: Lineage, record: IterationRecord) -> None:
 def publish_leaderboard(game: Lineage) -> board.Board:
     """Write `leaderboard.json` and `report.html`, and a new version of the artifact `leaderboard-<lineage>`."""
     standing = board.save(game)
-    html_report.write(game, standing=standing)
-    page = report.leaderboard_page(standing, game.config)
+    html.write(game, standing=standing)
+    page = markdown.leaderboard_page(standing, game.config)
     name = f"leaderboard-{game.name}"
     if is_new(name, page):
-        show(name, page, report.leader(standing))
+        show(name, page, markdown.leader(standing))
     return standing
 
 

@@ -10,14 +10,14 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
-from spin_core import push as pushes
-from spin_core.config import RunConfig
+from spin_core.config.run import RunConfig
 from spin_core.errors import TryAgain, first_line
-from spin_core.findings import size
-from spin_core.lineage import Lineage
-from spin_core.push import Moved
+from spin_core.lineage.lineage import Lineage
+from spin_core.preflight.findings import size
+from spin_core.remote import push as pushes
+from spin_core.remote.push import Moved
 from tasks import display
-from tasks.frame import RETRIES, RETRY_DELAY_SECONDS, ProgressArtifact, may_pass
+from tasks.phase_task import RETRIES, RETRY_DELAY_SECONDS, ProgressArtifact, may_pass
 
 
 def check_store(runs: Path, name: str, config: RunConfig) -> None:

@@ -1,11 +1,11 @@
 """Training: the player of an iteration, and what it is compared with."""
 
-from spin_core import controls
-from spin_core.controls import Control
-from spin_core.jobs import PreferencesJob, ScoreJob, TrainJob
-from spin_core.lineage import Lineage
-from spin_core.records import ModelVersion, PairDataset, PromptSet, ScoredPairs, TrainRun
-from tasks.frame import phase_task
+from spin_core.lineage import controls
+from spin_core.lineage.controls import Control
+from spin_core.lineage.lineage import Lineage
+from spin_core.store.jobs import PreferencesJob, ScoreJob, TrainJob
+from spin_core.store.records import ModelVersion, PairDataset, PromptSet, ScoredPairs, TrainRun
+from tasks.phase_task import phase_task
 
 
 @phase_task(TrainRun, "train t={t}")

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from spin_core.shards import Shards
+from spin_core.inference.shards import Shards
 
 SPAWN = multiprocessing.get_context("spawn")
 

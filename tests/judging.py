@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from endpoint import Reply
 
-from spin_core import judge
-from spin_core.config import JudgeConfig
-from spin_core.journal import Journal
-from spin_core.judge import Judge, Verdicts
-from spin_core.phase import Progress
-from spin_core.verdicts import SINGLE, Ask
+from spin_core.config.evaluate import JudgeConfig
+from spin_core.evaluation import judge
+from spin_core.evaluation.judge import Judge, Verdicts
+from spin_core.evaluation.verdicts import SINGLE, Ask
+from spin_core.runtime.progress import Progress
+from spin_core.store.journal import Journal
 
 
 @pytest.fixture(autouse=True)

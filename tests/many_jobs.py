@@ -10,13 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from spin_core import phase, ranks, score, train
 from spin_core.errors import Stopped
-from spin_core.jobs import ScoreJob, TrainJob
-from spin_core.records import ScoredPairs, TrainRun
+from spin_core.phases import score, train
+from spin_core.runtime import phase, progress, ranks
+from spin_core.store.jobs import ScoreJob, TrainJob
+from spin_core.store.records import ScoredPairs, TrainRun
 
 
-class StopsAt(phase.Progress):
+class StopsAt(progress.Progress):
     """Progress of a job that is asked to stop in a step."""
 
     def __init__(self, step: int | None) -> None:

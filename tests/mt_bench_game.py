@@ -11,13 +11,16 @@ from endpoint import Reply
 from helpers import character_tokenizer, save_tiny_model
 from small_game import CPU, version_of
 
-from spin_core import engines, judge, phase
-from spin_core.config import ChatConfig, GenerateConfig, JudgeConfig, MtBenchConfig, VllmConfig
-from spin_core.jobs import MtBenchJob
-from spin_core.mt_bench import run
-from spin_core.records import EvalReport, PromptSet
+from spin_core.config.evaluate import JudgeConfig, MtBenchConfig
+from spin_core.config.generate import GenerateConfig, VllmConfig
+from spin_core.config.model import ChatConfig
+from spin_core.evaluation import judge
+from spin_core.phases.mt_bench import run
+from spin_core.runtime import interpreter, phase, progress
+from spin_core.store.jobs import MtBenchJob
+from spin_core.store.records import EvalReport, PromptSet
 
-VLLM = engines.vllm_python(VllmConfig())
+VLLM = interpreter.vllm_python(VllmConfig())
 needs_vllm = pytest.mark.skipif(not VLLM.exists(), reason=f"no vLLM at {VLLM}: make vllm installs it")
 
 CATEGORIES = ("writing", "math", "stem")
@@ -89,7 +92,7 @@ def job_of(output: Path, data: Path | None, model: Path, url: str, **fields) -> 
 
 
 def do(job: MtBenchJob) -> EvalReport:
-    return phase.execute(job, EvalReport, run, phase.Progress(quiet=True))
+    return phase.execute(job, EvalReport, run, progress.Progress(quiet=True))
 
 
 def rows_of(report: EvalReport, name: str) -> list[dict]:

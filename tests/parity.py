@@ -18,11 +18,14 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from small_game import CPU, version_of
 
-from spin_core import local_tasks, phase
-from spin_core.benchmark import run
-from spin_core.jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
-from spin_core.models import load_model, load_tokenizer, save_model
-from spin_core.records import EvalReport
+from spin_core.data.tokenizer import load_tokenizer
+from spin_core.evaluation import local_tasks
+from spin_core.models.files import save_model
+from spin_core.models.loading import load_model
+from spin_core.phases.benchmark import run
+from spin_core.runtime import phase, progress
+from spin_core.store.jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
+from spin_core.store.records import EvalReport
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def score_ours(tasks: Tasks, folder: Path, model: Path) -> EvalReport:
         speed=BenchmarkSpeed(batch_size=4, scores=folder / ".scores"),
     )
     job = BenchmarkJob(output=folder / "lm-eval", config=config, model=CPU, player=version_of(model))
-    return phase.execute(job, EvalReport, run, phase.Progress())
+    return phase.execute(job, EvalReport, run, progress.Progress())
 
 
 def score_theirs(tasks: Tasks, folder: Path, model: Path) -> dict[str, dict]:

@@ -9,17 +9,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spin_core import phase, score, store, train
-from spin_core.config import ModelConfig, TrainConfig
-from spin_core.jobs import Job, ScoreJob, TrainJob
-from spin_core.logps import network_of
-from spin_core.models import load_model
-from spin_core.objective import objective_of
-from spin_core.optim import SingleDevice
-from spin_core.ranks import Ranks
-from spin_core.records import ModelVersion, PairDataset, PromptSet, ScoredPairs, TrainRun
-from spin_core.train import forward_backward, prepare
-from spin_core.train_data import batch_of, read_data
+from spin_core.config.model import ModelConfig
+from spin_core.config.train import TrainConfig
+from spin_core.models.loading import load_model
+from spin_core.models.logps import network_of
+from spin_core.phases import score, train
+from spin_core.runtime import phase
+from spin_core.runtime import progress as runtime_progress
+from spin_core.runtime.ranks import Ranks
+from spin_core.store import identity
+from spin_core.store.jobs import Job, ScoreJob, TrainJob
+from spin_core.store.records import ModelVersion, PairDataset, PromptSet, ScoredPairs, TrainRun
+from spin_core.training.loop import forward_backward, prepare
+from spin_core.training.objective import objective_of
+from spin_core.training.optim import SingleDevice
+from spin_core.training.train_data import batch_of, read_data
 
 CPU = ModelConfig(device="cpu")
 TOKENS = pa.list_(pa.int32())
@@ -27,7 +31,7 @@ TOKENS = pa.list_(pa.int32())
 
 def version_of(folder: Path, t: int = 0) -> ModelVersion:
     """θ_t's record, made from what lies in the folder."""
-    return ModelVersion(path=folder, digest=store.digest_folder(folder)[0], t=t, parent=None)
+    return ModelVersion(path=folder, digest=identity.digest_folder(folder)[0], t=t, parent=None)
 
 
 def token_ids(rng: np.random.Generator, rows: int, shortest: int, longest: int) -> list[list[int]]:
@@ -41,7 +45,7 @@ def write_pairs(folder: Path, prompts: list, real: list, generated: list) -> Pai
     columns = {"prompt_ids": prompts, "real_ids": real, "generated_ids": generated}
     pq.write_table(pa.table({name: pa.array(rows, TOKENS) for name, rows in columns.items()}), folder / "pairs.parquet")
     rows = len(prompts)
-    digest = store.digest_folder(folder)[0]
+    digest = identity.digest_folder(folder)[0]
     return PairDataset(path=folder, digest=digest, t=0, rows_in=rows, rows=rows, drops={}, mix={"0": rows})
 
 
@@ -59,7 +63,7 @@ def random_prompts(folder: Path, rows: int = 24, seed: int = 0) -> PromptSet:
     folder.mkdir(parents=True)
     columns = {"prompt_ids": token_ids(rng, rows, 1, 6), "response_ids": token_ids(rng, rows, 2, 12)}
     pq.write_table(pa.table({name: pa.array(rows, TOKENS) for name, rows in columns.items()}), folder / "train.parquet")
-    digest = store.digest_folder(folder)[0]
+    digest = identity.digest_folder(folder)[0]
     return PromptSet(path=folder, digest=digest, source="random", revision=None, rows=rows, held_out=0, drops={})
 
 
@@ -94,12 +98,12 @@ def game(folder: Path, model: Path, model_config: ModelConfig = CPU, **config) -
     return train_job(folder, start, pairs, scores, model_config, **config)
 
 
-def do(job: Job, progress: phase.Progress | None = None):
+def do(job: Job, progress: runtime_progress.Progress | None = None):
     """Do a job in this process."""
     stdout = sys.stdout
     try:
         module, record = (score, ScoredPairs) if isinstance(job, ScoreJob) else (train, TrainRun)
-        return phase.execute(job, record, module.run, progress or phase.Progress())
+        return phase.execute(job, record, module.run, progress or runtime_progress.Progress())
     finally:
         sys.stdout = stdout  # Progress had taken it
 
@@ -127,7 +131,7 @@ def start(job: Job, folder: Path) -> subprocess.Popen:
     (folder / "job.json").write_text(job.model_dump_json())
     with (folder / "stderr.txt").open("ab") as stderr:
         return subprocess.Popen(
-            [sys.executable, "-m", f"spin_core.{job.phase}", str(folder / "job.json")],
+            [sys.executable, "-m", f"spin_core.phases.{job.phase}", str(folder / "job.json")],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,

@@ -9,13 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spin_core import board, gate, history, store
-from spin_core import lineage as lineages
-from spin_core.config import RunConfig
-from spin_core.hygiene import statistics
-from spin_core.lineage import Lineage, dump
-from spin_core.recipes import resolve
-from spin_core.records import (
+from spin_core.config.resolve import resolve
+from spin_core.config.run import RunConfig
+from spin_core.data.hygiene import statistics
+from spin_core.leaderboard import board, gate
+from spin_core.lineage import history
+from spin_core.lineage import start as lineages
+from spin_core.lineage.lineage import Lineage
+from spin_core.store import artifacts, lock
+from spin_core.store.files import dump
+from spin_core.store.records import (
     EvalReport,
     GenerationBatch,
     ModelVersion,
@@ -51,7 +54,7 @@ def publish(
             path.write_bytes(content)
         else:
             pq.write_table(pa.table(content), path)
-    return store.publish(scratch, folder, job, fields, kind, usage=USAGE)
+    return artifacts.publish(scratch, folder, job, fields, kind, usage=USAGE)
 
 
 def report(folder: Path, model: str, values: Sequence[float], answer: str = "yes", **scores: Score) -> EvalReport:
@@ -133,7 +136,7 @@ def settings(*sets: str) -> RunConfig:
 
 def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS, sets: Sequence[str] = ()) -> Lineage:
     """A lineage with one iteration for each version after the first."""
-    with store.locked(runs / name):
+    with lock.locked(runs / name):
         game = lineages.start(runs, name, settings(*sets))
     untrained = game.base_job()
     init = publish(

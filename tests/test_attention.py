@@ -22,12 +22,12 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from spin_core import attention
-from spin_core.attention import PACKED
-from spin_core.batches import Sequences
-from spin_core.fused_loss import ItemLosses
-from spin_core.logps import ResponseLogps
-from spin_core.packing import packed_rows, padded_rows
+from spin_core.data.sequences import Sequences
+from spin_core.models import attention
+from spin_core.models.attention import PACKED
+from spin_core.models.logps import ResponseLogps
+from spin_core.models.packing import packed_rows, padded_rows
+from spin_core.models.vocabulary_loss import ItemLosses
 
 SMALL = {"vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 WIDE = {
@@ -155,8 +155,8 @@ def test_experts_that_some_tokens_share_are_no_way_from_one_response_to_another(
 
 
 def test_recomputed_layers_see_the_same_rows():
-    from spin_core.config import TrainConfig
-    from spin_core.train import prepare
+    from spin_core.config.train import TrainConfig
+    from spin_core.training.loop import prepare
 
     results = []
     for recompute in (False, True):

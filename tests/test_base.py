@@ -7,13 +7,17 @@ import pytest
 import torch
 from helpers import character_tokenizer, data_folder
 
-from spin_core import base, store
-from spin_core.config import ChatConfig, ModelConfig, SftConfig
+from spin_core.config.model import ChatConfig, ModelConfig, SftConfig
+from spin_core.data.tokenizer import context_length, load_tokenizer
 from spin_core.errors import ConfigError, ModelError
-from spin_core.jobs import BaseJob
-from spin_core.models import context_length, load_model, load_tokenizer
-from spin_core.phase import Progress, execute
-from spin_core.records import ModelVersion
+from spin_core.models import base_model
+from spin_core.models.loading import load_model
+from spin_core.phases import base
+from spin_core.runtime.phase import execute
+from spin_core.runtime.progress import Progress
+from spin_core.store import artifacts
+from spin_core.store.jobs import BaseJob
+from spin_core.store.records import ModelVersion
 
 CPU = ModelConfig(device="cpu")
 
@@ -40,7 +44,7 @@ def test_the_published_model_loads_and_says_what_the_original_says(tiny_model, t
         load_tokenizer(version.path, CPU)("Hi\n")["input_ids"] == load_tokenizer(tiny_model, CPU)("Hi\n")["input_ids"]
     )
     assert (version.t, version.parent) == (0, None)
-    assert store.verify(version.path) == []
+    assert artifacts.verify(version.path) == []
 
 
 def test_weights_are_linked_and_not_copied(tiny_model, tmp_path):
@@ -103,7 +107,7 @@ def test_the_real_small_model_is_brought_in(tmp_path):
     assert tokenizer("Once upon a time")["input_ids"] == load_tokenizer(source, CPU)("Once upon a time")["input_ids"]
     assert (tokenizer.pad_token, tokenizer.eos_token, context_length(version.path, CPU)) == ("<unk>", "</s>", 256)
     assert sum(weight.numel() for weight in load_model(version.path, CPU).parameters()) == 936_448
-    assert store.verify(version.path) == []
+    assert artifacts.verify(version.path) == []
 
 
 # Refusals
@@ -145,7 +149,9 @@ def test_pickled_weights_are_refused(copy, tmp_path):
 
 
 def test_a_missing_shard_is_named(copy, tmp_path):
-    (copy / base.INDEX).write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}))
+    (copy / base_model.INDEX).write_text(
+        json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}})
+    )
     with pytest.raises(ModelError, match=r"lacks model-2.safetensors: copy or fetch the model again"):
         publish(tmp_path, path=copy)
 
@@ -231,7 +237,7 @@ def test_a_fresh_model_has_the_shape_that_was_asked_for(tmp_path):
     config = load_model(version.path, CPU).config
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (24, 3, 2)
     assert config.vocab_size == len(load_tokenizer(version.path, CPU))
-    assert store.verify(version.path) == []
+    assert artifacts.verify(version.path) == []
 
 
 def test_the_seed_decides_a_fresh_model(tmp_path):

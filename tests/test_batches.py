@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spin_core.batches import DataOrder, Sequences, micro_batches, read_token_ids
+from spin_core.data.sequences import DataOrder, Sequences, micro_batches, read_token_ids
 from spin_core.errors import DataError
 
 LENGTHS = np.random.default_rng(0).integers(1, 300, 200)

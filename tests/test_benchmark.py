@@ -12,13 +12,18 @@ from helpers import character_tokenizer, data_folder, save_tiny_model
 from lm_eval.models.huggingface import HFLM
 from small_game import CPU, start, version_of, wait_for
 
-from spin_core import local_tasks, phase, store
-from spin_core.benchmark import run
+from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ConfigError, DataError, Stopped
-from spin_core.jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
-from spin_core.models import load_model, load_tokenizer, save_model
-from spin_core.records import EvalReport
-from spin_core.task_scores import outcome, subset
+from spin_core.evaluation import local_tasks
+from spin_core.evaluation.task_scores import outcome, subset
+from spin_core.models.files import save_model
+from spin_core.models.loading import load_model
+from spin_core.phases.benchmark import run
+from spin_core.runtime import phase
+from spin_core.runtime import progress as runtime_progress
+from spin_core.store import artifacts
+from spin_core.store.jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
+from spin_core.store.records import EvalReport
 
 SENTENCE = "red sun dog runs fast over the old green hill and sleeps near a blue lake while cold rain falls"
 WORDS = SENTENCE.split()
@@ -89,7 +94,7 @@ def benchmark_job(
 
 
 def do(job: BenchmarkJob) -> EvalReport:
-    return phase.execute(job, EvalReport, run, phase.Progress())
+    return phase.execute(job, EvalReport, run, runtime_progress.Progress())
 
 
 def items(report: EvalReport, task: str) -> list[float]:
@@ -213,7 +218,7 @@ def test_the_report_names_the_model_and_the_harness(report, model):
     assert report.harness.startswith("lm-eval 0.")
     assert report.notes == ("mmlu: 2 of its 57 tasks have rows, and the score is theirs alone",)
     assert sorted(path.name for path in report.path.iterdir()) == ["items.parquet", "manifest.json", "samples.parquet"]
-    assert store.verify(report.path) == []
+    assert artifacts.verify(report.path) == []
 
 
 def test_the_same_job_gives_the_same_bytes(tmp_path, model, data):
@@ -281,7 +286,10 @@ def test_a_stopped_run_keeps_the_tasks_that_are_done_and_what_is_answered_of_the
     whole = do(benchmark_job(tmp_path / "other" / "whole", model, data, "arc_easy", "winogrande"))
     undisturbed = [batches.pop(0) for _ in range(12)]
     assert not batches
-    job, progress = benchmark_job(tmp_path / "stopped", model, data, "arc_easy", "winogrande"), phase.Progress()
+    job, progress = (
+        benchmark_job(tmp_path / "stopped", model, data, "arc_easy", "winogrande"),
+        runtime_progress.Progress(),
+    )
     monkeypatch.setattr(progress, "show", lambda done: progress.stop() if done >= 1.5 else None)
     with pytest.raises(Stopped):
         phase.execute(job, EvalReport, run, progress)
@@ -321,7 +329,7 @@ def kept(folder: Path) -> list[str]:
     """The tasks whose results are kept, in the order in which they were scored."""
     entries = [path.parent for path in (folder / ".scores").glob("*/scores/manifest.json")]
     entries.sort(key=lambda entry: (entry / "manifest.json").stat().st_mtime)
-    return [store.read_record(entry, EvalReport).suite for entry in entries]
+    return [artifacts.read_record(entry, EvalReport).suite for entry in entries]
 
 
 def test_a_task_without_rows_is_refused_with_those_that_have(tmp_path, model, data):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from small_lineage import NLLS, build, report, suite_report
 
-from spin_core import board, reference_rows
-from spin_core.board import Board, format_score, leaderboard
-from spin_core.records import Score
+from spin_core.leaderboard import board, reference_rows
+from spin_core.leaderboard.board import Board, format_score, leaderboard
+from spin_core.store.records import Score
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from small_game import do, game, random_pairs, random_prompts, score_job, train_job, version_of
 
-from spin_core import controls
-from spin_core.batches import DataOrder, read_token_ids
-from spin_core.budget import in_share, steps_for
+from spin_core.data.sequences import DataOrder, read_token_ids
 from spin_core.errors import DataError
-from spin_core.jobs import TrainJob
-from spin_core.train_data import read_data
+from spin_core.lineage import controls
+from spin_core.store.jobs import TrainJob
+from spin_core.training.budget import in_share, steps_for
+from spin_core.training.train_data import read_data
 
 PROMPTS = [[number, number + 1] for number in range(400)]
 

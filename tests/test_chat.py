@@ -3,10 +3,10 @@
 import pytest
 from helpers import character_tokenizer, data_folder
 
-from spin_core.chat import Renderer, decode_responses
-from spin_core.config import ChatConfig, ModelConfig
+from spin_core.config.model import ChatConfig, ModelConfig
+from spin_core.data.chat import Renderer, decode_responses
+from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ConfigError, DataError, ModelError
-from spin_core.models import load_tokenizer
 
 TURN = "{% for m in messages %}"
 END = "{% endfor %}"

@@ -12,17 +12,24 @@ import torch
 from helpers import character_tokenizer, data_folder, save_tiny_model
 from huggingface_hub import constants
 
-from spin_core import check, check_data, check_model, engines, estimate, gate, logps, measure, prompts
-from spin_core.check import check_run
-from spin_core.config import ModelConfig, PromptsConfig, SourceConfig, TrainConfig
+from spin_core.config.data import PromptsConfig, SourceConfig
+from spin_core.config.model import ModelConfig
+from spin_core.config.resolve import resolve
+from spin_core.config.train import TrainConfig
+from spin_core.data.tokenizer import load_config
 from spin_core.errors import ConfigError, DataError, ModelError
-from spin_core.estimate import Shape
-from spin_core.findings import Findings, Looks, duration, listed, size
-from spin_core.jobs import PromptsJob
-from spin_core.models import load_config, load_model
-from spin_core.phase import Progress
-from spin_core.recipes import resolve
-from spin_core.records import ModelVersion
+from spin_core.leaderboard import gate
+from spin_core.models import logps
+from spin_core.models.loading import load_model
+from spin_core.phases import prompts
+from spin_core.preflight import data, estimate, measure, model, resources
+from spin_core.preflight.check import check_run
+from spin_core.preflight.estimate import Shape
+from spin_core.preflight.findings import Findings, Looks, duration, listed, size
+from spin_core.runtime import interpreter
+from spin_core.runtime.progress import Progress
+from spin_core.store.jobs import PromptsJob
+from spin_core.store.records import ModelVersion
 
 MIB = 2**20
 
@@ -149,7 +156,7 @@ def test_the_demo_is_ready_and_nothing_is_left_behind(tmp_path):
 
 
 def test_which_engine_answers_is_told_and_that_it_is_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(engines, "sees_gpu", lambda: False)
+    monkeypatch.setattr(interpreter, "sees_gpu", lambda: False)
     assert texts(check_run(resolve("demo"), tmp_path), "engine") == ["transformers answers: there is no GPU to use"]
     vllm = ["generate.engine=vllm", f"generate.vllm.python={sys.executable}"]
     found = check_run(resolve("demo", sets=vllm), tmp_path)
@@ -199,7 +206,7 @@ def test_the_counts_are_those_of_the_phase(configured, tiny_model, tmp_path):
 
 
 def test_a_long_source_is_judged_by_its_beginning(configured, tmp_path, monkeypatch):
-    monkeypatch.setattr(check_data, "CHARACTERS", 700)
+    monkeypatch.setattr(data, "CHARACTERS", 700)
     found = check_run(configured(), tmp_path)
     assert "judged by the first 24 rows" in texts(found, "prompts")[0]
     assert texts(found, "prompts")[0].startswith("52 to train on and 8 held out")
@@ -267,8 +274,8 @@ def test_a_model_that_is_not_whole_is_found_by_its_headers(configured, tiny_mode
     line = wrong(check_run(configured(f"model.path={tmp_path / 'model'}"), tmp_path))
     assert "is no whole safetensors file" in line
     with pytest.raises(ModelError, match="copy or fetch it again"):
-        check_model.read_headers([weights])
-    assert check_model.read_headers([tiny_model / "model.safetensors"])[1] == "F32"
+        model.read_headers([weights])
+    assert model.read_headers([tiny_model / "model.safetensors"])[1] == "F32"
 
 
 @pytest.fixture
@@ -290,7 +297,9 @@ def test_a_model_that_cannot_take_packed_rows_is_told_with_the_reason_and_reckon
     configured, capped_model, tmp_path, monkeypatch
 ):
     reckoned = []
-    monkeypatch.setattr(check, "look_at_time", lambda _looks, config, *_: reckoned.append(config.train.speed.packing))
+    monkeypatch.setattr(
+        resources, "look_at_time", lambda _looks, config, *_: reckoned.append(config.train.speed.packing)
+    )
     found = check_run(configured(f"model.path={capped_model}"), tmp_path)
     assert found.ok
     assert texts(found, "model", "warn") == ["trains on padded rows, because Gemma2Attention asks for softcap"]
@@ -305,7 +314,7 @@ def test_a_model_that_needs_all_its_logits_at_once_is_told_and_reckoned_with(
 ):
     reckoned = []
     monkeypatch.setattr(
-        check, "look_at_time", lambda _looks, config, *_: reckoned.append(config.train.speed.response_logits)
+        resources, "look_at_time", lambda _looks, config, *_: reckoned.append(config.train.speed.response_logits)
     )
     monkeypatch.setattr(logps, "CAP", "no such setting")
     capped = configured(f"model.path={capped_model}", "train.speed.packing=false")
@@ -358,10 +367,10 @@ def hub(monkeypatch):
 
 @pytest.mark.usefixtures("hub")
 def test_rows_on_the_hub_are_counted_by_their_card():
-    assert check_data.rows_on_hub(SourceConfig(path="some/data")) == 1234
-    assert check_data.rows_on_hub(SourceConfig(path="some/data", split="test")) is None
+    assert data.rows_on_hub(SourceConfig(path="some/data")) == 1234
+    assert data.rows_on_hub(SourceConfig(path="some/data", split="test")) is None
     with pytest.raises(DataError, match="some/other is no file or folder here, and the hub did not answer for it"):
-        check_data.rows_on_hub(SourceConfig(path="some/other"))
+        data.rows_on_hub(SourceConfig(path="some/other"))
 
 
 @pytest.mark.usefixtures("hub")
@@ -373,14 +382,15 @@ def test_rows_on_the_hub_are_taken_to_be_as_long_as_allowed(configured, tmp_path
 
 
 def test_scores_that_a_gate_may_watch_are_those_that_versions_get():
-    from spin_core import evaluate
+    from spin_core.evaluation import items
+    from spin_core.phases import evaluate
 
     assert {name for name in (*gate.SELF_PLAY, *gate.EXACT) if name not in evaluate.__doc__} == set()
-    assert set(gate.EXACT) < evaluate.LOWER_IS_BETTER
+    assert set(gate.EXACT) < items.LOWER_IS_BETTER
 
 
 def test_free_memory_is_less_than_there_is():
-    free, where = check.free_memory("cpu")
+    free, where = resources.free_memory("cpu")
     assert 50 * MIB < free < 2**50
     assert where in ("in memory", "in this container")
 
@@ -404,7 +414,7 @@ def test_a_finding_that_nearly_does_not_fit_is_a_warning():
 
 
 def test_settings_of_the_prompts_have_room_for_held_out_sources(configured, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(check_data, "CHARACTERS", 700)
+    monkeypatch.setattr(data, "CHARACTERS", 700)
     other = configured(f"prompts.held_out_source={{path: {rows}}}", "prompts.held_out=100")
     assert isinstance(other.prompts, PromptsConfig)
     assert "has fewer rows than prompts.held_out: lower that" in wrong(check_run(other, tmp_path))

@@ -8,18 +8,11 @@ import pytest
 import torch
 from small_game import do, game, random_pairs, score_job, start, train_job, version_of, wait_for
 
-from spin_core import checkpoint
-from spin_core.checkpoint import (
-    CHECKPOINTS,
-    Journal,
-    checkpoints,
-    latest_checkpoint,
-    save_checkpoint,
-    step_of,
-)
 from spin_core.errors import DamagedArtifact
-from spin_core.rows import METRICS, TIMING, read_rows
-from spin_core.store import digest_file
+from spin_core.store.identity import digest_file
+from spin_core.store.training_log import METRICS, TIMING, read_rows
+from spin_core.training import checkpoint
+from spin_core.training.checkpoint import CHECKPOINTS, Journal, checkpoints, latest_checkpoint, save_checkpoint, step_of
 
 
 def tensors(value: float) -> dict[str, torch.Tensor]:
@@ -215,7 +208,7 @@ def test_a_killed_run_resumes_to_the_same_digest(tmp_path, tiny_model):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_checkpoint_at_every_step_changes_nothing(tmp_path, tiny_model, dtype):
-    from spin_core.config import ModelConfig
+    from spin_core.config.model import ModelConfig
 
     job = game(tmp_path, tiny_model, ModelConfig(device="cpu", dtype=dtype), epochs=3)
     often = job.model_copy(
@@ -229,22 +222,22 @@ def test_a_checkpoint_at_every_step_changes_nothing(tmp_path, tiny_model, dtype)
 
 
 def test_a_kill_between_weights_and_metrics_trains_nothing_again(tmp_path, tiny_model, monkeypatch):
-    from spin_core import train
+    from spin_core.training import loop
 
     job = game(tmp_path, tiny_model)
     calls = []
-    keep = train.summary
+    keep = loop.summary
 
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "summary", killed)
+    monkeypatch.setattr(loop, "summary", killed)
     with pytest.raises(KeyboardInterrupt):
         do(job)
     assert (job.weights / "manifest.json").exists()
     assert not job.output.exists()
-    monkeypatch.setattr(train, "summary", keep)
-    monkeypatch.setattr(train, "train", lambda *_: calls.append("trained"))
+    monkeypatch.setattr(loop, "summary", keep)
+    monkeypatch.setattr(loop, "train", lambda *_: calls.append("trained"))
     record = do(job)
     assert calls == []
     assert record.model == json.loads((job.weights / "manifest.json").read_text())["record"]["digest"]

@@ -16,16 +16,16 @@ import yaml
 from click.testing import CliRunner, Result
 from small_lineage import build
 
-from flows.cli import main
-from flows.terminal import answer_rows
-from spin_core import store
-from spin_core.board import Board, leaderboard
-from spin_core.config import SuiteName
-from spin_core.findings import Findings
-from spin_core.lineage import Lineage
-from spin_core.recipe_book import RECIPES
-from spin_core.recipes import resolve
-from spin_core.records import IterationRecord
+from flows.command_line.main import main
+from flows.command_line.terminal import answer_rows
+from spin_core.config.evaluate import SuiteName
+from spin_core.config.recipes import RECIPES
+from spin_core.config.resolve import resolve
+from spin_core.leaderboard.board import Board, leaderboard
+from spin_core.lineage.lineage import Lineage
+from spin_core.preflight.findings import Findings
+from spin_core.store import lock
+from spin_core.store.records import IterationRecord
 
 COMMANDS = ["run", "next", "leaderboard", "show", "samples", "check", "verify", "export", "recipes", "up"]
 
@@ -68,7 +68,9 @@ def test_a_shown_iteration_says_that_memory_ran_out_while_it_answered(game):
 def test_help_takes_less_than_half_a_second():
     def seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-m", "flows.cli", "--help"], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.command_line.main", "--help"], capture_output=True, text=True, check=True
+        )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert "Self-play fine-tuning" in done.stdout
         # Processor time, since others may be using this machine.
@@ -79,7 +81,7 @@ def test_help_takes_less_than_half_a_second():
 
 def test_help_loads_nothing_heavy():
     heavy = "{'torch', 'transformers', 'prefect', 'pydantic', 'numpy', 'rich'}"
-    code = f"import sys, flows.cli; sys.exit(sorted({heavy} & set(sys.modules)) or 0)"
+    code = f"import sys, flows.command_line.main; sys.exit(sorted({heavy} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -229,7 +231,7 @@ def test_check_tells_what_is_ready_and_what_is_not(spin, tmp_path):
 
 def test_check_of_a_configuration_that_is_wrong_loads_nothing_heavy():
     code = (
-        "import sys\nfrom flows.cli import main\n"
+        "import sys\nfrom flows.command_line.main import main\n"
         "try:\n    main(['check', 'demo', '--set', 'train.betta=1'])\n"
         "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules)"
     )
@@ -274,7 +276,7 @@ def test_the_refusals_change_nothing(spin, game):
 
 @pytest.mark.parametrize("command", [["run", "demo", "--lineage", "tale"], ["next", "tale"]])
 def test_a_lineage_in_use_names_its_holder(spin, game, command):
-    with store.locked(game.root):
+    with lock.locked(game.root):
         line = refusal(spin(*command, status=2))
     assert line.startswith(f"lineage tale is in use by process {os.getpid()} on ")
 

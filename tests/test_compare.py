@@ -11,15 +11,17 @@ import pytest
 from matplotlib.image import imread
 from small_lineage import NLLS, build, lines, publish, report, settings, suite_report
 
-from spin_core import compare, compare_page, controls
-from spin_core import lineage as lineages
-from spin_core.compare import Arm, begin, configured, table
+from spin_core.comparison import compare
+from spin_core.comparison import page as comparison_page
+from spin_core.comparison.compare import Arm, begin, configured, table
+from spin_core.config.resolve import resolve
+from spin_core.data.repetition import distinct
 from spin_core.errors import ConfigError, DataError, SpinError
-from spin_core.lineage import Lineage
-from spin_core.recipes import resolve
-from spin_core.records import ModelVersion, Score, TrainRun
-from spin_core.statistics import sure
-from spin_core.texts import distinct
+from spin_core.evaluation.statistics import sure
+from spin_core.lineage import controls
+from spin_core.lineage import lineage as lineages
+from spin_core.lineage.lineage import Lineage
+from spin_core.store.records import ModelVersion, Score, TrainRun
 
 SETS = ("controls.sft_continued=true", "controls.longer=[2]", "controls.shares=[0.5]", "iterations=2", "train.epochs=3")
 NAMES = ["θ_0", "θ_1", "θ_2", "SFT, equal steps, lr 0.001", "iteration 0, 6 epochs"]
@@ -120,11 +122,11 @@ def test_a_difference_without_items_is_not_clear_and_the_page_says_so(tmp_path):
     assert nll.clear
     values = {**EMPTY, "lines": lines, "lineages": ("a", "b", "c"), "left_out": {}}
     by_bleu = compare.Table.model_validate({**values, "main_metric": "bleu"})
-    (said,) = (note for note in compare_page.notes(by_bleu) if note.startswith("Not marked"))
+    (said,) = (note for note in comparison_page.notes(by_bleu) if note.startswith("Not marked"))
     assert "bleu of SFT" in said
-    assert compare_page.difference(bleu) == "-0.4000 ± 0.0000"
+    assert comparison_page.difference(bleu) == "-0.4000 ± 0.0000"
     by_nll = compare.Table.model_validate({**values, "main_metric": "heldout_nll"})
-    assert not any(note.startswith("Not marked") for note in compare_page.notes(by_nll))
+    assert not any(note.startswith("Not marked") for note in comparison_page.notes(by_nll))
 
 
 def test_how_diverse_methods_are_is_tested_over_the_prompts(tmp_path):
@@ -169,7 +171,7 @@ def test_one_seed_has_no_error_over_seeds_but_that_of_its_items(games):
     assert sft.scores["heldout_nll"].stderr is None
     assert sft.versus["heldout_nll"].stderr is None
     assert sft.versus["heldout_nll"].clear
-    assert compare_page.notes(found)[0].startswith("Of one seed")
+    assert comparison_page.notes(found)[0].startswith("Of one seed")
 
 
 @pytest.mark.parametrize(("seeds", "errors"), [(2, 12.71), (3, 4.303), (10, 2.262), (12, 2.201), (31, 2.042)])
@@ -238,7 +240,7 @@ def test_dpo_without_data_is_left_out_with_the_way_to_add_it(tmp_path):
     assert lineages.names(tmp_path) == ["trial-seed-1"]
     assert set(compare.left_out(config, ())) == {"dpo", "spin-dpo"}
     found = compare.Table.model_validate({**EMPTY, "left_out": compare.left_out(config, ())})
-    assert any("--set controls.dpo.source.path=preferences.jsonl" in note for note in compare_page.notes(found))
+    assert any("--set controls.dpo.source.path=preferences.jsonl" in note for note in comparison_page.notes(found))
 
 
 EMPTY = {
@@ -266,7 +268,7 @@ class Page(HTMLParser):
 
 def test_the_page_holds_the_table_and_the_papers_figures_and_loads_nothing(tmp_path, standing):
     odd = standing.model_copy(update={"recipe": "<script>alert(1)</script>"})
-    compare_page.write(tmp_path / "report.html", odd, "0.1.0 (abc)")
+    comparison_page.write(tmp_path / "report.html", odd, "0.1.0 (abc)")
     page = Page((tmp_path / "report.html").read_text())
     assert page.tags.count("svg") == 3
     assert "script" not in page.tags
@@ -287,8 +289,8 @@ def test_the_page_shows_the_suites_and_what_only_some_methods_have(tmp_path):
     }
     lines = tuple(compare.line_of(arms, spin) for arms in (spin, other, late))
     found = compare.Table.model_validate({**EMPTY, "lines": lines, "headline": ("suite",), "left_out": {}})
-    assert compare_page.shown(found) == ["heldout_nll", "suite"]
-    head, further = "\n".join(compare_page.parts(found, "here")).split("<h2>Further scores</h2>")
+    assert comparison_page.shown(found) == ["heldout_nll", "suite"]
+    head, further = "\n".join(comparison_page.parts(found, "here")).split("<h2>Further scores</h2>")
     assert "<th>suite ↑</th><th>less SPIN</th>" in head
     assert "<td>-0.3000 ± 0.0000 *</td>" in head
     for name in ("ifeval ↑", "part ↑", "new ↑"):
@@ -303,7 +305,7 @@ def test_a_lineages_suites_are_of_the_headline(games):
 
 
 def test_the_artifact_has_the_same_table_with_pictures(standing):
-    text = compare_page.markdown(standing)
+    text = comparison_page.markdown(standing)
     assert text.count("data:image/png;base64,") == 3
     assert "| θ_2 | 2.9000 ± 0.0577 | – |" in text
     picture = base64.b64decode(text.split("base64,")[1].split(")")[0])
@@ -315,7 +317,7 @@ def test_figures_without_lines_are_not_drawn(games):
         dataclasses.replace(game, config=game.config.model_copy(update={"controls": settings().controls}))
         for game in games
     ]
-    assert list(compare_page.figures(table("trial", bare, {}))) == ["figure 3"]
+    assert list(comparison_page.figures(table("trial", bare, {}))) == ["figure 3"]
 
 
 def test_the_table_survives_json(tmp_path, standing):

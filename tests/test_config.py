@@ -3,8 +3,12 @@
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from spin_core import config as settings
-from spin_core.config import Frozen, GenerateConfig, PairsConfig, RunConfig, TrainConfig, at
+from spin_core.config import controls as settings
+from spin_core.config.base import Frozen, at
+from spin_core.config.data import PairsConfig
+from spin_core.config.generate import GenerateConfig
+from spin_core.config.run import RunConfig
+from spin_core.config.train import TrainConfig
 
 
 def models() -> list[type[BaseModel]]:

@@ -6,11 +6,12 @@ from functools import partial
 import pytest
 from small_lineage import build
 
-from spin_core import controls, store, suites
-from spin_core.controls import Control
+from spin_core.config.resolve import resolve
 from spin_core.errors import ConfigError
-from spin_core.lineage import Lineage
-from spin_core.recipes import resolve
+from spin_core.lineage import controls, suite_jobs
+from spin_core.lineage.controls import Control
+from spin_core.lineage.lineage import Lineage
+from spin_core.store import identity
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +49,9 @@ def test_an_anchored_reference_scores_the_initial_policy_in_all_iterations_but_t
 def test_other_objectives_have_the_same_jobs_as_before(built):
     _, jobs = pairs_and_scores(under(built))
     for job in (job for both in jobs for job in both):
-        asked = store.identity_of(job.model_dump(mode="json"))
+        asked = identity.identity_of(job.model_dump(mode="json"))
         before = {name: value for name, value in asked.items() if name not in ("initial", "base")}
-        assert store.differences(before, asked) == []
+        assert identity.differences(before, asked) == []
 
 
 @pytest.mark.parametrize("loss", ["t-spin", "space"])
@@ -163,7 +164,7 @@ def test_another_game_from_the_same_start_changes_answers_and_trainings_alone(bu
             game.base_job(),
             game.prompts_job(record.opponent),
             game.sft_job(record.opponent, record.prompts),
-            *suites.evaluate_jobs(game, record.player, record.prompts, None),
+            *suite_jobs.evaluate_jobs(game, record.player, record.prompts, None),
             game.generate_job(1, record.opponent, record.prompts),
             game.train_job(1, record.player, record.pairs, record.scores),
             job_of(game, control),

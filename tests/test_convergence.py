@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from small_lineage import build, report, suite_report
 
-from spin_core import convergence
 from spin_core.errors import ConfigError
-from spin_core.records import Score
+from spin_core.leaderboard import convergence
+from spin_core.store.records import Score
 
 BASE = np.array([2.0, 3.0, 4.0, 5.0] * 2)
 NOISE = np.array([0.1, -0.1] * 4)

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from spin_core import demo
+from spin_core.data import demo
 from spin_core.errors import DataError
 
 ALL_PROMPTS = [f"{n}=" for n in range(demo.FIRST, demo.LAST + 1)]
@@ -142,5 +142,5 @@ def test_a_character_outside_the_alphabet_is_unknown() -> None:
 
 
 def test_importing_the_module_loads_neither_torch_nor_transformers() -> None:
-    code = "import sys, spin_core.demo; assert not {'torch', 'transformers', 'tokenizers'} & set(sys.modules)"
+    code = "import sys, spin_core.data.demo; assert not {'torch', 'transformers', 'tokenizers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma2Config, Gemma3TextConfig, GPT2Config, LlamaConfig
 
-from spin_core.batches import Sequences
-from spin_core.config import TrainConfig
-from spin_core.fused_loss import ItemLosses
-from spin_core.logps import ResponseLogps
-from spin_core.optim import SingleDevice
-from spin_core.packing import padded_rows
+from spin_core.config.train import TrainConfig
+from spin_core.data.sequences import Sequences
+from spin_core.models.logps import ResponseLogps
+from spin_core.models.packing import padded_rows
+from spin_core.models.vocabulary_loss import ItemLosses
+from spin_core.training.optim import SingleDevice
 
 SEQUENCES = Sequences.of([[5, 6, 0], [5, 6, 0], [9, 9], [9, 9]], [[20, 21, 2], [20], [0, 24, 9, 9], [30, 2]])
 TOKENS_PB = np.array([[3, 4], [1, 2]])

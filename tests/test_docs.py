@@ -11,10 +11,10 @@ import click
 import pytest
 import yaml
 
-from flows.cli import main
-from spin_core.config import RunConfig
-from spin_core.recipe_book import RECIPES
-from spin_core.recipes import changes, resolve
+from flows.command_line.main import main
+from spin_core.config.recipes import RECIPES
+from spin_core.config.resolve import changes, resolve
+from spin_core.config.run import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

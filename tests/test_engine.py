@@ -16,9 +16,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from spin_core.engine import Answer, Request, TransformersEngine, holding
 from spin_core.errors import DataError, ModelError
-from spin_core.sampling import Sampling
+from spin_core.inference.engine import Answer, Request
+from spin_core.inference.sampling import Sampling
+from spin_core.inference.transformers_engine import TransformersEngine, holding
 
 VOCABULARY = 23
 GREEDY = Sampling(temperature=1e-6, top_p=1.0, top_k=0, max_new_tokens=12)

@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from spin_core import check, check_data, estimate, measure
-from spin_core.batches import Sequences
-from spin_core.checkpoint import save_checkpoint
-from spin_core.config import ModelConfig, TrainConfig
-from spin_core.estimate import Shape, Speed, Texts
-from spin_core.findings import Looks
-from spin_core.logps import ResponseLogps, hidden_states
-from spin_core.models import load_config, load_model
-from spin_core.optim import SingleDevice
-from spin_core.packing import padded_rows
-from spin_core.recipes import resolve
+from spin_core.config.model import ModelConfig
+from spin_core.config.resolve import resolve
+from spin_core.config.train import TrainConfig
+from spin_core.data.sequences import Sequences
+from spin_core.data.tokenizer import load_config
+from spin_core.models.loading import load_model
+from spin_core.models.logps import ResponseLogps, hidden_states
+from spin_core.models.packing import padded_rows
+from spin_core.preflight import data, estimate, measure, resources
+from spin_core.preflight.estimate import Shape, Speed, Texts
+from spin_core.preflight.findings import Looks
+from spin_core.training.checkpoint import save_checkpoint
+from spin_core.training.optim import SingleDevice
 
 SHAPE = Shape(
     parameters=1000, layers=2, hidden=8, intermediate=16, query_width=8, key_width=4, vocabulary=50, itemsize=4
@@ -120,14 +122,14 @@ def test_the_opponent_is_a_second_model_where_it_is_scored_at_every_step():
     ],
 )
 def test_offloading_is_a_cure_where_it_would_help(monkeypatch, sets, cure):
-    from spin_core import models
+    from spin_core.runtime import devices
 
-    monkeypatch.setattr(models, "device_of", lambda _model: torch.device("cuda"))
-    monkeypatch.setattr(check, "free_memory", lambda device: (10**10 if device == "cuda" else 10**12, "there"))
+    monkeypatch.setattr(devices, "device_of", lambda _model: torch.device("cuda"))
+    monkeypatch.setattr(resources, "free_memory", lambda device: (10**10 if device == "cuda" else 10**12, "there"))
     shape = Shape(**{**vars(SHAPE), "itemsize": 2, "parameters": 10**10, "layers": 40})
     looks = Looks()
     config = resolve("demo", sets=["generate.engine=vllm", "train.speed.cached_scores=false", *sets])
-    check.look_at_memory(looks, config, shape, TEXTS)
+    resources.look_at_memory(looks, config, shape, TEXTS)
     said = looks.findings[0].text
     assert [name for name in ("zero2-offload", "zero3-offload") if f"train.speed.deepspeed to {name}" in said] == (
         [cure] if cure else []
@@ -150,13 +152,13 @@ def test_a_shared_prompt_is_counted_once():
 
 def test_padding_is_what_rows_hold_beyond_their_sequences():
     config = TrainConfig(batch_size=4, micro_batch_tokens=10**6, loss="sft")
-    assert check_data.padding([(5, 5)] * 10, config) == 1
-    assert check_data.padding([(1, 1), (1, 2), (1, 3), (1, 8)], config) == 4 * 9 / (2 + 3 + 4 + 9)
+    assert data.padding([(5, 5)] * 10, config) == 1
+    assert data.padding([(1, 1), (1, 2), (1, 3), (1, 8)], config) == 4 * 9 / (2 + 3 + 4 + 9)
     # Of a prompt's two responses, both rows are as long as the longer one.
     pairs = TrainConfig(batch_size=1, micro_batch_tokens=10**6)
-    assert check_data.padding([(1, 1), (1, 9)], pairs) == 4 * 10 / (2 + 10 + 2 + 10)
+    assert data.padding([(1, 1), (1, 9)], pairs) == 4 * 10 / (2 + 10 + 2 + 10)
     alike = TrainConfig(batch_size=64, micro_batch_tokens=100, loss="sft")
-    assert 1 < check_data.padding([(1, n) for n in range(1, 200)], alike) < 1.2, "rows of like length lie together"
+    assert 1 < data.padding([(1, n) for n in range(1, 200)], alike) < 1.2, "rows of like length lie together"
 
 
 def test_padding_is_counted_for_rows_that_are_padded_alone():

@@ -13,16 +13,22 @@ import torch
 from helpers import data_folder, save_tiny_model
 from small_game import CPU, version_of
 
-from spin_core import board, demo, gate, phase, store
-from spin_core.config import EvaluateConfig, GenerateConfig
+from spin_core.config.evaluate import EvaluateConfig
+from spin_core.config.generate import GenerateConfig
+from spin_core.config.resolve import resolve
+from spin_core.data import demo
+from spin_core.data.repetition import distinct_shares
 from spin_core.errors import DataError
-from spin_core.evaluate import SCHEMA, mean, quality, rewards, run, write_items
-from spin_core.exact import exact_distances
-from spin_core.jobs import EvaluateJob, EvaluateSpeed
-from spin_core.models import load_model
-from spin_core.recipes import resolve
-from spin_core.records import EvalReport, PromptSet
-from spin_core.texts import distinct_shares
+from spin_core.evaluation.exact import exact_distances
+from spin_core.evaluation.items import mean, write_items
+from spin_core.evaluation.self_play import SCHEMA, quality, rewards
+from spin_core.leaderboard import board, gate
+from spin_core.models.loading import load_model
+from spin_core.phases.evaluate import run
+from spin_core.runtime import phase, progress
+from spin_core.store import artifacts, identity
+from spin_core.store.jobs import EvaluateJob, EvaluateSpeed
+from spin_core.store.records import EvalReport, PromptSet
 
 ROWS = 24
 ALWAYS = {
@@ -49,7 +55,7 @@ def prompt_set(folder: Path, prompts: list[str]) -> PromptSet:
         columns[name] = pa.array(columns[name], pa.list_(pa.int32()))
     folder.mkdir(parents=True)
     pq.write_table(pa.table(columns), folder / "held_out.parquet")
-    digest = store.digest_folder(folder)[0]
+    digest = identity.digest_folder(folder)[0]
     return PromptSet(
         path=folder, digest=digest, source="demo", revision=None, rows=0, held_out=len(prompts), drops={}, stop_ids=(2,)
     )
@@ -81,7 +87,7 @@ def evaluate_job(output: Path, model: Path, prompts: PromptSet, t=0, opponent=No
 
 
 def do(job: EvaluateJob) -> EvalReport:
-    return phase.execute(job, EvalReport, run, phase.Progress())
+    return phase.execute(job, EvalReport, run, progress.Progress())
 
 
 def held_out(report: EvalReport) -> list[dict]:
@@ -275,7 +281,7 @@ def test_a_report_about_other_prompts_is_refused(tmp_path, models, opponents_rep
 
 def test_the_same_job_gives_the_same_bytes(tmp_path, models, prompts, opponents_report):
     assert do(evaluate_job(tmp_path / "again", models[0], prompts)).digest == opponents_report.digest
-    assert store.verify(tmp_path / "again") == []
+    assert artifacts.verify(tmp_path / "again") == []
 
 
 def test_lineages_share_what_is_known_of_a_first_model(tmp_path, models, prompts, opponents_report, monkeypatch):
@@ -285,11 +291,11 @@ def test_lineages_share_what_is_known_of_a_first_model(tmp_path, models, prompts
         return evaluate_job(tmp_path / name / "self-play", models[0], prompts, **more).model_copy(update=shared)
 
     first = do(job("one"))
-    monkeypatch.setattr("spin_core.evaluate.play", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr("spin_core.evaluation.self_play.play", lambda *_: pytest.fail("asked again"))
     second = do(job("two"))
     assert first.digest == second.digest == opponents_report.digest
     assert (first.scores, first.notes) == (second.scores, second.notes)
-    assert store.verify(second.path) == []
+    assert artifacts.verify(second.path) == []
     with pytest.raises(pytest.fail.Exception, match="asked again"):
         do(job("three", temperature=0.5))
     with pytest.raises(pytest.fail.Exception, match="asked again"):
@@ -351,7 +357,7 @@ def test_the_real_small_model_is_better_at_stories_than_a_guess(tmp_path):
     folder = data_folder("models", "babyllama-105")
     with data_folder("tinystories", "val.jsonl").open(encoding="utf-8") as file:
         stories = [json.loads(file.readline())["text"].replace("\n", " ") for _ in range(8)]
-    from spin_core.models import load_tokenizer
+    from spin_core.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder, CPU)
     ids = [tokenizer(story)["input_ids"] for story in stories]

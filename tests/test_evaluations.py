@@ -3,9 +3,9 @@
 import pytest
 from small_lineage import build
 
-from spin_core import lineage as lineages
 from spin_core.errors import ConfigError
-from spin_core.evaluations import prepare, versions
+from spin_core.leaderboard.scoring import prepare, versions
+from spin_core.lineage import lineage as lineages
 
 QUICK = "open-llm-leaderboard-quick"
 

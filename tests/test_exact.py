@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from spin_core import demo
+from spin_core.data import demo
 from spin_core.errors import DataError
-from spin_core.exact import distances, exact_distances
+from spin_core.evaluation.exact import distances, exact_distances
 
 NAMES = ("total_variation", "invalid_mass", "forward_kl")
 

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spin_core.config import ModelConfig
+from spin_core.config.model import ModelConfig
+from spin_core.data.pairs import SCHEMA
 from spin_core.errors import ConfigError, DataError, StorageError
-from spin_core.export import export_model, export_pairs
-from spin_core.pairs import SCHEMA
+from spin_core.lineage.export import export_model, export_pairs
 
 CONVERSATION = [
     {"role": "user", "content": "Hi"},

@@ -5,10 +5,10 @@ import pytest
 from click.testing import CliRunner
 from small_lineage import report, settings, suite_report
 
-from flows.cli import main
+from flows.command_line.main import main
 from spin_core.errors import ConfigError
-from spin_core.gate import best, check_metrics, decide, lead
-from spin_core.records import Score
+from spin_core.leaderboard.gate import best, check_metrics, decide, lead
+from spin_core.store.records import Score
 
 
 def made(folder, values, name="m", **scores):

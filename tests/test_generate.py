@@ -16,17 +16,24 @@ import torch
 from helpers import character_tokenizer, data_folder, save_tiny_model
 from small_game import CPU, token_ids, version_of
 
-from spin_core import pairs as make_pairs
-from spin_core import phase, store
-from spin_core import prompts as make_prompts
-from spin_core.config import ChatConfig, GenerateConfig, PairsConfig, PromptsConfig, SourceConfig
-from spin_core.engine import Answer, Request, TransformersEngine, make_engine
+from spin_core.config.data import PairsConfig, PromptsConfig, SourceConfig
+from spin_core.config.generate import GenerateConfig
+from spin_core.config.model import ChatConfig
+from spin_core.data.hygiene import statistics
+from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ModelError, Stopped
-from spin_core.generate import answers, requests_for, run
-from spin_core.hygiene import statistics
-from spin_core.jobs import GenerateJob, PairsJob, PromptsJob
-from spin_core.models import load_tokenizer
-from spin_core.records import GenerationBatch, PairDataset, PromptSet
+from spin_core.inference.answering import answers, requests_for
+from spin_core.inference.engine import Answer, Request
+from spin_core.inference.factory import make_engine
+from spin_core.inference.transformers_engine import TransformersEngine
+from spin_core.phases import pairs as make_pairs
+from spin_core.phases import prompts as make_prompts
+from spin_core.phases.generate import run
+from spin_core.runtime import phase
+from spin_core.runtime import progress as runtime_progress
+from spin_core.store import artifacts, identity
+from spin_core.store.jobs import GenerateJob, PairsJob, PromptsJob
+from spin_core.store.records import GenerationBatch, PairDataset, PromptSet
 
 EOS, END_OF_TURN = 2, 30
 
@@ -44,7 +51,7 @@ def prompt_set(folder: Path, rows=20, stop_ids=(EOS, END_OF_TURN)) -> PromptSet:
     }
     folder.mkdir(parents=True)
     pq.write_table(pa.table(columns), folder / "train.parquet")
-    digest = store.digest_folder(folder)[0]
+    digest = identity.digest_folder(folder)[0]
     return PromptSet(
         path=folder, digest=digest, source="random", revision=None, rows=rows, held_out=0, drops={}, stop_ids=stop_ids
     )
@@ -63,7 +70,7 @@ def generate_job(output: Path, model: Path, prompts: PromptSet, t=0, seed=0, **c
 
 
 def do(job: GenerateJob) -> GenerationBatch:
-    return phase.execute(job, GenerationBatch, run, phase.Progress())
+    return phase.execute(job, GenerationBatch, run, runtime_progress.Progress())
 
 
 def rows_of(record: GenerationBatch) -> list[dict]:
@@ -86,7 +93,7 @@ def test_every_prompt_is_answered_once_in_order_and_counted(tmp_path, tiny_model
     assert record.finish_reasons == {reason: reasons.count(reason) for reason in ("length", "stop")}
     assert min(record.finish_reasons.values()) > 0
     assert record.statistics == statistics(pq.read_table(prompts.path / "train.parquet"), pa.Table.from_pylist(rows))
-    assert store.verify(record.path) == []
+    assert artifacts.verify(record.path) == []
 
 
 def test_answers_end_in_a_stop_token_unless_they_are_cut(tmp_path, tiny_model, prompts):
@@ -171,12 +178,12 @@ def test_a_conversation_of_several_turns_is_answered_and_paired_as_one_prompt(tm
         tokenizer=version_of(model),
         max_new_tokens=24,
     )
-    prompts = phase.execute(prompts_job, PromptSet, make_prompts.run, phase.Progress())
+    prompts = phase.execute(prompts_job, PromptSet, make_prompts.run, runtime_progress.Progress())
     generations = do(generate_job(tmp_path / "generations", model, prompts, answers=2))
     pairs_job = PairsJob(
         output=tmp_path / "pairs", t=0, config=PairsConfig(), prompts=prompts, generations=generations, previous=None
     )
-    record = phase.execute(pairs_job, PairDataset, make_pairs.run, phase.Progress())
+    record = phase.execute(pairs_job, PairDataset, make_pairs.run, runtime_progress.Progress())
     tokenizer = load_tokenizer(model, CPU)
     pairs = pq.read_table(record.path / "pairs.parquet").to_pylist()
     assert len(pairs) == 10
@@ -215,7 +222,7 @@ def test_progress_counts_prompts_and_tokens_a_second(tmp_path, tiny_model, promp
     assert told[-1]["metrics"]["tokens/s"] > 0
 
 
-class StoppedWithin(phase.Progress):
+class StoppedWithin(runtime_progress.Progress):
     """Asked to stop as soon as there is an answer."""
 
     def show(self, done, **metrics):
@@ -242,7 +249,7 @@ def start(job: GenerateJob, folder: Path) -> subprocess.Popen:
     """The phase as a process of its own."""
     path = folder / "job.json"
     path.write_text(job.model_dump_json())
-    command = [sys.executable, "-m", "spin_core.generate", str(path)]
+    command = [sys.executable, "-m", "spin_core.phases.generate", str(path)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ)
 
 
@@ -282,7 +289,7 @@ def test_a_run_that_is_terminated_and_then_killed_ends_as_one_that_was_not(tmp_p
     record = do(job)
     assert record.digest == whole.digest
     assert {name: (record.path / name).stat().st_mtime_ns for name in kept} == kept
-    assert store.verify(record.path) == []
+    assert artifacts.verify(record.path) == []
 
 
 class Cramped:
@@ -322,7 +329,7 @@ def test_a_batch_that_was_halved_is_in_the_record_and_says_the_same(tmp_path, ti
     record = do(generate_job(tmp_path / "cramped", tiny_model, prompts, batch_size=8))
     assert said(record) == said(whole)
     assert (whole.smallest_batch, record.smallest_batch) == (None, 2)
-    assert store.read_record(record.path, GenerationBatch).smallest_batch == 2
+    assert artifacts.read_record(record.path, GenerationBatch).smallest_batch == 2
     lines = [json.loads(line) for line in (record.path / "log" / "timing.jsonl").read_text().splitlines()]
     assert {(line["batch_size"], line["halved"]) for line in lines} == {(2, True)}
 

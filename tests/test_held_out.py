@@ -22,18 +22,18 @@ from small_game import (
     write_pairs,
 )
 
-from spin_core.batches import read_token_ids
-from spin_core.checkpoint import Journal, checkpoints, step_of
-from spin_core.config import TrainConfig
+from spin_core.config.train import TrainConfig
+from spin_core.data.sequences import read_token_ids
 from spin_core.errors import ConfigError, DataError, Stopped, TrainingDiverged
-from spin_core.held_out import best, is_best, published_step, split
-from spin_core.jobs import TrainJob
-from spin_core.logps import sequence_logps
-from spin_core.models import load_model
-from spin_core.phase import Progress
-from spin_core.records import Event
-from spin_core.rows import HELD_OUT, read_rows
-from spin_core.train_data import read_data
+from spin_core.models.loading import load_model
+from spin_core.models.logps import sequence_logps
+from spin_core.runtime.progress import Progress
+from spin_core.store.jobs import TrainJob
+from spin_core.store.records import Event
+from spin_core.store.training_log import HELD_OUT, read_rows
+from spin_core.training.checkpoint import Journal, checkpoints, step_of
+from spin_core.training.held_out import best, is_best, published_step, split
+from spin_core.training.train_data import read_data
 
 PART = 0.3
 WILD = {"learning_rate": 3e-2, "epochs": 8, "lr_schedule": "constant", "warmup": 0}

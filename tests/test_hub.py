@@ -14,11 +14,13 @@ import pytest
 from parity import save_ending_model, write_data_set
 from small_game import CPU, version_of
 
-from spin_core import local_tasks, phase
-from spin_core.benchmark import from_hub, run
 from spin_core.errors import DataError
-from spin_core.jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
-from spin_core.records import EvalReport
+from spin_core.evaluation import local_tasks
+from spin_core.evaluation.find_tasks import from_hub
+from spin_core.phases.benchmark import run
+from spin_core.runtime import phase, progress
+from spin_core.store.jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
+from spin_core.store.records import EvalReport
 
 GROUP = "mmlu_social_sciences"
 SIZES = (1, 2, 3, 4)
@@ -113,7 +115,7 @@ def job(model: Path, folder: Path, *tasks: str, shots: int | None = None, data: 
 
 
 def do(asked: BenchmarkJob) -> EvalReport:
-    return phase.execute(asked, EvalReport, run, phase.Progress())
+    return phase.execute(asked, EvalReport, run, progress.Progress())
 
 
 def samples(report: EvalReport) -> list[dict]:

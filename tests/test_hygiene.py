@@ -3,8 +3,8 @@
 import pyarrow as pa
 import pytest
 
-from spin_core.hygiene import BINS, rows_of, statistics
-from spin_core.records import AnswerStatistics
+from spin_core.data.hygiene import BINS, rows_of, statistics
+from spin_core.store.records import AnswerStatistics
 
 LOOP = [7] * 40
 

@@ -8,14 +8,14 @@ import pytest
 from endpoint import Reply, serving
 from judging import ask_all, asks, config, in_turn, short_pauses
 
-from spin_core import judge as judging
-from spin_core import store
+from spin_core.config.resolve import resolve
 from spin_core.errors import ConfigError, Stopped, TryAgain
-from spin_core.journal import Journal
-from spin_core.judge import Judge, retry_after
-from spin_core.phase import Progress
-from spin_core.recipes import resolve
-from spin_core.verdicts import PAIR, REMINDERS, SINGLE
+from spin_core.evaluation import judge as judging
+from spin_core.evaluation.judge import Judge, retry_after
+from spin_core.evaluation.verdicts import PAIR, REMINDERS, SINGLE
+from spin_core.runtime.progress import Progress
+from spin_core.store import identity
+from spin_core.store.journal import Journal
 
 __all__ = ["short_pauses"]
 
@@ -322,5 +322,5 @@ def test_how_a_judge_is_asked_and_who_pays_are_no_part_of_an_identity():
         config("http://a/v1", api_key_env="OTHER", speed={"parallel": 2, "retries": 1, "timeout_seconds": 1}),
         config("http://a/v1", model="other"),
     ]
-    first, second, third = (store.identity_of({"judge": one.model_dump(mode="json")}) for one in judges)
+    first, second, third = (identity.identity_of({"judge": one.model_dump(mode="json")}) for one in judges)
     assert first == second != third

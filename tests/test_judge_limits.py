@@ -7,9 +7,9 @@ import pytest
 from endpoint import Reply, serving
 from judging import ask_all, asks, config, short_pauses
 
-from spin_core import judge as judging
 from spin_core.errors import TryAgain
-from spin_core.judge import Judge
+from spin_core.evaluation import judge as judging
+from spin_core.evaluation.judge import Judge
 
 __all__ = ["short_pauses"]
 

@@ -5,8 +5,8 @@ from endpoint import Reply, serving
 from judging import ask_all, asks, short_pauses
 
 from spin_core.errors import ConfigError
-from spin_core.journal import Journal
-from spin_core.judge import REFUSALS
+from spin_core.evaluation.judge import REFUSALS
+from spin_core.store.journal import Journal
 
 __all__ = ["short_pauses"]
 

@@ -13,10 +13,12 @@ import pytest
 from small_game import game
 from toy_phase import ToyJob
 
-from spin_core import launch, store
 from spin_core.errors import ConfigError, DataError, StaleArtifact, Stopped, StorageError, TryAgain
-from spin_core.launch import PhaseCrashed, run_phase
-from spin_core.records import ScoredPairs
+from spin_core.runtime import grace, launch, process
+from spin_core.runtime import warm as runtime_warm
+from spin_core.runtime.launch import PhaseCrashed, run_phase
+from spin_core.store import artifacts
+from spin_core.store.records import ScoredPairs
 
 TOY = Path(__file__).with_name("toy_phase.py")
 
@@ -56,7 +58,7 @@ def pids(folder: Path) -> list[int]:
 def test_a_phase_that_is_done_gives_its_record_and_its_progress(tmp_path):
     told, logged = [], []
     record = run_phase(job(tmp_path), ScoredPairs, told.append, logged.append)
-    assert record == store.read_record(tmp_path / "toy", ScoredPairs)
+    assert record == artifacts.read_record(tmp_path / "toy", ScoredPairs)
     assert told[-1] == {"done": 3, "total": 3, "unit": "item", "metrics": {"loss": 1 / 3}}
     assert logged == ["toy is at work"]
 
@@ -148,20 +150,20 @@ def test_children_of_a_phase_end_with_it(tmp_path):
 
 
 def test_a_training_has_as_long_to_save_as_its_checkpoint_needs_or_as_it_is_told(tmp_path, tiny_model, monkeypatch):
-    assert launch.grace_of(job(tmp_path)) == launch.GRACE_SECONDS
+    assert grace.grace_of(job(tmp_path)) == grace.GRACE_SECONDS
     training = game(tmp_path, tiny_model)
-    assert 0 < launch.grace_of(training) - launch.GRACE_SECONDS < 1
-    monkeypatch.setattr(launch, "DISK_BYTES_A_SECOND", (tiny_model / "model.safetensors").stat().st_size)
-    assert launch.grace_of(training) == launch.GRACE_SECONDS + launch.STATES
+    assert 0 < grace.grace_of(training) - grace.GRACE_SECONDS < 1
+    monkeypatch.setattr(grace, "DISK_BYTES_A_SECOND", (tiny_model / "model.safetensors").stat().st_size)
+    assert grace.grace_of(training) == grace.GRACE_SECONDS + grace.STATES
     monkeypatch.setenv("SPIN_GRACE", "240")
-    assert launch.grace_of(training) == launch.grace_of(job(tmp_path)) == 240
+    assert grace.grace_of(training) == grace.grace_of(job(tmp_path)) == 240
     monkeypatch.setenv("SPIN_GRACE", "long")
     with pytest.raises(ConfigError, match="SPIN_GRACE is 'long': give seconds, or unset it"):
         run_phase(job(tmp_path), ScoredPairs)
 
 
 def test_a_phase_that_is_deaf_to_sigterm_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(grace, "GRACE_SECONDS", 0.3)
 
     def fail(_message):
         raise KeyboardInterrupt
@@ -207,7 +209,7 @@ def test_what_a_killed_run_left_is_ended_before_the_phase_starts_again(tmp_path)
     left = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(600)", str(path)], process_group=0, stdin=subprocess.DEVNULL
     )
-    path.with_suffix(".pid").write_text(f"{left.pid} {launch.birth(left.pid)}")
+    path.with_suffix(".pid").write_text(f"{left.pid} {process.birth(left.pid)}")
     wait_for(lambda: str(path).encode() in Path(f"/proc/{left.pid}/cmdline").read_bytes())
     run_phase(job(tmp_path), ScoredPairs)
     assert left.wait(timeout=10) == -signal.SIGKILL
@@ -242,7 +244,7 @@ def test_a_job_file_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_a_process_is_kept_warm_only_while_phases_follow_one_another():
-    warm = launch.Warm()
+    warm = runtime_warm.Warm()
     warm.prepare()
     assert warm._process is None
     with warm.phases():
@@ -256,7 +258,7 @@ def test_a_process_is_kept_warm_only_while_phases_follow_one_another():
 
 
 def test_a_warm_process_that_died_is_no_loss(tmp_path):
-    warm = launch.Warm()
+    warm = runtime_warm.Warm()
     with warm.phases():
         warm.prepare()
         warm._process.kill()

@@ -6,13 +6,17 @@ import shutil
 import pytest
 from small_lineage import build, settings
 
-from spin_core import lineage as lineages
-from spin_core import store, suites
+from spin_core.config import base
+from spin_core.config.resolve import resolve
 from spin_core.errors import ConfigError, DamagedArtifact, StaleArtifact
-from spin_core.lineage import Lineage, dump
-from spin_core.recipes import resolve
-from spin_core.records import EvalReport
-from spin_core.verify import verify
+from spin_core.lineage import lineage as lineages
+from spin_core.lineage import start as lineage_start
+from spin_core.lineage import suite_jobs
+from spin_core.lineage.lineage import Lineage
+from spin_core.lineage.verify import verify
+from spin_core.store import identity, lock
+from spin_core.store.files import dump
+from spin_core.store.records import EvalReport
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +33,8 @@ def game(built, tmp_path):
 
 
 def start(runs, name="tale", *, sets=()) -> Lineage:
-    with store.locked(runs / name):
-        return lineages.start(runs, name, settings(*sets))
+    with lock.locked(runs / name):
+        return lineage_start.start(runs, name, settings(*sets))
 
 
 def test_a_lineage_is_found_as_it_was_started(tmp_path):
@@ -236,7 +240,7 @@ def test_suites_follow_the_configuration(built):
 
     def named(*sets, temperature=None):
         game = Lineage(built.runs, "tale", settings("evaluate.exact=false", *sets))
-        jobs = suites.evaluate_jobs(game, record.player, record.prompts, None, temperature=temperature)
+        jobs = suite_jobs.evaluate_jobs(game, record.player, record.prompts, None, temperature=temperature)
         return [job.output.name for job in jobs]
 
     assert named() == ["self-play"]
@@ -247,9 +251,9 @@ def test_suites_follow_the_configuration(built):
 
 def test_resolving_keeps_everything_that_is_no_schedule():
     config = resolve("zephyr-7b-paper")
-    resolved = lineages.resolved(config, 3)
+    resolved = base.resolved(config, 3)
     assert (resolved.train.beta, resolved.train.learning_rate) == (5.0, 1e-7)
-    changed = {name for name, _, _ in store.differences(dump(config), dump(resolved))}
+    changed = {name for name, _, _ in identity.differences(dump(config), dump(resolved))}
     assert changed == {"train.beta", "train.learning_rate", "pairs.mix_previous"}
 
 

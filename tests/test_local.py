@@ -15,10 +15,10 @@ import pytest
 from click.testing import CliRunner
 from small_lineage import build
 
-from flows import api, local, serve, status
-from flows.cli import main
-from spin_core import shards
+from flows.command_line.main import main
+from flows.server import api, local, serve, status
 from spin_core.errors import ConfigError, TryAgain
+from spin_core.inference import shards
 
 NOWHERE = "http://127.0.0.1:9"
 

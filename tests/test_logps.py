@@ -20,11 +20,11 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from spin_core import probe
-from spin_core.batches import Sequences
-from spin_core.fused_loss import ItemLosses, fused_loss, linear_logps
-from spin_core.logps import Ending, ResponseLogps, ending_of, sequence_logps
-from spin_core.packing import padded_rows
+from spin_core.data.sequences import Sequences
+from spin_core.models import probe
+from spin_core.models.logps import Ending, ResponseLogps, ending_of, sequence_logps
+from spin_core.models.packing import padded_rows
+from spin_core.models.vocabulary_loss import ItemLosses, fused_loss, linear_logps
 
 VOCABULARY = 40
 SMALL = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -166,7 +166,7 @@ def test_what_comes_after_the_output_layer_is_noticed(make, ending, dtype):
 def test_a_model_whose_logits_are_made_in_a_way_that_is_not_known_computes_them_all_and_says_so(monkeypatch, caplog):
     model = cohere().eval()
     want = sequence_logps(model, PROMPTS, RESPONSES, 1000)
-    monkeypatch.setattr("spin_core.logps.SCALES", ())
+    monkeypatch.setattr("spin_core.models.logps.SCALES", ())
     with caplog.at_level(logging.INFO, "spin_core"):
         logps = ResponseLogps(model)
     assert not logps.direct

@@ -11,17 +11,23 @@ from safetensors.torch import load_file
 from small_game import do, game, start
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from flows.cli import main
-from spin_core import base, evaluate, generate, lora, pairs, phase, prompts, score, store, suites, train
-from spin_core import lineage as lineages
-from spin_core.checkpoint import CHECKPOINTS, latest_checkpoint
-from spin_core.config import LoraConfig, ModelConfig
+from flows.command_line.main import main
+from spin_core.config.model import ModelConfig
+from spin_core.config.resolve import resolve
+from spin_core.config.train import LoraConfig
+from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ConfigError, DamagedArtifact, ModelError, Stopped
-from spin_core.history import record_iteration
-from spin_core.losses import LOG_2
-from spin_core.models import check_safetensors, is_stacked, load_model, load_tokenizer
-from spin_core.recipes import resolve
-from spin_core.records import (
+from spin_core.lineage import start as lineages
+from spin_core.lineage import suite_jobs
+from spin_core.lineage.history import record_iteration
+from spin_core.models import adapters as models_adapters
+from spin_core.models.files import check_safetensors, is_stacked
+from spin_core.models.loading import load_model
+from spin_core.phases import base, evaluate, generate, pairs, prompts, score, train
+from spin_core.runtime import phase
+from spin_core.runtime import progress as runtime_progress
+from spin_core.store import artifacts, identity, lock
+from spin_core.store.records import (
     EvalReport,
     GateDecision,
     GenerationBatch,
@@ -31,7 +37,10 @@ from spin_core.records import (
     ScoredPairs,
     TrainRun,
 )
-from spin_core.rows import METRICS, read_rows
+from spin_core.store.training_log import METRICS, read_rows
+from spin_core.training import lora
+from spin_core.training.checkpoint import CHECKPOINTS, latest_checkpoint
+from spin_core.training.losses import LOG_2
 
 CPU = ModelConfig(device="cpu")
 BF16 = ModelConfig(device="cpu", dtype="bfloat16")
@@ -191,7 +200,7 @@ def test_a_merged_version_is_a_plain_folder(tmp_path, tiny_model):
 
 def test_merging_adds_in_float32_and_rounds_once(tmp_path, tiny_model):
     publish(tmp_path / "v1", tiny_model, 0, BF16)
-    (adapter,) = lora.read(tmp_path / "v1")
+    (adapter,) = models_adapters.read(tmp_path / "v1")
     name = "model.layers.0.mlp.up_proj"
     before = load_model(tiny_model, BF16).get_submodule(name).weight.float()
     a, b = adapter.factors[name]
@@ -209,9 +218,9 @@ def test_a_stack_never_touches_the_weights_it_began_with(tmp_path, tiny_model):
     assert base.samefile(start / "model.safetensors")
     assert not (tmp_path / "v3" / "manifest.json").exists()
     exact = load_model(start, BF16).float()
-    adapters = lora.read(tmp_path / "v3")
+    adapters = models_adapters.read(tmp_path / "v3")
     assert len(adapters) == 3
-    lora.merge(exact, adapters)
+    models_adapters.merge(exact, adapters)
     for name, weight in load_model(tmp_path / "v3", BF16).named_parameters():
         assert torch.equal(weight, exact.get_parameter(name).to(torch.bfloat16)), "rounded once"
 
@@ -245,8 +254,8 @@ def test_stacked_adapters_combine_into_one_as_peft_does_it(tmp_path, tiny_model)
 
     publish(tmp_path / "v1", tiny_model, 0, across="stack")
     player = publish(tmp_path / "v2", tmp_path / "v1", 1, across="stack")
-    one = lora.combined(lora.read(tmp_path / "v2"))
-    lora.write(one, tmp_path / "one")
+    one = models_adapters.combined(models_adapters.read(tmp_path / "v2"))
+    models_adapters.write(one, tmp_path / "one")
     assert one.config["r"] == 4
     ours = PeftModel.from_pretrained(load_model(tiny_model, CPU), tmp_path / "one")
     close(ours, player)
@@ -260,7 +269,7 @@ def test_stacked_adapters_combine_into_one_as_peft_does_it(tmp_path, tiny_model)
 def test_the_same_adapter_is_published_with_the_same_digest(tmp_path, tiny_model):
     for name in ("one", "other"):
         publish(tmp_path / name, tiny_model, 0, across="stack")
-    assert store.digest_folder(tmp_path / "one")[0] == store.digest_folder(tmp_path / "other")[0]
+    assert identity.digest_folder(tmp_path / "one")[0] == identity.digest_folder(tmp_path / "other")[0]
 
 
 def test_a_damaged_adapter_is_named(tmp_path, tiny_model):
@@ -293,7 +302,7 @@ def test_an_adapter_learns_from_a_first_loss_of_log_2(request, tmp_path, fixture
     assert record.first_loss == pytest.approx(LOG_2, abs=1e-5)
     losses = [row["loss"] for row in read_rows(job.output / METRICS)]
     assert sum(losses[-6:]) / 6 < 0.6, "the last two epochs; dropout makes a single step noisy"
-    assert store.verify(job.weights) == []
+    assert artifacts.verify(job.weights) == []
     assert not torch.allclose(logits(load_model(job.weights, CPU)), logits(load_model(folder, CPU)), atol=1e-2)
 
 
@@ -317,7 +326,7 @@ def test_scoring_the_opponent_anew_passes_the_adapter_by(tmp_path, tiny_model):
 
 
 def test_a_checkpoint_holds_the_adapter_alone(tmp_path, tiny_model):
-    job, progress = game(tmp_path, tiny_model, lora={"rank": 2}), phase.Progress()
+    job, progress = game(tmp_path, tiny_model, lora={"rank": 2}), runtime_progress.Progress()
     progress.stop()
     with pytest.raises(Stopped):
         do(job, progress)
@@ -331,7 +340,7 @@ def test_a_checkpoint_holds_the_adapter_alone(tmp_path, tiny_model):
 def test_bfloat16_adapters_move_by_steps_that_bfloat16_would_lose(tmp_path, tiny_model):
     job = game(tmp_path, tiny_model, BF16, lora={"rank": 2}, learning_rate=5e-7, epochs=2)
     do(job)
-    (adapter,) = lora.read(job.weights)
+    (adapter,) = models_adapters.read(job.weights)
     b = adapter.factors["model.layers.0.mlp.up_proj"][1]
     assert 0 < b.abs().max() < 1e-4
     a = adapter.factors["model.layers.0.mlp.up_proj"][0]
@@ -348,7 +357,7 @@ MODULES = {
 def act(job):
     """Do a phase's job here."""
     module, record = MODULES[job.phase]
-    return phase.execute(job, record, module.run, phase.Progress())
+    return phase.execute(job, record, module.run, runtime_progress.Progress())
 
 
 def play(runs, tiny_model, across):
@@ -361,7 +370,7 @@ def play(runs, tiny_model, across):
             "train.lr_schedule=constant", f"train.lora={{rank: 2, across: {across}}}", "controls={}",
         ],
     )  # fmt: skip
-    with store.locked(runs / "tale"):
+    with lock.locked(runs / "tale"):
         made = lineages.start(runs, "tale", config)
     opponent = theta_0 = act(made.base_job())
     data, previous, report = act(made.prompts_job(theta_0)), None, None
@@ -371,7 +380,7 @@ def play(runs, tiny_model, across):
         scores = act(made.score_job(t, opponent, paired))
         trained_run = act(made.train_job(t, opponent, paired, scores))
         player = made.player(t)
-        (job,) = suites.evaluate_jobs(made, player, data, report)
+        (job,) = suite_jobs.evaluate_jobs(made, player, data, report)
         report = act(job)
         record_iteration(
             made, t, prompts=data, opponent=opponent, generations=generations, pairs=paired, scores=scores,
@@ -391,7 +400,7 @@ def test_two_iterations_are_played_and_exported(tmp_path, tiny_model, monkeypatc
     for record in made.records():
         assert record.train.first_loss == pytest.approx(LOG_2, abs=1e-5)
         assert record.train.metrics["loss"] < record.train.first_loss - 0.01
-        assert store.verify(record.player.path) == []
+        assert artifacts.verify(record.player.path) == []
         assert is_stacked(record.player.path) == (across == "stack")
     monkeypatch.chdir(tmp_path)
     for form in ("merged", "adapter"):
@@ -418,7 +427,7 @@ def test_two_ranks_train_the_adapter_that_one_trains(tmp_path, tiny_model, deeps
     process = start(two, tmp_path / "log")
     process.communicate(timeout=240)
     assert process.returncode == 0, (tmp_path / "log" / "stderr.txt").read_text()
-    have = store.read_record(two.output, TrainRun)
+    have = artifacts.read_record(two.output, TrainRun)
     assert have.published == want.published
     assert have.metrics == pytest.approx(want.metrics, rel=1e-3, abs=1e-4)
     assert have.held_out == pytest.approx(want.held_out, rel=1e-3, abs=1e-4)

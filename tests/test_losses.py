@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from spin_core.losses import (
+from spin_core.training.losses import (
     LOG_2,
     STEEPEST,
     first_loss,

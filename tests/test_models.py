@@ -8,9 +8,12 @@ import torch
 from helpers import data_folder
 from safetensors.torch import load_file, save_file
 
-from spin_core.config import ModelConfig
+from spin_core.config.model import ModelConfig
+from spin_core.data.tokenizer import context_length, load_tokenizer
 from spin_core.errors import ModelError
-from spin_core.models import context_length, device_of, load_model, load_tokenizer, save_model
+from spin_core.models.files import save_model
+from spin_core.models.loading import load_model
+from spin_core.runtime.devices import device_of
 
 CPU = ModelConfig(device="cpu")
 

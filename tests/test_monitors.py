@@ -7,15 +7,15 @@ import pytest
 import torch
 from small_game import do, game
 
-from spin_core import store
-from spin_core.config import MonitorsConfig, TrainConfig
+from spin_core.config.train import MonitorsConfig, TrainConfig
 from spin_core.errors import TrainingDiverged
-from spin_core.losses import LOG_2, length_correlation
-from spin_core.models import load_model
-from spin_core.monitors import LEAP, Monitors, check_first_loss, ending, events_of
-from spin_core.objective import Objective, objective_of
-from spin_core.records import Event, ModelVersion
-from spin_core.rows import read_rows
+from spin_core.models.loading import load_model
+from spin_core.store import artifacts
+from spin_core.store.records import Event, ModelVersion
+from spin_core.store.training_log import read_rows
+from spin_core.training.losses import LOG_2, length_correlation
+from spin_core.training.monitors import LEAP, Monitors, check_first_loss, ending, events_of
+from spin_core.training.objective import Objective, objective_of
 
 HEALTHY = {
     "loss": 0.5, "rewards/real": 0.1, "rewards/margins": 0.5, "rewards/accuracies": 0.8, "grad_norm": 1.0,
@@ -227,31 +227,31 @@ def test_a_stop_publishes_the_weights_as_they_are_and_the_run_is_complete(tmp_pa
     assert torch.equal(weights(job.weights), weights(tmp_path / "short" / "model"))
     assert so_far.metrics == record.metrics
     assert do(job) == record, "it is reused"
-    assert store.verify(job.output) == store.verify(job.weights) == []
+    assert artifacts.verify(job.output) == artifacts.verify(job.weights) == []
 
 
 def test_a_kill_after_a_stop_has_published_its_weights_trains_nothing_again(tmp_path, tiny_model, monkeypatch):
-    from spin_core import train
+    from spin_core.training import loop
 
-    job, keep, calls = game(tmp_path, tiny_model, **WILD, monitors=monitors(saturated="stop")), train.summary, []
+    job, keep, calls = game(tmp_path, tiny_model, **WILD, monitors=monitors(saturated="stop")), loop.summary, []
 
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "summary", killed)
+    monkeypatch.setattr(loop, "summary", killed)
     with pytest.raises(KeyboardInterrupt):
         do(job)
-    monkeypatch.setattr(train, "summary", keep)
-    monkeypatch.setattr(train, "train", lambda *_: calls.append("trained"))
+    monkeypatch.setattr(loop, "summary", keep)
+    monkeypatch.setattr(loop, "train", lambda *_: calls.append("trained"))
     record = do(job)
     assert calls == []
     assert record.steps == record.events[-1].step < 24
-    assert record.model == store.read_record(job.weights, ModelVersion).digest
+    assert record.model == artifacts.read_record(job.weights, ModelVersion).digest
 
 
 def test_a_stop_on_request_changes_nothing_about_what_is_rolled_back_to(tmp_path, tiny_model):
-    from spin_core import phase
     from spin_core.errors import Stopped
+    from spin_core.runtime import progress as runtime_progress
 
     # When it ends depends on the machine's rounding.
     ends = do(game(tmp_path / "measure", tiny_model, **WILD, monitors=monitors(saturated="stop"))).steps
@@ -259,7 +259,7 @@ def test_a_stop_on_request_changes_nothing_about_what_is_rolled_back_to(tmp_path
     whole = do(game(tmp_path / "whole", tiny_model, **settings))
     job = game(tmp_path / "stopped", tiny_model, **settings)
     for _ in range(whole.steps - 1):
-        progress = phase.Progress()
+        progress = runtime_progress.Progress()
         progress.stop()
         with pytest.raises(Stopped):
             do(job, progress)  # one step further, and a checkpoint of it
@@ -296,7 +296,7 @@ def poisoned(path, at: int):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_or_rolls_it_back(tmp_path, tiny_model):
-    from spin_core.batches import DataOrder
+    from spin_core.data.sequences import DataOrder
 
     last = DataOrder(24, 8, 0).batch(2)[0]
     job = game(tmp_path / "refuse", tiny_model, save_every=1)
@@ -312,4 +312,4 @@ def test_a_loss_that_is_not_finite_ends_the_run_or_rolls_it_back(tmp_path, tiny_
     assert weights(job.weights).isfinite().all()
     lines = (job.output / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1], parse_constant=pytest.fail)["loss"] is None
-    assert store.read_record(job.weights, ModelVersion).digest == record.model
+    assert artifacts.read_record(job.weights, ModelVersion).digest == record.model

@@ -26,15 +26,16 @@ from mt_bench_game import (
 )
 from small_game import version_of
 
-from spin_core import store, suites
-from spin_core.check import look_at_judge
+from spin_core.config.resolve import resolve
 from spin_core.errors import ConfigError, DataError
-from spin_core.findings import Looks
-from spin_core.jobs import MtBenchJob
-from spin_core.lineage import Lineage
-from spin_core.recipes import resolve
-from spin_core.records import EvalReport
-from spin_core.verdicts import OWN
+from spin_core.evaluation.verdicts import OWN
+from spin_core.lineage import suite_jobs
+from spin_core.lineage.lineage import Lineage
+from spin_core.preflight.check import look_at_judge
+from spin_core.preflight.findings import Looks
+from spin_core.store import artifacts
+from spin_core.store.jobs import MtBenchJob
+from spin_core.store.records import EvalReport
 
 __all__ = ["data", "models", "people", "short_pauses"]
 
@@ -56,7 +57,7 @@ def test_scores_are_the_judges_grades_by_question_category_and_turn(tmp_path, da
     assert (score.n, score.higher_is_better) == (QUESTIONS, True)
     assert (report.suite, report.model) == ("mt-bench", version_of(models[0]).digest)
     assert "tiny-judge" in report.harness
-    assert store.verify(report.path) == []
+    assert artifacts.verify(report.path) == []
 
 
 def test_answers_and_verdicts_are_kept_whole(tmp_path, data, models):
@@ -236,7 +237,7 @@ def test_a_lineages_jobs_name_whom_to_compare_with(tmp_path, data, models, peopl
     game = Lineage(runs=tmp_path / "runs", name="game", config=config)
 
     def job(t, **others):
-        jobs = suites.evaluate_jobs(game, version_of(models[0], t), people, None, **others)
+        jobs = suite_jobs.evaluate_jobs(game, version_of(models[0], t), people, None, **others)
         (found,) = [one for one in jobs if isinstance(one, MtBenchJob)]
         return found
 

@@ -10,18 +10,18 @@ from endpoint import Reply, serving
 from mt_bench_game import QUESTIONS, data, do, grades, job_of, models, rows_of, short_pauses
 from small_game import start
 
-from spin_core import phase
 from spin_core.errors import ConfigError, Stopped, TryAgain
-from spin_core.jobs import MtBenchJob
-from spin_core.journal import Journal
-from spin_core.mt_bench import run
-from spin_core.questions import answers_folder, verdicts_folder
-from spin_core.records import EvalReport
+from spin_core.evaluation.questions import answers_folder, verdicts_folder
+from spin_core.phases.mt_bench import run
+from spin_core.runtime import phase, progress
+from spin_core.store.jobs import MtBenchJob
+from spin_core.store.journal import Journal
+from spin_core.store.records import EvalReport
 
 __all__ = ["data", "models", "short_pauses"]
 
 
-class StopsAmongVerdicts(phase.Progress):
+class StopsAmongVerdicts(progress.Progress):
     """Is asked to stop as by SIGTERM."""
 
     def show(self, done: int, **metrics: float) -> None:

@@ -7,11 +7,12 @@ from helpers import character_tokenizer, save_tiny_model
 from small_game import version_of
 from test_generate import do, generate_job, prompt_set, rows_of
 
-from spin_core.config import GenerateConfig, RunConfig
-from spin_core.generate import parts
-from spin_core.losses import spin_losses
-from spin_core.opponents import answerers, descent
-from spin_core.records import EvalReport, ModelVersion, Score
+from spin_core.config.generate import GenerateConfig
+from spin_core.config.run import RunConfig
+from spin_core.inference.worker import parts
+from spin_core.leaderboard.opponents import answerers, descent
+from spin_core.store.records import EvalReport, ModelVersion, Score
+from spin_core.training.losses import spin_losses
 
 
 def version(folder, t, parent):

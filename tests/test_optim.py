@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from spin_core.config import TrainConfig
-from spin_core.optim import BUCKET, SingleDevice, buckets, learning_rate
+from spin_core.config.train import TrainConfig
+from spin_core.training.optim import BUCKET, SingleDevice, buckets, learning_rate
 
 PAPER = 5e-7
 """The paper's peak learning rate."""
@@ -137,7 +137,7 @@ def test_weights_move_in_groups_whose_temporary_copies_are_bounded(monkeypatch):
 
     model, other, grad = layer(), layer(), torch.linspace(-1, 1, 32).view(4, 8)
     step(model, single(model, TrainConfig()), 0.01, grad)
-    monkeypatch.setattr("spin_core.optim.BUCKET", 1)
+    monkeypatch.setattr("spin_core.training.optim.BUCKET", 1)
     step(other, single(other, TrainConfig()), 0.01, grad)
     assert torch.equal(model.weight, other.weight)
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from spin_core.batches import Sequences
-from spin_core.packing import alike, deal, deal_padded, packed_rows, spans
+from spin_core.data.sequences import Sequences
+from spin_core.models.packing import alike, deal, deal_padded, packed_rows, spans
 
 SEQUENCES = Sequences.of([[5, 6], [7], [5, 6], [7]], [[20], [21, 22], [30, 31, 32], []])
 EVERYTHING, TWO_PROMPTS = np.arange(4), np.array([0, 1, 0, 1])

@@ -9,14 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import data_folder
 
-from spin_core import pairs
-from spin_core.config import PairsConfig
+from spin_core.config.data import PairsConfig
+from spin_core.data.prompts import SCHEMA as PROMPTS
+from spin_core.data.repetition import is_looping, repeated_share
 from spin_core.errors import DamagedArtifact, DataError
-from spin_core.jobs import PairsJob
-from spin_core.pairs import is_looping, repeated_share
-from spin_core.phase import Progress, execute
-from spin_core.prompts import SCHEMA as PROMPTS
-from spin_core.records import GenerationBatch, PairDataset, PromptSet
+from spin_core.phases import pairs
+from spin_core.runtime.phase import execute
+from spin_core.runtime.progress import Progress
+from spin_core.store.jobs import PairsJob
+from spin_core.store.records import GenerationBatch, PairDataset, PromptSet
 
 EOS = 2
 

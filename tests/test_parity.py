@@ -10,8 +10,8 @@ from random import Random
 import pytest
 from parity import Asked, Rows, assert_same_items, named, ours_of, save_ending_model, score_ours, score_theirs
 
-from spin_core import local_tasks
-from spin_core.records import EvalReport
+from spin_core.evaluation import local_tasks
+from spin_core.store.records import EvalReport
 
 SENTENCE = "red sun dog runs fast over the old green hill and sleeps near a blue lake while cold rain falls"
 WORDS = SENTENCE.split()

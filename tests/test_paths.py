@@ -13,14 +13,18 @@ from flows.compare import compare as compare_games
 from flows.evaluate import evaluate
 from flows.parameters import GUARDED, Overrides, given, is_settings, runs_folder
 from flows.spin import spin
-from spin_core import compare, evaluations, lineage, recipes
-from spin_core.check import look_at_model, look_for_model
-from spin_core.config import RunConfig, SourceConfig
+from spin_core.comparison import compare
+from spin_core.config import resolve as config_resolve
+from spin_core.config.data import SourceConfig
+from spin_core.config.resolve import resolve
+from spin_core.config.run import RunConfig
+from spin_core.data.sources import read_rows
+from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ConfigError, DataError, ModelError, SpinError
-from spin_core.findings import Looks
-from spin_core.models import load_tokenizer
-from spin_core.recipes import resolve
-from spin_core.sources import read_rows
+from spin_core.leaderboard import scoring
+from spin_core.lineage import lineage, start
+from spin_core.preflight.findings import Looks
+from spin_core.preflight.model import look_at_model, look_for_model
 
 LONG, LONGER, NUL = "x" * 300, "x/" * 3000, "a\0b"
 UNNAMEABLE = [LONG, LONGER, NUL, "~nobody-here/x"]
@@ -59,9 +63,9 @@ def test_no_trick_names_a_lineage_a_comparison_or_a_recipe(name, tmp_path):
     for refuse in (
         lambda: lineage.check_name(tmp_path, name),
         lambda: lineage.find(tmp_path, name),
-        lambda: lineage.start(tmp_path, name, config),
+        lambda: start.start(tmp_path, name, config),
         lambda: compare.begin(tmp_path, name, config, 1, ["sft-steps"]),
-        lambda: evaluations.prepare(tmp_path, str(tmp_path), lineage=name or "..", recipe="demo"),
+        lambda: scoring.prepare(tmp_path, str(tmp_path), lineage=name or "..", recipe="demo"),
         lambda: resolve(name),
     ):
         with pytest.raises(ConfigError) as refused:
@@ -95,7 +99,7 @@ def test_what_can_be_no_path_is_refused_with_its_setting(setting, path):
 @pytest.mark.parametrize("path", UNNAMEABLE, ids=short)
 def test_nor_does_it_name_a_model_or_a_folder_of_runs(path, tmp_path):
     with pytest.raises(ConfigError) as refused:
-        evaluations.prepare(tmp_path, path)
+        scoring.prepare(tmp_path, path)
     assert "can be no path" in one_line(refused.value)
     with pytest.raises(ConfigError) as refused:
         runs_folder(path)
@@ -249,7 +253,7 @@ def test_no_flow_that_takes_overrides_begins_with_such_a_copy(flow, tmp_path, mo
 def test_a_setting_can_name_no_secret_of_the_environment(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "planted")
     monkeypatch.setenv("SPIN_DATA", "/data")
-    expanded = recipes.expand({"path": "${OPENAI_API_KEY:-none}", "source": "${SPIN_DATA:-none}/train.jsonl"})
+    expanded = config_resolve.expand({"path": "${OPENAI_API_KEY:-none}", "source": "${SPIN_DATA:-none}/train.jsonl"})
     assert expanded == {"path": "${OPENAI_API_KEY:-none}", "source": "/data/train.jsonl"}
 
 

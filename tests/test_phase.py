@@ -13,9 +13,13 @@ import pytest
 import torch
 from toy_phase import ToyJob
 
-from spin_core import launch, phase, store
-from spin_core.phase import Progress, environment, workspace
-from spin_core.records import ScoredPairs
+from spin_core.runtime import launch
+from spin_core.runtime import usage as runtime_usage
+from spin_core.runtime.phase import workspace
+from spin_core.runtime.progress import Progress
+from spin_core.runtime.usage import environment
+from spin_core.store import artifacts
+from spin_core.store.records import ScoredPairs
 
 TOY = Path(__file__).with_name("toy_phase.py")
 
@@ -50,14 +54,14 @@ def test_a_phase_publishes_and_tells_its_progress_and_its_record(tmp_path):
     ]
     assert told[1]["metrics"] == {"loss": 0.5}
     record = ScoredPairs.model_validate(last["record"])
-    assert record == store.read_record(tmp_path / "toy", ScoredPairs)
-    assert store.verify(tmp_path / "toy") == []
+    assert record == artifacts.read_record(tmp_path / "toy", ScoredPairs)
+    assert artifacts.verify(tmp_path / "toy") == []
     assert log == "toy is at work\n"
 
 
 def test_the_manifest_says_what_it_cost_and_what_made_it(tmp_path):
     finish(start(tmp_path))
-    usage = store.read_manifest(tmp_path / "toy")["usage"]
+    usage = artifacts.read_manifest(tmp_path / "toy")["usage"]
     assert 0 <= usage["seconds"] < 30
     assert 5 < usage["peak_memory_mb"] < 10_000
     assert usage["environment"]["python"].startswith("3.")
@@ -203,12 +207,12 @@ def test_the_environment_names_the_packages_that_were_loaded():
 def test_a_finished_output_can_be_moved(tmp_path):
     finish(start(tmp_path / "here"))
     shutil.move(tmp_path / "here", tmp_path / "there")
-    record = store.read_record(tmp_path / "there" / "toy", ScoredPairs)
+    record = artifacts.read_record(tmp_path / "there" / "toy", ScoredPairs)
     assert record.path == tmp_path / "there" / "toy"
 
 
 def test_on_a_gpu_memory_is_what_is_allocated_there(monkeypatch):
-    assert phase.peak_memory_mb() > 10, "what is resident"
+    assert runtime_usage.peak_memory_mb() > 10, "what is resident"
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**20)
-    assert phase.peak_memory_mb() == 3
+    assert runtime_usage.peak_memory_mb() == 3

@@ -8,17 +8,20 @@ import pytest
 from helpers import data_folder
 from small_game import CPU, do, score_job, train_job, version_of
 
-from spin_core import pairs, preferences
-from spin_core.chat import Renderer
-from spin_core.config import ChatConfig, SourceConfig
+from spin_core.config.data import SourceConfig
+from spin_core.config.model import ChatConfig
+from spin_core.data import pairs
+from spin_core.data.chat import Renderer
+from spin_core.data.preferences import preference
+from spin_core.data.prompts import SCHEMA as PROMPTS
+from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import DataError
-from spin_core.jobs import PreferencesJob
-from spin_core.losses import LOG_2
-from spin_core.models import load_tokenizer
-from spin_core.phase import Progress, execute
-from spin_core.preferences import preference
-from spin_core.prompts import SCHEMA as PROMPTS
-from spin_core.records import ModelVersion, PairDataset, PromptSet
+from spin_core.phases import preferences
+from spin_core.runtime.phase import execute
+from spin_core.runtime.progress import Progress
+from spin_core.store.jobs import PreferencesJob
+from spin_core.store.records import ModelVersion, PairDataset, PromptSet
+from spin_core.training.losses import LOG_2
 
 FORMAT = ChatConfig(template="format", format="Q: {prompt} A: ")
 

@@ -8,15 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import character_tokenizer, data_folder, save_tiny_model
 
-from spin_core import demo, prompts
-from spin_core.chat import Renderer
-from spin_core.config import ChatConfig, ModelConfig, PromptsConfig, SourceConfig
+from spin_core.config.data import PromptsConfig, SourceConfig
+from spin_core.config.model import ChatConfig, ModelConfig
+from spin_core.data import demo
+from spin_core.data.chat import Renderer
+from spin_core.data.sources import commit_of, read_rows
+from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ConfigError, DataError
-from spin_core.jobs import PromptsJob
-from spin_core.models import load_tokenizer
-from spin_core.phase import Progress
-from spin_core.records import ModelVersion
-from spin_core.sources import commit_of, read_rows
+from spin_core.phases import prompts
+from spin_core.runtime.progress import Progress
+from spin_core.store.jobs import PromptsJob
+from spin_core.store.records import ModelVersion
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"

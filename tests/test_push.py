@@ -15,17 +15,19 @@ from click.testing import CliRunner
 from object_store import NO_ACCOUNT, Bucket, serve
 from small_lineage import NLLS, build
 
-from flows.cli import main
-from spin_core import push as pushes
-from spin_core import remote, store
-from spin_core.config import PushConfig
+from flows.command_line.main import main
+from spin_core.config.push import PushConfig
+from spin_core.config.resolve import resolve
 from spin_core.errors import ConfigError, DamagedArtifact, StaleArtifact, TryAgain
-from spin_core.lineage import Lineage, find, start
-from spin_core.pull import pull
-from spin_core.push import MANIFEST, TEXTS, files_of, here, push
-from spin_core.recipes import resolve
-from spin_core.remote import Remote
-from spin_core.verify import verify
+from spin_core.lineage.lineage import Lineage, find
+from spin_core.lineage.start import start
+from spin_core.lineage.verify import verify
+from spin_core.remote import push as pushes
+from spin_core.remote import storage
+from spin_core.remote.pull import pull
+from spin_core.remote.push import MANIFEST, TEXTS, files_of, here, push
+from spin_core.remote.storage import Remote
+from spin_core.store import artifacts, files, identity
 
 KILLED = """
 import os, signal, sys
@@ -55,7 +57,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs with a lineage `tale`, which has a θ_0 beside it."""
     runs = tmp_path_factory.mktemp("built")
     game = build(runs)
-    store.write_text(game.root / "report.html", "<p>as it was</p>")
+    files.write_text(game.root / "report.html", "<p>as it was</p>")
     return runs
 
 
@@ -122,7 +124,7 @@ def test_the_copy_can_be_read_without_spin_at_the_paths_that_files_have_here(gam
 def test_a_second_push_uploads_nothing_and_a_later_one_what_is_new(game, away, tmp_path):
     first = push(game, away)
     assert push(game, away) == pushes.Moved(first.files, 0, 0)
-    store.write_text(game.root / "report.html", "<p>and more</p>")
+    files.write_text(game.root / "report.html", "<p>and more</p>")
     later = push(game, away)
     assert (later.files, later.moved, later.bytes) == (first.files, 1, 15)
     assert (tmp_path / "away/tale/report.html").read_text() == "<p>and more</p>"
@@ -133,7 +135,7 @@ def test_a_second_push_uploads_nothing_and_a_later_one_what_is_new(game, away, t
 def test_an_interrupted_push_takes_nothing_from_who_reads_the_copy_of_before(game, away, tmp_path, monkeypatch):
     push(game, away)
     before = contents(game)
-    store.write_text(game.root / "report.html", "<p>and more</p>")
+    files.write_text(game.root / "report.html", "<p>and more</p>")
     record = game.record(1)
     game.save_record(record.model_copy(update={"seconds": {}}))
 
@@ -151,7 +153,7 @@ def test_what_is_here_and_damaged_is_not_pushed(game, away):
     (game.iteration(1) / "model" / "model.safetensors").write_bytes(b"other weights")
     with pytest.raises(DamagedArtifact, match=r"iter_01/model/model.safetensors changed since it was published"):
         push(game, away)
-    assert remote.connect(f"{away.url}/tale").read_json(MANIFEST) is None
+    assert storage.connect(f"{away.url}/tale").read_json(MANIFEST) is None
 
 
 def test_a_push_neither_replaces_another_lineage_nor_loses_what_only_the_copy_has(game, away, tmp_path):
@@ -191,7 +193,7 @@ def test_a_copy_whose_manifest_is_damaged_is_not_taken_for_none(game, away, tmp_
 
 def test_runs_that_begin_at_once_look_whether_a_folder_can_be_written_without_harm(tmp_path):
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(remote.check, [f"file://{tmp_path}/away"] * 64))
+        list(pool.map(storage.check, [f"file://{tmp_path}/away"] * 64))
     assert list((tmp_path / "away").iterdir()) == []
 
 
@@ -199,9 +201,9 @@ def test_a_folder_built_again_in_another_time_is_no_other_lineage(game, away):
     push(game, away)
     log = game.iteration(0) / "train" / "log" / "timing.jsonl"
     log.write_text("{}\n")
-    manifest = store.read_manifest(log.parents[1])
-    manifest["files"]["log/timing.jsonl"] = {"sha256": store.digest_file(log), "bytes": 3}
-    store.write_json(log.parents[1] / store.MANIFEST, manifest)
+    manifest = artifacts.read_manifest(log.parents[1])
+    manifest["files"]["log/timing.jsonl"] = {"sha256": identity.digest_file(log), "bytes": 3}
+    files.write_json(log.parents[1] / identity.MANIFEST, manifest)
     assert push(game, away).moved == 2
 
 
@@ -276,7 +278,7 @@ def test_urls_without_secrets_are_taken(url):
 )
 def test_a_store_without_a_driver_is_one_line(url, said):
     with pytest.raises(ConfigError, match=said):
-        remote.check(url)
+        storage.check(url)
 
 
 def test_the_url_may_be_changed_on_a_lineage_that_is_there(game):
@@ -332,23 +334,23 @@ def test_s3_an_upload_that_arrives_changed_is_noticed(short, s3, monkeypatch):
 
 
 def test_s3_what_is_wrong_with_a_store_is_one_line_that_says_how_to_mend_it(s3, monkeypatch):
-    remote.check(s3.url)
+    storage.check(s3.url)
     assert s3.fs.find(f"models/{s3.folder}") == []
     with pytest.raises(ConfigError, match=r"s3://nowhere/x: .*bucket does not exist: make the bucket"):
-        remote.check("s3://nowhere/x")
+        storage.check("s3://nowhere/x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(TryAgain, match=r"cannot be reached \(Could not connect to the endpoint"):
-        remote.check(s3.url)
+        storage.check(s3.url)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     for name, value in NO_ACCOUNT.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=r"Unable to locate credentials: set .*\(AWS_ACCESS_KEY_ID"):
-        remote.check(s3.url)
+        storage.check(s3.url)
 
 
 def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises((ConfigError, TryAgain), match="file:///") as refused:
-        remote.check(f"file://{tmp_path}/file/below")
+        storage.check(f"file://{tmp_path}/file/below")
     assert "\n" not in str(refused.value)

@@ -11,13 +11,14 @@ from helpers import character_tokenizer, data_folder
 from mt_bench_game import QUESTIONS, data, do, grades, job_of, models, needs_vllm, rows_of, short_pauses
 from small_game import CPU
 
-from spin_core import launch
-from spin_core.config import GenerateConfig
-from spin_core.engine import Request, make_engine
+from spin_core.config.generate import GenerateConfig
+from spin_core.data.seeds import seed_of
 from spin_core.errors import DataError
-from spin_core.generate import seed_of
-from spin_core.questions import TEMPERATURES, Speaker, answers_folder, fit, load_questions, quick
-from spin_core.records import EvalReport
+from spin_core.evaluation.questions import TEMPERATURES, Speaker, answers_folder, fit, load_questions, quick
+from spin_core.inference.engine import Request
+from spin_core.inference.factory import make_engine
+from spin_core.runtime import launch
+from spin_core.store.records import EvalReport
 
 __all__ = ["data", "models", "short_pauses"]
 

@@ -13,12 +13,14 @@ from nodes import ADDRESSES, two_nodes
 from test_launch import runs, wait_for
 from toy_phase import ToyConfig, ToyJob
 
-from spin_core import launch, ranks, store, torchrun
-from spin_core.config import SpeedConfig
+from spin_core.config.train import SpeedConfig
 from spin_core.errors import DataError, Stopped
-from spin_core.launch import PhaseCrashed, run_phase
-from spin_core.ranks import Ranks
-from spin_core.records import ScoredPairs
+from spin_core.runtime import launch, ranks, torchrun
+from spin_core.runtime import torchrun as runtime_torchrun
+from spin_core.runtime.launch import PhaseCrashed, run_phase
+from spin_core.runtime.ranks import Ranks
+from spin_core.store import artifacts
+from spin_core.store.records import ScoredPairs
 
 TOY = Path(__file__).with_name("toy_phase.py")
 TWO = ToyConfig(speed=SpeedConfig(ranks=2))
@@ -89,7 +91,7 @@ def test_several_nodes_must_be_told_where_to_meet():
 def test_only_the_first_of_two_ranks_speaks_and_publishes(tmp_path):
     told, logged = [], []
     record = run_phase(job(tmp_path, does="crowd"), ScoredPairs, told.append, logged.append)
-    assert record == store.read_record(tmp_path / "toy", ScoredPairs)
+    assert record == artifacts.read_record(tmp_path / "toy", ScoredPairs)
     assert [message["done"] for message in told] == sorted({message["done"] for message in told})
     assert logged == ["toy is at work"]
     assert (tmp_path / "toy" / "counted.txt").read_text().split() == ["0", "1", "2"]
@@ -165,7 +167,7 @@ except TryAgain as error:
 
 def test_a_node_that_nobody_waits_for_says_where_it_looked():
     process = subprocess.run(
-        [sys.executable, "-c", LATE], cwd=TOY.parent, env={**os.environ, launch.NODE_RANK: "1"},
+        [sys.executable, "-c", LATE], cwd=TOY.parent, env={**os.environ, runtime_torchrun.NODE_RANK: "1"},
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert process.stdout.startswith("the ranks could not be started"), process.stderr
@@ -180,7 +182,7 @@ def on_two_nodes(folder: Path, **values) -> list[tuple[int, list[dict], str]]:
     with two_nodes() as nodes:
         started = []
         for number, node in enumerate(nodes):
-            environment = {**os.environ, launch.NODE_RANK: str(number)}
+            environment = {**os.environ, runtime_torchrun.NODE_RANK: str(number)}
             started.append(
                 subprocess.Popen(
                     [*node, sys.executable, TOY, folder / "job.json"],

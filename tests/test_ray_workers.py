@@ -12,12 +12,14 @@ import pytest
 from small_game import version_of
 from test_generate import EOS, do, generate_job, prompt_set
 
-from spin_core import engines, launch, phase, shards
-from spin_core.config import GenerateConfig, ModelConfig
+from spin_core.config.generate import GenerateConfig
+from spin_core.config.model import ModelConfig
+from spin_core.config.resolve import resolve
 from spin_core.errors import WorkersLost
-from spin_core.lineage import Lineage
-from spin_core.recipes import resolve
-from spin_core.shards import LAST_WORDS, Shards, shard_name, work
+from spin_core.inference import shards, workers
+from spin_core.inference.shards import LAST_WORDS, Shards, shard_name, work
+from spin_core.lineage.lineage import Lineage
+from spin_core.runtime import interpreter, launch, phase
 from tasks import generate
 
 
@@ -58,7 +60,7 @@ def test_a_run_whose_workers_all_die_says_why_and_keeps_what_is_done(tmp_path, t
     other = Future()
     other.set_exception(launch.PhaseCrashed("it ended with status 2\nthe machine is gone"))
     with ThreadPoolExecutor(1) as pool:
-        futures = [Worker(other), Worker(pool.submit(launch.join_generation, path)), Worker(other)]
+        futures = [Worker(other), Worker(pool.submit(workers.join_generation, path)), Worker(other)]
         with generate.watched(futures, job), pytest.raises(WorkersLost) as lost:
             do(job)
     said = str(lost.value)
@@ -128,13 +130,13 @@ def test_auto_says_that_it_looks_at_this_machine_where_only_the_workers_have_gpu
     speed = {"workers": 0, "ray": {"address": "auto", "gpus": gpus}}
     config = resolve("demo").model_copy(update={"generate": GenerateConfig(engine=engine, speed=speed)})
     config = config.model_copy(update={"model": ModelConfig()})
-    monkeypatch.setattr(engines, "sees_gpu", lambda: gpu_here)
-    monkeypatch.setattr(engines, "vllm_python", lambda _: Path("/no/vllm"))
-    assert (engines.reason(config.generate, config.model) == engines.GPUS_ELSEWHERE) == told
+    monkeypatch.setattr(interpreter, "sees_gpu", lambda: gpu_here)
+    monkeypatch.setattr(interpreter, "vllm_python", lambda _: Path("/no/vllm"))
+    assert (interpreter.reason(config.generate, config.model) == interpreter.GPUS_ELSEWHERE) == told
     lines = []
     monkeypatch.setattr(generate.display.current, "noted", lines.append)
     monkeypatch.setattr(generate, "get_run_logger", lambda: logging.getLogger("spin_core"))
     monkeypatch.setattr(generate, "workers_on", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(generate, "answer", lambda *_: None)
     generate.generate(Lineage(tmp_path, "tale", config), 0, version_of(tiny_model), prompts)
-    assert lines == ([engines.GPUS_ELSEWHERE] if told else [])
+    assert lines == ([interpreter.GPUS_ELSEWHERE] if told else [])

@@ -8,11 +8,11 @@ import nltk
 import pytest
 from huggingface_hub import constants
 
-from spin_core import local_tasks, suites
-from spin_core.check import look_at_benchmarks
+from spin_core.config.resolve import resolve
 from spin_core.errors import ConfigError
-from spin_core.findings import Looks
-from spin_core.recipes import resolve
+from spin_core.evaluation import local_tasks, suites
+from spin_core.preflight.check import look_at_benchmarks
+from spin_core.preflight.findings import Looks
 
 COUNTED = {
     "key": 1,

@@ -20,8 +20,8 @@ import pytest
 from helpers import data_folder
 from parity import Asked, Rows, assert_same_items, ours_of, save_ending_model, score_ours, score_theirs
 
-from spin_core import local_tasks
-from spin_core.records import EvalReport
+from spin_core.evaluation import local_tasks
+from spin_core.store.records import EvalReport
 
 FEW = 24
 SUBJECTS = ("abstract_algebra", "global_facts", "marketing", "moral_scenarios", "professional_law", "us_foreign_policy")

@@ -5,11 +5,13 @@ from typing import get_args
 import pytest
 import yaml
 
-from spin_core import gate
-from spin_core.config import ControlsConfig, RunConfig, at
+from spin_core.config.base import at
+from spin_core.config.controls import ControlsConfig
+from spin_core.config.recipes import ABOUT, RECIPES
+from spin_core.config.resolve import RecipeName, resolve
+from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError
-from spin_core.recipe_book import ABOUT, RECIPES
-from spin_core.recipes import RecipeName, resolve
+from spin_core.leaderboard import gate
 
 
 def refusal(**changes) -> str:

@@ -7,9 +7,12 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from small_lineage import build
 
-from spin_core import controls, jobs, lineage, store, suites
-from spin_core.lineage import dump
-from spin_core.records import (
+from spin_core.config import base
+from spin_core.evaluation import suites
+from spin_core.lineage import controls, suite_jobs
+from spin_core.store import identity, jobs
+from spin_core.store.files import dump
+from spin_core.store.records import (
     Comparison,
     EvalReport,
     Event,
@@ -96,15 +99,15 @@ def test_every_job_survives_json_and_its_identity_knows_no_folder(tmp_path):
         controls.preferences_job(game, control, record.opponent, record.prompts),
         controls.score_job(game, control, record.opponent, record.pairs),
         controls.train_job(game, control, record.opponent, record.prompts, record.pairs, record.scores),
-        *suites.evaluate_jobs(game, record.player, record.prompts, record.evaluations[0]),
+        *suite_jobs.evaluate_jobs(game, record.player, record.prompts, record.evaluations[0]),
     ]
     tasks = suites.benchmark_tasks("instruct", game.config.evaluate.lm_eval)
-    made.append(suites.benchmark_job(game, record.player, "instruct", tasks, tmp_path / "instruct"))
-    made.append(suites.mt_bench_job(game, record.player, record.prompts, {}, tmp_path / "mt-bench"))
+    made.append(suite_jobs.benchmark_job(game, record.player, "instruct", tasks, tmp_path / "instruct"))
+    made.append(suite_jobs.mt_bench_job(game, record.player, record.prompts, {}, tmp_path / "mt-bench"))
     assert {type(job) for job in made} == {kind for kind in vars(jobs).values() if kind in jobs.Job.__subclasses__()}
     for job in made:
         assert dump(type(job).model_validate_json(job.model_dump_json())) == dump(job)
-        assert str(tmp_path) not in json.dumps(store.identity_of(job.model_dump(mode="json")))
+        assert str(tmp_path) not in json.dumps(identity.identity_of(job.model_dump(mode="json")))
 
 
 def test_a_job_holds_no_schedule(tmp_path):
@@ -112,4 +115,4 @@ def test_a_job_holds_no_schedule(tmp_path):
     record = game.records()[1]
     assert game.train_job(1, record.opponent, record.pairs, record.scores).config.beta == 5.0
     assert game.generate_job(0, record.opponent, record.prompts).config.temperature == 1.0
-    assert lineage.resolved(game.config, 7).train.beta == 5.0
+    assert base.resolved(game.config, 7).train.beta == 5.0

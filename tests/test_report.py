@@ -10,10 +10,11 @@ import pytest
 from small_lineage import build, suite_report
 from small_lineage import report as publish_report
 
-from spin_core import html_report, plots, report
-from spin_core.board import leaderboard
 from spin_core.errors import ConfigError
-from spin_core.records import Comparison, Event
+from spin_core.leaderboard.board import leaderboard
+from spin_core.reports import html as reports_html
+from spin_core.reports import markdown, plots
+from spin_core.store.records import Comparison, Event
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -34,7 +35,7 @@ def written(game, t: int, **train) -> str:
     """The page of iteration t with its spaces as spaces. `train` changes the record of the training."""
     record = game.records()[t]
     record = record.model_copy(update={"train": record.train.model_copy(update=train)})
-    return report.iteration_page(game, record).replace("\u00a0", " ")
+    return markdown.iteration_page(game, record).replace("\u00a0", " ")
 
 
 def pictures(text: str) -> list[bytes]:
@@ -111,11 +112,11 @@ def test_what_the_monitors_saw_is_told(game):
 
 
 def test_samples_hold_every_versions_answer(game, page):
-    samples = report.samples(game, upto=2)
+    samples = markdown.samples(game, upto=2)
     assert len(samples) == 4
     for answer in ("early 0", "late 0 0", "late 1 0", "human"):
         assert f"| {answer} |" in page
-    assert {len(sample.answers) for sample in report.samples(game, upto=0)} == {1}
+    assert {len(sample.answers) for sample in markdown.samples(game, upto=0)} == {1}
 
 
 def test_answers_are_counted_beside_the_human_responses(page):
@@ -126,14 +127,14 @@ def test_answers_are_counted_beside_the_human_responses(page):
 
 def test_a_batch_from_before_they_were_counted_has_no_such_part(game):
     batch = game.records()[1].generations.model_copy(update={"statistics": None})
-    assert report.answers(batch) == []
+    assert markdown.answers(batch) == []
 
 
 def test_a_batch_that_was_halved_for_want_of_memory_is_told(game, page):
     record = game.records()[1]
     cramped = record.generations.model_copy(update={"smallest_batch": 8})
     line = "| prompts at a time | 8 at the least, since memory ran out |"
-    assert line in report.data_table(record.model_copy(update={"generations": cramped}))
+    assert line in markdown.data_table(record.model_copy(update={"generations": cramped}))
     assert "prompts at a time" not in page
 
 
@@ -153,7 +154,7 @@ def test_signs_of_markdown_and_html_in_a_sample_stay_signs(page):
     ],
 )
 def test_text_of_a_model_stays_one_cell_of_plain_text(text):
-    cell = report.literal(text)
+    cell = markdown.literal(text)
     assert not re.search(r"[\r\n]", cell)
     assert set(re.findall(r"<[^>]*>", cell)) <= {"<br>"}
     assert not re.search(r"(?<!\\)(?:\\\\)*[*_~`|\[\]#]", cell), "every sign is escaped"
@@ -162,11 +163,11 @@ def test_text_of_a_model_stays_one_cell_of_plain_text(text):
 
 
 def test_long_text_is_cut():
-    assert report.literal("x" * 700) == "x" * 600 + " …"
+    assert markdown.literal("x" * 700) == "x" * 600 + " …"
 
 
 def test_the_leaderboard_holds_versions_controls_and_stars(game):
-    page = report.leaderboard_page(leaderboard(game), game.config).replace("\u00a0", " ")
+    page = markdown.leaderboard_page(leaderboard(game), game.config).replace("\u00a0", " ")
     assert page.startswith("# Leaderboard of tale\n")
     assert "| θ_0 | 3.50 ± 0.42 | – | – |" in page
     assert "| θ_1 | 3.00 ± 0.43 * | 0.750 ± 0.020 | promote |" in page
@@ -180,13 +181,13 @@ def test_a_suite_has_a_table_of_its_own_with_the_papers_rows(game, tmp_path):
     suite, tasks = "open-llm-leaderboard", {"arc_challenge": [1, 0, 1, 1], "gsm8k": [0, 0, 1, 0]}
     for t in range(3):
         suite_report(made.eval_folder(t) / suite, f"{t}" * 64, tasks, {suite: tuple(tasks)})
-    page = report.leaderboard_page(leaderboard(made), made.config).replace("\u00a0", " ")
+    page = markdown.leaderboard_page(leaderboard(made), made.config).replace("\u00a0", " ")
     _, table = page.split(f"## {suite}\n")
     assert "|  | open-llm-leaderboard ↑ | arc challenge ↑ | gsm8k ↑ |" in table
     assert "| θ_1 | 0.50 ± 0.18 | 0.75 ± 0.25 | 0.25 ± 0.25 |" in table
     assert "| paper θ_4 | 0.6316 | 0.6587 | 0.3897 |" in table
     assert "not measured here" in page
-    assert "paper" not in report.leaderboard_page(leaderboard(game), game.config)
+    assert "paper" not in markdown.leaderboard_page(leaderboard(game), game.config)
 
 
 def test_a_plots_name_may_hold_anything():
@@ -207,12 +208,12 @@ def test_a_score_without_a_direction_has_neither_arrow_nor_colour(tmp_path):
         for t in range(3):
             suite_report(made.eval_folder(t) / name, f"{t}" * 64, {name: np.arange(8.0) + t}, higher_is_better=better)
     board = leaderboard(made)
-    assert [report.heading(board, name) for name in ("up", "neither", "heldout_nll")] == [
+    assert [markdown.heading(board, name) for name in ("up", "neither", "heldout_nll")] == [
         "up ↑",
         "neither",
         "heldout_nll ↓",
     ]
-    up, neither = (html_report.score_cell(board.rows[2], name) for name in ("up", "neither"))
+    up, neither = (reports_html.score_cell(board.rows[2], name) for name in ("up", "neither"))
     assert 'class="better"' in up
     assert "class=" not in neither
     assert " *" in neither, "that it differs is told all the same"
@@ -220,9 +221,9 @@ def test_a_score_without_a_direction_has_neither_arrow_nor_colour(tmp_path):
 
 def test_a_difference_whose_interval_leaves_out_0_is_starred():
     sure = Comparison(against=0, delta=0.21, stderr=0.1, low=0.02, high=0.4)
-    assert report.difference(sure) == "+0.21 ± 0.1 *"
-    assert report.difference(sure.model_copy(update={"low": -0.01})) == "+0.21 ± 0.1"
-    assert report.difference(None) == "–"
+    assert markdown.difference(sure) == "+0.21 ± 0.1 *"
+    assert markdown.difference(sure.model_copy(update={"low": -0.01})) == "+0.21 ± 0.1"
+    assert markdown.difference(None) == "–"
 
 
 def test_the_same_page_is_written_twice(game):
@@ -230,14 +231,14 @@ def test_the_same_page_is_written_twice(game):
 
 
 def test_the_report_is_the_same_when_it_is_written_again(game):
-    first = html_report.write(game).read_text("utf-8")
-    assert first == html_report.write(game).read_text("utf-8")
+    first = reports_html.write(game).read_text("utf-8")
+    assert first == reports_html.write(game).read_text("utf-8")
     assert "<h2>Gate</h2>" in first
     assert "src=" not in first
 
 
 def test_the_report_says_which_line_across_its_plots_is_whose(game):
-    page = html_report.page(game, leaderboard(game))
+    page = reports_html.page(game, leaderboard(game))
     (legend,) = re.findall(r'<p class="legend">Lines across:(.*?)</p>', page)
     assert re.sub("<[^>]*>", "", legend) == "sft-lr-0.001"
     (dashes,) = re.findall(r"stroke-dasharray: ([\d .]+)", legend)
@@ -247,11 +248,11 @@ def test_the_report_says_which_line_across_its_plots_is_whose(game):
 
 def test_a_lineage_of_which_only_the_first_version_is_scored_has_a_report(tmp_path):
     made = build(tmp_path, nlls=[(2.0, 3.0, 4.0, 5.0)])
-    page = html_report.write(made, tmp_path / "report.html").read_text("utf-8")
+    page = reports_html.write(made, tmp_path / "report.html").read_text("utf-8")
     assert re.findall("<h2>(.*?)</h2>", page) == ["Leaderboard", "Samples"]
     assert "3.50" in page
 
 
 def test_a_report_for_a_folder_that_is_not_there_is_refused(game, tmp_path):
     with pytest.raises(ConfigError, match="is not there: make it first"):
-        html_report.write(game, tmp_path / "none" / "report.html")
+        reports_html.write(game, tmp_path / "none" / "report.html")

@@ -5,12 +5,14 @@ import shutil
 import pytest
 from small_lineage import build, publish, settings
 
-from spin_core import history, rescore, store, suites
-from spin_core import lineage as lineages
 from spin_core.errors import StaleArtifact
-from spin_core.lineage import Lineage, dump
-from spin_core.records import EvalReport
-from spin_core.verify import verify
+from spin_core.lineage import history, rescore, start, suite_jobs
+from spin_core.lineage import lineage as lineages
+from spin_core.lineage.lineage import Lineage
+from spin_core.lineage.verify import verify
+from spin_core.store import artifacts, lock
+from spin_core.store.files import dump
+from spin_core.store.records import EvalReport
 
 HOTTER = "evaluate.temperature=0.9"
 
@@ -36,9 +38,9 @@ def score_all(game: Lineage, value: float) -> list[str]:
     """Score all versions as `tasks.evaluate` does, with a made-up value; what a person is told of each."""
     notes, opponent = [], None
     for t, player in enumerate([game.records()[0].opponent, *(record.player for record in game.records())]):
-        (job,) = suites.evaluate_jobs(game, player, game.records()[0].prompts, opponent)
+        (job,) = suite_jobs.evaluate_jobs(game, player, game.records()[0].prompts, opponent)
         notes.append(rescore.make_way(job))
-        opponent = store.reusable(job.output, dump(job), EvalReport) or publish(
+        opponent = artifacts.reusable(job.output, dump(job), EvalReport) or publish(
             job.output,
             dump(job),
             {"made.txt": f"{t} {value}".encode()},
@@ -53,8 +55,8 @@ def digests(game: Lineage) -> list[str]:
 
 
 def again(game: Lineage, *sets: str) -> Lineage:
-    with store.locked(game.root):
-        return lineages.start(game.runs, game.name, settings(*sets))
+    with lock.locked(game.root):
+        return start.start(game.runs, game.name, settings(*sets))
 
 
 def test_a_changed_setting_scores_all_versions_anew_and_keeps_what_was_scored(game):
@@ -65,7 +67,7 @@ def test_a_changed_setting_scores_all_versions_anew_and_keeps_what_was_scored(ga
     assert "config.temperature" in notes[2]
     assert not set(before) & set(digests(hotter))
     kept = sorted((game.eval_folder(1) / rescore.EARLIER).iterdir())
-    assert [store.read_record(folder, EvalReport).digest for folder in kept] == [before[1]]
+    assert [artifacts.read_record(folder, EvalReport).digest for folder in kept] == [before[1]]
     assert score_all(hotter, 0.1) == ["", "", ""]
 
 
@@ -84,7 +86,7 @@ def test_scores_come_back_with_the_settings_that_made_them(game):
 
 def test_a_kill_between_setting_aside_and_scoring_loses_nothing(game):
     before = digests(game)
-    (job,) = suites.evaluate_jobs(again(game, HOTTER), game.records()[0].opponent, game.records()[0].prompts, None)
+    (job,) = suite_jobs.evaluate_jobs(again(game, HOTTER), game.records()[0].opponent, game.records()[0].prompts, None)
     rescore.make_way(job)
     assert not game.reports(0)
     assert rescore.make_way(job) == ""
@@ -94,14 +96,14 @@ def test_a_kill_between_setting_aside_and_scoring_loses_nothing(game):
 
 def test_a_report_on_another_model_is_never_set_aside(game):
     stranger = game.records()[0].player
-    (job,) = suites.evaluate_jobs(game, stranger.model_copy(update={"t": 0}), game.records()[0].prompts, None)
+    (job,) = suite_jobs.evaluate_jobs(game, stranger.model_copy(update={"t": 0}), game.records()[0].prompts, None)
     assert rescore.make_way(job) == ""
     with pytest.raises(StaleArtifact, match="was built with player"):
-        store.reusable(job.output, dump(job), EvalReport)
+        artifacts.reusable(job.output, dump(job), EvalReport)
 
 
 def test_scoring_alone_refuses_to_make_versions_incomparable(game):
-    (job,) = suites.evaluate_jobs(again(game, HOTTER), game.records()[0].opponent, game.records()[0].prompts, None)
+    (job,) = suite_jobs.evaluate_jobs(again(game, HOTTER), game.records()[0].opponent, game.records()[0].prompts, None)
     with pytest.raises(StaleArtifact, match=r"config.temperature = 0.5, not 0.9.*spin next tale.*score all versions"):
         rescore.check([job], game.name)
     assert game.reports(0)

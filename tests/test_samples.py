@@ -11,11 +11,11 @@ from click.testing import CliRunner
 from rich.console import Console
 from small_lineage import NLLS, build
 
-from flows import browse
-from flows.cli import main
-from spin_core import report, samples, samples_page
+from flows.command_line import browse
+from flows.command_line.main import main
 from spin_core.errors import ConfigError
-from spin_core.lineage import Lineage
+from spin_core.lineage.lineage import Lineage
+from spin_core.reports import markdown, samples, samples_page
 
 TURNS = [
     {"role": "system", "content": "Be brief."},
@@ -160,7 +160,7 @@ def test_a_lineage_that_has_generated_nothing_says_so(tmp_path):
     (made.eval_folder(0) / "self-play" / "manifest.json").unlink()
     with pytest.raises(ConfigError, match=r"no held-out prompt of lineage tale is answered yet: .* with --train"):
         samples.read(made)
-    assert report.samples(made, upto=0) == []
+    assert markdown.samples(made, upto=0) == []
 
 
 def test_json_holds_all_of_a_sample(game, held_out):

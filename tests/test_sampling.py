@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from spin_core.config import GenerateConfig
-from spin_core.sampling import Sampling, draw, penalised, probabilities, uniforms
+from spin_core.config.generate import GenerateConfig
+from spin_core.inference.sampling import Sampling, draw, penalised, probabilities, uniforms
 
 LOGITS = torch.tensor([[0.0, math.log(2), math.log(4), math.log(1)]])  # 1/8 2/8 4/8 1/8
 

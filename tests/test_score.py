@@ -10,15 +10,18 @@ from helpers import character_tokenizer, save_tiny_model
 from many_jobs import StopsAt, do_on_ranks
 from small_game import CPU, do, game, random_pairs, score_job, token_ids, version_of, write_pairs
 
-from spin_core import phase, score, store, torchrun
-from spin_core.batches import read_token_ids
-from spin_core.config import SpeedConfig
+from spin_core.config.train import SpeedConfig
+from spin_core.data.sequences import read_token_ids
 from spin_core.errors import Stopped
-from spin_core.launch import run_phase
-from spin_core.logps import sequence_logps
-from spin_core.models import load_model
-from spin_core.packing import share
-from spin_core.records import ScoredPairs
+from spin_core.models.loading import load_model
+from spin_core.models.logps import sequence_logps
+from spin_core.models.packing import share
+from spin_core.phases import score
+from spin_core.runtime import progress as runtime_progress
+from spin_core.runtime import torchrun
+from spin_core.runtime.launch import run_phase
+from spin_core.store import artifacts, identity
+from spin_core.store.records import ScoredPairs
 
 
 def read(record) -> np.ndarray:
@@ -37,7 +40,7 @@ def test_scores_are_the_models_log_probabilities_in_the_pairs_order(tmp_path, ti
     assert have.dtype == np.float32
     torch.testing.assert_close(torch.from_numpy(have), want, rtol=1e-5, atol=1e-4)
     assert (record.pairs, record.opponent) == (pairs.digest, opponent.digest)
-    assert store.verify(record.path) == []
+    assert artifacts.verify(record.path) == []
 
 
 def test_a_real_response_in_two_pairs_is_scored_once():
@@ -65,7 +68,7 @@ def test_a_stopped_scoring_goes_on_where_it_was_and_ends_the_same(tmp_path, tiny
     monkeypatch.setattr(score, "BLOCK", 10)
     opponent, pairs = version_of(tiny_model), random_pairs(tmp_path / "pairs")
     whole = do(score_job(tmp_path / "whole", opponent, pairs))
-    job, progress = score_job(tmp_path / "stopped", opponent, pairs), phase.Progress()
+    job, progress = score_job(tmp_path / "stopped", opponent, pairs), runtime_progress.Progress()
     progress.stop()
     with pytest.raises(Stopped):
         do(job, progress)
@@ -85,7 +88,7 @@ def test_scores_are_the_same_however_fast_they_are_made(tmp_path, tiny_model, of
     fast, slow = (
         score_job(tmp_path / str(on), opponent, pairs, speed=SpeedConfig(**{off: on})) for on in (True, False)
     )
-    assert store.identity_of(fast.model_dump(mode="json")) == store.identity_of(slow.model_dump(mode="json"))
+    assert identity.identity_of(fast.model_dump(mode="json")) == identity.identity_of(slow.model_dump(mode="json"))
     np.testing.assert_allclose(read(do(fast)), read(do(slow)), rtol=1e-5, atol=1e-4)
 
 
@@ -103,7 +106,7 @@ def test_pairs_are_scored_under_the_initial_policy_too_where_it_is_named(tmp_pat
 
 def test_an_opponent_that_is_the_initial_policy_is_scored_once(tmp_path, tiny_model):
     opponent, pairs = version_of(tiny_model), random_pairs(tmp_path / "pairs")
-    progress = phase.Progress(out=io.StringIO())
+    progress = runtime_progress.Progress(out=io.StringIO())
     record = do(score_job(tmp_path / "scores", opponent, pairs, base=opponent), progress)
     table = pq.read_table(record.path / "logps.parquet")
     assert table["real_logps"].equals(table["real_base_logps"])
@@ -185,14 +188,14 @@ def test_two_ranks_give_what_one_device_gives(tmp_path, tiny_model):
         + [(job("many", 2, "again"), None), (job("many", 2, "taken over"), None), (stopped, 2 * score.BLOCK + 1)],
     )  # fmt: skip
     for name in cases:
-        one, two = do(job(name, 1)), store.read_record(tmp_path / f"{name} on 2", ScoredPairs)
+        one, two = do(job(name, 1)), artifacts.read_record(tmp_path / f"{name} on 2", ScoredPairs)
         assert (two.pairs, two.opponent) == (one.pairs, one.opponent)
         tables = [pq.read_table(record.path / "logps.parquet").to_pandas() for record in (one, two)]
         assert list(tables[0]) == list(tables[1])
         np.testing.assert_allclose(*(table.to_numpy() for table in tables), rtol=1e-5, atol=1e-5)
     assert (
-        store.read_record(tmp_path / "again", ScoredPairs).digest
-        == store.read_record(tmp_path / "many on 2", ScoredPairs).digest
+        artifacts.read_record(tmp_path / "again", ScoredPairs).digest
+        == artifacts.read_record(tmp_path / "many on 2", ScoredPairs).digest
     )
     (block,) = (tmp_path / ".stopped.partial" / "blocks").iterdir()
     assert len(np.load(block)) == 2 * score.BLOCK
@@ -200,7 +203,7 @@ def test_two_ranks_give_what_one_device_gives(tmp_path, tiny_model):
     whole, marked = read(do(job("many", 1))), read(do(stopped))
     assert ((marked - whole).round() == 1).sum() == 2 * score.BLOCK
     np.testing.assert_allclose(
-        read(store.read_record(tmp_path / "taken over", ScoredPairs)), whole, rtol=1e-5, atol=1e-5
+        read(artifacts.read_record(tmp_path / "taken over", ScoredPairs)), whole, rtol=1e-5, atol=1e-5
     )
 
 
@@ -210,8 +213,8 @@ def test_a_scoring_of_two_ranks_is_started_published_once_and_counted_for_two_de
     told = []
     record = run_phase(score_job(tmp_path / "scores", opponent, pairs, speed=TWO), ScoredPairs, told.append)
     assert [(message["done"], message["total"]) for message in told] == [(48, 48)]
-    assert store.read_record(tmp_path / "scores", ScoredPairs) == record
-    usage = store.read_manifest(record.path)["usage"]
+    assert artifacts.read_record(tmp_path / "scores", ScoredPairs) == record
+    usage = artifacts.read_manifest(record.path)["usage"]
     assert usage["devices"] == 2
     assert "deepspeed" not in usage["environment"]
     one = do(score_job(tmp_path / "one", opponent, pairs))

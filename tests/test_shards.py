@@ -15,9 +15,13 @@ from claimers import race
 from test_generate import EOS, do, generate_job, prompt_set
 from test_store import FULL
 
-from spin_core import launch, phase, shards, store
-from spin_core.shards import Shards, shard_name, work
-from spin_core.tally import Tally, read_counts
+from spin_core.inference import shards
+from spin_core.inference.shards import Shards, shard_name, work
+from spin_core.inference.tally import Tally, read_counts
+from spin_core.phases import join as phases_join
+from spin_core.runtime import devices, launch, phase, progress
+from spin_core.runtime import process as runtime_process
+from spin_core.store import artifacts
 
 
 @pytest.fixture
@@ -179,7 +183,7 @@ def join(job, folder: Path, name: str) -> subprocess.Popen:
     log = folder / f"{name}.log"
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "spin_core.shards", str(path)], stdout=subprocess.DEVNULL, stderr=stderr
+            [sys.executable, "-m", "spin_core.phases.join", str(path)], stdout=subprocess.DEVNULL, stderr=stderr
         )
     until(lambda: "waiting for the run" in log.read_text(), process, log)
     return process
@@ -233,7 +237,7 @@ def test_three_workers_of_which_one_is_killed_make_what_one_makes(tmp_path, tiny
     assert len(timings) == record.shards == 20
     assert {f"{os.uname().nodename}:{pid}" for pid in (os.getpid(), helper.pid)} <= {one["worker"] for one in timings}
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["generations"]
-    assert store.verify(record.path) == []
+    assert artifacts.verify(record.path) == []
 
 
 def test_the_phase_starts_workers_of_its_own_and_leaves_none_behind(tmp_path, tiny_model, many, alone):
@@ -249,7 +253,7 @@ def test_the_phase_starts_workers_of_its_own_and_leaves_none_behind(tmp_path, ti
 
     record = launch.run_phase(job, type(alone), watch)
     assert record.digest == alone.digest
-    assert [pid for pid in seen if launch.birth(pid)] == []
+    assert [pid for pid in seen if runtime_process.birth(pid)] == []
     assert heard[-1]["done"] == heard[-1]["total"] == 60
     assert heard[-1]["metrics"]["answers/s"] > 0
     assert heard[-1]["metrics"]["seconds left"] == 0
@@ -271,7 +275,7 @@ def test_a_run_without_a_worker_of_its_own_waits_for_others(tmp_path, tiny_model
 
 def test_who_joins_what_is_published_has_nothing_to_do(tiny_model, many, alone):
     job = generate_job(alone.path, tiny_model, many, **SETTINGS)
-    assert not shards.has_begun(job, lambda: None)
+    assert not phases_join.has_begun(job, lambda: None)
 
 
 def test_damaged_shards_are_made_again(tmp_path, tiny_model, many, alone, caplog):
@@ -302,7 +306,7 @@ def test_a_model_that_never_stops_is_cut_and_counted_and_said(tmp_path, tiny_mod
 def test_the_rate_is_of_the_whole_set_and_gives_the_time_left(folder, alone, monkeypatch):
     found = some_shards(folder, 20)
     ids = [pq.read_table(alone.path / f"{shard_name(n)}.parquet")["id"].to_pylist() for n in range(20)]
-    told = phase.Progress(total=60)
+    told = progress.Progress(total=60)
     tally = Tally(found, ids, told)
     tokens = 0
     for number in range(5):  # found done: they are no part of the rate
@@ -319,11 +323,11 @@ def test_the_rate_is_of_the_whole_set_and_gives_the_time_left(folder, alone, mon
 
 def test_each_worker_gets_devices_of_its_own(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
-    assert launch.environments(2, 3) == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}]
-    assert [one["CUDA_VISIBLE_DEVICES"] for one in launch.environments(4, 3)] == ["2", "5", "7", "2"]
-    assert launch.environments(2, 3, each=2) == [{"CUDA_VISIBLE_DEVICES": "2,5"}] * 2
+    assert devices.environments(2, 3) == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in devices.environments(4, 3)] == ["2", "5", "7", "2"]
+    assert devices.environments(2, 3, each=2) == [{"CUDA_VISIBLE_DEVICES": "2,5"}] * 2
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert [one["CUDA_VISIBLE_DEVICES"] for one in launch.environments(2, 4, each=2)] == ["0,1", "2,3"]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in devices.environments(2, 4, each=2)] == ["0,1", "2,3"]
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cores = len(os.sched_getaffinity(0))
-    assert launch.environments(2, 0) == [{"OMP_NUM_THREADS": str(max(1, cores // 2))}] * 2
+    assert devices.environments(2, 0) == [{"OMP_NUM_THREADS": str(max(1, cores // 2))}] * 2

@@ -17,15 +17,16 @@ from pathlib import Path
 import pytest
 from small_lineage import build, lines
 
-from spin_core import config_metrics, store
-from spin_core.config import MetricsConfig
+from spin_core.config import metrics
+from spin_core.config.metrics import MetricsConfig
+from spin_core.config.resolve import resolve
 from spin_core.errors import ConfigError
-from spin_core.lineage import Lineage, find
-from spin_core.phase import scratch_of
-from spin_core.points import STEP, VERSION, Last, points
-from spin_core.recipes import resolve
-from spin_core.sinks import last_events
-from spin_core.wandb_log import read_history, read_records
+from spin_core.lineage.lineage import Lineage, find
+from spin_core.runtime.phase import scratch_of
+from spin_core.store import files as store_files
+from spin_core.tracking.points import STEP, VERSION, Last, points
+from spin_core.tracking.sinks import last_events
+from spin_core.tracking.wandb_log import read_history, read_records
 
 HELD = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "MLFLOW_TRACKING_URI": ""}
 
@@ -97,8 +98,8 @@ def test_of_a_training_that_goes_on_all_steps_but_the_last_are_told(game):
 def follow(game: Lineage, *sinks: str, kill_after: float | None = None) -> str:
     """Tell the lineage's points to sinks in the process that runs use; what it said."""
     config = game.config.model_copy(update={"metrics": MetricsConfig(sinks=sinks)})
-    store.write_json(game.root / "lineage.json", {"lineage": "tale", "config": config.model_dump(mode="json")})
-    command = [sys.executable, "-m", "spin_core.follow", str(game.runs), "tale"]
+    store_files.write_json(game.root / "lineage.json", {"lineage": "tale", "config": config.model_dump(mode="json")})
+    command = [sys.executable, "-m", "spin_core.tracking.follow", str(game.runs), "tale"]
     with subprocess.Popen(
         command, env={**os.environ, **HELD}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -197,16 +198,15 @@ def test_of_a_server_that_is_away_its_password_is_not_told(game, monkeypatch):
 
 
 def test_a_sink_that_is_not_installed_is_refused_and_an_unknown_one_too(monkeypatch):
-    monkeypatch.setattr(config_metrics, "find_spec", lambda _name: None)
+    monkeypatch.setattr(metrics, "find_spec", lambda _name: None)
     with pytest.raises(ConfigError, match="has wandb, which is not installed: install Spin with its extra `wandb`"):
-        config_metrics.check(MetricsConfig(sinks=("wandb",)))
-    config_metrics.check(MetricsConfig(sinks=()))
+        metrics.check(MetricsConfig(sinks=("wandb",)))
+    metrics.check(MetricsConfig(sinks=()))
     with pytest.raises(ConfigError, match=r"metrics\.sinks"):
         resolve("demo", sets=["metrics.sinks=[prometheus]"])
 
 
 def test_nothing_that_only_trains_is_loaded_to_tell_points():
-    code = (
-        "import sys, spin_core.follow; sys.exit(bool({'torch', 'transformers', 'wandb', 'mlflow'} & set(sys.modules)))"
-    )
+    heavy = "{'torch', 'transformers', 'wandb', 'mlflow'}"
+    code = f"import sys, spin_core.tracking.follow; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from spin_core.config import SourceConfig
-from spin_core.sources import from_datasets
+from spin_core.config.data import SourceConfig
+from spin_core.data.sources import from_datasets
 
 CARD = """---
 configs:

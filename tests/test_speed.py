@@ -8,16 +8,16 @@ import pytest
 import torch
 from small_game import do, game, stepper_of
 
-from spin_core import store
-from spin_core.batches import DataOrder
-from spin_core.config import SpeedConfig
-from spin_core.jobs import TrainJob
-from spin_core.objective import objective_of
-from spin_core.ranks import Ranks
-from spin_core.records import ModelVersion
-from spin_core.rows import read_rows
-from spin_core.train import batches, forward_backward, opponent_of
-from spin_core.train_data import ahead, read_data
+from spin_core.config.train import SpeedConfig
+from spin_core.data.sequences import DataOrder
+from spin_core.runtime.ranks import Ranks
+from spin_core.store import artifacts
+from spin_core.store.jobs import TrainJob
+from spin_core.store.records import ModelVersion
+from spin_core.store.training_log import read_rows
+from spin_core.training.loop import batches, forward_backward, opponent_of
+from spin_core.training.objective import objective_of
+from spin_core.training.train_data import ahead, read_data
 
 
 def with_speed(job: TrainJob, folder, **speed) -> TrainJob:
@@ -55,7 +55,7 @@ def test_batches_that_are_laid_out_ahead_give_the_same_losses_gradients_and_weig
         assert one == other
         assert all(torch.equal(g, w) for g, w in zip(gradient, want, strict=True))
     assert losses(job) == losses(plain)
-    players = [store.read_record(done.weights, ModelVersion).digest for done in (job, plain)]
+    players = [artifacts.read_record(done.weights, ModelVersion).digest for done in (job, plain)]
     assert players[0] == players[1]
 
 

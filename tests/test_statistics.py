@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spin_core.statistics import COVERAGE, average, bootstrap, paired
+from spin_core.evaluation.statistics import COVERAGE, average, bootstrap, paired
 
 
 def scored(values) -> dict[str, float]:

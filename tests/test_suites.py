@@ -14,16 +14,21 @@ from helpers import character_tokenizer, data_folder
 from small_game import version_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from spin_core import engines, launch, local_tasks, phase, store, suites
-from spin_core import lineage as lineages
-from spin_core.benchmark import run
-from spin_core.board import averages, difference, items, scores
-from spin_core.config import LmEvalConfig, RunConfig, SuiteName, VllmConfig
+from spin_core.config.evaluate import LmEvalConfig, SuiteName
+from spin_core.config.generate import VllmConfig
+from spin_core.config.resolve import resolve
+from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError
-from spin_core.jobs import BenchmarkJob
-from spin_core.lineage import Lineage
-from spin_core.recipes import resolve
-from spin_core.records import EvalReport, ModelVersion, PromptSet
+from spin_core.evaluation import local_tasks, suites
+from spin_core.leaderboard.board import averages, difference, items, scores
+from spin_core.lineage import start as lineages
+from spin_core.lineage import suite_jobs
+from spin_core.lineage.lineage import Lineage
+from spin_core.phases.benchmark import run
+from spin_core.runtime import interpreter, launch, phase, progress
+from spin_core.store import identity as store_identity
+from spin_core.store.jobs import BenchmarkJob
+from spin_core.store.records import EvalReport, ModelVersion, PromptSet
 
 NO_PROMPTS = PromptSet(path=Path(), digest="0" * 64, source="", revision=None, rows=0, held_out=0, drops={})
 BENCHMARKS = ("open-llm-leaderboard", "big-bench", "bbh", "instruct")
@@ -34,15 +39,15 @@ def settings(*sets: str) -> RunConfig:
 
 
 def jobs_of(runs: Path, player: ModelVersion, *sets: str, name: str = "tale"):
-    return suites.evaluate_jobs(Lineage(runs, name, settings(*sets)), player, NO_PROMPTS, None)
+    return suite_jobs.evaluate_jobs(Lineage(runs, name, settings(*sets)), player, NO_PROMPTS, None)
 
 
 def identity(job) -> str:
-    return store.digest_of(store.identity_of(job.model_dump(mode="json")))
+    return store_identity.digest_of(store_identity.identity_of(job.model_dump(mode="json")))
 
 
 def do(job: BenchmarkJob) -> EvalReport:
-    return phase.execute(job, EvalReport, run, phase.Progress())
+    return phase.execute(job, EvalReport, run, progress.Progress())
 
 
 def test_tasks_examples_and_metrics_are_the_papers():
@@ -218,9 +223,9 @@ def test_a_second_lineage_scores_nothing_anew_and_a_changed_setting_does(tmp_pat
         do(job)
     # The changed rows are arc_easy's: mmlu, of the same rows, was found again.
     (job,) = jobs_of(tmp_path, player, *base, f"evaluate.lm_eval.local_data={rows}", name="changed")
-    there = len(list((tmp_path / suites.SCORES).glob("*/scores")))
+    there = len(list((tmp_path / suite_jobs.SCORES).glob("*/scores")))
     do(job)
-    assert len(list((tmp_path / suites.SCORES).glob("*/scores"))) == there + 1
+    assert len(list((tmp_path / suite_jobs.SCORES).glob("*/scores"))) == there + 1
 
 
 def test_a_group_weighs_items_and_a_suite_weighs_tasks(tmp_path, tiny_model, data, monkeypatch):
@@ -313,7 +318,7 @@ def wide_model(tmp_path_factory) -> Path:
 
 
 def has_vllm() -> bool:
-    python = engines.vllm_python(VllmConfig())
+    python = interpreter.vllm_python(VllmConfig())
     return python.exists() and any(python.parents[1].glob("lib/python*/site-packages/lm_eval"))
 
 

@@ -6,10 +6,12 @@ import pytest
 from prefect.logging import disable_run_logger
 from small_lineage import build, dump, publish
 
-from spin_core import launch, store, suites
-from spin_core.config import RayConfig
+from spin_core.config.generate import RayConfig
 from spin_core.errors import DataError, WorkersLost
-from spin_core.records import EvalReport
+from spin_core.lineage import suite_jobs
+from spin_core.runtime import launch
+from spin_core.store import artifacts, identity
+from spin_core.store.records import EvalReport
 from tasks import evaluate
 
 NAMES = ["evaluate.suites=[open-llm-leaderboard,big-bench,mt-bench]"]
@@ -18,7 +20,7 @@ FIELDS = {"model": "m", "suite": "by hand", "harness": "none", "scores": {}}
 
 def jobs_of(game):
     record = game.records()[0]
-    return suites.evaluate_jobs(game, record.opponent, record.prompts, None)
+    return suite_jobs.evaluate_jobs(game, record.opponent, record.prompts, None)
 
 
 class Cluster:
@@ -62,7 +64,7 @@ def played(tmp_path, monkeypatch):
     def play(errors=(), **given):
         speed = {"address": "none", **given}
         game = build(tmp_path, sets=[*NAMES, f"evaluate.speed.ray={speed}".replace("'", '"')])
-        store.shutil.rmtree(game.eval_folder(0))
+        artifacts.shutil.rmtree(game.eval_folder(0))
         cluster = Cluster(dict(errors))
         monkeypatch.setattr(evaluate, "runner_on", lambda *_, **__: contextlib.nullcontext(cluster))
         record = game.records()[0]
@@ -102,5 +104,5 @@ def test_where_suites_are_run_is_no_part_of_what_they_are_known_by(tmp_path):
         for name, more in (("here", []), ("there", ['evaluate.speed.ray={"address": "auto", "workers": 3}']))
     )
     assert there.config.evaluate.speed.ray == RayConfig(address="auto", workers=3)
-    one, two = ([store.identity_of(dump(job)) for job in jobs_of(game)] for game in (here, there))
+    one, two = ([identity.identity_of(dump(job)) for job in jobs_of(game)] for game in (here, there))
     assert one == two

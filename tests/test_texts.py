@@ -3,16 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from spin_core.statistics import paired
-from spin_core.texts import (
-    distinct,
-    distinct_shares,
-    length_classifier,
-    ngrams,
-    repeated_trigrams,
-    text_classifier,
-    two_sample_p,
-)
+from spin_core.data.repetition import distinct, distinct_shares, ngrams, repeated_trigrams
+from spin_core.evaluation.classifiers import length_classifier, text_classifier, two_sample_p
+from spin_core.evaluation.statistics import paired
 
 
 def test_repeated_trigrams_by_hand():

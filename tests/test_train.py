@@ -12,19 +12,22 @@ from many_jobs import StopsAt
 from small_game import CPU, do, game, pass_over, random_prompts, stepper_of, train_job, version_of
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from spin_core import phase, store
-from spin_core.batches import read_token_ids
-from spin_core.checkpoint import CHECKPOINTS, latest_checkpoint
-from spin_core.config import ModelConfig, TrainConfig
+from spin_core.config.model import ModelConfig
+from spin_core.config.train import TrainConfig
+from spin_core.data.sequences import read_token_ids
+from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ConfigError, DataError, Stopped, TrainingDiverged
-from spin_core.jobs import TrainJob
-from spin_core.logps import sequence_logps
-from spin_core.losses import LOG_2
-from spin_core.models import load_model, load_tokenizer
-from spin_core.records import ModelVersion
-from spin_core.rows import read_rows
-from spin_core.train import prepare
-from spin_core.train_data import read_data
+from spin_core.models.loading import load_model
+from spin_core.models.logps import sequence_logps
+from spin_core.runtime import progress as runtime_progress
+from spin_core.store import artifacts, identity
+from spin_core.store.jobs import TrainJob
+from spin_core.store.records import ModelVersion
+from spin_core.store.training_log import read_rows
+from spin_core.training.checkpoint import CHECKPOINTS, latest_checkpoint
+from spin_core.training.loop import prepare
+from spin_core.training.losses import LOG_2
+from spin_core.training.train_data import read_data
 
 BF16 = ModelConfig(device="cpu", dtype="bfloat16")
 
@@ -72,9 +75,9 @@ def test_training_learns_and_publishes_the_next_version(tmp_path, tiny_model):
         "step", "epoch", "loss", "rewards/real", "rewards/generated", "rewards/margins", "rewards/accuracies",
         "logps/real", "logps/generated", "length_correlation", "grad_norm", "learning_rate",
     ]  # fmt: skip
-    player = store.read_record(job.weights, ModelVersion)
+    player = artifacts.read_record(job.weights, ModelVersion)
     assert (player.t, player.parent, player.digest) == (1, job.start.digest, record.model)
-    assert store.verify(job.weights) == store.verify(job.output) == []
+    assert artifacts.verify(job.weights) == artifacts.verify(job.output) == []
     load_tokenizer(job.weights, CPU)
 
 
@@ -146,7 +149,7 @@ def test_fine_tuning_is_the_mean_over_the_real_responses_tokens(tmp_path, tiny_m
     assert rows[0]["logps/real"] == pytest.approx(logps.mean().item(), rel=1e-5)
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
     assert "rewards/margins" not in rows[0]
-    assert store.read_record(job.weights, ModelVersion).t == 0
+    assert artifacts.read_record(job.weights, ModelVersion).t == 0
 
 
 def test_steps_override_epochs(tmp_path, tiny_model):
@@ -245,7 +248,7 @@ def test_no_pairs_is_an_error_with_the_cure(tmp_path, tiny_model):
 
 
 def test_a_stop_saves_its_very_step(tmp_path, tiny_model):
-    job, progress = game(tmp_path, tiny_model, save_every=100, epochs=3), phase.Progress()
+    job, progress = game(tmp_path, tiny_model, save_every=100, epochs=3), runtime_progress.Progress()
     progress.stop()
     with pytest.raises(Stopped):
         do(job, progress)
@@ -291,4 +294,4 @@ def test_timings_are_kept_and_take_no_part_in_the_digest(tmp_path, tiny_model):
     assert all(row["seconds"] > 0 and row["wait"] >= 0 for row in timings)
     sequences = read_data(job).sequences
     assert sum(row["tokens"] for row in timings) == len(sequences.tokens)
-    assert store.digest_folder(job.output)[0] == record.digest
+    assert identity.digest_folder(job.output)[0] == record.digest

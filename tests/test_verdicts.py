@@ -6,7 +6,7 @@ import pytest
 from helpers import data_folder
 
 from spin_core.errors import DataError
-from spin_core.verdicts import (
+from spin_core.evaluation.verdicts import (
     KINDS,
     OWN,
     SINGLE,

@@ -16,19 +16,24 @@ import torch
 from small_game import CPU, version_of
 from vllm_models import EOS, save_model, save_stacked
 
-from spin_core import engines, launch, store
-from spin_core import lineage as lineages
-from spin_core.config import GenerateConfig, ModelConfig, VllmConfig
-from spin_core.engine import Request, make_engine
+from spin_core.config.generate import GenerateConfig, VllmConfig
+from spin_core.config.model import ModelConfig
+from spin_core.config.resolve import resolve
+from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ConfigError, TryAgain
-from spin_core.launch import run_phase
-from spin_core.models import load_model, load_tokenizer
-from spin_core.recipes import resolve
-from spin_core.records import GenerationBatch, PromptSet
-from spin_core.sampling import probabilities
-from spin_core.vllm_engine import start_error
+from spin_core.inference.engine import Request
+from spin_core.inference.factory import make_engine
+from spin_core.inference.sampling import probabilities
+from spin_core.inference.vllm_engine import start_error
+from spin_core.lineage import lineage as lineages
+from spin_core.lineage import start
+from spin_core.models.loading import load_model
+from spin_core.runtime import interpreter, launch
+from spin_core.runtime.launch import run_phase
+from spin_core.store import files, identity
+from spin_core.store.records import GenerationBatch, PromptSet
 
-PYTHON = engines.vllm_python(VllmConfig())
+PYTHON = interpreter.vllm_python(VllmConfig())
 needs_vllm = pytest.mark.skipif(not PYTHON.exists(), reason=f"no vLLM at {PYTHON}: make vllm installs it")
 
 GREEDY = {"temperature": 1e-6, "max_new_tokens": 16}
@@ -287,7 +292,7 @@ def job_of(runs: Path, model: Path, **config):
 def test_a_missing_environment_is_told_before_anything_runs(tmp_path, tiny_model):
     config = resolve("demo", sets=["generate.engine=vllm", "generate.vllm.python=/no/such/python"])
     with pytest.raises(ConfigError, match="run `make vllm`"):
-        lineages.start(tmp_path, "tale", config)
+        start.start(tmp_path, "tale", config)
     job = job_of(tmp_path, tiny_model, engine="vllm", vllm=VllmConfig(python="/no/such/python"))
     with pytest.raises(ConfigError, match="run `make vllm`"):
         run_phase(job, GenerationBatch)
@@ -299,7 +304,7 @@ def test_where_vllm_lies_and_what_it_takes_is_no_part_of_what_was_said(tmp_path,
         tmp_path, tiny_model, engine="vllm", vllm=VllmConfig(python="/elsewhere", speed={"memory_fraction": 0.5})
     )
     other = job_of(tmp_path, tiny_model, engine="transformers")
-    identities = [store.identity_of(job.model_dump(mode="json")) for job in (one, moved, other)]
+    identities = [identity.identity_of(job.model_dump(mode="json")) for job in (one, moved, other)]
     assert identities[0] == identities[1]
     assert identities[0]["config"]["engine"] == "vllm"
     assert identities[2]["config"]["engine"] == "transformers"
@@ -308,18 +313,18 @@ def test_where_vllm_lies_and_what_it_takes_is_no_part_of_what_was_said(tmp_path,
 def test_auto_is_vllm_where_gpu_and_environment_are_there(tmp_path, tiny_model, monkeypatch):
     there = VllmConfig(python=shutil.which("sh"))
     auto, cpu = GenerateConfig(vllm=there), ModelConfig(device="cpu")
-    monkeypatch.setattr(engines, "sees_gpu", lambda: True)
-    assert engines.chosen(auto, ModelConfig()) == "vllm"
-    assert engines.chosen(auto, cpu) == "transformers"
-    assert engines.chosen(GenerateConfig(vllm=VllmConfig(python="/no/such")), ModelConfig()) == "transformers"
-    monkeypatch.setattr(engines, "sees_gpu", lambda: False)
-    assert engines.chosen(auto, ModelConfig()) == "transformers"
+    monkeypatch.setattr(interpreter, "sees_gpu", lambda: True)
+    assert interpreter.chosen(auto, ModelConfig()) == "vllm"
+    assert interpreter.chosen(auto, cpu) == "transformers"
+    assert interpreter.chosen(GenerateConfig(vllm=VllmConfig(python="/no/such")), ModelConfig()) == "transformers"
+    monkeypatch.setattr(interpreter, "sees_gpu", lambda: False)
+    assert interpreter.chosen(auto, ModelConfig()) == "transformers"
     # What is there was answered by one engine, and a run that goes on elsewhere does not come to doubt it.
     job = job_of(tmp_path, tiny_model, engine="vllm", vllm=there)
-    built = {"identity": store.identity_of(job.model_dump(mode="json")), "record": {}, "usage": {}, "files": {}}
+    built = {"identity": identity.identity_of(job.model_dump(mode="json")), "record": {}, "usage": {}, "files": {}}
     job.output.mkdir(parents=True)
-    store.dump_json(job.output / store.MANIFEST, built)
-    assert engines.chosen(auto, ModelConfig(), job.output) == "vllm"
+    files.dump_json(job.output / identity.MANIFEST, built)
+    assert interpreter.chosen(auto, ModelConfig(), job.output) == "vllm"
 
 
 def test_a_vllm_job_is_started_with_its_own_interpreter(tmp_path, tiny_model):

@@ -15,16 +15,22 @@ import pytest
 from small_game import CPU, version_of
 from vllm_models import save_model, save_stacked
 
-from spin_core import engines, phase, store
-from spin_core import lineage as lineages
-from spin_core.config import VllmConfig
-from spin_core.engine import Request, make_engine
-from spin_core.launch import run_phase
-from spin_core.recipes import resolve
-from spin_core.records import GenerationBatch, ModelVersion, PairDataset, PromptSet, ScoredPairs, TrainRun
-from spin_core.shards import Shards, work_folder
+from spin_core.config.generate import VllmConfig
+from spin_core.config.resolve import resolve
+from spin_core.inference.engine import Request
+from spin_core.inference.factory import make_engine
+from spin_core.inference.shards import Shards, work_folder
+from spin_core.lineage import lineage as lineages
+from spin_core.lineage import start
+from spin_core.runtime import interpreter, phase
+from spin_core.runtime.launch import run_phase
+from spin_core.store import identity as store_identity
+from spin_core.store import lock
+from spin_core.store.records import GenerationBatch, ModelVersion, PairDataset, PromptSet, ScoredPairs, TrainRun
 
-pytestmark = pytest.mark.skipif(not engines.vllm_python(VllmConfig()).exists(), reason="no vLLM: make vllm installs it")
+pytestmark = pytest.mark.skipif(
+    not interpreter.vllm_python(VllmConfig()).exists(), reason="no vLLM: make vllm installs it"
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +47,8 @@ def game(tmp_path_factory, model):
         "train.batch_size=8", "train.epochs=2", "train.learning_rate=0.003", "controls={}",
     ]  # fmt: skip
     runs = tmp_path_factory.mktemp("runs")
-    with store.locked(runs / "tale"):
-        made = lineages.start(runs, "tale", resolve("demo", sets=sets))
+    with lock.locked(runs / "tale"):
+        made = start.start(runs, "tale", resolve("demo", sets=sets))
     theta_0 = run_phase(made.base_job(), ModelVersion)
     prompts = run_phase(made.prompts_job(theta_0), PromptSet)
     log = []
@@ -66,7 +72,7 @@ def test_an_iteration_sampled_by_vllm_starts_at_log_2(tmp_path, game):
     scratch = tmp_path / "again" / ".generations.partial"
     scratch.mkdir(parents=True)
     shutil.copyfile(shards[0], scratch / shards[0].name)
-    identity = store.digest_of(store.identity_of(job.model_dump(mode="json")))
+    identity = store_identity.digest_of(store_identity.identity_of(job.model_dump(mode="json")))
     (tmp_path / "again" / ".generations.identity").write_text(identity)
     again = run_phase(job, GenerationBatch)
     assert again.digest == generations.digest

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flows import local, watch
+from flows.server import local, watch
 from spin_core.errors import TryAgain
 
 

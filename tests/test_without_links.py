@@ -11,7 +11,7 @@ import pytest
 from claimers import race, refuse
 from test_generate import EOS, do, generate_job, prompt_set
 
-from spin_core.shards import Shards, place_once
+from spin_core.inference.shards import Shards, place_once
 
 
 @pytest.fixture

@@ -21,18 +21,21 @@ from safetensors.torch import load_file
 from small_game import CPU, do, game
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from spin_core import launch, store
-from spin_core.check import look_at_ranks
-from spin_core.checkpoint import CHECKPOINTS, latest_checkpoint
-from spin_core.config import LoraConfig, ModelConfig, RunConfig, SpeedConfig, TrainConfig
+from spin_core.config.model import ModelConfig
+from spin_core.config.run import RunConfig
+from spin_core.config.train import LoraConfig, SpeedConfig, TrainConfig
 from spin_core.errors import ConfigError, Stopped
-from spin_core.findings import Looks
-from spin_core.jobs import TrainJob
-from spin_core.launch import PhaseCrashed, run_phase
-from spin_core.models import load_model
-from spin_core.records import TrainRun
-from spin_core.rows import read_rows
-from spin_core.zero_settings import NAMES, read_settings, zero_settings
+from spin_core.models.loading import load_model
+from spin_core.preflight.check import look_at_ranks
+from spin_core.preflight.findings import Looks
+from spin_core.runtime import launch, torchrun
+from spin_core.runtime.launch import PhaseCrashed, run_phase
+from spin_core.store import artifacts
+from spin_core.store.jobs import TrainJob
+from spin_core.store.records import TrainRun
+from spin_core.store.training_log import read_rows
+from spin_core.training.checkpoint import CHECKPOINTS, latest_checkpoint
+from spin_core.training.deepspeed_config import NAMES, read_settings, zero_settings
 
 BF16 = ModelConfig(device="cpu", dtype="bfloat16")
 STEPS = 21
@@ -63,7 +66,7 @@ def weights(job: TrainJob) -> dict[str, torch.Tensor]:
 
 
 def record(job: TrainJob) -> TrainRun:
-    found = store.read_record(job.output, TrainRun)
+    found = artifacts.read_record(job.output, TrainRun)
     assert found is not None
     return found
 
@@ -264,8 +267,8 @@ def test_two_nodes_with_a_rank_each_train_as_one_node_with_two(jobs, tmp_path):
     with two_nodes() as nodes:
         started = [
             subprocess.Popen(
-                [*node, sys.executable, "-m", "spin_core.train", tmp_path / "job.json"],
-                env={**os.environ, launch.NODE_RANK: str(number)},
+                [*node, sys.executable, "-m", "spin_core.phases.train", tmp_path / "job.json"],
+                env={**os.environ, torchrun.NODE_RANK: str(number)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from spin_core import ranks
-from spin_core.config import Frozen, SpeedConfig
+from spin_core.config.base import Frozen
+from spin_core.config.train import SpeedConfig
 from spin_core.errors import STOPPED, DataError, Stopped, TryAgain
-from spin_core.jobs import Job
-from spin_core.phase import Progress, main
-from spin_core.records import ScoredPairs
+from spin_core.runtime import ranks
+from spin_core.runtime.phase import main
+from spin_core.runtime.progress import Progress
+from spin_core.store.jobs import Job
+from spin_core.store.records import ScoredPairs
 
 
 class ToyConfig(Frozen):

@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 from helpers import character_tokenizer
 
-from spin_core import lora
-from spin_core.lora import Adapter
-from spin_core.models import ADAPTERS
+from spin_core.models import adapters
+from spin_core.models.adapters import Adapter
+from spin_core.models.files import ADAPTERS
+from spin_core.training import lora
 
 EOS = 2
 
@@ -42,5 +43,5 @@ def save_stacked(model: Path, folder: Path) -> Path:
             "peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": ["o_proj", "q_proj"],
             "task_type": "CAUSAL_LM", "bias": "none",
         }  # fmt: skip
-        lora.write(Adapter(config, factors), folder / ADAPTERS / f"{number:02d}")
+        adapters.write(Adapter(config, factors), folder / ADAPTERS / f"{number:02d}")
     return folder

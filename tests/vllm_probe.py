@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
-from spin_core.config import GenerateConfig, ModelConfig
-from spin_core.engine import Answer, Request, make_engine
+from spin_core.config.generate import GenerateConfig
+from spin_core.config.model import ModelConfig
 from spin_core.errors import SpinError
-from spin_core.generate import answers
+from spin_core.inference.answering import answers
+from spin_core.inference.engine import Answer, Request
+from spin_core.inference.factory import make_engine
 
 CPU = ModelConfig(device="cpu")
 
@@ -79,7 +81,7 @@ def refuses_a_stranger() -> str:
     """The error of an answer that ended in a way that nobody asked for."""
     from types import SimpleNamespace
 
-    from spin_core.vllm_engine import answer_of
+    from spin_core.inference.vllm_engine import answer_of
 
     try:
         answer_of(SimpleNamespace(outputs=[SimpleNamespace(finish_reason="abort", token_ids=[1])]))

@@ -51,8 +51,8 @@ def make(folder: Path) -> None:
 
 def chosen() -> dict[str, list[int]]:
     """The items of each task, by their place in its file."""
-    from spin_core.local_tasks import SINGLE, Folder
-    from spin_core.task_scores import subset
+    from spin_core.evaluation.local_tasks import SINGLE, Folder
+    from spin_core.evaluation.task_scores import subset
 
     folder = Folder(DATA)
     found = {}
@@ -68,8 +68,8 @@ def job_of(folder: Path, lineage: str, engine: str) -> Any:
     """Our phase's job."""
     from small_game import CPU, version_of
 
-    from spin_core.config import VllmConfig, VllmSpeedConfig
-    from spin_core.jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
+    from spin_core.config.generate import VllmConfig, VllmSpeedConfig
+    from spin_core.store.jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
 
     tasks = [BenchmarkTask(name=name, num_fewshot=SHOTS, limit=limit) for name, limit in TASKS.items()]
     config = BenchmarkConfig(
@@ -83,8 +83,8 @@ def job_of(folder: Path, lineage: str, engine: str) -> Any:
 
 def ours(folder: Path, lineage: str, engine: str) -> dict[str, Any]:
     """Our phase."""
-    from spin_core import launch
-    from spin_core.records import EvalReport
+    from spin_core.runtime import launch
+    from spin_core.store.records import EvalReport
 
     os.environ.update(ONE_THREAD)
     began, at_work = time.time(), []
@@ -101,7 +101,7 @@ def ours(folder: Path, lineage: str, engine: str) -> dict[str, Any]:
 
 def theirs(folder: Path) -> dict[str, Any]:
     """lm-eval's command line."""
-    from spin_core import local_tasks
+    from spin_core.evaluation import local_tasks
 
     rows = folder / "rows"
     rows.mkdir()
@@ -143,8 +143,8 @@ def main() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from spin_core import engines
-    from spin_core.config import VllmConfig
+    from spin_core.config.generate import VllmConfig
+    from spin_core.runtime import interpreter
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
@@ -164,7 +164,7 @@ def main() -> None:
             measure("lm-eval's command line", theirs(folder))
             measure("our phase", ours(folder, "first", "transformers"))
         measure("our phase, a second lineage with the same model", ours(folder, "second", "transformers"))
-        if engines.vllm_python(VllmConfig()).exists():
+        if interpreter.vllm_python(VllmConfig()).exists():
             measure("our phase with vLLM", ours(folder, "third", "vllm"))
     table = Table(title=f"{count} items of {', '.join(TASKS)}, Llama 0.4m, batches of {BATCH}, one thread")
     for column in ("", "at work, s", "ratio", "items/s", "before, s", "all, s", "ratio"):

@@ -64,14 +64,14 @@ def job_of(folder: Path, name: str, dtype: str = "float32", **config: Any) -> An
     """The phase's job."""
     from small_game import CPU, version_of
 
-    from spin_core import store
-    from spin_core.config import GenerateConfig
-    from spin_core.jobs import GenerateJob
-    from spin_core.records import PromptSet
+    from spin_core.config.generate import GenerateConfig
+    from spin_core.store import identity
+    from spin_core.store.jobs import GenerateJob
+    from spin_core.store.records import PromptSet
 
     path = folder / "prompts"
     prompts = PromptSet(
-        path=path, digest=store.digest_folder(path)[0], source="random", revision=None, rows=0, held_out=0, drops={},
+        path=path, digest=identity.digest_folder(path)[0], source="random", revision=None, rows=0, held_out=0, drops={},
         stop_ids=STOPS,
     )  # fmt: skip
     return GenerateJob(
@@ -82,8 +82,8 @@ def job_of(folder: Path, name: str, dtype: str = "float32", **config: Any) -> An
 
 def ours(folder: Path, name: str, **config: Any) -> dict[str, float]:
     """Our whole phase, started as tasks start it."""
-    from spin_core import launch
-    from spin_core.records import GenerationBatch
+    from spin_core.runtime import launch
+    from spin_core.store.records import GenerationBatch
 
     job, loaded = job_of(folder, name, **config), []
     began = time.time()
@@ -96,8 +96,8 @@ def ours(folder: Path, name: str, **config: Any) -> dict[str, float]:
 
 def resumed(folder: Path, name: str, **config: Any) -> dict[str, float]:
     """The phase killed with half of its shards done; seconds from its new start to its first new answer."""
-    from spin_core import launch
-    from spin_core.records import GenerationBatch
+    from spin_core.runtime import launch
+    from spin_core.store.records import GenerationBatch
 
     job = job_of(folder, name, **config)
     total = len(json.loads((folder / "prompts.json").read_text()))
@@ -178,10 +178,10 @@ def elsewhere(python: str, *arguments: str, **surroundings: str) -> dict[str, fl
 
 def ways(folder: Path, count: int) -> dict[str, tuple[str, Callable[[], dict[str, float]]]]:
     """Every row of the table: what its ratio is to, and what measures it."""
-    from spin_core import engines
-    from spin_core.config import VllmConfig
+    from spin_core.config.generate import VllmConfig
+    from spin_core.runtime import interpreter
 
-    vllm, here, path = str(engines.vllm_python(VllmConfig())), sys.executable, str(folder)
+    vllm, here, path = str(interpreter.vllm_python(VllmConfig())), sys.executable, str(folder)
     size, quarter = max(1, count), max(1, count // 4)
     alone = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     plain = {"engine": "transformers", "shard_size": size}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from flows import local
+from flows.server import local
 
 if "SPIN_RUNS" in os.environ and "PREFECT_API_URL" not in os.environ:
     local.prepare(Path(os.environ["SPIN_RUNS"]), quiet=True)

@@ -20,9 +20,9 @@ ITERATIONS = 2
 
 def play(runs: Path, recipe: str, sets: list[str]) -> dict[str, float]:
     """Play in this process; returns seconds to the flow's first line, in the flow, and in phases."""
-    from flows import local
-    from spin_core import launch
-    from spin_core.recipes import resolve
+    from flows.server import local
+    from spin_core.config.resolve import resolve
+    from spin_core.runtime import launch
 
     began = time.monotonic()
     local.prepare(runs, quiet=True)

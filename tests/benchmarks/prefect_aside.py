@@ -44,14 +44,14 @@ def forget(root: Path, t: int) -> None:
 
 
 def lines(runs: Path, number: str) -> dict[str, float]:
-    """An iteration anew, by its phases' command lines: `python -m spin_core.<phase> job.json`."""
+    """An iteration anew, by its phases' command lines: `python -m spin_core.phases.<phase> job.json`."""
     root, t = runs / "bench", int(number)
     before = digests(root, t)
     forget(root, t)
     began = time.monotonic()
     for path in job_files(root, t):
         phase = json.loads(path.read_text("utf-8"))["phase"]
-        words = [sys.executable, "-m", f"spin_core.{phase}", str(path)]
+        words = [sys.executable, "-m", f"spin_core.phases.{phase}", str(path)]
         subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
     seconds = time.monotonic() - began
     assert digests(root, t) == before, "equal jobs have equal results"
@@ -62,9 +62,12 @@ def aside(runs: Path, number: str) -> dict[str, float]:
     """An iteration's phases as tasks have them done, and its pages as they are published, without Prefect."""
     from pydantic import TypeAdapter
 
-    from spin_core import board, html_report, launch, lineage, report
-    from spin_core.jobs import EvaluateJob, GenerateJob, PairsJob, ScoreJob, TrainJob
-    from spin_core.records import EvalReport, GenerationBatch, PairDataset, ScoredPairs, TrainRun
+    from spin_core.leaderboard import board
+    from spin_core.lineage import lineage
+    from spin_core.reports import html, markdown
+    from spin_core.runtime import launch, warm
+    from spin_core.store.jobs import EvaluateJob, GenerateJob, PairsJob, ScoreJob, TrainJob
+    from spin_core.store.records import EvalReport, GenerationBatch, PairDataset, ScoredPairs, TrainRun
 
     game, t = lineage.find(runs, "bench"), int(number)
     record = game.records()[t]
@@ -72,8 +75,8 @@ def aside(runs: Path, number: str) -> dict[str, float]:
     jobs = [job.validate_json(path.read_text("utf-8")) for path in job_files(game.root, t)]
     kinds = [GenerationBatch, PairDataset, ScoredPairs, TrainRun, EvalReport]
     forget(game.root, t)
-    with launch.warm.phases():
-        launch.warm.prepare()
+    with warm.warm.phases():
+        warm.warm.prepare()
         time.sleep(WARM_SECONDS)
         began = time.monotonic()
         for one, kind in zip(jobs, kinds, strict=True):
@@ -81,9 +84,9 @@ def aside(runs: Path, number: str) -> dict[str, float]:
         phases = time.monotonic() - began
     began = time.monotonic()
     standing = board.save(game)
-    html_report.write(game, standing=standing)
-    report.leaderboard_page(standing, game.config)
-    report.iteration_page(game, record)
+    html.write(game, standing=standing)
+    markdown.leaderboard_page(standing, game.config)
+    markdown.iteration_page(game, record)
     return {"phases": phases, "pages": time.monotonic() - began}
 
 
@@ -91,7 +94,8 @@ def shards(runs: Path) -> dict[str, float]:
     """The task that generates, and the phase within it: shards of a few prompts, with answers of one token."""
     from prefect import flow
 
-    from spin_core import launch, lineage
+    from spin_core.lineage import lineage
+    from spin_core.runtime import launch
     from tasks.generate import answer
 
     game = lineage.find(runs, "bench")
@@ -127,10 +131,10 @@ def tasks(runs: Path) -> dict[str, float]:
     from prefect import flow
     from prefect.task_runners import ThreadPoolTaskRunner
 
-    from spin_core import launch
+    from spin_core.inference import workers
     from tasks.generate import join
 
-    launch.join_generation = Path.touch
+    workers.join_generation = Path.touch
     paths = [runs / "tasks" / f"{number}" for number in range(SHARDS)]
     paths[0].parent.mkdir()
 
@@ -149,7 +153,7 @@ def tasks(runs: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    from flows import local
+    from flows.server import local
 
     _, what, folder, *rest = sys.argv
     local.prepare(Path(folder), quiet=True)

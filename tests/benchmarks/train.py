@@ -93,7 +93,7 @@ def make(folder: Path, data: str, model: Model, pairs: int, vocabulary: int) -> 
 
 def useful(folder: Path, batch_size: int, model: Model, vocabulary: int) -> tuple[list[int], list[float]]:
     """For each step: its tokens, each prompt once; and the operations that they need."""
-    from spin_core.batches import DataOrder, read_token_ids
+    from spin_core.data.sequences import DataOrder, read_token_ids
 
     prompts, real, generated = (
         np.array([len(ids) for ids in column])
@@ -206,10 +206,12 @@ def predicted(folder: Path, model: Model, batch_size: int, micro_batch_tokens: i
     import torch
     from transformers import AutoModelForCausalLM
 
-    from spin_core import estimate, measure
-    from spin_core.batches import read_token_ids
-    from spin_core.config import GenerateConfig, RunConfig, TrainConfig
-    from spin_core.models import load_config
+    from spin_core.config.generate import GenerateConfig
+    from spin_core.config.run import RunConfig
+    from spin_core.config.train import TrainConfig
+    from spin_core.data.sequences import read_token_ids
+    from spin_core.data.tokenizer import load_config
+    from spin_core.preflight import estimate, measure
 
     prompts, *responses = (
         [len(ids) for ids in column]

@@ -33,7 +33,7 @@ class Model:
     @property
     def config(self) -> Any:
         """As a phase is told."""
-        from spin_core.config import ModelConfig
+        from spin_core.config.model import ModelConfig
 
         return ModelConfig(device="cuda", dtype="bfloat16") if self.gpu else ModelConfig(device="cpu")
 
@@ -104,14 +104,20 @@ def ours(folder: Path, model: Model, change: dict[str, Any], batch_size: int, mo
     """Our phase; seconds of each step, and what the first two measured."""
     from small_game import do, train_job
 
-    from spin_core import store
-    from spin_core.records import ModelVersion, PairDataset, ScoredPairs
-    from spin_core.rows import METRICS, TIMING, read_rows
+    from spin_core.store import artifacts, identity
+    from spin_core.store.records import ModelVersion, PairDataset, ScoredPairs
+    from spin_core.store.training_log import METRICS, TIMING, read_rows
 
     pairs = PairDataset(
-        path=folder / "pairs", digest=store.digest_folder(folder / "pairs")[0], t=0, rows_in=0, rows=0, drops={}, mix={}
+        path=folder / "pairs",
+        digest=identity.digest_folder(folder / "pairs")[0],
+        t=0,
+        rows_in=0,
+        rows=0,
+        drops={},
+        mix={},
     )
-    scores = store.read_record(folder / "scores", ScoredPairs)
+    scores = artifacts.read_record(folder / "scores", ScoredPairs)
     start = ModelVersion.model_validate_json((folder / "version.json").read_text("utf-8"))
     with tempfile.TemporaryDirectory() as scratch:
         job = train_job(
@@ -134,14 +140,14 @@ def ours_in_memory(folder: Path, change: dict[str, Any], batch_size: int, most: 
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from spin_core.batches import DataOrder, Sequences, read_token_ids
-    from spin_core.config import TrainConfig
-    from spin_core.logps import network_of, score_sequences
-    from spin_core.objective import objective_of
-    from spin_core.optim import SingleDevice
-    from spin_core.ranks import Ranks
-    from spin_core.train import forward_backward, prepare
-    from spin_core.train_data import TrainData, batch_of
+    from spin_core.config.train import TrainConfig
+    from spin_core.data.sequences import DataOrder, Sequences, read_token_ids
+    from spin_core.models.logps import network_of, score_sequences
+    from spin_core.runtime.ranks import Ranks
+    from spin_core.training.loop import forward_backward, prepare
+    from spin_core.training.objective import objective_of
+    from spin_core.training.optim import SingleDevice
+    from spin_core.training.train_data import TrainData, batch_of
 
     config = TrainConfig(
         beta=BETA, batch_size=batch_size, micro_batch_tokens=most, gradient_checkpointing=True,
@@ -178,7 +184,7 @@ def theirs(folder: Path, model: Model, change: dict[str, Any], batch_size: int) 
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-    from spin_core.batches import DataOrder, read_token_ids
+    from spin_core.data.sequences import DataOrder, read_token_ids
 
     columns = read_token_ids(folder / "pairs" / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids")
     order = DataOrder(np.arange(len(columns[0])), batch_size, SEED)
@@ -252,7 +258,7 @@ def use_flash_attention() -> str:
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
-    from spin_core.attention import varlen_kernel
+    from spin_core.models.attention import varlen_kernel
 
     kernel = varlen_kernel()
     assert kernel is not None, "this torch has no variable-length attention"

@@ -7,8 +7,9 @@ import pytest
 from playwright.sync_api import expect
 from small_lineage import suite_report
 
-from spin_core import compare, compare_page
-from spin_core.compare import Arm, Table
+from spin_core.comparison import compare
+from spin_core.comparison import page as comparison_page
+from spin_core.comparison.compare import Arm, Table
 
 SUITES = ("open-llm-leaderboard", "big-bench")
 METHODS = {
@@ -44,7 +45,7 @@ def path(tmp_path_factory) -> Path:
         lines=tuple(compare.line_of(arms, found["θ_2"]) for arms in found.values()),
         left_out={"dpo": compare.NO_PREFERENCES},
     )
-    compare_page.write(root / "report.html", table, "0.1.0")
+    comparison_page.write(root / "report.html", table, "0.1.0")
     return root / "report.html"
 
 

@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 from small_lineage import build, suite_report
 from small_lineage import report as publish_report
 
-from spin_core import html_report
+from spin_core.reports import html
 
 HOSTILE = [
     '</td></table><script>window.ran = 1</script><img src=x onerror="window.ran = 1">',
@@ -33,7 +33,7 @@ def path(tmp_path_factory) -> Path:
         table = pq.read_table(said)
         place = table.column_names.index("generated")
         pq.write_table(table.set_column(place, "generated", pa.array(HOSTILE)), said)
-    return html_report.write(game)
+    return html.write(game)
 
 
 @pytest.fixture

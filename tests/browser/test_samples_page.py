@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
-from spin_core.samples import Column, Samples, Turn, Version
-from spin_core.samples_page import page as written
+from spin_core.reports.samples import Column, Samples, Turn, Version
+from spin_core.reports.samples_page import page as written
 
 HOSTILE = [
     "<script>window.ran = 1</script>",

@@ -18,8 +18,8 @@ from playwright.sync_api import Browser, expect
 from prefect_ui import FINISHED, RUNNING, Ui, open_context, pictures_folder
 from served import Up, free_port, holder, wait_for
 
-from spin_core.config import SuiteName
-from spin_core.recipe_book import RECIPES
+from spin_core.config.evaluate import SuiteName
+from spin_core.config.recipes import RECIPES
 
 pytestmark = pytest.mark.slow
 
@@ -284,6 +284,6 @@ def test_a_run_that_crashed_goes_on_when_it_is_told_to_retry(up, ui, training, r
 def test_a_cancelled_run_leaves_no_process_behind(up, ui, training, cancelled):
     assert cancelled["state_name"] == "Cancelled"
     wait_for(lambda: not training.processes())
-    assert not up.alive("spin_core.train")
+    assert not up.alive("spin_core.phases.train")
     ui.open_run(training.run)
     ui.shown(ui.state("Cancelled"))

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from stack import FILE, ROOT, VARIABLE, compose, documented
 
-from spin_core.config_metrics import SinkName
+from spin_core.config.metrics import SinkName
 
 SECRETS = {"SPIN_AUTH": "someone:passing", "SPIN_DATABASE_PASSWORD": "planted-password"}
 DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"
@@ -96,7 +96,7 @@ def test_links_of_runs_begin_with_the_address_that_browsers_know(place, monkeypa
 
 def linked() -> str:
     """The address of a leaderboard, by the settings of the environment."""
-    code = "from flows.listing import address_of; print(address_of('leaderboard', 'mine'))"
+    code = "from flows.labels import address_of; print(address_of('leaderboard', 'mine'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     return done.stdout.strip()
 

@@ -13,8 +13,9 @@ import pytest
 from stack import ROOT
 
 from infra import node
-from spin_core import launch
 from spin_core.errors import ConfigError
+from spin_core.runtime import launch, torchrun
+from spin_core.runtime import process as runtime_process
 
 VLLM = {"python": sys.executable, "speed": {"tensor_parallel": 2}}
 
@@ -22,7 +23,7 @@ VLLM = {"python": sys.executable, "speed": {"tensor_parallel": 2}}
 @pytest.fixture(autouse=True)
 def second(monkeypatch):
     """We are the second node, look often, and have no GPU."""
-    monkeypatch.setenv(launch.NODE_RANK, "1")
+    monkeypatch.setenv(torchrun.NODE_RANK, "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(node, "LOOK_SECONDS", 0.02)
 
@@ -53,8 +54,8 @@ def wait_for(condition) -> None:
 def test_a_node_takes_part_in_trainings_that_count_it_in_and_in_nothing_that_one_does_alone(tmp_path, monkeypatch):
     assert node.parts_in(train(tmp_path, nodes=1)) == []
     ((line, environment),) = node.parts_in(train(tmp_path, nodes=2))
-    assert (line[1:], environment) == (["-m", "spin_core.train", str(tmp_path / "iter_00/jobs/train.json")], {})
-    monkeypatch.setenv(launch.NODE_RANK, "2")
+    assert (line[1:], environment) == (["-m", "spin_core.phases.train", str(tmp_path / "iter_00/jobs/train.json")], {})
+    monkeypatch.setenv(torchrun.NODE_RANK, "2")
     assert node.parts_in(train(tmp_path, nodes=2)) == []
     assert node.parts_in(job_file(tmp_path, "jobs/pairs.json", "pairs", {})) == []
     score = tmp_path / "score.json"
@@ -71,7 +72,7 @@ def test_a_node_answers_with_as_many_workers_as_the_first_each_on_gpus_of_its_ow
         {"CUDA_VISIBLE_DEVICES": "0,1"},
         {"CUDA_VISIBLE_DEVICES": "2,3"},
     ]
-    assert {tuple(line[1:]) for line, _ in parts} == {("-m", "spin_core.shards", str(path))}
+    assert {tuple(line[1:]) for line, _ in parts} == {("-m", "spin_core.phases.join", str(path))}
     job_file(tmp_path, "iter_00/jobs/generations.json", "generate", config | {"speed": {"workers": 0}})
     assert len(node.parts_in(path)) == 1, "a first node that only waits leaves the work to the others"
 
@@ -165,4 +166,4 @@ def test_what_the_first_node_runs_ends_with_it(number, tmp_path):
         wait_for((tmp_path / "pid").exists)
         process.send_signal(number)
     pid = int((tmp_path / "pid").read_text())
-    wait_for(lambda: not launch.birth(pid))
+    wait_for(lambda: not runtime_process.birth(pid))

@@ -13,8 +13,8 @@ import pytest
 from stack import ROOT
 from test_generate import generate_job, prompt_set
 
-from spin_core import launch
-from spin_core.records import GenerationBatch
+from spin_core.runtime import launch
+from spin_core.store.records import GenerationBatch
 
 FOLDER = ROOT / "infra" / "slurm"
 GAME, GENERATE = FOLDER / "game.sbatch", FOLDER / "generate.sbatch"

@@ -17,7 +17,7 @@ import pytest
 from served import board, holder
 from stack import ROOT, Stack, documented, postgres, postgres_programs, redis, wait_for
 
-from flows.local import RERUNS
+from flows.server.local import RERUNS
 
 pytestmark = [
     pytest.mark.slow,

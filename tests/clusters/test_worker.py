@@ -11,7 +11,7 @@ import pytest
 from stack import ROOT, compose, documented, wait_for
 
 from infra import worker
-from spin_core import launch
+from spin_core.runtime import grace
 
 RUN = """
 import pathlib, signal, sys, time
@@ -77,7 +77,7 @@ def test_runs_have_time_to_end_before_docker_kills_them():
         assert service["command"][:3] == ["python", "-m", "infra.worker"]
         assert (
             float(service["stop_grace_period"].removesuffix("s"))
-            > launch.LONGEST_GRACE_SECONDS + worker.PATIENCE_SECONDS
+            > grace.LONGEST_GRACE_SECONDS + worker.PATIENCE_SECONDS
         )
 
 

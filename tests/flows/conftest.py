@@ -45,7 +45,7 @@ class Player:
 
     def command(self, *arguments: str, one_process: bool = False) -> list[str]:
         """The command line; with `one_process`, that of a stand-in which starts no process for a phase."""
-        spin = [str(Path(__file__).with_name("one_process.py"))] if one_process else ["-m", "flows.cli"]
+        spin = [str(Path(__file__).with_name("one_process.py"))] if one_process else ["-m", "flows.command_line.main"]
         return [sys.executable, *spin, *arguments, "--runs", str(self.runs)]
 
     def environment(self) -> dict[str, str]:

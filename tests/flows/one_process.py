@@ -8,15 +8,15 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from flows import cli
-from spin_core import launch, phase
-from spin_core.jobs import Job
-from spin_core.records import Artifact
+from flows.command_line import main
+from spin_core.runtime import launch, phase, progress
+from spin_core.store.jobs import Job
+from spin_core.store.records import Artifact
 
 R = TypeVar("R", bound=Artifact)
 
 
-class Told(phase.Progress):
+class Told(progress.Progress):
     """Progress that goes to a listener, not to a pipe."""
 
     def __init__(self, listener: launch.Listener) -> None:
@@ -31,11 +31,11 @@ class Told(phase.Progress):
 def run_phase(job: Job, kind: type[R], on_progress: launch.Listener, *_: Any) -> R:
     """The phase, here: its job file is written, its module runs, its output is published as ever."""
     launch.write_job(job)
-    record = phase.execute(job, kind, importlib.import_module(f"spin_core.{job.phase}").run, Told(on_progress))
+    record = phase.execute(job, kind, importlib.import_module(f"spin_core.phases.{job.phase}").run, Told(on_progress))
     assert record is not None, "one process is the first of its ranks"
     return record
 
 
 if __name__ == "__main__":
     launch.run_phase = run_phase
-    cli.main(sys.argv[1:])
+    main.main(sys.argv[1:])

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from spin_core.compare import Table
-from spin_core.controls import TIMING
-from spin_core.lineage import find
+from spin_core.comparison.compare import Table
+from spin_core.lineage.controls import TIMING
+from spin_core.lineage.lineage import find
 
 pytestmark = pytest.mark.slow
 

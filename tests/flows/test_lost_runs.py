@@ -24,8 +24,9 @@ from prefect.states import AwaitingRetry, Cancelling, Running
 from prefect.testing.utilities import prefect_test_harness
 from small_lineage import build
 
-from flows import compare, deploy, evaluate, local, watch
-from flows.api import Server
+from flows import compare, evaluate
+from flows.server import deploy, local, watch
+from flows.server.api import Server
 
 pytestmark = pytest.mark.slow
 

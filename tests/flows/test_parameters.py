@@ -10,9 +10,9 @@ from pydantic import BaseModel, ValidationError
 from flows.nightly import nightly
 from flows.parameters import Overrides, given, is_settings, runs_folder
 from flows.spin import spin
-from spin_core.config import RunConfig
-from spin_core.recipe_book import RECIPES
-from spin_core.recipes import resolve
+from spin_core.config.recipes import RECIPES
+from spin_core.config.resolve import resolve
+from spin_core.config.run import RunConfig
 
 SCHEMA = Overrides.model_json_schema()
 

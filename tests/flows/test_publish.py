@@ -14,9 +14,9 @@ from small_lineage import NLLS, build, suite_report
 
 from flows import compare, evaluate, nightly, spin
 from flows.parameters import Overrides
-from spin_core import push as pushes
+from spin_core.config.resolve import resolve
 from spin_core.errors import ConfigError
-from spin_core.recipes import resolve
+from spin_core.remote import push as pushes
 from tasks import display, publish
 from tasks.push import push
 

@@ -16,9 +16,9 @@ import pytest
 from judge_model import grade, save_judge
 from mt_bench_game import VLLM, data, do, job_of, models, needs_vllm, people, rows_of, short_pauses
 
-from spin_core import launch
 from spin_core.errors import ConfigError
-from spin_core.records import EvalReport
+from spin_core.runtime import launch
+from spin_core.store.records import EvalReport
 
 NAMES = ("Ann", "Ben", "Cat", "Dan", "Eve", "Fox")
 PLACES = ("sea", "wood", "town", "farm", "hill", "lake")

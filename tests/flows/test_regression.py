@@ -14,11 +14,11 @@ from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.spin import continue_lineage
-from spin_core import launch
-from spin_core.board import Board
-from spin_core.config import RunConfig
-from spin_core.lineage import Lineage
-from spin_core.recipes import resolve
+from spin_core.config.resolve import resolve
+from spin_core.config.run import RunConfig
+from spin_core.leaderboard.board import Board
+from spin_core.lineage.lineage import Lineage
+from spin_core.runtime import launch
 
 pytestmark = pytest.mark.slow
 

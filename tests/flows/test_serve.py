@@ -25,7 +25,7 @@ from mail_server import mailbox
 from object_store import Bucket
 from served import Up, as_in_form, free_port, holder, stamps, wait_for
 
-from flows import local, watch
+from flows.server import local, watch
 
 pytestmark = pytest.mark.slow
 

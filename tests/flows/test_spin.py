@@ -7,8 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from spin_core.points import Last
-from spin_core.sinks import last_events
+from spin_core.tracking.points import Last
+from spin_core.tracking.sinks import last_events
 
 PHASES = ("generations", "pairs", "scores", "train", "model", "eval/self-play")
 STEPS = 24

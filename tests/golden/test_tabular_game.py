@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spin_core.objective import Objective
+from spin_core.training.objective import Objective
 
 S = 8
 

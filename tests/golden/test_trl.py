@@ -9,7 +9,8 @@ import torch
 from helpers import save_tiny_model
 from small_game import CPU, do, pass_over, score_job, stepper_of, train_job, version_of, write_pairs
 
-from spin_core.models import load_model, load_tokenizer
+from spin_core.data.tokenizer import load_tokenizer
+from spin_core.models.loading import load_model
 
 ROWS = [
     ("What is two and two? ", "Four.", "It is five, I believe."),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_engine import AS_IS, GREEDY, answers, gpt2, llama, mistral, requests
 
-from spin_core.engine import TransformersEngine
+from spin_core.inference.transformers_engine import TransformersEngine
 
 
 @pytest.mark.parametrize("make", [llama, gpt2, mistral])

@@ -5,9 +5,9 @@ import pytest
 import torch
 from test_attention import APART, FAMILIES, SEQUENCES, TOGETHER, model_of, values_and_gradients
 
-from spin_core.attention import PACKED, VARLEN, kernel_of
-from spin_core.logps import ResponseLogps
-from spin_core.packing import packed_rows, padded_rows
+from spin_core.models.attention import PACKED, VARLEN, kernel_of
+from spin_core.models.logps import ResponseLogps
+from spin_core.models.packing import packed_rows, padded_rows
 
 WIDER = {
     family: type(config)(**{**config.to_diff_dict(), "hidden_size": 64, "head_dim": 16})

@@ -9,11 +9,12 @@ from small_game import CPU, do, game, start
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from spin_core.config import ModelConfig, SpeedConfig
+from spin_core.config.model import ModelConfig
+from spin_core.config.train import SpeedConfig
 from spin_core.errors import Stopped
-from spin_core.fused_loss import ItemLosses, fused_loss
-from spin_core.losses import LOG_2
-from spin_core.rows import read_rows
+from spin_core.models.vocabulary_loss import ItemLosses, fused_loss
+from spin_core.store.training_log import read_rows
+from spin_core.training.losses import LOG_2
 
 GPU = ModelConfig(device="cuda", dtype="float32")
 BF16 = ModelConfig(device="cuda", dtype="bfloat16")

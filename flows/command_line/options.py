@@ -1,0 +1,33 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def runs_option(command: F) -> F:
+    """`--runs`, the folder that holds lineages."""
+    return click.option(
+        "--runs",
+        envvar="SPIN_RUNS",
+        default="runs",
+        show_default=True,
+        type=click.Path(file_okay=False, path_type=Path),
+        callback=lambda _context, _parameter, value: value.absolute(),
+        help="The folder that holds lineages.",
+    )(command)
+
+
+def config_options(command: F) -> F:
+    """`--config` and `--set`."""
+    command = click.option(
+        "--config", "file", type=click.Path(dir_okay=False, path_type=Path), help="Settings from a YAML or TOML file."
+    )(command)
+    return click.option("--set", "sets", multiple=True, metavar="A.B=C", help="One setting; may be repeated.")(command)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

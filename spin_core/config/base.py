@@ -1,0 +1,69 @@
+"""Base types of all settings: frozen models, schedules, paths."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+M = TypeVar("M", bound=BaseModel)
+
+T = TypeVar("T")
+
+P = TypeVar("P", str, Path)
+
+SCHEDULE = "schedule"
+
+Schedule = Annotated[Union[T, Annotated[tuple[T, ...], Field(min_length=1)]], SCHEDULE]
+"""One value, or one value an iteration; past its end, the last value holds."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+def nameable(path: P) -> P:
+    """A path, if a file system can have one like it. `ValueError` if not: asking for it would raise, not say no."""
+    try:
+        text = os.fsencode(Path(path).expanduser())
+    except (RuntimeError, UnicodeEncodeError):
+        text = b"\0"
+    if b"\0" in text or len(text) > 4095 or any(len(part) > 255 for part in text.split(b"/")):
+        said = f"{str(path)[:100]!r} can be no path (a name in it is too long, unknown, or holds odd signs): mend it"
+        raise PydanticCustomError("no_path", "{said}", {"said": said})
+    return path
+
+
+Location = Annotated[str, AfterValidator(nameable)]
+"""A path, or the name of something on the hub."""
+
+Folder = Annotated[Path, AfterValidator(nameable)]
+"""A folder's path."""
+
+
+class Frozen(BaseModel):
+    """Base of all configuration and records: immutable, strict about fields, documented by docstrings."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+def at(schedule: T | tuple[T, ...], t: int) -> T:
+    """The value that a schedule has in iteration `t`."""
+    if isinstance(schedule, tuple):
+        return schedule[min(t, len(schedule) - 1)]
+    return schedule
+
+
+def resolved(config: M, t: int) -> M:
+    """The configuration with every schedule at its value in iteration t."""
+    values: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            values[name] = resolved(value, t)
+        elif SCHEDULE in field.metadata:
+            values[name] = at(value, t)
+    return config.model_copy(update=values)

@@ -1,0 +1,111 @@
+"""`RunConfig`: every setting of a run.
+
+A field's docstring is its help text. It reaches the reference in the docs, `spin recipes --settings` and the form in
+Prefect's UI. Unknown fields are rejected.
+"""
+
+from typing import Annotated, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from spin_core.config.base import Frozen, at
+from spin_core.config.controls import ControlsConfig
+from spin_core.config.data import PairsConfig, PromptsConfig
+from spin_core.config.evaluate import EvaluateConfig, GateConfig
+from spin_core.config.generate import GenerateConfig
+from spin_core.config.metrics import MetricsConfig
+from spin_core.config.model import ChatConfig, ModelConfig, SftConfig
+from spin_core.config.nightly import NightlyConfig
+from spin_core.config.push import PushConfig
+from spin_core.config.train import TrainConfig
+
+LineageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+
+
+class RunConfig(Frozen):
+    """A complete run. A recipe is a named value of this."""
+
+    recipe: str
+    """The recipe that this configuration began as."""
+
+    iterations: PositiveInt = 3
+    """How many iterations of the game to play."""
+
+    seed: int = 0
+    """The seed that every other seed comes from."""
+
+    play_seed: int = 0
+    """Another number plays another game from the same θ_0 on the same data: it is added to the seed of what opponents
+    answer and of the order in which players and controls train."""
+
+    model: ModelConfig = ModelConfig()
+    """The SFT model."""
+
+    sft: SftConfig = SftConfig()
+    """Training of θ_0, if `model.path` is empty."""
+
+    prompts: PromptsConfig = PromptsConfig()
+    """The SFT data."""
+
+    chat: ChatConfig = ChatConfig()
+    """Prompt rendering."""
+
+    generate: GenerateConfig = GenerateConfig()
+    """The opponent's answers."""
+
+    pairs: PairsConfig = PairsConfig()
+    """Pair building."""
+
+    train: TrainConfig = TrainConfig()
+    """The player's training."""
+
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Scoring."""
+
+    gate: GateConfig = GateConfig()
+    """Promotion of a player to the next opponent."""
+
+    nightly: NightlyConfig = NightlyConfig()
+    """When nights stop by themselves."""
+
+    metrics: MetricsConfig = MetricsConfig()
+    """Curves in TensorBoard, W&B or MLflow."""
+
+    push: PushConfig = PushConfig()
+    """The lineage's copy in a store."""
+
+    controls: ControlsConfig = ControlsConfig()
+    """Comparisons."""
+
+    @property
+    def game_seed(self) -> int:
+        """The seed of answers and trainings."""
+        return self.seed + self.play_seed
+
+    @model_validator(mode="after")
+    def _loss_is_a_game(self) -> Self:
+        if self.train.loss == "sft":
+            raise ValueError("train.loss sft is no game: set controls.sft_continued to compare with it")
+        return self
+
+    @model_validator(mode="after")
+    def _vllm_has_room(self) -> Self:
+        longest, most = self.prompts.max_prompt_tokens + self.generate.max_new_tokens, self.generate.vllm.max_length
+        if most is not None and most < longest:
+            raise ValueError(
+                f"generate.vllm.max_length {most} has no room for prompts of {self.prompts.max_prompt_tokens} tokens "
+                f"and answers of {self.generate.max_new_tokens}: raise it to {longest}, or lower "
+                "prompts.max_prompt_tokens"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _anchor_holds(self) -> Self:
+        if self.train.loss in ("t-spin", "space") and any(at(self.train.anchor, t) for t in range(self.iterations)):
+            raise ValueError(
+                f"train.anchor needs a loss of margins, and {self.train.loss} is none, since the mixture is not "
+                "normalised: set train.anchor to 0, or train.loss to logistic, hinge, exponential or correlation"
+            )
+        if not self.train.speed.cached_scores and any(self.train.anchor_in(t) for t in range(self.iterations)):
+            raise ValueError("train.anchor is read from scores: set train.speed.cached_scores to true")
+        return self

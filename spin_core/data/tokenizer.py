@@ -1,0 +1,49 @@
+"""The tokenizer and the configuration that are stored next to a model's weights."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from spin_core.config.model import ModelConfig
+from spin_core.errors import ModelError, first_line
+
+
+def load_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        refuse_code(folder, error)
+        raise ModelError(
+            f"{folder} holds no tokenizer that loads ({first_line(error)}): set model.tokenizer to a folder that does"
+        ) from error
+    return tokenizer
+
+
+def context_length(folder: Path, config: ModelConfig) -> int | None:
+    """The longest sequence the model was built for, in tokens; None if its configuration does not say."""
+    settings = load_config(folder, config)
+    length = getattr(settings, "max_position_embeddings", None) or getattr(settings, "n_positions", None)
+    return int(length) if length else None
+
+
+def load_config(folder: Path, config: ModelConfig) -> Any:
+    """The model's own configuration. `ModelError` if there is none that loads."""
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        refuse_code(folder, error)
+        raise ModelError(
+            f"{folder} holds no config.json of a model that transformers knows ({first_line(error)}): is it a model?"
+        ) from error
+
+
+def refuse_code(folder: Path, error: Exception) -> None:
+    """`ModelError` if that is why something does not load: it wants to run code, and nobody has said that it may."""
+    if "trust_remote_code" in str(error):
+        raise ModelError(
+            f"{folder} needs Python code that comes with it: read that code, then set model.trust_remote_code"
+        ) from error

@@ -1,0 +1,241 @@
+"""Phase `evaluate`: the player answers the held-out prompts, and what it says is scored. Suite `self-play`.
+
+    heldout_nll         nats a token of the human responses, each response's mean; lower is better
+    reward_margin       log p/p_opponent of the human response less that of the opponent's, without beta
+    reward_accuracy     how often that margin is positive; .5 when the player is its opponent
+    real_tokens         mean length of the human responses
+    generated_tokens    and of the player's
+    ipm                 the integral probability metric that the player estimates, see below
+    length_classifier   accuracy of telling the two apart by length alone; .5 is best, 1 means length gives it away
+    text_classifier     accuracy of telling them apart by their words and characters, .5 is best; a note says how likely
+                        so much would be by chance (`texts.text_classifier`, a two-sample test)
+    distinct_1, distinct_2, distinct_3    different words, word pairs and triples over all of the player's responses
+                        together, if there are any; it falls as responses are added, so compare equal numbers of
+                        prompts. An item is one response's part in it (`texts.distinct`)
+    repeated_trigrams   share of a response's word trigrams that it has said before
+    looping_share, cut_share, empty_share     responses that loop, that were cut, that hold no text
+    total_variation, invalid_mass, forward_kl     distance to p_data, where it is known (`exact`), of the player as it
+                        samples: at `evaluate.temperature`. Likelihoods and rewards are the model's own, at 1
+
+The main player looks for the f in its class that parts p_data and p_θt most: E f(x, y) − E f(x, y') over human y and
+the opponent's y' (eq. 4.1). Its class is λ log p_θ/p_θt, so what it has found is λ times `ipm`, the mean of
+log p/p_opponent over the human responses less that over the opponent's, here on prompts that it was not trained on. It
+is 0 for a player that is its opponent, and 0 but for chance for any player whose opponent is p_data: as the game
+converges it falls to 0.
+`reward_margin` leaves out the pairs with equal tokens on both sides, since it asks how well a player tells what can be
+told; to the metric they are samples like all others, so `ipm` counts them, with a difference of 0.
+
+Writes `held_out.parquet`, the responses with their log-probabilities, and `items.parquet`, one row for each score and
+prompt, so that versions can be compared prompt by prompt. Every version is asked with the same random numbers.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from spin_core.config.base import at
+from spin_core.data import demo
+from spin_core.data.hygiene import lengths
+from spin_core.data.repetition import distinct, distinct_shares, is_looping, repeated_trigrams
+from spin_core.data.tokenizer import load_tokenizer
+from spin_core.errors import DataError
+from spin_core.evaluation.classifiers import length_classifier, text_classifier, two_sample_p
+from spin_core.evaluation.exact import exact_distances
+from spin_core.evaluation.items import Values, mean, write_items
+from spin_core.inference.answering import answers, requests_for, stop_ids, texts
+from spin_core.inference.transformers_engine import transformers_engine
+from spin_core.models.loading import load_model
+from spin_core.models.logps import sequence_logps
+from spin_core.runtime.progress import Progress
+from spin_core.store.jobs import EvaluateJob
+from spin_core.store.records import Score
+
+Floats = npt.NDArray[np.float64]
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt", pa.string()),
+        ("real", pa.string()),
+        ("generated", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("real_ids", pa.list_(pa.int32())),
+        ("generated_ids", pa.list_(pa.int32())),
+        ("finish_reason", pa.string()),
+        ("real_logps", pa.float32()),
+        ("generated_logps", pa.float32()),
+    ]
+)
+
+
+class Player:
+    """A model version with what it takes to ask it."""
+
+    def __init__(self, job: EvaluateJob) -> None:
+        self.job = job
+        self.model: PreTrainedModel = load_model(job.player.path, job.model)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(job.player.path, job.model)
+        self.stop_ids = stop_ids(job.prompts, self.tokenizer)
+        self.temperature = at(job.generate.temperature, job.player.t)
+
+    def logps(self, prompt_ids: list[list[int]], response_ids: list[list[int]]) -> Floats:
+        """log p(response | prompt) of each pair, (N,): the model's own, whatever temperature it samples at."""
+        logps_N = sequence_logps(
+            self.model, prompt_ids, response_ids, self.micro_batch_tokens(prompt_ids, response_ids)
+        )
+        return np.asarray(logps_N.double().numpy())
+
+    def micro_batch_tokens(self, prompt_ids: list[list[int]], response_ids: list[list[int]]) -> int:
+        """Room for `evaluate.batch_size` of the longest rows."""
+        rows = zip(prompt_ids, response_ids, strict=True)
+        return self.job.config.batch_size * max((len(prompt) + len(response) for prompt, response in rows), default=1)
+
+
+def score(job: EvaluateJob, scratch: Path, progress: Progress) -> dict[str, Any]:
+    """Answer and score the held-out prompts."""
+    held_out = pq.read_table(job.prompts.path / "held_out.parquet")
+    player = Player(job)
+    progress.start(len(held_out), "prompt")
+    values: Values = {}
+    human: dict[str, float] = {}
+    if job.config.self_play:
+        table = play(player, held_out, progress)
+        pq.write_table(table, scratch / "held_out.parquet")
+        values |= quality(table) | diversity(table["generated"].to_pylist())
+        human = targets(table)
+        if job.opponent is not None and (job.opponent.path / "held_out.parquet").exists():
+            values |= rewards(player, table, pq.read_table(job.opponent.path / "held_out.parquet", schema=SCHEMA))
+        progress.check()
+    if job.config.exact:
+        values |= exact(player, held_out)
+    scores = {
+        name: mean(value_N, name, human.get(name)) for name, value_N in values.items() if np.isfinite(value_N).any()
+    }
+    write_items(scratch / "items.parquet", held_out["id"].to_pylist(), values)
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
+    return {
+        "model": job.player.digest,
+        "suite": "self-play",
+        "harness": versions,
+        "scores": scores,
+        "notes": notes_on(values, scores),
+    }
+
+
+def play(player: Player, held_out: pa.Table, progress: Progress) -> pa.Table:
+    """The player's answer to each held-out prompt, and the log-probability of both sides."""
+    job = player.job
+    ids, prompt_ids, real_ids = (held_out[name].to_pylist() for name in ("id", "prompt_ids", "response_ids"))
+    # The model is loaded to score both sides, so the engine that shares it is the one to take.
+    engine = transformers_engine(player.model, player.tokenizer, player.stop_ids, job.generate, job.player.t)
+    requests = requests_for(ids, prompt_ids, job.seed, "held out")
+    found = answers(engine, requests, lambda rows, _tokens: progress.tell(rows))
+    generated_ids = [answer.response_ids for answer in found]
+    columns = {
+        "id": ids,
+        "prompt": held_out["prompt"],
+        "real": held_out["response"],
+        "generated": texts(player.tokenizer, requests, found),
+        "prompt_ids": prompt_ids,
+        "real_ids": real_ids,
+        "generated_ids": generated_ids,
+        "finish_reason": [answer.finish_reason for answer in found],
+        "real_logps": player.logps(prompt_ids, real_ids),
+        "generated_logps": player.logps(prompt_ids, generated_ids),
+    }
+    return pa.table(columns).cast(SCHEMA)
+
+
+def diversity(texts: Sequence[str]) -> Values:
+    """distinct-1, -2, -3: of all texts together, with each text's part in it."""
+    return {f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)}
+
+
+def targets(table: pa.Table) -> dict[str, float]:
+    """What the human responses have of the scores that can be too high as well as too low."""
+    shares = distinct_shares(table["real"].to_pylist())
+    return {f"distinct_{n}": share for n, share in enumerate(shares, 1)} | {
+        "generated_tokens": float(lengths(table["real_ids"]).mean())
+    }
+
+
+def quality(table: pa.Table) -> Values:
+    """What the player's answers, and its view of the human ones, say by themselves."""
+    generated: list[str] = table["generated"].to_pylist()
+    generated_ids = table["generated_ids"].to_pylist()
+    real_tokens, generated_tokens = (lengths(table[name]).astype(np.float64) for name in ("real_ids", "generated_ids"))
+    return {
+        "heldout_nll": -table["real_logps"].to_numpy().astype(np.float64) / np.maximum(1, real_tokens),
+        "real_tokens": real_tokens,
+        "generated_tokens": generated_tokens,
+        "length_classifier": length_classifier(real_tokens, generated_tokens),
+        "text_classifier": text_classifier(table["real"].to_pylist(), generated),
+        "repeated_trigrams": shares(repeated_trigrams(text) for text in generated),
+        "looping_share": shares(is_looping(ids) for ids in generated_ids),
+        "cut_share": shares(reason == "length" for reason in table["finish_reason"].to_pylist()),
+        "empty_share": shares(not text.strip() for text in generated),
+    }
+
+
+def rewards(player: Player, table: pa.Table, opponent: pa.Table) -> Values:
+    """How well the player tells the human responses from its opponent's, in the opponent's own words.
+
+    A pair with the same tokens on both sides counts for the integral probability metric alone: no player can tell it
+    apart.
+    """
+    if any(not table[name].equals(opponent[name]) for name in ("id", "prompt_ids", "real_ids")):
+        raise DataError(
+            "the opponent's report is about other held-out prompts than the player's: evaluate the opponent on these, "
+            "or start a new lineage"
+        )
+    prompt_ids, real_ids, theirs = (opponent[name].to_pylist() for name in ("prompt_ids", "real_ids", "generated_ids"))
+    real_N = table["real_logps"].to_numpy().astype(np.float64) - opponent["real_logps"].to_numpy()
+    generated_N = player.logps(prompt_ids, theirs) - opponent["generated_logps"].to_numpy()
+    same_N = np.array([real == generated for real, generated in zip(real_ids, theirs, strict=True)])
+    difference_N = np.where(same_N, 0.0, real_N - generated_N)
+    margin_N = np.where(same_N, np.nan, difference_N)
+    # A player that is its opponent, to the bit, has margins of 0.
+    accuracy_N = np.where(same_N, np.nan, (np.sign(margin_N) + 1) / 2)
+    return {"reward_margin": margin_N, "reward_accuracy": accuracy_N, "ipm": difference_N}
+
+
+def exact(player: Player, held_out: pa.Table) -> Values:
+    """The exact distance to the demo's distribution at each held-out prompt."""
+    prompt_ids = held_out["prompt_ids"].to_pylist()
+    longest = max(map(len, prompt_ids)) + demo.MAX_RESPONSE_CHARS + 1
+    return exact_distances(
+        player.model,
+        player.tokenizer,
+        demo.support,
+        held_out["prompt"].to_pylist(),
+        prompt_ids,
+        end_id=player.stop_ids[0],
+        temperature=player.temperature,
+        micro_batch_tokens=player.job.config.batch_size * longest,
+    )
+
+
+def notes_on(values: Values, scores: dict[str, Score]) -> list[str]:
+    """The two-sample test in words, if it was made."""
+    if "text_classifier" not in scores:
+        return []
+    score = scores["text_classifier"]
+    error = "" if score.stderr is None else f" ± {score.stderr:.3f}"
+    by_chance = two_sample_p(values["text_classifier"])
+    return [
+        f"a classifier tells human from generated text in {score.value:.3f}{error} of cases; if there "
+        f"were no difference, so much would come by chance with probability {by_chance:.2g}"
+    ]
+
+
+def shares(values: Iterable[float]) -> Floats:
+    """Values between 0 and 1, one an item."""
+    return np.fromiter(values, dtype=np.float64)

@@ -1,0 +1,116 @@
+"""What an iteration made, for other programs: its pairs as data sets, its model as plain weights or as an adapter."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spin_core.config.model import ModelConfig
+from spin_core.errors import ConfigError, DataError
+from spin_core.store.files import storage_errors, sync
+
+Row = dict[str, Any]
+
+
+def export_pairs(pairs_folder: Path, out_file: Path, format: Literal["dpo", "spin"]) -> int:
+    """Write a published pair data set as JSONL or Parquet, as the suffix says; the number of rows.
+
+    `dpo`: `prompt`, `chosen`, `rejected`, as lists of turns where the prompt is a conversation, else as text.
+    `spin`: `real` and `generated`, each the whole conversation as a list of turns.
+
+    The file appears whole or not at all.
+    """
+    source = pairs_folder / "pairs.parquet"
+    if not source.exists():
+        raise DataError(f"{pairs_folder} holds no pairs: name an iteration whose pairs are built")
+    if out_file.suffix not in (".jsonl", ".parquet"):
+        raise ConfigError(f"{out_file} is of no kind that is written here: give it the suffix .jsonl or .parquet")
+    convert: Callable[[Row], Row] = {"dpo": dpo_row, "spin": spin_row}[format]
+    rows = [convert(row) for row in pq.read_table(source).to_pylist()]
+    scratch = out_file.with_name(f".{out_file.name}.{os.getpid()}")
+    with storage_errors(out_file.parent):
+        out_file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(rows, scratch, out_file.suffix)
+            scratch.replace(out_file)
+        finally:
+            scratch.unlink(missing_ok=True)
+    return len(rows)
+
+
+def export_model(player: Path, out: Path, format: Literal["adapter", "merged"], config: ModelConfig) -> None:
+    """Write a published version as a folder that must not be there yet.
+
+    `merged`: plain weights that `from_pretrained` and inference engines load, in the precision of `config.dtype`.
+    `adapter`: one adapter as peft loads it. Of a version that stacks, it holds all iterations and goes onto θ_0;
+    of one that was merged, it holds the last and goes onto the version that it was trained from.
+
+    The folder appears whole or not at all.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from spin_core.data.tokenizer import load_tokenizer
+    from spin_core.models import adapters as models_adapters
+    from spin_core.models.files import ADAPTERS, is_stacked, save_model
+    from spin_core.models.loading import load_model
+
+    disable_progress_bar()
+    if format == "adapter" and not (player / ADAPTERS).is_dir():
+        raise ConfigError(f"{player} was trained with all its weights, not train.lora: use --format merged")
+    if out.exists():
+        raise ConfigError(f"{out} is there already: name another folder with -o, or remove it")
+    scratch = out.with_name(f".{out.name}.{os.getpid()}")
+    with storage_errors(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if format == "merged":
+                scratch.mkdir()
+                model = load_model(player, config.model_copy(update={"device": "cpu"}))
+                save_model(model, load_tokenizer(player, config), scratch)
+            else:
+                adapters = models_adapters.read(player)
+                models_adapters.write(
+                    models_adapters.combined(adapters) if is_stacked(player) else adapters[-1], scratch
+                )
+            for path in scratch.rglob("*"):
+                sync(path)
+            scratch.replace(out)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write(rows: list[Row], path: Path, suffix: str) -> None:
+    """Write rows and flush them to disk."""
+    with path.open("wb") as file:
+        if suffix == ".parquet":
+            pq.write_table(pa.Table.from_pylist(rows), file)
+        else:
+            file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def dpo_row(row: Row) -> Row:
+    """A pair as a preference: the human's response is the chosen one."""
+    messages = json.loads(row["messages"])
+    if not messages:
+        return {"prompt": row["prompt"], "chosen": row["real"], "rejected": row["generated"]}
+    return {"prompt": messages, "chosen": [answer(row["real"])], "rejected": [answer(row["generated"])]}
+
+
+def spin_row(row: Row) -> Row:
+    """A pair as two conversations."""
+    messages = json.loads(row["messages"]) or [{"role": "user", "content": row["prompt"]}]
+    return {"real": [*messages, answer(row["real"])], "generated": [*messages, answer(row["generated"])]}
+
+
+def answer(text: str) -> dict[str, str]:
+    """An assistant's turn."""
+    # White space around a turn is the template's. A generated text brings what its own template wrote, a human one
+    # does not, and nothing but the content should tell the two apart.
+    return {"role": "assistant", "content": text.strip()}

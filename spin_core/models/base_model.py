@@ -1,0 +1,188 @@
+"""Phase `base`: θ_0, brought in from a folder or the hub; or a fresh model of the `sft` shape.
+
+Publishes a folder that `from_pretrained` loads: configuration and tokenizer are written anew, with the padding token
+and the end of sequence that the run was told to use, and the weights are links to where they lie, so that nothing
+large is copied. Whatever would stop a later phase is found here: no pad token, no chat template, a tokenizer that
+is larger than the model's vocabulary.
+"""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from spin_core.config.model import ModelConfig, SftConfig
+from spin_core.data.chat import Renderer
+from spin_core.data.tokenizer import load_config, load_tokenizer
+from spin_core.errors import ModelError, first_line
+from spin_core.models.files import check_safetensors, save_model
+from spin_core.runtime.progress import Progress
+from spin_core.store.files import write_json
+from spin_core.store.jobs import BaseJob
+
+log = logging.getLogger("spin_core")
+
+TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+
+WEIGHTS = "model.safetensors"
+
+INDEX = "model.safetensors.index.json"
+
+CONTEXT = 2048
+"""Longest sequence of a fresh model. Its positions are rotary, so a longer one costs no weights."""
+
+NEW_PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
+"""Tokens that serve as padding where a vocabulary has them, the likeliest first."""
+
+
+def bring_in(job: BaseJob, scratch: Path, progress: Progress) -> None:
+    """Link the weights, and write the rest as the run needs it."""
+    source = locate(job.model.path, job.model)
+    if job.model.trust_remote_code:
+        log.warning("model.trust_remote_code is on: Python code that comes with %s will run", source)
+    progress.check()
+    weights = weight_files(source)
+    settings = load_config(source, job.model)
+    tokenizer = prepare_tokenizer(source, job.model)
+    check_fit(source, settings, tokenizer, job.model)
+    stop_ids = Renderer(tokenizer, job.chat).stop_ids
+    for file in [*weights, *(sorted(source.glob("*.py")) if job.model.trust_remote_code else [])]:
+        (scratch / file.name).symlink_to(file.resolve())
+    for name in ("config.json", INDEX):
+        if (source / name).exists():
+            shutil.copyfile(source / name, scratch / name)
+    tokenizer.save_pretrained(scratch)
+    # A model's own sampling defaults (temperature, repetition penalty) would bend the opponent's distribution.
+    write_json(scratch / "generation_config.json", generation_config(tokenizer, stop_ids))
+    log.info("%s: %d files of weights linked", source, len(weights))
+
+
+def make(job: BaseJob, shape: SftConfig, scratch: Path) -> None:
+    """A fresh random Llama of the configured shape, with the demo's tokenizer."""
+    from spin_core.data import demo
+
+    tokenizer = demo.build_tokenizer()
+    settings = fresh_config(shape, tokenizer)
+    Renderer(tokenizer, job.chat)
+    torch.manual_seed(job.seed)
+    save_model(LlamaForCausalLM(settings), tokenizer, scratch)
+
+
+def fresh_config(shape: SftConfig, tokenizer: Any) -> LlamaConfig:
+    """The configuration of a Llama of the configured shape."""
+    if shape.hidden_size % (2 * shape.heads):
+        # Rotary positions turn a head's dimensions in pairs.
+        raise ModelError(
+            f"sft.hidden_size {shape.hidden_size} is no multiple of {2 * shape.heads}, twice sft.heads: "
+            "change one of the two"
+        )
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def locate(name: str, config: ModelConfig, *, weights: bool = True) -> Path:
+    """The folder of a model, or of a tokenizer alone: a local one, or a snapshot of the hub's."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelError(f"{name} is no folder: set model.path to a model's folder or a hub name")
+    patterns = [
+        *TOKENIZER_FILES,
+        *(["*.safetensors"] if weights else []),
+        *(["*.py"] if config.trust_remote_code else []),
+    ]
+    try:
+        return Path(snapshot_download(name, revision=config.revision, allow_patterns=patterns))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"{name} is no folder here, and the hub did not give it ({first_line(error)}): "
+            "set model.path to a folder, mend the name, or connect to the hub"
+        ) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a model's weights. `ModelError` if there are none, or not all."""
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise ModelError(f"{folder} holds an adapter, not a model: merge it into its model and set model.path to that")
+    check_safetensors(folder)
+    if (folder / INDEX).exists():
+        names = sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()))
+    else:
+        names = [WEIGHTS]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(f"{folder} lacks {', '.join(missing[:3])}: copy or fetch the model again")
+    return [folder / name for name in names]
+
+
+def prepare_tokenizer(source: Path, config: ModelConfig) -> Any:
+    """The tokenizer, with the configured EOS and padding token. `ModelError` if it has none."""
+    folder = locate(config.tokenizer, config, weights=False) if config.tokenizer else source
+    tokenizer = load_tokenizer(folder, config)
+    for name in ("eos_token", "pad_token"):
+        token = getattr(config, name)
+        if token is not None:
+            if token not in tokenizer.get_vocab():
+                raise ModelError(f"model.{name} {token!r} is not in the tokenizer's vocabulary: name a token that is")
+            setattr(tokenizer, name, token)
+    if tokenizer.eos_token is None:
+        raise ModelError(
+            f"the tokenizer in {folder} has no end-of-sequence token: set model.eos_token to a token of its vocabulary"
+        )
+    if tokenizer.pad_token is None:
+        vocabulary = tokenizer.get_vocab()
+        found = [token for token in (*NEW_PAD_TOKENS, tokenizer.unk_token, tokenizer.eos_token) if token in vocabulary]
+        raise ModelError(
+            f"the tokenizer in {folder} has no padding token: set model.pad_token, for instance to {found[0]!r}"
+        )
+    return tokenizer
+
+
+def check_fit(source: Path, settings: Any, tokenizer: Any, config: ModelConfig) -> None:
+    """Whether the folder's model is one that answers, with a row for each of the tokenizer's tokens."""
+    model = skeleton(source, settings, config)
+    rows, tokens = model.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values()) + 1
+    if tokens > rows:
+        raise ModelError(
+            f"the tokenizer has {tokens} tokens, but the model in {source} embeds only {rows}: "
+            "set model.tokenizer to the model's own, or resize the model's embeddings"
+        )
+
+
+def skeleton(source: Path, settings: Any, config: ModelConfig) -> PreTrainedModel:
+    """The model of a configuration, without numbers in its weights."""
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                settings, trust_remote_code=config.trust_remote_code
+            )
+    except (ValueError, ImportError) as error:
+        raise ModelError(
+            f"{source} is no causal language model ({first_line(error)}): set model.path to one"
+        ) from error
+    return model
+
+
+def generation_config(tokenizer: Any, stop_ids: tuple[int, ...]) -> dict[str, Any]:
+    """What ends a response, and nothing about sampling: that is the run's configuration."""
+    return {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": list(stop_ids),
+        "pad_token_id": tokenizer.pad_token_id,
+    }

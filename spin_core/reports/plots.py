@@ -1,0 +1,207 @@
+"""The plots of the pages: drawn once, as PNG for Prefect's pages and as SVG for the report, which follows its theme.
+
+Nothing here touches matplotlib's global figures, so that threads may draw.
+"""
+
+import html
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from spin_core.evaluation.statistics import NORMAL
+from spin_core.leaderboard.board import Board
+from spin_core.store.records import AnswerStatistics, IterationRecord
+
+DASHES = ((4, 2), (1, 1.6), (6, 2, 1, 2), (5, 1, 1, 1, 1, 1), (1, 4), (9, 3))
+"""Lengths of strokes and gaps, of lines that are to be told apart."""
+
+LINES: Sequence[Any] = tuple((0, dashes) for dashes in DASHES)
+
+
+@dataclass(frozen=True)
+class Colours:
+    """What a plot is drawn in."""
+
+    ink: str
+    soft: str
+    line: str
+    accent: str
+    human: str
+    iterations: tuple[str, ...]
+    """One for each iteration; after the last they begin again."""
+
+
+PAPER = Colours("#1f2937", "#6b7280", "#e5e7eb", "#2563eb", "#9ca3af", ("#2563eb",))
+
+# Colours that stand for the page's own: no drawing has them by chance.
+PAGE = Colours("#010101", "#010102", "#010103", "#010104", "#010105", tuple(f"#0102{n:02x}" for n in range(10)))
+
+VARIABLES = {
+    **{getattr(PAGE, name): f"var(--{name})" for name in ("ink", "soft", "line", "accent", "human")},
+    **{colour: f"var(--iteration-{n})" for n, colour in enumerate(PAGE.iterations)},
+}
+
+
+def scores(board: Board, task: str, colours: Colours, *, names: bool = True) -> Any:
+    """A score over the versions with its 95 % interval; controls and what others reported as lines across.
+
+    `names` puts a legend beside the plot.
+    """
+    figure, axes = panel(colours, (7, 3.2) if names else (3.6, 2.3))
+    points = [(row.t, row.scores[task]) for row in board.rows if task in row.scores and row.t is not None]
+    for number, row in enumerate(board.controls):
+        if task in row.scores:
+            colour, style = (colours.soft, colours.human)[number // len(LINES) % 2], LINES[number % len(LINES)]
+            axes.axhline(row.scores[task].value, color=colour, linestyle=style, linewidth=1, label=row.name)
+    axes.errorbar(
+        [t for t, _ in points],
+        [score.value for _, score in points],
+        yerr=[NORMAL * (score.stderr or 0.0) for _, score in points],
+        color=colours.accent,
+        marker="o",
+        markersize=6 if names else 4,
+        capsize=4 if names else 3,
+        label="SPIN, 95 % interval",
+    )
+    axes.set_xticks([t for t, _ in points], [f"θ_{t}" for t, _ in points])
+    axes.margins(x=0.08, y=0.12)
+    if names:
+        axes.set_ylabel(task.replace("_", " "), color=colours.ink, parse_math=False)
+        axes.legend(frameon=False, fontsize=8, labelcolor=colours.ink, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def line_of_control(number: int) -> str:
+    """An `<svg>` element with the line that a board's control of that number has in the page's plots."""
+    colour, dashes = ("soft", "human")[number // len(LINES) % 2], " ".join(map(str, DASHES[number % len(LINES)]))
+    style = f"stroke: var(--{colour}); stroke-width: 1.4; stroke-dasharray: {dashes}"
+    return f'<svg viewBox="0 0 30 8" aria-hidden="true"><path d="M0 4h30" style="{style}"/></svg>'
+
+
+def training(record: IterationRecord, colours: Colours) -> Any:
+    """Loss and reward accuracy over the steps of one iteration."""
+    steps = metrics(record.train.path)
+    figure, axes = panel(colours, (7, 3.2))
+    axes.plot([step["step"] for step in steps], [step["loss"] for step in steps], color=colours.accent, label="loss")
+    axes.set_xlabel("step", color=colours.ink)
+    axes.set_ylabel("loss", color=colours.ink)
+    if all("rewards/accuracies" in step for step in steps):
+        right = axes.twinx()
+        right.spines["top"].set_visible(False)
+        accuracies = [step["rewards/accuracies"] for step in steps]
+        right.plot(
+            [step["step"] for step in steps], accuracies, color=colours.human, linewidth=1, label="reward accuracy"
+        )
+        right.set_ylabel("reward accuracy", color=colours.ink)
+        right.set_ylim(0, 1.02)
+    figure.legend(frameon=False, fontsize=8, labelcolor=colours.ink, loc="outside upper right", ncols=2)
+    return figure
+
+
+def curves(runs: Mapping[int, Sequence[Mapping[str, Any]]], metric: str, colours: Colours) -> Any:
+    """A training metric over the steps of every iteration."""
+    figure, axes = panel(colours, (3.6, 2.3))
+    for t, steps in runs.items():
+        known = [(step["step"], step[metric]) for step in steps if step.get(metric) is not None]
+        axes.plot(
+            *zip(*known, strict=True), color=colour_of(t, colours), linewidth=1.2, marker="o" if len(known) == 1 else ""
+        )
+    axes.set_xlabel("step", color=colours.soft, fontsize=8)
+    return figure
+
+
+def lengths(found: Mapping[int, AnswerStatistics], colours: Colours, size: tuple[float, float] = (7, 2.2)) -> Any:
+    """How many tokens human and generated responses have, as shares of each side; the answers of every iteration."""
+    figure, axes = panel(colours, size)
+    last = found[max(found)]
+    sides = [(last.real, last.bin_tokens, "human", {"color": colours.human, "fill": True, "alpha": 0.45})]
+    for t, one in found.items():
+        name = "generated" if len(found) == 1 else f"iteration {t}"
+        sides.append((one.generated, one.bin_tokens, name, {"color": colour_of(t, colours), "linewidth": 1.4}))
+    longest = 1
+    for side, width, name, style in sides:
+        edges = [width * number for number in range(len(side.histogram) + 1)]
+        axes.stairs([100 * count / max(1, side.responses) for count in side.histogram], edges, label=name, **style)
+        longest = max([longest, *(edge for edge, count in zip(edges[1:], side.histogram, strict=True) if count)])
+    axes.set_xlim(0, longest)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("tokens", color=colours.soft, fontsize=8)
+    axes.set_ylabel("% of responses", color=colours.soft, fontsize=8)
+    if len(found) == 1:
+        axes.legend(frameon=False, fontsize=8, labelcolor=colours.ink)
+    return figure
+
+
+def seconds(records: Sequence[IterationRecord], colours: Colours) -> Any:
+    """How long each phase of each iteration took, one bar an iteration."""
+    figure, axes = panel(colours, (4.8, 0.5 + 0.24 * len(records)), grid="x")
+    phases = list(dict.fromkeys(phase for record in records for phase in record.seconds))
+    before = [0.0] * len(records)
+    for number, phase in enumerate(phases):
+        took = [record.seconds.get(phase, 0.0) for record in records]
+        colour = colours.iterations[number % len(colours.iterations)]
+        axes.barh(range(len(records)), took, left=before, color=colour, height=0.62, label=phase)
+        before = [start + more for start, more in zip(before, took, strict=True)]
+    axes.set_yticks(range(len(records)), [f"iteration {record.t}" for record in records])
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds", color=colours.soft, fontsize=8)
+    return figure
+
+
+def colour_of(t: int, colours: Colours) -> str:
+    """An iteration's colour."""
+    return colours.iterations[t % len(colours.iterations)]
+
+
+def metrics(train: Path) -> list[dict[str, Any]]:
+    """The training metrics, one dictionary a step."""
+    return [json.loads(line) for line in (train / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+def panel(colours: Colours, size: tuple[float, float], grid: Literal["x", "y"] = "y") -> tuple[Any, Any]:
+    """A figure, so many inches wide and high, with one pair of axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    figure.patch.set_visible(False)
+    axes = figure.subplots()
+    axes.patch.set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(colours.soft)
+    axes.tick_params(color=colours.soft, labelcolor=colours.ink, labelsize=10 if colours is PAPER else 8)
+    axes.ticklabel_format(useOffset=False)
+    axes.locator_params(axis="y", nbins=6)
+    axes.grid(axis=grid, color=colours.line)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def png(figure: Any) -> bytes:
+    """The figure as PNG, on white."""
+    buffer = io.BytesIO()
+    figure.patch.set_visible(True)  # else a dark page shows through, and the letters are dark
+    figure.savefig(buffer, format="png", facecolor="white")
+    return buffer.getvalue()
+
+
+def svg(figure: Any, title: str) -> str:
+    """The figure as an `<svg>` element with the page's colours and its letters, as wide as the page lets it be."""
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    drawn = buffer.getvalue()
+    drawn = drawn[drawn.index("<svg") :]
+    drawn = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", drawn, flags=re.DOTALL)
+    drawn = re.sub(r' id="[\w.]+_\d+"', "", drawn)  # names of parts, the same in every figure
+    drawn = re.sub(r"font-family: [^;\"]*", "font-family: inherit", drawn)
+    box = re.search(r'viewBox="([^"]*)"', drawn)
+    assert box is not None, "matplotlib says how large its drawing is"
+    opening = f'<svg role="img" aria-label="{html.escape(title)}" viewBox="{box[1]}">'
+    drawn = opening + drawn[drawn.index(">") + 1 :]
+    return re.sub("|".join(VARIABLES), lambda found: VARIABLES[found[0]], drawn).strip()

@@ -1,0 +1,72 @@
+"""Devices: which one a model uses, and how the GPUs of a machine are divided among workers."""
+
+import os
+
+import torch
+
+from spin_core.config.generate import GenerateConfig, VllmConfig
+from spin_core.config.model import ModelConfig
+from spin_core.errors import ModelError
+from spin_core.store.jobs import (
+    BaseJob,
+    BenchmarkJob,
+    EvaluateJob,
+    GenerateJob,
+    Job,
+    MtBenchJob,
+    PairsJob,
+    PreferencesJob,
+    PromptsJob,
+)
+
+
+def devices_of(job: Job, ranks: int) -> int:
+    """How many devices a job holds while it is done."""
+    match job:
+        case BaseJob() | PromptsJob() | PreferencesJob() | PairsJob():
+            return 0
+        case GenerateJob():
+            speed = job.config.speed
+            workers = speed.workers + (speed.ray.workers if speed.ray else 0)
+            return max(1, workers) * share_of(job.config)
+        case EvaluateJob():
+            return 1
+        case MtBenchJob():
+            return share_of(job.generate)
+        case BenchmarkJob():
+            return parallel(job.config.vllm) if job.config.engine == "vllm" else 1
+    return ranks
+
+
+def share_of(config: GenerateConfig) -> int:
+    """Devices of one worker."""
+    return parallel(config.vllm) if config.engine == "vllm" else 1
+
+
+def parallel(config: VllmConfig) -> int:
+    """Devices over which vLLM lays one model."""
+    return config.speed.tensor_parallel
+
+
+def environments(workers: int, devices: int, each: int = 1) -> list[dict[str, str]]:
+    """What tells each worker on this machine which `each` of its GPUs to take, or how many threads without any.
+
+    Where there are fewer devices than workers, they share.
+    """
+    if not devices:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // max(1, workers))))
+        return [{"OMP_NUM_THREADS": threads} for _ in range(workers)]
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = given.split(",") if given else [str(number) for number in range(devices)]
+    groups = [names[first : first + each] for first in range(0, len(names) - each + 1, each)] or [names]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(groups[number % len(groups)])} for number in range(workers)]
+
+
+def device_of(config: ModelConfig) -> torch.device:
+    """The device that the configuration names."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("model.device is cuda, but torch sees no GPU: set model.device to auto or cpu")
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)

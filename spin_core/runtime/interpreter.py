@@ -1,0 +1,70 @@
+"""Which engine answers, and which interpreter runs it. Light to import: no engine is loaded here."""
+
+import os
+import sys
+from pathlib import Path
+
+from spin_core.config.generate import GenerateConfig, VllmConfig
+from spin_core.config.model import ModelConfig
+from spin_core.errors import ConfigError
+from spin_core.store import artifacts
+
+VENV = ".venv-vllm"
+"""vLLM's virtual environment, beside ours."""
+
+GPUS_ELSEWHERE = (
+    "generate.engine=auto sees no GPU on this machine and does not look at those of generate.speed.ray: set it to vllm "
+    "if the workers there have vLLM's GPU build"
+)
+
+
+def vllm_python(config: VllmConfig) -> Path:
+    """The interpreter of vLLM's environment, whether it is there or not."""
+    return Path(config.python or Path(sys.prefix).parent / VENV / "bin" / "python").expanduser().absolute()
+
+
+def required_python(config: VllmConfig, setting: str = "generate.engine") -> Path:
+    """The interpreter of vLLM's environment. `ConfigError` if there is none; `setting` is what asks for it."""
+    python = vllm_python(config)
+    if not os.access(python, os.X_OK):
+        raise ConfigError(
+            f"vLLM's environment is missing ({python} is no interpreter): run `make vllm`, name another in "
+            f"generate.vllm.python, or set {setting} to transformers"
+        )
+    return python
+
+
+def sees_gpu() -> bool:
+    """Whether this machine has a GPU that a process started here would see."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1") and any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def chosen(config: GenerateConfig, model: ModelConfig, output: Path | None = None) -> str:
+    """`transformers` or `vllm`: what `auto` comes to here and now.
+
+    What is published in `output` was answered by one of the two, and stays what it is wherever the run goes on.
+    """
+    if config.engine != "auto":
+        return config.engine
+    built = artifacts.read_manifest(output) if output else None
+    settings = {"generate": "config", "mt_bench": "generate"}.get(built["identity"].get("phase")) if built else None
+    if built and settings:
+        return str(built["identity"][settings]["engine"])
+    ready = model.device != "cpu" and sees_gpu() and os.access(vllm_python(config.vllm), os.X_OK)
+    return "vllm" if ready else "transformers"
+
+
+def gpus_elsewhere(config: GenerateConfig, model: ModelConfig) -> bool:
+    """Whether `auto` saw no GPU, and workers on a Ray cluster have some."""
+    ray = config.speed.ray
+    return config.engine == "auto" and model.device != "cpu" and not sees_gpu() and ray is not None and ray.gpus > 0
+
+
+def reason(config: GenerateConfig, model: ModelConfig) -> str:
+    """Why that engine, for people."""
+    if config.engine != "auto":
+        return "as generate.engine says"
+    if model.device == "cpu" or not sees_gpu():
+        return GPUS_ELSEWHERE if gpus_elsewhere(config, model) else "there is no GPU to use"
+    python = vllm_python(config.vllm)
+    return "a GPU is there" if os.access(python, os.X_OK) else f"{python} is missing, make vllm installs it"

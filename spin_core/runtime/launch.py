@@ -1,0 +1,156 @@
+"""Starting phases: the only place where command lines are built, but for torchrun's (`torchrun.py`).
+
+A phase runs in a process group of its own that ends with the one that started it, whichever way that ends. A training
+or a scoring of several ranks is such a phase, which becomes torchrun and starts a process for each rank.
+"""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from spin_core import errors
+from spin_core.config.generate import VllmConfig
+from spin_core.runtime import interpreter as runtime_interpreter
+from spin_core.runtime.grace import grace_of
+from spin_core.runtime.process import birth, end_group, end_leftover, guard, spawn
+from spin_core.runtime.warm import warm
+from spin_core.store import artifacts, files
+from spin_core.store.jobs import Job
+from spin_core.store.records import Artifact
+
+R = TypeVar("R", bound=Artifact)
+
+Listener = Callable[[Mapping[str, Any]], None]
+"""Called with each progress message: `{"done", "total", "unit", "metrics"}`."""
+
+ENGINES = {"generate": "config", "join": "config", "benchmark": "config", "mt_bench": "generate"}
+"""Phases that vLLM may run, and under what name their jobs say with which engine."""
+
+LESS = {
+    "train": " lower train.micro_batch_tokens or set train.gradient_checkpointing, and the same lineage goes on",
+    "score": " lower train.micro_batch_tokens, and the same lineage goes on",
+}
+"""How a phase gets along with less memory."""
+
+
+class PhaseCrashed(Exception):
+    """A phase ended in a way that is no user's fault. The message ends with the last lines of its log."""
+
+
+def command(job_file: Path, phase: str) -> list[str]:
+    """The command line of a phase."""
+    return [interpreter(job_file, phase), "-m", f"spin_core.phases.{phase}", str(job_file)]
+
+
+def interpreter(job_file: Path, phase: str) -> str:
+    """What runs a phase: our own interpreter, or where vLLM is to answer that of its own virtual environment."""
+    if phase not in ENGINES:
+        return sys.executable
+    config = json.loads(job_file.read_text("utf-8"))[ENGINES[phase]]
+    if config["engine"] != "vllm":
+        return sys.executable
+    setting = "evaluate.lm_eval.engine" if phase == "benchmark" else "generate.engine"
+    return str(runtime_interpreter.required_python(VllmConfig.model_validate(config["vllm"]), setting))
+
+
+def job_path(job: Job) -> Path:
+    """Where the job file of an output lies: `iter_01/jobs/train.json` for `iter_01/train`."""
+    return job.output.parent / "jobs" / f"{job.output.name}.json"
+
+
+def write_job(job: Job) -> Path:
+    """Write the job file."""
+    path = job_path(job)
+    with files.storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(path, job.model_dump(mode="json"))
+    return path
+
+
+def finished(job: Job, kind: type[R]) -> R | None:
+    """The record of a job that is done already; None if it is not."""
+    return artifacts.reusable(job.output, job.model_dump(mode="json"), kind)
+
+
+def run_phase(
+    job: Job,
+    kind: type[R],
+    on_progress: Listener = lambda _: None,
+    on_log: Callable[[str], None] = lambda _: None,
+) -> R:
+    """Run one phase in a process of its own and return its record.
+
+    Raises the `SpinError` that the phase raised, or `PhaseCrashed`. Whatever ends this call, the phase's process
+    group has ended when it returns.
+    """
+    path, grace = write_job(job), grace_of(job)
+    end_leftover(path)
+    tail: deque[str] = deque(maxlen=20)
+    last: dict[str, Any] = {}
+    with started(job.phase, path, grace) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        reader = threading.Thread(target=read_log, args=(process.stderr, tail, on_log), daemon=True)
+        reader.start()
+        for line in process.stdout:
+            message = parse(line)
+            if "done" in message:
+                warm.prepare()
+                on_progress(message)
+            elif "error" not in last:  # the first rank's error to be told is the cause of the others'
+                last = message
+        status = process.wait()
+        end_group(process, grace)  # children that it left behind would hold its log open
+        reader.join()
+    if status == 0 and "record" in last:
+        return kind.model_validate(last["record"])
+    if "error" in last:
+        error: type[errors.SpinError] = getattr(errors, last["error"], errors.SpinError)
+        raise error(last["message"])
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    starved = status == -signal.SIGKILL or any("OutOfMemoryError" in line for line in tail)
+    hint = f" (out of memory?{LESS.get(job.phase, '')})" if starved else ""
+    raise PhaseCrashed(
+        f"phase {job.phase} {how}{hint}; run it alone with: {' '.join(command(path, job.phase))}\n" + "\n".join(tail)
+    )
+
+
+@contextlib.contextmanager
+def started(phase: str, job_file: Path, grace: float) -> Iterator[subprocess.Popen[str]]:
+    """The process of a phase, in a group of its own, which is ended on the way out."""
+    words = command(job_file, phase)
+    process = (words[0] == sys.executable and warm.take(phase, job_file)) or spawn(words, stdin=subprocess.DEVNULL)
+    pid_file = job_file.with_suffix(".pid")
+    with process, guard(process.pid):
+        try:
+            with files.storage_errors(pid_file.parent):
+                pid_file.write_text(f"{process.pid} {birth(process.pid)}", "utf-8")
+            yield process
+        finally:
+            end_group(process, grace)
+            pid_file.unlink(missing_ok=True)
+
+
+def read_log(stream: Any, tail: deque[str], on_log: Callable[[str], None]) -> None:
+    """Pass each line of a phase's log on, and keep the last ones."""
+    for line in stream:
+        text = line.rstrip()
+        if text:
+            tail.append(text)
+            on_log(text)
+
+
+def parse(line: str) -> dict[str, Any]:
+    """A message of the protocol; anything else that came on stdout is nothing."""
+    try:
+        message = json.loads(line)
+    except json.JSONDecodeError:
+        return {}
+    return message if isinstance(message, dict) else {}

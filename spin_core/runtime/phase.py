@@ -1,0 +1,153 @@
+"""The frame around every phase: `python -m spin_core.phases.<phase> job.json`.
+
+Reads the job, reuses what is built, keeps unfinished work of the same job, publishes, and reports: progress as one
+JSON object a line on stdout, logs on stderr. Exit status: 0 done, 2 the user's input is wrong, 75 try again,
+143 stopped by SIGTERM with everything finished so far saved; anything else is a crash.
+
+A training of several ranks is one such process too: it starts the ranks, each of which comes here again, and ends as
+they do. The first rank reuses, publishes and reports; the others only take part, and report what ends them.
+"""
+
+import logging
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from spin_core import errors
+from spin_core.errors import ConfigError, SpinError, StorageError
+from spin_core.runtime import ranks, torchrun
+from spin_core.runtime.devices import devices_of
+from spin_core.runtime.process import die_with_parent
+from spin_core.runtime.progress import Progress, claim_stdout
+from spin_core.runtime.usage import environment, peak_memory_mb
+from spin_core.store import artifacts, files
+from spin_core.store import identity as store_identity
+from spin_core.store.jobs import Job
+from spin_core.store.records import Artifact
+
+log = logging.getLogger("spin_core")
+
+R = TypeVar("R", bound=Artifact)
+
+J = TypeVar("J", bound=Job)
+
+
+def main(job_type: type[J], record_type: type[R], run: Callable[[J, Path, Progress], dict[str, Any]]) -> None:
+    """Run one phase from its command line.
+
+    `run(job, scratch, progress)` writes its files into `scratch`, which keeps what an earlier attempt at the same
+    job left there, and returns the record's fields but for path and digest.
+    """
+    die_with_parent()
+    us = ranks.here()
+    name = "" if us.size == 1 else f"rank {us.rank}: "
+    logging.basicConfig(
+        level=logging.INFO if us.first else logging.WARNING, format=f"{name}%(message)s", stream=sys.stderr
+    )
+    try:
+        job = read_job(sys.argv[1:], job_type)
+        if not ranks.inside() and (speed := torchrun.speed_of(job)):
+            torchrun.start_ranks(job, Path(sys.argv[1]), speed)  # ends this process
+    except SpinError as error:
+        end(error, Progress(out=claim_stdout()), us)
+    progress = Progress(out=claim_stdout(), quiet=not us.first)
+    signal.signal(signal.SIGTERM, progress.stop)
+    try:
+        with files.storage_errors(job.output.parent):
+            ranks.meet(on_gpu(job))
+            execute(job, record_type, run, progress)
+        ranks.part()
+    except SpinError as error:
+        end(error, progress, us)
+    except RuntimeError:
+        if (failure := us.failure()) is None:
+            raise
+        # Another rank, perhaps on another node, ended first, and said why.
+        progress.say(failure)
+        sys.exit(getattr(errors, failure["error"]).exit_code)
+    finally:
+        ranks.part(failed=True)
+
+
+def end(error: SpinError, progress: Progress, us: ranks.Ranks) -> NoReturn:
+    """Report the error and exit as it says."""
+    message = {"error": type(error).__name__, "message": str(error)}
+    progress.say(message)
+    us.fail(message)
+    log.error("%s: %s", type(error).__name__, error)
+    sys.exit(error.exit_code)
+
+
+def on_gpu(job: Job) -> bool:
+    """Whether the job's model will be on a GPU."""
+    model = getattr(job, "model", None)
+    if model is None or not ranks.inside():
+        return False
+    from spin_core.runtime.devices import device_of
+
+    return device_of(model).type == "cuda"
+
+
+def read_job(arguments: list[str], job_type: type[J]) -> J:
+    """The job in the file that the command line names."""
+    if len(arguments) != 1:
+        raise ConfigError(f"a phase takes one job file, and was given {len(arguments)} arguments")
+    path = Path(arguments[0])
+    try:
+        return job_type.model_validate_json(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): give the path of a job file") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is no job for this phase: {' '.join(str(error).split())}") from error
+
+
+def execute(
+    job: J, record_type: type[R], run: Callable[[J, Path, Progress], dict[str, Any]], progress: Progress
+) -> R | None:
+    """Do the job, or find it done. None on all ranks but the first."""
+    us, asked = ranks.here(), job.model_dump(mode="json")
+    record = artifacts.reusable(job.output, asked, record_type) if us.first else None
+    if not us.any(record is not None):
+        started = time.monotonic()
+        if us.first:
+            workspace(job.output, asked)
+        us.wait()
+        fields = run(job, scratch_of(job.output), progress)
+        usage = {
+            "seconds": round(time.monotonic() - started, 3),
+            "devices": devices_of(job, us.size),
+            "peak_memory_mb": peak_memory_mb(),
+            "environment": environment(),
+        }
+        if us.first:
+            record = artifacts.publish(scratch_of(job.output), job.output, asked, fields, record_type, usage=usage)
+    if record is not None:
+        progress.say({"record": record.model_dump(mode="json")})
+    return record
+
+
+def scratch_of(output: Path) -> Path:
+    """Where a job's unfinished work lies."""
+    return output.with_name(f".{output.name}.partial")
+
+
+def workspace(output: Path, asked: Mapping[str, Any]) -> Path:
+    """The scratch folder of a job. What an attempt at another job left there is removed."""
+    scratch = scratch_of(output)
+    stamp = output.with_name(f".{output.name}.identity")
+    identity = store_identity.digest_of(store_identity.identity_of(asked))
+    if scratch.exists() and (not stamp.exists() or stamp.read_text("utf-8") != identity):
+        shutil.rmtree(scratch)
+        for work in output.parent.glob(f".{output.name}.*.work"):
+            shutil.rmtree(work)
+    scratch.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(identity, "utf-8")
+    if shutil.disk_usage(scratch).free < 2**20:
+        raise StorageError(
+            f"the disk that holds {scratch.parent} is full: free some space and run the same command again"
+        )
+    return scratch

@@ -1,0 +1,86 @@
+"""Processes: start them in groups, end whole groups, and make sure that none outlives its parent."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+from spin_core.runtime.grace import GRACE_SECONDS
+
+DEFAULTS = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait make everyone slow on a shared machine
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_MININTERVAL": "10",
+}
+"""The environment of a phase, where ours does not say otherwise."""
+
+
+def spawn(arguments: list[str], *, stdin: int, stderr: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:
+    """A process that leads a group of its own and asks the kernel to end it with us."""
+    return subprocess.Popen(
+        arguments,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        encoding="utf-8",
+        errors="replace",  # a library may log anything, and a reader that gave up would leave the pipe full
+        process_group=0,
+        env={**DEFAULTS, **os.environ, "SPIN_PARENT": str(os.getpid())},
+    )
+
+
+def guard(group: int) -> subprocess.Popen[bytes]:
+    """A process in the group that waits for our end, and then ends the group: even kill -9 closes our side of a pipe.
+
+    The phase itself asks the kernel for as much, but its own children do not.
+    """
+    return subprocess.Popen(["sh", "-c", "read -r _; kill -9 0"], stdin=subprocess.PIPE, process_group=group)
+
+
+def end_group(process: subprocess.Popen[str], grace: float | None = None) -> None:
+    """Ask the process to save and end, within so many seconds, and kill what is left of its group."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS if grace is None else grace)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def end_leftover(job_file: Path) -> None:
+    """End the process group that an earlier, killed run of this very job left behind."""
+    pid_file = job_file.with_suffix(".pid")
+    with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
+        number, born = pid_file.read_text("utf-8").split()
+        pid = int(number)
+        if birth(pid) == born:  # else the number belongs to another program by now
+            os.killpg(pid, signal.SIGKILL)
+            while birth(pid) == born:
+                time.sleep(0.05)
+    pid_file.unlink(missing_ok=True)
+
+
+def birth(pid: int) -> str:
+    """When a process started, in the kernel's ticks; empty if it has ended."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if state in "ZX" else fields[18]
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when the one that started it ends, so that no GPU is held by an orphan."""
+    if sys.platform != "linux" or "SPIN_PARENT" not in os.environ:
+        return
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(os.environ["SPIN_PARENT"]):
+        sys.exit(1)  # the parent ended before the kernel was asked

@@ -1,0 +1,119 @@
+"""Becoming torchrun, for a training or a scoring of several ranks."""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from spin_core import errors
+from spin_core.config.train import SpeedConfig
+from spin_core.runtime import grace, launch, process, ranks
+from spin_core.store import identity
+from spin_core.store.jobs import Job, ScoreJob
+
+log = logging.getLogger("spin_core")
+
+
+def speed_of(job: Job) -> SpeedConfig | None:
+    """How a job's ranks are to be started; None for one process without DeepSpeed.
+
+    Scoring takes this node's ranks, and has no use for DeepSpeed, since nothing is summed but its results.
+    """
+    if isinstance(job, ScoreJob):
+        alone = {"nodes": 1, "rendezvous": "", "deepspeed": ""}
+        return job.speed.model_copy(update=alone) if job.speed.ranks > 1 else None
+    speed = getattr(getattr(job, "config", None), "speed", None)
+    if not isinstance(speed, SpeedConfig) or not (speed.ranks * speed.nodes > 1 or speed.deepspeed):
+        return None
+    return speed
+
+
+def start_ranks(job: Job, job_file: Path, speed: SpeedConfig) -> NoReturn:
+    """Become torchrun: start this node's ranks, wait for all, and end as the first that failed, or with 0.
+
+    torchrun sets each rank in a session of its own, out of reach for what ends our process group. So each asks the
+    kernel to end it with us (`phase.die_with_parent`), and we are ended with our group.
+    """
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    node = int(os.environ.get(NODE_RANK, "0"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ |= {**process.DEFAULTS, "OMP_NUM_THREADS": str(max(1, cores // speed.ranks)), **os.environ}
+    os.environ["SPIN_PARENT"] = str(os.getpid())
+    if network := interface_to(speed.rendezvous.rpartition(":")[0] or "127.0.0.1"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", network)
+    if speed.nodes > 1 and node == 0:
+        line = " ".join(launch.command(job_file, job.phase))
+        log.info("this is node 0 of %d: on each other, by its number, run %s=1 %s", speed.nodes, NODE_RANK, line)
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what failed is told below
+    try:
+        run.main(rank_arguments(job, job_file, speed, node))
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        if failure.exitcode == -signal.SIGKILL:
+            os.kill(os.getpid(), signal.SIGKILL)  # so that it is told as what it was
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
+    except SignalException:
+        sys.exit(errors.Stopped.exit_code)
+    except RuntimeError as error:
+        raise errors.TryAgain(
+            f"the ranks could not be started ({(str(error).splitlines() or [type(error).__name__])[0]}): see that "
+            f"{speed.rendezvous or 'this machine'} can be reached and that its port is free"
+        ) from error
+    sys.exit(0)
+
+
+def rank_arguments(job: Job, job_file: Path, speed: SpeedConfig, node: int) -> list[str]:
+    """torchrun's arguments for one node. Nodes that were started for different jobs do not meet."""
+    name = ranks.RUN_ID + identity.digest_of(job.model_dump(mode="json"))[:16]
+    host, _, port = speed.rendezvous.rpartition(":")
+    module = sys.modules["__main__"].__spec__  # None for a phase that is a script
+    meeting = (
+        ["--node-rank", str(node), "--master-addr", host, "--master-port", port]
+        if speed.nodes > 1
+        else ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
+    )
+    return [
+        "--nnodes", str(speed.nodes),
+        "--nproc-per-node", str(speed.ranks),
+        "--rdzv-id", name,
+        "--rdzv-conf", f"timeout={int(ranks.PATIENCE.total_seconds())}",
+        *(["--shutdown-timeout", str(int(grace.grace_of(job)))] if torchrun_knows("--shutdown-timeout") else []),
+        *meeting,
+        *(["--module", module.name] if module else [str(Path(sys.argv[0]).resolve())]),
+        str(job_file),
+    ]  # fmt: skip
+
+
+def torchrun_knows(option: str) -> bool:
+    """Whether this version of torchrun has an option; where it has not, its own default holds."""
+    from torch.distributed import run
+
+    return any(option in action.option_strings for action in run.get_args_parser()._actions)
+
+
+def interface_to(host: str) -> str:
+    """The network interface from which a host is reached; empty if that is not to be found out."""
+    if sys.platform != "linux":
+        return ""
+    import fcntl
+
+    SIOCGIFADDR = 0x8915
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # sends nothing
+        ours = socket.inet_aton(probe.getsockname()[0])
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):
+                if fcntl.ioctl(probe, SIOCGIFADDR, name.encode().ljust(256, b"\0"))[20:24] == ours:
+                    return name
+    return ""
+
+
+NODE_RANK = "SPIN_NODE_RANK"
+"""Which node this is, from 0, when several train together. Node 0 is the one that runs the flow."""

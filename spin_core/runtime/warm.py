@@ -1,0 +1,56 @@
+"""A process that loads what the next phase needs while the current phase runs."""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from spin_core.runtime.process import end_group, spawn
+
+
+class Warm:
+    """At most one process that has loaded what a phase needs, and waits for its job (see `spin_core.phases.warm`)."""
+
+    def __init__(self) -> None:
+        self._wanted = False
+        self._process: subprocess.Popen[str] | None = None
+
+    @contextlib.contextmanager
+    def phases(self) -> Iterator[None]:
+        """While this lasts, the process of the next phase is made ready as soon as the present one is at work."""
+        self._wanted = True
+        try:
+            yield
+        finally:
+            self._wanted = False
+            process, self._process = self._process, None
+            if process is not None:
+                process.kill()
+                process.communicate()
+
+    def prepare(self) -> None:
+        """Start a process for the next phase, if phases are to be kept warm and none is waiting."""
+        if self._wanted and self._process is None:
+            self._process = spawn([sys.executable, "-m", "spin_core.phases.warm"], stdin=subprocess.PIPE)
+
+    def take(self, phase: str, job_file: Path) -> subprocess.Popen[str] | None:
+        """The waiting process, told its job; None if none waits, or if the phase loads nothing heavy."""
+        if self._process is None or phase in LIGHT:
+            return None
+        process, self._process = self._process, None
+        assert process.stdin is not None
+        try:
+            process.stdin.write(f"{phase}\t{job_file}\n")
+            process.stdin.close()
+        except BrokenPipeError:  # it ended while it waited: the phase starts cold
+            with process:
+                end_group(process)
+            return None
+        return process
+
+
+warm = Warm()
+
+LIGHT = ("pairs",)
+"""Phases that start at once without help."""

@@ -1,0 +1,147 @@
+"""The store: what is built, from what, and whether it is still whole.
+
+A phase's output is published atomically: it is written to a scratch folder, flushed, given a manifest, and renamed
+into place. So a folder that bears its final name is complete, and half a result is invisible. The manifest names the
+identity (the inputs' digest), so that the same work is reused and other work is refused, naming the field that differs.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from spin_core.errors import DamagedArtifact, StaleArtifact
+from spin_core.store.files import dump_json, sync
+from spin_core.store.identity import (
+    MANIFEST,
+    content_of,
+    differences,
+    digest_file,
+    digest_folder,
+    digest_of,
+    identity_of,
+    short,
+)
+from spin_core.store.records import Artifact, Record
+
+R = TypeVar("R", bound=Artifact)
+
+_RECORD: TypeAdapter[Record] = TypeAdapter(Record)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a published folder; None if nothing is published there."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DamagedArtifact(
+            f"{folder / MANIFEST} is not JSON ({error}): remove {folder} to build it again"
+        ) from error
+    if not isinstance(manifest, dict) or not {"identity", "record", "usage", "files"} <= manifest.keys():
+        raise DamagedArtifact(f"{folder / MANIFEST} is no manifest: remove {folder} to build it again")
+    return manifest
+
+
+def read_record(folder: Path, kind: type[R]) -> R | None:
+    """The record published in `folder`, with the path it has now; None if nothing is published there."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return None
+    try:
+        record = _RECORD.validate_python({**manifest["record"], "path": str(folder)})
+    except (TypeError, ValidationError) as error:
+        raise DamagedArtifact(
+            f"{folder / MANIFEST} holds no record that can be read: remove {folder} to build it again"
+        ) from error
+    assert isinstance(record, kind), f"{folder} holds a {type(record).__name__}, not a {kind.__name__}"
+    return record
+
+
+def reusable(folder: Path, job: Mapping[str, Any], kind: type[R]) -> R | None:
+    """The record in `folder` if it was built by this very job; None if nothing is there.
+
+    Raises `StaleArtifact`, naming the fields that differ, if it was built by another.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return None
+    want = identity_of(job)
+    changed = differences(identity_of(manifest["identity"]), want)  # what an older version counted may count no more
+    if changed:
+        name, have, wanted = changed[0]
+        raise StaleArtifact(
+            f"{folder} was built with {name} = {short(have)}, not {short(wanted)}"
+            f"{f' (and {len(changed) - 1} more fields differ)' if len(changed) > 1 else ''}: "
+            "choose a new lineage name, set the value back, or remove the folder"
+        )
+    return read_record(folder, kind)
+
+
+def publish(
+    scratch: Path,
+    final: Path,
+    job: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    kind: type[R],
+    usage: Mapping[str, Any] | None = None,
+) -> R:
+    """Make the scratch folder the final one. `fields` are the record's fields, but for path and digest.
+
+    Everything is flushed to disk before the rename, and the manifest is the last file written. `usage` (seconds,
+    memory, versions) is kept in the manifest and takes no part in any digest. Hidden files are not published: they
+    are what a kill left of files that were being written.
+    """
+    for path in [path for path in scratch.rglob(".*") if path.is_file()]:
+        path.unlink()
+    digest, files = digest_folder(scratch)
+    record = kind.model_validate({**fields, "path": str(final), "digest": digest})
+    manifest = {
+        "identity": identity_of(job),
+        "record": record.model_dump(mode="json", exclude={"path"}),
+        "usage": dict(usage or {}),
+        "files": files,
+    }
+    for path in scratch.rglob("*"):
+        sync(path)
+    # Written in place, since nobody sees it before the rename: a kill here leaves no stray file to be published.
+    dump_json(scratch / MANIFEST, manifest)
+    sync(scratch)
+    if final.exists():
+        # Only an unpublished leftover can stand here: `reusable` has spoken for anything with a manifest.
+        shutil.rmtree(final)
+    scratch.replace(final)
+    sync(final.parent)
+    return record
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with a published folder, one line each; empty if it is whole."""
+    try:
+        manifest = read_manifest(folder)
+        record = read_record(folder, Artifact)
+    except DamagedArtifact as error:
+        return [str(error)]
+    if manifest is None or record is None:
+        return [f"{folder}: nothing is published here"]
+    problems = []
+    if record.digest != digest_of(content_of(manifest["files"])):
+        problems.append(f"{folder / MANIFEST}: its record's digest is not that of its files")
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{path}: missing")
+        elif digest_file(path) != entry["sha256"]:
+            problems.append(f"{path}: changed since it was published")
+    known = {*manifest["files"], MANIFEST}
+    extra = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).as_posix() not in known
+    ]
+    problems += [f"{path}: not in the manifest" for path in extra]
+    return problems

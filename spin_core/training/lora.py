@@ -1,0 +1,190 @@
+"""Adapters of low rank in place of all weights, through peft.
+
+The player is an adapter over the frozen weights that the iteration started from. Its second factor starts at zero, so
+the player starts as its opponent to the bit, and the first loss is log 2.
+
+How a version is published:
+
+    merge    a plain model folder, the adapter merged into the weights in float32, and `adapters/<version>/` beside it
+    stack    `base/` with links to the weights of θ_0, which no rounding ever touches, and `adapters/<version>/` of
+             every iteration so far; `load_model` adds them up in float32 and rounds once
+
+Each adapter is in peft's own format, float32 as it was trained, and fits the version that it was trained from. A
+folder that stacks has no weights at its top, so that what knows nothing of adapters fails and does not load θ_0.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from spin_core.config.model import ModelConfig
+from spin_core.config.train import LoraConfig
+from spin_core.data.tokenizer import load_tokenizer
+from spin_core.errors import ConfigError
+from spin_core.models.adapters import Adapter, link, merge, pairs_of, write
+from spin_core.models.files import ADAPTERS, BASE, is_stacked, save_model, weights_of
+from spin_core.models.loading import load_model
+from spin_core.models.logps import ResponseLogps
+from spin_core.models.packing import Rows
+from spin_core.store import identity
+
+PLAYER = "player"
+"""The adapter's name while it trains."""
+
+WEIGHT = "weight/"
+"""How a stepper's tensors begin that are weights."""
+
+
+def adapted_layers(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
+    """Full names of the layers that get an adapter: those that `targets` name, or all linear ones but the output.
+
+    Asks for no weights, so that a model on the meta device will do. `ConfigError` names the layers that there are.
+    """
+    output = model.get_output_embeddings()
+    linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, Conv1D))}
+    if not targets:
+        return [name for name, layer in linear.items() if layer is not output]
+    there = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+    found = []
+    for target in targets:
+        named = [name for name in linear if name == target or name.endswith(f".{target}")]
+        if not named:
+            raise ConfigError(
+                f"train.lora.targets names {target!r}, and {type(model).__name__} has no such linear layer: "
+                f"choose among {there}"
+            )
+        found += named
+    if output is not None and output.weight is model.get_input_embeddings().weight:
+        for name in found:
+            if linear[name] is output:
+                raise ConfigError(
+                    f"train.lora.targets names {name}, which shares its weights with the embeddings, so that an "
+                    f"adapter would not stay in it: leave it out of {there}"
+                )
+    return list(dict.fromkeys(found))
+
+
+def attach(model: PreTrainedModel, lora: LoraConfig, seed: int) -> dict[str, Any]:
+    """Freeze the model, and put an adapter that does nothing yet on its layers, in the model's own precision.
+
+    Returns the adapter's configuration in peft's words, for `trained`.
+    """
+    import peft
+
+    layers = adapted_layers(model, lora.targets)
+    settings = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=short_names(model, layers),
+        # Conv1D keeps its weight the other way round. Layers of one model are all of one kind.
+        fan_in_fan_out=isinstance(model.get_submodule(layers[0]), Conv1D),
+        task_type="CAUSAL_LM",
+    )
+    model.requires_grad_(False)
+    torch.manual_seed(seed)
+    peft.inject_adapter_in_model(settings, model, adapter_name=PLAYER)
+    model.eval()
+    told = {**settings.to_dict(), "inference_mode": True}
+    # Sets have another order in every process, and digests are taken of what is written.
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in told.items()}
+
+
+def short_names(model: nn.Module, layers: Sequence[str]) -> list[str]:
+    """The layers' last names if these name no others, else their full names."""
+    last = {name.rpartition(".")[2] for name in layers}
+    named = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in last}
+    return sorted(last if named == set(layers) else layers)
+
+
+@contextlib.contextmanager
+def dropout(model: nn.Module, lora: LoraConfig | None, seed: int, step: int, rank: int = 0) -> Iterator[None]:
+    """While this lasts, adapters drop inputs, if they are to.
+
+    What is dropped follows from seed, step and rank alone, so that a resumed run drops what it would have dropped.
+    """
+    if lora is None or not lora.dropout:
+        yield
+        return
+    from peft.tuners.lora import LoraLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]))
+    try:
+        for layer in layers:
+            layer.lora_dropout.train()
+        yield
+    finally:
+        for layer in layers:
+            layer.lora_dropout.eval()
+
+
+def opponent_in(network: ResponseLogps) -> Callable[[Rows], Tensor]:
+    """The log-probabilities of responses under the opponent, which is the player without its adapter."""
+
+    def logps(rows: Rows) -> Tensor:
+        with detached(network.model):
+            found: Tensor = network(rows)
+        return found
+
+    return logps
+
+
+@contextlib.contextmanager
+def detached(model: nn.Module) -> Iterator[None]:
+    """While this lasts, the model is the opponent: its adapter is passed by."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def publish(folder: Path, *, adapter: Adapter, start: Path, t: int, lora: LoraConfig, model: ModelConfig) -> None:
+    """Write version t + 1 into `folder`: what iteration `t` started from, and the adapter that it trained.
+
+    θ_0's own training (t = -1) always merges.
+    """
+    if lora.across == "stack" and t >= 0:
+        stack(start, folder)
+    else:
+        merged = load_model(start, model.model_copy(update={"device": "cpu"}))
+        merge(merged, [adapter])
+        save_model(merged, load_tokenizer(start, model), folder)
+    write(adapter, folder / ADAPTERS / f"{t + 1:02d}")
+
+
+def trained(told: dict[str, Any], tensors: Mapping[str, Tensor]) -> Adapter:
+    """The adapter in a stepper's tensors, its float32 masters; `told` is what `attach` returned."""
+    return Adapter(
+        told,
+        pairs_of({name.removeprefix(WEIGHT): value for name, value in tensors.items() if name.startswith(WEIGHT)}),
+    )
+
+
+def stack(start: Path, folder: Path) -> None:
+    """All of version `start` in `folder`: its base by links, its adapters, tokenizer and configuration as copies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / BASE).mkdir()
+    weights = weights_of(start)
+    for file in sorted(file for file in weights.iterdir() if file.is_file()):
+        if file.suffix in (".safetensors", ".py") or file.name in ("config.json", "model.safetensors.index.json"):
+            link(file, folder / BASE / file.name)
+    for file in sorted(file for file in start.iterdir() if file.is_file()):
+        if not (file.suffix == ".safetensors" or file.name in ("model.safetensors.index.json", identity.MANIFEST)):
+            shutil.copyfile(file, folder / file.name)
+    if is_stacked(start):
+        shutil.copytree(start / ADAPTERS, folder / ADAPTERS)

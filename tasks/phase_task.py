@@ -1,0 +1,160 @@
+"""The frame of every task: look whether the phase is done, run it in its own process, show how far it is.
+
+The store knows what is built, so Prefect must not keep a second cache beside it: NO_CACHE, and a phase that is found
+done completes as "Reused".
+"""
+
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar, cast
+from uuid import UUID
+
+import httpx
+from prefect import task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.logging import get_run_logger
+from prefect.states import Completed
+
+from spin_core.errors import TryAgain
+from spin_core.lineage.lineage import SHARED
+from spin_core.runtime import launch
+from spin_core.store.jobs import Job
+from spin_core.store.records import Artifact
+from tasks import display
+
+P = ParamSpec("P")
+
+R = TypeVar("R", bound=Artifact)
+
+PROGRESS_EVERY_SECONDS = 2.0
+
+RETRIES = 2
+
+RETRY_DELAY_SECONDS = 10
+
+
+def phase_task(kind: type[R], run_name: str) -> Callable[[Callable[P, Job]], Callable[P, R]]:
+    """Turn a function that writes a job into a function that has it done as a Prefect task and returns its record.
+
+    `run_name` is what the UI calls a run of it, with the function's parameters in braces.
+    """
+
+    def decorate(write_job: Callable[P, Job]) -> Callable[P, R]:
+        name = write_job.__name__.replace("_", "-")
+
+        def body(*args: P.args, **kwargs: P.kwargs) -> "R | State[R]":
+            job = write_job(*args, **kwargs)
+            done = launch.finished(job, kind)
+            if done is not None:
+                display.current.reused(title(job))
+                return Completed(name="Reused", message=str(job.output), data=done)
+            return run(job, kind)
+
+        functools.update_wrapper(body, write_job)
+        prefect_task = task(
+            name=name,
+            task_run_name=run_name,
+            cache_policy=NO_CACHE,
+            persist_result=False,
+            retries=RETRIES,
+            retry_delay_seconds=RETRY_DELAY_SECONDS,
+            retry_condition_fn=may_pass,
+        )(body)
+
+        @functools.wraps(write_job)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            state: State[Any] = cast(Any, prefect_task)(*args, return_state=True, **kwargs)
+            result = state.result()
+            assert isinstance(result, kind), f"{name} gave {result!r}"
+            return result
+
+        return call
+
+    return decorate
+
+
+def may_pass(_task: Any, _run: TaskRun, state: "State[Any]") -> bool:
+    """Retry only what can pass: a user's mistake and a crash of ours would come again."""
+    return isinstance(state.result(raise_on_failure=False), TryAgain)
+
+
+def title(job: Job) -> str:
+    """`iter 1 · train`."""
+    folder, name = job.output.parts[-2:]
+    if folder == "eval":
+        folder, name = job.output.parts[-3], f"evaluate {name}"
+    if SHARED in job.output.parts:
+        folder = "sft"
+    return f"{folder.replace('_', ' ')} · {name}"
+
+
+def run(job: Job, kind: type[R]) -> R:
+    """Run the phase, passing its progress to the terminal and to a progress artifact, and its log to the run's."""
+    shown, logger = display.current, get_run_logger()
+    bar = ProgressArtifact(title(job))
+    shown.started(title(job))
+    began = time.monotonic()
+
+    def on_progress(message: Mapping[str, Any]) -> None:
+        shown.progress(message)
+        bar.update(message)
+
+    def on_log(line: str) -> None:
+        shown.log(line)
+        logger.log(logging.INFO, line)
+
+    try:
+        record = launch.run_phase(job, kind, on_progress, on_log)
+    except BaseException:
+        shown.failed(title(job))
+        raise
+    bar.finish()
+    shown.finished(title(job), time.monotonic() - began)
+    return record
+
+
+class ProgressArtifact:
+    """How far a phase is, in the UI, updated every two seconds. A phase that is done sooner needs none."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.told = title, time.monotonic()
+        self.last: Mapping[str, Any] = {}
+        self.id: UUID | None = None
+
+    def update(self, message: Mapping[str, Any]) -> None:
+        """Show `done` of `total`."""
+        now = time.monotonic()
+        if not message.get("total"):
+            return
+        self.last = message
+        if now - self.told >= PROGRESS_EVERY_SECONDS:
+            self.told = now
+            self.show(round(100.0 * message["done"] / message["total"], 1))
+
+    def finish(self) -> None:
+        """Say that all is done."""
+        if self.id is not None:
+            self.show(100.0)
+
+    def show(self, percent: float) -> None:
+        """Tell the server, if it is there: no phase ends for the sake of its bar."""
+        text = f"{self.title}: {so_far(self.last)}"
+        with contextlib.suppress(httpx.TransportError, PrefectHTTPStatusError):
+            if self.id is None:
+                made = create_progress_artifact(progress=percent, description=text)
+                assert isinstance(made, UUID), "called from a sync task"
+                self.id = made
+            else:
+                update_progress_artifact(self.id, progress=percent, description=text)
+
+
+def so_far(message: Mapping[str, Any]) -> str:
+    """`1,200 of 6,000 steps  loss 0.5536  0:12:03 left`."""
+    amount = f"{message['done']:,} of {message['total']:,} {message['unit']}s"
+    return f"{amount}  {display.numbers(message)}{display.time_left(message)}".rstrip()
