@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 DATA = Path(os.environ.get("SPIN_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 TASKS = {"arc_easy": 60, "winogrande": 100, "gsm8k": 16}

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 VOCABULARY, CONTEXT, NEW_TOKENS, SEED = 32_000, 512, 128, 0
 STOPS = list(range(2, VOCABULARY, 128))

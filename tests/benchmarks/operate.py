@@ -29,8 +29,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "flows"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "clusters"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import prefect_aside
 import served

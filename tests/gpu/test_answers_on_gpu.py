@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_engine import AS_IS, GREEDY, answers, gpt2, llama, mistral, requests
+from engines import AS_IS, GREEDY, answers, gpt2, llama, mistral, requests
 
 from spin_core.inference.transformers_engine import TransformersEngine
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_attention import APART, FAMILIES, SEQUENCES, TOGETHER, model_of, values_and_gradients
+from attention_families import APART, FAMILIES, SEQUENCES, TOGETHER, model_of, values_and_gradients
 
 from spin_core.models.attention import PACKED, VARLEN, kernel_of
 from spin_core.models.logps import ResponseLogps

@@ -1,0 +1,124 @@
+"""A whole game in miniature, played by the command line in a process of its own, as a user plays it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from helpers import SUPPORT
+from served import free_port, wait_for
+
+TINY = {
+    "sft.hidden_size": 8,
+    "sft.intermediate_size": 16,
+    "sft.layers": 1,
+    "sft.train.epochs": 1,
+    "prompts.sample": 96,
+    "prompts.held_out": 16,
+    "generate.shard_size": 24,
+    "train.epochs": 2,
+    "train.batch_size": 16,
+    "train.save_every": 3,
+    "gate.rule": "always",
+    "metrics.sinks": [],
+    "controls": {
+        "sft_continued": True,
+        "sft_learning_rate": [1e-3],
+        "dpo": {"source": {"path": str(SUPPORT / "preferences.jsonl")}, "learning_rate": 1e-3},
+        "temperatures": [0.7],
+    },
+}
+ITERATIONS = 2
+
+
+@dataclass(frozen=True)
+class Player:
+    """The `spin` command with a folder of its own."""
+
+    runs: Path
+    api: str = ""
+    """A server's, for commands whose own temporary one is not what is tested."""
+
+    def command(self, *arguments: str, one_process: bool = False) -> list[str]:
+        """The command line; with `one_process`, that of a stand-in which starts no process for a phase."""
+        spin = [str(SUPPORT / "one_process.py")] if one_process else ["-m", "flows.command_line.main"]
+        return [sys.executable, *spin, *arguments, "--runs", str(self.runs)]
+
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        served = {"PREFECT_API_URL": self.api, "PREFECT_HOME": str(self.runs / ".prefect")} if self.api else {}
+        return {**kept, "OMP_NUM_THREADS": "1", **served}
+
+    def spin(self, *arguments: str, check: bool = True, one_process: bool = False) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self.command(*arguments, one_process=one_process),
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=560,
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def play(self, lineage: str, *more: str) -> list[str]:
+        return self.command(*self.arguments(lineage, *more))
+
+    @staticmethod
+    def arguments(lineage: str, *more: str) -> list[str]:
+        sets = [f"--set={name}={json.dumps(value)}" for name, value in TINY.items()]
+        return ["run", "demo", "--lineage", lineage, "--iterations", str(ITERATIONS), *sets, *more]
+
+    def digests(self, lineage: str) -> dict[str, str]:
+        """What every published folder of a lineage holds."""
+        root = self.runs / lineage
+        manifests = sorted(root.rglob("manifest.json"))
+        return {
+            str(path.parent.relative_to(root)): json.loads(path.read_text("utf-8"))["record"]["digest"]
+            for path in manifests
+        }
+
+    def stamps(self, lineage: str) -> dict[str, int]:
+        """When every published folder of a lineage was published."""
+        root = self.runs / lineage
+        return {str(path): path.stat().st_mtime_ns for path in root.rglob("manifest.json")}
+
+
+@pytest.fixture(scope="session")
+def player_in() -> type[Player]:
+    """Makes the `spin` command for a folder."""
+    return Player
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Player:
+    """A lineage `whole`, played from start to end without a disturbance."""
+    player = Player(tmp_path_factory.mktemp("whole"))
+    player.spin(*player.arguments("whole"), one_process=True)
+    return player
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[str]:
+    """The address of a server for all commands: starting one takes longer than any of them."""
+    port = free_port()
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port), "--no-services"]
+    home = {"PREFECT_HOME": str(tmp_path_factory.mktemp("server")), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    environment = {**os.environ, **home}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+
+        def healthy() -> bool:
+            assert process.poll() is None
+            try:
+                return httpx.get(f"http://127.0.0.1:{port}/api/health").is_success
+            except httpx.TransportError:
+                return False
+
+        wait_for(healthy)
+        yield f"http://127.0.0.1:{port}/api"
+        process.terminate()

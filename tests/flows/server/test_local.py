@@ -1,0 +1,194 @@
+"""`spin up` for one folder, as far as it needs no Prefect: whose environment is whose, and who may end whom."""
+
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from small_lineage import build
+
+from flows.command_line.main import main
+from flows.server import api, local, serve, status
+from spin_core.errors import ConfigError, TryAgain
+from spin_core.inference import shards
+
+NOWHERE = "http://127.0.0.1:9"
+
+UP = """
+import fcntl, sys
+with open(sys.argv[1], "a") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print("up", flush=True)
+    sys.stdin.read()
+"""
+"""Locks the address file as `spin up` does, until its input ends."""
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment of our own, without Prefect's variables."""
+    monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if "PREFECT" not in name})
+    return monkeypatch
+
+
+@contextmanager
+def up(runs: Path, *lines: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the folder's address file, in which these lines stand below its own number."""
+    path = local.address_file(runs)
+    path.parent.mkdir(parents=True)
+    with subprocess.Popen(
+        [sys.executable, "-c", UP, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        first, *rest = lines
+        path.write_text("\n".join([f"{process.pid} {first}", *rest, ""]))
+        yield process
+        process.kill()
+
+
+@contextmanager
+def server(answer: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    """A server that is healthy, and answers all else so."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/api/health" else 404)
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            answer(self)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    one = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=one.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{one.server_port}"
+    one.shutdown()
+    one.server_close()
+
+
+def break_off(handler: http.server.BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "100")
+    handler.end_headers()
+    handler.wfile.write(b"[{")
+
+
+def say_half(handler: http.server.BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    handler.wfile.write(b"[{")
+
+
+def test_what_is_served_is_the_folders_own_database_whatever_server_the_shell_names(environment, tmp_path):
+    environment.setitem(os.environ, "PREFECT_API_URL", f"{NOWHERE}/api")
+    local.prepare(tmp_path, quiet=False, to_serve=True)
+    assert os.environ["PREFECT_HOME"] == str(tmp_path / ".prefect")
+
+
+@pytest.mark.parametrize("name", local.OWN)
+def test_who_has_a_prefect_of_their_own_keeps_it(environment, tmp_path, name):
+    environment.setitem(os.environ, name, "theirs")
+    local.prepare(tmp_path, quiet=False, to_serve=True)
+    assert os.environ[name] == "theirs"
+    assert os.environ.get("PREFECT_HOME", "theirs") == "theirs"
+
+
+def test_a_run_whose_server_is_away_is_refused_with_the_cure(environment, tmp_path):
+    environment.setitem(os.environ, "PREFECT_API_URL", f"{NOWHERE}/api")
+    with pytest.raises(TryAgain, match="unset PREFECT_API_URL"):
+        local.prepare(tmp_path, quiet=True)
+
+
+def test_a_server_that_answers_is_taken_whatever_it_says(environment, tmp_path):
+    with server(say_half) as url:
+        for address in (f"{url}/api", f"{url}/elsewhere"):
+            environment.setitem(os.environ, "PREFECT_API_URL", address)
+            local.prepare(tmp_path, quiet=True)
+    assert "PREFECT_HOME" not in os.environ
+
+
+def test_what_serves_on_this_machine_is_found_and_ended(tmp_path, capsys):
+    with server(say_half) as url, up(tmp_path, f"{os.uname().nodename} {shards.place()}", url) as process:
+        assert local.serving(tmp_path) == url
+        threading.Thread(target=process.wait, daemon=True).start()  # as init does
+        status.down(tmp_path)
+        assert process.wait() == -signal.SIGTERM
+    assert capsys.readouterr().out == "down\n", "though the server did not say what runs"
+
+
+def test_what_serves_on_another_machine_is_named_and_no_process_here_is_ended(tmp_path):
+    with server(say_half) as url, up(tmp_path, "machine-a 0a1b-pid:[4026531836]", url) as process:
+        assert local.serving(tmp_path) is None, "its port may be another program's here"
+        for end in (lambda: status.down(tmp_path), lambda: serve.serve(tmp_path, "127.0.0.1", 4200)):
+            with pytest.raises(ConfigError, match="is served by machine-a: run spin down there"):
+                end()
+        assert process.poll() is None
+        said = CliRunner().invoke(main, ["status", "--runs", str(tmp_path)]).stdout
+    assert said.startswith("up         on machine-a: spin status there tells more\n")
+
+
+@pytest.mark.parametrize("answer", [break_off, say_half])
+def test_a_server_that_dies_in_mid_answer_is_asked_another_time(answer):
+    with server(answer) as url, pytest.raises(TryAgain, match="does not answer"):
+        api.Server(url).ask("/flow_runs/filter", {})
+
+
+def test_a_lineage_of_another_version_hides_no_other(tmp_path):
+    build(tmp_path, "mine")
+    old = build(tmp_path, "old").root / "lineage.json"
+    settings = json.loads(old.read_text())
+    old.write_text(json.dumps(settings | {"config": settings["config"] | {"of-another-version": 1}}))
+    line = "old  cannot be read by this version: spin show old says why"
+    done = CliRunner().invoke(main, ["status", "--runs", str(tmp_path)])
+    assert done.stdout.endswith(f"lineages   mine  θ_2\n           {line}\n")
+    done = CliRunner().invoke(main, ["leaderboard", "--json", "--runs", str(tmp_path)])
+    assert done.stderr == f"{line}\n"
+    assert [one["lineage"] for one in json.loads(done.stdout)] == ["mine"]
+    done = CliRunner().invoke(main, ["leaderboard", "old", "--runs", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "lineage.json is damaged" in done.stderr
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "70000"])
+def test_a_port_that_there_is_not_is_refused_at_once(port, tmp_path):
+    done = CliRunner().invoke(main, ["up", "--port", port, "--runs", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "is not in the range 1<=x<=65535" in done.stderr
+
+
+def test_a_port_for_root_alone_is_refused_with_the_cure(monkeypatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(serve.socket.socket, "bind", refuse)
+    with pytest.raises(ConfigError, match="port 80 is for root alone: choose another with spin up --port"):
+        serve.refuse_address("127.0.0.1", 80)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_the_end_of_the_terminal_ends_it_unless_nohup_has_it_go_on(ignored):
+    words = [
+        "import signal, os",
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN if before else signal.SIG_DFL)".replace("before", str(ignored)),
+        "from flows.server import serve",
+        "serve.heed_signals()",
+        "try:",
+        "    os.kill(os.getpid(), signal.SIGHUP)",
+        "except KeyboardInterrupt:",
+        "    print('to a terminal that is gone')",
+        "    os.kill(os.getpid(), signal.SIGHUP)  # the shell tells it, too",
+        "    os._exit(7)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(words)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0 if ignored else 7, ""), done.stderr

@@ -1,0 +1,231 @@
+"""The team's server as it runs: the services of infra/compose.yaml, with Debian's PostgreSQL and Redis beneath them."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from served import board, holder
+from stack import ROOT, Stack, documented, postgres, postgres_programs, redis, wait_for
+
+from flows.server.local import RERUNS
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        postgres_programs() is None or shutil.which("redis-server") is None,
+        reason="no PostgreSQL or no Redis here: apt-get install postgresql redis-server",
+    ),
+]
+
+AUTH = ("team", "planted-pass:word")
+PASSWORD = "planted-database-password"
+LINEAGE = "team"
+ONE_PROCESS = str(ROOT / "tests" / "support" / "one_process.py")
+OVERRIDES = {
+    "sft": {"hidden_size": 8, "intermediate_size": 16, "layers": 1, "train": {"epochs": 1}},
+    "prompts": {"sample": 48, "held_out": 16},
+    "generate": {"shard_size": 24},
+    "train": {"epochs": 1, "batch_size": 16},
+    "gate": {"rule": "always"},
+    "controls": {"sft_continued": False, "temperatures": []},
+}
+
+
+@dataclass
+class Team:
+    """The stack, and what is asked of its server."""
+
+    stack: Stack
+    runs: Path
+    url: str
+    redis: int
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
+        return httpx.request(method, f"{self.url}{path}", json=body, headers=headers, auth=AUTH, timeout=60)
+
+    def get(self, path: str) -> Any:
+        return self.ask("GET", path).raise_for_status().json()
+
+    def post(self, path: str, body: Any) -> Any:
+        """Ask with the token that CSRF protection wants."""
+        token = self.get("/csrf-token?client=test")["token"]
+        headers = {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "test"}
+        return self.ask("POST", path, body, **headers).raise_for_status().json()
+
+    def ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/ready", timeout=5).is_success
+        except httpx.TransportError:
+            return False
+
+    def wait(self, what: Any) -> Any:
+        return wait_for(what, self.stack.alive)
+
+
+@dataclass
+class Played:
+    """A run in whose midst the server was killed and started again, and later its worker and its own process."""
+
+    run: Any
+    leases: int
+    states: list[Any]
+    undisturbed: Path
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    folder = tmp_path_factory.mktemp("team")
+    database, cache, api, health = free_ports(4)
+    places = {
+        "PREFECT_SERVER_DATABASE_HOST": "127.0.0.1",
+        "PREFECT_SERVER_DATABASE_PORT": str(database),
+        "PREFECT_REDIS_MESSAGING_URL": f"redis://127.0.0.1:{cache}/0",
+        "PREFECT_SERVER_DOCKET_URL": f"redis://127.0.0.1:{cache}/1",
+        "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL": f"redis://127.0.0.1:{cache}/2",
+        "PREFECT_SERVER_API_HOST": "127.0.0.1",
+        "PREFECT_SERVER_API_PORT": str(api),
+        "PREFECT_API_URL": f"http://127.0.0.1:{api}/api",
+        "PREFECT_WORKER_WEBSERVER_PORT": str(health),
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+    }
+    variables = documented() | {"SPIN_AUTH": ":".join(AUTH), "SPIN_DATABASE_PASSWORD": PASSWORD, "SPIN_DEADLINE": "40"}
+    stack = Stack(folder, variables, places)
+    one = Team(stack, folder / "runs", places["PREFECT_API_URL"], cache)
+    ours = {"SPIN_RUNS": str(one.runs), "SPIN_HOME": str(ROOT)}
+    with postgres(database, PASSWORD), redis(folder, cache, stack.services["redis"]["command"]):
+        try:
+            stack.finish("migrate")
+            stack.start("server")
+            stack.start("services")
+            stack.start("deploy", **ours)  # it waits for the server
+            one.wait(one.ready)
+            stack.start("worker-cpu", **ours)
+            stack.start("automations", **ours)
+            stack.finish("deploy")
+            yield one
+        finally:
+            for name in reversed(list(stack.running)):
+                stack.end(name, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """The same game by the command line, undisturbed. It plays while the stack starts."""
+    runs = tmp_path_factory.mktemp("alone") / "runs"
+    sets = [f"--set={name}={json.dumps(value)}" for name, value in OVERRIDES.items()]
+    words = [sys.executable, ONE_PROCESS, "run", "demo", "--lineage", LINEAGE, "--iterations", "1", "--runs", str(runs)]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    with subprocess.Popen([*words, *sets], env={**kept, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL) as process:
+        yield runs, process
+        process.terminate()
+
+
+def begin(runs: Path, alone: Path) -> Path:
+    """A lineage that has all of the other's but its training and what follows from that."""
+    for folder in (LINEAGE, ".sft"):
+        shutil.copytree(alone / folder, runs / folder)
+    root = runs / LINEAGE
+    for made in ("train", "model", "eval", "jobs"):
+        shutil.rmtree(root / "iter_00" / made)
+    for file in ("leaderboard.json", "iter_00/record.json"):
+        (root / file).unlink()
+    return root
+
+
+@pytest.fixture(scope="module")
+def played(alone: tuple[Path, subprocess.Popen[bytes]], team: Team) -> Played:
+    import redis as client
+
+    body = {
+        "parameters": {"recipe": "demo", "lineage": LINEAGE, "iterations": 1, "overrides": OVERRIDES},
+        "state": {"type": "SCHEDULED"},
+    }
+    undisturbed, process = alone
+    assert process.wait(400) == 0
+    root = begin(team.runs, undisturbed)
+    deployment = team.get("/deployments/name/spin/spin")["id"]
+    run = team.post(f"/deployments/{deployment}/create_flow_run", body)
+    team.wait((root / "iter_00" / "jobs" / "train.json").exists)
+    with client.Redis(port=team.redis, db=0) as store:
+        leases = len(store.keys("prefect:concurrency:lease:*"))
+    team.stack.end("server", signal.SIGKILL)
+    assert not team.ready()
+    team.stack.start("server")
+    team.wait(team.ready)
+    team.stack.finish("automations")
+    team.wait((root / "iter_00" / "eval" / "jobs" / "self-play.json").exists)
+    os.kill(holder(root), signal.SIGKILL)
+    team.stack.end("worker-cpu", signal.SIGKILL)  # before it can say so
+    team.stack.start("worker-cpu", SPIN_RUNS=str(team.runs), SPIN_HOME=str(ROOT))
+
+    def final() -> Any:
+        now = team.get(f"/flow_runs/{run['id']}")
+        return now if now["state_type"] in ("COMPLETED", "FAILED", "CANCELLED") else None
+
+    ended = team.wait(final)
+    return Played(ended, leases, team.get(f"/flow_run_states/?flow_run_id={run['id']}"), undisturbed / LINEAGE)
+
+
+def test_a_run_outlives_its_server_its_worker_and_its_own_process_and_ends_with_the_same_leaderboard(team, played):
+    assert played.run["state_name"] == "Completed", played.run["state"]["message"]
+    assert played.leases == 1, "the deployment's limit is held in Redis, so that it outlives the server"
+    found = board(team.runs / LINEAGE)
+    assert found == board(played.undisturbed)
+    assert [row["t"] for row in found["rows"]] == [0, 1]
+    pages = team.post("/artifacts/filter", {"artifacts": {"key": {"any_": [f"leaderboard-{LINEAGE}"]}}})
+    assert [one["flow_run_id"] for one in pages] == [played.run["id"]]
+
+
+def test_the_services_see_by_its_missing_heartbeats_that_it_died_and_start_it_again(played):
+    names = [state["name"] for state in played.states]
+    places = [names.index(name) for name in ("Running", "Crashed", "AwaitingRetry", "Completed")]
+    assert places == sorted(places)
+    # The server may have been away for a heartbeat: what lives is started again too, and waits for its own end.
+    assert 1 <= names.count("AwaitingRetry") <= RERUNS
+    assert 2 <= played.run["run_count"] <= 1 + RERUNS
+    told = {state["message"] for state in played.states if state["name"] == "Crashed"}
+    assert "Silent for 40 s: its process, or its machine, is gone." in told
+    assert played.states[names.index("AwaitingRetry")]["message"].startswith("It crashed, and goes on by itself.")
+
+
+def test_nobody_is_served_without_the_password_or_from_another_page(team):
+    path, body = "/deployments/filter", {}
+    assert httpx.get(f"{team.url}/health", timeout=60).status_code == 200, "health is for everyone to ask"
+    for auth in (None, ("team", "guessed")):
+        assert httpx.get(f"{team.url}/admin/settings", auth=auth, timeout=60).status_code == 401
+    assert team.ask("POST", path, body).status_code == 403
+    assert {one["name"] for one in team.post(path, body)} >= {"spin", "nightly"}
+
+
+def test_the_worker_answers_its_health_check(team):
+    port = team.stack.places["PREFECT_WORKER_WEBSERVER_PORT"]
+    assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=60).status_code == 200
+
+
+def test_all_state_is_in_postgresql_and_no_secret_in_a_log(team, played):
+    assert played.run["state_name"] == "Completed"
+    assert list(team.stack.folder.glob("home-*/**/*.db")) == []
+    logs = {path.name: path.read_text(errors="replace") for path in team.stack.folder.glob("*.log")}
+    assert {f"{name}.log" for name in ("migrate", "server", "services", "deploy", "automations", "worker-cpu")} <= set(
+        logs
+    )
+    for name, text in logs.items():
+        assert "planted" not in text, name

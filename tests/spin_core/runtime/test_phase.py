@@ -1,0 +1,219 @@
+"""The frame around a phase, seen from outside: exit status, protocol, publication, and what a stop leaves."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import toy_phase
+from toy_phase import ToyJob
+
+from spin_core.runtime import launch
+from spin_core.runtime import usage as runtime_usage
+from spin_core.runtime.phase import workspace
+from spin_core.runtime.progress import Progress
+from spin_core.runtime.usage import environment
+from spin_core.store import artifacts
+from spin_core.store.records import ScoredPairs
+
+TOY = Path(toy_phase.__file__)
+
+
+def start(folder: Path, **values) -> subprocess.Popen:
+    """The toy phase, started by hand."""
+    file = folder / "job.json"
+    folder.mkdir(exist_ok=True)
+    file.write_text(ToyJob(output=folder / "toy", **values).model_dump_json())
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, TOY, file], text=True, errors="replace", **streams)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, list[dict], str]:
+    """Exit status, messages, log."""
+    out, err = process.communicate(timeout=60)
+    return process.returncode, [json.loads(line) for line in out.splitlines()], err
+
+
+def counted(folder: Path) -> list[str]:
+    return (folder / "toy" / "counted.txt").read_text().split()
+
+
+def test_a_phase_publishes_and_tells_its_progress_and_its_record(tmp_path):
+    status, messages, log = finish(start(tmp_path, seconds=0.3))
+    assert status == 0
+    *told, last = messages
+    assert [(one["done"], one["total"], one["unit"]) for one in told] == [
+        (1, 3, "item"),
+        (2, 3, "item"),
+        (3, 3, "item"),
+    ]
+    assert told[1]["metrics"] == {"loss": 0.5}
+    record = ScoredPairs.model_validate(last["record"])
+    assert record == artifacts.read_record(tmp_path / "toy", ScoredPairs)
+    assert artifacts.verify(tmp_path / "toy") == []
+    assert log == "toy is at work\n"
+
+
+def test_the_manifest_says_what_it_cost_and_what_made_it(tmp_path):
+    finish(start(tmp_path))
+    usage = artifacts.read_manifest(tmp_path / "toy")["usage"]
+    assert 0 <= usage["seconds"] < 30
+    assert 5 < usage["peak_memory_mb"] < 10_000
+    assert usage["environment"]["python"].startswith("3.")
+    assert "device" in usage["environment"]
+
+
+def test_what_is_built_is_reused(tmp_path):
+    first = finish(start(tmp_path))
+    status, messages, log = finish(start(tmp_path))
+    assert (status, messages, log) == (0, first[1][-1:], "")
+
+
+def test_a_users_error_is_one_line_and_status_2(tmp_path):
+    status, messages, log = finish(start(tmp_path, does="wrong"))
+    assert status == 2
+    assert messages == [{"error": "DataError", "message": "the data are wrong: mend them"}]
+    assert log.splitlines()[-1] == "DataError: the data are wrong: mend them"
+    assert not (tmp_path / "toy").exists()
+
+
+def test_a_passing_fault_is_status_75(tmp_path):
+    status, messages, _ = finish(start(tmp_path, does="again"))
+    assert (status, messages[-1]["error"]) == (75, "TryAgain")
+
+
+def test_a_bug_keeps_its_traceback(tmp_path):
+    status, messages, log = finish(start(tmp_path, does="bug"))
+    assert (status, messages) == (1, [])
+    assert "Traceback" in log
+    assert log.splitlines()[-1] == "ValueError: a bug of our own"
+
+
+def test_a_disk_that_is_full_in_the_midst_of_a_phase_is_one_line(tmp_path):
+    status, messages, _ = finish(start(tmp_path, does="full"))
+    assert (status, messages[-1]["error"]) == (2, "StorageError")
+    assert "is full: free some space and run the same command again" in messages[-1]["message"]
+
+
+@pytest.mark.parametrize(("content", "says"), [("{}", "is no job"), ("{", "is no job"), (None, "cannot be read")])
+def test_a_broken_job_file_is_one_line(tmp_path, content, says):
+    file = tmp_path / "job.json"
+    if content is not None:
+        file.write_text(content)
+    process = subprocess.run([sys.executable, TOY, file], capture_output=True, text=True, check=False, timeout=60)
+    message = json.loads(process.stdout)["message"]
+    assert process.returncode == 2
+    assert says in message
+    assert "\n" not in message
+
+
+def test_a_phase_without_a_job_says_so():
+    process = subprocess.run([sys.executable, TOY], capture_output=True, text=True, check=False, timeout=60)
+    assert (process.returncode, "takes one job file" in process.stdout) == (2, True)
+
+
+def test_a_real_phase_is_started_by_its_module(tmp_path):
+    file = tmp_path / "pairs.json"
+    file.write_text("{}")
+    process = subprocess.run(launch.command(file, "pairs"), capture_output=True, text=True, check=False, timeout=60)
+    assert (process.returncode, "is no job for this phase" in process.stdout) == (2, True)
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGKILL", -signal.SIGKILL)])
+def test_a_phase_that_was_stopped_goes_on_to_the_same_digest(tmp_path, name, status):
+    finish(start(tmp_path / "whole", items=40))
+    process = start(tmp_path / "stopped", items=40, seconds=0.02)
+    assert json.loads(process.stdout.readline())["done"] >= 1
+    process.send_signal(signal.Signals[name])
+    assert finish(process)[0] == status
+    assert not (tmp_path / "stopped" / "toy").exists()
+    kept = (tmp_path / "stopped" / ".toy.partial" / "counted.txt").read_text().split()
+    assert 0 < len(kept) < 40
+    ended, messages, _ = finish(start(tmp_path / "stopped", items=40, seconds=0.02))
+    assert ended == 0
+    assert messages[0]["done"] == len(kept) + 1
+    assert counted(tmp_path / "stopped") == counted(tmp_path / "whole") == [str(i) for i in range(40)]
+
+
+def test_sigterm_is_a_stop_that_says_how_to_go_on(tmp_path):
+    process = start(tmp_path, items=1000, seconds=0.01)
+    process.stdout.readline()
+    process.terminate()
+    status, messages, _ = finish(process)
+    assert (status, messages[-1]["error"]) == (143, "Stopped")
+    assert messages[-1]["message"] == "stopped on request; the same command goes on from here"
+
+
+def test_unfinished_work_of_another_job_is_dropped(tmp_path):
+    process = start(tmp_path, items=1000, seconds=0.01)
+    process.stdout.readline()
+    process.kill()
+    process.communicate(timeout=30)
+    finish(start(tmp_path, items=5, seed=100))
+    assert counted(tmp_path) == ["100", "101", "102", "103", "104"]
+
+
+def test_a_workspace_without_its_stamp_is_not_trusted(tmp_path):
+    asked = {"phase": "toy"}
+    scratch = workspace(tmp_path / "toy", asked)
+    (scratch / "old").write_text("x")
+    assert (workspace(tmp_path / "toy", asked) / "old").exists()
+    (tmp_path / ".toy.identity").unlink()
+    assert not (workspace(tmp_path / "toy", asked) / "old").exists()
+
+
+def test_noise_of_libraries_cannot_break_the_protocol(tmp_path):
+    status, messages, log = finish(start(tmp_path, does="noisy"))
+    assert status == 0
+    assert [sorted(one) for one in messages] == [["done", "metrics", "total", "unit"]] * 2 + [["record"]]
+    assert "from a child" in log
+    assert '{"record": "printed"}' in log
+
+
+def test_a_phase_whose_parent_is_gone_does_not_begin(tmp_path):
+    file = tmp_path / "job.json"
+    file.write_text(ToyJob(output=tmp_path / "toy").model_dump_json())
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    environment = {**os.environ, "SPIN_PARENT": str(gone.pid)}
+    process = subprocess.run([sys.executable, TOY, file], env=environment, capture_output=True, check=False, timeout=60)
+    assert (process.returncode, process.stdout) == (1, b"")
+    assert not (tmp_path / "toy").exists()
+
+
+def test_progress_is_told_at_most_four_times_a_second_and_at_the_end(capsys):
+    progress = Progress()
+    progress.start(1000, "row")
+    began = time.monotonic()
+    for done in range(1, 1001):
+        progress.tell(done, loss=0.5)
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert told[0]["done"] == 1
+    assert told[-1] == {"done": 1000, "total": 1000, "unit": "row", "metrics": {"loss": 0.5}}
+    assert len(told) <= 2 + 4 * (time.monotonic() - began) + 1
+
+
+def test_the_environment_names_the_packages_that_were_loaded():
+    found = environment()
+    assert {"python", "device"} <= found.keys()
+    assert ("torch" in found) == ("torch" in sys.modules)
+
+
+def test_a_finished_output_can_be_moved(tmp_path):
+    finish(start(tmp_path / "here"))
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    record = artifacts.read_record(tmp_path / "there" / "toy", ScoredPairs)
+    assert record.path == tmp_path / "there" / "toy"
+
+
+def test_on_a_gpu_memory_is_what_is_allocated_there(monkeypatch):
+    assert runtime_usage.peak_memory_mb() > 10, "what is resident"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**20)
+    assert runtime_usage.peak_memory_mb() == 3

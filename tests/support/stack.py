@@ -1,0 +1,173 @@
+"""infra/compose.yaml, read as Docker reads it, and its services run as processes of this machine."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from helpers import ROOT
+
+T = TypeVar("T")
+
+FILE = ROOT / "infra" / "compose.yaml"
+VARIABLE = re.compile(r"\$\{(\w+)(?:(:-|:\?)([^}]*))?\}")
+PATIENCE = 400.0
+"""Seconds that anything here may take on a busy machine."""
+
+
+def wait_for(what: Callable[[], T], alive: Callable[[], None] = lambda: None) -> T:
+    """What `what` gives, as soon as it gives something."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := what()):
+        alive()
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+    return found
+
+
+def compose(variables: Mapping[str, str]) -> Any:
+    """The file with its variables filled in. `KeyError` names one that must have a value and has none."""
+
+    def value(found: re.Match[str]) -> str:
+        name, sign, rest = found.groups()
+        if given := variables.get(name, ""):
+            return given
+        if sign == ":?" or sign is None:
+            raise KeyError(name)
+        return str(rest)
+
+    def filled(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: filled(below) for key, below in node.items()}
+        if isinstance(node, list):
+            return [filled(below) for below in node]
+        return VARIABLE.sub(value, node) if isinstance(node, str) else node
+
+    return filled(yaml.safe_load(FILE.read_text("utf-8")))
+
+
+def documented() -> dict[str, str]:
+    """The variables in the example of an env file, with their values there."""
+    lines = (FILE.parent / "example.env").read_text("utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+class Stack:
+    """The services as processes, on free ports of loopback. What differs from the containers is in `places`."""
+
+    def __init__(self, folder: Path, variables: Mapping[str, str], places: Mapping[str, str]) -> None:
+        self.folder, self.places = folder, places
+        self.services = compose(variables)["services"]
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def environment(self, name: str) -> dict[str, str]:
+        """What the file gives a service, at the places of this test."""
+        given = {key: str(value) for key, value in self.services[name]["environment"].items()}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+        home = {"PREFECT_HOME": str(self.folder / f"home-{name}"), "OMP_NUM_THREADS": "1"}
+        return {**kept, **home, **given, **{key: value for key, value in self.places.items() if key in given}}
+
+    def command(self, name: str) -> list[str]:
+        """The service's command line, run by our interpreter."""
+        program, *arguments = self.services[name]["command"]
+        return [sys.executable, *(["-m", program] if program != "python" else []), *arguments]
+
+    def start(self, name: str, **more: str) -> None:
+        """Start a service in a process group of its own."""
+        with self.log(name).open("ab") as log:
+            self.running[name] = subprocess.Popen(
+                self.command(name),
+                cwd=ROOT,
+                env={**self.environment(name), **more},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+            )
+
+    def finish(self, name: str, **more: str) -> None:
+        """Run a service that ends by itself; or wait for it, if it was started."""
+        if name not in self.running:
+            self.start(name, **more)
+        status = self.running.pop(name).wait(PATIENCE)
+        assert status == 0, self.log(name).read_text()[-3000:]
+
+    def end(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
+        """End a service and all that it has started."""
+        process = self.running.pop(name)
+        for one in (number, signal.SIGKILL):
+            try:
+                os.killpg(process.pid, one)
+                process.wait(20)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+        process.wait(20)
+
+    def alive(self) -> None:
+        """Fail with the last words of a service that has ended by itself."""
+        for name, process in self.running.items():
+            assert not process.poll(), f"{name}: {self.log(name).read_text()[-3000:]}"
+
+    def log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+
+@contextmanager
+def postgres(port: int, password: str) -> Iterator[None]:
+    """Debian's PostgreSQL with a folder, a user and a database of its own. It refuses to run as root."""
+    programs = postgres_programs()
+    assert programs is not None
+    home = Path(tempfile.mkdtemp(prefix="spin-postgres-"))  # pytest's own folders are closed to other users
+    secret = home / "password"
+    secret.write_text(password)
+    as_user = []
+    if os.getuid() == 0:
+        as_user = ["runuser", "-u", "postgres", "--"]
+        for path in (home, secret):
+            shutil.chown(path, "postgres")
+
+    def run(program: str, *arguments: str) -> None:
+        line = [*as_user, str(programs / program), *arguments]
+        done = subprocess.run(line, cwd=home, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    data = f"--pgdata={home}/data"
+    try:
+        initial = ["--no-sync", "--username=spin", "--auth=scram-sha-256", f"--pwfile={secret}", "--locale=C.UTF-8"]
+        run("initdb", data, *initial)
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
+        run("pg_ctl", data, "--wait", f"--log={home}/log", f"--options={options}", "start")
+        try:
+            address = f"postgresql://spin:{password}@127.0.0.1:{port}/postgres"
+            run("psql", "--quiet", "--command=CREATE DATABASE spin", address)
+            yield
+        finally:
+            run("pg_ctl", data, "--mode=immediate", "stop")
+    finally:
+        shutil.rmtree(home)
+
+
+def postgres_programs() -> Path | None:
+    """Where initdb and its like are; None where there is no PostgreSQL."""
+    return max((path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")), default=None)
+
+
+@contextmanager
+def redis(folder: Path, port: int, command: list[str]) -> Iterator[None]:
+    """Debian's Redis, started as in the file, with a folder of its own."""
+    place = ["--dir", str(folder), "--port", str(port), "--bind", "127.0.0.1"]
+    process = subprocess.Popen([*command, *place], stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)

@@ -1,0 +1,142 @@
+"""Workers on a cluster that all fail, and what the run makes of it. Futures are plain, the worker that dies is real."""
+
+import contextlib
+import logging
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from generation import EOS, do, generate_job, prompt_set
+from small_game import version_of
+
+from spin_core.config.generate import GenerateConfig
+from spin_core.config.model import ModelConfig
+from spin_core.config.resolve import resolve
+from spin_core.errors import WorkersLost
+from spin_core.inference import shards, workers
+from spin_core.inference.shards import LAST_WORDS, Shards, shard_name, work
+from spin_core.lineage.lineage import Lineage
+from spin_core.runtime import interpreter, launch, phase
+from tasks import generate
+
+
+@dataclass
+class Worker:
+    """A future as Prefect's are."""
+
+    future: Future
+
+    def wait(self, timeout=None):
+        wait([self.future], timeout)
+
+    def result(self, timeout=None, raise_on_failure=True):
+        if not raise_on_failure and self.future.done():
+            return self.future.exception() or self.future.result()
+        return self.future.result(timeout)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(shards, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(generate, "LOOK_SECONDS", 0.1)
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    return prompt_set(tmp_path_factory.mktemp("prompts") / "prompts", rows=20, stop_ids=(EOS,))
+
+
+def test_a_run_whose_workers_all_die_says_why_and_keeps_what_is_done(tmp_path, tiny_model, prompts):
+    whole = do(generate_job(tmp_path / "whole", tiny_model, prompts))
+    job = generate_job(tmp_path / "generations", tiny_model, prompts, speed={"workers": 0})
+    scratch = phase.workspace(job.output, job.model_dump(mode="json"))
+    (scratch / f"{shard_name(2)}.parquet").write_bytes((whole.path / f"{shard_name(2)}.parquet").read_bytes())
+    # The workers' machines do not have the model under this path.
+    elsewhere = job.model_copy(update={"opponent": job.opponent.model_copy(update={"path": Path("/nowhere/model")})})
+    path = launch.write_job(elsewhere)
+    other = Future()
+    other.set_exception(launch.PhaseCrashed("it ended with status 2\nthe machine is gone"))
+    with ThreadPoolExecutor(1) as pool:
+        futures = [Worker(other), Worker(pool.submit(workers.join_generation, path)), Worker(other)]
+        with generate.watched(futures, job), pytest.raises(WorkersLost) as lost:
+            do(job)
+    said = str(lost.value)
+    assert "no worker is left, and 3 of 4 shards are missing (2 said: the machine is gone; 1 said: ModelError: " in said
+    assert "/nowhere/model" in said
+    assert said.endswith(": mend that and run the same command again; what is finished is kept")
+    assert "\n" not in said
+    assert [path.name for path in scratch.glob("shard-*")] == [f"{shard_name(2)}.parquet"]
+    again = job.model_copy(update={"config": job.config.model_copy(update={"speed": type(job.config.speed)()})})
+    assert do(again).digest == whole.digest
+
+
+@pytest.mark.parametrize("error", [None, ValueError("one\ntwo"), KeyError()])
+def test_a_worker_is_quoted_with_its_last_line(error):
+    future = Future()
+    assert generate.last_word(Worker(future)) is None
+    future.set_exception(error) if error else future.set_result(None)
+    assert generate.last_word(Worker(future)) == ("all is done" if error is None else str(error)[4:] or "KeyError")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("final", "work"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_joined_by_itself_goes_on_when_the_others_have_failed(folder):
+    ours, theirs = (Shards(folder / "final", folder / "work", 4) for _ in range(2))
+    (folder / "work" / LAST_WORDS).write_text("1 said: out of memory")
+
+    def slowly(claim):
+        time.sleep(0.4)
+        theirs.publish(claim.number, Path.touch)
+
+    helper = threading.Thread(target=work, args=(theirs, slowly))
+    helper.start()
+    work(ours, None)
+    helper.join()
+    assert ours.missing() == []
+
+
+@pytest.mark.timeout(60)
+def test_what_one_attempt_said_last_does_not_end_the_next(folder, tmp_path, tiny_model, prompts):
+    ours = Shards(folder / "final", folder / "work", 4)
+    note = folder / "work" / LAST_WORDS
+    note.write_text("1 said: out of memory\n")
+    with pytest.raises(WorkersLost, match=r"4 of 4 shards are missing \(1 said: out of memory\): mend that"):
+        work(ours, None)
+    assert not note.exists()
+    job = generate_job(tmp_path / "generations", tiny_model, prompts)
+    stale = shards.work_folder(job) / LAST_WORDS
+    stale.parent.mkdir()
+    stale.write_text("another attempt's")
+    with generate.watched([Worker(Future())], job):
+        assert not stale.exists()
+
+
+@pytest.mark.parametrize(
+    ("gpu_here", "gpus", "engine", "told"),
+    [(False, 1, "auto", True), (True, 1, "auto", False), (False, 0, "auto", False), (False, 1, "transformers", False)],
+)
+def test_auto_says_that_it_looks_at_this_machine_where_only_the_workers_have_gpus(
+    tmp_path, tiny_model, prompts, monkeypatch, gpu_here, gpus, engine, told
+):
+    speed = {"workers": 0, "ray": {"address": "auto", "gpus": gpus}}
+    config = resolve("demo").model_copy(update={"generate": GenerateConfig(engine=engine, speed=speed)})
+    config = config.model_copy(update={"model": ModelConfig()})
+    monkeypatch.setattr(interpreter, "sees_gpu", lambda: gpu_here)
+    monkeypatch.setattr(interpreter, "vllm_python", lambda _: Path("/no/vllm"))
+    assert (interpreter.reason(config.generate, config.model) == interpreter.GPUS_ELSEWHERE) == told
+    lines = []
+    monkeypatch.setattr(generate.display.current, "noted", lines.append)
+    monkeypatch.setattr(generate, "get_run_logger", lambda: logging.getLogger("spin_core"))
+    monkeypatch.setattr(generate, "workers_on", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(generate, "answer", lambda *_: None)
+    generate.generate(Lineage(tmp_path, "tale", config), 0, version_of(tiny_model), prompts)
+    assert lines == ([interpreter.GPUS_ELSEWHERE] if told else [])
