@@ -16,13 +16,19 @@ from typing import TypeVar
 
 import pytest
 from click.testing import CliRunner
+from helpers import ROOT, SUPPORT
 
-from flows.cli import main
-from spin_core import controls, launch, rescore, store, suites
-from spin_core import lineage as lineages
-from spin_core.jobs import Job
-from spin_core.lineage import Lineage
-from spin_core.records import (
+from flows.command_line.main import main
+from spin_core.lineage import controls, rescore, suite_jobs
+from spin_core.lineage import lineage as lineages
+from spin_core.lineage.lineage import Lineage
+from spin_core.lineage.verify import verify
+from spin_core.runtime import launch
+from spin_core.store.artifacts import read_manifest, read_record, reusable
+from spin_core.store.artifacts import verify as verify_folder
+from spin_core.store.identity import MANIFEST, digest_of, identity_of
+from spin_core.store.jobs import Job
+from spin_core.store.records import (
     Artifact,
     EvalReport,
     GenerationBatch,
@@ -32,12 +38,11 @@ from spin_core.records import (
     ScoredPairs,
     TrainRun,
 )
-from spin_core.verify import verify
 
 R = TypeVar("R", bound=Artifact)
 
-PUBLISHED = Path(__file__).parent / "fixtures" / "lineages" / "03bedde"
-ONE_PROCESS = Path(__file__).parent / "flows" / "one_process.py"
+PUBLISHED = ROOT / "tests" / "fixtures" / "lineages" / "03bedde"
+ONE_PROCESS = SUPPORT / "one_process.py"
 NAME = "tiny"
 SETTINGS = {
     "sft": {"hidden_size": 8, "intermediate_size": 16, "layers": 1, "train": {"epochs": 1}},
@@ -81,7 +86,7 @@ def spin(game: Lineage, *arguments: str) -> str:
 
 def published(runs: Path) -> list[Path]:
     """Every published folder, those that lineages share included."""
-    return sorted(path.parent for path in runs.rglob(store.MANIFEST))
+    return sorted(path.parent for path in runs.rglob(MANIFEST))
 
 
 def contents(runs: Path) -> dict[Path, tuple[int, bytes]]:
@@ -101,14 +106,14 @@ def test_every_record_loads_with_the_paths_that_its_files_have_now(game):
         named = [record.prompts, record.opponent, record.generations, record.pairs, record.scores, record.train]
         for artifact in (*named, record.player, *record.evaluations):
             assert artifact.path.is_relative_to(game.runs)
-            assert store.read_record(artifact.path, type(artifact)) == artifact
+            assert read_record(artifact.path, type(artifact)) == artifact
         assert "03bedde" in record.environment["spin"]
 
 
 def test_every_manifest_holds_a_record_that_loads(game):
     assert len(published(game.runs)) == 26
     for folder in published(game.runs):
-        assert store.read_record(folder, Artifact) is not None
+        assert read_record(folder, Artifact) is not None
 
 
 def test_every_job_file_is_a_job_of_today_with_the_identity_that_was_published(game):
@@ -118,9 +123,9 @@ def test_every_job_file_is_a_job_of_today_with_the_identity_that_was_published(g
     for path in files:
         values = json.loads(path.read_text("utf-8"))
         job = types[values["phase"]].model_validate(values)
-        manifest = store.read_manifest(path.parents[1] / path.stem)
+        manifest = read_manifest(path.parents[1] / path.stem)
         assert manifest is not None
-        assert store.identity_of(job.model_dump(mode="json")) == store.identity_of(manifest["identity"])
+        assert identity_of(job.model_dump(mode="json")) == identity_of(manifest["identity"])
 
 
 def test_the_leaderboard_has_its_versions_and_controls_with_the_published_scores(game):
@@ -158,7 +163,7 @@ def test_samples_have_the_answers_of_every_version(game, part, prompts, answers)
 def test_verify_finds_everything_whole(game):
     assert f"published folders of {NAME} are whole" in spin(game, "verify", NAME)
     for folder in published(game.runs):
-        assert store.verify(folder) == []
+        assert verify_folder(folder) == []
 
 
 def test_verify_finds_one_flipped_byte_in_a_weight(game):
@@ -183,7 +188,7 @@ def test_the_job_that_every_phase_gets_today_is_found_finished(game):
         return record
 
     def evaluate(model: ModelVersion, against: EvalReport | None = None, folder: Path | None = None) -> EvalReport:
-        (job,) = suites.evaluate_jobs(game, model, prompts, against, folder)
+        (job,) = suite_jobs.evaluate_jobs(game, model, prompts, against, folder)
         assert rescore.unlike(job) == "", "it would be scored again"
         return finished(job, EvalReport)
 
@@ -211,17 +216,17 @@ def test_the_job_that_every_phase_gets_today_is_found_finished(game):
         evaluate(lineages.trained(folder / "model"), base_report, folder / "eval")
 
     weights = {folder for folder in published(game.runs) if folder.name == "model"}
-    diagnostics = set(published(game.runs / suites.SCORES))
+    diagnostics = set(published(game.runs / suite_jobs.SCORES))
     assert {*outputs, *weights, *diagnostics} == set(published(game.runs)), "no folder was left out"
 
 
 def test_diagnostics_of_the_base_model_are_found_by_other_lineages(game):
     """As an evaluation looks for them: they are kept below the runs folder by the identity of its job."""
     record = game.records()[0]
-    (job,) = suites.evaluate_jobs(game, record.opponent, record.prompts, None)
+    (job,) = suite_jobs.evaluate_jobs(game, record.opponent, record.prompts, None)
     asked = job.model_dump(mode="json")
-    entry = game.runs / suites.SCORES / store.digest_of(store.identity_of(asked))[:16]
-    assert store.reusable(entry / "self-play", asked, EvalReport) is not None
+    entry = game.runs / suite_jobs.SCORES / digest_of(identity_of(asked))[:16]
+    assert reusable(entry / "self-play", asked, EvalReport) is not None
 
 
 # The whole flow, twice: in a copy that is complete, and then in one that has lost its last training.
@@ -270,6 +275,6 @@ def test_a_run_continues_from_what_is_left_of_the_lineage(played):
     now = contents(played.runs)
     assert {path: now[path] for path in before} == before
     record = played.records()[1]
-    assert record.pairs == store.read_record(pairs, PairDataset)
+    assert record.pairs == read_record(pairs, PairDataset)
     assert record.train.first_loss == pytest.approx(math.log(2), abs=1e-3), "the scores on disk are the opponent's"
     assert verify(played)[0] == []
