@@ -56,10 +56,20 @@ bench-evaluate: $(VENV)/.installed-dev $(VLLM_VENV)/.installed
 bench-operate: $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/operate.py
 
-# The README's pictures of the UI, of the demo's game: some minutes.
+# The documentation's pages that are written from the code.
+.PHONY: reference docs
+reference: $(VENV)/.installed-dev
+	$(BIN)/python docs/generate_reference.py
+
+# The documentation as a site, in build/site. Dead links and anchors fail.
+docs: reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+# The documentation's pictures of the UI, from the demo's game: some minutes.
 .PHONY: screenshots
 screenshots: $(VENV)/.installed-dev
-	SPIN_SCREENSHOTS=docs $(BIN)/python -m pytest tests/browser/test_ui.py -k 'plots or timeline' --timeout 7200
+	SPIN_SCREENSHOTS=docs/images $(BIN)/python -m pytest tests/browser/test_ui.py -k 'plots or timeline' --timeout 7200
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
