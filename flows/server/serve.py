@@ -25,7 +25,8 @@ from spin_core.inference import shards
 from spin_core.runtime import grace
 from spin_core.runtime import process as runtime_process
 
-HOME = Path(__file__).resolve().parent.parent
+HOME = Path(__file__).resolve().parents[2]
+"""The checkout, which has `prefect.yaml`."""
 
 START_SECONDS = 180.0
 

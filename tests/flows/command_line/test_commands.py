@@ -1,6 +1,7 @@
 """The command line, as far as it needs no Prefect server: what it prints, its exit status, its errors."""
 
 import csv
+import importlib.metadata
 import io
 import json
 import os
@@ -100,7 +101,7 @@ def test_every_command_says_what_it_is_for(spin, command):
 
 
 def test_the_version_is_the_packages(spin):
-    assert "0.1.0" in spin("--version").output
+    assert importlib.metadata.version("spin-loop") in spin("--version").output
 
 
 def test_recipes_are_listed_with_what_they_are_for(spin):
