@@ -141,8 +141,8 @@ def kind_of(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
     if origin is Literal:
         return ", ".join(code(shown(part)) for part in parts)
     if origin in (Union, UnionType):
-        names = [kind_of(part, metadata) for part in parts if part is not NoneType]
-        return " or ".join(dict.fromkeys([*names, *(["null"] if NoneType in parts else [])]))
+        kinds = [kind_of(part, metadata) for part in parts if part is not NoneType]
+        return " or ".join(dict.fromkeys([*kinds, *(["null"] if NoneType in parts else [])]))
     if origin is tuple:
         return f"list of {kind_of(parts[0])}"
     if origin is dict:
@@ -208,11 +208,11 @@ def option_names(option: click.Option) -> str:
     return cell(", ".join(code(name) for name in names[:-1]) + (", " if names[1:] else "") + code(names[-1] + value))
 
 
-def choices_of(kind: click.ParamType) -> str:
+def choices_of(kind: Any) -> str:
     """What stands for an option's value."""
     if isinstance(kind, click.Choice):
         return "|".join(choice.value if isinstance(choice, Enum) else str(choice) for choice in kind.choices)
-    return kind.name.upper().removesuffix(" RANGE")
+    return str(kind.name.upper().removesuffix(" RANGE"))
 
 
 def option_default(option: click.Option) -> str:
