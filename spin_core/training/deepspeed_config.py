@@ -5,6 +5,7 @@ in what pieces it is sent. Batch, optimizer, rate and precision are set in one p
 """
 
 import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def read_settings(name: str) -> dict[str, Any]:
     """The configuration of a name, or of a JSON file. `ConfigError` says what is wrong with it."""
     if name in NAMES:
         # Not by import: another folder of this name may come first on the path.
-        text = (Path(__file__).parents[1] / "infra" / "deepspeed" / f"{name}.json").read_text("utf-8")
+        text = (files("infra") / "deepspeed" / f"{name}.json").read_text("utf-8")
     else:
         try:
             text = Path(name).read_text("utf-8")
