@@ -84,9 +84,10 @@ def settings_page() -> str:
 
 def section(name: str, model: type[BaseModel], field: FieldInfo, level: int) -> Iterator[str]:
     """The heading, help and table of one section, and those below it."""
-    yield from ("", f"{'#' * level} {name}", "", help_of(model.__doc__))
+    about = [help_of(model.__doc__)] if level == 2 else [help_of(field.description), help_of(model.__doc__)]
+    yield from ("", f"{'#' * level} {name}", "", " ".join(dict.fromkeys(text for text in about if text)))
     if field.default is None:
-        yield from ("", f"Off by default: `{name}` is null. Setting any value below turns it on.")
+        yield from ("", f"`{name}` is null by default. Setting any value below replaces that.")
     plain, below = split(model)
     if issubclass(model, TrainConfig) and model is not TrainConfig:
         plain, below = [(part, field) for part, field in plain if part in model.__annotations__], []
@@ -162,7 +163,8 @@ def limits(metadata: list[Any] | tuple[Any, ...]) -> str:
         if isinstance(item, FieldInfo):
             flat += item.metadata
     found = [(sign, getattr(item, name, None)) for item in flat for name, sign in signs.items()]
-    return "".join(f" {sign} {value:g}" for sign, value in dict.fromkeys(found) if isinstance(value, (int, float)))
+    bounds = [f" {sign} {value:g}" for sign, value in dict.fromkeys(found) if isinstance(value, (int, float))]
+    return " and".join(bounds)
 
 
 # The command line.
