@@ -9,6 +9,7 @@ import torch
 from small_game import do, game, random_pairs, score_job, start, train_job, version_of, wait_for
 
 from spin_core.errors import DamagedArtifact
+from spin_core.phases import train as train_phase
 from spin_core.store.identity import digest_file
 from spin_core.store.training_log import METRICS, TIMING, read_rows
 from spin_core.training import checkpoint
@@ -136,8 +137,8 @@ def die_at(monkeypatch, number: int) -> None:
         monkeypatch.setattr(owner, name, call)
 
     may_die(checkpoint, "save_file", lambda _tensors, path: path.write_bytes(b"half"))
-    may_die(checkpoint.store, "write_json", lambda path, _value: path.write_text('{"st'))
-    may_die(checkpoint.store, "sync")
+    may_die(checkpoint.store_files, "write_json", lambda path, _value: path.write_text('{"st'))
+    may_die(checkpoint.store_files, "sync")
     may_die(checkpoint.Path, "replace")
     may_die(checkpoint.shutil, "rmtree", lambda path, **_: [file.unlink() for file in sorted(path.glob("*"))[:1]])
 
@@ -222,22 +223,20 @@ def test_a_checkpoint_at_every_step_changes_nothing(tmp_path, tiny_model, dtype)
 
 
 def test_a_kill_between_weights_and_metrics_trains_nothing_again(tmp_path, tiny_model, monkeypatch):
-    from spin_core.training import loop
-
     job = game(tmp_path, tiny_model)
     calls = []
-    keep = loop.summary
+    keep = train_phase.summary
 
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "summary", killed)
+    monkeypatch.setattr(train_phase, "summary", killed)
     with pytest.raises(KeyboardInterrupt):
         do(job)
     assert (job.weights / "manifest.json").exists()
     assert not job.output.exists()
-    monkeypatch.setattr(loop, "summary", keep)
-    monkeypatch.setattr(loop, "train", lambda *_: calls.append("trained"))
+    monkeypatch.setattr(train_phase, "summary", keep)
+    monkeypatch.setattr(train_phase, "train", lambda *_: calls.append("trained"))
     record = do(job)
     assert calls == []
     assert record.model == json.loads((job.weights / "manifest.json").read_text())["record"]["digest"]

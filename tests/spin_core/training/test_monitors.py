@@ -10,6 +10,7 @@ from small_game import do, game
 from spin_core.config.train import MonitorsConfig, TrainConfig
 from spin_core.errors import TrainingDiverged
 from spin_core.models.loading import load_model
+from spin_core.phases import train as train_phase
 from spin_core.store import artifacts
 from spin_core.store.records import Event, ModelVersion
 from spin_core.store.training_log import read_rows
@@ -231,18 +232,16 @@ def test_a_stop_publishes_the_weights_as_they_are_and_the_run_is_complete(tmp_pa
 
 
 def test_a_kill_after_a_stop_has_published_its_weights_trains_nothing_again(tmp_path, tiny_model, monkeypatch):
-    from spin_core.training import loop
-
-    job, keep, calls = game(tmp_path, tiny_model, **WILD, monitors=monitors(saturated="stop")), loop.summary, []
+    job, keep, calls = game(tmp_path, tiny_model, **WILD, monitors=monitors(saturated="stop")), train_phase.summary, []
 
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "summary", killed)
+    monkeypatch.setattr(train_phase, "summary", killed)
     with pytest.raises(KeyboardInterrupt):
         do(job)
-    monkeypatch.setattr(loop, "summary", keep)
-    monkeypatch.setattr(loop, "train", lambda *_: calls.append("trained"))
+    monkeypatch.setattr(train_phase, "summary", keep)
+    monkeypatch.setattr(train_phase, "train", lambda *_: calls.append("trained"))
     record = do(job)
     assert calls == []
     assert record.steps == record.events[-1].step < 24
