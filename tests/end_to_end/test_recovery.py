@@ -78,7 +78,7 @@ def nothing(up: Up, root: Path) -> None:
 
 
 LONGER = [
-    pytest.param(nothing, strike, marks=pytest.mark.large)
+    pytest.param(nothing, strike, marks=pytest.mark.slow)
     for strike in (kill_flow, kill_worker, kill_both, kill_server, down_and_up)
 ]
 

@@ -162,7 +162,7 @@ def test_a_folder_without_questions_and_a_hub_out_of_reach_are_told(tmp_path):
 
 
 @needs_vllm
-@pytest.mark.large
+@pytest.mark.slow
 def test_vllm_answers_where_generate_says_so(tmp_path, data):
     from transformers import LlamaConfig, LlamaForCausalLM
 

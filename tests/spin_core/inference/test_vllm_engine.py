@@ -269,7 +269,7 @@ def test_a_port_that_another_took_meanwhile_is_worth_another_try(tmp_path):
 
 
 @needs_vllm
-@pytest.mark.large
+@pytest.mark.slow
 def test_a_model_in_two_parts_says_what_it_says_in_one(told, model, tmp_path):
     requests = [list(one) for one in some_requests()]
     settings = {**GREEDY, "stop_strings": STRINGS, "repetition_penalty": 1.3}

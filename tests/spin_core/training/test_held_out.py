@@ -236,7 +236,7 @@ LORA = {"rank": 2, "dropout": 0.3}
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "lora", [pytest.param(None, marks=pytest.mark.large, id="all-weights"), pytest.param(LORA, id="adapter")]
+    "lora", [pytest.param(None, marks=pytest.mark.slow, id="all-weights"), pytest.param(LORA, id="adapter")]
 )
 def test_killed_and_stopped_with_held_out_pairs_and_dropout_the_end_is_the_same_to_the_bit(tmp_path, tiny_model, lora):
     version, pairs = version_of(tiny_model), random_pairs(tmp_path / "pairs", rows=96, longest=60)

@@ -414,7 +414,7 @@ def test_two_iterations_are_played_and_exported(tmp_path, tiny_model, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("deepspeed", [pytest.param("zero2", marks=pytest.mark.large), "zero3"])
+@pytest.mark.parametrize("deepspeed", [pytest.param("zero2", marks=pytest.mark.slow), "zero3"])
 def test_two_ranks_train_the_adapter_that_one_trains(tmp_path, tiny_model, deepspeed):
     pytest.importorskip("deepspeed")
     settings = {
