@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from spin_core.config.data import PairsConfig
-from spin_core.data.repetition import is_looping, slices
+from spin_core.data.looping import is_looping
+from spin_core.data.sequences import token_ids_in
 from spin_core.errors import DamagedArtifact
 from spin_core.store.records import GenerationBatch
 
@@ -117,7 +118,7 @@ def faults_of(pairs: pa.Table, config: PairsConfig, seen: set[bytes], answers: i
     """
     enough, kept = answers if config.answers == "all" else 1, 0
     texts = zip(pairs["real"].to_pylist(), pairs["generated"].to_pylist(), strict=True)
-    token_ids = zip(*(slices(pairs[name]) for name in ("prompt_ids", "real_ids", "generated_ids")), strict=True)
+    token_ids = zip(*(token_ids_in(pairs[name]) for name in ("prompt_ids", "real_ids", "generated_ids")), strict=True)
     finishes = pairs["generated_finish"].to_pylist()
     lengths = pc.list_value_length(pairs[INITIAL.name]).to_pylist() if INITIAL.name in pairs.column_names else finishes
     rows = zip(texts, token_ids, finishes, lengths, strict=True)

@@ -1,16 +1,18 @@
-"""Token sequences in memory, and how they are cut into batches and micro-batches.
+"""Token ids in memory: sequences of prompt and response end to end in one array, and columns of Parquet files.
 
-A micro-batch is what one forward and backward pass holds. How a batch is cut never changes the loss: losses are
-means over the batch's pairs.
+Shapes: S sequences.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from spin_core.errors import DataError
@@ -18,12 +20,6 @@ from spin_core.errors import DataError
 Ints = npt.NDArray[np.int64]
 
 TokenIds = Sequence[int] | npt.NDArray[np.integer[Any]]
-
-ALIKE = 0.9
-"""Items of at least so much of the longest one's length share a micro-batch. Measured: a fifth of a step's time."""
-
-WORTH_A_PASS = 1 / 8
-"""The part of the token budget that a micro-batch fills before it may end early."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +30,21 @@ class Sequences:
     """Token ids of all sequences, (sum of lengths,)."""
 
     starts_S: Ints
-    """Where each begins in `tokens`."""
+    """Where each sequence begins in `tokens`."""
 
     prompts_S: Ints
-    """Prompt tokens of each."""
+    """Prompt tokens of each sequence."""
 
     lengths_S: Ints
-    """Tokens of each, prompt and response."""
+    """Tokens of each sequence, prompt and response."""
 
     @classmethod
     def of(cls, prompt_ids: Sequence[TokenIds], response_ids: Sequence[TokenIds]) -> "Sequences":
-        """From lists of token ids. A prompt needs a token, since the response's first token is predicted from it."""
+        """Lay lists of token ids end to end.
+
+        Raises:
+            DataError: a prompt has no token. The response's first token is predicted from the prompt's last one.
+        """
         prompts_S = np.fromiter((len(ids) for ids in prompt_ids), np.int64, len(prompt_ids))
         responses_S = np.fromiter((len(ids) for ids in response_ids), np.int64, len(response_ids))
         if len(prompts_S) and prompts_S.min() == 0:
@@ -67,7 +67,7 @@ class Sequences:
 
 
 def read_token_ids(path: Path, *columns: str) -> list[list[npt.NDArray[np.int32]]]:
-    """The columns of a Parquet file that hold lists of token ids, each as one array a row."""
+    """The columns of a Parquet file that hold lists of token ids: for each column one array for each row."""
     table = pq.read_table(path, columns=list(columns))
     result = []
     for name in columns:
@@ -78,47 +78,15 @@ def read_token_ids(path: Path, *columns: str) -> list[list[npt.NDArray[np.int32]
     return result
 
 
-def micro_batches(lengths_B: Ints, rows_each: int, max_tokens: int) -> Iterator[Ints]:
-    """Cut items into micro-batches of at most `max_tokens` tokens, padding counted: indices, longest item first.
-
-    An item takes `rows_each` rows, each as long as the longest item beside it; one that is longer than `max_tokens`
-    goes alone. A micro-batch also ends where items become much shorter than its first, so that little is padding, but
-    not before it is large enough to be worth a pass of its own. Equal lengths keep their order.
-    """
-    order = np.argsort(-lengths_B, kind="stable")
-    falling_B = -lengths_B[order]
-    start = 0
-    while start < len(order):
-        longest = max(1, -int(falling_B[start]))
-        most = max(1, max_tokens // (longest * rows_each))
-        least = max(1, int(max_tokens * WORTH_A_PASS) // (longest * rows_each))
-        alike = int(np.searchsorted(falling_B, -longest * ALIKE, side="right")) - start
-        end = start + min(most, max(least, alike))
-        if len(order) - end < least / 2:
-            end = min(len(order), start + most)
-        yield order[start:end]
-        start = end
+def token_ids_in(column: pa.ChunkedArray) -> Iterator[npt.NDArray[np.int32]]:
+    """The token ids of each row of a column in memory, as views: nothing is copied."""
+    for chunk in column.chunks:
+        values, offsets = chunk.values.to_numpy(), chunk.offsets.to_numpy()
+        for begin, end in pairwise(offsets):
+            yield values[begin:end]
 
 
-def steps_in_epoch(items: int, batch_size: int) -> int:
-    """Batches in a pass over the items. The last may be smaller."""
-    return -(-items // batch_size)
-
-
-class DataOrder:
-    """Which items each step trains on: a seeded permutation an epoch, a function of the step alone."""
-
-    def __init__(self, items: int | Ints, batch_size: int, seed: int) -> None:
-        """`items`: how many there are, or the indices of those to train on."""
-        self.items = np.arange(items) if isinstance(items, int) else items
-        self.batch_size, self.seed = batch_size, seed
-        assert len(self.items) > 0
-        self.steps_in_epoch = steps_in_epoch(len(self.items), batch_size)
-        self._epoch, self._order = -1, np.zeros(0, np.int64)
-
-    def batch(self, step: int) -> Ints:
-        """Indices of the items that step `step` (from 0) trains on."""
-        epoch, within = divmod(step, self.steps_in_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.items)
-        return self._order[within * self.batch_size : (within + 1) * self.batch_size]
+def token_counts(column: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """How many tokens each row of a column has, (rows,)."""
+    counts: Sequence[int] = pc.list_value_length(column).to_numpy()
+    return np.asarray(counts, dtype=np.int64)

@@ -43,8 +43,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_core.config.base import at
 from spin_core.data import demo
-from spin_core.data.hygiene import lengths
-from spin_core.data.repetition import distinct, distinct_shares, is_looping, repeated_trigrams
+from spin_core.data.diversity import distinct, distinct_shares, repeated_trigrams
+from spin_core.data.looping import is_looping
+from spin_core.data.sequences import token_counts
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import DataError
 from spin_core.evaluation.classifiers import length_classifier, text_classifier, two_sample_p
@@ -163,7 +164,7 @@ def targets(table: pa.Table) -> dict[str, float]:
     """What the human responses have of the scores that can be too high as well as too low."""
     shares = distinct_shares(table["real"].to_pylist())
     return {f"distinct_{n}": share for n, share in enumerate(shares, 1)} | {
-        "generated_tokens": float(lengths(table["real_ids"]).mean())
+        "generated_tokens": float(token_counts(table["real_ids"]).mean())
     }
 
 
@@ -171,7 +172,9 @@ def quality(table: pa.Table) -> Values:
     """What the player's answers, and its view of the human ones, say by themselves."""
     generated: list[str] = table["generated"].to_pylist()
     generated_ids = table["generated_ids"].to_pylist()
-    real_tokens, generated_tokens = (lengths(table[name]).astype(np.float64) for name in ("real_ids", "generated_ids"))
+    real_tokens, generated_tokens = (
+        token_counts(table[name]).astype(np.float64) for name in ("real_ids", "generated_ids")
+    )
     return {
         "heldout_nll": -table["real_logps"].to_numpy().astype(np.float64) / np.maximum(1, real_tokens),
         "real_tokens": real_tokens,

@@ -1,7 +1,8 @@
-"""What rows and logits a model can do with, before its weights are here: asked of a tiny random one of its kind.
+"""What rows and logits a model can work with, found from its configuration alone, before its weights are here.
 
-Families differ in what they hand on to their attention, and one family's models do by their settings. So the tiny one
-keeps all settings but sizes: capped logits, windows, the width of a head, and a layer of each kind.
+A tiny random model of the same kind is built and asked. Families differ in what they hand on to their attention, and
+models of one family differ by their settings. So the tiny model keeps all settings except sizes: capped logits,
+windows, the width of a head, and one layer of each kind.
 """
 
 import copy
@@ -11,51 +12,50 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from spin_core.models import attention
+from spin_core.models import packing_check
+from spin_core.models.logit_transform import logit_transform_of
 
-VOCABULARY, WIDTH, CONTEXT = 64, 32, 64
+_VOCABULARY, _WIDTH, _CONTEXT, _HEADS = 64, 32, 64, 4
 
-HEADS = 4
+_MAX_PARAMETERS = 50_000_000
+"""A model with more is not tiny: its configuration has other names for its sizes."""
 
-LARGEST = 50_000_000
-"""Parameters of a model that is no longer tiny, since its configuration names its sizes otherwise."""
-
-WIDTHS = (
+_WIDTH_SETTINGS = (
     "intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "intermediate_size_mlp", "ffn_dim",
     "n_inner", "ffn_hidden_size", "hidden_size_per_layer_input",
 )  # fmt: skip
-"""Sizes that nothing in attention depends on."""
+"""Sizes on which nothing in attention depends."""
 
-REFUSED = (
+_CANNOT_BUILD = (
     ValueError, TypeError, AttributeError, LookupError, RuntimeError, AssertionError, ArithmeticError, ImportError,
 )  # fmt: skip
 """How a family may say that it cannot be built in such sizes, or that it cannot run."""
 
 
-def refusal(settings: Any, trust_remote_code: bool = False) -> str | None:
-    """Why models of this configuration cannot take packed rows; empty if they can, None if nobody knows."""
+def why_not_packed(settings: Any, trust_remote_code: bool = False) -> str | None:
+    """Why models of this configuration cannot take packed rows; empty if they can, None if that is unknown."""
     try:
-        return attention.refusal(tiny(settings, trust_remote_code)) or ""
-    except REFUSED:
+        return packing_check.why_not_packed(tiny_model(settings, trust_remote_code)) or ""
+    except _CANNOT_BUILD:
         return None
 
 
 def needs_all_logits(settings: Any, trust_remote_code: bool = False) -> bool:
-    """Whether such models do more to their logits than `logps.Ending` knows. False if nobody knows."""
-    from spin_core.models.logps import ending_of
-
+    """Whether such models do more to their logits than a `LogitTransform` can say. False if that is unknown."""
     try:
-        model = tiny(settings, trust_remote_code)
+        model = tiny_model(settings, trust_remote_code)
         with torch.no_grad():
-            model.get_output_embeddings().weight.mul_(300)  # a random model's logits are too small to meet a cap
-        return ending_of(model) is None
-    except REFUSED:
+            # The logits of a random model are so small that a cap would hardly change them.
+            model.get_output_embeddings().weight.mul_(300)
+        return logit_transform_of(model) is None
+    except _CANNOT_BUILD:
         return False
 
 
-def tiny(settings: Any, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A random model of the configuration's kind, in float32 on the CPU. One of `REFUSED` if there can be none."""
-    small = shrunk(settings)
+def tiny_model(settings: Any, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A random model of the configuration's kind, in float32 on the CPU. Raises one of many errors if none can be."""
+    small = _shrink(settings)
+    # Count before allocating: a size under an unknown name would still be large.
     with torch.device("meta"):
         parameters = sum(
             weight.numel()
@@ -63,7 +63,7 @@ def tiny(settings: Any, trust_remote_code: bool = False) -> PreTrainedModel:
                 copy.deepcopy(small), trust_remote_code=trust_remote_code
             ).parameters()
         )
-    if parameters > LARGEST:
+    if parameters > _MAX_PARAMETERS:
         raise ValueError(f"{parameters:,} parameters are not tiny")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -73,27 +73,28 @@ def tiny(settings: Any, trust_remote_code: bool = False) -> PreTrainedModel:
     return model.eval()
 
 
-def shrunk(settings: Any) -> Any:
+def _shrink(settings: Any) -> Any:
     """The configuration with small sizes, and one layer of each kind that it has."""
     heads = int(settings.num_attention_heads)
-    groups = getattr(settings, "num_key_value_heads", None)
-    stated = getattr(settings, "head_dim", None)
-    few = HEADS if groups in (None, heads) else 1 if groups == 1 else HEADS // 2
-    # Without a width of its own a head has its share of the hidden size, and keeps it, since rotations hang on it.
-    hidden = WIDTH if stated else HEADS * (int(settings.hidden_size) // heads)
+    key_heads = getattr(settings, "num_key_value_heads", None)
+    head_width = getattr(settings, "head_dim", None)
+    few_key_heads = _HEADS if key_heads in (None, heads) else 1 if key_heads == 1 else _HEADS // 2
+    # Without a setting of its own, a head's width is its share of the hidden size. It is kept, because rotary
+    # positions depend on it.
+    hidden = _WIDTH if head_width else _HEADS * (int(settings.hidden_size) // heads)
     sizes = {
         "hidden_size": hidden,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": few,
-        "vocab_size": VOCABULARY,
-        "vocab_size_per_layer_input": VOCABULARY,
-        "max_position_embeddings": CONTEXT,
+        "num_attention_heads": _HEADS,
+        "num_key_value_heads": few_key_heads,
+        "vocab_size": _VOCABULARY,
+        "vocab_size_per_layer_input": _VOCABULARY,
+        "max_position_embeddings": _CONTEXT,
         "pad_token_id": 0,
         "bos_token_id": 1,
         "eos_token_id": 2,
-        **dict.fromkeys(WIDTHS, WIDTH),
+        **dict.fromkeys(_WIDTH_SETTINGS, _WIDTH),
         "word_embed_proj_dim": hidden,
-        **layers(settings),
+        **_few_layers(settings),
     }
     small = copy.deepcopy(settings)
     for name, size in sizes.items():
@@ -102,8 +103,8 @@ def shrunk(settings: Any) -> Any:
     return small
 
 
-def layers(settings: Any) -> dict[str, Any]:
-    """How many layers there are, and the lists that say of what kind each is: the first of each kind, two at least."""
+def _few_layers(settings: Any) -> dict[str, Any]:
+    """The number of layers, and the lists that say which kind each layer is: the first of each kind, at least two."""
     number = int(settings.num_hidden_layers)
     lists = {
         name: value
@@ -111,6 +112,7 @@ def layers(settings: Any) -> dict[str, Any]:
         if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == number
     }
     kinds = [str(kind) for kind in zip(*lists.values(), strict=True)] if lists else [""] * number
+    # Going backwards, the first layer of each kind is the one that stays.
     chosen = sorted({kind: index for index, kind in reversed(list(enumerate(kinds)))}.values())
     if len(chosen) == 1:
         chosen *= 2

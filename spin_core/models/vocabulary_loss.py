@@ -1,44 +1,54 @@
-"""The vocabulary projection, its softmax and the loss in one pass: log-probabilities and gradients while logits exist.
+"""The loss and its gradient, computed together with the vocabulary projection: while a chunk's logits are in memory.
 
-Shapes: R response tokens, side after side and item after item; P responses to each of B items, b of a chunk; H hidden
-size, V vocabulary, C tokens of a chunk.
+Computed the usual way, the logits of all response tokens, (R, V), are kept for the backward pass. They are by far the
+largest tensor of a training step. This module never has more than one chunk of them. It can do so because of what a
+training's loss looks like: each item's loss reads the log-probabilities of that item's own P responses (real,
+generated, …) and of no other item. So for a few items at a time,
 
-A training's loss joins the responses to one prompt, and no others. So as soon as the logits of all responses to some
-prompts are there, their losses are known, and with them the gradient by these logits, onehot(target) - softmax times
-the loss's derivative: it is taken at once, the logits' memory is used for it, and none of them is computed again in
-the backward pass, which is left to hand on what was found. Items whose logits exceed a chunk pay for the excess twice.
+    1. project their response tokens to the vocabulary        logits_CV      -> log-probabilities, (C,)
+    2. sum over each response's tokens                        logps_Pb
+    3. compute the items' losses, and by autograd only here   slope_Pb       =  d loss / d logps
+    4. hand each token its response's slope                   slope_C
+    5. turn the logits into their own gradient, in place      grad_CV        =  slope (onehot(target) - softmax)
+    6. multiply it on to the hidden states and the weight     grad_RH, grad_VH
+
+and go on with the next items, in the same memory. The forward pass thus finds the loss and all its gradients. The
+backward pass has only to scale them by the gradient that reaches it, and hand them on.
+
+No logits are computed twice, with one exception: items that are larger than a chunk. For them step 1 goes through all
+chunks first, because step 3 needs the whole sums; then step 5 goes through the chunks from the last, which is still in
+memory, to the first, computing the logits of the others again.
+
+Shapes: R response tokens, side after side and item after item; P responses (sides) to each of B items, b items at a
+time; C tokens of a chunk; H hidden size, V vocabulary; S = P B responses.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from spin_core.data.sequences import Ints
-
-CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**28}
-"""Logits in memory at a time: 64 MB in float32 on a CPU; a GPU wants larger products."""
+from spin_core.models.vocabulary_projection import ChunkSoftmax, Projection, chunk_slices
 
 
 @dataclass(frozen=True)
 class ItemLosses:
-    """The losses of the items of some rows, each of which reads the log-probabilities of its own P responses alone."""
+    """The losses of the items of some rows. Each reads the log-probabilities of its own P responses alone."""
 
     tokens_PB: Ints
     """Tokens of each response."""
 
     of: Callable[[Tensor, slice], Tensor]
-    """From the (P, b) log-probabilities of the items in a slice: their losses, (b,), differentiable."""
+    """From the (P, b) log-probabilities of the items in a slice to their losses, (b,), differentiable."""
 
 
-def sums(values_R: Tensor, lengths: Tensor) -> Tensor:
-    """The sum of each span. Unlike index_add, this adds in one order on every device."""
-    return torch.segment_reduce(values_R, "sum", lengths=lengths, initial=0.0)
+def segment_sums(values_R: Tensor, lengths_S: Tensor) -> Tensor:
+    """The sum over each response's tokens, (S,). Unlike index_add, this adds in the same order on every device."""
+    return torch.segment_reduce(values_R, "sum", lengths=lengths_S, initial=0.0)
 
 
 def fused_loss(
@@ -54,197 +64,98 @@ def fused_loss(
     cap: float | None = None,
     compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The losses' sum, a differentiable scalar, and the responses' log-probabilities, (P B,), without gradient.
+    """The sum of the losses, and the log-probabilities of all responses.
 
-    With `sum_VH`, float32, the weight's gradient is added to it here and now, which leaves autograd none to make: the
-    backward pass has to begin at this sum itself. Logits are bent to stay below `cap`, if there is one (`bent`).
-    `compiled` passes over the logits in two kernels of torch.compile.
+    Args:
+        hidden_RH: the hidden states that predict response tokens.
+        weight_VH: the projection's weight.
+        bias_V: its bias, if it has one.
+        target_R: the response tokens.
+        losses: the tokens of each response, and the loss of each item.
+        temperature: divides the logits.
+        chunk_logits: logits in memory at a time.
+        sum_VH: float32. The weight's gradient is added to it here and now, and autograd makes none. The backward pass
+            then has to begin at the returned sum itself: a factor in between would come too late.
+        cap: logits become cap tanh(logits / cap).
+        compiled: go over the logits in two kernels of torch.compile.
+
+    Returns:
+        The sum, a differentiable scalar, and the log-probabilities, (P B,), without gradient.
     """
     if sum_VH is not None:
         weight_VH = weight_VH.detach()
-    head = Head(weight_VH, bias_V, temperature, sum_VH, cap=cap, compiled=compiled)
-    return _FusedLoss.apply(hidden_RH, weight_VH, bias_V, target_R, losses, head, chunk_logits)  # type: ignore[no-any-return, no-untyped-call]
+    projection = Projection(weight_VH, bias_V, temperature, sum_VH, cap=cap, compiled=compiled)
+    return _FusedLoss.apply(hidden_RH, weight_VH, bias_V, target_R, losses, projection, chunk_logits)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _FusedLoss(torch.autograd.Function):
+    """Steps 1 to 6 of the module's docstring, in the forward pass."""
+
     @staticmethod
     def forward(
         ctx: Any,
         hidden_RH: Tensor,
         weight_VH: Tensor,
-        bias_V: Tensor | None,  # noqa: ARG004 (the head has it; autograd has to see it)
+        bias_V: Tensor | None,  # noqa: ARG004 (the projection has it; autograd has to see it)
         target_R: Tensor,
         losses: ItemLosses,
-        head: "Head",
+        projection: Projection,
         chunk_logits: int,
     ) -> tuple[Tensor, Tensor]:
-        has_begun = head.grad_weight_VH is not None
-        head.watch(weight=ctx.needs_input_grad[1], bias=ctx.needs_input_grad[2])
+        adds_to_master = projection.grad_weight_VH is not None
+        projection.watch(weight=ctx.needs_input_grad[1], bias=ctx.needs_input_grad[2])
         grad_RH = torch.empty_like(hidden_RH)
         logps_PB = torch.empty(losses.tokens_PB.shape, dtype=torch.float32, device=hidden_RH.device)
-        whole = torch.zeros((), dtype=torch.float32, device=hidden_RH.device)
-        size = max(1, chunk_logits // weight_VH.shape[0])
-        for items in together(losses.tokens_PB, size):
-            places = spans_of(losses.tokens_PB, items)
-            target_C, hidden_CH = (torch.cat([x[place] for place in places]) for x in (target_R, hidden_RH))
-            lengths = torch.from_numpy(losses.tokens_PB[:, items].reshape(-1)).to(hidden_RH.device)
-            cuts = chunks(len(target_C), size)
+        loss_sum = torch.zeros((), dtype=torch.float32, device=hidden_RH.device)
+        chunk_tokens = max(1, chunk_logits // weight_VH.shape[0])
+        for items in _items_of_a_chunk(losses.tokens_PB, chunk_tokens):
+            # The tokens of these items, side after side; they are P spans of the R tokens of all.
+            spans = _token_spans(losses.tokens_PB, items)
+            target_C, hidden_CH = (torch.cat([x[span] for span in spans]) for x in (target_R, hidden_RH))
+            lengths_S = torch.from_numpy(losses.tokens_PB[:, items].reshape(-1)).to(hidden_RH.device)
+            # One chunk, unless there is a single item that is larger.
+            chunks = chunk_slices(len(target_C), chunk_tokens)
             logps_C = torch.empty(len(target_C), dtype=torch.float32, device=hidden_RH.device)
-            last: Softmax | None = None
-            for cut in cuts:
-                last = None  # its memory is for the next
-                last = head.softmax(hidden_CH[cut], target_C[cut])
-                logps_C[cut] = last.logps_C
-            logps_Pb = sums(logps_C, lengths).view(len(logps_PB), -1)
+            softmax: ChunkSoftmax | None = None
+            for chunk in chunks:
+                softmax = None  # frees its memory for the next one
+                softmax = projection.softmax(hidden_CH[chunk], target_C[chunk])
+                logps_C[chunk] = softmax.logps_C
+            logps_Pb = segment_sums(logps_C, lengths_S).view(len(logps_PB), -1)
             with torch.enable_grad():
                 loss = losses.of(logps_Pb.requires_grad_(), items).sum()
                 (slope_Pb,) = torch.autograd.grad(loss, logps_Pb)
-            whole += loss.detach()
+            loss_sum += loss.detach()
             logps_PB[:, items] = logps_Pb.detach()
-            slope_C = slope_Pb.reshape(-1).repeat_interleave(lengths)
+            slope_C = slope_Pb.reshape(-1).repeat_interleave(lengths_S)
             grad_CH = torch.empty_like(hidden_CH)
-            for cut in reversed(cuts):
-                softmax = last or head.softmax(hidden_CH[cut], target_C[cut])
-                grad_CH[cut] = head.gradient(softmax, slope_C[cut], hidden_CH[cut], target_C[cut])
-                last = None
-            for place, grad in zip(places, torch.split(grad_CH, [p.stop - p.start for p in places]), strict=True):
-                grad_RH[place] = grad
-        ctx.save_for_backward(grad_RH, None if has_begun else head.grad_weight_VH, head.grad_bias_V)
-        ctx.dtype, ctx.has_begun = weight_VH.dtype, has_begun
+            for chunk in reversed(chunks):
+                softmax = softmax or projection.softmax(hidden_CH[chunk], target_C[chunk])
+                grad_CH[chunk] = projection.gradient(softmax, slope_C[chunk], hidden_CH[chunk], target_C[chunk])
+                softmax = None  # used up
+            for span, grad in zip(spans, torch.split(grad_CH, [s.stop - s.start for s in spans]), strict=True):
+                grad_RH[span] = grad
+        ctx.save_for_backward(grad_RH, None if adds_to_master else projection.grad_weight_VH, projection.grad_bias_V)
+        ctx.dtype, ctx.adds_to_master = weight_VH.dtype, adds_to_master
         logps_S = logps_PB.view(-1)
         ctx.mark_non_differentiable(logps_S)
-        return whole, logps_S
+        return loss_sum, logps_S
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.has_begun:
+        if ctx.adds_to_master:
             torch._assert_async(grad == 1, "the weight's gradient was added for a loss of slope 1")
-        hidden_RH, weight_VH, bias_V = (None if found is None else found.mul_(grad) for found in ctx.saved_tensors)
+        grad_RH, weight_VH, bias_V = (None if saved is None else saved.mul_(grad) for saved in ctx.saved_tensors)
         return (
-            hidden_RH,
+            grad_RH,
             None if weight_VH is None else weight_VH.to(ctx.dtype),
             None if bias_V is None else bias_V.to(ctx.dtype),
             *[None] * 4,
         )
 
 
-class Softmax(NamedTuple):
-    """A chunk's softmax, and what the gradient by its logits needs. Which of two, `Head` says."""
-
-    values_CV: Tensor
-    """exp(logits - their largest), float32; compiled: the logits, in the weights' precision."""
-    norm_C: Tensor
-    """The exponentials' sum; compiled: log of the logits' exponentials' sum."""
-    logps_C: Tensor
-    """The targets' log-probabilities."""
-    slope_CV: Tensor | None = None
-    """Of the bent logits; None where there is no cap, and compiled, where it is computed again."""
-
-
-class Head:
-    """The projection, and what the chunks' gradients by its weights add up to: in float32, whatever the weights are."""
-
-    def __init__(
-        self,
-        weight_VH: Tensor,
-        bias_V: Tensor | None,
-        temperature: float,
-        sum_VH: Tensor | None = None,
-        *,
-        cap: float | None = None,
-        compiled: bool = False,
-    ) -> None:
-        self.weight_VH, self.bias_V, self.temperature, self.compiled = weight_VH, bias_V, temperature, compiled
-        self.cap = cap
-        self.grad_weight_VH = sum_VH
-        self.grad_bias_V: Tensor | None = None
-
-    def watch(self, *, weight: bool, bias: bool) -> None:
-        """Add up the gradients that are needed."""
-        if weight:
-            self.grad_weight_VH = torch.zeros_like(self.weight_VH, dtype=torch.float32)
-        if bias and self.bias_V is not None:
-            self.grad_bias_V = torch.zeros_like(self.bias_V, dtype=torch.float32)
-
-    def softmax(self, hidden_CH: Tensor, target_C: Tensor) -> Softmax:
-        """Of some tokens."""
-        logits_CV = F.linear(hidden_CH, self.weight_VH, self.bias_V)
-        if self.compiled:
-            return Softmax(logits_CV, *compiled_pass(normalised)(logits_CV, target_C, self.temperature, self.cap))
-        logits_CV, slope_CV = logits_CV.float(), None
-        if self.cap is not None:
-            logits_CV, slope_CV = bent(logits_CV, self.cap)
-        if self.temperature != 1:
-            logits_CV.div_(self.temperature)
-        logits_CV.sub_(logits_CV.amax(dim=-1, keepdim=True))
-        target_logits_C = logits_CV.gather(1, target_C[:, None]).squeeze(1)
-        exp_CV = logits_CV.exp_()
-        sum_C = exp_CV.sum(dim=-1)
-        return Softmax(exp_CV, sum_C, target_logits_C - sum_C.log(), slope_CV)
-
-    def gradient(self, softmax: Softmax, slope_C: Tensor, hidden_CH: Tensor, target_C: Tensor) -> Tensor:
-        """By the hidden states, (C, H), of a loss with this slope in the log-probabilities. The softmax is used up."""
-        slope_C = slope_C / self.temperature
-        if self.compiled:
-            grad_CV = softmax.values_CV
-            compiled_pass(into_gradient)(grad_CV, softmax.norm_C, slope_C, target_C, self.temperature, self.cap)
-        else:
-            grad_CV = softmax.values_CV.mul_((-slope_C / softmax.norm_C)[:, None])
-            grad_CV.scatter_add_(1, target_C[:, None], slope_C[:, None])
-            if softmax.slope_CV is not None:
-                grad_CV.mul_(softmax.slope_CV)
-        if self.grad_bias_V is not None:
-            self.grad_bias_V += grad_CV.sum(dim=0, dtype=torch.float32)
-        grad_CV = grad_CV.to(self.weight_VH.dtype)
-        if self.grad_weight_VH is not None:
-            add_product(self.grad_weight_VH, grad_CV.T, hidden_CH)
-        return grad_CV @ self.weight_VH
-
-
-def bent(logits_CV: Tensor, cap: float) -> tuple[Tensor, Tensor]:
-    """cap tanh(logits / cap), and its slope."""
-    tanh_CV = torch.tanh(logits_CV / cap)
-    return cap * tanh_CV, 1 - tanh_CV * tanh_CV
-
-
-def normalised(
-    logits_CV: Tensor, target_C: Tensor, temperature: float, cap: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """log of the sum of exp(logits / temperature), (C,), and the targets' log-probabilities, (C,): float32."""
-    values_CV = logits_CV.float()
-    if cap is not None:
-        values_CV, _ = bent(values_CV, cap)
-    values_CV = values_CV / temperature
-    log_sum_C = torch.logsumexp(values_CV, dim=-1)
-    return log_sum_C, values_CV.gather(1, target_C[:, None]).squeeze(1) - log_sum_C
-
-
-def into_gradient(
-    logits_CV: Tensor,
-    log_sum_C: Tensor,
-    slope_C: Tensor,
-    target_C: Tensor,
-    temperature: float,
-    cap: float | None = None,
-) -> None:
-    """Put slope (onehot(target) - softmax) in the logits' place, times that of bending where there is a cap."""
-    values_CV, bending = logits_CV.float(), None
-    if cap is not None:
-        values_CV, bending = bent(values_CV, cap)
-    softmax_CV = torch.exp(values_CV / temperature - log_sum_C[:, None])
-    is_target_CV = torch.arange(logits_CV.shape[1], device=logits_CV.device) == target_C[:, None]
-    grad_CV = slope_C[:, None] * (is_target_CV.float() - softmax_CV)
-    logits_CV.copy_(grad_CV if bending is None else grad_CV * bending)
-
-
-@cache
-def compiled_pass(one: Callable[..., Any]) -> Callable[..., Any]:
-    """One kernel for every number of tokens."""
-    return torch.compile(one, dynamic=True)
-
-
-def together(tokens_PB: Ints, most: int) -> Iterator[slice]:
-    """Items whose tokens are at most `most` together, or one item that has more, in their order."""
+def _items_of_a_chunk(tokens_PB: Ints, most: int) -> Iterator[slice]:
+    """Items, in their order, with at most `most` tokens together; or one item that has more."""
     tokens_B = tokens_PB.sum(axis=0)
     start, load = 0, 0
     for item, tokens in enumerate(tokens_B):
@@ -256,43 +167,8 @@ def together(tokens_PB: Ints, most: int) -> Iterator[slice]:
         yield slice(start, len(tokens_B))
 
 
-def spans_of(tokens_PB: Ints, items: slice) -> list[slice]:
-    """Where the tokens of the items' responses lie among the R of all: a span for each side."""
+def _token_spans(tokens_PB: Ints, items: slice) -> list[slice]:
+    """Where the response tokens of some items are among the R of all items: one span for each side."""
     ends_PB = np.cumsum(tokens_PB).reshape(tokens_PB.shape)
     starts_PB = ends_PB - tokens_PB
     return [slice(int(start[items][0]), int(end[items][-1])) for start, end in zip(starts_PB, ends_PB, strict=True)]
-
-
-def add_product(sum_VH: Tensor, one_VC: Tensor, other_CH: Tensor) -> None:
-    """sum += one @ other, in place, without a product in memory where precisions allow."""
-    if sum_VH.dtype == one_VC.dtype:
-        sum_VH.addmm_(one_VC, other_CH)
-    elif sum_VH.is_cuda:
-        torch.addmm(sum_VH, one_VC, other_CH, out_dtype=torch.float32, out=sum_VH)
-    else:
-        sum_VH += one_VC @ other_CH
-
-
-@torch.no_grad()
-def linear_logps(
-    hidden_RH: Tensor,
-    weight_VH: Tensor,
-    bias_V: Tensor | None,
-    target_R: Tensor,
-    temperature: float,
-    chunk_logits: int,
-    *,
-    cap: float | None = None,
-    compiled: bool = False,
-) -> Tensor:
-    """log softmax((hidden @ weight.T + bias) / temperature) at the targets, (R,) float32, in chunks of the R tokens."""
-    head = Head(weight_VH, bias_V, temperature, cap=cap, compiled=compiled)
-    logps_R = torch.empty(hidden_RH.shape[0], dtype=torch.float32, device=hidden_RH.device)
-    for cut in chunks(len(hidden_RH), max(1, chunk_logits // weight_VH.shape[0])):
-        logps_R[cut] = head.softmax(hidden_RH[cut], target_R[cut]).logps_C
-    return logps_R
-
-
-def chunks(tokens: int, size: int) -> list[slice]:
-    """Spans of tokens whose logits are in memory together: the last of full size, since a training keeps that one."""
-    return [slice(max(0, end - size), end) for end in range(tokens, 0, -size)][::-1]

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from spin_core.data.hygiene import statistics
+from spin_core.data.answer_statistics import answer_statistics
 from spin_core.inference.shards import shard_name, work_folder
 from spin_core.inference.tally import merge_timings
 from spin_core.inference.worker import SCHEMA, Generation
@@ -60,7 +60,7 @@ def count(shards: Sequence[Path], job: GenerateJob) -> dict[str, Any]:
     """Answers, tokens, finish reasons and statistics over all shards."""
     columns = ["id", "response", "response_ids", "finish_reason"]
     answers = pa.concat_tables([pq.read_table(path) for path in shards]) if shards else SCHEMA.empty_table()
-    found = statistics(pq.read_table(job.prompts.path / "train.parquet", columns=columns), answers)
+    found = answer_statistics(pq.read_table(job.prompts.path / "train.parquet", columns=columns), answers)
     reasons = found.generated.finish_reasons
     if len(answers) and reasons.get("length") == len(answers):
         log.warning(

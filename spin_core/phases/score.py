@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from spin_core.data.batches import assign_ranks
 from spin_core.data.sequences import Ints, Sequences, TokenIds, read_token_ids
 from spin_core.errors import STOPPED, Stopped
 from spin_core.models.loading import load_model
-from spin_core.models.logps import ResponseLogps, grouped, network_of, score_sequences
-from spin_core.models.packing import share
+from spin_core.models.logps import ResponseLogps, group_sequences, network_of, score_sequences
 from spin_core.runtime import ranks
 from spin_core.runtime.phase import main
 from spin_core.runtime.progress import Progress
@@ -126,8 +126,8 @@ def score_block(
     Each scores prompts with all their responses, and the results come together as a sum with zeros.
     """
     group_S = groups(prompt_ids) if logps.packed and job.speed.prefix_sharing else None
-    shared_S, tokens_G = grouped(Sequences.of(prompt_ids, response_ids), group_S)
-    mine_S = np.flatnonzero(share(tokens_G, us.size)[shared_S] == us.rank)
+    shared_S, tokens_G = group_sequences(Sequences.of(prompt_ids, response_ids), group_S)
+    mine_S = np.flatnonzero(assign_ranks(tokens_G, us.size)[shared_S] == us.rank)
     sequences = Sequences.of([prompt_ids[row] for row in mine_S], [response_ids[row] for row in mine_S])
     own_S = score_sequences(logps, sequences, job.micro_batch_tokens, None if group_S is None else group_S[mine_S])
     found_S = torch.zeros(len(prompt_ids), dtype=torch.float32)

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from spin_core.data.sequences import DataOrder
+from spin_core.data.batches import DataOrder
 from spin_core.runtime import ranks
 from spin_core.runtime.phase import main
 from spin_core.runtime.progress import Progress

@@ -133,9 +133,9 @@ def look_at_rows(looks: Looks, job: PromptsJob, rows: list[dict[str, Any]], rend
 def padding(tokens: list[tuple[int, int]], train: TrainConfig) -> float:
     """Tokens of padded rows over those of their sequences, from the lengths of prompts and human responses.
 
-    As `packing.deal_padded` cuts a batch. The opponent's responses are taken to be as long as another prompt's.
+    As `batches.deal_padded` cuts a batch. The opponent's responses are taken to be as long as another prompt's.
     """
-    from spin_core.data.sequences import micro_batches
+    from spin_core.data.batches import micro_batches
 
     sides = sides_of(train)
     tokens_N2 = np.random.default_rng(0).permutation(np.array(tokens, np.int64))[:PADDED]

@@ -233,7 +233,7 @@ def tokens_of_item(texts: Texts, config: TrainConfig) -> float:
 
 
 def tokens_in_a_pass(config: TrainConfig, longest: int) -> int:
-    """The most tokens that a forward and backward pass holds (`packing.deal`): one prompt's responses at the least."""
+    """The most tokens that a forward and backward pass holds (`batches.deal`): one prompt's responses at the least."""
     pair = longest * sides(config)
     return max(pair, min(config.micro_batch_tokens, config.batch_size * pair))
 
@@ -258,7 +258,7 @@ def logits_chunk(shape: Shape, tokens: int, config: TrainConfig, device: str) ->
 
     One device without DeepSpeed adds that gradient to those of the batch at once (`direct_gradients`).
     """
-    from spin_core.models.vocabulary_loss import CHUNK_LOGITS
+    from spin_core.models.vocabulary_projection import CHUNK_LOGITS
 
     copies = (1 if config.speed.response_logits else 2) * FLOAT32 + (0 if shape.itemsize == FLOAT32 else shape.itemsize)
     chunk = tokens * shape.vocabulary

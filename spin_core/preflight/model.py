@@ -91,7 +91,7 @@ def look_at_packing(looks: Looks, config: RunConfig, folder: Path) -> RunConfig:
     speed = config.train.speed
     if not speed.packing:
         return config
-    reason = probe.refusal(load_config(folder, config.model), config.model.trust_remote_code)
+    reason = probe.why_not_packed(load_config(folder, config.model), config.model.trust_remote_code)
     if reason is None:
         return config
     if not reason:

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from spin_core.data.hygiene import rows_of
-from spin_core.data.repetition import is_looping, slices
+from spin_core.data.answer_statistics import answer_rows
+from spin_core.data.looping import is_looping
+from spin_core.data.sequences import token_ids_in
 from spin_core.errors import ConfigError
 from spin_core.lineage.lineage import Lineage
 from spin_core.store import identity
@@ -237,7 +238,7 @@ def held_out_version(lineage: Lineage, t: int, folder: Path, ids: list[str], _re
         column(table, "generated", "generated_ids"),
         [f"θ_{t}"] * len(given),
         [margins.get(id) for id in given],
-        rows_of(ids, given),
+        answer_rows(ids, given),
     )
 
 
@@ -245,7 +246,7 @@ def trained_version(lineage: Lineage, t: int, folder: Path, ids: list[str], real
     """The answers that iteration t trains on, with margins where the next iteration has scored the same pairs."""
     table = pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("shard-*.parquet"))])
     said = column(table, "response", "response_ids")
-    rows = rows_of(ids, table["id"].to_pylist())
+    rows = answer_rows(ids, table["id"].to_pylist())
     record = lineage.record(t)
     known = carried_margins(lineage, t) if record is not None and record.gate.next_opponent == t + 1 else {}
     margins: list[float | None] = [None] * len(table)
@@ -280,7 +281,7 @@ def scored_pairs(lineage: Lineage, at: int, of: int) -> dict[tuple[str, bytes, b
     gaps = logps["real_logps"].to_numpy().astype(np.float64) - logps["generated_logps"].to_numpy()
     rows = zip(
         *(table[name].to_pylist() for name in ("id", "t")),
-        *(slices(table[name]) for name in ("real_ids", "generated_ids")),
+        *(token_ids_in(table[name]) for name in ("real_ids", "generated_ids")),
         gaps.tolist(),
         strict=True,
     )
@@ -289,7 +290,7 @@ def scored_pairs(lineage: Lineage, at: int, of: int) -> dict[tuple[str, bytes, b
 
 def column(table: pa.Table, text: str, ids: str) -> Column:
     """The responses in a table."""
-    return Column(table[text].to_pylist(), list(slices(table[ids])), table["finish_reason"].to_pylist())
+    return Column(table[text].to_pylist(), list(token_ids_in(table[ids])), table["finish_reason"].to_pylist())
 
 
 def turns_of(prompt: str, messages: str) -> tuple[Turn, ...]:

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from spin_core.config.base import at
-from spin_core.data.sequences import DataOrder, Ints, Sequences, TokenIds
+from spin_core.data.batches import DataOrder
+from spin_core.data.sequences import Ints, Sequences, TokenIds
 from spin_core.errors import DataError
 from spin_core.store.jobs import TrainJob
 

@@ -24,7 +24,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from spin_core.config.base import at
 from spin_core.config.train import TrainConfig
-from spin_core.data.sequences import DataOrder, Ints
+from spin_core.data.batches import DataOrder
+from spin_core.data.sequences import Ints
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import STOPPED, ConfigError, Stopped, TrainingDiverged
 from spin_core.models import adapters

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spin_core.data.batches import deal, deal_padded
 from spin_core.data.sequences import Ints, Sequences, read_token_ids
 from spin_core.errors import DataError
-from spin_core.models.packing import Rows, deal, deal_padded, packed_rows, padded_rows
+from spin_core.models.packing import Rows, packed_rows, padded_rows
 from spin_core.runtime.ranks import Ranks
 from spin_core.store.jobs import TrainJob
 from spin_core.training.budget import in_share

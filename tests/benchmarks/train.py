@@ -93,7 +93,8 @@ def make(folder: Path, data: str, model: Model, pairs: int, vocabulary: int) -> 
 
 def useful(folder: Path, batch_size: int, model: Model, vocabulary: int) -> tuple[list[int], list[float]]:
     """For each step: its tokens, each prompt once; and the operations that they need."""
-    from spin_core.data.sequences import DataOrder, read_token_ids
+    from spin_core.data.batches import DataOrder
+    from spin_core.data.sequences import read_token_ids
 
     prompts, real, generated = (
         np.array([len(ids) for ids in column])

@@ -141,7 +141,8 @@ def ours_in_memory(folder: Path, change: dict[str, Any], batch_size: int, most: 
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from spin_core.config.train import TrainConfig
-    from spin_core.data.sequences import DataOrder, Sequences, read_token_ids
+    from spin_core.data.batches import DataOrder
+    from spin_core.data.sequences import Sequences, read_token_ids
     from spin_core.models.logps import network_of, score_sequences
     from spin_core.runtime.ranks import Ranks
     from spin_core.training.loop import forward_backward, prepare
@@ -184,7 +185,8 @@ def theirs(folder: Path, model: Model, change: dict[str, Any], batch_size: int) 
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-    from spin_core.data.sequences import DataOrder, read_token_ids
+    from spin_core.data.batches import DataOrder
+    from spin_core.data.sequences import read_token_ids
 
     columns = read_token_ids(folder / "pairs" / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids")
     order = DataOrder(np.arange(len(columns[0])), batch_size, SEED)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from attention_families import APART, FAMILIES, SEQUENCES, TOGETHER, model_of, values_and_gradients
 
-from spin_core.models.attention import PACKED, VARLEN, kernel_of
+from spin_core.models.attention import PACKED, VARLEN, choose_implementation
 from spin_core.models.logps import ResponseLogps
 from spin_core.models.packing import packed_rows, padded_rows
 
@@ -48,8 +48,8 @@ def test_variable_length_in_bfloat16_is_as_near_to_float32_as_padded_rows_are(fa
 
 
 def test_auto_takes_variable_length_in_half_precision_alone():
-    assert kernel_of("auto", model_of(FAMILIES["llama"]).to("cuda", torch.bfloat16)) == PACKED, "heads of 4"
+    assert choose_implementation("auto", model_of(FAMILIES["llama"]).to("cuda", torch.bfloat16)) == PACKED, "heads of 4"
     model = model_of(WIDER["llama"]).cuda()
-    assert kernel_of("auto", model) == PACKED
-    assert kernel_of("auto", model.bfloat16()) == VARLEN
-    assert kernel_of("sdpa", model) == PACKED
+    assert choose_implementation("auto", model) == PACKED
+    assert choose_implementation("auto", model.bfloat16()) == VARLEN
+    assert choose_implementation("sdpa", model) == PACKED

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from spin_core.config.resolve import resolve
 from spin_core.config.run import RunConfig
-from spin_core.data.hygiene import statistics
+from spin_core.data.answer_statistics import answer_statistics
 from spin_core.leaderboard import board, gate
 from spin_core.lineage import history
 from spin_core.lineage import start as lineages
@@ -160,7 +160,7 @@ def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS
             "response_ids": [[4], [5] * 19],
             "finish_reason": ["length", "stop"],
         }
-        found = statistics(pa.table(rows), pa.table(said))
+        found = answer_statistics(pa.table(rows), pa.table(said))
         generations = publish(
             job.output,
             dump(job),

@@ -1,10 +1,9 @@
 """Layouts of rows, and how a batch is shared out."""
 
 import numpy as np
-import pytest
 
 from spin_core.data.sequences import Sequences
-from spin_core.models.packing import alike, deal, deal_padded, packed_rows, spans
+from spin_core.models.packing import _similar_lengths, packed_rows, spans
 
 SEQUENCES = Sequences.of([[5, 6], [7], [5, 6], [7]], [[20], [21, 22], [30, 31, 32], []])
 EVERYTHING, TWO_PROMPTS = np.arange(4), np.array([0, 1, 0, 1])
@@ -19,7 +18,7 @@ def test_a_row_holds_each_prompt_once_with_its_responses_behind_it():
 def test_attention_sees_each_sequence_whole_the_longest_first_and_padded_with_its_last_token():
     rows = packed_rows(SEQUENCES, EVERYTHING, TWO_PROMPTS)
     assert rows.layout.calls == ((4, 5),)
-    assert rows.layout.bounds.tolist() == [0, 5, 10, 15, 20]
+    assert rows.layout.cu_seqlens.tolist() == [0, 5, 10, 15, 20]
     seen = rows.input_ids_NT[0, rows.layout.token_F].view(4, 5).tolist()
     assert seen == [[5, 6, 30, 31, 32], [5, 6, 20, 20, 20], [7, 21, 22, 22, 22], [7, 7, 7, 7, 7]]
 
@@ -51,7 +50,7 @@ def test_each_call_of_attention_holds_whole_sequences_and_every_token_finds_its_
     rows = packed_rows(sequences, np.arange(24), np.tile(np.arange(12), 2))
     tokens, layout = rows.input_ids_NT[0].numpy(), rows.layout
     found = tokens[layout.token_F.numpy()]
-    assert np.array_equal(found[layout.place_T.numpy()], tokens)
+    assert np.array_equal(found[layout.slot_T.numpy()], tokens)
     whole = {tuple(row) for part, call in zip(np.split(found, np.cumsum([b * n for b, n in layout.calls])[:-1]),
                                               layout.calls, strict=True) for row in part.reshape(call)}  # fmt: skip
     for start, length in zip(sequences.starts_S, sequences.lengths_S, strict=True):
@@ -61,8 +60,8 @@ def test_each_call_of_attention_holds_whole_sequences_and_every_token_finds_its_
 
 def test_every_place_is_a_tokens_own_or_another_one_of_its_prompt_or_padding():
     layout = packed_rows(SEQUENCES, EVERYTHING, TWO_PROMPTS).layout
-    assert [(token.tolist(), place.tolist()) for token, place in layout.again] == [([0, 1, 6], [0, 1, 15])]
-    assert sorted(layout.place_T.tolist()) == [2, 3, 4, 5, 6, 7, 10, 11, 12]
+    assert [(token.tolist(), slot.tolist()) for token, slot in layout.repeats] == [([0, 1, 6], [0, 1, 15])]
+    assert sorted(layout.slot_T.tolist()) == [2, 3, 4, 5, 6, 7, 10, 11, 12]
     assert layout.token_F.tolist() == [0, 1, 3, 4, 5, 0, 1, 2, 2, 2, 6, 7, 8, 8, 8, 6, 6, 6, 6, 6]
 
 
@@ -80,35 +79,10 @@ def test_a_row_of_a_single_token_is_widened():
 
 
 def test_short_sequences_share_a_call_and_long_ones_only_with_their_like():
-    assert [part.tolist() for part in alike(np.array([3, 9, 5, 1]))] == [[1, 2, 0, 3]]
-    assert [part.tolist() for part in alike(np.array([400, 500, 200, 490]))] == [[1, 3], [0], [2]]
+    assert [part.tolist() for part in _similar_lengths(np.array([3, 9, 5, 1]))] == [[1, 2, 0, 3]]
+    assert [part.tolist() for part in _similar_lengths(np.array([400, 500, 200, 490]))] == [[1, 3], [0], [2]]
 
 
 def test_spans_lays_ranges_end_to_end():
     assert spans(np.array([7, 3, 9]), np.array([2, 0, 3])).tolist() == [7, 8, 9, 10, 11]
     assert spans(np.zeros(0, np.int64), np.zeros(0, np.int64)).tolist() == []
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_every_item_is_dealt_once_no_micro_batch_is_too_large_and_loads_are_alike(ranks):
-    tokens = np.random.default_rng(1).integers(20, 400, 96)
-    shares = deal(tokens, ranks, 2048)
-    assert sorted(np.concatenate([part for share in shares for part in share])) == list(range(96))
-    loads = [[int(tokens[part].sum()) for part in share] for share in shares]
-    assert len({len(share) for share in shares}) == 1, "all ranks take equally many turns"
-    assert max(map(max, loads)) <= 2048
-    assert max(map(sum, loads)) <= 1.02 * min(map(sum, loads))
-    assert [[part.tolist() for part in share] for share in deal(tokens, ranks, 2048)] == [
-        [part.tolist() for part in share] for share in shares
-    ]
-
-
-def test_one_that_is_too_long_goes_alone():
-    assert [part.tolist() for part in deal(np.array([10, 5000, 10]), 1, 100)[0]] == [[1], [0, 2]]
-
-
-@pytest.mark.parametrize("share_out", [lambda n: deal(n, 4, 100), lambda n: deal_padded(n, 2, 4, 100)])
-def test_with_fewer_items_than_ranks_some_have_nothing_to_do(share_out):
-    shares = share_out(np.array([10, 20]))
-    assert sorted(len(part) for share in shares for part in share) == [0, 0, 1, 1]
-    assert len({len(share) for share in shares}) == 1

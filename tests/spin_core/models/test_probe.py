@@ -45,22 +45,22 @@ LLAMA_3 = LlamaConfig(
     ids=lambda value: type(value).__name__ if hasattr(value, "vocab_size") else "",
 )
 def test_a_configuration_is_enough_to_know(settings, says):
-    assert probe.refusal(settings) == says
+    assert probe.why_not_packed(settings) == says
 
 
 def test_a_tiny_model_keeps_what_attention_depends_on():
-    model = probe.tiny(LLAMA_3)
+    model = probe.tiny_model(LLAMA_3)
     assert sum(weight.numel() for weight in model.parameters()) < 5_000_000
     assert (model.config.head_dim, model.config.num_attention_heads, model.config.num_key_value_heads) == (128, 4, 2)
-    gemma = probe.tiny(Gemma2Config(sliding_window=100)).config
+    gemma = probe.tiny_model(Gemma2Config(sliding_window=100)).config
     assert (gemma.attn_logit_softcapping, gemma.sliding_window) == (50.0, 100)
     assert gemma.layer_types == ["sliding_attention", "full_attention"]
-    assert probe.tiny(Gemma2Config(num_key_value_heads=1)).config.num_key_value_heads == 1
+    assert probe.tiny_model(Gemma2Config(num_key_value_heads=1)).config.num_key_value_heads == 1
 
 
 def test_asking_leaves_the_configuration_and_the_random_numbers_alone():
     before, state = Gemma2Config().to_dict(), torch.get_rng_state()
     settings = Gemma2Config()
-    probe.refusal(settings)
+    probe.why_not_packed(settings)
     assert settings.to_dict() == before
     assert torch.equal(torch.get_rng_state(), state)

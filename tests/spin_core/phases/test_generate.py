@@ -19,7 +19,7 @@ from small_game import CPU, version_of
 from spin_core.config.data import PairsConfig, PromptsConfig, SourceConfig
 from spin_core.config.generate import GenerateConfig
 from spin_core.config.model import ChatConfig
-from spin_core.data.hygiene import statistics
+from spin_core.data.answer_statistics import answer_statistics
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ModelError, Stopped
 from spin_core.inference.answering import answers, requests_for
@@ -56,7 +56,9 @@ def test_every_prompt_is_answered_once_in_order_and_counted(tmp_path, tiny_model
     reasons = [row["finish_reason"] for row in rows]
     assert record.finish_reasons == {reason: reasons.count(reason) for reason in ("length", "stop")}
     assert min(record.finish_reasons.values()) > 0
-    assert record.statistics == statistics(pq.read_table(prompts.path / "train.parquet"), pa.Table.from_pylist(rows))
+    assert record.statistics == answer_statistics(
+        pq.read_table(prompts.path / "train.parquet"), pa.Table.from_pylist(rows)
+    )
     assert artifacts.verify(record.path) == []
 
 

@@ -15,7 +15,6 @@ from spin_core.data.sequences import read_token_ids
 from spin_core.errors import Stopped
 from spin_core.models.loading import load_model
 from spin_core.models.logps import sequence_logps
-from spin_core.models.packing import share
 from spin_core.phases import score
 from spin_core.runtime import progress as runtime_progress
 from spin_core.runtime import torchrun
@@ -139,17 +138,6 @@ def test_scoring_takes_this_nodes_ranks_without_deepspeed(tmp_path, tiny_model):
     speed = SpeedConfig(ranks=8, nodes=2, rendezvous="host:1", deepspeed="zero3", packing=False)
     started = torchrun.speed_of(scoring.model_copy(update={"speed": speed}))
     assert started == SpeedConfig(ranks=8, packing=False)
-
-
-def test_ranks_get_loads_as_equal_as_prompts_allow_and_always_the_same():
-    tokens_G = np.random.default_rng(0).integers(1, 100, 500)
-    rank_G = share(tokens_G, 8)
-    loads = np.bincount(rank_G, weights=tokens_G)
-    assert loads.max() - loads.min() <= 2
-    np.testing.assert_array_equal(share(tokens_G, 8), rank_G)
-    assert share(np.array([5, 1, 9, 1]), 2).tolist() == [1, 1, 0, 1]
-    assert share(tokens_G, 1).max() == 0
-    assert share(np.array([3]), 4).tolist() == [0]
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from small_game import do, game, random_pairs, random_prompts, score_job, train_job, version_of
 
-from spin_core.data.sequences import DataOrder, read_token_ids
+from spin_core.data.batches import DataOrder
+from spin_core.data.sequences import read_token_ids
 from spin_core.errors import DataError
 from spin_core.lineage import controls
 from spin_core.store.jobs import TrainJob

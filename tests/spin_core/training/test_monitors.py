@@ -295,7 +295,7 @@ def poisoned(path, at: int):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_or_rolls_it_back(tmp_path, tiny_model):
-    from spin_core.data.sequences import DataOrder
+    from spin_core.data.batches import DataOrder
 
     last = DataOrder(24, 8, 0).batch(2)[0]
     job = game(tmp_path / "refuse", tiny_model, save_every=1)

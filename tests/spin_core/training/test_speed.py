@@ -9,7 +9,7 @@ import torch
 from small_game import do, game, stepper_of
 
 from spin_core.config.train import SpeedConfig
-from spin_core.data.sequences import DataOrder
+from spin_core.data.batches import DataOrder
 from spin_core.runtime.ranks import Ranks
 from spin_core.store import artifacts
 from spin_core.store.jobs import TrainJob

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from spin_core.data.hygiene import BINS, rows_of, statistics
+from spin_core.data.answer_statistics import HISTOGRAM_BINS, answer_rows, answer_statistics
 from spin_core.store.records import AnswerStatistics
 
 LOOP = [7] * 40
@@ -31,7 +31,7 @@ def found() -> AnswerStatistics:
         ("b", "four", [4], "stop"),
         ("c", "so so so", LOOP, "length"),
     )
-    return statistics(human, answers)
+    return answer_statistics(human, answers)
 
 
 def test_faults_are_counted(found):
@@ -46,9 +46,9 @@ def test_an_answer_is_compared_with_the_human_response_that_it_is_paired_with(fo
 
 
 def test_answers_to_an_id_are_dealt_out_to_its_prompts_in_order():
-    assert rows_of(["a", "b", "a"], ["a", "b", "a"]) == [[0], [1], [2]]
-    assert rows_of(["a", "b", "a"], ["a", "a", "b", "b", "a", "a"]) == [[0, 1], [2, 3], [4, 5]]
-    assert rows_of(["a", "c"], ["b", "a"]) == [[1], []]
+    assert answer_rows(["a", "b", "a"], ["a", "b", "a"]) == [[0], [1], [2]]
+    assert answer_rows(["a", "b", "a"], ["a", "a", "b", "b", "a", "a"]) == [[0, 1], [2, 3], [4, 5]]
+    assert answer_rows(["a", "c"], ["b", "a"]) == [[1], []]
 
 
 def test_an_answer_that_was_given_before_is_repeated_whatever_its_prompt(found):
@@ -56,10 +56,10 @@ def test_an_answer_that_was_given_before_is_repeated_whatever_its_prompt(found):
 
 
 def test_lengths_of_both_sides_share_their_bins(found):
-    assert found.bin_tokens == 3, f"48 tokens in {BINS} bins"
+    assert found.bin_tokens == 3, f"48 tokens in {HISTOGRAM_BINS} bins"
     assert found.real.histogram == (1, 2, *(0,) * 14, 1, *(0,) * 7)
     assert found.generated.histogram == (3, *(0,) * 12, 1, *(0,) * 10)
-    assert len(found.real.histogram) == len(found.generated.histogram) == BINS
+    assert len(found.real.histogram) == len(found.generated.histogram) == HISTOGRAM_BINS
     assert found.real.quantiles == (1, 1, 3, 3, 3, 48, 48)
     assert found.generated.mean_tokens == 43 / 4
 
@@ -70,9 +70,9 @@ def test_diversity_is_that_of_all_responses_of_a_side_together(found):
 
 
 def test_without_a_response_there_is_nothing_to_count():
-    nothing = statistics(responses(), responses())
+    nothing = answer_statistics(responses(), responses())
     assert nothing.generated.quantiles == ()
-    assert (nothing.bin_tokens, nothing.real.histogram, nothing.same_as_real) == (1, (0,) * BINS, 0)
+    assert (nothing.bin_tokens, nothing.real.histogram, nothing.same_as_real) == (1, (0,) * HISTOGRAM_BINS, 0)
 
 
 def test_statistics_survive_json(found):
