@@ -7,7 +7,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.labels import ended, label, place_of
+from flows.labels import add_tags, artifact_line, completed
 from flows.parameters import Iterations, Overrides, OwnName, given, runs_folder
 from flows.server.local import end_with_worker
 from flows.server.temporary import end_server_with_us
@@ -55,7 +55,7 @@ def compare(
     for lineage in comparisons.names(name, seeds):
         check_store(runs_folder(runs), lineage, config)
     play_all(runs_folder(runs), name, config, seeds, methods)
-    return ended(place_of("comparison", name), None)
+    return completed(artifact_line("comparison", name), None)
 
 
 @flow(name="compare", flow_run_name="{name}", persist_result=False, validate_parameters=False)
@@ -63,12 +63,12 @@ def compare_local(runs: Path, name: str, config: RunConfig, seeds: int, methods:
     """The same with a configuration that is resolved already: what the command line runs."""
     end_server_with_us()
     sign()
-    return ended(place_of("comparison", name), play_all(runs, name, config, seeds, methods))
+    return completed(artifact_line("comparison", name), play_all(runs, name, config, seeds, methods))
 
 
 def play_all(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequence[str]) -> Table:
     """Each seed's game with its controls, as an ordinary lineage; then the table."""
-    label(recipe=config.recipe, comparison=name)
+    add_tags(recipe=config.recipe, comparison=name)
     with lock.locked(lineages.check_name(runs, name), wait=started_again()):
         games = comparisons.begin(runs, name, config, seeds, methods)
         for game in games:
@@ -82,6 +82,6 @@ def play_all(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequ
 def play_seed(game: Lineage) -> None:
     """One game."""
     sign()
-    label(recipe=game.config.recipe, lineage=game.name)
+    add_tags(recipe=game.config.recipe, lineage=game.name)
     play_alone(game.runs, game.name, game.config)
-    return ended(place_of("leaderboard", game.name), None)
+    return completed(artifact_line("leaderboard", game.name), None)

@@ -6,7 +6,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.labels import ended, label, place_of
+from flows.labels import add_tags, artifact_line, completed
 from flows.parameters import Overrides, OwnName, given, runs_folder
 from flows.server.local import end_with_worker
 from flows.server.temporary import end_server_with_us
@@ -54,7 +54,7 @@ def evaluate(
     end_with_worker()
     game = scoring.prepare(runs_folder(runs), target, suites, [given(overrides)], recipe or "", lineage)
     score_versions(game, versions)
-    return ended(place_of("leaderboard", game.name), None)
+    return completed(artifact_line("leaderboard", game.name), None)
 
 
 @flow(name="evaluate", flow_run_name="evaluate-{game.name}", persist_result=False, validate_parameters=False)
@@ -62,12 +62,12 @@ def evaluate_local(game: Lineage, versions: Sequence[int]) -> Board:
     """The same with all settings resolved already: what the command line runs."""
     end_server_with_us()
     sign()
-    return ended(place_of("leaderboard", game.name), score_versions(game, versions))
+    return completed(artifact_line("leaderboard", game.name), score_versions(game, versions))
 
 
 def score_versions(game: Lineage, wanted: Sequence[int]) -> Board:
     """Every suite on the versions wanted, or on all and the controls, alone in the lineage's folder."""
-    label(recipe=game.config.recipe, lineage=game.name)
+    add_tags(recipe=game.config.recipe, lineage=game.name)
     with lock.locked(game.root, wait=started_again()), warm.warm.phases():
         records = game.records()
         base, prompts = start_of(game)

@@ -1,4 +1,4 @@
-"""What Prefect's list of runs tells of one: tags by which it is found, and at its end where its table stands."""
+"""What Prefect's list of runs shows of a run: tags to find it by, and at its end a line with its table's address."""
 
 import contextlib
 from typing import TypeVar, cast
@@ -18,35 +18,35 @@ from tasks.publish import artifact_key
 T = TypeVar("T")
 
 
-def label(**tags: str) -> None:
-    """Give the run tags such as `recipe:demo`, beside those that it has. No run ends for the sake of its tags."""
+def add_tags(**tags: str) -> None:
+    """Add tags such as `recipe:demo` to the current run. A run without its tags goes on: errors are ignored."""
     if not flow_run.id:
         return
-    run, ours = UUID(flow_run.id), [f"{name}:{value}" for name, value in tags.items()]
+    run, new = UUID(flow_run.id), [f"{name}:{value}" for name, value in tags.items()]
     with (
         contextlib.suppress(httpx.TransportError, PrefectHTTPStatusError),
         get_client(sync_client=True) as client,
     ):
-        have = client.read_flow_run(run).tags
-        if not set(ours) <= set(have):
-            client.update_flow_run(run, tags=list(dict.fromkeys([*have, *ours])))
+        existing = client.read_flow_run(run).tags
+        if not set(new) <= set(existing):
+            client.update_flow_run(run, tags=list(dict.fromkeys([*existing, *new])))
 
 
-def ended(line: str, result: T) -> T:
-    """What a flow returns so that its run is completed with this line; its caller gets the result."""
-    get_run_logger().info("%s", line)
-    return cast(T, Completed(message=line, data=result))
+def completed(message: str, result: T) -> T:
+    """What a flow returns so that its run is completed with a message. The flow's caller gets the result."""
+    get_run_logger().info("%s", message)
+    return cast(T, Completed(message=message, data=result))
 
 
-def place_of(table: str, name: str) -> str:
+def artifact_line(table: str, name: str) -> str:
     """`leaderboard: http://127.0.0.1:4200/v2/artifacts/key/leaderboard-mine`."""
-    return f"{table}: {address_of(table, name)}"
+    return f"{table}: {artifact_url(table, name)}"
 
 
-def address_of(table: str, name: str) -> str:
-    """Where the UI shows a `leaderboard` or a `comparison`. The menu leads nowhere near.
+def artifact_url(table: str, name: str) -> str:
+    """The page of the UI with a `leaderboard` or a `comparison`, which no menu of the UI leads to.
 
-    Under a temporary server it is where `spin up` shows it later.
+    Under a temporary server, it is the address at which `spin up` shows it later.
     """
     ui = PREFECT_UI_URL.value() or f"http://127.0.0.1:{DEFAULT_PORT}"
     return f"{ui.rstrip('/')}/v2/artifacts/key/{artifact_key(f'{table}-{name}')}"

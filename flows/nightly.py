@@ -13,7 +13,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import deployment, flow_run
 from prefect.states import Completed
 
-from flows.labels import ended, label, place_of
+from flows.labels import add_tags, artifact_line, completed
 from flows.parameters import runs_folder
 from flows.spin import continue_lineage
 from spin_core.config.controls import ControlsConfig
@@ -56,7 +56,7 @@ def nightly(
     folder = runs_folder(runs)
     root = lineages.check_name(folder, lineage)
     game = lineages.find(folder, lineage) if (root / "lineage.json").exists() else None
-    label(recipe=game.config.recipe if game else recipe, lineage=lineage)
+    add_tags(recipe=game.config.recipe if game else recipe, lineage=lineage)
     note = root / "nights" / f"{flow_run.id}.json"
     # The same run, started again after a crash: it may have finished its iteration, and must not add a second.
     planned = json.loads(note.read_text("utf-8"))["iterations"] if note.exists() else None
@@ -86,9 +86,9 @@ def nightly(
     note.parent.mkdir(exist_ok=True)
     written = {"iterations": len(game.records()), "ended": over.reason if over else "", "by": BY, "played": played}
     files.write_json(note, written)
-    place = place_of("leaderboard", lineage)
+    place = artifact_line("leaderboard", lineage)
     if not over:
-        return ended(place, None)
+        return completed(place, None)
     get_run_logger().info("%s: %s; %s", over.state, over.reason, place)
     pause_schedules(lineage)
     return Completed(name=over.state, message=f"{over.reason}; {place}")

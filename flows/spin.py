@@ -6,7 +6,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.controls import compare_with_controls
-from flows.labels import ended, label, place_of
+from flows.labels import add_tags, artifact_line, completed
 from flows.parameters import Iterations, Overrides, OwnName, given, runs_folder
 from flows.server.local import end_with_worker
 from flows.server.temporary import end_server_with_us
@@ -59,11 +59,11 @@ def spin(
         runs: The folder that holds lineages; SPIN_RUNS, or runs, if left out.
     """
     name = lineage or recipe
-    label(recipe=recipe, lineage=name)
+    add_tags(recipe=recipe, lineage=name)
     config = resolve(recipe, overrides=given(overrides), iterations=iterations)
     check_store(runs_folder(runs), name, config)
     continue_lineage(runs, name, config)
-    return ended(place_of("leaderboard", name), None)
+    return completed(artifact_line("leaderboard", name), None)
 
 
 @flow(name="spin", flow_run_name="{name}", persist_result=False, validate_parameters=False)
@@ -71,8 +71,8 @@ def run_local(runs: Path, name: str, config: RunConfig) -> Board:
     """The same game with a configuration that is resolved already: what the command line runs."""
     end_server_with_us()
     sign()
-    label(recipe=config.recipe, lineage=name)
-    return ended(place_of("leaderboard", name), continue_lineage(str(runs), name, config))
+    add_tags(recipe=config.recipe, lineage=name)
+    return completed(artifact_line("leaderboard", name), continue_lineage(str(runs), name, config))
 
 
 def continue_lineage(runs: str, name: str, config: RunConfig) -> Board:

@@ -94,7 +94,7 @@ def mark_of(runs: Path, game: str) -> Path:
 
 def lead(arguments: Sequence[str], mark: Path) -> None:
     """Run `spin`, and leave the mark if it ends well. Otherwise exit as it does. It ends with us, however we end."""
-    words = [sys.executable, "-m", "flows.command_line.main", *arguments]
+    words = [sys.executable, "-m", "flows.command_line", *arguments]
     with (
         subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0) as process,
         runtime_process.guard(process.pid),
@@ -150,7 +150,7 @@ def parts_in(job_file: Path) -> list[Part]:
     if job["phase"] == "generate":
         each = config["vllm"]["speed"]["tensor_parallel"] if config["engine"] == "vllm" else 1
         found = devices.environments(max(1, config["speed"]["workers"]), count_devices(), each)
-        return [(launch.command(job_file, "shards"), environment) for environment in found]
+        return [(launch.command(job_file, "join"), environment) for environment in found]
     if job["phase"] == "train" and int(os.environ[torchrun.NODE_RANK]) < config["speed"]["nodes"]:
         return [(launch.command(job_file, "train"), {})]
     return []

@@ -59,6 +59,10 @@ class Stopped(SpinError):
     exit_code = 143
 
 
+class PhaseCrashed(Exception):
+    """A phase ended in a way that is no user's fault. The message ends with the last lines of its log."""
+
+
 STOPPED = "stopped on request; the same command goes on from here"
 
 

@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from spin_core.config.generate import RayConfig
-from spin_core.errors import SpinError, WorkersLost, first_line
+from spin_core.errors import PhaseCrashed, SpinError, WorkersLost, first_line
 from spin_core.lineage import rescore, suite_jobs
 from spin_core.lineage.lineage import Lineage
 from spin_core.runtime import launch
@@ -121,7 +121,7 @@ def failure_of(job: Suite, future: Future) -> list[BaseException]:
     if not isinstance(error, BaseException):
         return []
     get_run_logger().error("%s: %s", job.output.name, first_line(error))
-    if isinstance(error, SpinError | launch.PhaseCrashed):
+    if isinstance(error, PhaseCrashed | SpinError):
         return [error]
     lost = WorkersLost(
         f"{job.output} was begun {RETRIES + 1} times on the cluster, and its worker died each time "

@@ -23,7 +23,7 @@ def runs_option(command: F) -> F:
 
 
 def config_options(command: F) -> F:
-    """`--config` and `--set`."""
+    """`--config` and `--set`, which change settings of a recipe or of a lineage."""
     command = click.option(
         "--config", "file", type=click.Path(dir_okay=False, path_type=Path), help="Settings from a YAML or TOML file."
     )(command)

@@ -5,8 +5,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,42 +125,6 @@ def head_of(runs: Path, name: str) -> Head:
     nights = [json.loads(path.read_text("utf-8")) for path in (game.root / "nights").glob("*.json")]
     ended = next((night["ended"] for night in nights if night["iterations"] == head and night["ended"]), "")
     return Head(lineage=name, head=head, begun=game.iteration(head).exists(), ended=game.ended_by_gate() or ended)
-
-
-def show(found: Status, runs: Path) -> None:
-    """Print it."""
-    if found.url:
-        click.echo(f"up         {found.url} for {timedelta(seconds=int(found.seconds))}")
-        click.echo(f"runs       {lines([told(run) for run in found.runs]) or 'none under way'}")
-    elif found.elsewhere:
-        click.echo(f"up         on {found.elsewhere}: spin status there tells more")
-    else:
-        click.echo(f"nothing is up for {runs}: spin up starts it")
-    told_of = [head_told(one) for one in found.lineages] + [unreadable_told(name) for name in found.unreadable]
-    click.echo(f"lineages   {lines(told_of) or f'none yet in {runs}'}")
-
-
-def lines(texts: Sequence[str]) -> str:
-    """One below the other, beside a heading."""
-    return "\n           ".join(texts)
-
-
-def told(run: Run) -> str:
-    """`nightly-mine  Running: train t=2 43 %`."""
-    phases = ", ".join(one.name + (f" {one.percent:.0f} %" if one.percent is not None else "") for one in run.phases)
-    again = f" (start {run.started})" if run.started > 1 else ""
-    return f"{run.name}  {run.state}{again}" + (f": {phases}" if phases else "")
-
-
-def head_told(one: Head) -> str:
-    """`mine  θ_3, and iteration 3 begun`."""
-    begun = f", and iteration {one.head} begun" if one.begun else ""
-    return f"{one.lineage}  θ_{one.head}{begun}" + (f"; ended: {one.ended}" if one.ended else "")
-
-
-def unreadable_told(name: str) -> str:
-    """`old  cannot be read by this version …`."""
-    return f"{name}  cannot be read by this version: spin show {name} says why"
 
 
 def down(runs: Path) -> None:

@@ -11,8 +11,8 @@ from string import Template
 from typing import Any
 
 from spin_core.comparison.compare import Line, Spread, Table, Versus
+from spin_core.reports import formatting, plots
 from spin_core.reports import markdown as reports_markdown
-from spin_core.reports import plots
 from spin_core.reports.markup import PARTS, styles
 from spin_core.reports.plots import PAGE, PAPER, Colours
 from spin_core.store import files
@@ -57,7 +57,7 @@ CAPTIONS = {
 def heading(table: Table, task: str) -> str:
     """A task's name, with what is better."""
     known = next(line.scores[task] for line in table.lines if task in line.scores)
-    return task.replace("_", " ") + reports_markdown.arrow(known.higher_is_better, known.target)
+    return task.replace("_", " ") + formatting.arrow(known.higher_is_better, known.target)
 
 
 def shown(table: Table) -> list[str]:
@@ -117,7 +117,7 @@ def notes(table: Table) -> list[str]:
     return [
         HOW.format(seeds=seeds) if seeds > 1 else HOW_ALONE,
         *untested,
-        f"{reports_markdown.ARROWS}.",
+        f"{formatting.ARROWS}.",
         COSTS,
         *lacking,
     ]

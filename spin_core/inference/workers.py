@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from spin_core.runtime.launch import PhaseCrashed, command
+from spin_core.errors import PhaseCrashed
+from spin_core.runtime.launch import command
 from spin_core.runtime.process import DEFAULTS, end_group, spawn
 from spin_core.store import files
 from spin_core.store.jobs import Job

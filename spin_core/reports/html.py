@@ -21,8 +21,9 @@ from spin_core.leaderboard.board import (
 from spin_core.lineage import costs as spending
 from spin_core.lineage.lineage import Lineage
 from spin_core.reports import plots
+from spin_core.reports.formatting import ARROWS, heading, report_path
 from spin_core.reports.html_records import costs, origin
-from spin_core.reports.markdown import ARROWS, answer_rows, heading, leader, samples
+from spin_core.reports.markdown import answer_rows, leader, samples
 from spin_core.reports.markup import PARTS, Html, folded, joined, styles, table, tag, wide
 from spin_core.reports.plots import PAGE
 from spin_core.reports.samples import Response, Sample
@@ -46,14 +47,9 @@ CURVES = {
 """Training metrics that are drawn."""
 
 
-def path_of(lineage: Lineage) -> Path:
-    """Where the report lies."""
-    return lineage.root / "report.html"
-
-
 def write(lineage: Lineage, path: Path | None = None, standing: Board | None = None) -> Path:
     """Write the report, beside the lineage's other files or elsewhere. `standing` spares counting the board again."""
-    path = path or path_of(lineage)
+    path = path or report_path(lineage)
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"{path} cannot be written, since {path.absolute().parent} is not there: make it first")
     files.write_text(path, page(lineage, standing or leaderboard(lineage)))

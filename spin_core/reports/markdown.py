@@ -11,13 +11,13 @@ from spin_core.leaderboard.board import CHOSEN, Board, Row, differs_from_base, f
 from spin_core.lineage import costs
 from spin_core.lineage.lineage import Lineage
 from spin_core.reports import plots
+from spin_core.reports.formatting import ARROWS, heading, middle, share
 from spin_core.reports.samples import Sample, answered, read
 from spin_core.store.records import (
     AnswerStatistics,
     Comparison,
     GenerationBatch,
     IterationRecord,
-    ResponseStatistics,
     TrainRun,
 )
 
@@ -27,8 +27,6 @@ COLUMNS = 5
 """Scores beside one another: with more, a table runs into the margin of Prefect's page."""
 
 MARKS = "`*` differs from θ_0: the 95 % interval of the paired difference, by bootstrap over the items, leaves out 0"
-
-ARROWS = "↑ ↓: what is better; →: nearer to that, which the human responses have; no arrow: neither is"
 
 CHOICE = f"{CHOSEN}: the gate's choice"
 
@@ -125,19 +123,6 @@ def leaderboard_tables(board: Board, tasks: Sequence[str], *, headline: bool = F
 def unbroken(score: str) -> str:
     """A score that a narrow column breaks nowhere but before its error."""
     return score.replace("± ", "±\u00a0").replace(", ", ",\u00a0").replace(" *", "\u00a0*")
-
-
-def heading(board: Board, task: str, suite: str = "") -> str:
-    """A task's name, with what is better; in a suite's tables `turn-1` for `mt-bench/turn-1`."""
-    known = [row.scores[task] for row in (*board.rows, *board.controls) if task in row.scores]
-    return task.removeprefix(f"{suite}/") + (arrow(known[-1].higher_is_better, known[-1].target) if known else "")
-
-
-def arrow(higher_is_better: bool | None, target: float | None) -> str:
-    """What follows a score's name: ` ↑`, ` ↓`, or ` →0.65` where that is best; nothing where nothing is better."""
-    if target is not None:
-        return f" →{target:.3g}"
-    return "" if higher_is_better is None else " ↑" if higher_is_better else " ↓"
 
 
 def cell(row: Row, task: str) -> str:
@@ -241,19 +226,6 @@ def answer_rows(found: AnswerStatistics) -> list[list[str]]:
         ["same as the human response", "–", same],
         ["distinct-1, -2, -3", *(", ".join(f"{part:.3f}" for part in side.distinct) for side in sides)],
     ]
-
-
-def share(count: int, whole: int) -> str:
-    """`12 (2.4 %)`."""
-    return f"{count:,} ({100 * count / max(1, whole):.1f} %)" if count else "0"
-
-
-def middle(side: ResponseStatistics) -> str:
-    """`14 (3 to 40)`: the median number of tokens, and the range without the outer twentieths."""
-    if not side.quantiles:
-        return "–"
-    _, low, _, median, _, high, _ = side.quantiles
-    return f"{median:,} ({low:,} to {high:,})"
 
 
 def cost_table(record: IterationRecord) -> str:

@@ -40,10 +40,6 @@ LESS = {
 """How a phase gets along with less memory."""
 
 
-class PhaseCrashed(Exception):
-    """A phase ended in a way that is no user's fault. The message ends with the last lines of its log."""
-
-
 def command(job_file: Path, phase: str) -> list[str]:
     """The command line of a phase."""
     return [interpreter(job_file, phase), "-m", f"spin_core.phases.{phase}", str(job_file)]
@@ -87,7 +83,7 @@ def run_phase(
 ) -> R:
     """Run one phase in a process of its own and return its record.
 
-    Raises the `SpinError` that the phase raised, or `PhaseCrashed`. Whatever ends this call, the phase's process
+    Raises the `SpinError` that the phase raised, or `errors.PhaseCrashed`. Whatever ends this call, the phase's process
     group has ended when it returns.
     """
     path, grace = write_job(job), grace_of(job)
@@ -117,7 +113,7 @@ def run_phase(
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     starved = status == -signal.SIGKILL or any("OutOfMemoryError" in line for line in tail)
     hint = f" (out of memory?{LESS.get(job.phase, '')})" if starved else ""
-    raise PhaseCrashed(
+    raise errors.PhaseCrashed(
         f"phase {job.phase} {how}{hint}; run it alone with: {' '.join(command(path, job.phase))}\n" + "\n".join(tail)
     )
 

@@ -96,7 +96,7 @@ def test_links_of_runs_begin_with_the_address_that_browsers_know(place, monkeypa
 
 def linked() -> str:
     """The address of a leaderboard, by the settings of the environment."""
-    code = "from flows.labels import address_of; print(address_of('leaderboard', 'mine'))"
+    code = "from flows.labels import artifact_url; print(artifact_url('leaderboard', 'mine'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     return done.stdout.strip()
 

@@ -47,11 +47,11 @@ class Up:
 
     def command(self, *more: str) -> list[str]:
         place = ["--runs", str(self.runs), "--port", str(self.port), "--host", self.host]
-        return [sys.executable, "-m", "flows.command_line.main", "up", *place, *self.options, *more]
+        return [sys.executable, "-m", "flows.command_line", "up", *place, *self.options, *more]
 
     def spin(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run another command for the same folder."""
-        words = [sys.executable, "-m", "flows.command_line.main", command, *arguments, "--runs", str(self.runs)]
+        words = [sys.executable, "-m", "flows.command_line", command, *arguments, "--runs", str(self.runs)]
         return subprocess.run(
             words, env=self.all_environment(), capture_output=True, text=True, check=False, timeout=300
         )

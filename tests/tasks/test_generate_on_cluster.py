@@ -15,7 +15,7 @@ from small_game import version_of
 from spin_core.config.generate import GenerateConfig
 from spin_core.config.model import ModelConfig
 from spin_core.config.resolve import resolve
-from spin_core.errors import WorkersLost
+from spin_core.errors import PhaseCrashed, WorkersLost
 from spin_core.inference import shards, workers
 from spin_core.inference.shards import LAST_WORDS, Shards, shard_name, work
 from spin_core.lineage.lineage import Lineage
@@ -58,7 +58,7 @@ def test_a_run_whose_workers_all_die_says_why_and_keeps_what_is_done(tmp_path, t
     elsewhere = job.model_copy(update={"opponent": job.opponent.model_copy(update={"path": Path("/nowhere/model")})})
     path = launch.write_job(elsewhere)
     other = Future()
-    other.set_exception(launch.PhaseCrashed("it ended with status 2\nthe machine is gone"))
+    other.set_exception(PhaseCrashed("it ended with status 2\nthe machine is gone"))
     with ThreadPoolExecutor(1) as pool:
         futures = [Worker(other), Worker(pool.submit(workers.join_generation, path)), Worker(other)]
         with generate.watched(futures, job), pytest.raises(WorkersLost) as lost:

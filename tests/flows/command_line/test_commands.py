@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from small_lineage import build
 
 from flows.command_line.main import main
-from flows.command_line.terminal import answer_rows
+from flows.command_line.printing.records import answer_rows
 from spin_core.config.evaluate import SuiteName
 from spin_core.config.recipes import RECIPES
 from spin_core.config.resolve import resolve
@@ -63,14 +63,14 @@ def test_a_shown_iteration_says_that_memory_ran_out_while_it_answered(game):
     batch = game.records()[0].generations
     assert "  memory" not in dict(answer_rows(batch))
     told = dict(answer_rows(batch.model_copy(update={"smallest_batch": 8})))
-    assert told["  memory"] == "ran out; went on with 8 prompts at a time at the least"
+    assert told["  memory"] == "ran out; continued with 8 prompts at a time at the least"
 
 
 def test_help_takes_less_than_half_a_second():
     def seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
-            [sys.executable, "-m", "flows.command_line.main", "--help"], capture_output=True, text=True, check=True
+            [sys.executable, "-m", "flows.command_line", "--help"], capture_output=True, text=True, check=True
         )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert "Self-play fine-tuning" in done.stdout

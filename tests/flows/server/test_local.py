@@ -135,7 +135,7 @@ def test_what_serves_on_another_machine_is_named_and_no_process_here_is_ended(tm
                 end()
         assert process.poll() is None
         said = CliRunner().invoke(main, ["status", "--runs", str(tmp_path)]).stdout
-    assert said.startswith("up         on machine-a: spin status there tells more\n")
+    assert said.startswith("up         on machine-a: run spin status there to see more\n")
 
 
 @pytest.mark.parametrize("answer", [break_off, say_half])

@@ -12,8 +12,8 @@ from small_lineage import report as publish_report
 
 from spin_core.errors import ConfigError
 from spin_core.leaderboard.board import leaderboard
+from spin_core.reports import formatting, markdown, plots
 from spin_core.reports import html as reports_html
-from spin_core.reports import markdown, plots
 from spin_core.store.records import Comparison, Event
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -208,7 +208,7 @@ def test_a_score_without_a_direction_has_neither_arrow_nor_colour(tmp_path):
         for t in range(3):
             suite_report(made.eval_folder(t) / name, f"{t}" * 64, {name: np.arange(8.0) + t}, higher_is_better=better)
     board = leaderboard(made)
-    assert [markdown.heading(board, name) for name in ("up", "neither", "heldout_nll")] == [
+    assert [formatting.heading(board, name) for name in ("up", "neither", "heldout_nll")] == [
         "up ↑",
         "neither",
         "heldout_nll ↓",

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from rich.console import Console
 from small_lineage import NLLS, build
 
-from flows.command_line import browse
 from flows.command_line.main import main
+from flows.command_line.printing.samples import pages
 from spin_core.errors import ConfigError
 from spin_core.lineage.lineage import Lineage
 from spin_core.reports import markdown, samples, samples_page
@@ -173,7 +173,7 @@ def test_json_holds_all_of_a_sample(game, held_out):
 
 def printed(held_out, width: int, find: str = "", places=(0,)) -> str:
     console = Console(file=io.StringIO(), width=width, highlight=False)
-    return "".join(browse.pages(held_out, places, find, console))
+    return "".join(pages(held_out, places, find, console))
 
 
 def test_responses_stand_side_by_side_where_there_is_room(held_out):

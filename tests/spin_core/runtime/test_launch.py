@@ -15,10 +15,10 @@ from processes import runs, wait_for
 from small_game import game
 from toy_phase import ToyJob
 
-from spin_core.errors import ConfigError, DataError, StaleArtifact, Stopped, StorageError, TryAgain
+from spin_core.errors import ConfigError, DataError, PhaseCrashed, StaleArtifact, Stopped, StorageError, TryAgain
 from spin_core.runtime import grace, launch, process
 from spin_core.runtime import warm as runtime_warm
-from spin_core.runtime.launch import PhaseCrashed, run_phase
+from spin_core.runtime.launch import run_phase
 from spin_core.store import artifacts
 from spin_core.store.records import ScoredPairs
 

@@ -15,10 +15,10 @@ from processes import runs, wait_for
 from toy_phase import ToyConfig, ToyJob
 
 from spin_core.config.train import SpeedConfig
-from spin_core.errors import DataError, Stopped
+from spin_core.errors import DataError, PhaseCrashed, Stopped
 from spin_core.runtime import launch, ranks, torchrun
 from spin_core.runtime import torchrun as runtime_torchrun
-from spin_core.runtime.launch import PhaseCrashed, run_phase
+from spin_core.runtime.launch import run_phase
 from spin_core.runtime.ranks import Ranks
 from spin_core.store import artifacts
 from spin_core.store.records import ScoredPairs

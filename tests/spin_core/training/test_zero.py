@@ -24,12 +24,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from spin_core.config.model import ModelConfig
 from spin_core.config.run import RunConfig
 from spin_core.config.train import LoraConfig, SpeedConfig, TrainConfig
-from spin_core.errors import ConfigError, Stopped
+from spin_core.errors import ConfigError, PhaseCrashed, Stopped
 from spin_core.models.loading import load_model
 from spin_core.preflight.check import look_at_ranks
 from spin_core.preflight.findings import Looks
 from spin_core.runtime import launch, torchrun
-from spin_core.runtime.launch import PhaseCrashed, run_phase
+from spin_core.runtime.launch import run_phase
 from spin_core.store import artifacts
 from spin_core.store.jobs import TrainJob
 from spin_core.store.records import TrainRun

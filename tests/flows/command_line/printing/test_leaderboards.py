@@ -31,7 +31,7 @@ def runs(tmp_path_factory):
 def shown(runs, monkeypatch):
     """What `spin leaderboard` prints on a terminal of 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("flows.command_line.terminal.console._width", 80)
+    monkeypatch.setattr("flows.command_line.printing.console.console._width", 80)
 
     def shown(*arguments: str) -> str:
         done = CliRunner().invoke(main, ["leaderboard", *arguments, "--runs", str(runs)], catch_exceptions=False)
@@ -82,7 +82,7 @@ def test_a_version_that_the_gate_did_not_let_play_says_so(shown):
 
 def test_signs_of_markup_in_a_tasks_name_stay_signs(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr("flows.command_line.terminal.console._width", 200)
+    monkeypatch.setattr("flows.command_line.printing.console.console._width", 200)
     game = build(tmp_path, "odd")
     for t in range(3):
         suite_report(
@@ -96,7 +96,7 @@ def test_signs_of_markup_in_a_tasks_name_stay_signs(tmp_path, monkeypatch):
 
 def test_a_win_rate_stands_with_its_own_interval(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr("flows.command_line.terminal.console._width", 200)
+    monkeypatch.setattr("flows.command_line.printing.console.console._width", 200)
     game = build(tmp_path, "won")
     rate = Score(value=0.525, stderr=0.05, n=80, interval=(0.4169, 0.6308))
     report(game.eval_folder(0) / "mt-bench", "m", NLLS[0], **{"mt-bench/against-human": rate})

@@ -1,0 +1,44 @@
+"""Commands that check: `spin check` before a run, `spin verify` after it."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from flows.command_line.options import config_options, json_option, runs_option
+
+
+@click.command()
+@click.argument("recipe")
+@config_options
+@json_option
+@runs_option
+def check(recipe: str, file: Path | None, sets: tuple[str, ...], as_json: bool, runs: Path) -> None:
+    """Check what can be known before computing: config, data, tokenizer, memory, disk, rough time."""
+    from spin_core.config.resolve import resolve
+    from spin_core.preflight.check import check_run
+
+    findings = check_run(resolve(recipe, file=file, sets=sets), runs)
+    if as_json:
+        click.echo(findings.model_dump_json(indent=2))
+    else:
+        from flows.command_line.printing.findings import print_findings
+
+        print_findings(findings)
+    sys.exit(0 if findings.ok else 2)
+
+
+@click.command()
+@click.argument("lineage")
+@runs_option
+def verify(lineage: str, runs: Path) -> None:
+    """Check every published file against the digest in its manifest."""
+    from spin_core.lineage.lineage import find
+    from spin_core.lineage.verify import verify as verify_lineage
+
+    problems, count = verify_lineage(find(runs, lineage))
+    for problem in problems:
+        click.echo(f"{click.style('damaged', fg='red')}  {problem}", err=True)
+    if problems:
+        sys.exit(1)
+    click.echo(f"{count} published folders of {lineage} are whole, and its records agree with them")

@@ -1,0 +1,138 @@
+"""Commands that read: `spin leaderboard`, `show`, `samples` and `recipes`."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from flows.command_line.options import json_option, runs_option
+
+
+@click.command()
+@click.argument("lineages", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Show every score, not only the headline.")
+@click.option("--differences", is_flag=True, help="Show paired differences from the previous version and from θ_0.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@json_option
+@runs_option
+def leaderboard(
+    lineages: tuple[str, ...], everything: bool, differences: bool, as_csv: bool, as_json: bool, runs: Path
+) -> None:
+    """Show the scores of every version of some lineages side by side, or of all."""
+    from flows.command_line.printing import leaderboards
+    from flows.command_line.printing.status import unreadable_line
+    from spin_core.errors import DamagedArtifact
+    from spin_core.leaderboard import board
+    from spin_core.lineage.lineage import find, names
+
+    games, boards = [], []
+    for name in lineages or names(runs):
+        try:
+            game = find(runs, name)
+            boards.append(board.leaderboard(game))
+            games.append(game)
+        except DamagedArtifact:
+            if lineages:
+                raise
+            click.echo(unreadable_line(name), err=True)
+    if as_json:
+        values = [each.model_dump(mode="json") for each in boards]
+        click.echo(json.dumps(values[0] if len(lineages) == 1 else values, indent=2, ensure_ascii=False))
+    elif as_csv:
+        click.echo(leaderboards.csv_text(boards), nl=False)
+    elif not boards:
+        click.echo(f"no lineages in {runs} yet: start one with spin run demo")
+    else:
+        print_them = leaderboards.print_differences if differences else leaderboards.print_leaderboards
+        print_them([(each, game.config) for game, each in zip(games, boards, strict=True)], everything=everything)
+
+
+@click.command()
+@click.argument("lineage")
+@click.argument("t", type=int, required=False)
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the whole lineage's report for a browser."
+)
+@json_option
+@runs_option
+def show(lineage: str, t: int | None, html: Path | None, as_json: bool, runs: Path) -> None:
+    """Show what a lineage, or its iteration T, was made from, and what it cost."""
+    from flows.command_line.printing import records as printing
+    from spin_core.lineage.lineage import find
+
+    game = find(runs, lineage)
+    if html:
+        from spin_core.reports import html as report
+
+        click.echo(report.write(game, html))
+        return
+    records = game.records() if t is None else [printing.record_at(game, t)]
+    if as_json:
+        values = [record.model_dump(mode="json") for record in records]
+        click.echo(json.dumps(values if t is None else values[0], indent=2, ensure_ascii=False))
+    else:
+        printing.print_records(game, records)
+
+
+@click.command()
+@click.argument("lineage")
+@click.argument("t", type=int, required=False)
+@click.option("--held-out", "part", flag_value="held-out", default="held-out", help="Held-out prompts: the default.")
+@click.option("--train", "part", flag_value="train", help="Training prompts, with the answers that were trained on.")
+@click.option("--find", default="", metavar="TEXT", help="Only prompts that contain TEXT, or whose responses do.")
+@click.option(
+    "--sort",
+    type=click.Choice(["length", "margin", "random"]),
+    help="Longest answers first, lowest reward margins first, or shuffled.",
+)
+@click.option("-n", "--limit", type=click.IntRange(1), help="How many prompts; default: all.")
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write one page to filter and search in a browser."
+)
+@json_option
+@runs_option
+def samples(
+    lineage: str,
+    t: int | None,
+    part: Literal["held-out", "train"],
+    find: str,
+    sort: Literal["length", "margin", "random"] | None,
+    limit: int | None,
+    html: Path | None,
+    as_json: bool,
+    runs: Path,
+) -> None:
+    """Browse prompts with the human response and what every version up to θ_T, or iteration up to T, answered."""
+    from spin_core.lineage import lineage as lineages
+    from spin_core.reports.samples import read
+
+    everything = read(lineages.find(runs, lineage), part, t)
+    rows = everything.select(find=find, sort=sort, limit=limit)
+    if html:
+        from spin_core.reports.samples_page import write
+
+        click.echo(write(html, everything, rows, limit))
+    elif as_json:
+        click.echo(json.dumps([everything.sample(row).as_json() for row in rows], indent=2, ensure_ascii=False))
+    else:
+        from flows.command_line.printing.samples import pages
+
+        click.echo_via_pager(pages(everything, rows, find))
+
+
+@click.command()
+@click.option("--settings", is_flag=True, help="List every setting with its default and what it does.")
+@click.argument("recipe", required=False)
+def recipes(settings: bool, recipe: str | None) -> None:
+    """List the recipes, or show all the values of one."""
+    from flows.command_line.printing import recipes as printing
+
+    if settings:
+        printing.print_settings()
+    elif recipe:
+        from spin_core.config.resolve import resolve
+
+        click.echo(printing.as_yaml(resolve(recipe)), nl=False)
+    else:
+        printing.print_recipes()

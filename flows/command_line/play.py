@@ -1,0 +1,180 @@
+"""Commands that compute: `spin run`, `next`, `compare` and `evaluate`."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from flows.command_line.options import config_options, runs_option
+
+if TYPE_CHECKING:
+    from spin_core.config.run import RunConfig
+
+
+@click.command()
+@click.argument("recipe")
+@click.option("--lineage", help="Name of the chain of model versions; default: the recipe's name.")
+@click.option("--iterations", type=int, help="How many iterations the lineage has at the end, in total.")
+@config_options
+@runs_option
+def run(
+    recipe: str, lineage: str | None, iterations: int | None, file: Path | None, sets: tuple[str, ...], runs: Path
+) -> None:
+    """Play a recipe's game, or continue a lineage."""
+    from spin_core.config.resolve import resolve
+
+    config = resolve(recipe, file=file, sets=sets, iterations=iterations)
+    _play(runs, lineage or recipe, config)
+
+
+@click.command()
+@click.argument("lineage")
+@click.option("--anyway", is_flag=True, help="Also when the game has converged.")
+@config_options
+@runs_option
+def next(lineage: str, anyway: bool, file: Path | None, sets: tuple[str, ...], runs: Path) -> None:
+    """Play one more iteration of a lineage, with its settings or with changed ones."""
+    from spin_core.config.resolve import changes
+    from spin_core.leaderboard import convergence
+    from spin_core.lineage.lineage import find
+
+    game = find(runs, lineage).changed(changes(file, sets))
+    config = game.one_more()
+    if not anyway:
+        convergence.check(game)
+    _play(runs, lineage, config)
+
+
+@click.command()
+@click.argument("recipe")
+@click.option("--name", help="Name of the comparison; default: compare-RECIPE. Its lineages are NAME-seed-1, …")
+@click.option("--seeds", default=3, show_default=True, help="How many games, from the same model on the same data.")
+@click.option("--iterations", type=int, help="How many iterations each game has.")
+@click.option(
+    "--methods",
+    default="",
+    metavar="A,B,…",
+    help="What to compare with: sft-steps, sft-tokens, dpo, spin-dpo, longer, sizes; default: all.",
+)
+@config_options
+@runs_option
+def compare(
+    recipe: str,
+    name: str | None,
+    seeds: int,
+    iterations: int | None,
+    methods: str,
+    file: Path | None,
+    sets: tuple[str, ...],
+    runs: Path,
+) -> None:
+    """Compare SPIN over several seeds with continued SFT, DPO, longer and smaller trainings, in one table."""
+    from flows.server import local
+    from spin_core.comparison import compare as comparisons
+    from spin_core.config.resolve import resolve
+
+    config = resolve(recipe, file=file, sets=sets, iterations=iterations)
+    chosen = [method.strip() for method in methods.split(",") if method.strip()]
+    name = name or f"compare-{recipe}"
+    for lineage in comparisons.names(name, seeds):
+        _check_store(runs, lineage, config)
+    comparisons.begin(runs, name, config, seeds, chosen)
+    local.prepare(runs, quiet=True)
+
+    from flows.command_line.printing.comparison import print_comparison
+    from flows.compare import compare_local
+
+    with _live_display():
+        table = compare_local(runs, name, config, seeds, chosen)
+    print_comparison(table, runs)
+
+
+@click.command()
+@click.argument("target")
+@click.argument("versions", type=int, nargs=-1, metavar="[T]…")
+@click.option(
+    "--suite",
+    "suites",
+    multiple=True,
+    help="open-llm-leaderboard, big-bench, bbh, instruct or mt-bench; with -quick at the end of its name, a part of "
+    "the items; self-play asks about held-out prompts. May be repeated.",
+)
+@click.option("--recipe", default="", help="For a model's folder: whose settings, prompts and chat template to use.")
+@click.option("--lineage", default="", help="For a model's folder: its name on the leaderboard.")
+@config_options
+@runs_option
+def evaluate(
+    target: str,
+    versions: tuple[int, ...],
+    suites: tuple[str, ...],
+    recipe: str,
+    lineage: str,
+    file: Path | None,
+    sets: tuple[str, ...],
+    runs: Path,
+) -> None:
+    """Score all versions and controls of a lineage, θ_T alone, or the model in a folder; existing scores are reused."""
+    from flows.server import local
+    from spin_core.config.resolve import changes
+    from spin_core.leaderboard import scoring
+
+    game = scoring.prepare(runs, target, suites, changes(file, sets), recipe, lineage)
+    scoring.versions(game, versions)
+    local.prepare(runs, quiet=True)
+
+    from flows.command_line.printing.leaderboards import print_leaderboards
+    from flows.evaluate import evaluate_local
+
+    with _live_display():
+        board = evaluate_local(game, versions)
+    print_leaderboards([(board, game.config)])
+
+
+def _play(runs: Path, name: str, config: "RunConfig") -> None:
+    """Run the flow in this process, with a live display, and print the leaderboard at the end."""
+    from flows.server import local
+    from spin_core.leaderboard import gate
+    from spin_core.lineage import start
+    from spin_core.lineage.lineage import check_name
+    from spin_core.store import lock
+
+    gate.check_metrics(config)
+    _check_store(runs, name, config)
+    with lock.locked(check_name(runs, name)):
+        start.start(runs, name, config)
+    # Prefect reads its environment when it is imported, which the flows do.
+    local.prepare(runs, quiet=True)
+
+    from flows.command_line.printing.leaderboards import print_leaderboards
+    from flows.command_line.printing.run_summary import print_summary
+    from flows.spin import run_local
+
+    with _live_display():
+        board = run_local(runs, name, config)
+    print_leaderboards([(board, config)])
+    print_summary(runs, name)
+
+
+def _check_store(runs: Path, name: str, config: "RunConfig") -> None:
+    """Raise an error that a person must fix before anything is computed; warn of a store that is only unreachable."""
+    from spin_core.errors import TryAgain
+    from spin_core.remote import push
+
+    try:
+        push.meet(runs, name, config.push)
+    except TryAgain as error:
+        click.echo(f"{click.style('warning', fg='yellow')}  {error}", err=True)
+
+
+@contextlib.contextmanager
+def _live_display() -> Iterator[None]:
+    """Show in the terminal the progress of what runs meanwhile."""
+    from tasks import display
+
+    display.current = display.Terminal()
+    try:
+        yield
+    finally:
+        display.current.close()

@@ -1,0 +1,189 @@
+"""Leaderboards as the command line prints them: tables, differences and CSV."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from flows.command_line.printing.console import console
+from spin_core.config.run import RunConfig
+from spin_core.leaderboard.board import (
+    CHOSEN,
+    Board,
+    Row,
+    differs_from_base,
+    format_difference,
+    format_score,
+    significant,
+)
+from spin_core.reports.formatting import ARROWS, heading
+
+SCORE_WIDTH = 16
+"""Columns of the terminal that a score takes: `0.1234±0.0012*`, and a space on each side."""
+
+Leaderboards = Sequence[tuple[Board, RunConfig]]
+"""The leaderboards of lineages, each with the configuration that says which scores are its headline."""
+
+
+def print_leaderboards(leaderboards: Leaderboards, *, everything: bool = False) -> None:
+    """Print one or several lineages in the same tables: as much of the headline as fits, then suite by suite.
+
+    Args:
+        leaderboards: What to print.
+        everything: Print every score of every suite.
+    """
+    boards = [board for board, _ in leaderboards]
+    console.print(f"\n[bold]Leaderboard of {', '.join(board.lineage for board in boards)}[/]")
+    _print_tables(boards, _headline(leaderboards, everything), reported=False)
+    for suite in dict.fromkeys(suite for board in boards for suite in board.suites):
+        scored = [board for board in boards if suite in board.suites]
+        tasks = dict.fromkeys(
+            task
+            for board in scored
+            for task in [
+                *(board.main_tasks(suite) if board.has_score(suite) else []),
+                *(board.suites[suite] if everything else []),
+            ]
+        )
+        if tasks:
+            console.print(f"[bold]{suite}[/]")
+            _print_tables(scored, list(tasks), suite=suite)
+    console.print(f"[dim]{'; '.join(_legend(boards, everything))}[/]")
+    for board in boards:
+        for note in board.head_notes():
+            console.print(f"[dim]{escape(f'{board.lineage}, {note}' if len(boards) > 1 else note)}[/]")
+
+
+def print_differences(leaderboards: Leaderboards, *, everything: bool = False) -> None:
+    """Print each version's paired differences from the previous version and from θ_0, score by score."""
+    for board, config in leaderboards:
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for name in ("", "", "against"):
+            table.add_column(name, no_wrap=True)
+        table.add_column("difference [95 % interval]", justify="right")
+        for task in board.tasks() if everything else board.headline(config):
+            for row in (*board.rows, *board.controls):
+                for difference in row.differences.get(task, ()):
+                    text = escape(format_difference(difference)) + ("*" if significant(difference) else " ")
+                    table.add_row(_title(board, task), board.name_of(row), f"θ_{difference.against}", text)
+            table.add_section()
+        console.print(f"\n[bold]Paired differences in {board.lineage}[/]")
+        console.print(table)
+    console.print("[dim]intervals by bootstrap over the items; * the interval leaves out 0[/]")
+
+
+def csv_text(boards: Sequence[Board]) -> str:
+    """CSV with one line per score of each model; the column `source` marks what was reported elsewhere."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    differences = [f"{name}_{of}" for of in ("previous", "base") for name in ("delta", "stderr", "low", "high")]
+    writer.writerow(
+        [
+            *("lineage", "model", "suite", "task", "value", "stderr", "low", "high", "n", "higher_is_better", "target"),
+            *("gate", "plays_next", "source", *differences),
+        ]
+    )
+    for board in boards:
+        writer.writerows(_csv_rows(board))
+    return text.getvalue()
+
+
+def _headline(leaderboards: Leaderboards, everything: bool) -> list[str]:
+    """The main scores: each lineage's first one, then each one's second; as many as fit unless `everything`."""
+    in_turn = zip_longest(*(board.headline(config) for board, config in leaderboards))
+    tasks = list(dict.fromkeys(task for tasks in in_turn for task in tasks if task))
+    return tasks if everything else tasks[: _scores_per_table([board for board, _ in leaderboards])]
+
+
+def _legend(boards: Sequence[Board], everything: bool) -> list[str]:
+    """What a reader must know to read the tables."""
+    outcomes = dict.fromkeys(outcome for board in boards for row in board.rows if (outcome := _rejection(row)))
+    sources = dict.fromkeys(f"paper: {row.model}" for board in boards for row in board.references)
+    return [
+        "value ± standard error",
+        "* differs from θ_0: the 95 % interval of the paired difference leaves out 0",
+        ARROWS,
+        *([f"{CHOSEN} the gate's choice"] if any(board.choice is not None for board in boards) else []),
+        *([f"{' and '.join(outcomes)}: the gate found that version worse"] if outcomes else []),
+        *sources,
+        *([] if everything else [f"all scores: spin leaderboard {boards[0].lineage} --all"]),
+    ]
+
+
+def _scores_per_table(boards: Sequence[Board]) -> int:
+    """How many scores fit in the terminal next to the models' names; at least one."""
+    rows = ((board, row) for board in boards for row in (*board.rows, *board.controls, *board.references))
+    names = [len(f"{board.name_of(row)} {_rejection(row)}".rstrip()) for board, row in rows]
+    return max(1, (console.width - max(names, default=0) - 2) // SCORE_WIDTH)
+
+
+def _print_tables(boards: Sequence[Board], tasks: Sequence[str], *, reported: bool = True, suite: str = "") -> None:
+    """Print all lineages' models with some scores, in as many tables as the width needs."""
+    count = _scores_per_table(boards)
+    for start in range(0, len(tasks), count):
+        console.print(_table(boards, tasks[start : start + count], reported=reported, suite=suite))
+
+
+def _table(boards: Sequence[Board], tasks: Sequence[str], *, reported: bool, suite: str) -> Table:
+    """All lineages' models with some scores. With `reported`, what was reported elsewhere follows, once."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for task in tasks:
+        board = next((board for board in boards if task in board.tasks()), boards[0])
+        table.add_column(_title(board, task, suite), justify="right")
+    for board in boards:
+        if len(boards) > 1:
+            table.add_section()
+            table.add_row(f"[bold]{board.lineage}[/]")
+        for row in board.rows:
+            outcome = _rejection(row)
+            name = f"{board.name_of(row)} [dim]{outcome}[/]" if outcome else board.name_of(row)
+            table.add_row(name, *(_score_cell(row, task) for task in tasks))
+        table.add_section()
+        for row in board.beside(tasks, reported=False):
+            table.add_row(f"[dim]{row.name}[/]", *(_score_cell(row, task) for task in tasks))
+    references = [row for board in boards for row in board.beside(tasks, reported=reported) if row in board.references]
+    table.add_section()
+    for row in {row.name: row for row in references}.values():
+        table.add_row(f"[dim italic]{row.name}[/]", *(f"[dim]{_score_cell(row, task)}[/]" for task in tasks))
+    return table
+
+
+def _rejection(row: Row) -> str:
+    """`stop` or `keep-best` if the gate found the version worse; else empty."""
+    return row.gate if row.gate and row.gate != "promote" else ""
+
+
+def _score_cell(row: Row, task: str) -> str:
+    """A score, with a star if it differs from θ_0's."""
+    star = "*" if differs_from_base(row, task) else " "
+    return escape(format_score(row.scores.get(task)).replace(" ± ", "±") + star)
+
+
+def _title(board: Board, task: str, suite: str = "") -> str:
+    """A score's heading, escaped, since the tasks of a suite may have any name."""
+    return escape(heading(board, task, suite).replace("_", " "))
+
+
+def _csv_rows(board: Board) -> Iterator[list[object]]:
+    """The lines of one lineage."""
+    suite_of = {task: suite for suite, tasks in board.suites.items() for task in tasks}
+    for source, rows in (("measured", (*board.rows, *board.controls)), ("reported", board.references)):
+        for row in rows:
+            plays_next = row.t is not None and row.t == board.choice
+            for task, score in row.scores.items():
+                differences = {difference.against: difference for difference in row.differences.get(task, ())}
+                cells: list[object] = []
+                for version in ((row.t or 0) - 1, 0):
+                    change = differences.get(version)
+                    cells += [change.delta, change.stderr, change.low, change.high] if change else [""] * 4
+                yield [
+                    *(board.lineage, row.name, suite_of.get(task, ""), task),
+                    *(score.value, score.stderr, *(score.interval or ("", ""))),
+                    *(score.n, score.higher_is_better, score.target),
+                    *(row.gate or "", plays_next, source, *cells),
+                ]

@@ -1,0 +1,25 @@
+"""What `spin run` and `spin next` print last."""
+
+from pathlib import Path
+
+from flows.command_line.printing.console import console
+from spin_core.lineage.lineage import find
+from spin_core.reports.formatting import report_path
+
+
+def print_summary(runs: Path, name: str) -> None:
+    """Print whether the gate ended the game, the paths of the artifacts, and the commands that show them."""
+    from prefect.settings import PREFECT_UI_URL
+
+    from flows.labels import artifact_url
+
+    game = find(runs, name)
+    records = game.records()
+    if records and records[-1].gate.outcome == "stop":
+        console.print(f"\n[yellow]gate[/]       {records[-1].gate.reason}")
+    console.print(f"\nartifacts  {runs / name}")
+    console.print(f"samples    spin samples {name}        records    spin show {name}")
+    console.print(f"report     {report_path(game)}")
+    # Without a server, the address is the one that `spin up` serves later.
+    up = "" if PREFECT_UI_URL.value() else "spin up, then open "
+    console.print(f"in the UI  {up}{artifact_url('leaderboard', name)}", soft_wrap=True)

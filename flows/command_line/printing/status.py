@@ -1,0 +1,49 @@
+"""What `spin status` prints."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from flows.server.status import Head, Run, Status
+
+
+def print_status(status: "Status", runs: Path) -> None:
+    """Print the server, its runs and the lineages of a folder."""
+    if status.url:
+        click.echo(f"up         {status.url} for {timedelta(seconds=int(status.seconds))}")
+        click.echo(f"runs       {_column([_run_line(run) for run in status.runs]) or 'none'}")
+    elif status.elsewhere:
+        click.echo(f"up         on {status.elsewhere}: run spin status there to see more")
+    else:
+        click.echo(f"nothing is up for {runs}: spin up starts it")
+    lines = [_head_line(head) for head in status.lineages] + [unreadable_line(name) for name in status.unreadable]
+    click.echo(f"lineages   {_column(lines) or f'none yet in {runs}'}")
+
+
+def unreadable_line(name: str) -> str:
+    """`old  cannot be read by this version …`."""
+    return f"{name}  cannot be read by this version: spin show {name} says why"
+
+
+def _column(lines: Sequence[str]) -> str:
+    """Lines one below the other, indented as far as the first, which follows a heading."""
+    return "\n           ".join(lines)
+
+
+def _run_line(run: "Run") -> str:
+    """`nightly-mine  Running: train t=2 43 %`."""
+    phases = ", ".join(
+        phase.name + (f" {phase.percent:.0f} %" if phase.percent is not None else "") for phase in run.phases
+    )
+    again = f" (start {run.started})" if run.started > 1 else ""
+    return f"{run.name}  {run.state}{again}" + (f": {phases}" if phases else "")
+
+
+def _head_line(head: "Head") -> str:
+    """`mine  θ_3, and iteration 3 has begun`."""
+    begun = f", and iteration {head.head} has begun" if head.begun else ""
+    return f"{head.lineage}  θ_{head.head}{begun}" + (f"; ended: {head.ended}" if head.ended else "")
