@@ -1,182 +1,198 @@
-"""Phase `mt_bench`: MT-Bench (Zheng et al. 2023, arXiv 2306.05685). Suites `mt-bench` and `mt-bench-quick`.
+"""Phase `mt_bench`: MT-Bench (Zheng et al. 2023, arXiv 2306.05685): `python -m spin_core.phases.mt_bench JOB`.
 
-The model answers questions of two turns each, at the temperature that the benchmark sets for their category, and a
-judge grades each answer from 1 to 10. Under the suite's name:
+Suites `mt-bench` and `mt-bench-quick`. The model answers questions of two turns each, at the temperature that the
+benchmark sets for their category, and a judge grades each answer from 1 to 10. Scores, under the suite's name:
 
     mt-bench               a question's mean grade over its turns, and the mean of that over questions
     mt-bench/math …        over the questions of one category
     mt-bench/turn-1, -2    over one turn
-    mt-bench/against-previous, -base, -human    how often a judge likes these answers better than another version's,
-                           or than the human responses to held-out prompts, a tie half; .5 if nothing is to choose
+    mt-bench/against-previous, -base, -human    how often the judge prefers these answers to another version's, or to
+                           the human responses to held-out prompts. A tie is half a win, so .5 means no difference
 
-A grade that the judge does not give in a form that can be read does not count, nor does one that it refuses to give,
-and a note says how many do not.
+A verdict that the judge gives in no readable form, or refuses to give, does not count, and a note says how many do not.
 
 Writes `answers.parquet`, `verdicts.parquet` with the judge's replies, and `items.parquet`. Answers and verdicts are
-journaled one by one, so a restart neither answers nor asks anything twice; what it answers shares its batch with fewer
-others, which may change a logit's last bits. Both are kept for all lineages: another judge reads the answers that are
-there, and what a judge has said of an answer, or of two, it is not asked again.
+written to journals one by one, so a restart neither samples nor requests anything twice. All lineages share them:
+another judge reads the same answers, and no verdict is requested twice.
 """
 
 import importlib.metadata
-import json
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from spin_core.errors import ConfigError, DataError
-from spin_core.evaluation.items import Values, mean, write_items
-from spin_core.evaluation.judge import Judge, Verdicts
-from spin_core.evaluation.questions import (
+from spin_core.errors import ConfigError
+from spin_core.evaluation.items import write_items
+from spin_core.evaluation.mt_bench.answers import Answerer, answers_folder
+from spin_core.evaluation.mt_bench.judge import Judge, Verdicts, verdicts_folder
+from spin_core.evaluation.mt_bench.judge_prompts import OWN_PROMPTS, Prompts, read_prompts
+from spin_core.evaluation.mt_bench.questions import (
     HUMAN,
-    REFERENCED,
+    Answers,
     Question,
-    Said,
-    Speaker,
-    Where,
-    answers_folder,
-    held_out,
+    TurnKey,
+    held_out_questions,
     load_questions,
-    quick,
-    verdicts_folder,
+    quick_questions,
 )
-from spin_core.evaluation.verdicts import (
-    OWN,
-    SINGLE,
-    Ask,
-    Pair,
-    Prompts,
-    interval,
-    messages,
-    outcome,
-    pair,
-    prompt_name,
-    read_prompts,
-    shown,
+from spin_core.evaluation.mt_bench.scores import (
+    comparison_note,
+    comparison_values,
+    fault_notes,
+    grade_values,
+    make_scores,
+    reference_notes,
+    score_name,
 )
+from spin_core.evaluation.mt_bench.tables import read_answers, write_answers, write_verdicts
+from spin_core.evaluation.mt_bench.verdicts import Comparison, VerdictRequest, compare, grade_request, win_value
 from spin_core.runtime.phase import main
 from spin_core.runtime.progress import Progress
 from spin_core.store import lock
 from spin_core.store.jobs import MtBenchJob
 from spin_core.store.journal import Journal
-from spin_core.store.records import EvalReport, Score
+from spin_core.store.records import EvalReport
 
 log = logging.getLogger("spin_core")
 
-ANSWERS = pa.schema(
-    [
-        ("id", pa.string()),
-        ("category", pa.string()),
-        ("turn", pa.int32()),
-        ("question", pa.string()),
-        ("answer", pa.string()),
-        ("response_ids", pa.list_(pa.int32())),
-        ("finish_reason", pa.string()),
-    ]
-)
+OWN_PROMPTS_NOTE = "graded by {model} with Spin's own prompts: not comparable with published MT-Bench scores"
 
-VERDICTS = pa.schema(
-    [
-        ("task", pa.string()),
-        ("id", pa.string()),
-        ("turn", pa.int32()),
-        ("order", pa.string()),
-        ("value", pa.string()),
-        ("fault", pa.string()),
-        ("asked", pa.int32()),
-        ("reply", pa.string()),
-        ("model", pa.string()),
-        ("finish_reason", pa.string()),
-        ("prompt_tokens", pa.int64()),
-        ("completion_tokens", pa.int64()),
-        ("prompt", pa.string()),
-    ]
-)
-"""`order` is `AB` where ours is A, `BA` where it is B, and empty for a grade."""
 
-OWN_PROMPTS = "graded by {model} with Spin's own prompts: not comparable with published MT-Bench scores"
+class Contender(NamedTuple):
+    """Whose answers the player's are compared with, and on which questions."""
 
-Grades = Mapping[Where, float | None]
+    name: str
+    """`previous`, `base` or `human`."""
+    answers: Answers
+    questions: list[Question]
+
+
+class Requests(NamedTuple):
+    """All verdicts that a report needs."""
+
+    grades: dict[TurnKey, VerdictRequest]
+    comparisons: list[Comparison]
+
+    def all(self) -> list[VerdictRequest]:
+        """Return all requests: grades first."""
+        return [*self.grades.values(), *(request for pair in self.comparisons for request in pair.requests)]
 
 
 def run(job: MtBenchJob, scratch: Path, progress: Progress) -> dict[str, Any]:
-    """Answer what no journal holds the answer of yet, then ask for the verdicts that are missing."""
+    """Sample the missing answers, request the missing verdicts, and write the report."""
     questions, prompts = load_questions(job.config.data), read_prompts(job.config.data)
     if job.suite == "mt-bench-quick":
-        questions = quick(questions, job.seed)
-    people: list[Question] = []
-    compared: list[tuple[str, Said, list[Question]]] = [
-        (against, answers_of(report, questions), questions)
-        for against, report in (("previous", job.previous), ("base", job.base))
-        if report is not None
-    ]
-    if job.prompts is not None:
-        people, responses = held_out(job.prompts, job.config.pairwise_prompts, job.seed)
-        compared.append((HUMAN, responses, people))
+        questions = quick_questions(questions, job.seed)
+    contenders = _contenders(job, questions)
+    human_questions = [question for one in contenders if one.name == HUMAN for question in one.questions]
+    all_questions = [*questions, *human_questions]
     judge = Judge(job.judge)
-    judge.meet()
-    entry = answers_folder(job)
-    with lock.locked(entry, wait=True):
-        speaker = Speaker(job, Journal(entry / "answers.jsonl"), [*questions, *people])
-        speaker.answer(progress)
-    said = speaker.said()
+    judge.endpoint.check()  # before anything is computed
 
-    grades = {(one.id, turn): grade_ask(prompts, one, said[one.id], turn) for one in questions for turn in (1, 2)}
-    pairs = [
-        compare(prompts, against, one, said[one.id], theirs[one.id], turn)
-        for against, theirs, asked in compared
-        for one in asked
-        for turn in range(1, len(one.turns) + 1)
+    answerer = _answer(job, all_questions, progress)
+    requests = _requests(prompts, questions, contenders, answerer.answers())
+    verdicts = _judge(job, judge, requests, progress)
+
+    grades = {turn_key: verdicts.by_key[request.key]["value"] for turn_key, request in requests.grades.items()}
+    win_values = [
+        win_value([verdicts.by_key[request.key]["value"] for request in comparison.requests])
+        for comparison in requests.comparisons
     ]
-    asks = [*grades.values(), *(ask for one in pairs for ask in one.asks)]
-    entry = verdicts_folder(job)
-    with lock.locked(entry, wait=True):
-        verdicts = Verdicts(Journal(entry / "verdicts.jsonl"))
-        verdicts.ask(asks, judge, progress)
-        graded = {where: verdicts.by_key[ask.key]["value"] for where, ask in grades.items()}
-        if not any(graded.values()):
-            # It may be mended behind the same name, and is to be asked anew then.
-            verdicts.journal.path.unlink(missing_ok=True)
-            raise no_grades(job.judge.model, verdicts.by_key[asks[0].key])
-    outcomes = [outcome([verdicts.by_key[ask.key]["value"] for ask in one.asks]) for one in pairs]
-    ids = [question.id for question in (*questions, *people)]
-    values = grade_values(job.suite, questions, graded, ids) | pair_values(job.suite, pairs, outcomes, ids)
-    scores = {name: mean(value_N, name) for name, value_N in values.items() if np.isfinite(value_N).any()}
-    for name in [f"{job.suite}/against-{against}" for against, _, _ in compared]:
-        if name in scores:
-            ends = interval(scores[name].value, scores[name].n)
-            scores[name] = scores[name].model_copy(update={"interval": ends})
+    ids = [question.id for question in all_questions]
+    values = grade_values(job.suite, questions, grades, ids)
+    values |= comparison_values(job.suite, requests.comparisons, win_values, ids)
+    scores = make_scores(values, win_rates=[score_name(job.suite, contender.name) for contender in contenders])
+
     write_items(scratch / "items.parquet", ids, values)
-    write_answers(scratch / "answers.parquet", [*questions, *people], speaker.rows)
-    write_verdicts(scratch / "verdicts.parquet", grades, pairs, verdicts)
-    apart = OWN_PROMPTS.format(model=job.judge.model) if prompts is OWN else ""
-    notes = [*filter(None, [apart]), *speaker.notes(), *reference_notes(questions), *fault_notes(asks, verdicts)]
-    for against, _, _ in compared:
-        name = f"{job.suite}/against-{against}"
-        found = [value for one, value in zip(pairs, outcomes, strict=True) if one.against == against]
+    write_answers(scratch / "answers.parquet", all_questions, answerer.rows)
+    write_verdicts(scratch / "verdicts.parquet", requests.grades, requests.comparisons, verdicts)
+
+    apart = OWN_PROMPTS_NOTE.format(model=job.judge.model) if prompts is OWN_PROMPTS else ""
+    notes = [apart] if apart else []
+    notes += [*answerer.notes(), *reference_notes(questions), *fault_notes(requests.all(), verdicts)]
+    for contender in contenders:
+        name = score_name(job.suite, contender.name)
+        pairs = zip(requests.comparisons, win_values, strict=True)
         if name in scores:
-            notes.append(f"{name}: {told(found)}; {rate(scores[name])}")
+            own = [value for comparison, value in pairs if comparison.against == contender.name]
+            notes.append(comparison_note(name, scores[name], own))
     for note in notes:
         log.info("%s", note)
-    version = importlib.metadata.version("openai")
     return {
         "model": job.player.digest,
         "suite": job.suite,
-        "harness": f"MT-Bench judged by {job.judge.model} at {judge.url}, openai {version}",
+        "harness": f"MT-Bench judged by {job.judge.model} at {judge.endpoint.url}, "
+        f"openai {importlib.metadata.version('openai')}",
         "scores": scores,
         "notes": notes,
         "apart": apart,
     }
 
 
-def no_grades(model: str, verdict: Mapping[str, Any]) -> ConfigError:
-    """What to do where no answer was graded; `verdict` is one of those that are none."""
+def _contenders(job: MtBenchJob, questions: list[Question]) -> list[Contender]:
+    """Return all whose answers the player's are compared with."""
+    contenders = [
+        Contender(name, read_answers(report, questions), questions)
+        for name, report in (("previous", job.previous), ("base", job.base))
+        if report is not None
+    ]
+    if job.prompts is not None:
+        human_questions, responses = held_out_questions(job.prompts, job.config.pairwise_prompts, job.seed)
+        contenders.append(Contender(HUMAN, responses, human_questions))
+    return contenders
+
+
+def _answer(job: MtBenchJob, questions: Sequence[Question], progress: Progress) -> Answerer:
+    """Sample the answers that no lineage has sampled yet."""
+    folder = answers_folder(job)
+    with lock.locked(folder, wait=True):
+        answerer = Answerer(job, Journal(folder / "answers.jsonl"), questions)
+        answerer.answer_all(progress)
+    return answerer
+
+
+def _requests(
+    prompts: Prompts, questions: Sequence[Question], contenders: Sequence[Contender], answers: Answers
+) -> Requests:
+    """Return the requests for all verdicts."""
+    grades = {
+        (question.id, turn): grade_request(prompts, question, answers[question.id], turn)
+        for question in questions
+        for turn in (1, 2)
+    }
+    comparisons = [
+        compare(
+            prompts,
+            contender.name,
+            question,
+            player=answers[question.id],
+            other=contender.answers[question.id],
+            turn=turn,
+        )
+        for contender in contenders
+        for question in contender.questions
+        for turn in range(1, len(question.turns) + 1)
+    ]
+    return Requests(grades, comparisons)
+
+
+def _judge(job: MtBenchJob, judge: Judge, requests: Requests, progress: Progress) -> Verdicts:
+    """Request the verdicts that this judge has given to no lineage yet. Raises `ConfigError` if no grade is given."""
+    folder = verdicts_folder(job)
+    with lock.locked(folder, wait=True):
+        verdicts = Verdicts(Journal(folder / "verdicts.jsonl"))
+        verdicts.request_all(requests.all(), judge, progress)
+        grades = [verdicts.by_key[request.key] for request in requests.grades.values()]
+        if not any(grade["value"] for grade in grades):
+            # The model behind this name may be fixed later, so its verdicts must not be reused then.
+            verdicts.journal.path.unlink(missing_ok=True)
+            raise _no_grades(job.judge.model, grades[0])
+    return verdicts
+
+
+def _no_grades(model: str, verdict: Mapping[str, Any]) -> ConfigError:
+    """Return what to do if no answer was graded; `verdict` is one of those without a grade."""
     if verdict["fault"] == "too long":
         return ConfigError(
             f"what judge {model} is to read and its longest verdict together exceed its context: lower "
@@ -190,132 +206,8 @@ def no_grades(model: str, verdict: Mapping[str, Any]) -> ConfigError:
     reply = " ".join(verdict["reply"].split())[:80]
     return ConfigError(
         f"judge {model} gives no grade that can be read ({reply!r}, for instance): set evaluate.judge.model to one "
-        "that closes with [[7]] when it is asked to"
+        "that ends its reply with a grade such as [[7]] when asked to"
     )
-
-
-def answers_of(report: EvalReport, questions: Sequence[Question]) -> Said:
-    """Another version's answers to these questions. `DataError` if its report is about others."""
-    found: dict[str, list[str]] = {}
-    for row in pq.read_table(report.path / "answers.parquet", columns=["id", "turn", "answer"]).to_pylist():
-        found.setdefault(row["id"], []).append(row["answer"])
-    if any(len(found.get(question.id, ())) != len(question.turns) for question in questions):
-        raise DataError(
-            f"{report.path} answers other questions than these: evaluate that version on these, or start a new lineage"
-        )
-    return found
-
-
-def grade_ask(prompts: Prompts, question: Question, said: Sequence[str], turn: int) -> Ask:
-    """The grade that is wanted for the answer in a turn."""
-    references = question.references[:turn]
-    prompt = prompts[prompt_name(SINGLE, reference=bool(references), turn=turn)]
-    return Ask(SINGLE, messages(prompt, shown(question.turns[:turn], references, answer=said[:turn])))
-
-
-def compare(
-    prompts: Prompts, against: str, question: Question, ours: Sequence[str], theirs: Sequence[str], turn: int
-) -> Pair:
-    """The comparison that is wanted in a turn."""
-    return pair(
-        prompts,
-        against,
-        question.id,
-        questions=question.turns[:turn],
-        ours=ours[:turn],
-        theirs=theirs[:turn],
-        references=question.references[:turn],
-    )
-
-
-def grade_values(suite: str, questions: Sequence[Question], graded: Grades, ids: Sequence[str]) -> Values:
-    """Grades by score and question, in the order of `ids`; NaN where a question does not count."""
-    whole = {question.id: average([graded[question.id, 1], graded[question.id, 2]]) for question in questions}
-    found = {suite: whole}
-    for category in dict.fromkeys(question.category for question in questions):
-        found[f"{suite}/{category}"] = {one.id: whole[one.id] for one in questions if one.category == category}
-    for turn in (1, 2):
-        found[f"{suite}/turn-{turn}"] = {one.id: average([graded[one.id, turn]]) for one in questions}
-    return {name: np.array([values.get(id, np.nan) for id in ids]) for name, values in found.items()}
-
-
-def pair_values(suite: str, pairs: Sequence[Pair], outcomes: Sequence[float | None], ids: Sequence[str]) -> Values:
-    """Outcomes by score and question, a mean over turns, in the order of `ids`."""
-    found: dict[str, dict[str, list[float | None]]] = {}
-    for one, value in zip(pairs, outcomes, strict=True):
-        found.setdefault(f"{suite}/against-{one.against}", {}).setdefault(one.item, []).append(value)
-    return {name: np.array([average(items.get(id, [])) for id in ids]) for name, items in found.items()}
-
-
-def average(values: Sequence[float | None]) -> float:
-    """The mean of those that are there; NaN of none."""
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there else float("nan")
-
-
-def write_answers(path: Path, questions: Sequence[Question], rows: Mapping[Where, Mapping[str, Any]]) -> None:
-    """Write `answers.parquet`: questions in their order, turn by turn."""
-    table = [
-        {**rows[one.id, turn], "category": one.category, "question": text}
-        for one in questions
-        for turn, text in enumerate(one.turns, start=1)
-    ]
-    pq.write_table(pa.Table.from_pylist(table, schema=ANSWERS), path)
-
-
-def write_verdicts(path: Path, grades: Mapping[Where, Ask], pairs: Sequence[Pair], verdicts: Verdicts) -> None:
-    """Write `verdicts.parquet`: each verdict as the judge gave it."""
-    asked = [("grade", id, turn, "", ask) for (id, turn), ask in grades.items()]
-    for one in pairs:
-        orders = zip(("AB", "BA"), one.asks, strict=False)
-        asked += [(f"against-{one.against}", one.item, one.turn, order, ask) for order, ask in orders]
-    table = []
-    for task, id, turn, order, ask in asked:
-        row = verdicts.by_key[ask.key]
-        value = row["value"]
-        table.append(
-            {
-                **row,
-                "task": task,
-                "id": id,
-                "turn": turn,
-                "order": order,
-                "value": f"{value:g}" if isinstance(value, float) else value,
-                "prompt": json.dumps(ask.messages, ensure_ascii=False),
-            }
-        )
-    pq.write_table(pa.Table.from_pylist(table, schema=VERDICTS), path)
-
-
-def reference_notes(questions: Sequence[Question]) -> list[str]:
-    """Which questions are judged without the reference that MT-Bench judges them with."""
-    without = [one for one in questions if one.category in REFERENCED and not one.references]
-    return [f"{len(without)} questions are judged without the reference answer they should have"] if without else []
-
-
-def fault_notes(asks: Sequence[Ask], verdicts: Verdicts) -> list[str]:
-    """How many verdicts there are not, and why."""
-    keys = {ask.key for ask in asks}
-    faults = Counter(verdicts.by_key[key]["fault"] for key in keys)
-    said = {
-        "unreadable": "of the judge's verdicts could not be read, asked again and again, and do not count",
-        "too long": "verdicts are missing, since what is to be judged is too long for the judge",
-        "refused": "verdicts are missing, since the judge's endpoint refuses what is to be judged",
-    }
-    return [f"{faults[fault]} of {len(keys)} {words}" for fault, words in said.items() if faults[fault]]
-
-
-def told(outcomes: Sequence[float | None]) -> str:
-    """`won 31, tied 20 and lost 29 answers`."""
-    counts = Counter(outcomes)
-    return f"won {counts[1.0]}, tied {counts[0.5]} and lost {counts[0.0]} answers"
-
-
-def rate(score: Score) -> str:
-    """A win rate with its interval."""
-    assert score.interval is not None
-    low, high = score.interval
-    return f"win rate {score.value:.3f}, 95 % interval {low:.3f} to {high:.3f} over {score.n} questions"
 
 
 if __name__ == "__main__":

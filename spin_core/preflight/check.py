@@ -189,17 +189,17 @@ def look_at_judge(looks: Looks, config: RunConfig) -> None:
     evaluate = config.evaluate
     if not suites.mt_bench_suites(evaluate):
         return
-    from spin_core.evaluation.judge import Judge
-    from spin_core.evaluation.questions import HUB, load_questions
-    from spin_core.evaluation.verdicts import OWN, read_prompts
+    from spin_core.evaluation.mt_bench.endpoint import JudgeEndpoint
+    from spin_core.evaluation.mt_bench.judge_prompts import OWN_PROMPTS, read_prompts
+    from spin_core.evaluation.mt_bench.questions import HUB, load_questions
 
     folder = evaluate.mt_bench.data
-    words = "Spin's own words" if read_prompts(folder) is OWN else "the folder's words"
+    words = "Spin's own words" if read_prompts(folder) is OWN_PROMPTS else "the folder's words"
     asked = f"{len(load_questions(folder))} questions in {folder}" if folder else f"questions are fetched from {HUB}"
     hurried = evaluate.judge.speed.model_copy(update={"timeout_seconds": 10.0})
-    judge = Judge(evaluate.judge.model_copy(update={"speed": hurried}))
-    judge.meet(attempts=1)
-    looks.add("judge", f"{evaluate.judge.model} at {judge.url} answers, and is asked in {words}; {asked}")
+    endpoint = JudgeEndpoint(evaluate.judge.model_copy(update={"speed": hurried}))
+    endpoint.check(attempts=1)
+    looks.add("judge", f"{evaluate.judge.model} at {endpoint.url} answers, and is asked in {words}; {asked}")
 
 
 def look_at_sinks(looks: Looks, config: RunConfig) -> None:

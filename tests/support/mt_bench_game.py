@@ -14,7 +14,7 @@ from small_game import CPU, version_of
 from spin_core.config.evaluate import JudgeConfig, MtBenchConfig
 from spin_core.config.generate import GenerateConfig, VllmConfig
 from spin_core.config.model import ChatConfig
-from spin_core.evaluation import judge
+from spin_core.evaluation.mt_bench import retries
 from spin_core.phases.mt_bench import run
 from spin_core.runtime import interpreter, phase, progress
 from spin_core.store.jobs import MtBenchJob
@@ -30,7 +30,7 @@ QUESTIONS = 3 * EACH
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A folder of MT-Bench's form: four questions in each of three categories, one of math without a reference."""
+    """A folder in MT-Bench's form: four questions in each of three categories, one of math without a reference."""
     folder = tmp_path_factory.mktemp("mt-bench")
     rows = [
         {"question_id": 81 + i, "category": CATEGORIES[i // EACH], "turns": [f"Q{81 + i}.1?", f"Q{81 + i}.2?"]}
@@ -38,7 +38,7 @@ def data(tmp_path_factory) -> Path:
     ]
     references = [
         {"question_id": row["question_id"], "choices": [{"index": 0, "turns": ["REF one", "REF two"]}]}
-        for row in rows[EACH + 1 :]  # those of stem too, which nobody is to see
+        for row in rows[EACH + 1 :]  # those of stem too, which no prompt must show
     ]
     for name, table in (("question", rows), ("reference_answer_gpt-4", references)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
@@ -54,8 +54,8 @@ def models(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    """Not the seconds between attempts that an endpoint wants."""
-    monkeypatch.setattr(judge, "FIRST_PAUSE", 0.02)
+    """Milliseconds between attempts instead of seconds."""
+    monkeypatch.setattr(retries, "FIRST_PAUSE", 0.02)
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +100,10 @@ def rows_of(report: EvalReport, name: str) -> list[dict]:
 
 
 def items_of(report: EvalReport) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
+    items: dict[str, dict[str, float]] = {}
     for row in rows_of(report, "items"):
-        found.setdefault(row["task"], {})[row["item"]] = row["value"]
-    return found
+        items.setdefault(row["task"], {})[row["item"]] = row["value"]
+    return items
 
 
 def shown(body: dict) -> str:
@@ -115,13 +115,13 @@ def grade_of(id: int, turn: int) -> int:
 
 
 def grades(body, _before) -> Reply:
-    """Grades by the question and the turn."""
+    """Grade by the question and the turn."""
     (id, turn) = re.findall(r"Q(\d+)\.([12])\?", shown(body))[-1]
     return Reply(text=f"So. [[{grade_of(int(id), int(turn))}]]")
 
 
 def likes(wanted):
-    """Of two answers the one that `wanted` likes better; the other kind of prompt gets a 5."""
+    """Choose between two answers as `wanted` does; grade every single answer with a 5."""
 
     def reply(body, _before):
         text = shown(body)
@@ -129,7 +129,7 @@ def likes(wanted):
             return Reply(text="[[5]]")
         fence = text.splitlines()[-1].removesuffix(" end")
         blocks = re.split(rf"{fence} (.*)\n", f"{text}\n")[1:]
-        last = {title: said.removesuffix("\n") for title, said in zip(blocks[::2], blocks[1::2], strict=False)}
+        last = {title: answer.removesuffix("\n") for title, answer in zip(blocks[::2], blocks[1::2], strict=False)}
         return Reply(text=f"[[{wanted(last['the answer of assistant A'], last['the answer of assistant B'])}]]")
 
     return reply

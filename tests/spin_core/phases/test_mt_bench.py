@@ -28,7 +28,7 @@ from small_game import version_of
 
 from spin_core.config.resolve import resolve
 from spin_core.errors import ConfigError, DataError
-from spin_core.evaluation.verdicts import OWN
+from spin_core.evaluation.mt_bench.judge_prompts import OWN_PROMPTS
 from spin_core.lineage import suite_jobs
 from spin_core.lineage.lineage import Lineage
 from spin_core.preflight.check import look_at_judge
@@ -151,7 +151,10 @@ def test_a_judge_that_likes_what_it_reads_first_finds_ties(tmp_path, data, model
 def test_grades_by_spins_own_prompts_say_that_they_do_not_compare(tmp_path, data, models):
     published = tmp_path / "published"
     shutil.copytree(data, published)
-    rows = [{"name": name, "system_prompt": one.system, "prompt_template": one.template} for name, one in OWN.items()]
+    rows = [
+        {"name": name, "system_prompt": one.system, "prompt_template": one.template}
+        for name, one in OWN_PROMPTS.items()
+    ]
     (published / "judge_prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with serving(grades) as endpoint:
         own, theirs = (

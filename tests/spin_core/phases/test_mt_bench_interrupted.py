@@ -11,7 +11,8 @@ from mt_bench_game import QUESTIONS, data, do, grades, job_of, models, rows_of, 
 from small_game import start
 
 from spin_core.errors import ConfigError, Stopped, TryAgain
-from spin_core.evaluation.questions import answers_folder, verdicts_folder
+from spin_core.evaluation.mt_bench.answers import answers_folder
+from spin_core.evaluation.mt_bench.judge import verdicts_folder
 from spin_core.phases.mt_bench import run
 from spin_core.runtime import phase, progress
 from spin_core.store.jobs import MtBenchJob

@@ -7,7 +7,7 @@ from endpoint import Reply, serving
 from mt_bench_game import QUESTIONS, data, do, grades, job_of, likes, models, rows_of, short_pauses
 
 from spin_core.errors import ConfigError
-from spin_core.evaluation.questions import verdicts_folder
+from spin_core.evaluation.mt_bench.judge import verdicts_folder
 
 __all__ = ["data", "models", "short_pauses"]
 

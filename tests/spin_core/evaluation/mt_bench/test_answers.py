@@ -1,20 +1,18 @@
-"""MT-Bench's questions, and the answers that a tiny real model gives to them."""
+"""The answers that a tiny real model gives to MT-Bench's questions."""
 
 import json
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from endpoint import serving
-from helpers import character_tokenizer, data_folder
+from helpers import character_tokenizer
 from mt_bench_game import QUESTIONS, data, do, grades, job_of, models, needs_vllm, rows_of, short_pauses
 from small_game import CPU
 
 from spin_core.config.generate import GenerateConfig
 from spin_core.data.seeds import seed_of
-from spin_core.errors import DataError
-from spin_core.evaluation.questions import TEMPERATURES, Speaker, answers_folder, fit, load_questions, quick
+from spin_core.evaluation.mt_bench.answers import TEMPERATURES, Answerer, answers_folder, fit_prompt
 from spin_core.inference.engine import Request
 from spin_core.inference.factory import make_engine
 from spin_core.runtime import launch
@@ -28,26 +26,26 @@ def test_the_second_turn_sees_the_first_and_each_category_has_its_temperature(tm
         job = job_of(tmp_path / "mt-bench", data, models[0], endpoint.url, generate={"temperature": 3.0, "top_k": 2})
         report = do(job)
     tokenizer = character_tokenizer()
-    said = {(row["id"], row["turn"]): row for row in rows_of(report, "answers")}
-    for (id, turn), row in said.items():
-        text = row["question"] if turn == 1 else f"Q{id}.1?\n{said[id, 1]['answer']}\n{row['question']}"
+    rows = {(row["id"], row["turn"]): row for row in rows_of(report, "answers")}
+    for (id, turn), row in rows.items():
+        text = row["question"] if turn == 1 else f"Q{id}.1?\n{rows[id, 1]['answer']}\n{row['question']}"
         prompt = [1, *tokenizer(text)["input_ids"]]
         # Greedy at 1e-6: the engine's own settings do not take 0.
-        drawn = GenerateConfig(temperature=TEMPERATURES[row["category"]] or 1e-6, max_new_tokens=12)
-        engine = make_engine(models[0], CPU, (2,), drawn, 0)
+        sampled = GenerateConfig(temperature=TEMPERATURES[row["category"]] or 1e-6, max_new_tokens=12)
+        engine = make_engine(models[0], CPU, (2,), sampled, 0)
         ((_, want),) = engine.answer([Request(prompt, seed_of(0, "mt-bench", id, turn))])
         assert row["response_ids"] == want.response_ids
         assert row["finish_reason"] == want.finish_reason
         assert row["answer"] == tokenizer.decode(want.response_ids, skip_special_tokens=True)
-    cut = sum(row["finish_reason"] == "length" for row in said.values())
-    assert f"{cut} of {2 * QUESTIONS} answers were cut at their longest" in report.notes
+    cut = sum(row["finish_reason"] == "length" for row in rows.values())
+    assert f"{cut} of {2 * QUESTIONS} answers were cut at the length limit" in report.notes
 
 
 def test_a_long_prompt_loses_its_beginning_and_leaves_room_for_an_answer():
-    assert fit([1, 2, 3], 1024, None) == [1, 2, 3]
-    assert fit(list(range(100)), 1024, 100) == list(range(25, 100))
-    assert fit(list(range(100)), 7, 100) == list(range(7, 100))
-    assert fit(list(range(60)), 40, 100) == list(range(60))
+    assert fit_prompt([1, 2, 3], 1024, None) == [1, 2, 3]
+    assert fit_prompt(list(range(100)), 1024, 100) == list(range(25, 100))
+    assert fit_prompt(list(range(100)), 7, 100) == list(range(7, 100))
+    assert fit_prompt(list(range(60)), 40, 100) == list(range(60))
 
 
 def test_a_prompt_that_does_not_fit_is_noted(tmp_path, models):
@@ -67,26 +65,26 @@ def kept_answers(job) -> list[dict]:
 
 @pytest.fixture
 def answered(monkeypatch) -> list[tuple[str, int]]:
-    """What a model is asked, as it is asked."""
-    asked = []
-    answer = Speaker.answer_turn
+    """The turns that a model has answered: each question's id, and the turn."""
+    turns = []
+    answer = Answerer._answer_turn
 
     def count(self, engine, questions, turn, progress):
-        asked.extend((question.id, turn) for question in questions)
+        turns.extend((question.id, turn) for question in questions)
         answer(self, engine, questions, turn, progress)
 
-    monkeypatch.setattr(Speaker, "answer_turn", count)
-    return asked
+    monkeypatch.setattr(Answerer, "_answer_turn", count)
+    return turns
 
 
-def test_a_phase_that_is_killed_among_the_answers_gives_none_twice(tmp_path, data, models, answered):
+def test_a_restarted_phase_samples_only_the_missing_answers(tmp_path, data, models, answered):
     with serving(grades) as endpoint:
         whole = job_of(tmp_path / "whole", data, models[0], endpoint.url)
         do(whole)
         answered.clear()
         job = job_of(tmp_path / "mt-bench", data, models[0], endpoint.url, generate={"batch_size": 2})
-        found = {(row["id"], row["turn"]): row for row in kept_answers(whole)}
-        rows = [found[where] for where in (("81", 1), ("81", 2), ("83", 1))]
+        complete = {(row["id"], row["turn"]): row for row in kept_answers(whole)}
+        rows = [complete[turn] for turn in (("81", 1), ("81", 2), ("83", 1))]
         lines = [json.dumps({**row, "answer": f"kept {row['id']}"}) + "\n" for row in rows]
         answers_folder(job).mkdir()
         (answers_folder(job) / "answers.jsonl").write_text("".join(lines) + '{"id": "84", "tu')
@@ -96,7 +94,7 @@ def test_a_phase_that_is_killed_among_the_answers_gives_none_twice(tmp_path, dat
     assert kept == ["kept 81", "kept 81", "kept 83"]
 
 
-def test_another_judge_reads_the_answers_that_are_there(tmp_path, data, models, answered):
+def test_another_judge_gets_the_same_answers(tmp_path, data, models, answered):
     with serving(grades) as endpoint:
         first = do(job_of(tmp_path / "first", data, models[0], endpoint.url))
         answered.clear()
@@ -107,66 +105,32 @@ def test_another_judge_reads_the_answers_that_are_there(tmp_path, data, models, 
     assert {row["model"] for row in rows_of(other, "verdicts")} == {"other"}
 
 
-def test_answers_of_another_model_sampling_or_question_are_not_taken(tmp_path, data, models, answered):
+def test_answers_of_another_model_sampling_or_question_are_not_reused(tmp_path, data, models, answered):
     other = shutil.copytree(data, tmp_path / "data")
     text = (other / "question.jsonl").read_text()
     (other / "question.jsonl").write_text(text.replace("Q81.2?", "Q81.2 or not?").replace("Q82.2?", "Q82.2 or not?"))
     with serving(grades) as endpoint:
 
-        def asked(name: str, folder: Path = data, model: Path = models[0], **more) -> int:
+        def count_answers(name: str, folder: Path = data, model: Path = models[0], **more) -> int:
             answered.clear()
             do(job_of(tmp_path / name, folder, model, endpoint.url, suite="mt-bench-quick", **more))
             return len(answered)
 
-        whole = asked("first")
+        whole = count_answers("first")
         assert whole > 2
-        assert asked("model", model=models[1]) == whole
-        assert asked("length", config={"max_new_tokens": 5}) == whole
-        assert asked("temperature", generate={"temperature": 2.0}) == whole
-        assert 2 <= asked("question", other) <= 4, "of the two that were changed, one at least is in the quick suite"
-        assert asked("again") == 0
-
-
-def test_the_real_questions_are_read():
-    questions = load_questions(data_folder("mt_bench"))
-    assert len(questions) == 80
-    assert Counter(question.category for question in questions) == dict.fromkeys(TEMPERATURES, 10)
-    with_references = [question.category for question in questions if question.references]
-    assert Counter(with_references) == {"math": 10, "reasoning": 10, "coding": 10}
-    few = quick(questions, 0)
-    assert Counter(question.category for question in few) == dict.fromkeys(TEMPERATURES, 3)
-    assert [q.id for q in few] == [q.id for q in questions if q in few] != [q.id for q in quick(questions, 1)]
-
-
-@pytest.mark.parametrize(
-    ("rows", "said"),
-    [
-        ([], "holds no questions"),
-        ([{"question_id": 1, "category": "math", "turns": ["one"]}], "question 1 needs .* two turns"),
-        ([{"question_id": 1, "turns": ["one", "two"]}], "question 1 needs"),
-        ([{"question_id": 1, "category": "x", "turns": ["a", "b"]}] * 2, "two of one question_id"),
-    ],
-)
-def test_questions_that_are_none_are_refused(tmp_path, rows, said):
-    (tmp_path / "question.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    (tmp_path / "reference_answer_gpt-4.jsonl").write_text("")
-    with pytest.raises(DataError, match=said):
-        load_questions(tmp_path)
-
-
-def test_a_folder_without_questions_and_a_hub_out_of_reach_are_told(tmp_path):
-    with pytest.raises(DataError, match=r"question.jsonl is not there: set evaluate.mt_bench.data"):
-        load_questions(tmp_path)
-    with pytest.raises(DataError, match=r"mt_bench_prompts is no file or folder here.*mend evaluate.mt_bench.data"):
-        load_questions(None)
+        assert count_answers("model", model=models[1]) == whole
+        assert count_answers("length", config={"max_new_tokens": 5}) == whole
+        assert count_answers("temperature", generate={"temperature": 2.0}) == whole
+        assert 2 <= count_answers("question", other) <= 4, "one or both of the changed questions are in the quick suite"
+        assert count_answers("again") == 0
 
 
 @needs_vllm
 @pytest.mark.slow
-def test_vllm_answers_where_generate_says_so(tmp_path, data):
+def test_vllm_answers_if_generate_selects_it(tmp_path, data):
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    # Heads as wide as vLLM's kernels want them.
+    # The heads have a width that vLLM's kernels support.
     tokenizer = character_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
@@ -181,7 +145,7 @@ def test_vllm_answers_where_generate_says_so(tmp_path, data):
         theirs = launch.run_phase(
             job_of(tmp_path / "theirs", data, tmp_path / "model", endpoint.url, generate=vllm), EvalReport
         )
-    # At temperature 0 there is one answer.
+    # At temperature 0 there is only one possible answer.
     math = [
         {(row["id"], row["turn"]): row["answer"] for row in rows_of(report, "answers") if row["category"] == "math"}
         for report in (ours, theirs)
