@@ -19,7 +19,7 @@ from spin_core.config.train import TrainConfig
 from spin_core.data.tokenizer import load_config
 from spin_core.errors import ConfigError, DataError, ModelError
 from spin_core.leaderboard import gate
-from spin_core.models import logps
+from spin_core.models import logit_transform
 from spin_core.models.loading import load_model
 from spin_core.phases import prompts
 from spin_core.preflight import data, estimate, measure, model, resources
@@ -316,11 +316,11 @@ def test_a_model_that_needs_all_its_logits_at_once_is_told_and_reckoned_with(
     monkeypatch.setattr(
         resources, "look_at_time", lambda _looks, config, *_: reckoned.append(config.train.speed.response_logits)
     )
-    monkeypatch.setattr(logps, "CAP", "no such setting")
+    monkeypatch.setattr(logit_transform, "_CAP", "no such setting")
     capped = configured(f"model.path={capped_model}", "train.speed.packing=false")
     said = "computes all logits at once, because it does more to them than scale or cap them"
     assert texts(check_run(capped, tmp_path), "model", "warn") == [said]
-    monkeypatch.setattr(logps, "CAP", "final_logit_softcapping")
+    monkeypatch.setattr(logit_transform, "_CAP", "final_logit_softcapping")
     assert texts(check_run(capped, tmp_path), "model", "warn") == []
     assert reckoned == [False, True]
 
