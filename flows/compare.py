@@ -17,8 +17,8 @@ from spin_core.comparison import compare as comparisons
 from spin_core.comparison.compare import MOST_SEEDS, Table
 from spin_core.config.resolve import RecipeName, resolve
 from spin_core.config.run import RunConfig
-from spin_core.lineage import lineage as lineages
 from spin_core.lineage.controls import Method
+from spin_core.lineage.find import lineage_folder
 from spin_core.lineage.lineage import Lineage
 from spin_core.store import lock
 from tasks.compare import publish_comparison
@@ -69,7 +69,7 @@ def compare_local(runs: Path, name: str, config: RunConfig, seeds: int, methods:
 def play_all(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequence[str]) -> Table:
     """Each seed's game with its controls, as an ordinary lineage; then the table."""
     add_tags(recipe=config.recipe, comparison=name)
-    with lock.locked(lineages.check_name(runs, name), wait=started_again()):
+    with lock.locked(lineage_folder(runs, name), wait=started_again()):
         games = comparisons.begin(runs, name, config, seeds, methods)
         for game in games:
             play_seed(game)

@@ -1,8 +1,7 @@
 """What the game has to beat, trained and scored beside it in the same lineage."""
 
 from spin_core.lineage import controls, rescore
-from spin_core.lineage import lineage as lineages
-from spin_core.lineage.lineage import Lineage
+from spin_core.lineage.lineage import Lineage, trained_model
 from spin_core.store.records import PromptSet
 from tasks.evaluate import Reports, evaluate
 from tasks.train import read_preferences, score_preferences, train_control
@@ -20,7 +19,7 @@ def compare_with_controls(game: Lineage, prompts: PromptSet, of_base: Reports) -
             scores = score_preferences(game, control, start, pairs)
         train_control(game, control, start, prompts, pairs, scores)
         folder = game.control(control.name)
-        evaluate(game, lineages.trained(folder / "model"), prompts, of_base, folder=folder / "eval")
+        evaluate(game, trained_model(folder / "model"), prompts, of_base, folder=folder / "eval")
     for temperature in game.config.controls.temperatures:
         folder = game.control(f"temperature-{temperature:g}")
         evaluate(game, base, prompts, folder=folder / "eval", temperature=temperature)

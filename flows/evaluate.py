@@ -16,8 +16,8 @@ from spin_core.config.resolve import RecipeName
 from spin_core.leaderboard import scoring
 from spin_core.leaderboard.board import Board
 from spin_core.leaderboard.scoring import Suite
-from spin_core.lineage import lineage as lineages
-from spin_core.lineage.lineage import Lineage
+from spin_core.lineage.find import find_lineage
+from spin_core.lineage.lineage import Lineage, trained_model
 from spin_core.runtime import warm
 from spin_core.store import identity, lock
 from spin_core.store.records import ModelVersion, PromptSet
@@ -78,7 +78,7 @@ def score_versions(game: Lineage, wanted: Sequence[int]) -> Board:
         if not wanted:
             score_controls(game, base, prompts)
         # As the lineage has it: its main score and headline are not those that were asked for now.
-        own = lineages.find(game.runs, game.name)
+        own = find_lineage(game.runs, game.name)
         board = publish_leaderboard(own)
         push(own)
         return board
@@ -94,7 +94,7 @@ def score_controls(game: Lineage, base: ModelVersion, prompts: PromptSet | None)
     if trained or cooled:
         tell(f"scored too: {', '.join(folder.name for folder in (*trained, *cooled))}")
     for folder in trained:
-        model = lineages.trained(folder / "model")
+        model = trained_model(folder / "model")
         score(game, model, prompts, of_base, folder=folder / "eval", anew=False)
     for folder in cooled:
         score(game, base, prompts, folder=folder / "eval", temperature=at[folder], anew=False)

@@ -21,7 +21,7 @@ from spin_core.config.resolve import RecipeName, resolve
 from spin_core.config.run import LineageName
 from spin_core.errors import LineageBusy
 from spin_core.leaderboard import convergence
-from spin_core.lineage import lineage as lineages
+from spin_core.lineage.find import find_lineage, lineage_folder
 from spin_core.lineage.lineage import Lineage
 from spin_core.store import files
 
@@ -54,8 +54,8 @@ def nightly(
         runs: The folder that holds lineages; SPIN_RUNS, or runs, if left out.
     """
     folder = runs_folder(runs)
-    root = lineages.check_name(folder, lineage)
-    game = lineages.find(folder, lineage) if (root / "lineage.json").exists() else None
+    root = lineage_folder(folder, lineage)
+    game = find_lineage(folder, lineage) if (root / "lineage.json").exists() else None
     add_tags(recipe=game.config.recipe if game else recipe, lineage=lineage)
     note = root / "nights" / f"{flow_run.id}.json"
     # The same run, started again after a crash: it may have finished its iteration, and must not add a second.
@@ -80,7 +80,7 @@ def nightly(
             note.unlink()
             return left_out(lineage, "still plays")
         played = datetime.now(UTC).isoformat()
-        game = lineages.find(folder, lineage)
+        game = find_lineage(folder, lineage)
         over = ending(game, until_converged)
     assert game is not None, "it was there, or has been played"
     note.parent.mkdir(exist_ok=True)

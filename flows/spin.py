@@ -16,9 +16,10 @@ from spin_core.config.run import RunConfig
 from spin_core.leaderboard import gate
 from spin_core.leaderboard.board import Board
 from spin_core.leaderboard.opponents import answerers
-from spin_core.lineage import history, start
-from spin_core.lineage import lineage as lineages
-from spin_core.lineage.lineage import Lineage
+from spin_core.lineage import history, phase_jobs
+from spin_core.lineage.find import lineage_folder
+from spin_core.lineage.lineage import SHARED, Lineage
+from spin_core.lineage.start import start_lineage
 from spin_core.runtime import warm
 from spin_core.store import lock
 from spin_core.store.records import GenerationBatch, ModelVersion, PromptSet
@@ -84,8 +85,8 @@ def continue_lineage(runs: str, name: str, config: RunConfig) -> Board:
 
 def play_alone(runs: Path, name: str, config: RunConfig) -> Board:
     """Play with the lineage's lock held."""
-    with lock.locked(lineages.check_name(runs, name), wait=started_again()), warm.warm.phases():
-        game = start.start(runs, name, config)
+    with lock.locked(lineage_folder(runs, name), wait=started_again()), warm.warm.phases():
+        game = start_lineage(runs, name, config)
         with followed(game):
             return play(game)
 
@@ -144,8 +145,8 @@ def first_opponent(game: Lineage) -> tuple[ModelVersion, PromptSet]:
     if game.config.model.path:
         base = base_model(game)
         return base, prepare_prompts(game, base)
-    with lock.locked(game.runs / lineages.SHARED, wait=True):
+    with lock.locked(game.runs / SHARED, wait=True):
         untrained = base_model(game)
         prompts = prepare_prompts(game, untrained)
         train_sft(game, untrained, prompts)
-        return game.sft_model(untrained, prompts), prompts
+        return phase_jobs.sft_model(game, untrained, prompts), prompts

@@ -22,7 +22,8 @@ from typing import Any
 import click
 
 from spin_core.errors import ConfigError, SpinError
-from spin_core.lineage.lineage import SHARED, check_name
+from spin_core.lineage.find import lineage_folder
+from spin_core.lineage.lineage import SHARED
 from spin_core.runtime import devices, launch, torchrun
 from spin_core.runtime import process as runtime_process
 
@@ -69,7 +70,7 @@ def main(
     os.environ[torchrun.NODE_RANK] = str(node)
     runs = runs.absolute()
     try:
-        root, mark = check_name(runs, lineage), mark_of(runs, game)
+        root, mark = lineage_folder(runs, lineage), mark_of(runs, game)
         if node:
             follow(root, mark)
             return

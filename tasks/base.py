@@ -1,5 +1,6 @@
 """θ_0 and the SFT data."""
 
+from spin_core.lineage import phase_jobs
 from spin_core.lineage.lineage import Lineage
 from spin_core.store.jobs import BaseJob, PromptsJob, TrainJob
 from spin_core.store.records import ModelVersion, PromptSet, TrainRun
@@ -9,16 +10,16 @@ from tasks.phase_task import phase_task
 @phase_task(ModelVersion, "base model")
 def base_model(game: Lineage) -> BaseJob:
     """Bring in the SFT model, or make an untrained one."""
-    return game.base_job()
+    return phase_jobs.base_job(game)
 
 
 @phase_task(PromptSet, "prepare prompts")
 def prepare_prompts(game: Lineage, tokenizer: ModelVersion) -> PromptsJob:
     """Read, split and tokenise the SFT data."""
-    return game.prompts_job(tokenizer)
+    return phase_jobs.prompts_job(game, tokenizer)
 
 
 @phase_task(TrainRun, "train sft")
 def train_sft(game: Lineage, untrained: ModelVersion, prompts: PromptSet) -> TrainJob:
     """Train θ_0 on the SFT data."""
-    return game.sft_job(untrained, prompts)
+    return phase_jobs.sft_job(game, untrained, prompts)

@@ -12,6 +12,7 @@ from prefect.logging import get_run_logger
 
 from spin_core.config.generate import RayConfig
 from spin_core.inference import shards, workers
+from spin_core.lineage import phase_jobs
 from spin_core.lineage.lineage import Lineage
 from spin_core.runtime import grace, interpreter, launch
 from spin_core.store import files
@@ -26,7 +27,7 @@ def generate(
     game: Lineage, t: int, opponent: ModelVersion, prompts: PromptSet, answerers: Sequence[ModelVersion] = ()
 ) -> GenerationBatch:
     """y' ~ p_θt(.|x) for every training prompt."""
-    job = game.generate_job(t, opponent, prompts, answerers)
+    job = phase_jobs.generate_job(game, t, opponent, prompts, answerers)
     ray = job.config.speed.ray
     if ray is None or launch.finished(job, GenerationBatch) is not None:
         return answer(game, t, opponent, prompts, answerers)
@@ -42,7 +43,7 @@ def answer(
     game: Lineage, t: int, opponent: ModelVersion, prompts: PromptSet, answerers: Sequence[ModelVersion]
 ) -> GenerateJob:
     """The phase itself: it begins the shards, sees to it that all are done, and publishes."""
-    return game.generate_job(t, opponent, prompts, answerers)
+    return phase_jobs.generate_job(game, t, opponent, prompts, answerers)
 
 
 @task(name="answer-on-ray", cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=1)

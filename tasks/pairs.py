@@ -1,5 +1,6 @@
 """Pairs, and the opponent's log-probabilities of them."""
 
+from spin_core.lineage import phase_jobs
 from spin_core.lineage.lineage import Lineage
 from spin_core.store.jobs import PairsJob, ScoreJob
 from spin_core.store.records import GenerationBatch, ModelVersion, PairDataset, PromptSet, ScoredPairs
@@ -16,10 +17,10 @@ def build_pairs(
     initial: GenerationBatch | None,
 ) -> PairsJob:
     """D_t = hygiene(real, generated) ∪ D_{t-1}."""
-    return game.pairs_job(t, prompts, generations, previous, initial)
+    return phase_jobs.pairs_job(game, t, prompts, generations, previous, initial)
 
 
 @phase_task(ScoredPairs, "score t={t}")
 def score(game: Lineage, t: int, opponent: ModelVersion, pairs: PairDataset, base: ModelVersion) -> ScoreJob:
     """log p_θt of every pair, once, so that training holds one model."""
-    return game.score_job(t, opponent, pairs, base)
+    return phase_jobs.score_job(game, t, opponent, pairs, base)

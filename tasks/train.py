@@ -1,6 +1,6 @@
 """Training: the player of an iteration, and what it is compared with."""
 
-from spin_core.lineage import controls
+from spin_core.lineage import control_jobs, phase_jobs
 from spin_core.lineage.controls import Control
 from spin_core.lineage.lineage import Lineage
 from spin_core.store.jobs import PreferencesJob, ScoreJob, TrainJob
@@ -11,19 +11,19 @@ from tasks.phase_task import phase_task
 @phase_task(TrainRun, "train t={t}")
 def train(game: Lineage, t: int, opponent: ModelVersion, pairs: PairDataset, scores: ScoredPairs) -> TrainJob:
     """θ_{t+1}: started from θ_t, it learns to tell real from generated."""
-    return game.train_job(t, opponent, pairs, scores)
+    return phase_jobs.train_job(game, t, opponent, pairs, scores)
 
 
 @phase_task(PairDataset, "read preferences")
 def read_preferences(game: Lineage, control: Control, base: ModelVersion, prompts: PromptSet) -> PreferencesJob:
     """Preference data as pairs."""
-    return controls.preferences_job(game, control, base, prompts)
+    return control_jobs.preferences_job(game, control, base, prompts)
 
 
 @phase_task(ScoredPairs, "score preferences")
 def score_preferences(game: Lineage, control: Control, start: ModelVersion, pairs: PairDataset) -> ScoreJob:
     """The reference's log-probability of every preference."""
-    return controls.score_job(game, control, start, pairs)
+    return control_jobs.score_job(game, control, start, pairs)
 
 
 @phase_task(TrainRun, "train {control.name}")
@@ -36,4 +36,4 @@ def train_control(
     scores: ScoredPairs | None,
 ) -> TrainJob:
     """A training beside the game."""
-    return controls.train_job(game, control, start, prompts, pairs, scores)
+    return control_jobs.train_job(game, control, start, prompts, pairs, scores)

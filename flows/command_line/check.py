@@ -33,10 +33,10 @@ def check(recipe: str, file: Path | None, sets: tuple[str, ...], as_json: bool, 
 @runs_option
 def verify(lineage: str, runs: Path) -> None:
     """Check every published file against the digest in its manifest."""
-    from spin_core.lineage.lineage import find
+    from spin_core.lineage.find import find_lineage
     from spin_core.lineage.verify import verify as verify_lineage
 
-    problems, count = verify_lineage(find(runs, lineage))
+    problems, count = verify_lineage(find_lineage(runs, lineage))
     for problem in problems:
         click.echo(f"{click.style('damaged', fg='red')}  {problem}", err=True)
     if problems:

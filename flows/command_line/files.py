@@ -52,9 +52,9 @@ def export(
     """Write what iteration T made for other programs: its pairs, or the model that it trained."""
     from flows.command_line.printing.records import record_at
     from spin_core.lineage.export import export_model, export_pairs
-    from spin_core.lineage.lineage import find
+    from spin_core.lineage.find import find_lineage
 
-    record = record_at(find(runs, lineage), t)
+    record = record_at(find_lineage(runs, lineage), t)
     match form:
         case "merged" | "adapter":
             path = output or Path(f"{lineage}-theta-{t + 1}-{form}")

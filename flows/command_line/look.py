@@ -24,12 +24,12 @@ def leaderboard(
     from flows.command_line.printing.status import unreadable_line
     from spin_core.errors import DamagedArtifact
     from spin_core.leaderboard import board
-    from spin_core.lineage.lineage import find, names
+    from spin_core.lineage.find import find_lineage, lineage_names
 
     games, boards = [], []
-    for name in lineages or names(runs):
+    for name in lineages or lineage_names(runs):
         try:
-            game = find(runs, name)
+            game = find_lineage(runs, name)
             boards.append(board.leaderboard(game))
             games.append(game)
         except DamagedArtifact:
@@ -59,9 +59,9 @@ def leaderboard(
 def show(lineage: str, t: int | None, html: Path | None, as_json: bool, runs: Path) -> None:
     """Show what a lineage, or its iteration T, was made from, and what it cost."""
     from flows.command_line.printing import records as printing
-    from spin_core.lineage.lineage import find
+    from spin_core.lineage.find import find_lineage
 
-    game = find(runs, lineage)
+    game = find_lineage(runs, lineage)
     if html:
         from spin_core.reports import html as report
 
@@ -104,10 +104,10 @@ def samples(
     runs: Path,
 ) -> None:
     """Browse prompts with the human response and what every version up to θ_T, or iteration up to T, answered."""
-    from spin_core.lineage import lineage as lineages
+    from spin_core.lineage.find import find_lineage
     from spin_core.reports.samples import read
 
-    everything = read(lineages.find(runs, lineage), part, t)
+    everything = read(find_lineage(runs, lineage), part, t)
     rows = everything.select(find=find, sort=sort, limit=limit)
     if html:
         from spin_core.reports.samples_page import write

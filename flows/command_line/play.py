@@ -38,10 +38,11 @@ def next(lineage: str, anyway: bool, file: Path | None, sets: tuple[str, ...], r
     """Play one more iteration of a lineage, with its settings or with changed ones."""
     from spin_core.config.resolve import changes
     from spin_core.leaderboard import convergence
-    from spin_core.lineage.lineage import find
+    from spin_core.lineage.changes import one_more_iteration, with_settings
+    from spin_core.lineage.find import find_lineage
 
-    game = find(runs, lineage).changed(changes(file, sets))
-    config = game.one_more()
+    game = with_settings(find_lineage(runs, lineage), changes(file, sets))
+    config = one_more_iteration(game)
     if not anyway:
         convergence.check(game)
     _play(runs, lineage, config)
@@ -136,14 +137,14 @@ def _play(runs: Path, name: str, config: "RunConfig") -> None:
     """Run the flow in this process, with a live display, and print the leaderboard at the end."""
     from flows.server import local
     from spin_core.leaderboard import gate
-    from spin_core.lineage import start
-    from spin_core.lineage.lineage import check_name
+    from spin_core.lineage.find import lineage_folder
+    from spin_core.lineage.start import start_lineage
     from spin_core.store import lock
 
     gate.check_metrics(config)
     _check_store(runs, name, config)
-    with lock.locked(check_name(runs, name)):
-        start.start(runs, name, config)
+    with lock.locked(lineage_folder(runs, name)):
+        start_lineage(runs, name, config)
     # Prefect reads its environment when it is imported, which the flows do.
     local.prepare(runs, quiet=True)
 

@@ -15,7 +15,7 @@ from flows.server import api, local
 from flows.server.api import Server
 from spin_core.config.base import Frozen
 from spin_core.errors import ConfigError, DamagedArtifact, SpinError, TryAgain
-from spin_core.lineage import lineage as lineages
+from spin_core.lineage.find import find_lineage, lineage_names
 from spin_core.runtime import grace
 
 DOWN_SECONDS = 180.0
@@ -76,7 +76,7 @@ def status(runs: Path) -> Status:
     url = up.url if up and local.answers(up) else ""
     heads: list[Head] = []
     unreadable: list[str] = []
-    for name in lineages.names(runs):
+    for name in lineage_names(runs):
         try:
             heads.append(head_of(runs, name))
         except DamagedArtifact:
@@ -120,7 +120,7 @@ def percent(server: Server, task: str) -> float | None:
 
 def head_of(runs: Path, name: str) -> Head:
     """The newest version of a lineage, and whether the game goes on."""
-    game = lineages.find(runs, name)
+    game = find_lineage(runs, name)
     head = len(game.records())
     nights = [json.loads(path.read_text("utf-8")) for path in (game.root / "nights").glob("*.json")]
     ended = next((night["ended"] for night in nights if night["iterations"] == head and night["ended"]), "")

@@ -21,10 +21,11 @@ from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError, DamagedArtifact
 from spin_core.evaluation.statistics import sure
 from spin_core.leaderboard import board, gate
-from spin_core.lineage import controls, start
-from spin_core.lineage import lineage as lineages
+from spin_core.lineage import controls
 from spin_core.lineage.controls import Method
+from spin_core.lineage.find import lineage_folder
 from spin_core.lineage.lineage import Lineage, reports_in
+from spin_core.lineage.start import start_lineage
 from spin_core.store import artifacts, files, lock
 from spin_core.store.records import EvalReport, Score, TrainRun
 
@@ -149,14 +150,14 @@ def begin(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequenc
         if method in lacking:
             raise ConfigError(f"{method} {lacking[method]}")
     gate.check_metrics(config)
-    if (lineages.check_name(runs, name) / "lineage.json").exists():
+    if (lineage_folder(runs, name) / "lineage.json").exists():
         raise ConfigError(f"{name} is a lineage in {runs}: give the comparison another name with --name")
     games = [configured(config, methods, seed) for seed in range(1, seeds + 1)]
     check_preferences(games[0])
     begun = []
     for lineage, game in zip(names(name, seeds), games, strict=True):
-        with lock.locked(lineages.check_name(runs, lineage)):
-            begun.append(start.start(runs, lineage, game))
+        with lock.locked(lineage_folder(runs, lineage)):
+            begun.append(start_lineage(runs, lineage, game))
     return begun
 
 

@@ -16,9 +16,9 @@ from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError
 from spin_core.evaluation import suites
 from spin_core.leaderboard import gate
-from spin_core.lineage import lineage as lineages
-from spin_core.lineage import start
+from spin_core.lineage.find import find_lineage, lineage_folder, lineage_names
 from spin_core.lineage.lineage import Lineage
+from spin_core.lineage.start import start_lineage
 from spin_core.store import identity, lock
 from spin_core.store.files import dump
 
@@ -50,18 +50,18 @@ def prepare(
             raise ConfigError(
                 f"{target} is a lineage, which has its recipe and its name: leave out --recipe and --lineage"
             )
-        return of_lineage(lineages.find(runs, target), asked, changes)
+        return of_lineage(find_lineage(runs, target), asked, changes)
     folder = Path(target).expanduser()
     if not folder.is_dir() and "/" not in target:
-        there = ", ".join(lineages.names(runs)) or "none yet"
+        there = ", ".join(lineage_names(runs)) or "none yet"
         raise ConfigError(
             f"{target} is neither a lineage in {runs} (there: {there}) nor a model's folder: name one of them"
         )
     model = str(folder.resolve()) if folder.is_dir() else target
     name = lineage or re.sub(r"[^a-z0-9]+", "-", Path(model).name.lower()).strip("-")[:63]
-    root = lineages.check_name(runs, name)
+    root = lineage_folder(runs, name)
     if (root / "lineage.json").exists():
-        game = lineages.find(runs, name)
+        game = find_lineage(runs, name)
         if game.config.model.path != model:
             raise ConfigError(f"the name {name} is taken by another model: give this one another with --lineage")
         if any(root.rglob(identity.MANIFEST)):
@@ -73,7 +73,7 @@ def prepare(
     with lock.locked(root):
         if not any(root.rglob(identity.MANIFEST)):  # an earlier try came to nothing, perhaps for its settings
             (root / "lineage.json").unlink(missing_ok=True)
-        return start.start(runs, name, config)
+        return start_lineage(runs, name, config)
 
 
 def of_lineage(game: Lineage, asked: Sequence[str], changes: Sequence[Mapping[str, Any]]) -> Lineage:

@@ -16,12 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from spin_core.config.base import at, resolved
+from spin_core.config.base import at
 from spin_core.config.controls import DpoConfig
 from spin_core.config.run import RunConfig
 from spin_core.lineage.lineage import Lineage
-from spin_core.store.jobs import PreferencesJob, ScoreJob, TrainJob
-from spin_core.store.records import IterationRecord, ModelVersion, PairDataset, PromptSet, ScoredPairs, TrainRun
+from spin_core.store.records import IterationRecord, TrainRun
 
 Method = Literal["sft-steps", "sft-tokens", "dpo", "spin-dpo", "longer", "sizes"]
 
@@ -122,60 +121,3 @@ def dpo_name(config: RunConfig, settings: DpoConfig, steps: int) -> str:
 def tokens_trained(train: TrainRun) -> int:
     """Tokens of prompts and responses that a training saw, a prompt counted for each of its responses."""
     return sum(json.loads(line)["tokens"] for line in (train.path / TIMING).read_text("utf-8").splitlines())
-
-
-# Jobs, in the order in which they are done.
-
-
-def preferences_job(game: Lineage, control: Control, base: ModelVersion, prompts: PromptSet) -> PreferencesJob:
-    """The preference data, as pairs, rendered and capped as the SFT data are."""
-    config, settings = game.config, game.config.controls.dpo
-    assert settings is not None, "only DPO reads preferences"
-    return PreferencesJob(
-        output=game.control(control.name) / "pairs",
-        seed=config.seed,
-        source=settings.source,
-        columns=settings.columns,
-        sample=settings.sample,
-        chat=config.chat,
-        tokenizer=base,
-        prompts=prompts,
-        max_prompt_tokens=config.prompts.max_prompt_tokens,
-        max_new_tokens=config.generate.max_new_tokens,
-        trust_remote_code=config.model.trust_remote_code,
-    )
-
-
-def score_job(game: Lineage, control: Control, start: ModelVersion, pairs: PairDataset) -> ScoreJob:
-    """The log-probabilities of the preferences under the version that DPO starts from: its reference."""
-    # As iteration 0 scores: nobody else is asked.
-    job = game.score_job(0, start, pairs)
-    return job.model_copy(update={"output": game.control(control.name) / "scores"})
-
-
-def train_job(
-    game: Lineage,
-    control: Control,
-    start: ModelVersion,
-    prompts: PromptSet,
-    pairs: PairDataset | None,
-    scores: ScoredPairs | None,
-) -> TrainJob:
-    """A control's training, with the player's optimizer and batch."""
-    folder = game.control(control.name)
-    return TrainJob(
-        output=folder / "train",
-        weights=folder / "model",
-        seed=game.config.game_seed,
-        held_out_seed=game.config.seed,
-        t=control.after,
-        config=resolved(game.config.train, 0).model_copy(update=dict(control.changes)),
-        model=game.config.model,
-        start=start,
-        pairs=pairs,
-        scores=scores,
-        prompts=prompts if control.teaches == "prompts" else None,
-        steps=control.steps,
-        tokens=control.tokens,
-        share=control.share,
-    )

@@ -7,7 +7,8 @@ from spin_core.config.base import resolved
 from spin_core.config.run import RunConfig
 from spin_core.errors import StaleArtifact
 from spin_core.evaluation import suites
-from spin_core.lineage.lineage import Lineage, check_name
+from spin_core.lineage.find import lineage_folder
+from spin_core.lineage.lineage import CONFIGURATION, Lineage
 from spin_core.runtime import interpreter
 from spin_core.store import files, identity
 from spin_core.store.files import dump, load
@@ -17,7 +18,7 @@ FREE = ("iterations", "controls", "evaluate", "gate", "metrics", "nightly", "pus
 others of `evaluate` is scored anew (`rescore`)."""
 
 
-def start(runs: Path, name: str, config: RunConfig) -> Lineage:
+def start_lineage(runs: Path, name: str, config: RunConfig) -> Lineage:
     """Begin a lineage, or go on with the one of that name. Call it with the lineage's lock held.
 
     Raises `StaleArtifact`, naming the fields, if it was started with other settings that touch what is built: a
@@ -28,7 +29,7 @@ def start(runs: Path, name: str, config: RunConfig) -> Lineage:
         interpreter.required_python(config.generate.vllm)
     suites.check(config)
     metrics.check(config.metrics)
-    path = check_name(runs, name) / "lineage.json"
+    path = lineage_folder(runs, name) / CONFIGURATION
     lineage = Lineage(runs=runs, name=name, config=config)
     if path.exists():
         have = load(RunConfig, path, "config")

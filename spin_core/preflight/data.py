@@ -13,6 +13,7 @@ from spin_core.config.data import SourceConfig
 from spin_core.config.run import RunConfig
 from spin_core.config.train import TrainConfig
 from spin_core.errors import DataError
+from spin_core.lineage import phase_jobs
 from spin_core.lineage.lineage import Lineage
 from spin_core.preflight.estimate import Texts
 from spin_core.preflight.estimate import sides as sides_of
@@ -86,7 +87,7 @@ def look_at_preferences(looks: Looks, config: RunConfig) -> int:
 def look_at_texts(looks: Looks, config: RunConfig, source: Source, folder: Path, renderer: Any) -> Texts | None:
     """The data as phase `prompts` will leave them. None if nobody says how many there are."""
     tokenizer = ModelVersion(path=folder, digest="", t=0, parent=None)
-    job = Lineage(Path(), "check", config).prompts_job(tokenizer)
+    job = phase_jobs.prompts_job(Lineage(Path(), "check", config), tokenizer)
     looks.at("context", look_at_context, job)
     return (
         look_at_rows(looks, job, source.rows, renderer, config.train)

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from spin_core.errors import ConfigError, DamagedArtifact
-from spin_core.lineage import lineage as lineages
+from spin_core.lineage.find import lineage_folder
 from spin_core.lineage.lineage import SHARED
 from spin_core.remote import storage
 from spin_core.remote.push import CONFIGURATION, MANIFEST, File, Moved, Tell, here, read_manifest
@@ -23,7 +23,7 @@ def pull(runs: Path, name: str, url: str, tell: Tell | None = None) -> Moved:
     `DamagedArtifact` if a file of the copy no longer has its digest; all others are here then.
     """
     there = storage.connect(f"{url.rstrip('/')}/{name}")
-    root = lineages.check_name(runs, name)
+    root = lineage_folder(runs, name)
     if (root / CONFIGURATION).exists():
         raise ConfigError(f"lineage {name} is in {runs} already: give another folder with --runs, or remove {root}")
     found = read_manifest(there)

@@ -18,7 +18,8 @@ from pathlib import Path
 from spin_core.config.base import Frozen
 from spin_core.config.push import PushConfig
 from spin_core.errors import ConfigError, DamagedArtifact, TryAgain
-from spin_core.lineage import lineage as lineages
+from spin_core.lineage import phase_jobs
+from spin_core.lineage.find import lineage_folder
 from spin_core.lineage.lineage import SHARED, Lineage
 from spin_core.remote import storage
 from spin_core.remote.storage import Remote
@@ -88,7 +89,7 @@ def meet(runs: Path, name: str, settings: PushConfig) -> None:
         return
     storage.check(settings.url)
     there = storage.connect(f"{settings.url.rstrip('/')}/{name}")
-    if not (lineages.check_name(runs, name) / CONFIGURATION).exists() and read_manifest(there) is not None:
+    if not (lineage_folder(runs, name) / CONFIGURATION).exists() and read_manifest(there) is not None:
         raise ConfigError(
             f"{there.url} is the copy of a lineage {name} that is not in {runs}: bring it here with spin pull {name} "
             f"{settings.url}, or choose a new name with --lineage"
@@ -182,7 +183,9 @@ def shared(game: Lineage) -> list[Path]:
     if base is None or SHARED not in base.parts:
         return []
     return [
-        folder for folder in (game.base_job().output, base.parent / "train", base) if artifacts.read_manifest(folder)
+        folder
+        for folder in (phase_jobs.base_job(game).output, base.parent / "train", base)
+        if artifacts.read_manifest(folder)
     ]
 
 

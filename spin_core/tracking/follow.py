@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 
 from spin_core.errors import first_line
-from spin_core.lineage import lineage as lineages
+from spin_core.lineage.find import find_lineage
 from spin_core.lineage.lineage import Lineage
 from spin_core.runtime.process import die_with_parent
 from spin_core.runtime.progress import claim_stdout
@@ -59,7 +59,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     for name, value in REPORTS_NOTHING.items():
         os.environ.setdefault(name, value)
-    game = lineages.find(Path(sys.argv[1]), sys.argv[2])
+    game = find_lineage(Path(sys.argv[1]), sys.argv[2])
 
     def failed(name: str, error: Exception) -> None:
         said = without_users(first_line(error))

@@ -63,13 +63,13 @@ def aside(runs: Path, number: str) -> dict[str, float]:
     from pydantic import TypeAdapter
 
     from spin_core.leaderboard import board
-    from spin_core.lineage import lineage
+    from spin_core.lineage.find import find_lineage
     from spin_core.reports import html, markdown
     from spin_core.runtime import launch, warm
     from spin_core.store.jobs import EvaluateJob, GenerateJob, PairsJob, ScoreJob, TrainJob
     from spin_core.store.records import EvalReport, GenerationBatch, PairDataset, ScoredPairs, TrainRun
 
-    game, t = lineage.find(runs, "bench"), int(number)
+    game, t = find_lineage(runs, "bench"), int(number)
     record = game.records()[t]
     job: TypeAdapter[Any] = TypeAdapter(GenerateJob | PairsJob | ScoreJob | TrainJob | EvaluateJob)
     jobs = [job.validate_json(path.read_text("utf-8")) for path in job_files(game.root, t)]
@@ -95,10 +95,11 @@ def shards(runs: Path) -> dict[str, float]:
     from prefect import flow
 
     from spin_core.lineage import lineage
+    from spin_core.lineage.find import find_lineage
     from spin_core.runtime import launch
     from tasks.generate import answer
 
-    game = lineage.find(runs, "bench")
+    game = find_lineage(runs, "bench")
     first = game.records()[0]
     changed = {"shard_size": -(-first.prompts.rows // SHARDS), "max_new_tokens": 1}
     config = game.config.model_copy(update={"generate": game.config.generate.model_copy(update=changed)})

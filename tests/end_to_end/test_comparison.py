@@ -12,7 +12,7 @@ import pytest
 
 from spin_core.comparison.compare import Table
 from spin_core.lineage.controls import TIMING
-from spin_core.lineage.lineage import find
+from spin_core.lineage.find import find_lineage
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +67,7 @@ def seen(folder: Path) -> list[int]:
 
 
 def test_seeds_start_alike_and_differ_in_what_they_answer_and_in_every_training(compared, standing):
-    records = [find(compared.runs, name).records()[0] for name in standing.lineages]
+    records = [find_lineage(compared.runs, name).records()[0] for name in standing.lineages]
     assert len({record.opponent.digest for record in records}) == 1
     assert len({record.prompts.digest for record in records}) == 1
     one, two = (compared.digests(f"whole-seed-{seed}") for seed in (1, 2))
@@ -107,7 +107,7 @@ def test_every_method_is_played_from_the_same_start(compared, everything):
     starts = [
         json.loads((folder / "model" / "manifest.json").read_text())["identity"]["start"] for folder in (dpo, after)
     ]
-    record = find(compared.runs, "whole-seed-1").records()[0]
+    record = find_lineage(compared.runs, "whole-seed-1").records()[0]
     assert starts == [record.opponent.digest, record.player.digest]
 
 
@@ -215,6 +215,8 @@ def test_settings_of_evaluation_may_change_and_then_all_versions_are_scored_by_t
     board = json.loads((tmp_path / "whole-seed-1" / "leaderboard.json").read_text())
     assert [row["name"] for row in board["rows"]] == ["θ_0", "θ_1", "θ_2"]
     assert board["controls"] == [], "they were scored at another temperature"
-    settings = [record.scored_with["self-play"]["config"] for record in find(tmp_path, "whole-seed-1").records()]
+    settings = [
+        record.scored_with["self-play"]["config"] for record in find_lineage(tmp_path, "whole-seed-1").records()
+    ]
     assert [one["temperature"] for one in settings] == [0.9, 0.9]
     assert "are whole" in player.spin("verify", "whole-seed-1").stdout

@@ -19,9 +19,9 @@ from click.testing import CliRunner
 from helpers import ROOT, SUPPORT
 
 from flows.command_line.main import main
-from spin_core.lineage import controls, rescore, suite_jobs
-from spin_core.lineage import lineage as lineages
-from spin_core.lineage.lineage import Lineage
+from spin_core.lineage import control_jobs, controls, phase_jobs, rescore, suite_jobs
+from spin_core.lineage.find import find_lineage
+from spin_core.lineage.lineage import Lineage, trained_model
 from spin_core.lineage.verify import verify
 from spin_core.runtime import launch
 from spin_core.store.artifacts import read_manifest, read_record, reusable
@@ -68,7 +68,7 @@ CONTROLS = {f"sft-lr-0.001-steps-{STEPS}", "dpo-beta-0.1-lr-0.001-epochs-1"}
 def copy_to(runs: Path) -> Lineage:
     """A copy of the published lineage in a runs folder."""
     shutil.copytree(PUBLISHED, runs, ignore=shutil.ignore_patterns("README.md"))
-    return lineages.find(runs, NAME)
+    return find_lineage(runs, NAME)
 
 
 @pytest.fixture
@@ -192,28 +192,28 @@ def test_the_job_that_every_phase_gets_today_is_found_finished(game):
         assert rescore.unlike(job) == "", "it would be scored again"
         return finished(job, EvalReport)
 
-    untrained = finished(game.base_job(), ModelVersion)
-    prompts = finished(game.prompts_job(untrained), PromptSet)
-    finished(game.sft_job(untrained, prompts), TrainRun)
-    base = opponent = game.sft_model(untrained, prompts)
+    untrained = finished(phase_jobs.base_job(game), ModelVersion)
+    prompts = finished(phase_jobs.prompts_job(game, untrained), PromptSet)
+    finished(phase_jobs.sft_job(game, untrained, prompts), TrainRun)
+    base = opponent = phase_jobs.sft_model(game, untrained, prompts)
     base_report = report = evaluate(base)
     previous = None
     for t in range(2):
-        generations = finished(game.generate_job(t, opponent, prompts), GenerationBatch)
-        pairs = finished(game.pairs_job(t, prompts, generations, previous, None), PairDataset)
-        scores = finished(game.score_job(t, opponent, pairs, base), ScoredPairs)
-        finished(game.train_job(t, opponent, pairs, scores), TrainRun)
+        generations = finished(phase_jobs.generate_job(game, t, opponent, prompts), GenerationBatch)
+        pairs = finished(phase_jobs.pairs_job(game, t, prompts, generations, previous, None), PairDataset)
+        scores = finished(phase_jobs.score_job(game, t, opponent, pairs, base), ScoredPairs)
+        finished(phase_jobs.train_job(game, t, opponent, pairs, scores), TrainRun)
         opponent, previous = game.player(t), generations
         report = evaluate(opponent, report)
     records = game.records()
     for control in controls.plan(game, records):
         pairs = scores = None
         if control.teaches == "preferences":
-            pairs = finished(controls.preferences_job(game, control, base, prompts), PairDataset)
-            scores = finished(controls.score_job(game, control, base, pairs), ScoredPairs)
-        finished(controls.train_job(game, control, base, prompts, pairs, scores), TrainRun)
+            pairs = finished(control_jobs.preferences_job(game, control, base, prompts), PairDataset)
+            scores = finished(control_jobs.score_job(game, control, base, pairs), ScoredPairs)
+        finished(control_jobs.train_job(game, control, base, prompts, pairs, scores), TrainRun)
         folder = game.control(control.name)
-        evaluate(lineages.trained(folder / "model"), base_report, folder / "eval")
+        evaluate(trained_model(folder / "model"), base_report, folder / "eval")
 
     weights = {folder for folder in published(game.runs) if folder.name == "model"}
     diagnostics = set(published(game.runs / suite_jobs.SCORES))

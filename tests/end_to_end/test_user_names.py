@@ -22,7 +22,8 @@ from spin_core.data.sources import read_rows
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ConfigError, DataError, ModelError, SpinError
 from spin_core.leaderboard import scoring
-from spin_core.lineage import lineage, start
+from spin_core.lineage.find import find_lineage, lineage_folder
+from spin_core.lineage.start import start_lineage
 from spin_core.preflight.findings import Looks
 from spin_core.preflight.model import look_at_model, look_for_model
 
@@ -61,9 +62,9 @@ def test_no_trick_names_a_lineage_a_comparison_or_a_recipe(name, tmp_path):
     before = sorted(tmp_path.parent.rglob("*"))
     config = resolve("demo")
     for refuse in (
-        lambda: lineage.check_name(tmp_path, name),
-        lambda: lineage.find(tmp_path, name),
-        lambda: start.start(tmp_path, name, config),
+        lambda: lineage_folder(tmp_path, name),
+        lambda: find_lineage(tmp_path, name),
+        lambda: start_lineage(tmp_path, name, config),
         lambda: compare.begin(tmp_path, name, config, 1, ["sft-steps"]),
         lambda: scoring.prepare(tmp_path, str(tmp_path), lineage=name or "..", recipe="demo"),
         lambda: resolve(name),

@@ -20,8 +20,9 @@ from spin_core.config.resolve import resolve
 from spin_core.inference.engine import Request
 from spin_core.inference.factory import make_engine
 from spin_core.inference.shards import Shards, work_folder
-from spin_core.lineage import lineage as lineages
-from spin_core.lineage import start
+from spin_core.lineage import phase_jobs
+from spin_core.lineage.lineage import Lineage
+from spin_core.lineage.start import start_lineage
 from spin_core.runtime import interpreter, phase
 from spin_core.runtime.launch import run_phase
 from spin_core.store import identity as store_identity
@@ -48,14 +49,14 @@ def game(tmp_path_factory, model):
     ]  # fmt: skip
     runs = tmp_path_factory.mktemp("runs")
     with lock.locked(runs / "tale"):
-        made = start.start(runs, "tale", resolve("demo", sets=sets))
-    theta_0 = run_phase(made.base_job(), ModelVersion)
-    prompts = run_phase(made.prompts_job(theta_0), PromptSet)
+        made = start_lineage(runs, "tale", resolve("demo", sets=sets))
+    theta_0 = run_phase(phase_jobs.base_job(made), ModelVersion)
+    prompts = run_phase(phase_jobs.prompts_job(made, theta_0), PromptSet)
     log = []
-    generations = run_phase(made.generate_job(0, theta_0, prompts), GenerationBatch, on_log=log.append)
-    pairs = run_phase(made.pairs_job(0, prompts, generations, None), PairDataset)
-    scores = run_phase(made.score_job(0, theta_0, pairs), ScoredPairs)
-    training = run_phase(made.train_job(0, theta_0, pairs, scores), TrainRun)
+    generations = run_phase(phase_jobs.generate_job(made, 0, theta_0, prompts), GenerationBatch, on_log=log.append)
+    pairs = run_phase(phase_jobs.pairs_job(made, 0, prompts, generations, None), PairDataset)
+    scores = run_phase(phase_jobs.score_job(made, 0, theta_0, pairs), ScoredPairs)
+    training = run_phase(phase_jobs.train_job(made, 0, theta_0, pairs, scores), TrainRun)
     return made, theta_0, prompts, generations, training, log
 
 
@@ -66,7 +67,9 @@ def test_an_iteration_sampled_by_vllm_starts_at_log_2(tmp_path, game):
     assert any("answering with vLLM" in line for line in log)
     assert "vllm" in json.loads((generations.path / "manifest.json").read_text())["usage"]["environment"]
     # The same shard comes out the same where the others are there already: what a second worker, or a restart, makes.
-    job = made.generate_job(0, theta_0, prompts).model_copy(update={"output": tmp_path / "again" / "generations"})
+    job = phase_jobs.generate_job(made, 0, theta_0, prompts).model_copy(
+        update={"output": tmp_path / "again" / "generations"}
+    )
     shards = sorted(generations.path.glob("shard-*.parquet"))
     assert len(shards) == 3
     scratch = tmp_path / "again" / ".generations.partial"
@@ -83,7 +86,7 @@ def test_one_worker_and_two_answer_for_a_trained_version_as_transformers_does(tm
     made, theta_0, prompts, *_ = game
     theta_1 = made.player(0)
     one, two, plain = (
-        greedy(made.generate_job(1, theta_1, prompts), tmp_path / name / "generations", **speed)
+        greedy(phase_jobs.generate_job(made, 1, theta_1, prompts), tmp_path / name / "generations", **speed)
         for name, speed in (("one", {}), ("two", {"workers": 2}), ("plain", {"engine": "transformers"}))
     )
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -160,11 +163,11 @@ def test_one_process_answers_for_every_version_of_a_mixture(tmp_path, model):
         "generate.temperature=0.000001", "generate.max_new_tokens=12", "generate.vllm.speed.cache_gb=0.0625",
         "generate.engine=vllm", "controls={}",
     ]  # fmt: skip
-    made = lineages.Lineage(tmp_path, "tale", resolve("demo", sets=sets))
-    theta_0 = run_phase(made.base_job(), ModelVersion)
-    prompts = run_phase(made.prompts_job(theta_0), PromptSet)
+    made = Lineage(tmp_path, "tale", resolve("demo", sets=sets))
+    theta_0 = run_phase(phase_jobs.base_job(made), ModelVersion)
+    prompts = run_phase(phase_jobs.prompts_job(made, theta_0), PromptSet)
     theta_1 = version_of(save_stacked(model, tmp_path / "stacked")).model_copy(update={"t": 1})
-    job = made.generate_job(1, theta_1, prompts, (theta_1, theta_0))
+    job = phase_jobs.generate_job(made, 1, theta_1, prompts, (theta_1, theta_0))
     plain = job.model_copy(
         update={"output": tmp_path / "plain", "config": job.config.model_copy(update={"engine": "transformers"})}
     )

@@ -13,9 +13,9 @@ from spin_core.config.resolve import resolve
 from spin_core.config.run import RunConfig
 from spin_core.data.answer_statistics import answer_statistics
 from spin_core.leaderboard import board, gate
-from spin_core.lineage import history
-from spin_core.lineage import start as lineages
+from spin_core.lineage import history, phase_jobs
 from spin_core.lineage.lineage import Lineage
+from spin_core.lineage.start import start_lineage
 from spin_core.store import artifacts, lock
 from spin_core.store.files import dump
 from spin_core.store.records import (
@@ -137,22 +137,22 @@ def settings(*sets: str) -> RunConfig:
 def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS, sets: Sequence[str] = ()) -> Lineage:
     """A lineage with one iteration for each version after the first."""
     with lock.locked(runs / name):
-        game = lineages.start(runs, name, settings(*sets))
-    untrained = game.base_job()
+        game = start_lineage(runs, name, settings(*sets))
+    untrained = phase_jobs.base_job(game)
     init = publish(
         untrained.output, dump(untrained), {"model.safetensors": b"none"}, {"t": 0, "parent": None}, ModelVersion
     )
     rows, asked = prompts_of(["one", "two"]), prompts_of(PROMPTS)
-    job = game.prompts_job(init)
+    job = phase_jobs.prompts_job(game, init)
     counts = {"source": "demo", "revision": None, "rows": 2, "held_out": 4, "drops": {"too long": 1}}
     prompts = publish(job.output, dump(job), {"train.parquet": rows, "held_out.parquet": asked}, counts, PromptSet)
-    sft = game.sft_job(init, prompts)
+    sft = phase_jobs.sft_job(game, init, prompts)
     opponent = publish(sft.weights, dump(sft), {"model.safetensors": b"zero"}, {"t": 0, "parent": None}, ModelVersion)
     accuracy = Score(value=0.75, stderr=0.02, n=4, higher_is_better=None)
     reports = {0: (report(game.eval_folder(0) / "self-play", opponent.digest, nlls[0], "early"),)}
     previous = None
     for t in range(len(nlls) - 1):
-        job = game.generate_job(t, opponent, prompts)
+        job = phase_jobs.generate_job(game, t, opponent, prompts)
         fields = {"t": t, "opponent": opponent.digest, "rows": 2, "shards": 1, "tokens": 20}
         said = {
             "id": ["0", "1"],
@@ -168,7 +168,7 @@ def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS
             {**fields, "finish_reasons": {"stop": 1, "length": 1}, "statistics": dump(found)},
             GenerationBatch,
         )
-        job = game.pairs_job(t, prompts, generations, previous)
+        job = phase_jobs.pairs_job(game, t, prompts, generations, previous)
         drops, mix = {"empty": 1, "looping": 0}, {str(t): 1}
         fields = {"t": t, "rows_in": 2, "rows": 1, "drops": drops, "mix": mix}
         columns = {
@@ -185,11 +185,11 @@ def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS
             "generated_finish": ["length"],
         }
         pairs = publish(job.output, dump(job), {"pairs.parquet": columns}, fields, PairDataset)
-        job = game.score_job(t, opponent, pairs)
+        job = phase_jobs.score_job(game, t, opponent, pairs)
         fields = {"pairs": pairs.digest, "opponent": opponent.digest}
         logps = {"real_logps": [-float(t)], "generated_logps": [-1.0]}
         scores = publish(job.output, dump(job), {"logps.parquet": logps}, fields, ScoredPairs)
-        job = game.train_job(t, opponent, pairs, scores)
+        job = phase_jobs.train_job(game, t, opponent, pairs, scores)
         weights = {"model.safetensors": f"weights {t + 1}".encode()}
         player = publish(job.weights, dump(job), weights, {"t": t + 1, "parent": opponent.digest}, ModelVersion)
         steps = [

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from flows.command_line.printing.console import console
-from spin_core.lineage.lineage import find
+from spin_core.lineage.find import find_lineage
 from spin_core.reports.formatting import report_path
 
 
@@ -13,7 +13,7 @@ def print_summary(runs: Path, name: str) -> None:
 
     from flows.labels import artifact_url
 
-    game = find(runs, name)
+    game = find_lineage(runs, name)
     records = game.records()
     if records and records[-1].gate.outcome == "stop":
         console.print(f"\n[yellow]gate[/]       {records[-1].gate.reason}")

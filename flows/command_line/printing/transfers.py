@@ -8,7 +8,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from spin_core.config.push import PushConfig
 from spin_core.errors import ConfigError
-from spin_core.lineage.lineage import find
+from spin_core.lineage.find import find_lineage
 from spin_core.preflight.findings import size
 from spin_core.remote import pull as remote_pull
 from spin_core.remote import push as remote_push
@@ -18,7 +18,7 @@ from spin_core.store import lock
 
 def push(runs: Path, name: str, url: str | None, *, again: bool, replace: bool) -> str:
     """Bring a lineage's copy up to date, at `url` or at its own URL; returns the line to print."""
-    game = find(runs, name)
+    game = find_lineage(runs, name)
     # Not validated here: the store itself rejects a URL that is wrong, in one line that does not repeat its secrets.
     settings = PushConfig.model_construct(url=url, read_back=game.config.push.read_back) if url else game.config.push
     if not settings.url:

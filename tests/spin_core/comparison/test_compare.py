@@ -19,7 +19,7 @@ from spin_core.data.diversity import distinct
 from spin_core.errors import ConfigError, DataError, SpinError
 from spin_core.evaluation.statistics import sure
 from spin_core.lineage import controls
-from spin_core.lineage import lineage as lineages
+from spin_core.lineage.find import lineage_names
 from spin_core.lineage.lineage import Lineage
 from spin_core.store.records import ModelVersion, Score, TrainRun
 
@@ -237,7 +237,7 @@ def test_dpo_without_data_is_left_out_with_the_way_to_add_it(tmp_path):
     config = resolve("demo")
     (game,) = begin(tmp_path, "trial", config, 1)
     assert game.config.controls.dpo is None
-    assert lineages.names(tmp_path) == ["trial-seed-1"]
+    assert lineage_names(tmp_path) == ["trial-seed-1"]
     assert set(compare.left_out(config, ())) == {"dpo", "spin-dpo"}
     found = compare.Table.model_validate({**EMPTY, "left_out": compare.left_out(config, ())})
     assert any("--set controls.dpo.source.path=preferences.jsonl" in note for note in comparison_page.notes(found))

@@ -26,8 +26,9 @@ from spin_core.inference.engine import Request
 from spin_core.inference.factory import make_engine
 from spin_core.inference.sampling import probabilities
 from spin_core.inference.vllm_engine import start_error
-from spin_core.lineage import lineage as lineages
-from spin_core.lineage import start
+from spin_core.lineage import phase_jobs
+from spin_core.lineage.lineage import Lineage
+from spin_core.lineage.start import start_lineage
 from spin_core.models.loading import load_model
 from spin_core.runtime import interpreter, launch
 from spin_core.runtime.launch import run_phase
@@ -287,13 +288,13 @@ def job_of(runs: Path, model: Path, **config):
     """The job of a lineage with these settings of generation."""
     prompts = PromptSet(path=runs, digest="0" * 64, source="", revision=None, rows=0, held_out=0, drops={})
     settings = resolve("demo").model_copy(update={"generate": GenerateConfig(**config)})
-    return lineages.Lineage(runs, "tale", settings).generate_job(0, version_of(model), prompts)
+    return phase_jobs.generate_job(Lineage(runs, "tale", settings), 0, version_of(model), prompts)
 
 
 def test_a_missing_environment_is_told_before_anything_runs(tmp_path, tiny_model):
     config = resolve("demo", sets=["generate.engine=vllm", "generate.vllm.python=/no/such/python"])
     with pytest.raises(ConfigError, match="run `make vllm`"):
-        start.start(tmp_path, "tale", config)
+        start_lineage(tmp_path, "tale", config)
     job = job_of(tmp_path, tiny_model, engine="vllm", vllm=VllmConfig(python="/no/such/python"))
     with pytest.raises(ConfigError, match="run `make vllm`"):
         run_phase(job, GenerationBatch)

@@ -5,7 +5,7 @@ from small_lineage import build
 
 from spin_core.errors import ConfigError
 from spin_core.leaderboard.scoring import prepare, versions
-from spin_core.lineage import lineage as lineages
+from spin_core.lineage.find import find_lineage
 
 QUICK = "open-llm-leaderboard-quick"
 
@@ -29,7 +29,7 @@ def test_a_lineage_is_scored_on_the_suites_named_and_on_nothing_else(game):
     asked = prepare(game.runs, "tale", [QUICK]).config
     assert (asked.evaluate.suites, asked.evaluate.self_play, asked.evaluate.exact) == ((QUICK,), False, False)
     assert asked.model_copy(update={"evaluate": before}) == game.config
-    assert lineages.find(game.runs, "tale").config.evaluate == before
+    assert find_lineage(game.runs, "tale").config.evaluate == before
 
 
 def test_without_a_suite_a_lineage_is_scored_as_its_configuration_says(game):

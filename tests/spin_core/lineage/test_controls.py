@@ -8,7 +8,7 @@ from small_lineage import build
 
 from spin_core.config.resolve import resolve
 from spin_core.errors import ConfigError
-from spin_core.lineage import controls, suite_jobs
+from spin_core.lineage import control_jobs, controls, phase_jobs, suite_jobs
 from spin_core.lineage.controls import Control
 from spin_core.lineage.lineage import Lineage
 from spin_core.store import identity
@@ -29,8 +29,8 @@ def pairs_and_scores(game: Lineage):
     record = game.records()[0]
     found = []
     for t in range(3):
-        pairs = game.pairs_job(t, record.prompts, record.generations, None, record.generations)
-        found.append((pairs, game.score_job(t, record.player, record.pairs, record.opponent)))
+        pairs = phase_jobs.pairs_job(game, t, record.prompts, record.generations, None, record.generations)
+        found.append((pairs, phase_jobs.score_job(game, t, record.player, record.pairs, record.opponent)))
     return record, found
 
 
@@ -83,7 +83,7 @@ def planned(game: Lineage) -> dict[str, Control]:
 def job_of(game: Lineage, control: Control):
     """The training of a control of a finished game."""
     record = game.records()[0]
-    return controls.train_job(game, control, record.opponent, record.prompts, record.pairs, record.scores)
+    return control_jobs.train_job(game, control, record.opponent, record.prompts, record.pairs, record.scores)
 
 
 def test_dpo_is_the_logistic_loss_with_its_own_settings_and_the_players_optimizer(built):
@@ -91,8 +91,8 @@ def test_dpo_is_the_logistic_loss_with_its_own_settings_and_the_players_optimize
     dpo = ("controls={}", PREFERENCES, "controls.dpo.beta=0.3", "controls.dpo.epochs=3")
     game, record = under(built, *settings, *dpo), built.records()[0]
     ((name, control),) = planned(game).items()
-    preferences = controls.preferences_job(game, control, record.opponent, record.prompts)
-    scores = controls.score_job(game, control, record.opponent, record.pairs)
+    preferences = control_jobs.preferences_job(game, control, record.opponent, record.prompts)
+    scores = control_jobs.score_job(game, control, record.opponent, record.pairs)
     train = job_of(game, control)
     config = train.config
     assert (config.loss, config.beta, config.learning_rate, config.epochs) == ("logistic", 0.3, 0.02, 3)
@@ -147,7 +147,7 @@ def test_training_longer_and_on_less_takes_the_pairs_of_iteration_0(built):
     longer, longest, small, sft, whole = (job_of(game, control) for control in found.values())
     assert [job.config.epochs for job in (longer, longest, small, sft, whole)] == [6, 15, 3, 3, 3]
     assert [job.share for job in (longer, longest, small, sft, whole)] == [None, None, 0.25, 0.25, None]
-    asked = game.train_job(0, record.opponent, record.pairs, record.scores).model_dump()
+    asked = phase_jobs.train_job(game, 0, record.opponent, record.pairs, record.scores).model_dump()
     changed = {key for key, value in longer.model_dump().items() if value != asked[key]}
     assert changed == {"output", "weights", "config"}
     assert (sft.prompts, sft.config.loss) == (record.prompts, "sft")
@@ -161,12 +161,12 @@ def test_another_game_from_the_same_start_changes_answers_and_trainings_alone(bu
     def jobs(game: Lineage):
         (control,) = planned(game).values()
         return [
-            game.base_job(),
-            game.prompts_job(record.opponent),
-            game.sft_job(record.opponent, record.prompts),
+            phase_jobs.base_job(game),
+            phase_jobs.prompts_job(game, record.opponent),
+            phase_jobs.sft_job(game, record.opponent, record.prompts),
             *suite_jobs.evaluate_jobs(game, record.player, record.prompts, None),
-            game.generate_job(1, record.opponent, record.prompts),
-            game.train_job(1, record.player, record.pairs, record.scores),
+            phase_jobs.generate_job(game, 1, record.opponent, record.prompts),
+            phase_jobs.train_job(game, 1, record.player, record.pairs, record.scores),
             job_of(game, control),
         ]
 

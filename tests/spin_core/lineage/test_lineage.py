@@ -9,10 +9,11 @@ from small_lineage import build, settings
 from spin_core.config import base
 from spin_core.config.resolve import resolve
 from spin_core.errors import ConfigError, DamagedArtifact, StaleArtifact
-from spin_core.lineage import lineage as lineages
-from spin_core.lineage import start as lineage_start
-from spin_core.lineage import suite_jobs
+from spin_core.lineage import phase_jobs, suite_jobs
+from spin_core.lineage.changes import one_more_iteration, with_settings
+from spin_core.lineage.find import find_lineage, lineage_names
 from spin_core.lineage.lineage import Lineage
+from spin_core.lineage.start import start_lineage
 from spin_core.lineage.verify import verify
 from spin_core.store import identity, lock
 from spin_core.store.files import dump
@@ -29,34 +30,34 @@ def built(tmp_path_factory):
 def game(built, tmp_path):
     """A copy of it that a test may change."""
     shutil.copytree(built.runs, tmp_path / "runs")
-    return lineages.find(tmp_path / "runs", built.name)
+    return find_lineage(tmp_path / "runs", built.name)
 
 
 def start(runs, name="tale", *, sets=()) -> Lineage:
     with lock.locked(runs / name):
-        return lineage_start.start(runs, name, settings(*sets))
+        return start_lineage(runs, name, settings(*sets))
 
 
 def test_a_lineage_is_found_as_it_was_started(tmp_path):
     begun = start(tmp_path, sets=["train.beta=0.3"])
-    found = lineages.find(tmp_path, "tale")
+    found = find_lineage(tmp_path, "tale")
     assert found.config == begun.config
-    assert lineages.names(tmp_path) == ["tale"]
+    assert lineage_names(tmp_path) == ["tale"]
 
 
 def test_a_lineage_that_is_not_there_is_one_line_naming_those_that_are(tmp_path):
     start(tmp_path, "one")
     start(tmp_path, "two")
     with pytest.raises(ConfigError, match=r"no lineage 'three' in .* \(there: one, two\): start it with spin run"):
-        lineages.find(tmp_path, "three")
+        find_lineage(tmp_path, "three")
     with pytest.raises(ConfigError, match="there: none yet"):
-        lineages.find(tmp_path / "elsewhere", "three")
+        find_lineage(tmp_path / "elsewhere", "three")
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "/etc", "", ".hidden", "-x", "A", "a b", "a" * 64, "a\n", "ä", "a.b"])
 def test_a_name_that_could_leave_the_folder_is_refused(tmp_path, name):
     with pytest.raises(ConfigError, match="cannot name a lineage: use lower-case letters, digits and -"):
-        lineages.find(tmp_path, name)
+        find_lineage(tmp_path, name)
 
 
 @pytest.mark.parametrize("name", ["a", "7b", "my-run-2", "a" * 63])
@@ -84,7 +85,7 @@ def test_iterations_gate_controls_evaluation_and_what_saves_memory_may_change(tm
     free = ["gate.rule=best", "controls.temperatures=[0.9]", "evaluate.suites=[big-bench]", "evaluate.self_play=false"]
     free += ["train.micro_batch_tokens=512", "train.gradient_checkpointing=true", "sft.train.keep_checkpoints=1"]
     changed = start(tmp_path, sets=["iterations=5", *free])
-    assert lineages.find(tmp_path, "tale").config == changed.config
+    assert find_lineage(tmp_path, "tale").config == changed.config
     assert changed.config.iterations == 5
 
 
@@ -106,7 +107,7 @@ def test_a_schedule_written_in_another_way_is_the_same(tmp_path):
 def test_a_damaged_lineage_file_says_how_to_mend_it(game):
     (game.root / "lineage.json").write_bytes(b"\xff{")
     with pytest.raises(DamagedArtifact, match=r"lineage.json is damaged \(.*\): restore it, or remove"):
-        lineages.find(game.runs, game.name)
+        find_lineage(game.runs, game.name)
 
 
 def test_a_damaged_record_says_how_to_mend_it(game):
@@ -136,20 +137,20 @@ def test_jobs_take_each_iterations_settings(built):
     config = settings("train.beta=[0.1, 5.0]", "pairs.mix_previous=[false, true]", "seed=10")
     game = Lineage(built.runs, "tale", config)
     record = game.records()[0]
-    jobs = [game.train_job(t, record.opponent, record.pairs, record.scores) for t in range(3)]
+    jobs = [phase_jobs.train_job(game, t, record.opponent, record.pairs, record.scores) for t in range(3)]
     assert [job.config.beta for job in jobs] == [0.1, 5.0, 5.0]
     assert [job.seed for job in jobs] == [10, 11, 12]
-    pairs = [game.pairs_job(t, record.prompts, record.generations, record.generations) for t in range(2)]
+    pairs = [phase_jobs.pairs_job(game, t, record.prompts, record.generations, record.generations) for t in range(2)]
     assert [job.previous is not None for job in pairs] == [False, True]
 
 
 def test_models_that_recipes_train_are_shared_by_what_made_them(tmp_path):
     one, same = start(tmp_path, "one"), start(tmp_path, "same", sets=["train.beta=0.7"])
     other = start(tmp_path, "other", sets=["sft.hidden_size=48"])
-    assert one.base_job() == same.base_job()
-    assert one.base_job().output != other.base_job().output
-    assert one.base_job().output.parent.parent == tmp_path / ".sft"
-    assert lineages.names(tmp_path) == ["one", "other", "same"]
+    assert phase_jobs.base_job(one) == phase_jobs.base_job(same)
+    assert phase_jobs.base_job(one).output != phase_jobs.base_job(other).output
+    assert phase_jobs.base_job(one).output.parent.parent == tmp_path / ".sft"
+    assert lineage_names(tmp_path) == ["one", "other", "same"]
 
 
 def test_weights_that_are_gone_say_what_else_to_remove(game):
@@ -217,7 +218,7 @@ def test_what_a_kill_left_half_published_is_no_part_of_a_lineage(game):
 def test_a_runs_folder_that_was_moved_is_whole_where_it_is(game, tmp_path):
     before = game.records()[1]
     shutil.move(game.runs, tmp_path / "moved")
-    moved = lineages.find(tmp_path / "moved", "tale")
+    moved = find_lineage(tmp_path / "moved", "tale")
     assert verify(moved) == ([], 15)
     record = moved.records()[1]
     assert record.pairs.path == tmp_path / "moved" / "tale" / "iter_01" / "pairs"
@@ -258,19 +259,20 @@ def test_resolving_keeps_everything_that_is_no_schedule():
 
 
 def test_one_more_iteration_is_one_after_the_head_and_leaves_the_controls(built):
-    config = built.one_more()
+    config = one_more_iteration(built)
     assert config.iterations == len(built.records()) + 1
     assert not config.controls.sft_continued
     assert not config.controls.temperatures
 
 
 def test_settings_are_laid_over_a_lineages_own(built):
-    assert built.changed([]) is built
-    asked = built.changed([{"evaluate": {"suites": ["big-bench"]}}, {"evaluate": {"temperature": 0.9}}]).one_more()
+    assert with_settings(built, []) is built
+    changes = [{"evaluate": {"suites": ["big-bench"]}}, {"evaluate": {"temperature": 0.9}}]
+    asked = one_more_iteration(with_settings(built, changes))
     assert (asked.evaluate.suites, asked.evaluate.temperature) == (("big-bench",), 0.9)
-    assert asked.model_copy(update={"evaluate": built.config.evaluate}) == built.one_more()
+    assert asked.model_copy(update={"evaluate": built.config.evaluate}) == one_more_iteration(built)
     with pytest.raises(ConfigError, match=r"evaluate\.temprature is no setting"):
-        built.changed([{"evaluate": {"temprature": 1}}])
+        with_settings(built, [{"evaluate": {"temprature": 1}}])
 
 
 def test_a_game_that_its_gate_ended_does_not_go_on_unasked(game):
@@ -278,5 +280,5 @@ def test_a_game_that_its_gate_ended_does_not_go_on_unasked(game):
     gate = record.gate.model_copy(update={"outcome": "stop", "reason": "stopped: it fell"})
     game.save_record(record.model_copy(update={"gate": gate}))
     with pytest.raises(ConfigError, match=r"stopped: it fell.*--set gate.rule=best"):
-        game.one_more()
-    assert game.changed([{"gate": {"rule": "best"}}]).one_more().iterations == 3
+        one_more_iteration(game)
+    assert one_more_iteration(with_settings(game, [{"gate": {"rule": "best"}}])).iterations == 3

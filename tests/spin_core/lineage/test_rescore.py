@@ -6,9 +6,10 @@ import pytest
 from small_lineage import build, publish, settings
 
 from spin_core.errors import StaleArtifact
-from spin_core.lineage import history, rescore, start, suite_jobs
-from spin_core.lineage import lineage as lineages
+from spin_core.lineage import history, rescore, suite_jobs
+from spin_core.lineage.find import find_lineage
 from spin_core.lineage.lineage import Lineage
+from spin_core.lineage.start import start_lineage
 from spin_core.lineage.verify import verify
 from spin_core.store import artifacts, lock
 from spin_core.store.files import dump
@@ -27,7 +28,7 @@ def built(tmp_path_factory):
 def game(built, tmp_path):
     """A copy of it, whose reports were made by the jobs that the lineage writes."""
     shutil.copytree(built.runs, tmp_path / "runs")
-    found = lineages.find(tmp_path / "runs", built.name)
+    found = find_lineage(tmp_path / "runs", built.name)
     for t in range(3):
         shutil.rmtree(found.eval_folder(t) / "self-play")
     score_all(found, 0.0)
@@ -56,7 +57,7 @@ def digests(game: Lineage) -> list[str]:
 
 def again(game: Lineage, *sets: str) -> Lineage:
     with lock.locked(game.root):
-        return start.start(game.runs, game.name, settings(*sets))
+        return start_lineage(game.runs, game.name, settings(*sets))
 
 
 def test_a_changed_setting_scores_all_versions_anew_and_keeps_what_was_scored(game):

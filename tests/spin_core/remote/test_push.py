@@ -19,8 +19,10 @@ from flows.command_line.main import main
 from spin_core.config.push import PushConfig
 from spin_core.config.resolve import resolve
 from spin_core.errors import ConfigError, DamagedArtifact, StaleArtifact, TryAgain
-from spin_core.lineage.lineage import Lineage, find
-from spin_core.lineage.start import start
+from spin_core.lineage import phase_jobs
+from spin_core.lineage.find import find_lineage
+from spin_core.lineage.lineage import Lineage
+from spin_core.lineage.start import start_lineage
 from spin_core.lineage.verify import verify
 from spin_core.remote import push as pushes
 from spin_core.remote import storage
@@ -33,7 +35,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from spin_core.config.push import PushConfig
-from spin_core.lineage.lineage import find
+from spin_core.lineage.find import find_lineage
 from spin_core.remote import push
 from spin_core.remote.storage import Remote
 
@@ -47,7 +49,7 @@ def upload(self, *given, **named):
     real(self, *given, **named)
 
 Remote.upload = upload
-push.push(find(runs, "tale"), PushConfig(url=url))
+push.push(find_lineage(runs, "tale"), PushConfig(url=url))
 """
 """Pushes, and is killed with -9 by itself when so many files have gone."""
 
@@ -65,7 +67,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def game(built: Path, tmp_path: Path) -> Lineage:
     """That lineage, to be changed."""
     shutil.copytree(built, tmp_path / "runs")
-    return find(tmp_path / "runs", "tale")
+    return find_lineage(tmp_path / "runs", "tale")
 
 
 @pytest.fixture
@@ -105,14 +107,14 @@ def test_a_pulled_lineage_has_the_bytes_that_were_pushed_and_goes_on_there(game,
     assert pushed.moved == pushed.files - 1 > 30, "the two trainings' timings are equal, and lie there once"
     pulled = pull(tmp_path / "elsewhere", "tale", url)
     assert pulled.moved == pushed.files
-    found = find(tmp_path / "elsewhere", "tale")
+    found = find_lineage(tmp_path / "elsewhere", "tale")
     assert contents(found) == contents(game)
     problems, folders = verify(found)
     assert not problems
     assert folders == len(found.published()) + 1
     assert found.records()[0].opponent.path.is_relative_to(tmp_path / "elsewhere" / ".sft")
-    assert (found.base_job().output / "model.safetensors").exists()
-    assert start(found.runs, "tale", found.config).config == game.config
+    assert (phase_jobs.base_job(found).output / "model.safetensors").exists()
+    assert start_lineage(found.runs, "tale", found.config).config == game.config
 
 
 def test_the_copy_can_be_read_without_spin_at_the_paths_that_files_have_here(game, away, tmp_path):
@@ -146,7 +148,7 @@ def test_an_interrupted_push_takes_nothing_from_who_reads_the_copy_of_before(gam
     with pytest.raises(KeyboardInterrupt):
         push(game, away)
     pull(tmp_path / "elsewhere", "tale", away.url)
-    assert contents(find(tmp_path / "elsewhere", "tale")) == before
+    assert contents(find_lineage(tmp_path / "elsewhere", "tale")) == before
 
 
 def test_what_is_here_and_damaged_is_not_pushed(game, away):
@@ -158,7 +160,7 @@ def test_what_is_here_and_damaged_is_not_pushed(game, away):
 
 def test_a_push_neither_replaces_another_lineage_nor_loses_what_only_the_copy_has(game, away, tmp_path):
     build(tmp_path / "other", nlls=((3.0, 3.1), (2.0, 2.1)))
-    other = find(tmp_path / "other", "tale")
+    other = find_lineage(tmp_path / "other", "tale")
     push(game, away)
     with pytest.raises(ConfigError, match=r"away/tale (has another|also has) .* spin push --replace") as refused:
         push(other, away)
@@ -168,7 +170,7 @@ def test_a_push_neither_replaces_another_lineage_nor_loses_what_only_the_copy_ha
         push(game, away)
     push(other, away, replace=True)
     pull(tmp_path / "elsewhere", "tale", away.url)
-    assert contents(find(tmp_path / "elsewhere", "tale")) == contents(other)
+    assert contents(find_lineage(tmp_path / "elsewhere", "tale")) == contents(other)
 
 
 @pytest.mark.parametrize("kept", [0, 100], ids=["empty", "cut"])
@@ -178,7 +180,7 @@ def test_a_copy_whose_manifest_is_damaged_is_not_taken_for_none(game, away, tmp_
     manifest.write_bytes(manifest.read_bytes()[:kept])
     build(tmp_path / "other", nlls=((3.0, 3.1), (2.0, 2.1)))
     for call in (
-        lambda: push(find(tmp_path / "other", "tale"), away),
+        lambda: push(find_lineage(tmp_path / "other", "tale"), away),
         lambda: push(game, away, again=True),
         lambda: pushes.meet(tmp_path / "elsewhere", "tale", away),
         lambda: pull(tmp_path / "elsewhere", "tale", away.url),
@@ -188,7 +190,7 @@ def test_a_copy_whose_manifest_is_damaged_is_not_taken_for_none(game, away, tmp_
         assert "\n" not in str(refused.value)
     assert push(game, away, replace=True).moved == 0, "all of it lies there whole"
     pull(tmp_path / "elsewhere", "tale", away.url)
-    assert contents(find(tmp_path / "elsewhere", "tale")) == contents(game)
+    assert contents(find_lineage(tmp_path / "elsewhere", "tale")) == contents(game)
 
 
 def test_runs_that_begin_at_once_look_whether_a_folder_can_be_written_without_harm(tmp_path):
@@ -227,12 +229,12 @@ def test_a_pull_names_what_is_damaged_and_brings_the_rest_and_the_next_one_what_
     with pytest.raises(DamagedArtifact, match=r"iter_00/model/.*\(nor do 1 more\).*spin push tale file://\S+ --again"):
         pull(elsewhere, "tale", away.url)
     with pytest.raises(ConfigError, match="there is no lineage"):
-        find(elsewhere, "tale")
+        find_lineage(elsewhere, "tale")
     assert not list(elsewhere.rglob("*.pulled"))
     assert push(game, away).moved == 0, "what the manifest names is taken to be there"
     assert push(game, away, again=True).moved == 2
     assert pull(elsewhere, "tale", away.url).moved == 3  # the two, and the configuration
-    assert contents(find(elsewhere, "tale")) == contents(game)
+    assert contents(find_lineage(elsewhere, "tale")) == contents(game)
 
 
 def test_a_pull_overwrites_no_lineage_and_writes_nowhere_else(game, away, tmp_path):
@@ -283,9 +285,9 @@ def test_a_store_without_a_driver_is_one_line(url, said):
 
 def test_the_url_may_be_changed_on_a_lineage_that_is_there(game):
     changed = game.config.model_copy(update={"push": PushConfig(url="s3://bucket/x")})
-    assert start(game.runs, "tale", changed).config.push.url == "s3://bucket/x"
+    assert start_lineage(game.runs, "tale", changed).config.push.url == "s3://bucket/x"
     with pytest.raises(StaleArtifact):
-        start(game.runs, "tale", game.config.model_copy(update={"seed": 7}))
+        start_lineage(game.runs, "tale", game.config.model_copy(update={"seed": 7}))
 
 
 def test_s3_a_push_killed_with_9_goes_on_with_what_is_missing_and_pull_gives_equal_bytes(short, s3, tmp_path):
@@ -303,7 +305,7 @@ def test_s3_a_push_killed_with_9_goes_on_with_what_is_missing_and_pull_gives_equ
     assert s3.versions() == now
     pulled = pull(tmp_path / "elsewhere", "tale", s3.url)
     assert pulled.files == pushed.files
-    assert contents(find(tmp_path / "elsewhere", "tale")) == contents(short)
+    assert contents(find_lineage(tmp_path / "elsewhere", "tale")) == contents(short)
 
 
 def test_s3_a_corrupted_object_is_found_and_mended(short, s3, tmp_path):

@@ -9,7 +9,7 @@ from small_lineage import build
 
 from spin_core.config import base
 from spin_core.evaluation import suites
-from spin_core.lineage import controls, suite_jobs
+from spin_core.lineage import control_jobs, controls, phase_jobs, suite_jobs
 from spin_core.store import identity, jobs
 from spin_core.store.files import dump
 from spin_core.store.records import (
@@ -89,16 +89,16 @@ def test_every_job_survives_json_and_its_identity_knows_no_folder(tmp_path):
     generations = record.generations
     (control,) = controls.plan(game, [record])
     made = [
-        game.base_job(),
-        game.prompts_job(record.opponent),
-        game.sft_job(record.opponent, record.prompts),
-        game.generate_job(1, record.opponent, record.prompts),
-        game.pairs_job(1, record.prompts, generations, generations),
-        game.score_job(1, record.opponent, record.pairs),
-        game.train_job(1, record.opponent, record.pairs, record.scores),
-        controls.preferences_job(game, control, record.opponent, record.prompts),
-        controls.score_job(game, control, record.opponent, record.pairs),
-        controls.train_job(game, control, record.opponent, record.prompts, record.pairs, record.scores),
+        phase_jobs.base_job(game),
+        phase_jobs.prompts_job(game, record.opponent),
+        phase_jobs.sft_job(game, record.opponent, record.prompts),
+        phase_jobs.generate_job(game, 1, record.opponent, record.prompts),
+        phase_jobs.pairs_job(game, 1, record.prompts, generations, generations),
+        phase_jobs.score_job(game, 1, record.opponent, record.pairs),
+        phase_jobs.train_job(game, 1, record.opponent, record.pairs, record.scores),
+        control_jobs.preferences_job(game, control, record.opponent, record.prompts),
+        control_jobs.score_job(game, control, record.opponent, record.pairs),
+        control_jobs.train_job(game, control, record.opponent, record.prompts, record.pairs, record.scores),
         *suite_jobs.evaluate_jobs(game, record.player, record.prompts, record.evaluations[0]),
     ]
     tasks = suites.benchmark_tasks("instruct", game.config.evaluate.lm_eval)
@@ -113,6 +113,6 @@ def test_every_job_survives_json_and_its_identity_knows_no_folder(tmp_path):
 def test_a_job_holds_no_schedule(tmp_path):
     game = build(tmp_path, sets=["train.beta=[0.1, 5.0]", "generate.temperature=[1.0, 0.5]"])
     record = game.records()[1]
-    assert game.train_job(1, record.opponent, record.pairs, record.scores).config.beta == 5.0
-    assert game.generate_job(0, record.opponent, record.prompts).config.temperature == 1.0
+    assert phase_jobs.train_job(game, 1, record.opponent, record.pairs, record.scores).config.beta == 5.0
+    assert phase_jobs.generate_job(game, 0, record.opponent, record.prompts).config.temperature == 1.0
     assert base.resolved(game.config, 7).train.beta == 5.0

@@ -21,7 +21,8 @@ from spin_core.config import metrics
 from spin_core.config.metrics import MetricsConfig
 from spin_core.config.resolve import resolve
 from spin_core.errors import ConfigError
-from spin_core.lineage.lineage import Lineage, find
+from spin_core.lineage.find import find_lineage
+from spin_core.lineage.lineage import Lineage
 from spin_core.runtime.phase import scratch_of
 from spin_core.store import files as store_files
 from spin_core.tracking.points import STEP, VERSION, Last, points
@@ -42,7 +43,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def game(built: Path, tmp_path: Path) -> Lineage:
     """A lineage of two iterations of two steps each."""
     shutil.copytree(built, tmp_path / "runs")
-    return find(tmp_path / "runs", "tale")
+    return find_lineage(tmp_path / "runs", "tale")
 
 
 def told(game: Lineage, last: Last = Last()) -> list[tuple[str, int, int]]:  # noqa: B008 (frozen)

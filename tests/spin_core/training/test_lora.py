@@ -17,9 +17,9 @@ from spin_core.config.resolve import resolve
 from spin_core.config.train import LoraConfig
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ConfigError, DamagedArtifact, ModelError, Stopped
-from spin_core.lineage import start as lineages
-from spin_core.lineage import suite_jobs
+from spin_core.lineage import phase_jobs, suite_jobs
 from spin_core.lineage.history import record_iteration
+from spin_core.lineage.start import start_lineage
 from spin_core.models import adapters as models_adapters
 from spin_core.models.files import check_safetensors, is_stacked
 from spin_core.models.loading import load_model
@@ -371,14 +371,14 @@ def play(runs, tiny_model, across):
         ],
     )  # fmt: skip
     with lock.locked(runs / "tale"):
-        made = lineages.start(runs, "tale", config)
-    opponent = theta_0 = act(made.base_job())
-    data, previous, report = act(made.prompts_job(theta_0)), None, None
+        made = start_lineage(runs, "tale", config)
+    opponent = theta_0 = act(phase_jobs.base_job(made))
+    data, previous, report = act(phase_jobs.prompts_job(made, theta_0)), None, None
     for t in range(2):
-        generations = act(made.generate_job(t, opponent, data))
-        paired = act(made.pairs_job(t, data, generations, previous))
-        scores = act(made.score_job(t, opponent, paired))
-        trained_run = act(made.train_job(t, opponent, paired, scores))
+        generations = act(phase_jobs.generate_job(made, t, opponent, data))
+        paired = act(phase_jobs.pairs_job(made, t, data, generations, previous))
+        scores = act(phase_jobs.score_job(made, t, opponent, paired))
+        trained_run = act(phase_jobs.train_job(made, t, opponent, paired, scores))
         player = made.player(t)
         (job,) = suite_jobs.evaluate_jobs(made, player, data, report)
         report = act(job)

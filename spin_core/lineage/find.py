@@ -1,0 +1,40 @@
+"""Lineages by name: the folder of one, one that exists, and the names of all."""
+
+import re
+from pathlib import Path
+
+from spin_core.config.run import RunConfig
+from spin_core.errors import ConfigError
+from spin_core.lineage.lineage import CONFIGURATION, Lineage
+from spin_core.store.files import load
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+def lineage_folder(runs: Path, name: str) -> Path:
+    """The folder of the lineage of that name, whether it exists or not.
+
+    Raises:
+        ConfigError: The name is not allowed.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} cannot name a lineage: use lower-case letters, digits and -, at most 63")
+    return runs / name
+
+
+def find_lineage(runs: Path, name: str) -> Lineage:
+    """The lineage of that name.
+
+    Raises:
+        ConfigError: There is none, or the name is not allowed.
+    """
+    path = lineage_folder(runs, name) / CONFIGURATION
+    if not path.exists():
+        existing = ", ".join(lineage_names(runs)) or "none yet"
+        raise ConfigError(f"there is no lineage {name!r} in {runs} (there: {existing}): start it with spin run")
+    return Lineage(runs=runs, name=name, config=load(RunConfig, path, "config"))
+
+
+def lineage_names(runs: Path) -> list[str]:
+    """The names of all lineages in a folder, sorted."""
+    return sorted(path.parent.name for path in runs.glob(f"*/{CONFIGURATION}"))
