@@ -18,6 +18,12 @@ SCHEDULE = "schedule"
 Schedule = Annotated[Union[T, Annotated[tuple[T, ...], Field(min_length=1)]], SCHEDULE]
 """One value, or one value an iteration; past its end, the last value holds."""
 
+EXECUTION = "execution"
+
+Execution = Annotated[T, EXECUTION]
+"""A setting of how, where or at whose cost a result is computed. It has no influence on the result, so the identity of
+a job leaves it out, and it may change while a lineage grows."""
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]

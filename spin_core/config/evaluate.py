@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, WithJsonSchema
 
-from spin_core.config.base import Folder, Frozen, NonNegativeFloat
+from spin_core.config.base import Execution, Folder, Frozen, NonNegativeFloat
 from spin_core.config.generate import RayConfig
 
 SuiteName = Literal[
@@ -110,7 +110,7 @@ class JudgeConfig(Frozen):
     model: str = "gpt-4"
     """Its name there."""
 
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")] = "OPENAI_API_KEY"
+    api_key_env: Execution[Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]] = "OPENAI_API_KEY"
     """The environment variable that holds the key, which is sent to that endpoint. The key itself stands in no
     configuration and no record. An endpoint of your own may want none."""
 
@@ -123,7 +123,7 @@ class JudgeConfig(Frozen):
     extra_body: dict[str, Any] = {}
     """Further fields of each request, by the endpoint's own names, as `{"reasoning_effort": "low"}`."""
 
-    speed: JudgeSpeedConfig = JudgeSpeedConfig()
+    speed: Execution[JudgeSpeedConfig] = JudgeSpeedConfig()
     """How it is asked."""
 
 
@@ -168,7 +168,7 @@ class EvaluateConfig(Frozen):
     batch_size: PositiveInt = 64
     """Rows a forward pass."""
 
-    speed: EvaluateSpeedConfig = EvaluateSpeedConfig()
+    speed: Execution[EvaluateSpeedConfig] = EvaluateSpeedConfig()
     """Where it runs."""
 
 

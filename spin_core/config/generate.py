@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from spin_core.config.base import Frozen, NonNegativeFloat, Schedule
+from spin_core.config.base import Execution, Frozen, NonNegativeFloat, Schedule
 
 
 class VllmSpeedConfig(Frozen):
@@ -32,7 +32,7 @@ class VllmSpeedConfig(Frozen):
 class VllmConfig(Frozen):
     """vLLM, in a virtual environment of its own: `make vllm` installs it."""
 
-    python: str = ""
+    python: Execution[str] = ""
     """Its interpreter. Empty: `.venv-vllm/bin/python` beside the virtual environment that Spin runs in."""
 
     dtype: Literal["model", "float32", "bfloat16", "float16"] = "model"
@@ -50,7 +50,7 @@ class VllmConfig(Frozen):
     """Longest prompt and answer together, in tokens; None takes the model's own context. A lower one needs less memory
     to start."""
 
-    speed: VllmSpeedConfig = VllmSpeedConfig()
+    speed: Execution[VllmSpeedConfig] = VllmSpeedConfig()
     """What it may take of the machine."""
 
 
@@ -134,5 +134,5 @@ class GenerateConfig(Frozen):
     shard_size: PositiveInt = 512
     """Prompts in a shard. A shard is published whole, so a worker that is killed loses at most one."""
 
-    speed: GenerateSpeedConfig = GenerateSpeedConfig()
+    speed: Execution[GenerateSpeedConfig] = GenerateSpeedConfig()
     """Who generates."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from spin_core.config.base import Fraction, Frozen, NonNegativeFloat, Schedule, at
+from spin_core.config.base import Execution, Fraction, Frozen, NonNegativeFloat, Schedule, at
 
 Loss = Literal["logistic", "hinge", "exponential", "correlation", "t-spin", "space", "sft"]
 
@@ -151,7 +151,7 @@ class TrainConfig(Frozen):
     batch_size: PositiveInt = 64
     """Pairs in an optimizer step, over all devices and accumulated micro-batches."""
 
-    micro_batch_tokens: PositiveInt = 16384
+    micro_batch_tokens: Execution[PositiveInt] = 16384
     """Tokens in one forward and backward pass of a device, padding counted; a batch is split to fit, but never the
     responses to one prompt. It may change at any time, as memory asks: it changes rounding alone, and what an adapter's
     dropout drops."""
@@ -171,20 +171,20 @@ class TrainConfig(Frozen):
     max_grad_norm: NonNegativeFloat = 1.0
     """Clip the gradient to this norm; 0 leaves it alone."""
 
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Execution[bool] = False
     """Recompute activations in the backward pass: less memory, a third more time, the same bits. It may change at any
     time."""
 
     lora: LoraConfig | None = None
     """Train adapters of low rank; None trains all weights."""
 
-    speed: SpeedConfig = SpeedConfig()
+    speed: Execution[SpeedConfig] = SpeedConfig()
     """How the same numbers are reached."""
 
     save_every: PositiveInt = 100
     """Steps between checkpoints. A kill costs at most so many steps."""
 
-    keep_checkpoints: PositiveInt = 2
+    keep_checkpoints: Execution[PositiveInt] = 2
     """How many checkpoints stay. It may change at any time."""
 
     held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.0
@@ -199,7 +199,7 @@ class TrainConfig(Frozen):
     monitors: MonitorsConfig = MonitorsConfig()
     """What is watched, and what is done when it fires."""
 
-    first_loss_tolerance: PositiveFloat = 1e-3
+    first_loss_tolerance: Execution[PositiveFloat] = 1e-3
     """How far apart player and opponent may be before the first step, in nats a token, in float32; bfloat16 allows 20
     times as much. The first loss may be as far from log 2, times beta / 0.1 where that is more than 1. It may change
     at any time."""

@@ -99,7 +99,7 @@ def scored(
 
     Whoever wants the same at the same time waits for the one that has begun. `tell` is told what share of it is done.
     """
-    entry = folder / store_identity.digest_of(store_identity.identity_of(asked))[:16]
+    entry = folder / store_identity.digest_of(asked)[:16]
     with lock.locked(entry, wait=True):
         final = entry / "scores"
         known = artifacts.reusable(final, asked, EvalReport)

@@ -311,5 +311,5 @@ def ourselves() -> Holder:
 
 def work_folder(job: Job) -> Path:
     """Where the workers on a job keep claims and what is in the making. Other work has another name."""
-    identity = store_identity.digest_of(store_identity.identity_of(job.model_dump(mode="json")))
+    identity = store_identity.digest_of(store_identity.identity_of(job))
     return job.output.with_name(f".{job.output.name}.{identity[:16]}.work")

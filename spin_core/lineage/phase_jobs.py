@@ -147,5 +147,5 @@ def train_job(lineage: Lineage, t: int, opponent: ModelVersion, pairs: PairDatas
 
 def _shared(lineage: Lineage, job: _J, name: str) -> _J:
     """The job with its output among the models that lineages share, below its own identity."""
-    identity = digest_of(identity_of(job.model_dump(mode="json")))
+    identity = digest_of(identity_of(job))
     return job.model_copy(update={"output": lineage.runs / SHARED / identity[:16] / name})

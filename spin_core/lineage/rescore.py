@@ -40,7 +40,7 @@ def make_way(job: Job) -> str:
     changed = unlike(job)
     if changed:
         set_aside(job.output)
-    kept = earlier(job.output, store_identity.identity_of(job.model_dump(mode="json")))
+    kept = earlier(job.output, store_identity.identity_of(job))
     back = kept.exists() and not job.output.exists()
     if back:
         kept.replace(job.output)
@@ -63,7 +63,7 @@ def check(jobs: Iterable[Job], lineage: str) -> None:
 def unlike(job: Job) -> str:
     """In what a job differs from what made the report in its place: `config.limit = 5, not 9`; empty if in nothing."""
     manifest = artifacts.read_manifest(job.output)
-    want = store_identity.identity_of(job.model_dump(mode="json"))
+    want = store_identity.identity_of(job)
     changed = store_identity.differences(manifest["identity"], want) if manifest else []
     if not changed or any(name == MODEL for name, _, _ in changed):
         return ""

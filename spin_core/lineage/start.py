@@ -37,8 +37,10 @@ def start_lineage(runs: Path, name: str, config: RunConfig) -> Lineage:
         for t in range(begun):
             changed = [
                 item
-                for item in identity.differences(dump(resolved(have, t)), dump(resolved(config, t)))
-                if item[0].split(".")[0] not in FREE and identity.WAYS.isdisjoint(item[0].split("."))
+                for item in identity.differences(
+                    identity.identity_of(resolved(have, t)), identity.identity_of(resolved(config, t))
+                )
+                if item[0].split(".")[0] not in FREE
             ]
             if changed:
                 listed = "; ".join(

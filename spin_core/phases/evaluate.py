@@ -7,7 +7,8 @@ from typing import Any
 from spin_core.evaluation.self_play import score
 from spin_core.runtime.phase import main
 from spin_core.runtime.progress import Progress
-from spin_core.store import artifacts, identity, lock
+from spin_core.store import artifacts, lock
+from spin_core.store.identity import MANIFEST, digest_of, identity_of
 from spin_core.store.jobs import EvaluateJob
 from spin_core.store.records import EvalReport
 
@@ -19,17 +20,17 @@ def run(job: EvaluateJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     """
     if job.speed.scores is None or job.opponent is not None:
         return score(job, scratch, progress)
-    asked = job.model_dump(mode="json")
-    entry = job.speed.scores / identity.digest_of(identity.identity_of(asked))[:16]
+    identity = identity_of(job)
+    entry = job.speed.scores / digest_of(identity)[:16]
     with lock.locked(entry, wait=True):
-        known = artifacts.reusable(entry / "self-play", asked, EvalReport)
+        known = artifacts.reusable(entry / "self-play", identity, EvalReport)
         if known is None:
             work = entry / ".self-play.partial"
             work.mkdir(exist_ok=True)
             fields = score(job, work, progress)
-            known = artifacts.publish(work, entry / "self-play", asked, fields, EvalReport)
+            known = artifacts.publish(work, entry / "self-play", identity, fields, EvalReport)
         for path in known.path.iterdir():
-            if path.name != identity.MANIFEST:
+            if path.name != MANIFEST:
                 shutil.copy2(path, scratch)
     return known.model_dump(exclude={"path", "digest", "kind"})
 

@@ -17,6 +17,7 @@ from spin_core.runtime import phase, process
 from spin_core.runtime import progress as runtime_progress
 from spin_core.runtime.ranks import Ranks
 from spin_core.store import artifacts, files
+from spin_core.store.identity import identity_of
 from spin_core.store.jobs import Job
 from spin_core.store.records import Artifact
 
@@ -25,9 +26,9 @@ log = logging.getLogger("spin_core")
 
 def has_begun(job: Job, tick: Callable[[], None]) -> bool:
     """Wait until the run that asks for this job has begun it. False if it is done already."""
-    asked, told = job.model_dump(mode="json"), 0.0
+    identity, told = identity_of(job), 0.0
     while not work_folder(job).exists():
-        if artifacts.reusable(job.output, asked, Artifact) is not None:
+        if artifacts.reusable(job.output, identity, Artifact) is not None:
             return False
         if time.monotonic() - told > WAITING_SECONDS:
             told = time.monotonic()

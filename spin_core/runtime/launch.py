@@ -22,6 +22,7 @@ from spin_core.runtime.grace import grace_of
 from spin_core.runtime.process import birth, end_group, end_leftover, guard, spawn
 from spin_core.runtime.warm import warm
 from spin_core.store import artifacts, files
+from spin_core.store.identity import identity_of
 from spin_core.store.jobs import Job
 from spin_core.store.records import Artifact
 
@@ -72,7 +73,7 @@ def write_job(job: Job) -> Path:
 
 def finished(job: Job, kind: type[R]) -> R | None:
     """The record of a job that is done already; None if it is not."""
-    return artifacts.reusable(job.output, job.model_dump(mode="json"), kind)
+    return artifacts.reusable(job.output, identity_of(job), kind)
 
 
 def run_phase(

@@ -25,7 +25,7 @@ from spin_core.runtime.process import die_with_parent
 from spin_core.runtime.progress import Progress, claim_stdout
 from spin_core.runtime.usage import environment, peak_memory_mb
 from spin_core.store import artifacts, files
-from spin_core.store import identity as store_identity
+from spin_core.store.identity import digest_of, identity_of
 from spin_core.store.jobs import Job
 from spin_core.store.records import Artifact
 
@@ -109,12 +109,12 @@ def execute(
     job: J, record_type: type[R], run: Callable[[J, Path, Progress], dict[str, Any]], progress: Progress
 ) -> R | None:
     """Do the job, or find it done. None on all ranks but the first."""
-    us, asked = ranks.here(), job.model_dump(mode="json")
-    record = artifacts.reusable(job.output, asked, record_type) if us.first else None
+    us, identity = ranks.here(), identity_of(job)
+    record = artifacts.reusable(job.output, identity, record_type) if us.first else None
     if not us.any(record is not None):
         started = time.monotonic()
         if us.first:
-            workspace(job.output, asked)
+            workspace(job.output, identity)
         us.wait()
         fields = run(job, scratch_of(job.output), progress)
         usage = {
@@ -124,7 +124,7 @@ def execute(
             "environment": environment(),
         }
         if us.first:
-            record = artifacts.publish(scratch_of(job.output), job.output, asked, fields, record_type, usage=usage)
+            record = artifacts.publish(scratch_of(job.output), job.output, identity, fields, record_type, usage=usage)
     if record is not None:
         progress.say({"record": record.model_dump(mode="json")})
     return record
@@ -135,17 +135,17 @@ def scratch_of(output: Path) -> Path:
     return output.with_name(f".{output.name}.partial")
 
 
-def workspace(output: Path, asked: Mapping[str, Any]) -> Path:
-    """The scratch folder of a job. What an attempt at another job left there is removed."""
+def workspace(output: Path, identity: Mapping[str, Any]) -> Path:
+    """The scratch folder of the job with this identity. What an attempt at another job left there is removed."""
     scratch = scratch_of(output)
     stamp = output.with_name(f".{output.name}.identity")
-    identity = store_identity.digest_of(store_identity.identity_of(asked))
-    if scratch.exists() and (not stamp.exists() or stamp.read_text("utf-8") != identity):
+    digest = digest_of(identity)
+    if scratch.exists() and (not stamp.exists() or stamp.read_text("utf-8") != digest):
         shutil.rmtree(scratch)
         for work in output.parent.glob(f".{output.name}.*.work"):
             shutil.rmtree(work)
     scratch.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(identity, "utf-8")
+    stamp.write_text(digest, "utf-8")
     if shutil.disk_usage(scratch).free < 2**20:
         raise StorageError(
             f"the disk that holds {scratch.parent} is full: free some space and run the same command again"

@@ -18,11 +18,11 @@ from spin_core.store.files import dump_json, sync
 from spin_core.store.identity import (
     MANIFEST,
     content_of,
+    current_identity,
     differences,
     digest_file,
     digest_folder,
     digest_of,
-    identity_of,
     short,
 )
 from spin_core.store.records import Artifact, Record
@@ -62,16 +62,16 @@ def read_record(folder: Path, kind: type[R]) -> R | None:
     return record
 
 
-def reusable(folder: Path, job: Mapping[str, Any], kind: type[R]) -> R | None:
-    """The record in `folder` if it was built by this very job; None if nothing is there.
+def reusable(folder: Path, identity: Mapping[str, Any], kind: type[R]) -> R | None:
+    """The record in `folder` if a job of this identity built it; None if nothing is published there.
 
-    Raises `StaleArtifact`, naming the fields that differ, if it was built by another.
+    Raises:
+        StaleArtifact: Another job built it. The message names the first field that differs.
     """
     manifest = read_manifest(folder)
     if manifest is None:
         return None
-    want = identity_of(job)
-    changed = differences(identity_of(manifest["identity"]), want)  # what an older version counted may count no more
+    changed = differences(current_identity(manifest["identity"]), identity)
     if changed:
         name, have, wanted = changed[0]
         raise StaleArtifact(
@@ -85,23 +85,30 @@ def reusable(folder: Path, job: Mapping[str, Any], kind: type[R]) -> R | None:
 def publish(
     scratch: Path,
     final: Path,
-    job: Mapping[str, Any],
+    identity: Mapping[str, Any],
     fields: Mapping[str, Any],
     kind: type[R],
     usage: Mapping[str, Any] | None = None,
 ) -> R:
-    """Make the scratch folder the final one. `fields` are the record's fields, but for path and digest.
+    """Make the scratch folder the final one, and return its record.
 
-    Everything is flushed to disk before the rename, and the manifest is the last file written. `usage` (seconds,
-    memory, versions) is kept in the manifest and takes no part in any digest. Hidden files are not published: they
-    are what a kill left of files that were being written.
+    Everything is flushed to disk before the rename, and the manifest is the last file written. Hidden files are not
+    published: they are what a kill left of files that were being written.
+
+    Args:
+        scratch: The folder with the result's files. It does not exist afterwards.
+        final: Its new place.
+        identity: The identity of the job that made it.
+        fields: The record's fields except path and digest.
+        kind: The record's class.
+        usage: Seconds, memory and versions. They are kept in the manifest and count in no digest.
     """
     for path in [path for path in scratch.rglob(".*") if path.is_file()]:
         path.unlink()
     digest, files = digest_folder(scratch)
     record = kind.model_validate({**fields, "path": str(final), "digest": digest})
     manifest = {
-        "identity": identity_of(job),
+        "identity": dict(identity),
         "record": record.model_dump(mode="json", exclude={"path"}),
         "usage": dict(usage or {}),
         "files": files,

@@ -7,7 +7,7 @@ with digests. Light to import, so that flows and tasks can write jobs without lo
 from pathlib import Path
 from typing import Literal
 
-from spin_core.config.base import Frozen
+from spin_core.config.base import Execution, Frozen
 from spin_core.config.data import PairsConfig, PromptsConfig, SourceConfig
 from spin_core.config.evaluate import EvaluateConfig, JudgeConfig, MtBenchConfig
 from spin_core.config.generate import GenerateConfig, VllmConfig
@@ -25,10 +25,15 @@ class Job(Frozen):
     version: int
     """Raised when a phase's code comes to give another result, so that old results are not taken for new ones."""
 
-    output: Path
+    output: Execution[Path]
     """The folder to publish."""
 
     seed: int = 0
+
+
+def job_type(phase: str) -> type[Job] | None:
+    """The class of the jobs of a phase; None if there is no such phase."""
+    return next((kind for kind in Job.__subclasses__() if kind.model_fields["phase"].default == phase), None)
 
 
 class BaseJob(Job):
@@ -110,8 +115,8 @@ class ScoreJob(Job):
     model: ModelConfig
     opponent: ModelVersion
     pairs: PairDataset
-    micro_batch_tokens: int
-    speed: SpeedConfig = SpeedConfig()
+    micro_batch_tokens: Execution[int]
+    speed: Execution[SpeedConfig] = SpeedConfig()
     base: ModelVersion | None = None
     """θ_0, where the reference is anchored in it: the pairs are scored under it too."""
 
@@ -126,7 +131,7 @@ class TrainJob(Job):
     config: TrainConfig
     model: ModelConfig
     start: ModelVersion
-    weights: Path
+    weights: Execution[Path]
     pairs: PairDataset | None = None
     scores: ScoredPairs | None = None
     prompts: PromptSet | None = None
@@ -160,7 +165,7 @@ class EvaluateJob(Job):
     prompts: PromptSet
     opponent: EvalReport | None
     """The report of the version that the player was trained from, for rewards against it; None for θ_0."""
-    speed: EvaluateSpeed = EvaluateSpeed()
+    speed: Execution[EvaluateSpeed] = EvaluateSpeed()
 
 
 class BenchmarkTask(Frozen):
@@ -206,7 +211,7 @@ class BenchmarkConfig(Frozen):
     """None: if the model has one."""
     engine: Literal["transformers", "vllm"] = "transformers"
     vllm: VllmConfig = VllmConfig()
-    speed: BenchmarkSpeed
+    speed: Execution[BenchmarkSpeed]
 
 
 class MtBenchSpeed(Frozen):
@@ -235,7 +240,7 @@ class MtBenchJob(Job):
     """That on θ_0."""
     prompts: PromptSet | None = None
     """The held-out prompts, where answers are to be compared with the human responses."""
-    speed: MtBenchSpeed
+    speed: Execution[MtBenchSpeed]
 
 
 class BenchmarkJob(Job):

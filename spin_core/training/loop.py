@@ -286,7 +286,7 @@ def prepare(model: PreTrainedModel, config: TrainConfig) -> None:
 
 
 def publish_weights(
-    job: TrainJob, asked: dict[str, Any], stepper: Stepper, adapter: adapters.Adapter | None, us: Ranks
+    job: TrainJob, identity: dict[str, Any], stepper: Stepper, adapter: adapters.Adapter | None, us: Ranks
 ) -> ModelVersion | None:
     """Publish the trained model with its tokenizer as version t + 1. None on all ranks but the first."""
     scratch = scratch_of(job.weights)
@@ -299,4 +299,4 @@ def publish_weights(
         assert job.config.lora is not None
         lora.publish(scratch, adapter=adapter, start=job.start.path, t=job.t, lora=job.config.lora, model=job.model)
     fields = {"t": job.t + 1, "parent": job.start.digest}
-    return artifacts.publish(scratch, job.weights, asked, fields, ModelVersion) if us.first else None
+    return artifacts.publish(scratch, job.weights, identity, fields, ModelVersion) if us.first else None

@@ -26,7 +26,7 @@ from spin_core.lineage.verify import verify
 from spin_core.runtime import launch
 from spin_core.store.artifacts import read_manifest, read_record, reusable
 from spin_core.store.artifacts import verify as verify_folder
-from spin_core.store.identity import MANIFEST, digest_of, identity_of
+from spin_core.store.identity import MANIFEST, current_identity, digest_of, identity_of
 from spin_core.store.jobs import Job
 from spin_core.store.records import (
     Artifact,
@@ -125,7 +125,7 @@ def test_every_job_file_is_a_job_of_today_with_the_identity_that_was_published(g
         job = types[values["phase"]].model_validate(values)
         manifest = read_manifest(path.parents[1] / path.stem)
         assert manifest is not None
-        assert identity_of(job.model_dump(mode="json")) == identity_of(manifest["identity"])
+        assert identity_of(job) == current_identity(manifest["identity"])
 
 
 def test_the_leaderboard_has_its_versions_and_controls_with_the_published_scores(game):
@@ -224,9 +224,9 @@ def test_diagnostics_of_the_base_model_are_found_by_other_lineages(game):
     """As an evaluation looks for them: they are kept below the runs folder by the identity of its job."""
     record = game.records()[0]
     (job,) = suite_jobs.evaluate_jobs(game, record.opponent, record.prompts, None)
-    asked = job.model_dump(mode="json")
-    entry = game.runs / suite_jobs.SCORES / digest_of(identity_of(asked))[:16]
-    assert reusable(entry / "self-play", asked, EvalReport) is not None
+    identity = identity_of(job)
+    entry = game.runs / suite_jobs.SCORES / digest_of(identity)[:16]
+    assert reusable(entry / "self-play", identity, EvalReport) is not None
 
 
 # The whole flow, twice: in a copy that is complete, and then in one that has lost its last training.

@@ -75,7 +75,7 @@ def test_an_iteration_sampled_by_vllm_starts_at_log_2(tmp_path, game):
     scratch = tmp_path / "again" / ".generations.partial"
     scratch.mkdir(parents=True)
     shutil.copyfile(shards[0], scratch / shards[0].name)
-    identity = store_identity.digest_of(store_identity.identity_of(job.model_dump(mode="json")))
+    identity = store_identity.digest_of(store_identity.identity_of(job))
     (tmp_path / "again" / ".generations.identity").write_text(identity)
     again = run_phase(job, GenerationBatch)
     assert again.digest == generations.digest

@@ -18,6 +18,8 @@ from spin_core.lineage.lineage import Lineage
 from spin_core.lineage.start import start_lineage
 from spin_core.store import artifacts, lock
 from spin_core.store.files import dump
+from spin_core.store.identity import identity_of
+from spin_core.store.jobs import Job
 from spin_core.store.records import (
     EvalReport,
     GenerationBatch,
@@ -43,9 +45,10 @@ def lines(values: Sequence[Any]) -> bytes:
 
 
 def publish(
-    folder: Path, job: Mapping[str, Any], files: Mapping[str, Any], fields: Mapping[str, Any], kind: Any
+    folder: Path, job: Job | Mapping[str, Any], files: Mapping[str, Any], fields: Mapping[str, Any], kind: Any
 ) -> Any:
-    """Publish files (bytes, or columns of a Parquet file) as a phase would."""
+    """Publish files (bytes, or columns of a Parquet file) as the phase of a job would, or under a given identity."""
+    identity = identity_of(job) if isinstance(job, Job) else job
     scratch = folder.with_name(f".{folder.name}.partial")
     for name, content in files.items():
         path = scratch / name
@@ -54,7 +57,7 @@ def publish(
             path.write_bytes(content)
         else:
             pq.write_table(pa.table(content), path)
-    return artifacts.publish(scratch, folder, job, fields, kind, usage=USAGE)
+    return artifacts.publish(scratch, folder, identity, fields, kind, usage=USAGE)
 
 
 def report(folder: Path, model: str, values: Sequence[float], answer: str = "yes", **scores: Score) -> EvalReport:
@@ -139,15 +142,13 @@ def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS
     with lock.locked(runs / name):
         game = start_lineage(runs, name, settings(*sets))
     untrained = phase_jobs.base_job(game)
-    init = publish(
-        untrained.output, dump(untrained), {"model.safetensors": b"none"}, {"t": 0, "parent": None}, ModelVersion
-    )
+    init = publish(untrained.output, untrained, {"model.safetensors": b"none"}, {"t": 0, "parent": None}, ModelVersion)
     rows, asked = prompts_of(["one", "two"]), prompts_of(PROMPTS)
     job = phase_jobs.prompts_job(game, init)
     counts = {"source": "demo", "revision": None, "rows": 2, "held_out": 4, "drops": {"too long": 1}}
-    prompts = publish(job.output, dump(job), {"train.parquet": rows, "held_out.parquet": asked}, counts, PromptSet)
+    prompts = publish(job.output, job, {"train.parquet": rows, "held_out.parquet": asked}, counts, PromptSet)
     sft = phase_jobs.sft_job(game, init, prompts)
-    opponent = publish(sft.weights, dump(sft), {"model.safetensors": b"zero"}, {"t": 0, "parent": None}, ModelVersion)
+    opponent = publish(sft.weights, sft, {"model.safetensors": b"zero"}, {"t": 0, "parent": None}, ModelVersion)
     accuracy = Score(value=0.75, stderr=0.02, n=4, higher_is_better=None)
     reports = {0: (report(game.eval_folder(0) / "self-play", opponent.digest, nlls[0], "early"),)}
     previous = None
@@ -163,7 +164,7 @@ def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS
         found = answer_statistics(pa.table(rows), pa.table(said))
         generations = publish(
             job.output,
-            dump(job),
+            job,
             {"shard-00000.parquet": said},
             {**fields, "finish_reasons": {"stop": 1, "length": 1}, "statistics": dump(found)},
             GenerationBatch,
@@ -184,21 +185,21 @@ def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS
             "real_finish": ["stop"],
             "generated_finish": ["length"],
         }
-        pairs = publish(job.output, dump(job), {"pairs.parquet": columns}, fields, PairDataset)
+        pairs = publish(job.output, job, {"pairs.parquet": columns}, fields, PairDataset)
         job = phase_jobs.score_job(game, t, opponent, pairs)
         fields = {"pairs": pairs.digest, "opponent": opponent.digest}
         logps = {"real_logps": [-float(t)], "generated_logps": [-1.0]}
-        scores = publish(job.output, dump(job), {"logps.parquet": logps}, fields, ScoredPairs)
+        scores = publish(job.output, job, {"logps.parquet": logps}, fields, ScoredPairs)
         job = phase_jobs.train_job(game, t, opponent, pairs, scores)
         weights = {"model.safetensors": f"weights {t + 1}".encode()}
-        player = publish(job.weights, dump(job), weights, {"t": t + 1, "parent": opponent.digest}, ModelVersion)
+        player = publish(job.weights, job, weights, {"t": t + 1, "parent": opponent.digest}, ModelVersion)
         steps = [
             {"step": 1, "loss": 0.693, "rewards/accuracies": 0.5},
             {"step": 2, "loss": 0.6, "rewards/accuracies": 0.9},
         ]
         training = publish(
             job.output,
-            dump(job),
+            job,
             {"metrics.jsonl": lines(steps), "log/timing.jsonl": lines([{"step": 1, "seconds": 0.5, "tokens": 7}] * 2)},
             {"t": t, "model": player.digest, "steps": 2, "first_loss": 0.6931, "metrics": {"loss": 0.6}},
             TrainRun,

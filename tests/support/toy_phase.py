@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from spin_core.config.base import Frozen
+from spin_core.config.base import Execution, Frozen
 from spin_core.config.train import SpeedConfig
 from spin_core.errors import STOPPED, DataError, Stopped, TryAgain
 from spin_core.runtime import ranks
@@ -19,7 +19,7 @@ from spin_core.store.records import ScoredPairs
 
 
 class ToyConfig(Frozen):
-    speed: SpeedConfig = SpeedConfig()
+    speed: Execution[SpeedConfig] = SpeedConfig()
 
 
 class ToyJob(Job):

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 from prefect.logging import disable_run_logger
-from small_lineage import build, dump, publish
+from small_lineage import build, publish
 
 from spin_core.config.generate import RayConfig
 from spin_core.errors import DataError, WorkersLost
@@ -53,7 +53,7 @@ class Suite:
         if name in self.cluster.errors:
             return self.cluster.errors[name]
         if launch.finished(self.job, EvalReport) is None:
-            publish(self.job.output, dump(self.job), {"log/x": b""}, FIELDS, EvalReport)
+            publish(self.job.output, self.job, {"log/x": b""}, FIELDS, EvalReport)
         return None
 
 
@@ -104,5 +104,5 @@ def test_where_suites_are_run_is_no_part_of_what_they_are_known_by(tmp_path):
         for name, more in (("here", []), ("there", ['evaluate.speed.ray={"address": "auto", "workers": 3}']))
     )
     assert there.config.evaluate.speed.ray == RayConfig(address="auto", workers=3)
-    one, two = ([identity.identity_of(dump(job)) for job in jobs_of(game)] for game in (here, there))
+    one, two = ([identity.identity_of(job) for job in jobs_of(game)] for game in (here, there))
     assert one == two

@@ -20,6 +20,7 @@ from spin_core.inference import shards, workers
 from spin_core.inference.shards import LAST_WORDS, Shards, shard_name, work
 from spin_core.lineage.lineage import Lineage
 from spin_core.runtime import interpreter, launch, phase
+from spin_core.store.identity import identity_of
 from tasks import generate
 
 
@@ -52,7 +53,7 @@ def prompts(tmp_path_factory):
 def test_a_run_whose_workers_all_die_says_why_and_keeps_what_is_done(tmp_path, tiny_model, prompts):
     whole = do(generate_job(tmp_path / "whole", tiny_model, prompts))
     job = generate_job(tmp_path / "generations", tiny_model, prompts, speed={"workers": 0})
-    scratch = phase.workspace(job.output, job.model_dump(mode="json"))
+    scratch = phase.workspace(job.output, identity_of(job))
     (scratch / f"{shard_name(2)}.parquet").write_bytes((whole.path / f"{shard_name(2)}.parquet").read_bytes())
     # The workers' machines do not have the model under this path.
     elsewhere = job.model_copy(update={"opponent": job.opponent.model_copy(update={"path": Path("/nowhere/model")})})

@@ -43,11 +43,11 @@ def answers_folder(job: MtBenchJob) -> Path:
         "model": job.player.digest,
         "dtype": job.model.dtype,
         "chat": job.chat.model_dump(mode="json"),
-        "generate": resolved(job.generate, job.player.t).model_dump(mode="json"),
+        "generate": identity.identity_of(resolved(job.generate, job.player.t)),
         "max_new_tokens": job.config.max_new_tokens,
         "seed": job.seed,
     }
-    return job.speed.answers / identity.digest_of(identity.identity_of(settings))[:16]
+    return job.speed.answers / identity.digest_of(settings)[:16]
 
 
 class Answerer:

@@ -39,7 +39,7 @@ def verdicts_folder(job: MtBenchJob) -> Path:
     Each verdict has the digest of its prompt, answers included. Lock the folder while verdicts are requested, so that
     two jobs do not request the same ones.
     """
-    judge = job.judge.model_dump(mode="json", exclude={"speed", "api_key_env"})
+    judge = identity.identity_of(job.judge)
     settings = {"phase": "verdicts", "version": VERSION, "model": job.player.digest, "judge": judge}
     return job.speed.answers.with_name(_VERDICTS) / identity.digest_of(settings)[:16]
 

@@ -329,7 +329,7 @@ def test_either_half_of_the_suite_can_be_left_out(tmp_path, models, prompts):
 
 def test_an_unfinished_attempt_is_done_again(tmp_path, models, prompts, opponents_report):
     job = evaluate_job(tmp_path / "self-play", models[0], prompts)
-    scratch = phase.workspace(job.output, job.model_dump(mode="json"))
+    scratch = phase.workspace(job.output, identity.identity_of(job))
     (scratch / "held_out.parquet").write_bytes(b"half of it")
     assert do(job).digest == opponents_report.digest
 

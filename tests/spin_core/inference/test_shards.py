@@ -22,6 +22,7 @@ from spin_core.phases import join as phases_join
 from spin_core.runtime import devices, launch, phase, progress
 from spin_core.runtime import process as runtime_process
 from spin_core.store import artifacts
+from spin_core.store.identity import identity_of
 
 
 @pytest.fixture
@@ -280,7 +281,7 @@ def test_who_joins_what_is_published_has_nothing_to_do(tiny_model, many, alone):
 
 def test_damaged_shards_are_made_again(tmp_path, tiny_model, many, alone, caplog):
     job = generate_job(tmp_path / "generations", tiny_model, many, **SETTINGS)
-    scratch = phase.workspace(job.output, job.model_dump(mode="json"))
+    scratch = phase.workspace(job.output, identity_of(job))
     for number in range(4):
         (scratch / f"{shard_name(number)}.parquet").write_bytes(
             (alone.path / f"{shard_name(number)}.parquet").read_bytes()

@@ -306,7 +306,7 @@ def test_where_vllm_lies_and_what_it_takes_is_no_part_of_what_was_said(tmp_path,
         tmp_path, tiny_model, engine="vllm", vllm=VllmConfig(python="/elsewhere", speed={"memory_fraction": 0.5})
     )
     other = job_of(tmp_path, tiny_model, engine="transformers")
-    identities = [identity.identity_of(job.model_dump(mode="json")) for job in (one, moved, other)]
+    identities = [identity.identity_of(job) for job in (one, moved, other)]
     assert identities[0] == identities[1]
     assert identities[0]["config"]["engine"] == "vllm"
     assert identities[2]["config"]["engine"] == "transformers"
@@ -323,7 +323,7 @@ def test_auto_is_vllm_where_gpu_and_environment_are_there(tmp_path, tiny_model, 
     assert interpreter.chosen(auto, ModelConfig()) == "transformers"
     # What is there was answered by one engine, and a run that goes on elsewhere does not come to doubt it.
     job = job_of(tmp_path, tiny_model, engine="vllm", vllm=there)
-    built = {"identity": identity.identity_of(job.model_dump(mode="json")), "record": {}, "usage": {}, "files": {}}
+    built = {"identity": identity.identity_of(job), "record": {}, "usage": {}, "files": {}}
     job.output.mkdir(parents=True)
     files.dump_json(job.output / identity.MANIFEST, built)
     assert interpreter.chosen(auto, ModelConfig(), job.output) == "vllm"

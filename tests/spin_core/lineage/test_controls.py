@@ -49,7 +49,7 @@ def test_an_anchored_reference_scores_the_initial_policy_in_all_iterations_but_t
 def test_other_objectives_have_the_same_jobs_as_before(built):
     _, jobs = pairs_and_scores(under(built))
     for job in (job for both in jobs for job in both):
-        asked = identity.identity_of(job.model_dump(mode="json"))
+        asked = identity.identity_of(job)
         before = {name: value for name, value in asked.items() if name not in ("initial", "base")}
         assert identity.differences(before, asked) == []
 

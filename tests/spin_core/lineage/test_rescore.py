@@ -12,7 +12,7 @@ from spin_core.lineage.lineage import Lineage
 from spin_core.lineage.start import start_lineage
 from spin_core.lineage.verify import verify
 from spin_core.store import artifacts, lock
-from spin_core.store.files import dump
+from spin_core.store.identity import identity_of
 from spin_core.store.records import EvalReport
 
 HOTTER = "evaluate.temperature=0.9"
@@ -41,9 +41,9 @@ def score_all(game: Lineage, value: float) -> list[str]:
     for t, player in enumerate([game.records()[0].opponent, *(record.player for record in game.records())]):
         (job,) = suite_jobs.evaluate_jobs(game, player, game.records()[0].prompts, opponent)
         notes.append(rescore.make_way(job))
-        opponent = artifacts.reusable(job.output, dump(job), EvalReport) or publish(
+        opponent = artifacts.reusable(job.output, identity_of(job), EvalReport) or publish(
             job.output,
-            dump(job),
+            job,
             {"made.txt": f"{t} {value}".encode()},
             {"model": player.digest, "suite": "self-play", "harness": "by hand", "scores": {}},
             EvalReport,
@@ -100,7 +100,7 @@ def test_a_report_on_another_model_is_never_set_aside(game):
     (job,) = suite_jobs.evaluate_jobs(game, stranger.model_copy(update={"t": 0}), game.records()[0].prompts, None)
     assert rescore.make_way(job) == ""
     with pytest.raises(StaleArtifact, match="was built with player"):
-        artifacts.reusable(job.output, dump(job), EvalReport)
+        artifacts.reusable(job.output, identity_of(job), EvalReport)
 
 
 def test_scoring_alone_refuses_to_make_versions_incomparable(game):

@@ -43,7 +43,7 @@ def jobs_of(runs: Path, player: ModelVersion, *sets: str, name: str = "tale"):
 
 
 def identity(job) -> str:
-    return store_identity.digest_of(store_identity.identity_of(job.model_dump(mode="json")))
+    return store_identity.digest_of(store_identity.identity_of(job))
 
 
 def do(job: BenchmarkJob) -> EvalReport:

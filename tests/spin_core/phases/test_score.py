@@ -87,7 +87,7 @@ def test_scores_are_the_same_however_fast_they_are_made(tmp_path, tiny_model, of
     fast, slow = (
         score_job(tmp_path / str(on), opponent, pairs, speed=SpeedConfig(**{off: on})) for on in (True, False)
     )
-    assert identity.identity_of(fast.model_dump(mode="json")) == identity.identity_of(slow.model_dump(mode="json"))
+    assert identity.identity_of(fast) == identity.identity_of(slow)
     np.testing.assert_allclose(read(do(fast)), read(do(slow)), rtol=1e-5, atol=1e-4)
 
 

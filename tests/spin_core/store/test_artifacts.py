@@ -13,23 +13,25 @@ import pytest
 from full_disk import FULL
 
 from spin_core.errors import DamagedArtifact, LineageBusy, StaleArtifact, StorageError
-from spin_core.store import artifacts, identity, lock
+from spin_core.store import artifacts, lock
 from spin_core.store import files as store_files
+from spin_core.store.identity import MANIFEST
 from spin_core.store.records import ModelVersion, ScoredPairs
 
 FIELDS = {"t": 0, "parent": None}
 
 
-def job(output: Path, **values) -> dict:
-    return {"phase": "base", "version": 1, "output": str(output), "seed": 0, **values}
+def identity(**values) -> dict:
+    """The identity of a job."""
+    return {"phase": "base", "version": 1, "seed": 0, **values}
 
 
-def publish(folder: Path, files: dict[str, str], asked: dict | None = None) -> ModelVersion:
+def publish(folder: Path, files: dict[str, str], made_by: dict | None = None) -> ModelVersion:
     scratch = folder.with_name(f".{folder.name}.partial")
     for name, text in files.items():
         (scratch / name).parent.mkdir(parents=True, exist_ok=True)
         (scratch / name).write_text(text)
-    return artifacts.publish(scratch, folder, asked or job(folder), FIELDS, ModelVersion, usage={"seconds": 1.0})
+    return artifacts.publish(scratch, folder, made_by or identity(), FIELDS, ModelVersion, usage={"seconds": 1.0})
 
 
 def python(code: str, *arguments: object, **kwargs) -> subprocess.Popen:
@@ -42,7 +44,7 @@ def python(code: str, *arguments: object, **kwargs) -> subprocess.Popen:
 def test_what_is_published_is_found_again_and_whole(tmp_path):
     record = publish(tmp_path / "model", {"a.txt": "a", "below/b.txt": "b"})
     assert artifacts.read_record(tmp_path / "model", ModelVersion) == record
-    assert artifacts.reusable(tmp_path / "model", job(tmp_path / "model"), ModelVersion) == record
+    assert artifacts.reusable(tmp_path / "model", identity(), ModelVersion) == record
     assert artifacts.verify(tmp_path / "model") == []
     assert not (tmp_path / ".model.partial").exists()
 
@@ -50,13 +52,13 @@ def test_what_is_published_is_found_again_and_whole(tmp_path):
 def test_nothing_is_found_where_nothing_is_published(tmp_path):
     (tmp_path / "model").mkdir()
     assert artifacts.read_record(tmp_path / "model", ModelVersion) is None
-    assert artifacts.reusable(tmp_path / "model", job(tmp_path), ModelVersion) is None
-    assert artifacts.reusable(tmp_path / "none", job(tmp_path), ModelVersion) is None
+    assert artifacts.reusable(tmp_path / "model", identity(), ModelVersion) is None
+    assert artifacts.reusable(tmp_path / "none", identity(), ModelVersion) is None
 
 
 def test_a_digest_depends_on_names_and_contents_alone(tmp_path):
     one = publish(tmp_path / "one", {"a": "1", "b": "2"})
-    same = publish(tmp_path / "two", {"b": "2", "a": "1"}, job(tmp_path / "two", seed=7))
+    same = publish(tmp_path / "two", {"b": "2", "a": "1"}, identity(seed=7))
     renamed = publish(tmp_path / "three", {"a": "1", "c": "2"})
     changed = publish(tmp_path / "four", {"a": "1", "b": "3"})
     assert one.digest == same.digest
@@ -71,51 +73,13 @@ def test_timings_are_verified_but_no_part_of_the_digest(tmp_path):
     assert artifacts.verify(tmp_path / "one") == [f"{tmp_path}/one/log/timing.jsonl: changed since it was published"]
 
 
-def test_an_identity_ignores_where_things_lie():
-    here = job(Path("/a/train"), weights="/a/model", start={"path": "/a/x", "digest": "d1", "t": 0})
-    there = job(Path("/b/train"), weights="/b/model", start={"path": "/b/x", "digest": "d1", "t": 0})
-    other = job(Path("/a/train"), weights="/a/model", start={"path": "/a/x", "digest": "d2", "t": 0})
-    assert identity.identity_of(here) == identity.identity_of(there)
-    assert identity.identity_of(here) != identity.identity_of(other)
-
-
-def test_an_identity_keeps_what_the_result_depends_on():
-    base = job(Path("/a"), config={"beta": 0.1})
-    for change in ({"version": 2}, {"seed": 1}, {"config": {"beta": 0.2}}, {"phase": "train"}):
-        assert identity.identity_of({**base, **change}) != identity.identity_of(base)
-
-
-def test_what_saves_memory_is_no_part_of_an_identity_nor_was_it_ever(tmp_path, monkeypatch):
-    def asked(**config):
-        return job(tmp_path, micro_batch_tokens=4, config={"beta": 0.1, "gradient_checkpointing": False, **config})
-
-    with monkeypatch.context() as older:
-        older.setattr(identity, "WAYS", frozenset())
-        publish(tmp_path / "model", {"a": "1"}, asked())
-    less = {**asked(gradient_checkpointing=True, keep_checkpoints=1), "micro_batch_tokens": 2}
-    assert identity.identity_of(less) == identity.identity_of(asked())
-    assert artifacts.reusable(tmp_path / "model", less, ModelVersion)
-    with pytest.raises(StaleArtifact, match=r"config\.beta = 0\.1, not 0\.2"):
-        artifacts.reusable(tmp_path / "model", asked(beta=0.2), ModelVersion)
-
-
 def test_other_work_in_the_same_folder_is_refused_naming_the_field(tmp_path):
-    publish(tmp_path / "model", {"a": "1"}, job(tmp_path, config={"train": {"beta": 0.1, "epochs": 2}}))
-    want = job(tmp_path, config={"train": {"beta": 0.2, "epochs": 2}})
+    publish(tmp_path / "model", {"a": "1"}, identity(config={"train": {"beta": 0.1, "epochs": 2}}))
+    want = identity(config={"train": {"beta": 0.2, "epochs": 2}})
     with pytest.raises(StaleArtifact, match=r"config\.train\.beta = 0\.1, not 0\.2: choose a new lineage name"):
         artifacts.reusable(tmp_path / "model", want, ModelVersion)
     with pytest.raises(StaleArtifact, match="and 1 more fields differ"):
         artifacts.reusable(tmp_path / "model", {**want, "seed": 4}, ModelVersion)
-
-
-def test_a_field_that_was_added_with_none_changes_nothing():
-    assert identity.differences({"a": 1}, {"a": 1, "b": None}) == []
-    assert identity.differences({"a": {"b": [1, 2]}}, {"a": {"b": [1, 3]}}) == [("a.b", [1, 2], [1, 3])]
-
-
-def test_digests_are_cut_in_messages():
-    assert identity.short("a" * 64) == "a" * 12 + "…"
-    assert identity.short([0.1, 5]) == "[0.1, 5]"
 
 
 def test_a_kill_before_the_rename_leaves_nothing_visible_and_the_next_attempt_the_same_digest(tmp_path):
@@ -150,7 +114,7 @@ def test_a_leftover_without_a_manifest_gives_way(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").write_text("left by a copy that was broken off")
     publish(tmp_path / "model", {"a": "1"})
-    assert [path.name for path in (tmp_path / "model").iterdir() if path.name != identity.MANIFEST] == ["a"]
+    assert [path.name for path in (tmp_path / "model").iterdir() if path.name != MANIFEST] == ["a"]
 
 
 def test_verify_finds_what_is_missing_changed_and_extra(tmp_path):
@@ -168,7 +132,7 @@ def test_verify_finds_what_is_missing_changed_and_extra(tmp_path):
 
 def test_verify_finds_a_record_that_is_not_of_its_files(tmp_path):
     record = publish(tmp_path / "model", {"a": "1"})
-    manifest = tmp_path / "model" / identity.MANIFEST
+    manifest = tmp_path / "model" / MANIFEST
     manifest.write_text(manifest.read_text().replace(record.digest, "0" * 64))
     assert artifacts.verify(tmp_path / "model") == [f"{manifest}: its record's digest is not that of its files"]
 
@@ -176,7 +140,7 @@ def test_verify_finds_a_record_that_is_not_of_its_files(tmp_path):
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xff", b'{"identity": {}}'])
 def test_a_damaged_manifest_says_how_to_mend_it(tmp_path, content):
     publish(tmp_path / "model", {"a": "1"})
-    (tmp_path / "model" / identity.MANIFEST).write_bytes(content)
+    (tmp_path / "model" / MANIFEST).write_bytes(content)
     with pytest.raises(DamagedArtifact, match=r"manifest.json is .*: remove .*/model to build it again"):
         artifacts.read_record(tmp_path / "model", ModelVersion)
     assert len(artifacts.verify(tmp_path / "model")) == 1
@@ -184,7 +148,7 @@ def test_a_damaged_manifest_says_how_to_mend_it(tmp_path, content):
 
 def test_a_record_that_cannot_be_read_says_how_to_mend_it(tmp_path):
     publish(tmp_path / "model", {"a": "1"})
-    manifest = tmp_path / "model" / identity.MANIFEST
+    manifest = tmp_path / "model" / MANIFEST
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "record": {"kind": "from the future"}}))
     with pytest.raises(DamagedArtifact, match="holds no record that can be read: remove"):
         artifacts.read_record(tmp_path / "model", ModelVersion)

@@ -34,7 +34,7 @@ def test_speed_and_the_key_are_not_part_of_an_identity():
         config("http://a/v1", api_key_env="OTHER", speed={"parallel": 2, "retries": 1, "timeout_seconds": 1}),
         config("http://a/v1", model="other"),
     ]
-    first, second, third = (identity.identity_of({"judge": judge.model_dump(mode="json")}) for judge in judges)
+    first, second, third = (identity.identity_of(judge) for judge in judges)
     assert first == second != third
 
 
