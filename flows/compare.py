@@ -10,8 +10,8 @@ from pydantic import Field
 from flows.labels import add_tags, artifact_line, completed
 from flows.parameters import Iterations, Overrides, OwnName, given, runs_folder
 from flows.server.local import end_with_worker
-from flows.server.temporary import end_server_with_us
-from flows.server.watch import sign
+from flows.server.temporary import end_together
+from flows.server.watch import label_with_process
 from flows.spin import play_alone, started_again
 from spin_core.comparison import compare as comparisons
 from spin_core.comparison.compare import MOST_SEEDS, Table
@@ -61,8 +61,8 @@ def compare(
 @flow(name="compare", flow_run_name="{name}", persist_result=False, validate_parameters=False)
 def compare_local(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequence[str]) -> Table:
     """The same with a configuration that is resolved already: what the command line runs."""
-    end_server_with_us()
-    sign()
+    end_together()
+    label_with_process()
     return completed(artifact_line("comparison", name), play_all(runs, name, config, seeds, methods))
 
 
@@ -81,7 +81,7 @@ def play_all(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequ
 @flow(name="spin", flow_run_name="{game.name}", persist_result=False, validate_parameters=False)
 def play_seed(game: Lineage) -> None:
     """One game."""
-    sign()
+    label_with_process()
     add_tags(recipe=game.config.recipe, lineage=game.name)
     play_alone(game.runs, game.name, game.config)
     return completed(artifact_line("leaderboard", game.name), None)

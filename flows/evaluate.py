@@ -9,8 +9,8 @@ from pydantic import Field
 from flows.labels import add_tags, artifact_line, completed
 from flows.parameters import Overrides, OwnName, given, runs_folder
 from flows.server.local import end_with_worker
-from flows.server.temporary import end_server_with_us
-from flows.server.watch import sign
+from flows.server.temporary import end_together
+from flows.server.watch import label_with_process
 from flows.spin import first_opponent, started_again
 from spin_core.config.resolve import RecipeName
 from spin_core.leaderboard import scoring
@@ -60,8 +60,8 @@ def evaluate(
 @flow(name="evaluate", flow_run_name="evaluate-{game.name}", persist_result=False, validate_parameters=False)
 def evaluate_local(game: Lineage, versions: Sequence[int]) -> Board:
     """The same with all settings resolved already: what the command line runs."""
-    end_server_with_us()
-    sign()
+    end_together()
+    label_with_process()
     return completed(artifact_line("leaderboard", game.name), score_versions(game, versions))
 
 

@@ -9,8 +9,8 @@ from flows.controls import compare_with_controls
 from flows.labels import add_tags, artifact_line, completed
 from flows.parameters import Iterations, Overrides, OwnName, given, runs_folder
 from flows.server.local import end_with_worker
-from flows.server.temporary import end_server_with_us
-from flows.server.watch import sign
+from flows.server.temporary import end_together
+from flows.server.watch import label_with_process
 from spin_core.config.resolve import RecipeName, resolve
 from spin_core.config.run import RunConfig
 from spin_core.leaderboard import gate
@@ -70,8 +70,8 @@ def spin(
 @flow(name="spin", flow_run_name="{name}", persist_result=False, validate_parameters=False)
 def run_local(runs: Path, name: str, config: RunConfig) -> Board:
     """The same game with a configuration that is resolved already: what the command line runs."""
-    end_server_with_us()
-    sign()
+    end_together()
+    label_with_process()
     add_tags(recipe=config.recipe, lineage=name)
     return completed(artifact_line("leaderboard", name), continue_lineage(str(runs), name, config))
 

@@ -108,8 +108,6 @@ def test_the_local_server_imports_no_flow():
         if name.startswith("flows.server")
         for target in targets
         if target.startswith("flows.") and not target.startswith("flows.server")
-        # Loaded early, so that the first run of the server does not wait for it.
-        if (name, target) != ("flows.server.deploy", "flows.spin")
     ]
     assert not wrong
 

@@ -1,7 +1,7 @@
-"""The API of a Prefect server, asked without Prefect, whose import takes seconds; and the password it may want.
+"""A client of a Prefect server's API without Prefect, whose import takes seconds; and the server's password.
 
-`spin up` wants one as soon as it serves others than this machine. It stands in a file of the state folder that its
-owner alone may read, where all commands for the same folder find it; nobody else is told.
+`spin up` asks for a password if other machines can reach it. The password is in a file of the state folder that only
+its owner may read. All commands for the same folder read it there.
 """
 
 import base64
@@ -22,14 +22,14 @@ from typing import Any
 from spin_core.errors import ConfigError, TryAgain
 
 OF_SERVER, OF_CLIENTS = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
-"""Prefect's own variables for the password, as name:password."""
+"""Prefect's variables for the password, as name:password."""
 
-NAME = "spin"
-"""Whose password one is that nobody chose."""
+_NAME = "spin"
+"""The user name of a password that was made here."""
 
 
 class Server:
-    """A server that is asked."""
+    """A Prefect server."""
 
     def __init__(self, url: str, password: str = "") -> None:
         self.url = url
@@ -38,28 +38,36 @@ class Server:
             self.headers["Authorization"] = f"Basic {base64.b64encode(password.encode()).decode()}"
 
     def ask(self, path: str, query: Any) -> Any:
-        """The answer to a query. `TryAgain` if the server gives none, `ConfigError` if it wants another password."""
+        """The server's answer to a POST request.
+
+        Args:
+            path: Path of the API, as `/flow_runs/filter`.
+            query: The JSON body.
+
+        Raises:
+            TryAgain: The server does not answer.
+            ConfigError: It rejects the password.
+        """
         try:
             try:
-                return self.send(path, query)
+                return self._send(path, query)
             except urllib.error.HTTPError as error:
                 if error.code != 403:
                     raise
-            # Against requests that other pages make a browser send: it wants a token that we have fetched, and lets
-            # it grow old.
+            # CSRF protection: the server requires a token, which the client fetches and which expires.
             client = self.headers["Prefect-Csrf-Client"]
-            self.headers["Prefect-Csrf-Token"] = self.send(f"/csrf-token?client={client}")["token"]
-            return self.send(path, query)
-        # A server that dies breaks off in mid-answer.
+            self.headers["Prefect-Csrf-Token"] = self._send(f"/csrf-token?client={client}")["token"]
+            return self._send(path, query)
+        # A server that is killed may send half an answer.
         except (OSError, http.client.HTTPException, ValueError) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code == 401:
                 raise ConfigError(
-                    f"the server at {self.url} wants another password: set {OF_CLIENTS} to its name:password"
+                    f"the server at {self.url} rejects the password: set {OF_CLIENTS} to its name:password"
                 ) from error
             raise TryAgain(f"the server at {self.url} does not answer ({error}): try again in a minute") from error
 
-    def send(self, path: str, query: Any = None) -> Any:
-        """One request."""
+    def _send(self, path: str, query: Any = None) -> Any:
+        """Send one request: GET without a query, else POST."""
         data = None if query is None else json.dumps(query).encode()
         with urllib.request.urlopen(
             urllib.request.Request(f"{self.url}/api{path}", data, self.headers), timeout=30
@@ -68,7 +76,7 @@ class Server:
 
 
 def healthy(url: str) -> bool:
-    """A Prefect server answers at `url`. It wants no password for that."""
+    """Whether a Prefect server answers at `url`. No password is needed for that."""
     try:
         with urllib.request.urlopen(f"{url}/api/health", timeout=2) as answer:
             return bool(answer.status == 200)
@@ -76,8 +84,8 @@ def healthy(url: str) -> bool:
         return False
 
 
-def reached(address: str) -> bool:
-    """Something answers at a PREFECT_API_URL, be it that it knows neither us nor the way to prove its name."""
+def is_reachable(address: str) -> bool:
+    """Whether something answers at a PREFECT_API_URL, even with an error or with a certificate that is not trusted."""
     try:
         with urllib.request.urlopen(f"{address}/health", timeout=10):
             return True
@@ -90,36 +98,39 @@ def reached(address: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether this machine alone reaches what listens at an address."""
+    """Whether only this machine can connect to a host name or address."""
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
 
 
 def password_file(state: Path) -> Path:
-    """Where the password of the server that keeps its state there stands."""
+    """The file with the password of the server that has this state folder."""
     return state / "password"
 
 
 def read_password(state: Path) -> str:
-    """The password in the file, or where that is missing or not ours to read the environment's; empty if none is."""
+    """The password from the file; if that is missing or not readable, the environment's; else empty."""
     with contextlib.suppress(FileNotFoundError, PermissionError):
         return password_file(state).read_text("utf-8").strip()
     return os.environ.get(OF_CLIENTS, "") or os.environ.get(OF_SERVER, "")
 
 
 def choose_password(state: Path, host: str) -> str:
-    """The password of a server about to listen at `host`: the environment's; on loopback none; else the file's or new.
+    """The password of a server that is about to listen on `host`, which is written to the file for clients.
 
-    It is left in the file, for clients. `ConfigError` if it is not of the form that Prefect takes.
+    It is the environment's, if that has one; empty on a loopback address; else the file's, or a new one.
+
+    Raises:
+        ConfigError: The environment's password does not have the form that Prefect needs.
     """
     given, file = os.environ.get(OF_SERVER, ""), password_file(state)
     if given and not re.fullmatch(r"[!-9;-~]+:[!-~]+", given):
         raise ConfigError(f"{OF_SERVER} is not of the form name:password, in plain letters, digits and signs")
     if not given and is_loopback(host):
         return ""
-    chosen = given or (file.exists() and file.read_text("utf-8").strip()) or f"{NAME}:{secrets.token_urlsafe(18)}"
-    file.unlink(missing_ok=True)  # it may be another's to read
+    chosen = given or (file.exists() and file.read_text("utf-8").strip()) or f"{_NAME}:{secrets.token_urlsafe(18)}"
+    file.unlink(missing_ok=True)  # the old file may be readable by others
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
         print(chosen, file=out)
     return chosen

@@ -1,11 +1,12 @@
-"""Make the local server ready for runs: `python -m flows.server.deploy`, which `spin up` starts beside the server.
+"""Prepare the local server for runs: `python -m flows.server.deploy`, which `spin up` starts together with the server.
 
-Waits for the server, has what an earlier `spin up` left as running go on, and installs the work pool and the
-deployments of prefect.yaml. What a user has set on a deployment since stays: its schedules, parameters and tags, its
-concurrency limit, its job variables.
+Waits for the server, reschedules runs that an earlier `spin up` left in a running state, and installs the work pool
+and the deployments of prefect.yaml. What users have changed on a deployment is kept: its schedules, parameters and
+tags, its concurrency limit, its job variables.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import runpy
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleUpdate, DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter, WorkPoolFilter
@@ -24,95 +26,106 @@ from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
 from prefect.settings import PREFECT_HOME
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 
-import flows.spin  # noqa: F401 (so that it is loaded by the time the server answers)
 from flows.server import api, local, watch
 from spin_core.config.resolve import merge
 from spin_core.store import files
 
-LOST = "The server and the worker ended while it ran. Start it again: what is finished is reused."
+_LOST = "The server and the worker ended while it ran. Start it again: what is finished is reused."
 
-IN_OUR_POOL = WorkPoolFilter.model_validate({"name": {"any_": [local.POOL]}})
+_IN_OUR_POOL = WorkPoolFilter.model_validate({"name": {"any_": [local.POOL]}})
 
-UNDER_WAY = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
+_UNFINISHED = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
+_OF_DEPLOYMENTS = {"deployment_id": {"is_null_": False}}
+_UNFINISHED_RUNS = FlowRunFilter.model_validate(_OF_DEPLOYMENTS | _UNFINISHED)
+_UNFINISHED_TASKS = TaskRunFilter.model_validate(_UNFINISHED)
 
-OF_DEPLOYMENTS = {"deployment_id": {"is_null_": False}}
-
-SAID_TO_RUN = FlowRunFilter.model_validate(OF_DEPLOYMENTS | UNDER_WAY)
-
-TASK_SAID_TO_RUN = TaskRunFilter.model_validate(UNDER_WAY)
-
-UNFIT = (404, 409, 422)
-"""Answers to settings that fit a deployment no longer. Any other fault may pass."""
+_DOES_NOT_FIT = (404, 409, 422)
+"""Statuses of the answer to settings that do not fit a deployment any more. Other errors may be temporary."""
 
 Settings = dict[str, dict[str, Any]]
-"""What users have set on deployments, by their ids, as JSON."""
+"""What users have set on deployments, by deployment id, as JSON."""
 
 
 def main() -> None:
-    """Wait, then make ready."""
+    """Wait for the server, then reschedule lost runs and deploy."""
+    import_flows()
     url = os.environ["PREFECT_API_URL"].removesuffix("/api")
     while not api.healthy(url):
         time.sleep(0.2)
     with get_client(sync_client=True) as client:
         with contextlib.suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=local.POOL, type="process"))
-        if "SPIN_UP" in os.environ:  # on a team's server other workers live
-            go_on_with_lost_runs(client)
-        deploy_beside(client, Path(PREFECT_HOME.value()) / "deployments.json")
+        if "SPIN_UP" in os.environ:  # on a team's server, other workers may be running these
+            reschedule_lost_runs(client)
+        deploy_keeping_settings(client, Path(PREFECT_HOME.value()) / "deployments.json")
 
 
-def deploy_beside(client: SyncPrefectClient, kept: Path) -> None:
-    """Deploy, and set again what users had set. Meanwhile that is in a file, for the case that this is cut short."""
-    before: Settings = user_settings(client) | (json.loads(kept.read_text("utf-8")) if kept.exists() else {})
-    files.write_json(kept, before)
-    deploy()
-    restore(client, before)
-    kept.unlink()
+def import_flows() -> None:
+    """Import the modules of prefect.yaml's entry points.
 
-
-def go_on_with_lost_runs(client: SyncPrefectClient) -> None:
-    """Schedule the runs that are said to be running here: no worker of this machine lives yet that could run them.
-
-    What has been started again too often has crashed for good, and what was being cancelled is cancelled. Runs of the
-    command line are left alone, since they belong to no deployment, and so are those of other machines' workers, which
-    may live.
+    Deploying loads each flow's file, which imports these modules and takes seconds. Here that happens while the server
+    starts, so that deployments are ready sooner.
     """
-    for run in said_to_run(client):
-        if watch.elsewhere(run.labels):
+    for deployment in yaml.safe_load(Path("prefect.yaml").read_text("utf-8"))["deployments"]:
+        file = Path(deployment["entrypoint"].partition(":")[0])
+        importlib.import_module(".".join(file.with_suffix("").parts))
+
+
+def deploy_keeping_settings(client: SyncPrefectClient, backup: Path) -> None:
+    """Deploy, and then set again what users had set.
+
+    Until that is done the settings are in the file `backup`, so that a deploy that is interrupted loses none of them.
+    """
+    before: Settings = user_settings(client) | (json.loads(backup.read_text("utf-8")) if backup.exists() else {})
+    files.write_json(backup, before)
+    deploy()
+    _restore(client, before)
+    backup.unlink()
+
+
+def reschedule_lost_runs(client: SyncPrefectClient) -> None:
+    """Schedule again the runs that the server has as running here: this machine has no worker yet that could run them.
+
+    A run that was started too often stays crashed, and a run that was being cancelled becomes cancelled. Skipped are
+    runs of the command line, which belong to no deployment, and runs of other machines' workers, which may be alive.
+    """
+    for run in _unfinished_runs(client):
+        if watch.is_on_other_machine(run.labels):
             continue
-        of_it = FlowRunFilter.model_validate({"id": {"any_": [run.id]}})
-        while found := client.read_task_runs(flow_run_filter=of_it, task_run_filter=TASK_SAID_TO_RUN):
-            for task in found:
-                client.set_task_run_state(task.id, crashed(), force=True)
-        client.set_flow_run_state(run.id, next_state(run), force=True)
+        run_filter = FlowRunFilter.model_validate({"id": {"any_": [run.id]}})
+        # The server answers with a page at a time; what is set to crashed is not in the next one.
+        while tasks := client.read_task_runs(flow_run_filter=run_filter, task_run_filter=_UNFINISHED_TASKS):
+            for task in tasks:
+                client.set_task_run_state(task.id, _crashed(), force=True)
+        client.set_flow_run_state(run.id, _next_state(run), force=True)
 
 
-def said_to_run(client: SyncPrefectClient) -> list[FlowRun]:
-    """The runs of our deployments that are under way, as the server has it."""
-    found: list[FlowRun] = []
+def _unfinished_runs(client: SyncPrefectClient) -> list[FlowRun]:
+    """The runs of our deployments that the server has in an unfinished state."""
+    runs: list[FlowRun] = []
     while page := client.read_flow_runs(
-        flow_run_filter=SAID_TO_RUN, work_pool_filter=IN_OUR_POOL, sort=FlowRunSort.ID_DESC, offset=len(found)
+        flow_run_filter=_UNFINISHED_RUNS, work_pool_filter=_IN_OUR_POOL, sort=FlowRunSort.ID_DESC, offset=len(runs)
     ):
-        found += page
-    return found
+        runs += page
+    return runs
 
 
-def next_state(run: FlowRun) -> State[Any]:
-    """What becomes of a run that was lost."""
+def _next_state(run: FlowRun) -> State[Any]:
+    """The state that a lost run gets."""
     if run.state and run.state.is_cancelling():
         return Cancelled(message="It was being cancelled as the server ended.")
     if run.run_count > int(os.environ.get(local.OF_RERUNS, local.RERUNS)):
-        return crashed()
+        return _crashed()
     return AwaitingRetry(message="The server ended while it ran. It goes on, and what is finished is reused.")
 
 
-def crashed() -> State[Any]:
-    """The state of a lost task, or of a run that is not started again by itself. Each is an object of its own."""
-    return Crashed(message=LOST)
+def _crashed() -> State[Any]:
+    """The state of a lost task, or of a run that is not started again automatically. A new object each time."""
+    return Crashed(message=_LOST)
 
 
 def user_settings(client: SyncPrefectClient) -> Settings:
-    """What `prefect deploy` would set back."""
+    """What users may have set on deployments, and `prefect deploy` would reset."""
     return {
         str(deployment.id): DeploymentUpdate(
             parameters=deployment.parameters,
@@ -123,21 +136,21 @@ def user_settings(client: SyncPrefectClient) -> Settings:
             concurrency_options=deployment.concurrency_options,
             schedules=[
                 DeploymentScheduleUpdate(
-                    schedule=one.schedule,
-                    active=one.active,
-                    max_scheduled_runs=one.max_scheduled_runs,
-                    parameters=one.parameters,
-                    slug=one.slug,
+                    schedule=schedule.schedule,
+                    active=schedule.active,
+                    max_scheduled_runs=schedule.max_scheduled_runs,
+                    parameters=schedule.parameters,
+                    slug=schedule.slug,
                 )
-                for one in deployment.schedules
+                for schedule in deployment.schedules
             ],
         ).model_dump(mode="json", exclude_unset=True)
-        for deployment in client.read_deployments(work_pool_filter=IN_OUR_POOL)
+        for deployment in client.read_deployments(work_pool_filter=_IN_OUR_POOL)
     }
 
 
-def restore(client: SyncPrefectClient, before: Settings) -> None:
-    """Set on deployments what users had set. Tags and job variables that are new in prefect.yaml come beside theirs."""
+def _restore(client: SyncPrefectClient, before: Settings) -> None:
+    """Set on deployments what users had set. Tags and job variables that are new in prefect.yaml are added."""
     now = user_settings(client)
     for deployment, settings in before.items():
         new = now.get(deployment, {"tags": [], "job_variables": {}})
@@ -148,13 +161,13 @@ def restore(client: SyncPrefectClient, before: Settings) -> None:
         try:
             client.update_deployment(UUID(deployment), DeploymentUpdate.model_validate(settings | both))
         except PrefectHTTPStatusError as error:
-            if error.response.status_code not in UNFIT:
+            if error.response.status_code not in _DOES_NOT_FIT:
                 raise
             print(f"deployment {deployment} has its settings from prefect.yaml again: {error}")
 
 
 def deploy() -> None:
-    """`prefect --no-prompt deploy --all`, in this process, which has loaded all that already."""
+    """Run `prefect --no-prompt deploy --all` in this process, which has imported Prefect and the flows already."""
     sys.argv = ["prefect", "--no-prompt", "deploy", "--all"]
     try:
         runpy.run_module("prefect", run_name="__main__", alter_sys=True)

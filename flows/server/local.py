@@ -1,7 +1,7 @@
-"""Prefect for one person at one machine: where its state lies, and whether `spin up` is serving it.
+"""Prefect for one person on one machine: where its state is, and whether a `spin up` serves it.
 
-Whoever has set up Prefect already (PREFECT_HOME or PREFECT_PROFILE) keeps their own. PREFECT_API_URL names the server
-that runs tell of themselves; which database `spin up` serves has nothing to do with it.
+A user who has set up Prefect already (PREFECT_HOME or PREFECT_PROFILE) keeps that. PREFECT_API_URL names the server
+that runs report to; it does not change which database `spin up` serves.
 """
 
 import fcntl
@@ -22,30 +22,37 @@ OWN = ("PREFECT_HOME", "PREFECT_PROFILE")
 DEFAULT_PORT = 4200
 
 RERUNS = 3
-"""How often a crashed run is started again by itself, unless `spin up --reruns` says otherwise."""
+"""How often a crashed run is started again automatically; `spin up --reruns` overrides it."""
 
 OF_RERUNS = "SPIN_RERUNS"
-"""The variable by which `spin up` tells its parts."""
+"""The environment variable by which `spin up` passes that number to the processes it starts."""
 
 HEARTBEAT_SECONDS = 30
-"""How often a run says that it lives. Prefect takes nothing shorter."""
+"""How often a run sends a heartbeat. Prefect allows no shorter interval."""
 
 POOL = "spin"
 """The work pool of the local worker."""
 
 WORKER = f"spin up on {os.uname().nodename}"
-"""What the local worker is called. It labels the runs that it starts with that, as others do with their names."""
+"""The name of the local worker. Workers label the runs that they start with their names."""
 
 ORPHAN_SECONDS = 10.0
-"""How long a run whose worker is gone may take to end by itself once its phase has."""
+"""How long a run whose worker is gone may take to end, once its phase has ended."""
 
 
 def prepare(runs: Path, *, quiet: bool, to_serve: bool = False) -> None:
-    """Set Prefect's environment. Call it before Prefect is imported.
+    """Set Prefect's environment variables. Call it before Prefect is imported.
 
-    State lies in `<runs>/.prefect`, and the server is the one that `spin up` runs there; if none does, Prefect starts
-    a temporary one of its own. `quiet` leaves the terminal to our own display. Whoever is about to serve needs no
-    server: PREFECT_API_URL is let be. Else `TryAgain` if nothing answers there.
+    Prefect's state is in `<runs>/.prefect`, and its server is the `spin up` of that folder. If there is none, Prefect
+    starts a temporary one.
+
+    Args:
+        runs: The folder that holds lineages.
+        quiet: Turn off Prefect's log in the terminal, for `spin`'s own display.
+        to_serve: This process starts the server, so PREFECT_API_URL is ignored.
+
+    Raises:
+        TryAgain: PREFECT_API_URL is set, and nothing answers there.
     """
     settings = {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -58,19 +65,19 @@ def prepare(runs: Path, *, quiet: bool, to_serve: bool = False) -> None:
     if quiet:
         settings |= {"PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL"}
     url, named = serving(runs), "" if to_serve else os.environ.get("PREFECT_API_URL", "").rstrip("/")
-    if named and named != f"{url}/api" and not api.reached(named):
+    if named and named != f"{url}/api" and not api.is_reachable(named):
         raise TryAgain(
             f"no server answers at {named}, which PREFECT_API_URL names: start it, or unset PREFECT_API_URL to do "
             "without it"
         )
-    theirs = any(name in os.environ for name in OWN) or named not in ("", f"{url}/api")
-    if not theirs:
+    has_own_prefect = any(name in os.environ for name in OWN) or named not in ("", f"{url}/api")
+    if not has_own_prefect:
         settings["PREFECT_HOME"] = str(state_folder(runs))
         if url is not None:
             settings["PREFECT_API_URL"] = f"{url}/api"
-    if url is not None and (not theirs or named == f"{url}/api"):
+    if url is not None and (not has_own_prefect or named == f"{url}/api"):
         settings[api.OF_CLIENTS] = api.read_password(state_folder(runs))
-    elif not theirs:  # the temporary server wants what the environment says
+    elif not has_own_prefect:  # the temporary server takes its password from the environment
         settings[api.OF_CLIENTS] = os.environ.get(api.OF_SERVER, "")
     for name, value in settings.items():
         if value:
@@ -78,36 +85,36 @@ def prepare(runs: Path, *, quiet: bool, to_serve: bool = False) -> None:
 
 
 def state_folder(runs: Path) -> Path:
-    """Where the local server keeps its database."""
+    """The folder of the local server's database."""
     return runs / ".prefect"
 
 
 class Up(NamedTuple):
-    """A `spin up` that lives."""
+    """A `spin up` that is running."""
 
     pid: int
     url: str
     """The address of its server; empty while it starts."""
     since: float
-    """When it was up, as `time.time()` tells."""
+    """Since when it has been up, in seconds since the epoch."""
     elsewhere: str
-    """The name of its machine, where that is another, whose processes and addresses are not ours; else empty."""
+    """The name of its machine if that is another one, whose processes and addresses this one cannot use; else empty."""
 
 
 def address_file(runs: Path) -> Path:
-    """Holds the folder's `spin up` (its process, machine and `place`) and then its server's address.
+    """The file that names the folder's `spin up`: its process, machine and `place`, then its server's address.
 
-    It is locked as long as that lives: where machines share the folder, all of them see that.
+    It is locked as long as that `spin up` runs. Machines that share the folder all see the lock.
     """
     return state_folder(runs) / "server.url"
 
 
 def find_up(runs: Path) -> Up | None:
-    """The `spin up` that lives for this folder, starting and ending ones too; None if there is none."""
+    """The `spin up` of this folder, also while it starts or ends; None if there is none."""
     try:
         with address_file(runs).open(encoding="utf-8") as file:
-            if not is_locked(file.fileno()):
-                return None  # a killed `spin up` left it, and another's server may have that port by now
+            if not _is_locked(file.fileno()):
+                return None  # left by a killed `spin up`; another server may have that port by now
             lines, since = file.read().splitlines(), os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
         return None
@@ -125,18 +132,18 @@ def serving(runs: Path) -> str | None:
 
 
 def answers(up: Up) -> bool:
-    """Whether its server can be asked from here."""
+    """Whether its server answers on this machine."""
     return not up.elsewhere and bool(up.url) and api.healthy(up.url)
 
 
-def refuse_elsewhere(up: Up | None, runs: Path) -> None:
+def reject_other_machine(up: Up | None, runs: Path) -> None:
     """`ConfigError` if another machine serves the folder."""
     if up and up.elsewhere:
         raise ConfigError(f"{runs} is served by {up.elsewhere}: run spin down there")
 
 
-def is_locked(descriptor: int) -> bool:
-    """Another process has locked the file."""
+def _is_locked(descriptor: int) -> bool:
+    """Whether another process has locked the file."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -145,9 +152,9 @@ def is_locked(descriptor: int) -> bool:
 
 
 def end_with_worker() -> None:
-    """In a run that the worker of `spin up` has started: end it when that worker is gone, be it by kill -9.
+    """End this run when the worker of `spin up` that started it is gone, even by kill -9.
 
-    Such a run would go on unseen, holding its lineage.
+    Without that, the run would go on unseen and keep its lineage locked. Does nothing in other runs.
     """
     if "SPIN_UP" not in os.environ:
         return

@@ -1,6 +1,6 @@
 """`spin up`: a server, the deployments and a worker, which end together, at Ctrl-C or `spin down`.
 
-A server or worker that ends by itself is started again, and so are runs that crashed.
+A server or worker that ends by itself is started again, and crashed runs are rescheduled.
 """
 
 import contextlib
@@ -13,9 +13,9 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Self, TextIO
+from typing import BinaryIO, NoReturn, Self, TextIO
 
 import click
 
@@ -29,80 +29,116 @@ HOME = Path(__file__).resolve().parents[2]
 """The checkout, which has `prefect.yaml`."""
 
 START_SECONDS = 180.0
+"""How long the server may take to start."""
 
-PATIENCE_SECONDS = 45.0
-"""How long a part may take to end by itself; the worker so much longer as phases may take to save their work."""
+STOP_SECONDS = 45.0
+"""How long a service may take to end after SIGTERM. The worker gets more, for phases to save their work."""
 
 RESTARTS, RESTARTS_WITHIN_SECONDS = 5, 600.0
-"""A part that ends by itself more often than that is not started again."""
+"""A service that ends by itself more often than this is not started again."""
 
 
 def serve(runs: Path, host: str, port: int, reruns: int = local.RERUNS) -> None:
-    """Serve until interrupted, or until a part ends by itself. Everything ends together."""
+    """Serve until Ctrl-C, SIGTERM or the terminal's end. All that was started ends then.
+
+    Args:
+        runs: The folder that holds lineages.
+        host: The address to listen on.
+        port: The port to listen on.
+        reruns: How often a crashed run is started again automatically.
+
+    Raises:
+        ConfigError: The address or the port cannot be used, or another machine serves the folder.
+        TryAgain: The server does not start, or a service ends by itself again and again.
+    """
     up = local.find_up(runs)
-    local.refuse_elsewhere(up, runs)
+    local.reject_other_machine(up, runs)
     if up and local.answers(up):
         click.echo(f"already up: {up.url} (lineages in {runs})")
         return
-    refuse_address(host, port)
+    check_address(host, port)
     if not (HOME / "prefect.yaml").exists():
-        raise ConfigError(f"{HOME} holds no prefect.yaml: install with pip install -e from a checkout")
-    url = f"http://{reached_at(host)}:{port}"
+        raise ConfigError(f"{HOME} has no prefect.yaml: install with pip install -e from a checkout")
+    url = f"http://{_host_in_url(host)}:{port}"
     state = local.state_folder(runs)
-    path = state / "server.log"
+    log_path = state / "server.log"
     state.mkdir(parents=True, exist_ok=True)
-    heed_signals()
+    handle_signals()
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(KeyboardInterrupt):
-            address = stack.enter_context(claimed(local.address_file(runs)))
+            address = stack.enter_context(_locked_address_file(local.address_file(runs)))
             password = api.choose_password(state, host)
-            environment = environment_of(runs, url, password) | {local.OF_RERUNS: str(reruns)}
-            log = stack.enter_context(path.open("ab"))
+            environment = _environment(runs, url, password) | {local.OF_RERUNS: str(reruns)}
+            log = stack.enter_context(log_path.open("ab"))
             click.echo("starting the server …")
             server = stack.enter_context(
-                Part("server", ["prefect", "server", "start", "--host", host, "--port", str(port)], environment, log)
+                _Service(
+                    "server", ["prefect", "server", "start", "--host", host, "--port", str(port)], environment, log
+                )
             )
-            with part(["flows.server.deploy"], environment, log) as deploying:
-                wait_until_ready(server.process, deploying, path)
+            with _module_process(["flows.server.deploy"], environment, log) as deploying:
+                _wait_until_ready(server.process, deploying, log_path)
             worker = stack.enter_context(
-                Part(
+                _Service(
                     "worker",
                     ["infra.worker", "--pool", local.POOL, "--type", "process", "--name", local.WORKER],
                     environment,
                     log,
-                    patience=grace.longest_grace() + 2 * PATIENCE_SECONDS,
+                    stop_seconds=grace.longest_grace() + 2 * STOP_SECONDS,
                 )
             )
             print(url, file=address, flush=True)
             click.echo(
                 f"up: {url}/v2/deployments starts runs; {url}/v2/artifacts shows every iteration and leaderboard\n"
-                f"lineages in {runs}; log in {path}; Ctrl-C or spin down ends it"
+                f"lineages in {runs}; log in {log_path}; Ctrl-C or spin down ends it"
             )
             if password:
                 click.echo(
-                    f"the UI asks for a password: the line in {api.password_file(state)}, whole; "
-                    "between machines, put TLS before it"
+                    f"the UI asks for a password: the whole line in {api.password_file(state)}; "
+                    "between machines, put a proxy with TLS in front of it"
                 )
-            looked, asked = time.monotonic(), api.Server(url, password)
-            while True:
-                for one in (server, worker):
-                    if one.process.poll() is not None:
-                        one.start_again(path)
-                if time.monotonic() - looked > watch.EVERY_SECONDS:
-                    watch.look(asked, reruns)
-                    looked = time.monotonic()
-                time.sleep(0.5)
+            _watch((server, worker), api.Server(url, password), reruns, log_path)
         click.echo("ending …")
     click.echo("down")
 
 
-def environment_of(runs: Path, url: str, password: str) -> dict[str, str]:
-    """The environment of server, worker and runs. The password is nowhere else: anyone may read command lines."""
+def handle_signals() -> None:
+    """Raise `KeyboardInterrupt` at Ctrl-C, at `spin down`'s SIGTERM, and when the terminal closes."""
+    # Also where SIGINT was ignored, as in a shell's background jobs: the worker ends at SIGINT, and would inherit that.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    # Where SIGHUP is ignored, nohup has asked that this process outlives its terminal.
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _hang_up)
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise `ConfigError` if the port is taken or reserved, or if the host is not an address of this machine."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except PermissionError as error:
+        raise ConfigError(f"port {port} is for root alone: choose another with spin up --port, from 1024 on") from error
+    except (OSError, UnicodeError) as error:
+        if not isinstance(error, OSError) or error.errno != errno.EADDRINUSE:
+            raise ConfigError(
+                f"--host {host!r} is not an address of this machine: use 127.0.0.1 for this machine alone, 0.0.0.0 to "
+                "serve others too"
+            ) from error
+        raise ConfigError(
+            f"port {port} is taken by another program: end it, or choose another with spin up --port {port + 1}"
+        ) from error
+
+
+def _environment(runs: Path, url: str, password: str) -> dict[str, str]:
+    """The environment of server, worker and runs. The password is only there: anyone may read command lines."""
     return {
-        # No other page that a browser shows may start runs here, nor read what runs.
+        # Pages of other sites, open in the same browser, may neither start runs here nor read what runs.
         "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url,
-        "PREFECT_UI_API_URL": "/api",  # by whichever name a browser knows us
+        "PREFECT_UI_API_URL": "/api",  # relative, so that it works under any name of this machine
         **os.environ,
         "PREFECT_API_URL": f"{url}/api",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "spin_core",
@@ -114,56 +150,81 @@ def environment_of(runs: Path, url: str, password: str) -> dict[str, str]:
     }
 
 
-def heed_signals() -> None:
-    """Have Ctrl-C, `spin down` and the end of the terminal end us in good order."""
-    # Also where it was ignored, as in a shell's background jobs: the worker ends at SIGINT, and would inherit that.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else nohup wants us to outlive the terminal
-        signal.signal(signal.SIGHUP, hang_up)
+class _Service:
+    """A module's process that is started again when it ends by itself."""
+
+    def __init__(
+        self,
+        name: str,
+        module: list[str],
+        environment: dict[str, str],
+        log: BinaryIO,
+        stop_seconds: float = STOP_SECONDS,
+    ) -> None:
+        self.name, self.module, self.environment, self.log = name, module, environment, log
+        self.stop_seconds = stop_seconds
+        self.ends: deque[float] = deque(maxlen=RESTARTS)
+        self.stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def start(self) -> None:
+        """Start the process."""
+        self.process = self.stack.enter_context(
+            _module_process(self.module, self.environment, self.log, self.stop_seconds)
+        )
+
+    def restart(self, log: Path) -> None:
+        """End what it has left running and start it again; `TryAgain` if that happens too often."""
+        now = time.monotonic()
+        if len(self.ends) == RESTARTS and now - self.ends[0] < RESTARTS_WITHIN_SECONDS:
+            raise TryAgain(f"the {self.name} ends by itself again and again: see {log}, and run spin up again")
+        self.ends.append(now)
+        click.echo(f"the {self.name} ended by itself (status {self.process.returncode}): starting it again …")
+        self.stack.close()
+        self.start()
 
 
-def interrupt(*_: object) -> None:
-    """The handler of the signals that end `spin up`."""
+def _watch(services: Sequence[_Service], server: api.Server, reruns: int, log: Path) -> NoReturn:
+    """Restart services that have ended, and look after dead runs, until a signal's handler raises."""
+    checked = time.monotonic()
+    while True:
+        for service in services:
+            if service.process.poll() is not None:
+                service.restart(log)
+        if time.monotonic() - checked > watch.EVERY_SECONDS:
+            watch.check_runs(server, reruns)
+            checked = time.monotonic()
+        time.sleep(0.5)
+
+
+def _interrupt(*_: object) -> None:
+    """Handler of the signals that end `spin up`."""
     raise KeyboardInterrupt
 
 
-def hang_up(*_: object) -> None:
-    """The handler of the terminal's end, which shell and kernel both tell. Nothing that is said is heard any more."""
+def _hang_up(*_: object) -> None:
+    """Handler of the terminal's end. Shell and kernel may both send the signal, and nothing can be printed any more."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     raise KeyboardInterrupt
 
 
-def refuse_address(host: str, port: int) -> None:
-    """`ConfigError` if something listens on the port already, or if the host is none of this machine's addresses."""
-    try:
-        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(where)
-    except PermissionError as error:
-        raise ConfigError(f"port {port} is for root alone: choose another with spin up --port, from 1024 on") from error
-    except (OSError, UnicodeError) as error:
-        if not isinstance(error, OSError) or error.errno != errno.EADDRINUSE:
-            raise ConfigError(
-                f"--host {host!r} is no address of this machine: 127.0.0.1 serves it alone, 0.0.0.0 serves others too"
-            ) from error
-        raise ConfigError(
-            f"port {port} is taken by another program: end it, or choose another with spin up --port {port + 1}"
-        ) from error
-
-
-def reached_at(host: str) -> str:
-    """By which address this machine reaches what listens at `host`, as it stands in a URL."""
+def _host_in_url(host: str) -> str:
+    """The address under which this machine reaches a server that listens on `host`, as written in a URL."""
     if host == "0.0.0.0":
         return "127.0.0.1"
     return {"::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
 
 
 @contextlib.contextmanager
-def claimed(path: Path) -> Iterator[TextIO]:
-    """The file of the server's address, empty and locked. The kernel frees it when we end, however we end."""
+def _locked_address_file(path: Path) -> Iterator[TextIO]:
+    """The file of the server's address, locked, with this process in it. The kernel unlocks it when that ends."""
     with path.open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -178,12 +239,16 @@ def claimed(path: Path) -> Iterator[TextIO]:
 
 
 @contextlib.contextmanager
-def part(
-    module: list[str], environment: dict[str, str], log: BinaryIO, patience: float = PATIENCE_SECONDS
+def _module_process(
+    module: list[str], environment: dict[str, str], log: BinaryIO, stop_seconds: float = STOP_SECONDS
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python module in a process group of its own, which ends with us, in whichever way we end.
+    """A process of a Python module, in its own process group, which ends when this process ends, even by kill -9.
 
-    It has `patience` seconds to end by itself when it is asked to.
+    Args:
+        module: The module's name and its arguments.
+        environment: The environment of the process.
+        log: Where its output goes.
+        stop_seconds: How long it may take to end after SIGTERM.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", *module],
@@ -198,60 +263,23 @@ def part(
         try:
             yield process
         finally:
-            end(process, patience)
+            _end_group(process, stop_seconds)
 
 
-class Part:
-    """A part that is started again when it ends by itself."""
-
-    def __init__(
-        self,
-        name: str,
-        module: list[str],
-        environment: dict[str, str],
-        log: BinaryIO,
-        patience: float = PATIENCE_SECONDS,
-    ) -> None:
-        self.name, self.module, self.environment, self.log, self.patience = name, module, environment, log, patience
-        self.ends: deque[float] = deque(maxlen=RESTARTS)
-        self.stack = contextlib.ExitStack()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stack.close()
-
-    def start(self) -> None:
-        """Start it."""
-        self.process = self.stack.enter_context(part(self.module, self.environment, self.log, self.patience))
-
-    def start_again(self, log: Path) -> None:
-        """End what it has left behind and start it; `TryAgain` if that happens too often."""
-        now = time.monotonic()
-        if len(self.ends) == RESTARTS and now - self.ends[0] < RESTARTS_WITHIN_SECONDS:
-            raise TryAgain(f"the {self.name} ends by itself again and again: see {log}, and run spin up again")
-        self.ends.append(now)
-        click.echo(f"the {self.name} ended by itself (status {self.process.returncode}): starting it again …")
-        self.stack.close()
-        self.start()
-
-
-def end(process: subprocess.Popen[bytes], patience: float) -> None:
-    """End a process group: ask it to, and kill what is left of it after so many seconds."""
+def _end_group(process: subprocess.Popen[bytes], stop_seconds: float) -> None:
+    """Send SIGTERM to a process group, and SIGKILL to what is left of it after `stop_seconds`."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
-    deadline = time.monotonic() + patience
-    while (process.poll() is None or others_in(process.pid)) and time.monotonic() < deadline:
+    deadline = time.monotonic() + stop_seconds
+    while (process.poll() is None or _has_other_members(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.1)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def others_in(group: int) -> bool:
-    """Whether a process of the group is alive that is not its leader: a worker's runs are, where it ended first."""
+def _has_other_members(group: int) -> bool:
+    """Whether a process group has a running process next to its leader. Runs outlive a worker that ends first."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, _, number = path.read_text("utf-8").rpartition(")")[2].split()[:3]
@@ -260,14 +288,14 @@ def others_in(group: int) -> bool:
     return False
 
 
-def wait_until_ready(server: subprocess.Popen[bytes], deploying: subprocess.Popen[bytes], log: Path) -> None:
-    """Return when the deployments are installed; `TryAgain` if the server or that ends badly, or it takes too long."""
+def _wait_until_ready(server: subprocess.Popen[bytes], deploying: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when the deployments are installed; `TryAgain` if server or deploying fails, or it takes too long."""
     deadline = time.monotonic() + START_SECONDS
     while deploying.poll() is None:
         if server.poll() is not None:
-            raise TryAgain(f"the server did not start (status {server.returncode}): its last words are in {log}")
+            raise TryAgain(f"the server did not start (status {server.returncode}): its last lines are in {log}")
         if time.monotonic() > deadline:
-            raise TryAgain(f"the server was not ready within {START_SECONDS:.0f} s: its last words are in {log}")
+            raise TryAgain(f"the server was not ready within {START_SECONDS:.0f} s: its last lines are in {log}")
         time.sleep(0.1)
     if deploying.returncode:
         raise TryAgain(f"the deployments could not be installed: why is at the end of {log}; then run spin up again")

@@ -1,4 +1,4 @@
-"""`spin status` and `spin down`: what is up for a folder of lineages, what runs there, and the end of it."""
+"""What `spin status` shows of a runs folder: its server, its runs, its lineages. And `spin down`."""
 
 import contextlib
 import json
@@ -19,23 +19,26 @@ from spin_core.lineage.find import find_lineage, lineage_names
 from spin_core.runtime import grace
 
 DOWN_SECONDS = 180.0
-"""How long `spin up` may take to end all that it has started, once phases have saved their work."""
+"""How long `spin up` may take to end what it has started, once phases have saved their work."""
 
-GOING_ON = [{"type": {"any_": ["RUNNING", "PENDING", "CANCELLING", "PAUSED"]}}, {"name": {"any_": ["AwaitingRetry"]}}]
+_UNFINISHED = [
+    {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING", "PAUSED"]}},
+    {"name": {"any_": ["AwaitingRetry"]}},
+]
 
-OF_DEPLOYMENTS = {"deployment_id": {"is_null_": False}}
+_OF_DEPLOYMENTS = {"deployment_id": {"is_null_": False}}
 
 
 class Phase(Frozen):
-    """A phase that works."""
+    """A phase that is running."""
 
     name: str
     percent: float | None
-    """How far it is; None where that is not known yet."""
+    """Its progress; None where that is not known yet."""
 
 
 class Run(Frozen):
-    """A run that is under way, or about to go on."""
+    """A run that is running, or about to continue."""
 
     name: str
     state: str
@@ -50,18 +53,18 @@ class Head(Frozen):
     lineage: str
     head: int
     begun: bool
-    """An iteration after it has begun and not ended."""
+    """Whether the next iteration has begun and is not finished."""
     ended: str
-    """Why the nights, or the gate, ended the game; empty if they did not."""
+    """Why nightly runs, or the gate, ended the game; empty if they did not."""
 
 
 class Status(Frozen):
-    """What there is."""
+    """What `spin status` shows."""
 
     url: str
     """The server's address; empty if nothing is up here."""
     elsewhere: str
-    """The name of the machine that serves the folder, where that is another."""
+    """The name of the machine that serves the folder, if that is another one; else empty."""
     seconds: float
     """For how long it has been up."""
     runs: tuple[Run, ...]
@@ -71,54 +74,57 @@ class Status(Frozen):
 
 
 def status(runs: Path) -> Status:
-    """What is up for a folder, and what lies in it."""
+    """The server and the runs of a folder, and the lineages in it."""
     up = local.find_up(runs)
     url = up.url if up and local.answers(up) else ""
     heads: list[Head] = []
     unreadable: list[str] = []
     for name in lineage_names(runs):
         try:
-            heads.append(head_of(runs, name))
+            heads.append(_head(runs, name))
         except DamagedArtifact:
             unreadable.append(name)
     return Status(
         url=url,
         elsewhere=up.elsewhere if up else "",
         seconds=time.time() - up.since if up and url else 0.0,
-        runs=tuple(under_way(server_of(runs, url))) if url else (),
+        runs=tuple(_unfinished_runs(_server(runs, url))) if url else (),
         lineages=tuple(heads),
         unreadable=tuple(unreadable),
     )
 
 
-def server_of(runs: Path, url: str) -> Server:
+def _server(runs: Path, url: str) -> Server:
     """The server of a folder, with its password."""
     return Server(url, api.read_password(local.state_folder(runs)))
 
 
-def under_way(server: Server, only: Mapping[str, Any] | None = None) -> list[Run]:
-    """The runs that a server knows to be going on, all or some, with the phases that work in them."""
-    found = []
-    for states in GOING_ON:
-        query = {"flow_runs": {"state": states, **(only or {})}, "sort": "START_TIME_ASC"}
-        for one in server.ask("/flow_runs/filter", query):
-            mine = {"flow_runs": {"id": {"any_": [one["id"]]}}, "task_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
+def _unfinished_runs(server: Server, selection: Mapping[str, Any] | None = None) -> list[Run]:
+    """The unfinished runs of a server, all or a selection, with their running phases."""
+    runs = []
+    for states in _UNFINISHED:
+        query = {"flow_runs": {"state": states, **(selection or {})}, "sort": "START_TIME_ASC"}
+        for run in server.ask("/flow_runs/filter", query):
+            running = {
+                "flow_runs": {"id": {"any_": [run["id"]]}},
+                "task_runs": {"state": {"type": {"any_": ["RUNNING"]}}},
+            }
             phases = [
-                Phase(name=task["name"], percent=percent(server, task["id"]))
-                for task in server.ask("/task_runs/filter", mine)
+                Phase(name=task["name"], percent=_percent(server, task["id"]))
+                for task in server.ask("/task_runs/filter", running)
             ]
-            found.append(Run(name=one["name"], state=one["state_name"], started=one["run_count"], phases=tuple(phases)))
-    return found
+            runs.append(Run(name=run["name"], state=run["state_name"], started=run["run_count"], phases=tuple(phases)))
+    return runs
 
 
-def percent(server: Server, task: str) -> float | None:
-    """How far a phase is, by its newest progress bar."""
+def _percent(server: Server, task: str) -> float | None:
+    """The progress of a phase, by its newest progress bar."""
     query = {"artifacts": {"task_run_id": {"any_": [task]}, "type": {"any_": ["progress"]}}, "sort": "CREATED_DESC"}
     bars = server.ask("/artifacts/filter", query)
     return float(bars[0]["data"]) if bars else None
 
 
-def head_of(runs: Path, name: str) -> Head:
+def _head(runs: Path, name: str) -> Head:
     """The newest version of a lineage, and whether the game goes on."""
     game = find_lineage(runs, name)
     head = len(game.records())
@@ -128,29 +134,33 @@ def head_of(runs: Path, name: str) -> Head:
 
 
 def down(runs: Path) -> None:
-    """End the `spin up` of a folder and wait for it. What it runs saves its work, and goes on at the next one.
+    """End the `spin up` of a folder and wait for that. Its runs save their work, and go on at the next `spin up`.
 
-    Runs of the command line are not its own.
+    Runs of the command line are not its runs, and continue.
+
+    Raises:
+        ConfigError: Another machine, or another user, serves the folder.
+        TryAgain: It has not ended in time.
     """
     up = local.find_up(runs)
     if up is None:
         click.echo(f"nothing is up for {runs}")
         return
-    local.refuse_elsewhere(up, runs)
+    local.reject_other_machine(up, runs)
     waiting: list[str] = []
-    with contextlib.suppress(SpinError):  # a busy server is ended all the same
+    with contextlib.suppress(SpinError):  # a server that does not answer is ended all the same
         if local.answers(up):
-            waiting = [run.name for run in under_way(server_of(runs, up.url), OF_DEPLOYMENTS)]
+            waiting = [run.name for run in _unfinished_runs(_server(runs, up.url), _OF_DEPLOYMENTS)]
     try:
         os.kill(up.pid, signal.SIGTERM)
     except ProcessLookupError:
-        pass  # it ended meanwhile
+        pass  # it has ended meanwhile
     except PermissionError as error:
         raise ConfigError(f"another user's process {up.pid} serves {runs}: only they can end it") from error
-    patience = grace.longest_grace() + DOWN_SECONDS
-    deadline = time.monotonic() + patience
+    timeout = grace.longest_grace() + DOWN_SECONDS
+    deadline = time.monotonic() + timeout
     while (now := local.find_up(runs)) and now.pid == up.pid:
         if time.monotonic() > deadline:
-            raise TryAgain(f"process {up.pid} has not ended after {patience:.0f} s: run spin down again")
+            raise TryAgain(f"process {up.pid} has not ended after {timeout:.0f} s: run spin down again")
         time.sleep(0.1)
     click.echo("down" + (f"; {', '.join(waiting)} will go on at the next spin up" if waiting else ""))

@@ -1,9 +1,10 @@
-"""What `spin up` does about runs that died: it says so of those whose process is gone, and starts crashed ones again.
+"""How `spin up` finds runs that have died: it sets them to crashed, and reschedules crashed ones.
 
 A team's server does this by automations (`infra/automations.py`). On SQLite their bookkeeping, a write for every event,
-can lock the whole database for a minute at a time; on one machine, the processes themselves tell more, and sooner. Runs
-of workers on other machines are left to those: their processes cannot be seen from here. Runs of the command line say
-which process plays them (`sign`); once that is gone they have crashed, and are started again by hand.
+can lock the whole database for a minute at a time; on one machine, the processes themselves are a better and faster
+sign. Runs of workers on other machines are left to those workers, since their processes cannot be seen from here. Runs
+of the command line have labels that name their process (`label_with_process`); once that process is gone they have
+crashed, and a person starts them again.
 """
 
 import contextlib
@@ -20,58 +21,73 @@ from spin_core.runtime import process
 
 EVERY_SECONDS = 3.0
 
-WITHOUT_PROCESS = {"RUNNING": 10.0, "CANCELLING": 10.0, "PENDING": 120.0}
-"""For how many seconds a run may be in such a state without a process, which takes its time to start."""
+WITHOUT_PROCESS_SECONDS = {"RUNNING": 10.0, "CANCELLING": 10.0, "PENDING": 120.0}
+"""How long a run may be in a state without a process, since processes take time to start."""
 
-BEFORE_AGAIN_SECONDS = 15.0
-"""A worker says some seconds later again that a run has crashed, and would mean the one that was started since."""
+RESCHEDULE_AFTER_SECONDS = 15.0
+"""How long after its crash a run is rescheduled.
+
+A worker reports a crash again some seconds later. Earlier than this, that report would hit the rescheduled run.
+"""
 
 RECENT = timedelta(days=2)
-"""A run that crashed before that is not started again by itself."""
-
-POOL = {"name": {"any_": [local.POOL]}}
+"""A run that crashed earlier is not rescheduled."""
 
 WORKER_LABEL = "prefect.worker.name"
 
 HOST_LABEL, PID_LABEL, BORN_LABEL = "spin.host", "spin.pid", "spin.born"
-"""Which process plays a run of the command line."""
+"""Labels that name the process of a run of the command line: its machine, its id, its start time."""
 
-GONE = "Its process is gone."
+_POOL = {"name": {"any_": [local.POOL]}}
 
-AGAIN = "It crashed, and goes on by itself. What is finished is reused."
+_GONE = "Its process is gone."
+
+_AGAIN = "It crashed, and goes on by itself. What is finished is reused."
 
 
-def look(server: Server, reruns: int = local.RERUNS) -> None:
-    """Look once. A server that is away or busy is asked the next time."""
+def check_runs(server: Server, reruns: int = local.RERUNS) -> None:
+    """Set dead runs to crashed, and reschedule crashed ones, once.
+
+    Does nothing if the server is away or busy: this is called again a few seconds later.
+
+    Args:
+        server: The server of `spin up`.
+        reruns: How often a run is rescheduled at most.
+    """
     with contextlib.suppress(TryAgain):
-        alive, now = living(), datetime.now(UTC)
-        lost = [
+        alive, now = _runs_with_process(), datetime.now(UTC)
+        dead = [
             run
-            for run in runs(server, list(WITHOUT_PROCESS))
-            if not elsewhere(run["labels"])
+            for run in _runs(server, list(WITHOUT_PROCESS_SECONDS))
+            if not is_on_other_machine(run["labels"])
             and run["id"] not in alive
-            and age(run, now) > WITHOUT_PROCESS[run["state_type"]]
+            and _age(run, now) > WITHOUT_PROCESS_SECONDS[run["state_type"]]
         ]
-        lost += [run for run in runs(server, list(WITHOUT_PROCESS), deployed=False) if left_alone(run["labels"])]
-        for run in lost:
+        dead += [
+            run
+            for run in _runs(server, list(WITHOUT_PROCESS_SECONDS), deployed=False)
+            if _has_lost_process(run["labels"])
+        ]
+        for run in dead:
             cancelling = run["state_type"] == "CANCELLING"
-            set_state(server, run, {"type": "CANCELLED" if cancelling else "CRASHED", "message": GONE})
-        for run in runs(server, ["CRASHED"], since=now - RECENT):
-            # What never began has counted no start: what keeps it from beginning would do so again.
-            if run["id"] not in alive and 0 < run["run_count"] <= reruns and age(run, now) > BEFORE_AGAIN_SECONDS:
-                set_state(server, run, {"type": "SCHEDULED", "name": "AwaitingRetry", "message": AGAIN})
+            _set_state(server, run, {"type": "CANCELLED" if cancelling else "CRASHED", "message": _GONE})
+        for run in _runs(server, ["CRASHED"], since=now - RECENT):
+            # A run count of 0: it never began, and what prevented that would do so again.
+            if run["id"] not in alive and 0 < run["run_count"] <= reruns and _age(run, now) > RESCHEDULE_AFTER_SECONDS:
+                _set_state(server, run, {"type": "SCHEDULED", "name": "AwaitingRetry", "message": _AGAIN})
 
 
-def elsewhere(labels: Mapping[str, Any] | None) -> bool:
-    """Whether a worker of another machine has the run of these labels. Workers label runs before they start them.
+def is_on_other_machine(labels: Mapping[str, Any] | None) -> bool:
+    """Whether the run with these labels belongs to a worker of another machine.
 
-    (Prefect's `infrastructure_pid` is the bare number of a process, by which no machine can be told.)
+    Workers label runs before they start them. Prefect's `infrastructure_pid` does not help: it is the bare number of a
+    process, without its machine.
     """
     return bool((labels or {}).get(WORKER_LABEL, local.WORKER) != local.WORKER)
 
 
-def sign() -> None:
-    """In a run that no worker has started: label it with our process. No run ends for the sake of its labels."""
+def label_with_process() -> None:
+    """Label the current run, which no worker has started, with this process. Errors of the server are ignored."""
     from uuid import UUID
 
     import httpx
@@ -83,46 +99,45 @@ def sign() -> None:
         contextlib.suppress(httpx.TransportError, PrefectHTTPStatusError),
         get_client(sync_client=True) as client,
     ):
-        client.update_flow_run_labels(UUID(flow_run.id), signature(os.getpid()))
+        client.update_flow_run_labels(UUID(flow_run.id), process_labels(os.getpid()))
 
 
-def signature(pid: int) -> dict[str, Any]:
+def process_labels(pid: int) -> dict[str, Any]:
     """The labels of a run that a process of this machine plays."""
     return {HOST_LABEL: os.uname().nodename, PID_LABEL: pid, BORN_LABEL: process.birth(pid)}
 
 
-def left_alone(labels: Mapping[str, Any] | None) -> bool:
-    """Whether a process of this machine has signed the run of these labels, and is gone."""
-    have = labels or {}
-    return have.get(HOST_LABEL) == os.uname().nodename and process.birth(have[PID_LABEL]) != have[BORN_LABEL]
+def _has_lost_process(labels: Mapping[str, Any] | None) -> bool:
+    """Whether these labels name a process of this machine that is gone."""
+    labels = labels or {}
+    return labels.get(HOST_LABEL) == os.uname().nodename and process.birth(labels[PID_LABEL]) != labels[BORN_LABEL]
 
 
-def living() -> set[str]:
-    """The runs that have a process on this machine: their own, or one that they have started."""
-    found = set()
+def _runs_with_process() -> set[str]:
+    """The ids of runs that have a process on this machine: their own, or one that they have started."""
+    ids = set()
     for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            for word in path.read_bytes().split(b"\0"):
-                if word.startswith(b"PREFECT__FLOW_RUN_ID="):
-                    found.add(word.split(b"=", 1)[1].decode())
-    return found
+        with contextlib.suppress(OSError):  # the process has ended meanwhile, or is another user's
+            for variable in path.read_bytes().split(b"\0"):
+                if variable.startswith(b"PREFECT__FLOW_RUN_ID="):
+                    ids.add(variable.split(b"=", 1)[1].decode())
+    return ids
 
 
-def runs(server: Server, states: list[str], since: datetime | None = None, *, deployed: bool = True) -> list[Any]:
-    """The runs of our deployments in such states, or of none; those that ended before `since` left out."""
-    wanted: dict[str, Any] = {"state": {"type": {"any_": states}}, "deployment_id": {"is_null_": not deployed}}
+def _runs(server: Server, states: list[str], since: datetime | None = None, *, deployed: bool = True) -> list[Any]:
+    """Runs in some states, of deployments or without one; not those that ended before `since`."""
+    selection: dict[str, Any] = {"state": {"type": {"any_": states}}, "deployment_id": {"is_null_": not deployed}}
     if since:
-        wanted["end_time"] = {"after_": since.isoformat()}
-    query = {"flow_runs": wanted, **({"work_pools": POOL} if deployed else {})}
-    found: list[Any] = server.ask("/flow_runs/filter", query)
-    return found
+        selection["end_time"] = {"after_": since.isoformat()}
+    query = {"flow_runs": selection, **({"work_pools": _POOL} if deployed else {})}
+    runs: list[Any] = server.ask("/flow_runs/filter", query)
+    return runs
 
 
-def age(run: Any, now: datetime) -> float:
+def _age(run: Any, now: datetime) -> float:
     """For how many seconds a run has been in its state."""
     return (now - datetime.fromisoformat(run["state"]["timestamp"])).total_seconds()
 
 
-def set_state(server: Server, run: Any, state: Any) -> None:
-    """Ask the server to set a run's state."""
+def _set_state(server: Server, run: Any, state: Any) -> None:
     server.ask(f"/flow_runs/{run['id']}/set_state", {"state": state})

@@ -72,7 +72,7 @@ def became(client: SyncPrefectClient) -> dict[str, tuple[str, str]]:
         "cancelling there": start(client, deployment, THERE, Cancelling()),
         "too often": start(client, deployment, local.WORKER, Running(), starts=local.RERUNS + 1),
     }
-    deploy.go_on_with_lost_runs(client)
+    deploy.reschedule_lost_runs(client)
     return {name: (client.read_flow_run(id_).state.name, task_state(client, id_)) for name, id_ in runs.items()}
 
 
@@ -95,18 +95,18 @@ def test_what_runs_on_another_machine_is_left_to_its_worker(became):
 def test_a_run_of_the_command_line_has_crashed_once_the_process_that_signed_it_is_gone(client):
     @flow
     def play() -> None:
-        watch.sign()
+        watch.label_with_process()
 
     labels = client.read_flow_run(play(return_state=True).state_details.flow_run_id).labels
-    assert labels.items() >= watch.signature(os.getpid()).items()
+    assert labels.items() >= watch.process_labels(os.getpid()).items()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        gone = watch.signature(process.pid)
+        gone = watch.process_labels(process.pid)
         process.kill()
     runs = {}
-    for name, signed in (("gone", gone), ("mine", watch.signature(os.getpid()))):
+    for name, signed in (("gone", gone), ("mine", watch.process_labels(os.getpid()))):
         runs[name] = client.create_flow_run(play, state=Running()).id
         client.update_flow_run_labels(runs[name], signed)
-    watch.look(Server(PREFECT_API_URL.value().removesuffix("/api")))
+    watch.check_runs(Server(PREFECT_API_URL.value().removesuffix("/api")))
     assert {name: client.read_flow_run(id_).state.name for name, id_ in runs.items()} == {
         "gone": "Crashed",
         "mine": "Running",
@@ -191,7 +191,7 @@ def theirs(client: SyncPrefectClient, request: pytest.FixtureRequest) -> UUID:
 
 def test_what_a_user_has_set_stays_and_what_is_new_comes_beside_it(client, theirs, tmp_path, monkeypatch, request):
     monkeypatch.setattr(deploy, "deploy", lambda: as_in_file(client, request.node.name))
-    deploy.deploy_beside(client, tmp_path / "kept.json")
+    deploy.deploy_keeping_settings(client, tmp_path / "kept.json")
     assert settings(client, theirs) == THEIRS | {
         "tags": ["spin", "theirs"],
         "job_variables": {"env": {"OMP_NUM_THREADS": "4", "NEW": "1"}},
@@ -212,21 +212,21 @@ def test_a_deploy_that_is_cut_short_loses_nothing(client, theirs, tmp_path, monk
     with monkeypatch.context() as first:
         first.setattr(deploy, "deploy", cut_short)
         with pytest.raises(KeyboardInterrupt):
-            deploy.deploy_beside(client, kept)
+            deploy.deploy_keeping_settings(client, kept)
     monkeypatch.setattr(deploy, "deploy", lambda: as_in_file(client, request.node.name))
     with monkeypatch.context() as second:
         second.setattr(client, "update_deployment", busy)
         with pytest.raises(PrefectHTTPStatusError):
-            deploy.deploy_beside(client, kept)
+            deploy.deploy_keeping_settings(client, kept)
     assert settings(client, theirs)["concurrency_limit"] == 1
-    deploy.deploy_beside(client, kept)
+    deploy.deploy_keeping_settings(client, kept)
     assert settings(client, theirs) | {"tags": [], "job_variables": {}} == THEIRS | {"tags": [], "job_variables": {}}
     assert not kept.exists()
 
 
 def test_settings_that_fit_a_deployment_no_longer_are_dropped(client, theirs, tmp_path, monkeypatch, request, capsys):
     monkeypatch.setattr(deploy, "deploy", lambda: as_in_file(client, request.node.name, "chain"))
-    deploy.deploy_beside(client, tmp_path / "kept.json")
+    deploy.deploy_keeping_settings(client, tmp_path / "kept.json")
     assert settings(client, theirs)["parameters"] == {"chain": "nightly"}
     assert f"deployment {theirs} has its settings from prefect.yaml again" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

@@ -31,7 +31,7 @@ def server() -> Iterator[None]:
         pytest.MonkeyPatch.context() as patch,
     ):
         for command in (compare, evaluate, spin):
-            patch.setattr(command, "end_server_with_us", lambda: None)  # this process outlives the harness's server
+            patch.setattr(command, "end_together", lambda: None)  # this process outlives the harness's server
         yield
 
 

@@ -173,7 +173,7 @@ def test_a_port_for_root_alone_is_refused_with_the_cure(monkeypatch):
 
     monkeypatch.setattr(serve.socket.socket, "bind", refuse)
     with pytest.raises(ConfigError, match="port 80 is for root alone: choose another with spin up --port"):
-        serve.refuse_address("127.0.0.1", 80)
+        serve.check_address("127.0.0.1", 80)
 
 
 @pytest.mark.parametrize("ignored", [False, True])
@@ -182,7 +182,7 @@ def test_the_end_of_the_terminal_ends_it_unless_nohup_has_it_go_on(ignored):
         "import signal, os",
         "signal.signal(signal.SIGHUP, signal.SIG_IGN if before else signal.SIG_DFL)".replace("before", str(ignored)),
         "from flows.server import serve",
-        "serve.heed_signals()",
+        "serve.handle_signals()",
         "try:",
         "    os.kill(os.getpid(), signal.SIGHUP)",
         "except KeyboardInterrupt:",

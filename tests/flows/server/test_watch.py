@@ -53,7 +53,7 @@ def typed(name: str, state: str, labels: dict[str, Any]) -> dict[str, Any]:
 def after(*runs: dict[str, Any]) -> dict[str, str]:
     """What is set of these runs when they are looked at once."""
     server = Runs(*runs)
-    watch.look(server)
+    watch.check_runs(server)
     return server.set
 
 
@@ -108,7 +108,7 @@ def test_a_crashed_run_is_started_again_three_times_at_most(starts, again):
 @pytest.mark.parametrize(("reruns", "again"), [(0, False), (1, False), (2, True)])
 def test_how_often_a_crashed_run_is_started_again_can_be_said(reruns, again):
     server = Runs(run("crashed", "CRASHED", 16, starts=2))
-    watch.look(server, reruns)
+    watch.check_runs(server, reruns)
     assert bool(server.set) == again
 
 
@@ -116,7 +116,7 @@ def test_how_often_a_crashed_run_is_started_again_can_be_said(reruns, again):
 def gone() -> dict[str, Any]:
     """The labels of a run whose process was killed."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        labels = watch.signature(process.pid)
+        labels = watch.process_labels(process.pid)
         process.kill()
     return labels
 
@@ -130,7 +130,7 @@ def test_a_run_of_the_command_line_whose_process_is_gone_has_crashed_and_is_left
 
 
 def test_a_run_of_the_command_line_lives_as_long_as_its_process_and_is_another_machines_or_nobodys(gone):
-    mine = watch.signature(os.getpid())
+    mine = watch.process_labels(os.getpid())
     assert (
         after(
             typed("mine", "RUNNING", mine),
@@ -158,5 +158,5 @@ def test_a_server_that_is_away_is_asked_the_next_time():
             raise TryAgain("it does not answer")
 
     server = Away(run("gone", "RUNNING", 60))
-    watch.look(server)
+    watch.check_runs(server)
     assert server.set == {}
