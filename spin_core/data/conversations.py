@@ -65,7 +65,7 @@ def conversations(rows: Sequence[Row], config: PromptsConfig, name: str) -> tupl
     drops: Counter[str] = Counter()
     for number, row in enumerate(rows, start=1):
         try:
-            kept.append(check(take(row, kind, config), config))
+            kept.append(check_conversation(take(row, kind, config), config))
         except Dropped as reason:
             drops[str(reason)] += 1
         except DataError as error:
@@ -137,7 +137,7 @@ def take(row: Row, kind: str, config: PromptsConfig) -> list[Message]:
     return turns_of(row, column, "user")
 
 
-def check(turns: list[Message], config: PromptsConfig) -> Conversation:
+def check_conversation(turns: list[Message], config: PromptsConfig) -> Conversation:
     """Take the response out of the turns. Raises `Dropped` if they are no conversation that can be answered."""
     answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
     if not answers:

@@ -1,10 +1,11 @@
-"""Phase `pairs`: D_t, the real and the generated response to each prompt, less what the player cannot learn from.
+"""D_t: the real and the generated response to each prompt, without those the player cannot learn from.
 
-Writes `pairs.parquet`: this iteration's pairs in the order of the training prompts, then those that are carried over
-from the previous iteration, in the same order. Both go through the same hygiene, and every pair that is left out is
-counted under the first reason that applies. Where a prompt has several answers, each makes a pair, or one of those
-that hygiene keeps does and the rest are counted as spare. Where the job brings θ_0's answers, each pair has its
-prompt's in a column of its own.
+These are the steps of phase `pairs`. It writes this iteration's pairs in the order of the training prompts, then those
+that are carried over from the previous iteration, in the same order. Both go through the same hygiene, and every pair
+that is left out is counted under the first reason that applies.
+
+Where a prompt has several answers, either each of them makes a pair, or one of those that hygiene keeps does and the
+others are counted as spare. Where the job brings θ_0's answers, each pair has its prompt's in a column of its own.
 """
 
 import hashlib
@@ -50,23 +51,25 @@ CURES = {
     "cut": "raise generate.max_new_tokens, or set pairs.drop_cut to false",
     "no-initial": "θ_0 gave these prompts no answer: train it longer, or set train.loss to another than t-spin",
 }
-"""What to do when a reason has left no pair."""
+"""What to do if no pair is left, by the reason for which most pairs were dropped."""
 
 
-def joined(prompts: pa.Table, batch: GenerationBatch) -> pa.Table:
-    """Each prompt with each of its generations, side by side.
+def join_answers(prompts: pa.Table, batch: GenerationBatch) -> pa.Table:
+    """Each prompt with each of its generated answers, as rows of `pairs.parquet`; a prompt's answers are consecutive.
 
-    The first row of an id gets the first generations of that id, and so on. Raises `DamagedArtifact` if the
-    generations are not for these prompts.
+    Where several prompts have the same id, the first of them gets the first answers to that id, and so on.
+
+    Raises:
+        DamagedArtifact: the answers are not to these prompts.
     """
-    answers, places = answers_in(prompts, batch)
-    found = len(places) - places.count(None)
-    if found != len(places) or found != len(answers):
+    answers, row_of_answer = _answers_to(prompts, batch)
+    matched = len(row_of_answer) - row_of_answer.count(None)
+    if matched != len(row_of_answer) or matched != len(answers):
         raise DamagedArtifact(
-            f"{batch.path} holds {len(answers)} answers, {found} of them to the {len(prompts)} training prompts: "
+            f"{batch.path} holds {len(answers)} answers, {matched} of them to the {len(prompts)} training prompts: "
             "remove it to generate again"
         )
-    answers = answers.take(pa.array(places, pa.int64()))
+    answers = answers.take(pa.array(row_of_answer, pa.int64()))
     prompts = prompts.take(pa.array(np.repeat(np.arange(len(prompts)), batch.answers)))
     columns = {
         "id": prompts["id"],
@@ -84,62 +87,80 @@ def joined(prompts: pa.Table, batch: GenerationBatch) -> pa.Table:
     return pa.table(columns).select(SCHEMA.names).cast(SCHEMA)
 
 
-def answers_in(prompts: pa.Table, batch: GenerationBatch) -> tuple[pa.Table, list[int | None]]:
-    """A batch's answers, and which of them each prompt gets: `batch.answers` places a prompt, side by side."""
-    shards = sorted(batch.path.glob("shard-*.parquet"))
-    answers = pa.concat_tables([pq.read_table(shard) for shard in shards]) if shards else prompts.slice(0, 0)
-    places: dict[str, deque[int]] = defaultdict(deque)
-    for place, id in enumerate(answers["id"].to_pylist()):
-        places[id].append(place)
-    wanted = [id for id in prompts["id"].to_pylist() for _ in range(batch.answers)]
-    return answers, [places[id].popleft() if places[id] else None for id in wanted]
+def initial_answers(prompts: pa.Table, initial: GenerationBatch, copies: int) -> pa.ChunkedArray:
+    """θ_0's answers as token ids, `copies` to a prompt.
 
-
-def initial_ids(prompts: pa.Table, initial: GenerationBatch, copies: int) -> pa.ChunkedArray:
-    """θ_0's answers as token ids, `copies` a prompt, in turn where it gave fewer; null where it gave none."""
-    answers, found = answers_in(prompts, initial)
+    Where θ_0 gave a prompt fewer answers, they are repeated in turn; where it gave none, the row is null.
+    """
+    answers, row_of_answer = _answers_to(prompts, initial)
     given = initial.answers
-    places = [found[row * given + copy % given] for row in range(len(prompts)) for copy in range(copies)]
-    return answers["response_ids"].take(pa.array(places, pa.int64())).cast(INITIAL.type)
+    rows = [row_of_answer[prompt * given + copy % given] for prompt in range(len(prompts)) for copy in range(copies)]
+    return answers["response_ids"].take(pa.array(rows, pa.int64())).cast(INITIAL.type)
 
 
-def nearest_first(pairs: pa.Table, answers: int) -> NDArray[np.int64]:
-    """The order that puts those of a prompt's `answers` pairs first whose two sides are nearest in tokens."""
+def nearest_length_first(pairs: pa.Table, answers: int) -> NDArray[np.int64]:
+    """The order that puts, of each prompt's `answers` pairs, those first whose sides are nearest in tokens."""
     real, generated = (pc.list_value_length(pairs[name]).to_numpy() for name in ("real_ids", "generated_ids"))
     row = np.arange(len(pairs))
     order: NDArray[np.int64] = np.lexsort((row, np.abs(real - generated), row // answers))
     return order
 
 
-def faults_of(pairs: pa.Table, config: PairsConfig, seen: set[bytes], answers: int) -> Iterator[str | None]:
-    """For each pair the first reason to drop it, or None, `answers` pairs a prompt.
+def reasons_to_drop(pairs: pa.Table, config: PairsConfig, seen: set[bytes], answers: int) -> Iterator[str | None]:
+    """For each pair the first reason to drop it, or None to keep it.
 
-    Digests of pairs that are kept are added to `seen`. Where one pair of a prompt is enough, those after it are spare.
+    Args:
+        pairs: `answers` consecutive rows for each prompt.
+        config: the rules. Where one pair of a prompt is enough, those after the first that is kept are spare.
+        seen: digests of the pairs that came before. Those of pairs that are kept are added.
+        answers: pairs of a prompt.
     """
     enough, kept = answers if config.answers == "all" else 1, 0
     texts = zip(pairs["real"].to_pylist(), pairs["generated"].to_pylist(), strict=True)
     token_ids = zip(*(token_ids_in(pairs[name]) for name in ("prompt_ids", "real_ids", "generated_ids")), strict=True)
     finishes = pairs["generated_finish"].to_pylist()
-    lengths = pc.list_value_length(pairs[INITIAL.name]).to_pylist() if INITIAL.name in pairs.column_names else finishes
-    rows = zip(texts, token_ids, finishes, lengths, strict=True)
-    for row, ((real, generated), (prompt, ours, theirs), finish, initial) in enumerate(rows):
+    has_initial = _has_initial_answer(pairs)
+    rows = zip(texts, token_ids, finishes, has_initial, strict=True)
+    for row, ((real, generated), (prompt_ids, real_ids, generated_ids), finish, is_answered) in enumerate(rows):
         if row % answers == 0:
             kept = 0
         if kept == enough:
             yield "spare"
-        elif not initial:
+        elif not is_answered:
             yield "no-initial"
         elif config.drop_empty and not (real.strip() and generated.strip()):
             yield "empty"
-        elif config.drop_looping and is_looping(theirs.tolist()):
+        elif config.drop_looping and is_looping(generated_ids.tolist()):
             yield "looping"
-        elif config.drop_identical and np.array_equal(ours, theirs):
+        elif config.drop_identical and np.array_equal(real_ids, generated_ids):
             yield "identical"
         elif config.drop_cut and finish == "length":
             yield "cut"
         else:
-            digest = hashlib.sha256(b"|".join(part.tobytes() for part in (prompt, ours, theirs))).digest()
-            again = config.drop_duplicates and digest in seen
+            parts = (prompt_ids, real_ids, generated_ids)
+            digest = hashlib.sha256(b"|".join(part.tobytes() for part in parts)).digest()
+            is_duplicate = config.drop_duplicates and digest in seen
             seen.add(digest)
-            kept += not again
-            yield "duplicate" if again else None
+            kept += not is_duplicate
+            yield "duplicate" if is_duplicate else None
+
+
+def _answers_to(prompts: pa.Table, batch: GenerationBatch) -> tuple[pa.Table, list[int | None]]:
+    """A batch's answers, and for each prompt in turn the rows of its `batch.answers` answers; None for one it lacks.
+
+    Answers are matched to prompts by id.
+    """
+    shards = sorted(batch.path.glob("shard-*.parquet"))
+    answers = pa.concat_tables([pq.read_table(shard) for shard in shards]) if shards else prompts.slice(0, 0)
+    rows_by_id: dict[str, deque[int]] = defaultdict(deque)
+    for row, id in enumerate(answers["id"].to_pylist()):
+        rows_by_id[id].append(row)
+    ids = [id for id in prompts["id"].to_pylist() for _ in range(batch.answers)]
+    return answers, [rows_by_id[id].popleft() if rows_by_id[id] else None for id in ids]
+
+
+def _has_initial_answer(pairs: pa.Table) -> list[bool]:
+    """Whether θ_0 answered each pair's prompt with at least one token. True where the job does not read its answers."""
+    if INITIAL.name not in pairs.column_names:
+        return [True] * len(pairs)
+    return [bool(length) for length in pc.list_value_length(pairs[INITIAL.name]).to_pylist()]

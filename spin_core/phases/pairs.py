@@ -1,4 +1,7 @@
-"""Phase `pairs`: build the pairs of an iteration: `python -m spin_core.phases.pairs JOB`."""
+"""Phase `pairs`: build the pairs of an iteration: `python -m spin_core.phases.pairs JOB`.
+
+Writes `pairs.parquet`.
+"""
 
 import logging
 from collections import Counter
@@ -8,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spin_core.data.pairs import CURES, INITIAL, faults_of, initial_ids, joined, nearest_first
-from spin_core.errors import DataError
+from spin_core.data.drops import Drops, list_drops, nothing_left
+from spin_core.data.pairs import CURES, INITIAL, initial_answers, join_answers, nearest_length_first, reasons_to_drop
 from spin_core.runtime.phase import main
 from spin_core.runtime.progress import Progress
 from spin_core.store.jobs import PairsJob
@@ -25,31 +28,30 @@ def run(job: PairsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     rows_in = len(prompts) * sum(batch.answers for batch in batches)
     progress.start(rows_in, "pair")
     kept: list[pa.Table] = []
-    drops: Counter[str] = Counter()
+    drops: Drops = Counter()
     seen: set[bytes] = set()
     for number, batch in enumerate(batches, start=1):
-        pairs = joined(prompts, batch)
+        pairs = join_answers(prompts, batch)
         if job.initial is not None:
-            pairs = pairs.append_column(INITIAL, initial_ids(prompts, job.initial, batch.answers))
+            pairs = pairs.append_column(INITIAL, initial_answers(prompts, job.initial, batch.answers))
         if job.config.answers == "nearest-length":
-            pairs = pairs.take(pa.array(nearest_first(pairs, batch.answers)))
-        faults = list(faults_of(pairs, job.config, seen, batch.answers))
-        drops.update(fault for fault in faults if fault is not None)
-        kept.append(pairs.filter(pa.array([fault is None for fault in faults])))
+            pairs = pairs.take(pa.array(nearest_length_first(pairs, batch.answers)))
+        reasons = list(reasons_to_drop(pairs, job.config, seen, batch.answers))
+        drops.update(reason for reason in reasons if reason is not None)
+        kept.append(pairs.filter(pa.array([reason is None for reason in reasons])))
         progress.tell(rows_in * number // len(batches))
     table = pa.concat_tables(kept)
     if not len(table):
-        reason, count = drops.most_common(1)[0]
-        raise DataError(f"no pair is left ({count} of {rows_in} dropped as {reason}): {CURES[reason]}")
+        raise nothing_left("pair", drops, CURES)
     pq.write_table(table, scratch / "pairs.parquet")
-    dropped = "".join(f"; {count:,} {reason}" for reason, count in sorted(drops.items()))
-    log.info("kept %d of %d pairs%s", len(table), rows_in, dropped)
+    log.info("kept %d of %d pairs%s", len(table), rows_in, list_drops(drops))
+    rows_by_t = reversed([(batch.t, len(pairs)) for batch, pairs in zip(batches, kept, strict=True)])
     return {
         "t": job.t,
         "rows_in": rows_in,
         "rows": len(table),
         "drops": dict(sorted(drops.items())),
-        "mix": {str(batch.t): len(part) for batch, part in reversed([*zip(batches, kept, strict=True)]) if len(part)},
+        "mix": {str(t): rows for t, rows in rows_by_t if rows},
     }
 
 

@@ -1,4 +1,7 @@
-"""Phase `preferences`: tokenise preference data for DPO: `python -m spin_core.phases.preferences JOB`."""
+"""Phase `preferences`: read and tokenise preference data for DPO: `python -m spin_core.phases.preferences JOB`.
+
+Writes `pairs.parquet`, as phase `pairs` does.
+"""
 
 import logging
 from pathlib import Path
@@ -7,10 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spin_core.data import prompts
+from spin_core.config.model import ModelConfig
 from spin_core.data.chat import Renderer
+from spin_core.data.drops import list_drops
+from spin_core.data.examples import ExampleBuilder, sample
 from spin_core.data.pairs import SCHEMA
-from spin_core.data.preferences import SETTING, as_prompts, preferences, refuse_empty, tokenised
+from spin_core.data.preferences import SETTING, build_pairs, no_preference_left, preferences
 from spin_core.data.sources import preference_rows
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.runtime.phase import main
@@ -22,21 +27,23 @@ log = logging.getLogger("spin_core")
 
 
 def run(job: PreferencesJob, scratch: Path, progress: Progress) -> dict[str, Any]:
-    """Read, tokenise and write."""
+    """Read, tokenise, sample and write."""
     name = job.source.path
     rows = preference_rows(job.source, f"{SETTING}.source")
-    found, drops = preferences(rows, job.columns, name)
-    renderer = Renderer(load_tokenizer(job.tokenizer.path, prompts.trust(as_prompts(job))), job.chat)
-    pairs, more = tokenised(found, job, renderer, progress)
-    drops += more
-    if job.sample is not None and len(pairs) > job.sample:
-        drops["not-sampled"] += len(pairs) - job.sample
-        ranked = sorted(range(len(pairs)), key=lambda place: prompts.order(pairs[place]["id"], job.seed))
-        pairs = [pairs[place] for place in sorted(ranked[: job.sample])]
+    items, drops = preferences(rows, job.columns, name)
+    tokenizer = load_tokenizer(job.tokenizer.path, ModelConfig(trust_remote_code=job.trust_remote_code))
+    builder = ExampleBuilder(Renderer(tokenizer, job.chat), job.max_prompt_tokens, job.max_new_tokens)
+    held_out = set(pq.read_table(job.prompts.path / "held_out.parquet")["id"].to_pylist())
+    pairs, dropped = build_pairs(items, builder, held_out, progress)
+    drops += dropped
+    if job.sample is not None:
+        chosen = sample([pair["id"] for pair in pairs], job.sample, job.seed)
+        drops["not-sampled"] += len(pairs) - len(chosen)
+        pairs = [pairs[row] for row in chosen]
     if not pairs:
-        refuse_empty(name, drops)
+        raise no_preference_left(name, drops)
     pq.write_table(pa.Table.from_pylist(pairs, SCHEMA), scratch / "pairs.parquet")
-    log.info("%s: kept %d of %d preferences%s", name, len(pairs), len(rows), prompts.listed(drops))
+    log.info("%s: kept %d of %d preferences%s", name, len(pairs), len(rows), list_drops(drops))
     return {"t": 0, "rows_in": len(rows), "rows": len(pairs), "drops": dict(sorted((+drops).items())), "mix": {}}
 
 

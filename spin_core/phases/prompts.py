@@ -1,11 +1,15 @@
-"""Phase `prompts`: read the SFT data, split it, tokenise it: `python -m spin_core.phases.prompts JOB`."""
+"""Phase `prompts`: read the SFT data, tokenise it, split it: `python -m spin_core.phases.prompts JOB`.
+
+Writes `train.parquet` and `held_out.parquet`.
+"""
 
 import logging
 from pathlib import Path
 from typing import Any
 
+from spin_core.config.model import ModelConfig
 from spin_core.data.chat import Renderer
-from spin_core.data.prompts import check_context, divide, load, refuse_empty, trust, write
+from spin_core.data.prompts import check_context, divide, load_examples, no_prompt_left, write_examples
 from spin_core.data.sources import DEMO, demo_rows, read_rows
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.runtime.phase import main
@@ -19,23 +23,24 @@ log = logging.getLogger("spin_core")
 def run(job: PromptsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     """Read, tokenise, split and write."""
     check_context(job)
-    config = job.config
-    renderer = Renderer(load_tokenizer(job.tokenizer.path, trust(job)), job.chat)
+    config, name = job.config, job.config.source.path
+    tokenizer = load_tokenizer(job.tokenizer.path, ModelConfig(trust_remote_code=job.trust_remote_code))
+    renderer = Renderer(tokenizer, job.chat)
     revision = None
-    if config.source.path == DEMO:
-        rows, other_rows = demo_rows(config.sample, config.held_out, job.seed)
-        # Repeats are draws from a known distribution, and without them it would be another one.
-        train, drops = load(job, DEMO, rows, renderer, progress, repeats=True)
-        held_out, _ = load(job, DEMO, other_rows, renderer, progress)
+    if name == DEMO:
+        rows, held_out_rows = demo_rows(config.sample, config.held_out, job.seed)
+        # Repeated rows are draws from a known distribution. Without the repeats it would be another distribution.
+        train, drops = load_examples(job, name, rows, renderer, progress, keep_duplicates=True)
+        held_out, _ = load_examples(job, name, held_out_rows, renderer, progress)
     else:
         rows, revision = read_rows(config.source)
-        examples, drops = load(job, config.source.path, rows, renderer, progress)
-        train, held_out, moved = divide(job, examples, renderer, progress)
-        drops += moved
+        examples, drops = load_examples(job, name, rows, renderer, progress)
+        train, held_out, left_out = divide(job, examples, renderer, progress)
+        drops += left_out
     if not train:
-        refuse_empty(config.source.path, drops)
-    write(scratch / "train.parquet", train)
-    write(scratch / "held_out.parquet", held_out)
+        raise no_prompt_left(name, drops)
+    write_examples(scratch / "train.parquet", train)
+    write_examples(scratch / "held_out.parquet", held_out)
     cut = sum(example.finish_reason == "length" for example in train)
     log.info(
         "%d training prompts (%d responses cut at %d tokens), %d held out",
@@ -45,7 +50,7 @@ def run(job: PromptsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
         len(held_out),
     )
     return {
-        "source": config.source.path,
+        "source": name,
         "revision": revision,
         "rows": len(train),
         "held_out": len(held_out),

@@ -64,7 +64,7 @@ def look_at_source(looks: Looks, config: RunConfig) -> Source:
 
 def look_at_preferences(looks: Looks, config: RunConfig) -> int:
     """DPO's data can be read and are preferences: how many there are. 0 without DPO, or if nobody says."""
-    from spin_core.data.preferences import SETTING, preferences, refuse_empty
+    from spin_core.data.preferences import SETTING, no_preference_left, preferences
     from spin_core.data.sources import on_hub, preference_rows
 
     dpo = config.controls.dpo
@@ -79,7 +79,7 @@ def look_at_preferences(looks: Looks, config: RunConfig) -> int:
     rows = preference_rows(dpo.source, f"{SETTING}.source")
     found, drops = preferences(rows, dpo.columns, name)
     if not found:
-        refuse_empty(name, drops)
+        raise no_preference_left(name, drops)
     looks.add("data", f"{name} has {len(rows):,} rows, of which {len(found):,} are preferences for DPO")
     return min(len(found), dpo.sample or len(found))
 
@@ -153,7 +153,7 @@ class Tokenised(NamedTuple):
     """What phase `prompts` makes of the rows."""
 
     train: list[Any]
-    """Examples to train on, `prompts.Example` each; of a long source, those in its beginning."""
+    """Examples to train on, `examples.Example` each; of a long source, those in its beginning."""
     prompts: int
     """How many there will be in all."""
     held_out: int
@@ -172,11 +172,11 @@ def tokenised(job: PromptsJob, rows: list[dict[str, Any]], renderer: Any) -> Tok
     settings, silent = job.config, Progress(out=io.StringIO())
     name = settings.source.path
     if name == DEMO:
-        examples, drops = prompts.load(job, name, rows, renderer, silent, repeats=True)
+        examples, drops = prompts.load_examples(job, name, rows, renderer, silent, keep_duplicates=True)
         return Tokenised(examples, len(examples), settings.held_out, drops, len(rows))
     characters = sum(len(text) for row in rows for text in texts_in(row))
     read = math.ceil(len(rows) * min(1.0, CHARACTERS / max(1, characters)))
-    examples, drops = prompts.load(job, name, rows[:read], renderer, silent)
+    examples, drops = prompts.load_examples(job, name, rows[:read], renderer, silent)
     if read < len(rows):
         left = len(examples) * len(rows) // read
         if settings.held_out_source is None:
@@ -186,7 +186,7 @@ def tokenised(job: PromptsJob, rows: list[dict[str, Any]], renderer: Any) -> Tok
         return Tokenised(examples, max(1, min(settings.sample or left, left)), settings.held_out, drops, read)
     train, held_out, moved = prompts.divide(job, examples, renderer, silent)
     if not train:
-        prompts.refuse_empty(name, drops + moved)
+        raise prompts.no_prompt_left(name, drops + moved)
     return Tokenised(train, len(train), len(held_out), drops + moved, read)
 
 

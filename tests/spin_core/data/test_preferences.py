@@ -12,7 +12,7 @@ from spin_core.config.data import SourceConfig
 from spin_core.config.model import ChatConfig
 from spin_core.data import pairs
 from spin_core.data.chat import Renderer
-from spin_core.data.preferences import preference
+from spin_core.data.preferences import preference_of
 from spin_core.data.prompts import SCHEMA as PROMPTS
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import DataError
@@ -93,22 +93,22 @@ SAME = {
 
 @pytest.mark.parametrize("form", SAME)
 def test_every_form_of_a_preference_says_the_same(form):
-    assert preference(SAME[form]) == ([user(ASKED)], "Four.", "Five.")
+    assert preference_of(SAME[form]) == ([user(ASKED)], "Four.", "Five.")
 
 
 def test_texts_without_a_prompt_part_after_the_last_word_that_they_share():
     row = {"chosen": "The sky is blue today.", "rejected": "The sky is black today."}
-    assert preference(row) == ([user("The sky is")], " blue today.", " black today.")
+    assert preference_of(row) == ([user("The sky is")], " blue today.", " black today.")
 
 
 def test_several_rounds_and_system_prompts_are_kept():
     turns = [user("Hi"), assistant("Hello"), user("Two and two?")]
     row = {"system": "Be brief.", "prompt": turns, "chosen": "Four", "rejected": "Five"}
     system = {"role": "system", "content": "Be brief."}
-    assert preference(row).messages == [system, *turns]
-    assert preference({**row, "prompt": [system, *turns]}).messages == [system, *turns]
+    assert preference_of(row).messages == [system, *turns]
+    assert preference_of({**row, "prompt": [system, *turns]}).messages == [system, *turns]
     marked = "\n\nHuman: Hi\n\nAssistant: Hello\n\nthere\n\nHuman: Two and two?\n\nAssistant: "
-    found = preference({"chosen": f"{marked}Four", "rejected": f"{marked}Five"})
+    found = preference_of({"chosen": f"{marked}Four", "rejected": f"{marked}Five"})
     assert found == ([user("Hi"), assistant("Hello\n\nthere"), user("Two and two?")], "Four", "Five")
 
 
@@ -173,8 +173,8 @@ def test_a_sample_is_seeded_and_part_of_a_larger_one(build):
     [
         (
             [{"prompt": "a", "response": "b"}],
-            r"is no preference data, since it has no column chosen or rejected \(found: prompt, response\): give other "
-            r'data, or name the column in controls.dpo.columns, {"its name": "chosen"}',
+            r"is not preference data, since it has no column chosen or rejected \(found: prompt, response\): give "
+            r'other data, or name the column in controls.dpo.columns, {"its name": "chosen"}',
         ),
         (
             [BAD["malformed"]],

@@ -1,0 +1,133 @@
+"""From conversations to examples: rendered, tokenised, and checked against the limits of training.
+
+Phases `prompts` and `preferences` both take this way, so that both have the same token ids for the same texts and drop
+a text for the same reasons.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_core.data.chat import Encoded, Message, Renderer, decode_responses
+from spin_core.data.conversations import Conversation
+from spin_core.errors import DataError
+
+BATCH = 1024
+"""Rows tokenised at a time."""
+
+CURES = {
+    "prompt-too-long": "raise prompts.max_prompt_tokens",
+    "no-response": "give rows with an assistant's turn",
+    "empty-response": "give rows with a response, or name its column in prompts.columns",
+    "empty-prompt": "give rows with a prompt, or name its column in prompts.columns",
+    "unknown-character": "use a tokenizer whose vocabulary covers the responses",
+    "control-token": "take the chat format's control tokens out of the texts: they are added here",
+    "text-too-short": "lower prompts.text_prompt_chars",
+    "turns-out-of-order": "let user and assistant take turns, the user first",
+    "unknown-role": "use the roles system, user and assistant",
+}
+"""What to do if no row is left, by the reason for which most rows were dropped."""
+
+
+class Example(NamedTuple):
+    """A prompt and a response as text and as token ids: a row of phase `prompts`' files."""
+
+    id: str
+    """A digest of the prompt's token ids. Prompts that the model cannot tell apart have the same id."""
+    prompt: str
+    messages: str
+    """The prompt's turns as JSON. Empty for bare text."""
+    response: str
+    prompt_ids: NDArray[np.int32]
+    response_ids: NDArray[np.int32]
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class ExampleBuilder:
+    """Makes examples of conversations."""
+
+    renderer: Renderer
+
+    max_prompt_tokens: int
+
+    max_new_tokens: int
+    """Responses are cut at this many tokens."""
+
+    too_long: Literal["drop", "refuse"] = "drop"
+    """What happens to a prompt of more than `max_prompt_tokens`."""
+
+    def has_control_token(self, conversation: Conversation) -> bool:
+        """Whether a text holds something that the model would read as the end or the beginning of a turn."""
+        # Data that was rendered before may end in an end of turn; `response_text` takes that one away.
+        response = self.renderer.response_text(conversation.response)
+        texts = (*(turn["content"] for turn in conversation.messages), response)
+        return any(self.renderer.has_control_token(text) for text in texts)
+
+    def build(self, conversations: Sequence[Conversation]) -> list[tuple[Example, str | None]]:
+        """Each conversation's example, and the reason to drop it if there is one.
+
+        Raises:
+            DataError: a prompt is too long, and `too_long` says to refuse it.
+        """
+        messages = [conversation.messages for conversation in conversations]
+        responses = [conversation.response for conversation in conversations]
+        encoded = self.renderer.encode(messages, responses, self.max_new_tokens)
+        return [(self._example(row), self._fault(row)) for row in encoded]
+
+    def _fault(self, row: Encoded) -> str | None:
+        if len(row.prompt_ids) > self.max_prompt_tokens:
+            if self.too_long == "refuse":
+                raise DataError(
+                    f"a prompt has {len(row.prompt_ids)} tokens, more than prompts.max_prompt_tokens = "
+                    f"{self.max_prompt_tokens} ({row.messages[-1]['content'][:40]!r}…): "
+                    "raise it, or set prompts.too_long to drop"
+                )
+            return "prompt-too-long"
+        if self.renderer.unknown_id in row.response_ids:
+            return "unknown-character"
+        return None if row.response.strip() else "empty-response"
+
+    def _example(self, row: Encoded) -> Example:
+        prompt_ids = np.asarray(row.prompt_ids, np.int32)
+        is_bare_text = self.renderer.config.template == "plain"
+        return Example(
+            id=hashlib.sha256(prompt_ids.tobytes()).hexdigest()[:16],
+            prompt=row.prompt if is_bare_text else _readable(row.messages),
+            # Bare text has no turns, and nothing that is made from it may be written with a chat template.
+            messages=json.dumps([] if is_bare_text else row.messages, ensure_ascii=False),
+            # The text of a cut response is cut where its token ids are.
+            response=row.response if row.finish_reason == "stop" else self._decode(row),
+            prompt_ids=prompt_ids,
+            response_ids=np.asarray(row.response_ids, np.int32),
+            finish_reason=row.finish_reason,
+        )
+
+    def _decode(self, row: Encoded) -> str:
+        return decode_responses(self.renderer.tokenizer, [row.prompt_ids], [row.response_ids])[0]
+
+
+def sample(ids: Sequence[str], size: int, seed: int) -> list[int]:
+    """The rows of a random sample, in their order, or all if there are fewer.
+
+    Chosen by each row's id and the seed alone, so that a smaller sample is part of a larger one.
+    """
+    ranked = sorted(range(len(ids)), key=lambda row: random_rank(ids[row], seed))
+    return sorted(ranked[:size])
+
+
+def random_rank(id: str, seed: int) -> str:
+    """A sort key that puts ids in a random order: the same on every machine, and whatever other ids there are."""
+    return hashlib.sha256(f"{seed}:{id}".encode()).hexdigest()
+
+
+def _readable(messages: Sequence[Message]) -> str:
+    """A conversation for people: a single question bare, several turns with their roles."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in messages)
