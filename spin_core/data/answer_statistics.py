@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from spin_core.data.diversity import distinct_shares
-from spin_core.data.looping import is_looping
+from spin_core.data.repetition import distinct_shares, is_looping
 from spin_core.data.sequences import token_counts, token_ids_in
 from spin_core.store.records import AnswerStatistics, ResponseStatistics
 

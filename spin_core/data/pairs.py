@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from spin_core.config.data import PairsConfig
-from spin_core.data.looping import is_looping
+from spin_core.data.repetition import is_looping
 from spin_core.data.sequences import token_ids_in
 from spin_core.errors import DamagedArtifact
 from spin_core.store.records import GenerationBatch

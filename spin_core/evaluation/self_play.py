@@ -43,8 +43,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_core.config.base import at
 from spin_core.data import demo
-from spin_core.data.diversity import distinct, distinct_shares, repeated_trigrams
-from spin_core.data.looping import is_looping
+from spin_core.data.repetition import distinct, distinct_shares, is_looping, repeated_trigrams
 from spin_core.data.sequences import token_counts
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import DataError

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from spin_core.data.answer_statistics import answer_rows
-from spin_core.data.looping import is_looping
+from spin_core.data.repetition import is_looping
 from spin_core.data.sequences import token_ids_in
 from spin_core.errors import ConfigError
 from spin_core.lineage.lineage import Lineage

@@ -15,7 +15,7 @@ from spin_core.comparison import compare
 from spin_core.comparison import page as comparison_page
 from spin_core.comparison.compare import Arm, begin, configured, table
 from spin_core.config.resolve import resolve
-from spin_core.data.diversity import distinct
+from spin_core.data.repetition import distinct
 from spin_core.errors import ConfigError, DataError, SpinError
 from spin_core.evaluation.statistics import sure
 from spin_core.lineage import controls

@@ -17,7 +17,7 @@ from spin_core.config.evaluate import EvaluateConfig
 from spin_core.config.generate import GenerateConfig
 from spin_core.config.resolve import resolve
 from spin_core.data import demo
-from spin_core.data.diversity import distinct_shares
+from spin_core.data.repetition import distinct_shares
 from spin_core.errors import DataError
 from spin_core.evaluation.exact import exact_distances
 from spin_core.evaluation.items import mean, write_items

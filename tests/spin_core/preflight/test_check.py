@@ -94,7 +94,7 @@ def test_preferences_for_dpo_are_read_and_their_model_and_time_are_counted(confi
 
 def test_data_that_are_no_preferences_are_wrong(configured, rows, tmp_path):
     line = wrong(check_run(configured(f"controls.dpo.source.path={rows}"), tmp_path))
-    assert line.startswith(f"data: {rows} is no preference data, since it has no column chosen or rejected")
+    assert line.startswith(f"data: {rows} is not preference data, since it has no column chosen or rejected")
 
 
 def test_an_adapter_is_told_with_its_size_and_its_layers_must_be_there(configured, tmp_path):
