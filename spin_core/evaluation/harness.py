@@ -1,7 +1,9 @@
-"""lm-eval's view of a model, on either engine. Heavy imports wait until the engine is chosen: each has an environment.
+"""A model as lm-eval calls it, on either engine.
 
-What is longer than the model's context loses its beginning, as in lm-eval, and is counted. Answers are kept as they
-come, batch by batch, so that a task that was killed asks for the rest alone.
+A prompt that is longer than the model's context loses its beginning, as in lm-eval, and is counted. Answers are written
+to a journal batch by batch, so that a task that was killed requests only the missing ones.
+
+lm-eval is imported inside functions, since vLLM's environment need not have it.
 """
 
 import contextlib
@@ -21,67 +23,75 @@ from spin_core.store import identity
 from spin_core.store.jobs import BenchmarkJob
 from spin_core.store.journal import Journal, Row
 
-VLLM_BATCH = 1024
-"""Requests that vLLM has at a time, which batches them itself. So many are lost by a kill at most."""
+_VLLM_BATCH = 1024
+"""Requests that vLLM gets at a time; it batches them itself. A kill loses at most this many answers."""
 
 
-class Answers:
+class AnswerJournal:
     """A task's answers to single requests, in a journal.
 
-    It is lm-eval's cache hook, which is told of every answer. lm-eval's own cache would look requests up before they
-    are made to fit and counted, and knows nothing of whole batches: here those that are left are as they would have
-    been, and so is what comes of them, to the last bit.
+    It is lm-eval's cache hook, which gets every answer. lm-eval's own cache looks requests up before they are cut to
+    fit and counted, and writes single answers instead of whole batches. With whole batches in the journal, the
+    remaining requests form the same batches as in a run without a restart, so their results are the same to the last
+    bit.
     """
 
-    def __init__(self, path: Path, tell: Callable[[float], None]) -> None:
-        """`tell` is told what share of the task is answered, where all of that is kept: it may stop the work."""
-        self.journal, self.tell = Journal(path), tell
+    def __init__(self, path: Path, report: Callable[[float], None]) -> None:
+        """Read the journal.
+
+        Args:
+            path: The journal's file.
+            report: Called after each batch is written, with the share of the task's requests that are answered. It may
+                raise to stop the work.
+        """
+        self.journal, self.report = Journal(path), report
         self.known = {row["key"]: row["answer"] for row in self.journal.rows}
-        self.fresh: list[Row] = []
-        self.wanted = self.answered = 0
+        self.unwritten: list[Row] = []
+        self.requested = self.answered = 0
 
     def get(self, kind: str, request: Any) -> Any:
-        """The answer to a request; None if there is none yet."""
+        """Return the answer to a request; None if there is none yet."""
         answer = self.known.get(identity.digest_of([kind, request]))
         return tuple(answer) if isinstance(answer, list) else answer
 
     def add_partial(self, kind: str, request: Any, answer: Any) -> None:
-        """Note an answer of the batch that is being read: lm-eval calls this."""
-        asked = request if kind == "loglikelihood" else request[0]  # what comes with a prompt, an engine may rewrite
-        self.fresh.append({"key": identity.digest_of([kind, asked]), "answer": answer})
+        """Take an answer of the current batch: lm-eval calls this."""
+        # Of a request for text only the prompt is its key: an engine may change the settings next to it.
+        prompt = request if kind == "loglikelihood" else request[0]
+        self.unwritten.append({"key": identity.digest_of([kind, prompt]), "answer": answer})
         self.answered += 1
 
-    def keep(self) -> None:
-        """Write down the batch that has been read."""
-        for row in self.fresh:
+    def write_batch(self) -> None:
+        """Write the answers of the batch that is complete."""
+        for row in self.unwritten:
             self.journal.add(row)
-        self.fresh = []
-        self.tell(min(1.0, self.answered / self.wanted) if self.wanted else 0.0)
+        self.unwritten = []
+        self.report(min(1.0, self.answered / self.requested) if self.requested else 0.0)
 
 
-class Fitting:
-    """What makes requests fit into a model's context, before the class of lm-eval's that answers them."""
+class FittingMixin:
+    """Cuts requests to fit into a model's context, before lm-eval's class answers them. Comes before that class."""
 
-    room: int
-    """Most tokens of a prompt and what follows it."""
+    max_tokens: int
+    """Most tokens of a prompt and its continuation together."""
     max_length: int
     max_gen_toks: int
     tok_encode: Any
-    cache_hook: Answers
+    cache_hook: AnswerJournal
 
-    def reset(self, answers: Answers) -> None:
-        """Count from 0 on, for another task."""
+    def reset(self, answers: AnswerJournal) -> None:
+        """Begin another task: its journal, and counts from 0."""
         self.cache_hook = answers
         self.asked = self.cut = 0
         self.longest: tuple[int, int] | None = None
-        """Tokens of an answer that there is room for, and that the task would allow, where those are more."""
+        """The longest answer in tokens, and what the task allows, if that is more; None if answers are not cut."""
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
         fitting = []
         for text, context, continuation in requests:
-            # lm-eval itself refuses a continuation that is longer than the model's context.
-            kept = continuation[-(self.room - 1) :]
-            before = context[-(self.room - len(kept)) :]
+            # lm-eval itself fails at a continuation that is longer than the model's context.
+            kept = continuation[-(self.max_tokens - 1) :]
+            before = context[-(self.max_tokens - len(kept)) :]
             self.cut += len(before) + len(kept) < len(context) + len(continuation)
             fitting.append((text, before, kept))
         known = [self.cache_hook.get("loglikelihood", text) for text, _, _ in fitting]
@@ -96,74 +106,74 @@ class Fitting:
             prompt, given = request.args
             settings = normalize_gen_kwargs(given, self.max_gen_toks)
             allowed = settings["max_gen_toks"]
-            # lm-eval itself refuses to answer where that would leave no room for a prompt.
+            # lm-eval itself fails if the answer would leave no room for a prompt.
             longest = min(allowed, self.max_length // 2)
             if longest < allowed:
                 self.longest = (longest, allowed)
                 request = dataclasses.replace(request, arguments=(prompt, {**given, "max_gen_toks": longest}))
             self.cut += len(self.tok_encode(prompt)) > self.max_length - longest
             fitting.append(request)
-            # The same prompt may be asked several times for as many samples.
+            # With sampling, the same prompt may be requested several times for different answers.
             known.append(None if settings.get("do_sample") else self.cache_hook.get("generate_until", prompt))
         ask = super().generate_until  # type: ignore[misc]
         return self.answer(fitting, known, lambda rest: ask(rest, *args, **kwargs))
 
     def answer(self, requests: Sequence[Any], known: Sequence[Any], ask: Callable[[list[Any]], Any]) -> list[Any]:
-        """All answers, of which some are known, and the others are asked for."""
+        """Return all answers: the known ones (not None), and those of `ask` for the other requests."""
         rest = [request for request, answer in zip(requests, known, strict=True) if answer is None]
         self.asked += len(requests)
-        self.cache_hook.wanted += len(requests)
+        self.cache_hook.requested += len(requests)
         self.cache_hook.answered += len(requests) - len(rest)
-        fresh = iter(ask(rest) if rest else ())
-        self.cache_hook.keep()
-        return [next(fresh) if answer is None else answer for answer in known]
+        new = iter(ask(rest) if rest else ())
+        self.cache_hook.write_batch()
+        return [next(new) if answer is None else answer for answer in known]
 
     def _model_call(self, *args: Any, **kwargs: Any) -> Any:
-        self.cache_hook.keep()  # the batch before has been read
+        self.cache_hook.write_batch()  # the previous batch is complete
         return super()._model_call(*args, **kwargs)  # type: ignore[misc]
 
     def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
-        self.cache_hook.keep()
+        self.cache_hook.write_batch()
         return super()._model_generate(*args, **kwargs)  # type: ignore[misc]
 
     def fit(self) -> dict[str, Any]:
-        """What did and did not fit since the last `reset`."""
+        """Return how many requests there were and were cut since the last `reset`: the content of `fit.json`."""
         return {"asked": self.asked, "cut": self.cut, "context": int(self.max_length), "longest": self.longest}
 
 
-def notes_of(task: str, fits: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What did not fit in a task, or in all tasks of a group, for people."""
+def fit_notes(task: str, fits: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return notes on what was cut in a task, or in all tasks of a group, from the `fit` of each."""
     asked, cut = (sum(fit[name] for fit in fits) for name in ("asked", "cut"))
-    found = []
+    notes = []
     if cut:
-        found.append(
+        notes.append(
             f"{task}: {cut:,} of {asked:,} prompts are longer than the model's context of "
             f"{fits[0]['context']:,} tokens, and lost their beginning"
         )
     shortened = sorted({tuple(fit["longest"]) for fit in fits if fit["longest"]})
-    return found + [f"{task}: answers have room for {room:,} tokens, not {wanted:,}" for room, wanted in shortened]
+    return notes + [f"{task}: answers have room for {room:,} tokens, not {allowed:,}" for room, allowed in shortened]
 
 
 def load(job: BenchmarkJob) -> Any:
-    """The model as lm-eval wants it. `SpinError` says in one line why it cannot be."""
+    """Load the model for lm-eval, on the configured engine. Raises `SpinError` if it cannot be loaded."""
     if job.config.apply_chat_template and not load_tokenizer(job.player.path, job.model).chat_template:
         raise ConfigError(
             "evaluate.lm_eval.apply_chat_template is on, but the tokenizer has no chat template: turn it off"
         )
-    return on_vllm(job) if job.config.engine == "vllm" else on_transformers(job)
+    return _load_on_vllm(job) if job.config.engine == "vllm" else _load_on_transformers(job)
 
 
-def has_template(job: BenchmarkJob) -> bool:
-    """Whether requests are to be wrapped in the model's chat template, where that is up to the model."""
-    wanted = job.config.apply_chat_template
-    return bool(load_tokenizer(job.player.path, job.model).chat_template) if wanted is None else wanted
+def uses_chat_template(job: BenchmarkJob) -> bool:
+    """Return whether prompts are wrapped in the chat template: as configured, or if the model has one."""
+    configured = job.config.apply_chat_template
+    return bool(load_tokenizer(job.player.path, job.model).chat_template) if configured is None else configured
 
 
-def on_transformers(job: BenchmarkJob) -> Any:
-    """lm-eval's `hf` model."""
+def _load_on_transformers(job: BenchmarkJob) -> Any:
+    """Load the model as lm-eval's `hf`."""
     from lm_eval.models.huggingface import HFLM
 
-    class Harness(Fitting, HFLM):  # type: ignore[misc]
+    class Harness(FittingMixin, HFLM):  # type: ignore[misc]
         pass
 
     tokenizer = load_tokenizer(job.player.path, job.model)
@@ -172,35 +182,38 @@ def on_transformers(job: BenchmarkJob) -> Any:
         tokenizer=tokenizer,
         batch_size=job.config.speed.batch_size,
     )
-    harness.room = int(harness.max_length) + 1  # the last token is asked for, and never read
+    harness.max_tokens = int(harness.max_length) + 1  # the last token is predicted, but never an input
     return harness
 
 
-def lm_evals_vllm() -> Any:
-    """lm-eval's class for vLLM, whose version it asks for by that name; the CPU build is installed under another."""
+def _import_vllm_class() -> Any:
+    """Import lm-eval's class for vLLM.
+
+    It looks up the version of a package named `vllm`, and the CPU build is installed under another name.
+    """
     vllm, version = vllm_engine.import_vllm(), importlib.metadata.version
     with mock.patch("importlib.metadata.version", lambda name: vllm.__version__ if name == "vllm" else version(name)):
         from lm_eval.models.vllm_causallms import VLLM
     return VLLM
 
 
-def on_vllm(job: BenchmarkJob) -> Any:
-    """lm-eval's `vllm` model. It asks for many at once, and vLLM batches by what it has room for."""
-    base: Any = lm_evals_vllm()
+def _load_on_vllm(job: BenchmarkJob) -> Any:
+    """Load the model as lm-eval's `vllm`. It gets many requests at once, and vLLM batches what fits into its memory."""
+    base: Any = _import_vllm_class()
 
-    class Harness(Fitting, base):  # type: ignore[misc]
+    class Harness(FittingMixin, base):  # type: ignore[misc]
         pass
 
     folder = job.player.path
     settings = vllm_engine.settings_of(job.model, job.config.vllm, on_cpu=vllm_engine.check_device(job.model))
-    with contextlib.ExitStack() as while_loading:
+    with contextlib.ExitStack() as stack:
         weights = weights_of(folder)
         if is_stacked(folder):
-            weights = while_loading.enter_context(vllm_engine.merged(folder, job.model))
+            weights = stack.enter_context(vllm_engine.merged(folder, job.model))
         check_safetensors(weights)
         try:
-            harness = Harness(pretrained=str(weights), tokenizer=str(folder), batch_size=VLLM_BATCH, **settings)
+            harness = Harness(pretrained=str(weights), tokenizer=str(folder), batch_size=_VLLM_BATCH, **settings)
         except (ValueError, RuntimeError, OSError, MemoryError, AssertionError, LookupError, ImportError) as error:
             raise vllm_engine.start_error(error, folder) from error
-    harness.room = int(harness.max_length) - 1  # vLLM answers each prompt with a token at least
+    harness.max_tokens = int(harness.max_length) - 1  # vLLM generates at least one token after each prompt
     return harness

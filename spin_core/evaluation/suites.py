@@ -1,42 +1,38 @@
-"""Suites of benchmarks as the SPIN paper ran them (arXiv 2401.01335, tables 1 and 6), and the jobs that score a model.
+"""Suites of benchmarks as the SPIN paper ran them (arXiv 2401.01335, tables 1 and 6).
 
     open-llm-leaderboard  ARC-Challenge (25 examples in the prompt, acc_norm), HellaSwag (10, acc_norm), MMLU (5, acc),
                           TruthfulQA (0, mc2), Winogrande (5, acc), GSM8K (5, exact match of the number behind ####)
     big-bench             three tasks of BIG-Bench Hard by chain of thought, OpenBookQA (1, acc_norm)
     bbh                   all 27 tasks of BIG-Bench Hard by chain of thought
     instruct              IFEval: share of prompts all of whose instructions are followed, strictly
-    mt-bench              two-turn questions and a judge
+    mt-bench              two-turn questions, graded by a judge
 
-A suite's average bears its name. A `-quick` suite takes some items of each task, the same ones for every model, and
-its scores' names end so too: a model may be scored on both.
-Each job gets the settings that it reads and no other, so that no suite is done again for another's sake.
+A suite's average has the suite's name. A `-quick` suite takes some items of each task, the same ones for every model.
+The names of its scores end in `-quick` too, so a model can be scored on both.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
-from typing import TYPE_CHECKING
+from itertools import combinations, product
 
 from spin_core.config.evaluate import EvaluateConfig, LmEvalConfig
 from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError
+from spin_core.evaluation.local_tasks import GROUPS, group_contains
 from spin_core.runtime import interpreter
 from spin_core.store.jobs import BenchmarkTask
 
-if TYPE_CHECKING:
-    pass
-
 LM_EVAL = "lm-eval"
-"""The suite of `evaluate.lm_eval.tasks`. It has no average."""
+"""The suite of the tasks in `evaluate.lm_eval.tasks`. It has no average."""
 
 QUICK = "-quick"
 
-FEW = 100
-"""Items of a task in a quick suite: a score's standard error is .05 at most."""
+_FEW = 100
+"""Items of a task in a quick suite: the standard error of an accuracy is then at most .05."""
 
 FEW_OF = {"mmlu": 4, "bbh_cot_fewshot": 10}
-"""Items of each of a group's tasks there: 228 of MMLU's 57 subjects, 270 of BBH's 27 tasks."""
+"""Items of each task of a group in a quick suite: 228 in MMLU's 57 subjects, 270 in BBH's 27 tasks."""
 
-COT = "bbh_cot_fewshot"
+_BBH = "bbh_cot_fewshot"
 
 BENCHMARKS: dict[str, tuple[BenchmarkTask, ...]] = {
     "open-llm-leaderboard": (
@@ -45,46 +41,47 @@ BENCHMARKS: dict[str, tuple[BenchmarkTask, ...]] = {
         BenchmarkTask(name="mmlu", num_fewshot=5, metric="acc,none"),
         BenchmarkTask(name="truthfulqa_mc2", num_fewshot=0, metric="acc,none"),
         BenchmarkTask(name="winogrande", num_fewshot=5, metric="acc,none"),
-        # What lm-eval had alone in the paper's days; `flexible-extract`, the last number of the answer, stands beside.
+        # The only filter that lm-eval had when the paper was written. The score of `flexible-extract`, which takes the
+        # last number of the answer, is listed as well.
         BenchmarkTask(name="gsm8k", num_fewshot=5, metric="exact_match,strict-match"),
     ),
     "big-bench": (
         *(
-            BenchmarkTask(name=f"{COT}_{name}", metric="exact_match,get-answer")
+            BenchmarkTask(name=f"{_BBH}_{name}", metric="exact_match,get-answer")
             for name in ("causal_judgement", "formal_fallacies", "sports_understanding")
         ),
         BenchmarkTask(name="openbookqa", num_fewshot=1, metric="acc_norm,none"),
     ),
-    "bbh": (BenchmarkTask(name=COT, metric="exact_match,get-answer"),),
+    "bbh": (BenchmarkTask(name=_BBH, metric="exact_match,get-answer"),),
     "instruct": (BenchmarkTask(name="ifeval", metric="prompt_level_strict_acc,none"),),
 }
-"""What lm-eval runs."""
+"""The tasks of each suite that lm-eval runs."""
 
 
 def benchmark_tasks(suite: str, config: LmEvalConfig) -> tuple[BenchmarkTask, ...]:
-    """lm-eval's tasks in a suite; none if it is of another kind."""
+    """Return lm-eval's tasks in a suite; none if lm-eval does not run it."""
     if suite == LM_EVAL:
         free = (BenchmarkTask(name=name, num_fewshot=config.num_fewshot) for name in dict.fromkeys(config.tasks))
-        return tuple(limited(task, config.limit) for task in free)
+        return tuple(_limited(task, config.limit) for task in free)
     tasks = BENCHMARKS.get(suite.removesuffix(QUICK), ())
     if suite.endswith(QUICK):
-        return tuple(quick(task, config.limit) for task in tasks)
-    return tuple(limited(task, config.limit) for task in tasks)
+        return tuple(_quick(task, config.limit) for task in tasks)
+    return tuple(_limited(task, config.limit) for task in tasks)
 
 
-def limited(task: BenchmarkTask, limit: int | None) -> BenchmarkTask:
-    """The task on so many items."""
+def _limited(task: BenchmarkTask, limit: int | None) -> BenchmarkTask:
+    """Return the task with a limit on its items."""
     return task.model_copy(update={"limit": limit})
 
 
-def quick(task: BenchmarkTask, limit: int | None) -> BenchmarkTask:
-    """The task on few items, with a score of its own."""
+def _quick(task: BenchmarkTask, limit: int | None) -> BenchmarkTask:
+    """Return the task on few items, with a score of its own name."""
     named = task.model_copy(update={"score": task.name + QUICK})
-    return limited(named, limit or FEW_OF.get(task.name, FEW))
+    return _limited(named, limit or FEW_OF.get(task.name, _FEW))
 
 
 def benchmarks(config: EvaluateConfig) -> Iterator[tuple[str, tuple[BenchmarkTask, ...]]]:
-    """Every suite that is lm-eval's, with its tasks."""
+    """Yield every suite of the configuration that lm-eval runs, with its tasks."""
     for suite in (*config.suites, LM_EVAL):
         tasks = benchmark_tasks(suite, config.lm_eval)
         if tasks:
@@ -92,22 +89,23 @@ def benchmarks(config: EvaluateConfig) -> Iterator[tuple[str, tuple[BenchmarkTas
 
 
 def score_names(config: EvaluateConfig) -> list[str]:
-    """The scores of lm-eval's suites that a reader wants to see: averages, and each task's main one."""
+    """Return the names of the main scores of all suites: their averages, and each task's main score."""
     found = list(benchmarks(config))
     averages = [suite for suite, _ in found if suite != LM_EVAL] + mt_bench_suites(config)
     return list(dict.fromkeys([*averages, *(task.title for _, tasks in found for task in tasks)]))
 
 
 def mt_bench_suites(config: EvaluateConfig) -> list[str]:
-    """The suites that a judge grades."""
+    """Return the suites that a judge grades."""
     return [suite for suite in config.suites if suite.removesuffix(QUICK) == "mt-bench"]
 
 
 def check(config: RunConfig) -> None:
-    """Raise `ConfigError` if suites cannot be scored.
+    """Check that a configuration's suites can be scored.
 
-    A single task would give a suite's score another value, their engine is not installed, or data are missing that are
-    not the tasks' own.
+    Raises:
+        ConfigError: Two suites give different values to one score, their engine is not installed, or data are missing
+            that do not come with the tasks.
     """
     evaluate = config.evaluate
     found = list(benchmarks(evaluate))
@@ -115,29 +113,27 @@ def check(config: RunConfig) -> None:
     if evaluate.lm_eval.engine == "vllm" and found:
         interpreter.required_python(config.generate.vllm, "evaluate.lm_eval.engine")
     if any(task.name == "ifeval" for _, tasks in found for task in tasks):
-        from spin_core.evaluation import local_tasks
+        from spin_core.evaluation.nltk_data import require_punkt  # imports the hub's library, which takes a while
 
-        local_tasks.require_sentences(evaluate.lm_eval.local_data)
+        require_punkt(evaluate.lm_eval.local_data)
 
 
-def check_names(found: Sequence[tuple[str, tuple[BenchmarkTask, ...]]]) -> None:
-    """Raise `ConfigError` if two suites would give two values to scores of one name."""
-    for (suite, tasks), (other, others) in combinations(found, 2):
-        for task, same in ((task, same) for task in tasks for same in others if suite != other):
-            if not (task.score or same.score) and overlap(task.name, same.name) and unlike(task, same):
+def check_names(suites: Sequence[tuple[str, tuple[BenchmarkTask, ...]]]) -> None:
+    """Raise `ConfigError` if two suites would give different values to scores of one name."""
+    for (suite, tasks), (other_suite, other_tasks) in combinations(suites, 2):
+        for task, other in product(tasks, other_tasks) if suite != other_suite else ():
+            if not (task.score or other.score) and _overlap(task.name, other.name) and _settings_differ(task, other):
                 raise ConfigError(
-                    f"{suite} and {other} both score {same.name}, in different ways: take it out of "
+                    f"{suite} and {other_suite} both score {other.name}, in different ways: take it out of "
                     "evaluate.lm_eval.tasks, or score the model's folder under a name of its own (spin evaluate FOLDER)"
                 )
 
 
-def overlap(name: str, other: str) -> bool:
-    """Whether two names are of one task, or of a group and what is in it."""
-    from spin_core.evaluation.local_tasks import GROUPS, holds
+def _overlap(name: str, other: str) -> bool:
+    """Return whether two names mean the same task, or a group and a task or group within it."""
+    pairs = ((name, other), (other, name))
+    return name == other or any(group_contains(group, member) for group, member in pairs if group in GROUPS)
 
-    return name == other or any(holds(one, two) for one, two in ((name, other), (other, name)) if one in GROUPS)
 
-
-def unlike(task: BenchmarkTask, other: BenchmarkTask) -> bool:
-    """Whether two tasks of one name would be asked in different ways."""
+def _settings_differ(task: BenchmarkTask, other: BenchmarkTask) -> bool:
     return (task.num_fewshot, task.limit) != (other.num_fewshot, other.limit)

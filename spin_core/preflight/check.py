@@ -160,23 +160,29 @@ def look_at_benchmarks(looks: Looks, config: RunConfig, scratch: Path) -> None:
         return
     names = ", ".join(tasks)
     engine = "vLLM" if settings.engine == "vllm" else "transformers"
-    from spin_core.evaluation import local_tasks
+    from spin_core.evaluation.hub import go_offline, is_hub_reachable
+    from spin_core.evaluation.local_tasks import write_tasks
 
-    if settings.local_data is None and local_tasks.hub_is_near():
+    if settings.local_data is None and is_hub_reachable():
         rows = "rows come from the hub when they are needed"
     elif settings.local_data is None:
-        from spin_core.evaluation.find_tasks import from_hub, go_offline
+        from spin_core.evaluation.find_tasks import tasks_from_hub
 
         go_offline()
-        for _ in from_hub(list(tasks.values())):
+        for _ in tasks_from_hub(list(tasks.values())):
             pass
         rows = "the hub is out of reach, and the rows are all in its cache here"
     else:
         if not settings.local_data.is_dir():
-            raise ConfigError(f"evaluate.lm_eval.local_data {settings.local_data} is no folder: give one, or unset it")
-        local = local_tasks.write(list(tasks), settings.local_data, scratch)
+            raise ConfigError(
+                f"evaluate.lm_eval.local_data {settings.local_data} is not a folder: give one, or unset it"
+            )
+        local = write_tasks(list(tasks), settings.local_data, scratch)
         borrowers = [
-            one.name for name, found in local.items() for one in found.tasks if one.borrows(tasks[name].num_fewshot)
+            one.name
+            for name, found in local.items()
+            for one in found.tasks
+            if one.borrows_examples(tasks[name].num_fewshot)
         ]
         rows = f"rows are in {settings.local_data}"
         if borrowers:

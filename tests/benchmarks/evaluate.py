@@ -51,13 +51,13 @@ def make(folder: Path) -> None:
 
 def chosen() -> dict[str, list[int]]:
     """The items of each task, by their place in its file."""
-    from spin_core.evaluation.local_tasks import SINGLE, Folder
+    from spin_core.evaluation.task_rows import SINGLE_TASKS, RowsFolder
     from spin_core.evaluation.task_scores import subset
 
-    folder = Folder(DATA)
+    folder = RowsFolder(DATA)
     found = {}
     for name, limit in TASKS.items():
-        path = folder.find(SINGLE[name].file)
+        path = folder.find(SINGLE_TASKS[name].file)
         if path is None:
             raise SystemExit(f"there are no rows of {name} below {DATA}: set SPIN_TEST_DATA")
         found[name] = subset(len(folder.rows(path)), limit, 0, name)
@@ -105,7 +105,7 @@ def theirs(folder: Path) -> dict[str, Any]:
 
     rows = folder / "rows"
     rows.mkdir()
-    local_tasks.write(list(TASKS), DATA, rows)
+    local_tasks.write_tasks(list(TASKS), DATA, rows)
     words = [
         sys.executable, "-m", "lm_eval", "run", "--model", "hf",
         "--model_args", f"pretrained={folder.parent / 'model'},dtype=float32", "--device", "cpu",

@@ -16,7 +16,7 @@ from small_game import CPU, version_of
 
 from spin_core.errors import DataError
 from spin_core.evaluation import local_tasks
-from spin_core.evaluation.find_tasks import from_hub
+from spin_core.evaluation.find_tasks import tasks_from_hub
 from spin_core.phases.benchmark import run
 from spin_core.runtime import phase, progress
 from spin_core.store.jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
@@ -180,8 +180,8 @@ def test_a_name_of_the_hub_for_several_tasks_has_their_scores_and_no_mean(tmp_pa
 def test_the_hubs_rows_are_known_by_what_they_hold(tmp_path, work_in):
     def digests() -> tuple[str, str]:
         """Without examples in the prompt, and with two."""
-        found = from_hub([BenchmarkTask(name="arc_easy", num_fewshot=count) for count in (None, 2)])
-        bare, shown = (one.singles[0].rows for one in found)
+        found = tasks_from_hub([BenchmarkTask(name="arc_easy", num_fewshot=count) for count in (None, 2)])
+        bare, shown = (one.singles[0].rows_digest for one in found)
         return bare, shown
 
     def changed(name: str, test: range, train: range) -> tuple[str, str]:

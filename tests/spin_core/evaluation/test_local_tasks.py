@@ -10,7 +10,7 @@ from random import Random
 import pytest
 from parity import Asked, Rows, assert_same_items, named, ours_of, save_ending_model, score_ours, score_theirs
 
-from spin_core.evaluation import local_tasks
+from spin_core.evaluation.task_rows import SINGLE_TASKS
 from spin_core.store.records import EvalReport
 
 SENTENCE = "red sun dog runs fast over the old green hill and sleeps near a blue lake while cold rain falls"
@@ -204,5 +204,5 @@ def test_examples_come_from_their_own_split(ours):
     ],
 )
 def test_quotation_marks_stay_with_the_sentence_of_hellaswag_that_they_are_of(text, before, begun):
-    row = local_tasks.hellaswag({"question": f"Ad: {text}", "choices": ["goes."], "label": 0})
+    row = SINGLE_TASKS["hellaswag"].convert({"question": f"Ad: {text}", "choices": ["goes."], "label": 0})
     assert (row["ctx_a"], row["ctx_b"]) == (before, begun)

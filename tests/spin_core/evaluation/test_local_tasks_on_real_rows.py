@@ -20,7 +20,7 @@ import pytest
 from helpers import data_folder
 from parity import Asked, Rows, assert_same_items, ours_of, save_ending_model, score_ours, score_theirs
 
-from spin_core.evaluation import local_tasks
+from spin_core.evaluation.task_rows import SINGLE_TASKS
 from spin_core.store.records import EvalReport
 
 FEW = 24
@@ -218,7 +218,7 @@ def test_hellaswags_sentences_are_split_where_the_row_that_follows_says():
     assert set(QUOTED) <= set(places)
     for i, place in places.items():
         activity, _, text = rows[i]["question"].partition(": ")
-        found = local_tasks.hellaswag(rows[i])
+        found = SINGLE_TASKS["hellaswag"].convert(rows[i])
         part = text[place:]
         # What begins with a digit has no capital to be given, so it does not matter where it is cut.
         if part[0].isdigit():
@@ -230,4 +230,4 @@ def test_hellaswags_sentences_are_split_where_the_row_that_follows_says():
 
 def test_hellaswags_wikihow_contexts_are_whole():
     for row in read("benchmarks", "hellaswag_val.jsonl")[VIDEOS:]:
-        assert local_tasks.hellaswag(row)["ctx_b"] == ""
+        assert SINGLE_TASKS["hellaswag"].convert(row)["ctx_b"] == ""

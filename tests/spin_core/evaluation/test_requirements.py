@@ -10,7 +10,8 @@ from huggingface_hub import constants
 
 from spin_core.config.resolve import resolve
 from spin_core.errors import ConfigError
-from spin_core.evaluation import local_tasks, suites
+from spin_core.evaluation import suites
+from spin_core.evaluation.hub import is_hub_reachable
 from spin_core.preflight.check import look_at_benchmarks
 from spin_core.preflight.findings import Looks
 
@@ -73,8 +74,8 @@ def test_the_hub_is_near_when_it_answers_whatever_it_says(monkeypatch):
         monkeypatch.setattr(constants, "ENDPOINT", url)
         thread = threading.Thread(target=server.handle_request)
         thread.start()
-        assert local_tasks.hub_is_near()
+        assert is_hub_reachable()
         thread.join()
-    assert not local_tasks.hub_is_near()
+    assert not is_hub_reachable()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert not local_tasks.hub_is_near()
+    assert not is_hub_reachable()

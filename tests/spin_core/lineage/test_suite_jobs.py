@@ -19,7 +19,7 @@ from spin_core.config.generate import VllmConfig
 from spin_core.config.resolve import resolve
 from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError
-from spin_core.evaluation import local_tasks, suites
+from spin_core.evaluation import local_tasks, nltk_data, suites
 from spin_core.leaderboard.board import averages, difference, items, scores
 from spin_core.lineage import suite_jobs
 from spin_core.lineage.lineage import Lineage
@@ -142,7 +142,7 @@ def test_what_does_not_go_together_is_refused_when_a_lineage_starts(tmp_path, se
 
 @pytest.mark.parametrize(("one", "other"), list(combinations(get_args(SuiteName), 2)))
 def test_any_two_suites_go_together_and_no_score_of_theirs_is_asked_for_in_two_ways(one, other, monkeypatch):
-    monkeypatch.setattr(local_tasks, "counts_sentences", lambda: True)
+    monkeypatch.setattr(nltk_data, "has_punkt", lambda: True)
     config = settings(f"evaluate.suites=[{one}, {other}]", "evaluate.lm_eval.tasks=[arc_easy]")
     suites.check(config)
     ways: dict[str, set] = {}

@@ -14,8 +14,9 @@ from small_game import CPU, start, version_of, wait_for
 
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ConfigError, DataError, Stopped
-from spin_core.evaluation import local_tasks
-from spin_core.evaluation.task_scores import outcome, subset
+from spin_core.evaluation.nltk_data import has_punkt
+from spin_core.evaluation.task_rows import SINGLE_TASKS, RowsFolder, convert_rows
+from spin_core.evaluation.task_scores import scores_and_items, subset
 from spin_core.models.files import save_model
 from spin_core.models.loading import load_model
 from spin_core.phases.benchmark import run
@@ -336,7 +337,7 @@ def test_a_task_without_rows_is_refused_with_those_that_have(tmp_path, model, da
     with pytest.raises(ConfigError, match=r"'gsm8k' has no rows in .*: choose among arc_easy, .*, mmlu") as error:
         do(benchmark_job(tmp_path / "lm-eval", model, data, "gsm8k"))
     assert "openbookqa" in str(error.value)
-    with pytest.raises(ConfigError, match="is no folder"):
+    with pytest.raises(ConfigError, match="is not a folder"):
         do(benchmark_job(tmp_path / "lm-eval", model, data / "nowhere", "arc_easy"))
 
 
@@ -377,18 +378,18 @@ def test_a_chat_template_wraps_each_item(tmp_path, data):
 
 def test_hellaswags_rows_are_split_as_the_data_set_has_them():
     row = {"question": "Roof: A man sits. he", "choices": ["a", "b"], "label": 1}
-    assert local_tasks.hellaswag(row) == {
+    assert SINGLE_TASKS["hellaswag"].convert(row) == {
         "activity_label": "Roof", "ctx_a": "A man sits.", "ctx_b": "he", "endings": ["a", "b"], "label": "1"
     }  # fmt: skip
     whole = {"question": "Style: How to: dress. Do it well.", "choices": ["a"], "label": 0}
-    assert local_tasks.hellaswag(whole) | {"endings": []} == {
+    assert SINGLE_TASKS["hellaswag"].convert(whole) | {"endings": []} == {
         "activity_label": "Style", "ctx_a": "How to: dress. Do it well.", "ctx_b": "", "endings": [], "label": "0"
     }  # fmt: skip
 
 
 def test_an_error_that_lm_eval_does_not_give_is_unknown():
     found = {"acc,none": 1.0, "acc_stderr,none": "N/A", "name": "x", "sample_len": 1}
-    scores, rows = outcome(found, [{"doc_id": 3, "filter": "none", "acc": 1.0}], {"acc": True})
+    scores, rows = scores_and_items(found, [{"doc_id": 3, "filter": "none", "acc": 1.0}], {"acc": True})
     assert scores == {"acc,none": {"value": 1.0, "stderr": None, "n": 1, "higher_is_better": True}}
     assert rows == [("acc,none", "3", 1.0)]
 
@@ -396,7 +397,7 @@ def test_an_error_that_lm_eval_does_not_give_is_unknown():
 def test_a_metric_that_is_better_low_and_one_of_several_places_are_told():
     found = {"perplexity,none": 2.0, "places,none": 0.5}
     samples = [{"doc_id": 0, "filter": "none", "perplexity": 2.0, "places": [True, False]}]
-    scores, rows = outcome(found, samples, {"perplexity": False, "places": True})
+    scores, rows = scores_and_items(found, samples, {"perplexity": False, "places": True})
     assert not scores["perplexity,none"]["higher_is_better"]
     assert rows == [("perplexity,none", "0", 2.0)]
 
@@ -452,7 +453,7 @@ def test_ifeval_says_what_it_lacks_before_it_computes(tmp_path, model):
     assert set(report.scores) == {
         "ifeval", "ifeval/inst_level_strict_acc", "ifeval/prompt_level_loose_acc", "ifeval/inst_level_loose_acc"
     }  # fmt: skip
-    if local_tasks.counts_sentences():
+    if has_punkt():
         return
     counted = {"instruction_id_list": ["length_constraints:number_sentences"], "kwargs": [{"num_sentences": 2}]}
     write_rows(tmp_path, "ifeval_train", [row, {**row, **counted, "kwargs": [{"relation": "at least"}]}])
@@ -488,11 +489,11 @@ def test_a_real_small_model_takes_the_real_benchmarks(tmp_path):
 
 
 def test_every_real_row_has_its_place_in_lm_evals_form():
-    folder = local_tasks.Folder(data_folder("benchmarks").parent)
+    folder = RowsFolder(data_folder("benchmarks").parent)
     known = folder.sources()
     assert len([name for name in known if name.startswith("mmlu_")]) == 57
     assert len([name for name in known if name.startswith("bbh_")]) == 27
     for name, rows in {"arc_easy": 2376, "hellaswag": 10042, "gsm8k": 1319, "mmlu_anatomy": 135}.items():
         source = known[name]
         path = folder.find(source.file)
-        assert len(list(local_tasks.converted(path, folder.rows(path), source))) == rows
+        assert len(list(convert_rows(path, folder.rows(path), source))) == rows
