@@ -69,7 +69,7 @@ def watched(futures: Sequence[Future], job: GenerateJob) -> Iterator[None]:
     """While this lasts, look whether a worker is left. The phase learns from the last one's end, so that it ends too
     if there is still something to do and nobody here to do it.
     """
-    note = shards.work_folder(job) / shards.LAST_WORDS
+    note = shards.work_folder(job) / shards.WORKERS_ENDED
     note.unlink(missing_ok=True)  # an earlier attempt's
     over = threading.Event()
 

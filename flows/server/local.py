@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 from flows.server import api
 from spin_core.errors import ConfigError, TryAgain
-from spin_core.inference import shards
-from spin_core.runtime import grace
+from spin_core.runtime import grace, process
 
 OWN = ("PREFECT_HOME", "PREFECT_PROFILE")
 
@@ -121,7 +120,7 @@ def find_up(runs: Path) -> Up | None:
     if not lines:
         return None
     pid, host, place = (*lines[0].split(), "", "")[:3]
-    elsewhere = host if place not in ("", shards.place()) else ""
+    elsewhere = host if place not in ("", process.pid_scope()) else ""
     return Up(int(pid), lines[1] if len(lines) > 1 else "", since, elsewhere)
 
 

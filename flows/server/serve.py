@@ -21,7 +21,6 @@ import click
 
 from flows.server import api, local, watch
 from spin_core.errors import ConfigError, TryAgain
-from spin_core.inference import shards
 from spin_core.runtime import grace
 from spin_core.runtime import process as runtime_process
 
@@ -231,7 +230,7 @@ def _locked_address_file(path: Path) -> Iterator[TextIO]:
         except BlockingIOError as error:
             raise TryAgain(f"another spin up is starting or ending in {path.parent}: try again in a minute") from error
         file.truncate(0)
-        print(os.getpid(), os.uname().nodename, shards.place(), file=file, flush=True)
+        print(os.getpid(), os.uname().nodename, runtime_process.pid_scope(), file=file, flush=True)
         try:
             yield file
         finally:

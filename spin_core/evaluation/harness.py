@@ -205,11 +205,11 @@ def _load_on_vllm(job: BenchmarkJob) -> Any:
         pass
 
     folder = job.player.path
-    settings = vllm_engine.settings_of(job.model, job.config.vllm, on_cpu=vllm_engine.check_device(job.model))
+    settings = vllm_engine.vllm_settings(job.model, job.config.vllm, on_cpu=vllm_engine.check_device(job.model))
     with contextlib.ExitStack() as stack:
         weights = weights_of(folder)
         if is_stacked(folder):
-            weights = stack.enter_context(vllm_engine.merged(folder, job.model))
+            weights = stack.enter_context(vllm_engine.merged_weights(folder, job.model))
         check_safetensors(weights)
         try:
             harness = Harness(pretrained=str(weights), tokenizer=str(folder), batch_size=_VLLM_BATCH, **settings)

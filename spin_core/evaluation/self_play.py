@@ -50,8 +50,8 @@ from spin_core.errors import DataError
 from spin_core.evaluation.classifiers import length_classifier, text_classifier, two_sample_p
 from spin_core.evaluation.exact import exact_distances
 from spin_core.evaluation.items import Values, mean, write_items
-from spin_core.inference.answering import answers, requests_for, stop_ids, texts
-from spin_core.inference.transformers_engine import transformers_engine
+from spin_core.inference.answering import answer_requests, decode_answers, requests_for, stop_ids
+from spin_core.inference.transformers_engine import TransformersEngine
 from spin_core.models.loading import load_model
 from spin_core.models.logps import sequence_logps
 from spin_core.runtime.progress import Progress
@@ -135,15 +135,15 @@ def play(player: Player, held_out: pa.Table, progress: Progress) -> pa.Table:
     job = player.job
     ids, prompt_ids, real_ids = (held_out[name].to_pylist() for name in ("id", "prompt_ids", "response_ids"))
     # The model is loaded to score both sides, so the engine that shares it is the one to take.
-    engine = transformers_engine(player.model, player.tokenizer, player.stop_ids, job.generate, job.player.t)
+    engine = TransformersEngine.from_config(player.model, player.tokenizer, player.stop_ids, job.generate, job.player.t)
     requests = requests_for(ids, prompt_ids, job.seed, "held out")
-    found = answers(engine, requests, lambda rows, _tokens: progress.tell(rows))
+    found = answer_requests(engine, requests, lambda rows, _tokens: progress.tell(rows))
     generated_ids = [answer.response_ids for answer in found]
     columns = {
         "id": ids,
         "prompt": held_out["prompt"],
         "real": held_out["response"],
-        "generated": texts(player.tokenizer, requests, found),
+        "generated": decode_answers(player.tokenizer, requests, found),
         "prompt_ids": prompt_ids,
         "real_ids": real_ids,
         "generated_ids": generated_ids,

@@ -1,4 +1,4 @@
-"""Requests for prompts, and answers to them, with a smaller batch when memory runs out."""
+"""Requests for prompts, and their answers, with a smaller batch when memory runs out."""
 
 import logging
 from collections import defaultdict
@@ -16,70 +16,82 @@ from spin_core.store.records import PromptSet
 log = logging.getLogger("spin_core")
 
 
-def stop_ids(prompts: PromptSet, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokens that end an answer."""
-    return prompts.stop_ids or (tokenizer.eos_token_id,)
-
-
 def requests_for(
     ids: Sequence[str], prompt_ids: Sequence[Sequence[int]], seed: int, purpose: str, answers: int = 1
 ) -> list[Request]:
-    """So many requests a prompt, side by side.
+    """`answers` requests for each prompt, those of one prompt next to each other.
 
-    A request's seed is a digest of the seed, the purpose, the prompt's id, how often that came before, and for the
-    second answer and later ones its number: to ask for more answers leaves the first ones as they were.
+    A request's seed is a digest of the seed, the purpose, the prompt's id and how often that id came before; the second
+    answer and later ones add their number. So asking for more answers does not change the first ones.
     """
-    seen: defaultdict[str, Iterator[int]] = defaultdict(lambda: iter(range(len(ids))))
+    occurrences: defaultdict[str, Iterator[int]] = defaultdict(lambda: iter(range(len(ids))))
     return [
-        Request(prompt, seed_of(seed, purpose, id, before, *([number] if number else [])))
+        Request(prompt, seed_of(seed, purpose, id, occurrence, *([number] if number else [])))
         for id, prompt in zip(ids, prompt_ids, strict=True)
-        for before in (next(seen[id]),)
+        for occurrence in (next(occurrences[id]),)
         for number in range(answers)
     ]
 
 
-def answers(
+def answer_requests(
     engine: Engine,
     requests: Sequence[Request],
-    note: Callable[[int, int], None] = lambda _rows, _tokens: None,
-    keep: Callable[[int, Answer], None] = lambda _place, _answer: None,
+    on_progress: Callable[[int, int], None] = lambda _answers, _tokens: None,
+    on_answer: Callable[[int, Answer], None] = lambda _index, _answer: None,
 ) -> list[Answer]:
-    """The answers in the requests' order. `note` is told answers and tokens so far, `keep` gets each as it comes.
+    """The answers in the order of the requests.
 
-    Where memory runs out, what is left is asked again with half the batch, and so are all later requests.
+    When memory runs out, the batch is halved, for later calls too, and what is not answered is asked again.
+
+    Args:
+        engine: Answers the requests; its `batch_size` may be lowered.
+        requests: What to answer.
+        on_progress: Is called after each answer with the answers and tokens so far.
+        on_answer: Is called with each answer and the index of its request as soon as it is there.
+
+    Raises:
+        ModelError: Memory does not suffice for one prompt at a time.
     """
-    found: dict[int, Answer] = {}
+    answers: dict[int, Answer] = {}
     tokens = 0
-    while len(found) < len(requests):
-        left = [i for i in range(len(requests)) if i not in found]
+    while len(answers) < len(requests):
+        remaining = [index for index in range(len(requests)) if index not in answers]
         try:
-            for i, answer in engine.answer([requests[i] for i in left]):
-                found[left[i]] = answer
-                keep(left[i], answer)
+            for position, answer in engine.answer([requests[index] for index in remaining]):
+                index = remaining[position]
+                answers[index] = answer
+                on_answer(index, answer)
                 tokens += len(answer.response_ids)
-                note(len(found), tokens)
+                on_progress(len(answers), tokens)
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not _is_out_of_memory(error):
                 raise
             if engine.batch_size == 1:
                 raise ModelError(
                     "there is not enough memory to answer one prompt at a time: lower prompts.max_prompt_tokens or "
-                    "generate.max_new_tokens, set model.dtype to bfloat16, or take a larger device"
+                    "generate.max_new_tokens, set model.dtype to bfloat16, or use a larger device"
                 ) from error
             engine.batch_size //= 2
-            log.warning("out of memory: going on with %d prompts at a time", engine.batch_size)
+            log.warning("out of memory: continuing with %d prompts at a time", engine.batch_size)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return [found[i] for i in range(len(requests))]
+    return [answers[index] for index in range(len(requests))]
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: on a GPU torch has an error for that, on a CPU only words."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+def stop_ids(prompts: PromptSet, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens that end an answer: those of the prompts' chat format, or else the tokenizer's EOS."""
+    return prompts.stop_ids or (tokenizer.eos_token_id,)
 
 
-def texts(tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request], found: Sequence[Answer]) -> list[str]:
-    """Answers as people read them, without special tokens."""
+def decode_answers(
+    tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request], answers: Sequence[Answer]
+) -> list[str]:
+    """The answers as text, without special tokens."""
     return decode_responses(
-        tokenizer, [request.prompt_ids for request in requests], [answer.response_ids for answer in found]
+        tokenizer, [request.prompt_ids for request in requests], [answer.response_ids for answer in answers]
     )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: torch has an error class for a GPU, but only a message for a CPU."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

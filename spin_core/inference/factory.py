@@ -1,4 +1,7 @@
-"""Create the engine that the configuration names."""
+"""Create the engine that the configuration names.
+
+A module of its own, since it knows all engines and they do not know each other.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -11,19 +14,19 @@ from spin_core.config.model import ModelConfig
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.inference.engine import Engine
 from spin_core.inference.sampling import Sampling
-from spin_core.inference.transformers_engine import transformers_engine
+from spin_core.inference.transformers_engine import TransformersEngine
 from spin_core.models.loading import load_model
 
 log = logging.getLogger("spin_core")
 
 
 def make_engine(folder: Path, model: ModelConfig, stop_ids: Sequence[int], config: GenerateConfig, t: int) -> Engine:
-    """The configured engine with the version in `folder`, as it samples in iteration `t`. It loads the weights."""
+    """Load the version in `folder` into the configured engine, with the sampling of iteration `t`."""
     if config.engine == "vllm":
-        from spin_core.inference.vllm_engine import VllmEngine
+        from spin_core.inference.vllm_engine import VllmEngine  # only vLLM's environment has vLLM
 
         return VllmEngine(folder, model, stop_ids, Sampling.of(config, t), config.vllm)
     log.info(
         "answering with transformers %s, at most %d prompts at a time", transformers.__version__, config.batch_size
     )
-    return transformers_engine(load_model(folder, model), load_tokenizer(folder, model), stop_ids, config, t)
+    return TransformersEngine.from_config(load_model(folder, model), load_tokenizer(folder, model), stop_ids, config, t)

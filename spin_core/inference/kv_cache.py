@@ -2,8 +2,9 @@
 
 Shapes: R rows of the buffer, C columns of the buffer, H heads, D head size.
 
-All rows end in the same column, so each begins where its length says, and what stands before a row's first column is
-masked. transformers' own `DynamicCache` copies every key and value at every token, and again when a row leaves.
+All rows end in the same column, so a shorter row begins further right, and the columns before its first one are masked.
+transformers' own `DynamicCache` copies every key and value at every token, and again when a row leaves; here a token
+costs one column, and a row that leaves costs one row copied into its place.
 """
 
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from spin_core.errors import ModelError
 
-SPARE = 32
-"""Columns to grow by. Attention reads a dense buffer faster than a window into a wide one, so it is kept small."""
+_SPARE = 32
+"""Columns to grow by. Small, since attention reads a dense buffer faster than a window into a wide one."""
 
 
 @dataclass(slots=True)
@@ -29,14 +30,14 @@ class Window:
     top: int = 0
     """First row."""
     bottom: int = 0
-    """Past the last row."""
+    """One past the last row."""
     left: int = 0
     """First column that is read."""
     end: int = 0
     """First column that is written."""
 
 
-class WindowLayer(DynamicLayer):  # type: ignore[misc]
+class _WindowLayer(DynamicLayer):  # type: ignore[misc]
     """One layer's keys and values, (R, H, C, D) each, seen through a window that all layers share."""
 
     def __init__(self, window: Window) -> None:
@@ -47,34 +48,35 @@ class WindowLayer(DynamicLayer):  # type: ignore[misc]
         self.is_initialized: bool = False
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write the new columns; return all that the window holds, as views."""
-        at, after = self.window, self.window.end + key_states.shape[2]
+        """Write the new columns, (rows, H, new columns, D); return the window's keys and values as views."""
+        window, end = self.window, self.window.end + key_states.shape[2]
         if not self.is_initialized:
             self.dtype, self.device = key_states.dtype, key_states.device
-            # Zeros, not empty: what is masked is still multiplied by 0, and 0 times NaN is NaN.
+            # Zeros, not empty: masked values are still multiplied by 0, and 0 times NaN is NaN.
             self.keys, self.values = (
-                new.new_zeros(at.rows, new.shape[1], at.columns, new.shape[3]) for new in (key_states, value_states)
+                new.new_zeros(window.rows, new.shape[1], window.columns, new.shape[3])
+                for new in (key_states, value_states)
             )
             self.is_initialized = True
-        self.keys[at.top : at.bottom, :, at.end : after] = key_states
-        self.values[at.top : at.bottom, :, at.end : after] = value_states
-        seen = (slice(at.top, at.bottom), slice(None), slice(at.left, after))
-        return self.keys[seen], self.values[seen]
+        self.keys[window.top : window.bottom, :, window.end : end] = key_states
+        self.values[window.top : window.bottom, :, window.end : end] = value_states
+        visible = (slice(window.top, window.bottom), slice(None), slice(window.left, end))
+        return self.keys[visible], self.values[visible]
 
     def get_seq_length(self) -> int:
-        """Columns before the ones that the next pass writes."""
+        """The columns of the window before those that the next pass writes."""
         return self.window.end - self.window.left
 
     def reset(self) -> None:
-        """Let the buffers go."""
+        """Free the buffers."""
         self.keys = self.values = None
         self.is_initialized = False
 
     def repack(self, columns: int) -> None:
         """Move the window to the left end of a buffer of `columns` columns."""
-        at = self.window
-        old = (slice(at.top, at.bottom), slice(None), slice(at.left, at.end))
-        new = (slice(at.top, at.bottom), slice(None), slice(0, at.end - at.left))
+        window = self.window
+        old = (slice(window.top, window.bottom), slice(None), slice(window.left, window.end))
+        new = (slice(window.top, window.bottom), slice(None), slice(0, window.end - window.left))
         for name in ("keys", "values"):
             buffer = getattr(self, name)
             wider = buffer.new_zeros(*buffer.shape[:2], columns, buffer.shape[3])
@@ -86,40 +88,41 @@ class RowCache(Cache):  # type: ignore[misc]
     """A cache whose rows and columns the caller chooses: set `window` before each forward pass."""
 
     def __init__(self, config: Any, rows: int) -> None:
-        kinds = DynamicCache(config=config).layers
-        # Sliding windows need nothing special: a row has no gaps, so columns are as far apart as positions.
-        odd = [kind for kind in kinds if type(kind) not in (DynamicLayer, DynamicSlidingWindowLayer)]
-        if odd:
+        """Raises `ModelError` for a model with other layers than attention."""
+        layers = DynamicCache(config=config).layers
+        # Sliding windows need nothing special: a row has no gaps, so two columns are as far apart as their positions.
+        unsupported = [layer for layer in layers if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)]
+        if unsupported:
             raise ModelError(
-                f"the transformers engine runs models of plain or sliding-window attention, and this one has a "
-                f"{type(odd[0]).__name__}: choose a model without recurrent layers"
+                f"the transformers engine runs models with full or sliding-window attention, and this one has a "
+                f"{type(unsupported[0]).__name__}: choose a model without recurrent layers"
             )
         self.window = Window(rows)
-        super().__init__(layers=[WindowLayer(self.window) for _ in kinds])
+        super().__init__(layers=[_WindowLayer(self.window) for _ in layers])
 
-    def filled(self) -> list[WindowLayer]:
-        """The layers that hold keys and values: before the first pass none, and one that shares another's never."""
+    def _filled(self) -> list[_WindowLayer]:
+        """The layers that have buffers: none before the first pass, and never a layer that shares another's keys."""
         return [layer for layer in self.layers if layer.is_initialized]
 
     def begin(self, width: int) -> None:
-        """Forget everything, and make room for prompts of `width` tokens."""
+        """Empty the cache, and leave space for prompts of `width` tokens."""
         self.reset()
-        self.window.left, self.window.end, self.window.columns = 0, width, width + SPARE
+        self.window.left, self.window.end, self.window.columns = 0, width, width + _SPARE
 
-    def make_room(self) -> int:
-        """Grow, if the buffer is full, by some columns more than the window needs; returns how far it moved left."""
-        at = self.window
-        if at.end < at.columns:
+    def grow_if_full(self) -> int:
+        """Move the window to the left end of a wider buffer if no column is free; returns by how many columns."""
+        window = self.window
+        if window.end < window.columns:
             return 0
-        moved, at.columns = at.left, at.end - at.left + SPARE
-        for layer in self.filled():
-            layer.repack(at.columns)
-        at.left, at.end = 0, at.end - moved
+        moved, window.columns = window.left, window.end - window.left + _SPARE
+        for layer in self._filled():
+            layer.repack(window.columns)
+        window.left, window.end = 0, window.end - moved
         return moved
 
-    def move(self, source: list[int], target: list[int]) -> None:
-        """Copy rows over others, as far as the window's columns go. No row is both a source and a target."""
+    def copy_rows(self, source: list[int], target: list[int]) -> None:
+        """Copy the window's columns of some rows over others. No row is both a source and a target."""
         columns = slice(self.window.left, self.window.end)
-        for layer in self.filled():
+        for layer in self._filled():
             for buffer in (layer.keys, layer.values):
                 buffer[target, :, columns] = buffer[source, :, columns]

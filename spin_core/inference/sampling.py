@@ -24,11 +24,11 @@ class Sampling:
     repetition_penalty: float = 1.0
     stop_strings: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
-    """Beside those of the chat format."""
+    """In addition to those of the chat format."""
 
     @classmethod
     def of(cls, config: GenerateConfig, t: int) -> "Sampling":
-        """The settings that hold in iteration `t`."""
+        """The configured sampling in iteration `t`."""
         return cls(
             at(config.temperature, t), config.top_p, config.top_k, config.max_new_tokens, config.min_p,
             config.repetition_penalty, config.stop_strings, config.stop_ids,
@@ -36,17 +36,16 @@ class Sampling:
 
 
 def uniforms(seeds: Sequence[int], count: int) -> Tensor:
-    """One row of `count` numbers in [0, 1) for each seed (0 <= seed < 2**128), (N, K) float64.
+    """`count` numbers in [0, 1) for each seed (0 <= seed < 2**128), (N, K) float64.
 
-    Philox is a counter-based generator: number i of a seed does not depend on how many are asked for, nor on the
-    other seeds.
+    Philox is a counter-based generator: number i of a seed depends neither on `count` nor on the other seeds.
     """
     rows_NK = [np.random.Generator(np.random.Philox(key=seed)).random(count) for seed in seeds]
     return torch.from_numpy(np.array(rows_NK, dtype=np.float64).reshape(len(seeds), count))
 
 
 def penalised(logits_NV: Tensor, seen_NV: Tensor, penalty: float) -> Tensor:
-    """Logits in which the tokens that were `seen`, (N, V) bool, are less likely by `penalty` (arXiv 1909.05858)."""
+    """Make the tokens that were `seen`, (N, V) bool, less likely by `penalty` (arXiv 1909.05858); (N, V) float32."""
     logits_NV = logits_NV.float()
     return torch.where(seen_NV, torch.where(logits_NV > 0, logits_NV / penalty, logits_NV * penalty), logits_NV)
 
@@ -54,11 +53,16 @@ def penalised(logits_NV: Tensor, seen_NV: Tensor, penalty: float) -> Tensor:
 def probabilities(
     logits_NV: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0
 ) -> Tensor:
-    """What tokens are drawn from, (N, V) float32, rows sum to 1: softmax(logits / temperature), then cut.
+    """The distribution that tokens are drawn from, (N, V) float32, rows sum to 1: softmax(logits / temperature), cut.
 
-    `min_p` leaves out tokens less likely than so many times the likeliest; `top_k` keeps the so many likeliest tokens,
-    and those that tie with the last of them; `top_p` keeps the smallest set of likeliest tokens that holds so much of
-    the probability that these left. This order is vLLM's.
+    Args:
+        logits_NV: Logits of the next token, (N, V).
+        temperature: Divides the logits.
+        top_p: Keeps the smallest set of likeliest tokens that holds this share of the probability left by the others.
+        top_k: Keeps this many likeliest tokens, and those that tie with the last of them; 0 keeps all.
+        min_p: Drops tokens less likely than this times the likeliest token.
+
+    The cuts are made in vLLM's order: `min_p`, `top_k`, `top_p`.
     """
     logits_NV = logits_NV.float()
     # The largest logit becomes 0 before the division, so that the smallest temperature is the greedy choice, not NaN.
@@ -72,7 +76,7 @@ def probabilities(
     if top_p < 1:
         sorted_NV, order_NV = probs_NV.sort(dim=-1, descending=True, stable=True)
         before_NV = sorted_NV.cumsum(dim=-1) - sorted_NV
-        # The likeliest token stays, whatever rounding makes of the others.
+        # The likeliest token always stays, also where rounding moves the sums.
         before_NV[:, 0] = -1.0
         probs_NV = probs_NV.scatter(-1, order_NV, sorted_NV.masked_fill(before_NV >= top_p, 0.0))
         probs_NV = probs_NV / probs_NV.sum(dim=-1, keepdim=True)
@@ -80,10 +84,10 @@ def probabilities(
 
 
 def draw(probs_NV: Tensor, uniform_N: Tensor) -> Tensor:
-    """The token at which the cumulated probability first exceeds `uniform` of the whole, (N,) int64.
+    """Draw a token by the inverse of the cumulative distribution, (N,) int64, from one number in [0, 1) a row.
 
-    One random number a token, and never a token of probability 0. The sums run in float64, since float32 would lose
-    the rare tokens of a large vocabulary.
+    Takes the first token at which the cumulative probability exceeds `uniform_N` times the row's sum, so never a token
+    of probability 0. Sums are in float64, since float32 would lose the rare tokens of a large vocabulary.
     """
     cumulated_NV = probs_NV.cumsum(dim=-1, dtype=torch.float64)
     target_N1 = uniform_N[:, None] * cumulated_NV[:, -1:]

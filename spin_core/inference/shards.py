@@ -1,16 +1,23 @@
-"""Work in shards: each is claimed, done and published by one worker, however many there are and wherever they run.
+"""Shards of a job's output, and the claims by which several workers divide them.
 
-Workers share a folder and nothing else. In it a claim is a file that bears the holder's machine, process and birth,
-and is written again every few seconds. Where a claim is dead, the next worker sets one of the next turn beside it: the
-highest turn counts, nothing is ever taken away from others, and of two that race one finds the file there. A shard
-itself appears under its name whole or not at all, and never twice: whoever comes second, having been taken for dead,
-throws his away.
+Workers share a folder and nothing else, so the folder decides every race:
 
-Names are given by hard links, which never replace what is there. Where a file system refuses them, a claim is created
-under its name and then written, and a shard is renamed by whoever holds a claim on its name.
+- A claim is a file `shard-00007.claim-0000` that names its holder (machine, process id, start time). The worker writes
+  it under a hidden name first and then links it to its real name. A hard link never replaces an existing file, so of
+  two workers that want the same claim exactly one gets it.
+- The holder rewrites its claim every few seconds. A claim is dead when its process has ended or, on another machine,
+  when the file has not changed for a minute.
+- A dead claim is never removed by others: between the look and the removal somebody else may already have taken over,
+  and the removal would hit the new claim. Instead the next worker adds `claim-0001`; the highest number counts.
+- A worker that gets a claim looks once more whether the shard exists, since its last holder may have published it in
+  between.
+- A shard is written under a hidden name, flushed to disk, and linked to its real name. So it appears whole or not at
+  all, and only once: a worker that was slow, and was taken for dead, finds the name taken and drops its own copy.
+  Nothing is lost by that, since both copies have the same content.
 
-`python -m spin_core.phases.join job.json` joins a generation that runs elsewhere, on any machine that sees its folders
-under the same paths, and ends when every shard is there.
+Some file systems have no hard links. There a claim is created exclusively under its real name and then filled, so that
+others may see it empty for a moment; and a shard is renamed by the worker that holds a second claim, on the shard's
+name.
 """
 
 import contextlib
@@ -22,170 +29,183 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, TypedDict
 
-from spin_core.errors import WorkersLost
 from spin_core.runtime import process
-from spin_core.store import files
-from spin_core.store import identity as store_identity
+from spin_core.store import files, identity
 from spin_core.store.jobs import Job
 
 log = logging.getLogger("spin_core")
 
 HEARTBEAT_SECONDS = 2.0
-"""How often a claim is written again."""
-
-STALE_SECONDS = 60.0
-"""A claim from another machine is dead when it has not changed for so long, by the watch of whoever looks. One from
-this machine is dead as soon as its process is."""
+"""How often a claim is rewritten."""
 
 POLL_SECONDS = 0.2
-"""How often a worker looks, while all that is left is in others' hands."""
+"""How often a worker looks for news while all missing shards are claimed by others."""
 
-WAITING_SECONDS = 60.0
-"""How often it says so."""
+WORKERS_ENDED = "last-words.txt"
+"""A file next to the claims: all workers on other machines have ended, and with which messages."""
 
-PATIENCE_SECONDS = 5.0
-"""How long nobody may be at work before a run that does no shard itself ends, once it is told that nobody will come:
-between two shards a worker that joined by itself holds no claim."""
+_STALE_SECONDS = 60.0
+"""A claim from another machine is dead when it has not changed for so long, measured by the reader's own clock."""
 
-LAST_WORDS = "last-words.txt"
-"""In the folder of the claims: that the workers that were started elsewhere have all ended, and what they said."""
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
+"""Errors of file systems without hard links: exFAT, some network disks, mounted buckets."""
 
-NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
-"""What file systems without hard links answer: exFAT, some network disks and buckets that are mounted."""
 
-Holder = dict[str, Any]
-"""Who holds a claim (`host`, `place`, `pid`, `born`), and how far it is (`items`, `tokens`)."""
+class Holder(TypedDict):
+    """The content of a claim: who holds it, and how far the shard is."""
+
+    host: str
+    place: str
+    """Where `pid` is valid, see `process.pid_scope`."""
+    pid: int
+    born: str
+    """The process's start time, see `process.birth`."""
+    items: int
+    tokens: int
 
 
 class Claim:
-    """A shard that this process is at work on. As a context it shows that we are alive, and lets go at the end."""
+    """A shard that this process works on. As a context manager it keeps the claim alive, and removes it at the end."""
 
     def __init__(self, number: int, path: Path) -> None:
         self.number, self.path = number, path
         self.items = self.tokens = 0
         self._ended = threading.Event()
-        self._beats = threading.Thread(target=self._beat, daemon=True)
+        self._heartbeat = threading.Thread(target=self._rewrite_until_ended, daemon=True)
 
     def note(self, items: int, tokens: int) -> None:
-        """Say how far the shard is."""
+        """Set how far the shard is; other workers read it from the claim."""
         self.items, self.tokens = items, tokens
 
     def __enter__(self) -> Self:
-        self._beats.start()
+        self._heartbeat.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        self._beats.join()
+        self._heartbeat.join()
         self.path.unlink(missing_ok=True)
 
-    def _beat(self) -> None:
+    def _rewrite_until_ended(self) -> None:
         while not self._ended.wait(HEARTBEAT_SECONDS):
-            scratch = beside(self.path)
-            # A full disk or a folder that is gone ends the shard itself, in the worker's own words.
+            scratch = _hidden(self.path)
+            # A full disk or a removed folder ends the worker's own write, whose error says more than this one.
             with contextlib.suppress(OSError):
-                scratch.write_text(json.dumps({**ourselves(), "items": self.items, "tokens": self.tokens}), "utf-8")
+                scratch.write_text(_claim_text(self.items, self.tokens), "utf-8")
                 scratch.replace(self.path)
 
 
 class Shards:
-    """`count` shards that appear in `final`, and the claims on them in `folder`, on the same disk."""
+    """The shards of one job: which exist, who works on which, and the ways to claim and to publish one."""
 
-    def __init__(self, final: Path, folder: Path, count: int, stale: float = STALE_SECONDS) -> None:
-        self.final, self.folder, self.count, self.stale = final, folder, count, stale
-        self._seen: dict[str, tuple[int, float]] = {}
-        """When each claim was written last, and since when we know."""
+    def __init__(self, final: Path, folder: Path, count: int, stale_seconds: float = _STALE_SECONDS) -> None:
+        """Describe the shards; touches no file.
+
+        Args:
+            final: Where finished shards appear.
+            folder: Where claims and unfinished shards are, on the same disk as `final`.
+            count: How many shards the job has.
+            stale_seconds: After how long without a change a claim from another machine is dead.
+        """
+        self.final, self.folder, self.count, self.stale_seconds = final, folder, count, stale_seconds
+        self._changes: dict[str, tuple[int, float]] = {}
+        """By name of a claim: its last modification time, and when we first saw that time on our own clock."""
 
     def path(self, number: int) -> Path:
-        """Where a shard is, once it is done."""
+        """Where a shard is once it is finished."""
         return self.final / f"{shard_name(number)}.parquet"
 
     def missing(self) -> list[int]:
-        """The shards that nobody has done. None is missing when the folder is gone: then it has been published."""
+        """The numbers of the unfinished shards. Empty when the folder is gone: then the job has been published."""
         if not self.folder.exists():
             return []
-        there = set(self.final.iterdir())
-        return [number for number in range(self.count) if self.path(number) not in there]
+        finished = set(self.final.iterdir())
+        return [number for number in range(self.count) if self.path(number) not in finished]
 
     def claim(self, numbers: Iterable[int], kind: str = "claim") -> Claim | None:
-        """The first of these shards that nobody works on, as ours; None if there is none."""
+        """Claim the first of these shards that is unfinished and has no live claim; None if there is none."""
         claims = self.claims(kind)
         for number in numbers:
-            turn, path = claims.get(number, (-1, None))
-            if path is not None and self.holder(path):
+            turn, current = claims.get(number, (-1, None))
+            if current is not None and self.holder(current):
                 continue
-            ours = self.folder / f"{shard_name(number)}.{kind}-{turn + 1:04d}"
-            if not self._offer(ours):
-                continue
+            path = self.folder / f"{shard_name(number)}.{kind}-{turn + 1:04d}"
+            if not self._create_claim(path):
+                continue  # another worker was faster
             if self.path(number).exists():
-                ours.unlink()
-            else:
-                if path is not None:
-                    log.info("%s was left unfinished: taking it over", shard_name(number))
-                return Claim(number, ours)
+                path.unlink()  # published between the caller's look and our claim
+                continue
+            if current is not None:
+                log.info("%s was left unfinished: taking it over", shard_name(number))
+            return Claim(number, path)
         return None
 
     def claims(self, kind: str = "claim") -> dict[int, tuple[int, Path]]:
-        """The claim that counts on each shard that has one: its turn, and its file."""
-        found: dict[int, tuple[int, Path]] = {}
+        """By shard, the claim with the highest turn: (turn, file)."""
+        highest: dict[int, tuple[int, Path]] = {}
         for path in self.folder.glob(f"shard-*.{kind}-*"):
-            number, turn = (int(part.rpartition("-")[2]) for part in path.name.split("."))
-            found[number] = max(found.get(number, (turn, path)), (turn, path))
-        return found
+            number, turn = (int(word.rpartition("-")[2]) for word in path.name.split("."))
+            highest[number] = max(highest.get(number, (turn, path)), (turn, path))
+        return highest
 
     def holder(self, path: Path) -> Holder | None:
-        """Who holds a claim; None if nobody does any more."""
+        """The holder of a claim; None if the claim is gone or dead."""
         try:
-            with path.open(encoding="utf-8") as file:  # on a network's disk, opening is what brings news
-                written = os.fstat(file.fileno()).st_mtime_ns
+            with path.open(encoding="utf-8") as file:  # network disks refresh a file's times when it is opened
+                modified = os.fstat(file.fileno()).st_mtime_ns
                 holder: Holder = json.load(file)
         except FileNotFoundError:
             return None
-        except ValueError:  # without links it is created first and written then
+        except ValueError:  # without hard links a claim is created first and filled then
             holder = {"host": "somebody", "place": "", "pid": 0, "born": "", "items": 0, "tokens": 0}
-        if holder["place"] and holder["place"] == place():
+        if holder["place"] and holder["place"] == process.pid_scope():
             return holder if process.birth(holder["pid"]) == holder["born"] else None
-        before, since = self._seen.get(path.name, (None, 0.0))
-        if before != written:
-            self._seen[path.name] = written, time.monotonic()
+        # Clocks of two machines may differ, so only the fact of a change counts, timed by our own clock.
+        last_modified, since = self._changes.get(path.name, (None, 0.0))
+        if last_modified != modified:
+            self._changes[path.name] = modified, time.monotonic()
             return holder
-        return holder if time.monotonic() - since < self.stale else None
+        return holder if time.monotonic() - since < self.stale_seconds else None
 
     def holders(self) -> list[tuple[int, Holder]]:
-        """Who is at work on what."""
-        found = [(number, self.holder(path)) for number, (_, path) in sorted(self.claims().items())]
-        return [(number, holder) for number, holder in found if holder is not None]
+        """The shards in progress with their holders, in order."""
+        holders = [(number, self.holder(path)) for number, (_, path) in sorted(self.claims().items())]
+        return [(number, holder) for number, holder in holders if holder is not None]
 
-    def last_words(self) -> str:
-        """What the workers elsewhere said when the last of them had ended; empty while one may come."""
+    def workers_ended(self) -> str:
+        """The last messages of the workers on other machines when all have ended; empty while one may come."""
         with contextlib.suppress(FileNotFoundError):
-            return (self.folder / LAST_WORDS).read_text("utf-8").strip()
+            return (self.folder / WORKERS_ENDED).read_text("utf-8").strip()
         return ""
 
     def publish(self, number: int, write: Callable[[Path], None]) -> bool:
-        """Let `write` make a shard's file, and publish it. False if another worker was first: then his stands."""
-        partial = beside(self.folder / shard_name(number))
+        """Write a shard's file by `write(path)` and publish it.
+
+        Returns:
+            False if another worker had published the shard before; its file stays.
+        """
+        partial = _hidden(self.folder / shard_name(number))
         try:
             write(partial)
             files.sync(partial)
-            first = self._name(partial, number)
+            is_first = self._move_into_place(partial, number)
         finally:
             partial.unlink(missing_ok=True)
         files.sync(self.final)
-        return first
+        return is_first
 
-    def _name(self, partial: Path, number: int) -> bool:
-        """Give a shard's file its name; False if another worker was first."""
+    def _move_into_place(self, partial: Path, number: int) -> bool:
+        """Give a shard's file its name; False if the name is taken."""
         final = self.path(number)
-        if (first := place_once(partial, final)) is not None:
-            return first
+        if (is_first := _link_once(partial, final)) is not None:
+            return is_first
+        # A rename would replace another worker's shard, so only the holder of a claim on the name may rename.
         while not final.exists():
             claim = self.claim([number], "name")
             if claim is not None:
@@ -195,57 +215,15 @@ class Shards:
             time.sleep(POLL_SECONDS)
         return False
 
-    def _offer(self, claim: Path) -> bool:
-        scratch, words = beside(claim), json.dumps({**ourselves(), "items": 0, "tokens": 0})
+    def _create_claim(self, path: Path) -> bool:
+        """Create a claim of this process; False if the name is taken."""
+        scratch, text = _hidden(path), _claim_text()
         try:
-            scratch.write_text(words, "utf-8")
-            first = place_once(scratch, claim)
+            scratch.write_text(text, "utf-8")
+            is_first = _link_once(scratch, path)
         finally:
             scratch.unlink(missing_ok=True)
-        return create_once(claim, words) if first is None else first
-
-
-def work(
-    shards: Shards,
-    do: Callable[[Claim], None] | None,
-    prefer: Callable[[int], Any] = lambda number: number,
-    tick: Callable[[], None] = lambda: None,
-) -> None:
-    """Do shards until all are there, those first that `prefer` sorts first. `tick` is called between them.
-
-    Without `do`, they are left to others, and `WorkersLost` says that none is left. Returns too when the folder is
-    gone: then another worker did the last ones.
-    """
-    told = alive = time.monotonic()
-    while True:
-        tick()
-        try:
-            words = shards.last_words() if do is None else ""  # before the shards: who speaks last may have done them
-            missing = shards.missing()
-            if not missing:
-                return
-            if not words or shards.holders():
-                alive = time.monotonic()
-            elif time.monotonic() - alive > PATIENCE_SECONDS:
-                (shards.folder / LAST_WORDS).unlink(missing_ok=True)  # the next attempt has workers of its own
-                raise WorkersLost(
-                    f"no worker is left, and {len(missing)} of {shards.count} shards are missing ({words}): mend that "
-                    "and run the same command again; what is finished is kept"
-                )
-            claim = shards.claim(sorted(missing, key=prefer)) if do is not None else None
-            if do is not None and claim is not None:
-                with claim:
-                    do(claim)
-                continue
-        except FileNotFoundError:
-            if shards.folder.exists():
-                raise
-            return
-        if time.monotonic() - told > WAITING_SECONDS:
-            told = time.monotonic()
-            others = ", ".join(f"{who['host']} ({shard_name(number)})" for number, who in shards.holders())
-            log.info("waiting for %d shards, at work: %s", len(missing), others or "nobody")
-        time.sleep(POLL_SECONDS)
+        return _create_once(path, text) if is_first is None else is_first
 
 
 def shard_name(number: int) -> str:
@@ -253,29 +231,42 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}"
 
 
-def beside(path: Path) -> Path:
-    """A hidden name beside a path that nobody else uses."""
+def work_folder(job: Job) -> Path:
+    """The folder of a job's claims and unfinished shards. Its name has the job's identity, so jobs do not mix."""
+    digest = identity.digest_of(identity.identity_of(job))
+    return job.output.with_name(f".{job.output.name}.{digest[:16]}.work")
+
+
+def _claim_text(items: int = 0, tokens: int = 0) -> str:
+    """A claim of this process as JSON."""
+    pid = os.getpid()
+    holder: Holder = {
+        "host": os.uname().nodename, "place": process.pid_scope(), "pid": pid, "born": process.birth(pid),
+        "items": items, "tokens": tokens,
+    }  # fmt: skip
+    return json.dumps(holder)
+
+
+def _hidden(path: Path) -> Path:
+    """A hidden path in the same folder that no other process uses."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
-def place_once(scratch: Path, final: Path) -> bool | None:
-    """Give a finished file its name; False if that is taken, None if the file system has no hard links.
-
-    Unlike a rename, a link never replaces what is there.
-    """
+def _link_once(scratch: Path, final: Path) -> bool | None:
+    """Link a finished file to its name; False if the name is taken, None if the file system has no hard links."""
     try:
         os.link(scratch, final)
     except FileExistsError:
         return False
     except OSError as error:
-        if error.errno in NO_LINKS:
+        if error.errno in _NO_HARD_LINKS:
             return None
         raise
     return True
 
 
-def create_once(path: Path, text: str) -> bool:
-    """Create a file with this text; False if it is there. Others may see it before the text is in it."""
+def _create_once(path: Path, text: str) -> bool:
+    """Create a file with this text; False if it exists. Others may see it before the text is in it."""
     try:
         with path.open("x", encoding="utf-8") as file:
             try:
@@ -287,29 +278,3 @@ def create_once(path: Path, text: str) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-@cache
-def place() -> str:
-    """Where process numbers mean what they mean here: this boot of this machine, this container. Empty: unknown."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip() + str(
-            Path("/proc/self/ns/pid").readlink()
-        )
-    except OSError:
-        return ""
-
-
-def ourselves() -> Holder:
-    """This process as the holder of a claim."""
-    pid = os.getpid()
-    return {"host": os.uname().nodename, "place": place(), "pid": pid, "born": process.birth(pid)}
-
-
-# Joining from elsewhere.
-
-
-def work_folder(job: Job) -> Path:
-    """Where the workers on a job keep claims and what is in the making. Other work has another name."""
-    identity = store_identity.digest_of(store_identity.identity_of(job))
-    return job.output.with_name(f".{job.output.name}.{identity[:16]}.work")

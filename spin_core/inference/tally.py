@@ -1,4 +1,4 @@
-"""How far a generation is, over all its workers: what is done, what is in the making, how fast, how long yet."""
+"""How far a generation is over all its workers: answers, tokens, rates, and the time left."""
 
 import json
 import logging
@@ -16,62 +16,92 @@ from spin_core.runtime.progress import Progress
 
 log = logging.getLogger("spin_core")
 
-LOOK_SECONDS = 0.5
-"""How often the folder is looked at while a shard is being answered."""
+_UPDATE_SECONDS = 0.5
+"""How often the folder is read while a shard is answered."""
 
 
 class Tally:
-    """Answers and tokens of the whole set. Each finished shard is read once, and one that is damaged removed."""
+    """Counts answers and tokens of the whole job. Reads each finished shard once, and removes a damaged one."""
 
     def __init__(self, shards: Shards, ids: Sequence[Sequence[str]], progress: Progress) -> None:
-        """`ids`: whose answers each shard holds, in order."""
+        """`ids` are the prompts' ids that each shard must hold, in order."""
         self.shards, self.ids, self.progress = shards, ids, progress
-        self.done: dict[int, tuple[int, int]] = {}
-        self._began: tuple[float, int, int] | None = None
-        self._looked = 0.0
+        self._finished: dict[int, tuple[int, int]] = {}
+        """By shard: its answers and tokens."""
+        self._start: tuple[float, int, int] | None = None
+        """When the clock started, and the answers and tokens of that moment."""
+        self._updated = 0.0
 
-    def look(self, own: Claim | None = None) -> None:
-        """Count what is there and tell it. `own` is the shard that this process is at work on."""
-        if own is not None and time.monotonic() - self._looked < LOOK_SECONDS:
+    def update(self, own: Claim | None = None) -> None:
+        """Count finished shards and those in progress, and report the sums. `own` is this process's own shard."""
+        if own is not None and time.monotonic() - self._updated < _UPDATE_SECONDS:
             return
-        self._looked = time.monotonic()
-        for number in sorted(set(range(self.shards.count)) - set(self.shards.missing()) - set(self.done)):
-            counts = read_counts(self.shards.path(number), self.ids[number])
-            if counts is None:
-                log.warning("%s is damaged: it is made again", self.shards.path(number))
-                self.shards.path(number).unlink(missing_ok=True)
-            else:
-                self.done[number] = counts
-        making = {at: (who["items"], who["tokens"]) for at, who in self.shards.holders() if at not in self.done}
+        self._updated = time.monotonic()
+        self._count_finished()
+        in_progress = {
+            number: (holder["items"], holder["tokens"])
+            for number, holder in self.shards.holders()
+            if number not in self._finished
+        }
         if own is not None:
-            making[own.number] = own.items, own.tokens
-        items, tokens = (sum(part) for part in zip((0, 0), *self.done.values(), *making.values(), strict=True))
-        if any(any(part) for part in making.values()):
-            self.begin(items, tokens)
+            in_progress[own.number] = own.items, own.tokens
+        items, tokens = _total([*self._finished.values(), *in_progress.values()])
+        if any(any(counts) for counts in in_progress.values()):
+            self.start_clock(items, tokens)
         self.progress.show(items, **self.rates(items, tokens))
 
-    def begin(self, items: int | None = None, tokens: int | None = None) -> None:
-        """Start the clock, unless it runs: the time to load a model is no part of a rate."""
-        if self._began is None:
-            had = [sum(part) for part in zip((0, 0), *self.done.values(), strict=True)]
-            self._began = time.monotonic(), had[0] if items is None else items, had[1] if tokens is None else tokens
+    def start_clock(self, items: int | None = None, tokens: int | None = None) -> None:
+        """Start the clock of the rates, unless it runs: rates leave out the time that loading a model takes."""
+        if self._start is None:
+            finished_items, finished_tokens = _total(list(self._finished.values()))
+            self._start = (
+                time.monotonic(),
+                finished_items if items is None else items,
+                finished_tokens if tokens is None else tokens,
+            )
 
     def rates(self, items: int, tokens: int) -> dict[str, float]:
-        """Tokens and answers a second since the clock began, and the seconds that are left at this rate."""
-        if self._began is None:
+        """Tokens and answers a second since the clock started, and the seconds left at this rate."""
+        if self._start is None:
             return {}
-        began, items_before, tokens_before = self._began
-        seconds = max(1e-9, time.monotonic() - began)
-        found = {
+        started, items_before, tokens_before = self._start
+        seconds = max(1e-9, time.monotonic() - started)
+        rates = {
             "tokens/s": round((tokens - tokens_before) / seconds, 1),
             "answers/s": round((items - items_before) / seconds, 2),
         }
         if items > items_before:
-            found["seconds left"] = round((self.progress.total - items) / ((items - items_before) / seconds))
-        return found
+            rates["seconds left"] = round((self.progress.total - items) / ((items - items_before) / seconds))
+        return rates
+
+    def _count_finished(self) -> None:
+        for number in sorted(set(range(self.shards.count)) - set(self.shards.missing()) - set(self._finished)):
+            counts = _read_counts(self.shards.path(number), self.ids[number])
+            if counts is None:
+                log.warning("%s is damaged: it is made again", self.shards.path(number))
+                self.shards.path(number).unlink(missing_ok=True)
+            else:
+                self._finished[number] = counts
 
 
-def read_counts(path: Path, ids: Sequence[str]) -> tuple[int, int] | None:
+def merge_timings(folder: Path, names: Sequence[str], log_file: Path) -> list[dict[str, Any]]:
+    """Collect what workers noted of their shards, earlier attempts included, into one file of JSON lines.
+
+    Returns the notes.
+    """
+    paths = [folder / f"{name}.json" for name in names]
+    notes: list[dict[str, Any]] = [json.loads(path.read_text("utf-8")) for path in paths if path.exists()]
+    if notes:
+        log_file.parent.mkdir(exist_ok=True)
+        log_file.write_text("".join(f"{json.dumps(note)}\n" for note in notes), "utf-8")
+    return notes
+
+
+def _total(counts: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    return sum(items for items, _ in counts), sum(tokens for _, tokens in counts)
+
+
+def _read_counts(path: Path, ids: Sequence[str]) -> tuple[int, int] | None:
     """A shard's answers and tokens; None if it cannot be read, or does not hold the answers to `ids`."""
     try:
         table = pq.read_table(path)
@@ -79,16 +109,3 @@ def read_counts(path: Path, ids: Sequence[str]) -> tuple[int, int] | None:
         return (len(table), tokens) if table["id"].to_pylist() == list(ids) else None
     except (pa.ArrowException, OSError, KeyError):
         return None
-
-
-def merge_timings(folder: Path, names: Sequence[str], log_file: Path) -> list[dict[str, Any]]:
-    """Put what the workers noted of their shards into one file, a line each; those of earlier attempts included.
-
-    Returns the notes.
-    """
-    notes = [folder / f"{name}.json" for name in names]
-    lines: list[dict[str, Any]] = [json.loads(note.read_text("utf-8")) for note in notes if note.exists()]
-    if lines:
-        log_file.parent.mkdir(exist_ok=True)
-        log_file.write_text("".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
-    return lines

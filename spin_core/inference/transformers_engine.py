@@ -1,4 +1,4 @@
-"""Engines answer prompts. This holds what an engine is, and the one that runs on transformers.
+"""An engine on transformers, with a batch whose rows come and go.
 
 Shapes: N rows in the batch, T tokens of the longest prompt that is read, V vocabulary.
 """
@@ -14,30 +14,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_core.config.generate import GenerateConfig
 from spin_core.data.chat import decode_responses
-from spin_core.inference.engine import Answer, Request, room
+from spin_core.inference.engine import Answer, Request, token_limit
 from spin_core.inference.kv_cache import RowCache
 from spin_core.inference.sampling import Sampling, draw, penalised, probabilities, uniforms
-
-
-def transformers_engine(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    stop_ids: Sequence[int],
-    config: GenerateConfig,
-    t: int,
-) -> "TransformersEngine":
-    """The transformers engine with a model that is loaded, whatever `config.engine` says."""
-    return TransformersEngine(model, stop_ids, Sampling.of(config, t), config.batch_size, tokenizer)
 
 
 class TransformersEngine:
     """Samples from any causal language model of transformers, on a CPU or one GPU.
 
-    A row that has stopped leaves the batch at once, and waiting prompts take the free rows a quarter of the batch at
-    a time. Random numbers belong to the request, not to the batch, so an answer does not depend on which rows share
-    the batch, up to rounding: matrix products of another shape differ in their last bits, which can change a token
-    where two cumulated probabilities all but meet (in float32, none of 65,000 tokens between batches of 7 and 32).
-    The same requests with the same batch size give the same bits on the same machine and number of threads.
+    A row that has stopped leaves the batch at once, and waiting prompts take free rows, a quarter of the batch at a
+    time. Random numbers belong to the request, not to the batch, so an answer does not depend on the other rows of the
+    batch, up to rounding: matrix products of another shape differ in their last bits, which can change a token where a
+    random number is very close to a cumulative probability (in float32, none of 65,000 tokens between batches of 7 and
+    32). The same requests with the same batch size give the same bits on the same machine and number of threads.
     """
 
     def __init__(
@@ -48,7 +37,7 @@ class TransformersEngine:
         batch_size: int = 32,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        """`tokenizer` is needed for stop strings alone."""
+        """Use a loaded model; `tokenizer` is needed only for stop strings."""
         self.model, self.sampling, self.batch_size = model, sampling, batch_size
         self.stop_ids = torch.tensor(sorted({*stop_ids, *sampling.stop_ids}), dtype=torch.int64, device=model.device)
         assert tokenizer is not None or not sampling.stop_strings
@@ -57,30 +46,42 @@ class TransformersEngine:
         self.context: int | None = getattr(text, "max_position_embeddings", None)
         self.vocabulary: int = text.vocab_size
         accepts = inspect.signature(model.forward).parameters
-        self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
-        self.positions = "position_ids" in accepts
+        self._last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
+        self._takes_positions = "position_ids" in accepts
+
+    @classmethod
+    def from_config(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_ids: Sequence[int],
+        config: GenerateConfig,
+        t: int,
+    ) -> "TransformersEngine":
+        """Use a loaded model with the settings of iteration `t`; `config.engine` is ignored."""
+        return cls(model, stop_ids, Sampling.of(config, t), config.batch_size, tokenizer)
 
     @torch.inference_mode()
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
-        """Answer every request once; yields (index of the request, answer) as answers are finished.
+        """Answer every request once; yields (index of the request, answer) as answers end.
 
         An answer is cut, with `finish_reason` `length`, after `max_new_tokens`, or where the model's context ends.
-        Raises what `room` does.
+        Raises the errors of `token_limit`.
         """
         if not requests:
             return
         most = self.sampling.max_new_tokens
-        limits = [room(request.prompt_ids, most, self.context, self.vocabulary) for request in requests]
+        limits = [token_limit(request.prompt_ids, most, self.context, self.vocabulary) for request in requests]
         batch = _Batch(self.model, requests, limits, min(self.batch_size, len(requests)), self.sampling)
-        # Longest first: newcomers are never longer than the rows that they join, so they need no room on the left,
+        # Longest first: a new row is never longer than the rows that it joins, so it needs no columns on their left,
         # and a batch that does not fit in memory fails at the start.
         waiting = deque(sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt_ids)))
         while waiting or batch.size:
             free = batch.rows - batch.size
             if waiting and (4 * free >= batch.rows or not batch.size):
-                newcomers = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-                logits_NV = self.forward(batch.cache, **batch.admit(newcomers))
-                first = batch.size - len(newcomers)
+                added = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+                logits_NV = self.forward(batch.cache, **batch.admit(added))
+                first = batch.size - len(added)
             else:
                 logits_NV = self.forward(batch.cache, **batch.step())
                 first = 0
@@ -88,14 +89,14 @@ class TransformersEngine:
 
     def forward(self, cache: RowCache, input_ids_NT: Tensor, position_ids_NT: Tensor, attention_mask: Tensor) -> Tensor:
         """The logits of the next token, (N, V)."""
-        positions: dict[str, Any] = {"position_ids": position_ids_NT} if self.positions else {}
+        positions: dict[str, Any] = {"position_ids": position_ids_NT} if self._takes_positions else {}
         output = self.model(
             input_ids=input_ids_NT,
             attention_mask=attention_mask,
             past_key_values=cache,
             use_cache=True,
             **positions,
-            **self.last_only,
+            **self._last_logits_only,
         )
         cache.window.end += input_ids_NT.shape[1]
         logits_NV: Tensor = output.logits[:, -1]
@@ -103,7 +104,11 @@ class TransformersEngine:
 
 
 class _Batch:
-    """The rows in flight: which request each one answers, and how far it is."""
+    """The rows in progress: which request each one answers, and how far it is.
+
+    Rows are kept without gaps, 0 to `size` - 1, and all end in the same column of the cache. A token's position is its
+    column minus the row's first column, so positions need no storage.
+    """
 
     def __init__(
         self, model: PreTrainedModel, requests: Sequence[Request], limits: list[int], rows: int, sampling: Sampling
@@ -111,53 +116,53 @@ class _Batch:
         device = model.device
         self.requests, self.rows, self.size, self.device = requests, rows, 0, device
         self.cache = RowCache(model.config, rows)
-        self.numbers = uniforms([one.seed for one in requests], sampling.max_new_tokens).to(device)
+        self.numbers = uniforms([request.seed for request in requests], sampling.max_new_tokens).to(device)
         self.limits = torch.tensor(limits, device=device)
-        self.lengths = torch.tensor([len(one.prompt_ids) for one in requests], device=device)
+        self.lengths = torch.tensor([len(request.prompt_ids) for request in requests], device=device)
         self.tokens = torch.zeros(len(requests), sampling.max_new_tokens, dtype=torch.int64, device=device)
         self.column = torch.arange(0, device=device)
         self.request_N = torch.zeros(0, dtype=torch.int64, device=device)
         """Which request each row answers."""
         self.first_N = torch.zeros(0, dtype=torch.int64, device=device)
-        """The column of each row's first token. The token in column c has position c - first."""
+        """The column of each row's first token."""
         self.last_N = torch.zeros(0, dtype=torch.int64, device=device)
-        """The token that each row has drawn and not yet read."""
-        known = model.config.get_text_config().vocab_size if sampling.repetition_penalty != 1 else 0
-        self.seen_NV = torch.zeros(0, known, dtype=torch.bool, device=device)
-        """The tokens that each row has had so far; V is 0 where nobody asks."""
+        """The last token that each row has drawn, which the model has not read yet."""
+        vocabulary = model.config.get_text_config().vocab_size if sampling.repetition_penalty != 1 else 0
+        self.seen_NV = torch.zeros(0, vocabulary, dtype=torch.bool, device=device)
+        """Which tokens each row has so far, for the repetition penalty; V is 0 without one."""
 
-    def admit(self, newcomers: list[int]) -> dict[str, Tensor]:
-        """Give newcomers the rows below the others; returns what the model reads of them."""
-        prompts = [self.requests[i].prompt_ids for i in newcomers]
+    def admit(self, added: list[int]) -> dict[str, Tensor]:
+        """Add rows for these requests behind the others; returns the model's inputs for them alone."""
+        prompts = [self.requests[i].prompt_ids for i in added]
         width = max(map(len, prompts))
         window = self.cache.window
         if not self.size:
             self.cache.begin(width)
-        # They are written so that they end where the others do.
-        window.top, window.bottom = self.size, self.size + len(newcomers)
+        # The new prompts are written so that they end in the same column as the other rows.
+        window.top, window.bottom = self.size, self.size + len(added)
         window.left = window.end = window.end - width
-        assert window.left >= 0, "newcomers are longer than the rows that they join"
+        assert window.left >= 0, "a new row is longer than the rows that it joins"
         ids_NT = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=self.device)
-        request_N = torch.tensor(newcomers, device=self.device)
+        request_N = torch.tensor(added, device=self.device)
         first_N = window.end + width - self.lengths[request_N]
         self.request_N = torch.cat([self.request_N, request_N])
         self.first_N = torch.cat([self.first_N, first_N])
         self.last_N = torch.cat([self.last_N, torch.zeros_like(request_N)])
-        seen_NV = self.seen_NV.new_zeros(len(newcomers), self.seen_NV.shape[1])
+        seen_NV = self.seen_NV.new_zeros(len(added), self.seen_NV.shape[1])
         if seen_NV.shape[1]:
             for row, ids in enumerate(prompts):
                 seen_NV[row, list(ids)] = True
         self.seen_NV = torch.cat([self.seen_NV, seen_NV])
-        self.size += len(newcomers)
-        return self.inputs(ids_NT, first_N)
+        self.size += len(added)
+        return self._inputs(ids_NT, first_N)
 
     def step(self) -> dict[str, Tensor]:
-        """What the model reads to go on by one token."""
-        if moved := self.cache.make_room():
+        """The model's inputs for one more token of every row."""
+        if moved := self.cache.grow_if_full():
             self.first_N = self.first_N - moved
-        return self.inputs(self.last_N[:, None], self.first_N)
+        return self._inputs(self.last_N[:, None], self.first_N)
 
-    def inputs(self, ids_NT: Tensor, first_N: Tensor) -> dict[str, Tensor]:
+    def _inputs(self, ids_NT: Tensor, first_N: Tensor) -> dict[str, Tensor]:
         """Tokens with their positions, and the mask over every column of the window and the new ones."""
         window = self.cache.window
         after = window.end + ids_NT.shape[1]
@@ -178,9 +183,9 @@ class _Batch:
         stop_ids: Tensor,
         tokenizer: PreTrainedTokenizerBase | None,
     ) -> Iterator[tuple[int, Answer]]:
-        """Draw a token for every row from `first` on; yields what is finished, and lets it go."""
+        """Draw a token for every row from `first` on; yields the answers that end, and removes their rows."""
         request_N = self.request_N[first:]
-        # Drawn so far: the tokens behind the prompt are all read by now.
+        # The tokens drawn so far: the model has read all of them, so they are the columns behind the prompt.
         drawn_N = self.cache.window.end - self.first_N[first:] - self.lengths[request_N]
         if self.seen_NV.shape[1]:
             logits_NV = penalised(logits_NV, self.seen_NV[first:], sampling.repetition_penalty)
@@ -192,61 +197,59 @@ class _Batch:
             self.seen_NV[first:].scatter_(1, token_N[:, None], True)
         stopped_N = torch.isin(token_N, stop_ids)
         if sampling.stop_strings:
-            stopped_N |= self.said(request_N, drawn_N + 1, sampling.stop_strings, tokenizer)
+            stopped_N |= self._has_stop_string(request_N, drawn_N + 1, sampling.stop_strings, tokenizer)
         done_N = stopped_N | (drawn_N + 1 >= self.limits[request_N])
-        gone = done_N.nonzero().squeeze(1).tolist()
-        if gone:
-            tokens = self.tokens[request_N[gone]].tolist()
-            finished = zip(
-                request_N[gone].tolist(), tokens, (drawn_N[gone] + 1).tolist(), stopped_N[gone].tolist(), strict=True
-            )
-            answers = [(i, Answer(ids[:n], "stop" if stop else "length")) for i, ids, n, stop in finished]
-            self.release([first + row for row in gone])
+        ended = done_N.nonzero().squeeze(1).tolist()
+        if ended:
+            columns = (request_N, self.tokens[request_N], drawn_N + 1, stopped_N)
+            rows = zip(*(column[ended].tolist() for column in columns), strict=True)
+            answers = [(i, Answer(ids[:count], "stop" if stop else "length")) for i, ids, count, stop in rows]
+            self._remove([first + row for row in ended])
             yield from answers
         elif first:
-            self.frame()
+            self._show_all_rows()
 
-    def said(self, request_N: Tensor, count_N: Tensor, strings: Sequence[str], tokenizer: Any) -> Tensor:
-        """Whether each row's text holds one of the strings, (N,) bool: it has so many tokens, and had none before."""
+    def _has_stop_string(self, request_N: Tensor, count_N: Tensor, strings: Sequence[str], tokenizer: Any) -> Tensor:
+        """Whether the text of each row's first `count` tokens contains one of the strings, (N,) bool."""
         prompts = [self.requests[i].prompt_ids for i in request_N.tolist()]
         tokens = [ids[:n] for ids, n in zip(self.tokens[request_N].tolist(), count_N.tolist(), strict=True)]
-        return torch.tensor(holding(tokenizer, strings, prompts, tokens), device=self.device)
+        return torch.tensor(ends_in_stop_string(tokenizer, strings, prompts, tokens), device=self.device)
 
-    def release(self, gone: list[int]) -> None:
-        """Fill the rows that are free with the last ones, so that the batch stays in one piece."""
-        size = self.size - len(gone)
-        holes = [row for row in gone if row < size]
-        movers = sorted(set(range(size, self.size)) - set(gone))
-        self.frame()
+    def _remove(self, ended: list[int]) -> None:
+        """Remove rows, and move the last rows into the gaps."""
+        size = self.size - len(ended)
+        holes = [row for row in ended if row < size]
+        movers = sorted(set(range(size, self.size)) - set(ended))
+        self._show_all_rows()
         if holes:
-            self.cache.move(movers, holes)
+            self.cache.copy_rows(movers, holes)
             for state_N in (self.request_N, self.first_N, self.last_N, self.seen_NV):
                 state_N[holes] = state_N[movers]
         self.request_N, self.first_N, self.last_N, self.seen_NV = (
             state_N[:size] for state_N in (self.request_N, self.first_N, self.last_N, self.seen_NV)
         )
         self.size = size
-        self.frame()
+        self._show_all_rows()
 
-    def frame(self) -> None:
-        """Set the window on all rows, and leave out the columns that every row has masked."""
+    def _show_all_rows(self) -> None:
+        """Set the window on all rows, without the columns that are masked in every row."""
         window = self.cache.window
         window.top, window.bottom = 0, self.size
         window.left = int(self.first_N.min()) if self.size else window.end
 
 
-def holding(
+def ends_in_stop_string(
     tokenizer: Any, strings: Sequence[str], prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
 ) -> list[bool]:
-    """Whether one of the strings stands in each response's text, as far as its last token may have completed it.
+    """Whether each response's text contains one of the strings, given that it did not without its last token.
 
-    A character has four tokens at most, so the end of a response is enough; what precedes it is decoded with it, since
-    many tokenizers drop the first space of a text.
+    A character has at most four tokens, so the end of a response is enough. A few tokens before it are decoded too,
+    since many tokenizers drop the first space of a text.
     """
-    reach, before = 4 * max(map(len, strings)), 4
-    tails = [ids[-reach:] for ids in responses]
+    tail_tokens, head_tokens = 4 * max(map(len, strings)), 4
+    tails = [ids[-tail_tokens:] for ids in responses]
     heads = [
-        [*prompt[-before:], *ids[: len(ids) - len(tail)]][-before:]
+        [*prompt[-head_tokens:], *ids[: len(ids) - len(tail)]][-head_tokens:]
         for prompt, ids, tail in zip(prompts, responses, tails, strict=True)
     ]
-    return [any(one in text for one in strings) for text in decode_responses(tokenizer, heads, tails)]
+    return [any(string in text for string in strings) for text in decode_responses(tokenizer, heads, tails)]

@@ -1,11 +1,11 @@
-"""vLLM as an engine: its offline interface in this very process, and the tokens that it sampled as they are.
+"""vLLM as an engine: its offline interface in this process, and the very tokens that it sampled.
 
-It runs in a virtual environment of its own (`make vllm`; `launch.interpreter` finds it).
+It runs in a virtual environment of its own (`make vllm`; `runtime.interpreter` finds it).
 
-Random numbers belong to the request, so what is said to a prompt depends on its seed alone, up to rounding: a batch of
-another composition changes the last bits of logits, and with them now and then a token. The same requests in the same
-call, after whichever others, give the same tokens on the same machine: they are batched by their order and not by when
-messages between processes arrive, and no call sees what another has cached.
+Random numbers belong to the request, so an answer depends on its seed alone, up to rounding: a batch of another
+composition changes the last bits of logits, and with them now and then a token. The same requests in one call give the
+same tokens on the same machine, whatever was answered before: they are batched by their order and not by the arrival of
+messages between processes, and each call starts with an empty prefix cache.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ import torch
 from spin_core.config.generate import VllmConfig
 from spin_core.config.model import ModelConfig
 from spin_core.errors import ConfigError, ModelError, SpinError, TryAgain, first_line
-from spin_core.inference.engine import Answer, Request, room
+from spin_core.inference.engine import Answer, Request, token_limit
 from spin_core.inference.sampling import Sampling
 from spin_core.models import adapters
 from spin_core.models.files import check_safetensors, is_stacked, weights_of
@@ -34,21 +34,21 @@ from spin_core.store import files
 
 log = logging.getLogger("spin_core")
 
-SURROUNDINGS = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a process of its own would batch requests as they happen to arrive
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # another process would batch requests as messages arrive
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "HF_HUB_OFFLINE": "1",  # the model lies in a folder
+    "HF_HUB_OFFLINE": "1",  # the model is in a folder
 }
-"""vLLM's environment, where ours does not say otherwise."""
+"""Defaults of environment variables that vLLM reads."""
 
-CPU_CACHE_GB = 2.0
+_CPU_CACHE_GB = 2.0
 
-GREEDY = 0.01
-"""vLLM takes a temperature below this for this, so colder ones are the greedy choice."""
+_LOWEST_TEMPERATURE = 0.01
+"""vLLM raises a lower temperature to this, so lower ones are passed as 0, the greedy choice."""
 
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Adapters' ranks that vLLM has kernels for; a smaller one is filled up."""
+_ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks of adapters that vLLM has kernels for; smaller adapters are padded."""
 
 
 class VllmEngine:
@@ -57,93 +57,94 @@ class VllmEngine:
     def __init__(
         self, folder: Path, model: ModelConfig, stop_ids: Sequence[int], sampling: Sampling, config: VllmConfig
     ) -> None:
-        """Load the version in `folder`. `SpinError` says in one line why it cannot be."""
+        """Load the version in `folder`. Raises `SpinError` with one line when that fails."""
         self.sampling, self.batch_size = sampling, config.speed.batch_size
-        self.vllm = import_vllm()
+        self._vllm = import_vllm()
         on_cpu = check_device(model)
-        self.stop_ids = sorted({*stop_ids, *sampling.stop_ids})
-        self.ids = itertools.count()
+        self._stop_ids = sorted({*stop_ids, *sampling.stop_ids})
+        self._names = itertools.count()
         with contextlib.ExitStack() as while_loading:
-            settings = settings_of(model, config, on_cpu=on_cpu)
+            settings = vllm_settings(model, config, on_cpu=on_cpu)
             if on_cpu and config.speed.tensor_parallel > 1:
-                # Left to itself it wants a memory node for each part of the model.
+                # By default it wants one memory node for each part of the model.
                 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
             apply = is_stacked(folder) and config.adapters == "apply"
             weights = weights_of(folder)
             if is_stacked(folder) and not apply:
-                weights = while_loading.enter_context(merged(folder, model))
+                weights = while_loading.enter_context(merged_weights(folder, model))
             check_safetensors(weights)
             if apply:
-                settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank_of(folder)}
+                settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _adapter_rank(folder)}
             try:
-                llm = self.vllm.LLM(
+                llm = self._vllm.LLM(
                     model=str(weights),
                     tokenizer=str(folder),
                     skip_tokenizer_init=not sampling.stop_strings,
                     **settings,
                 )
-                self.adapter = load_adapter(llm, folder, while_loading) if apply else None
+                self._adapter = _load_adapter(llm, folder, while_loading) if apply else None
             except (ValueError, RuntimeError, OSError, MemoryError, AssertionError, LookupError, ImportError) as error:
                 raise start_error(error, folder) from error
         self.engine: Any = llm.llm_engine
-        # What holds a device's memory is let go with us, so that another version can be loaded after this one.
+        # Free the device's memory together with this object, so that another version can be loaded after it.
         weakref.finalize(self, self.engine.engine_core.shutdown)
-        log.info("answering with vLLM %s, at most %d prompts at a time", self.vllm.__version__, self.batch_size)
+        log.info("answering with vLLM %s, at most %d prompts at a time", self._vllm.__version__, self.batch_size)
         self.context: int = self.engine.model_config.max_model_len
         self.vocabulary: int = self.engine.model_config.get_vocab_size()
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
-        """Answer every request once; yields (index of the request, answer) as answers are finished.
+        """Answer every request once; yields (index of the request, answer) as answers end.
 
-        Raises what `room` does. Whatever ends it, no request stays in the engine.
+        Raises the errors of `token_limit`. However this ends, no request stays in the engine.
         """
-        limits = [room(one.prompt_ids, self.sampling.max_new_tokens, self.context, self.vocabulary) for one in requests]
+        most = self.sampling.max_new_tokens
+        limits = [token_limit(request.prompt_ids, most, self.context, self.vocabulary) for request in requests]
         self.engine.reset_prefix_cache()
-        waiting, flying = deque(range(len(requests))), dict[str, int]()
+        waiting, in_progress = deque(range(len(requests))), dict[str, int]()
         try:
-            while waiting or flying:
-                while waiting and len(flying) < self.batch_size:
-                    i, name = waiting.popleft(), str(next(self.ids))
-                    flying[name] = i
-                    self.add(name, requests[i], limits[i])
+            while waiting or in_progress:
+                while waiting and len(in_progress) < self.batch_size:
+                    i, name = waiting.popleft(), str(next(self._names))
+                    in_progress[name] = i
+                    self._add(name, requests[i], limits[i])
                 for output in self.engine.step():
-                    yield flying.pop(output.request_id), answer_of(output)
+                    yield in_progress.pop(output.request_id), _answer_of(output)
         finally:
-            if flying:
-                self.engine.abort_request(list(flying))
+            if in_progress:
+                self.engine.abort_request(list(in_progress))
 
-    def add(self, name: str, request: Request, limit: int) -> None:
-        """Give the engine one request."""
-        said = self.sampling
-        parameters = self.vllm.SamplingParams(
-            temperature=said.temperature if said.temperature >= GREEDY else 0.0,
-            top_p=said.top_p,
-            top_k=said.top_k,
-            min_p=said.min_p,
-            repetition_penalty=said.repetition_penalty,
-            stop=list(said.stop_strings) or None,
-            stop_token_ids=self.stop_ids,
-            ignore_eos=True,  # the model's own opinion of what ends an answer: ours is in stop_token_ids
+    def _add(self, name: str, request: Request, limit: int) -> None:
+        """Add a request to vLLM's queue."""
+        sampling = self.sampling
+        parameters = self._vllm.SamplingParams(
+            temperature=sampling.temperature if sampling.temperature >= _LOWEST_TEMPERATURE else 0.0,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            stop=list(sampling.stop_strings) or None,
+            stop_token_ids=self._stop_ids,
+            ignore_eos=True,  # which comes from the model's files; ours are in stop_token_ids
             max_tokens=limit,
             seed=request.seed % 2**63,
-            detokenize=bool(said.stop_strings),
-            output_kind=self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
+            detokenize=bool(sampling.stop_strings),
+            output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         )
-        prompt = self.vllm.inputs.tokens_input(list(request.prompt_ids))
-        self.engine.add_request(name, prompt, parameters, lora_request=self.adapter)
+        prompt = self._vllm.inputs.tokens_input(list(request.prompt_ids))
+        self.engine.add_request(name, prompt, parameters, lora_request=self._adapter)
 
 
-def answer_of(output: Any) -> Answer:
-    """A finished request's tokens. They end in what stopped them, be it a stop token or a stop string's last."""
-    [said] = output.outputs
-    if said.finish_reason not in ("stop", "length"):
-        raise RuntimeError(f"vLLM ended an answer with {said.finish_reason!r}")
-    return Answer(list(said.token_ids), said.finish_reason)
+def _answer_of(output: Any) -> Answer:
+    """The answer in vLLM's output. Its tokens include the stop token, or the last token of the stop string."""
+    [completion] = output.outputs
+    if completion.finish_reason not in ("stop", "length"):
+        raise RuntimeError(f"vLLM ended an answer with {completion.finish_reason!r}")
+    return Answer(list(completion.token_ids), completion.finish_reason)
 
 
 def import_vllm() -> Any:
-    """The package. `ConfigError` where it is not installed."""
-    for name, value in SURROUNDINGS.items():
+    """The package vllm. Raises `ConfigError` where it is not installed."""
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         import vllm
@@ -158,23 +159,23 @@ def import_vllm() -> Any:
 
 
 def check_device(model: ModelConfig) -> bool:
-    """Whether vLLM runs on a CPU. `ConfigError` if the model is to run elsewhere."""
+    """Whether vLLM runs on a CPU. Raises `ConfigError` if the configuration wants another device."""
     from vllm.platforms import current_platform
 
     on_cpu = bool(current_platform.is_cpu())
     if model.device != "auto" and on_cpu != (model.device == "cpu"):
-        have = "its CPU build, or sees no GPU" if on_cpu else "its GPU build"
+        build = "its CPU build, or sees no GPU" if on_cpu else "its GPU build"
         raise ConfigError(
-            f"model.device is {model.device}, and vLLM is {have}: set model.device to auto, or generate.engine to "
+            f"model.device is {model.device}, and vLLM is {build}: set model.device to auto, or generate.engine to "
             "transformers"
         )
     return on_cpu
 
 
-def settings_of(model: ModelConfig, config: VllmConfig, *, on_cpu: bool) -> dict[str, Any]:
-    """vLLM's own names for our settings."""
+def vllm_settings(model: ModelConfig, config: VllmConfig, *, on_cpu: bool) -> dict[str, Any]:
+    """Our settings as arguments of `vllm.LLM`."""
     speed = config.speed
-    cache_gb = speed.cache_gb or (CPU_CACHE_GB if on_cpu else None)
+    cache_gb = speed.cache_gb or (_CPU_CACHE_GB if on_cpu else None)
     return {
         "dtype": model.dtype if config.dtype == "model" else config.dtype,
         "trust_remote_code": model.trust_remote_code,
@@ -185,7 +186,7 @@ def settings_of(model: ModelConfig, config: VllmConfig, *, on_cpu: bool) -> dict
         "max_model_len": config.max_length,
         "enable_prefix_caching": speed.prefix_caching,
         "enforce_eager": speed.eager or on_cpu,  # compiling for a CPU takes longer than it saves
-        # vLLM turns a seeded generator back after a part of a prompt, and a CPU's cannot be turned back.
+        # After a part of a prompt vLLM resets a seeded generator, which fails on a CPU.
         "enable_chunked_prefill": not on_cpu,
         "quantization": config.quantization or None,
         "load_format": "safetensors",
@@ -195,27 +196,27 @@ def settings_of(model: ModelConfig, config: VllmConfig, *, on_cpu: bool) -> dict
 
 
 @contextlib.contextmanager
-def merged(folder: Path, model: ModelConfig) -> Iterator[Path]:
-    """While this lasts, a folder with a version's weights, its adapters merged into them as `load_model` does."""
+def merged_weights(folder: Path, model: ModelConfig) -> Iterator[Path]:
+    """A temporary folder with a version's weights, its adapters merged into them as `load_model` does."""
     scratch = Path(tempfile.gettempdir())
     with files.storage_errors(scratch), tempfile.TemporaryDirectory(prefix="spin-merged-") as name:
         load_model(folder, model.model_copy(update={"device": "cpu"})).save_pretrained(name)
         yield Path(name)
 
 
-def rank_of(folder: Path) -> int:
-    """A rank that vLLM has kernels for, and that holds a version's adapters side by side."""
+def _adapter_rank(folder: Path) -> int:
+    """The smallest rank with kernels in vLLM that fits a version's adapters combined into one."""
     rank = adapters.combined(adapters.read(folder)).config["r"]
-    if rank > RANKS[-1]:
+    if rank > _ADAPTER_RANKS[-1]:
         raise ConfigError(
-            f"the adapters in {folder} have rank {rank} together, and vLLM applies at most {RANKS[-1]}: set "
+            f"the adapters in {folder} have rank {rank} together, and vLLM applies at most {_ADAPTER_RANKS[-1]}: set "
             "generate.vllm.adapters to merge"
         )
-    return min(known for known in RANKS if known >= rank)
+    return min(supported for supported in _ADAPTER_RANKS if supported >= rank)
 
 
-def load_adapter(llm: Any, folder: Path, scratch: contextlib.ExitStack) -> Any:
-    """All of a version's adapters as one, loaded; what every request is to name."""
+def _load_adapter(llm: Any, folder: Path, scratch: contextlib.ExitStack) -> Any:
+    """Load all of a version's adapters as one; returns what every request must name."""
     from vllm.lora.request import LoRARequest
 
     path = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="spin-adapter-"))) / "adapter"
@@ -227,26 +228,26 @@ def load_adapter(llm: Any, folder: Path, scratch: contextlib.ExitStack) -> Any:
 
 
 def start_error(error: Exception, folder: Path) -> SpinError:
-    """What kept vLLM from starting, in one line with its cure. The log has the rest."""
-    said = gist(error)
-    if "architectures" in said:
-        names = re.search(r"\[[^\]]*\]", said)
+    """The error for a user when vLLM does not start: one line with the fix. The log has the rest."""
+    summary = _summary(error)
+    if "architectures" in summary:
+        names = re.search(r"\[[^\]]*\]", summary)
         return ModelError(
             f"vLLM does not run the architecture {names[0] if names else 'of this model'} of {folder}: set "
             "generate.engine to transformers"
         )
-    if "already in use" in said or "EADDRINUSE" in said:
-        return TryAgain(f"vLLM found a port taken ({said}): the same command may find another")
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or re.search(r"(?i)\bmemory\b|kv cache", said):
+    if "already in use" in summary or "EADDRINUSE" in summary:
+        return TryAgain(f"vLLM found a port taken ({summary}): the same command may find another")
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or re.search(r"(?i)\bmemory\b|kv cache", summary):
         return ModelError(
-            f"there is not enough memory to start vLLM ({said}): lower generate.vllm.max_length, set "
+            f"there is not enough memory to start vLLM ({summary}): lower generate.vllm.max_length, set "
             "generate.vllm.speed.cache_gb or memory_fraction to what is free, or raise tensor_parallel there"
         )
-    log.warning("vLLM's own words:", exc_info=error)
-    return ModelError(f"vLLM cannot load {folder} ({said}): mend that, or set generate.engine to transformers")
+    log.warning("vLLM's error:", exc_info=error)
+    return ModelError(f"vLLM cannot load {folder} ({summary}): fix that, or set generate.engine to transformers")
 
 
-def gist(error: Exception) -> str:
-    """What an error says, in one line and without what pydantic writes around it."""
-    said = re.sub(r"^\d+ validation errors? for \w+ (Value error, )?|\[type=.*", "", " ".join(str(error).split()))
-    return f"{said[:200]}…" if len(said) > 200 else said.strip() or type(error).__name__
+def _summary(error: Exception) -> str:
+    """An error's message in one line, without what pydantic adds to it."""
+    text = re.sub(r"^\d+ validation errors? for \w+ (Value error, )?|\[type=.*", "", " ".join(str(error).split()))
+    return f"{text[:200]}…" if len(text) > 200 else text.strip() or type(error).__name__

@@ -1,9 +1,8 @@
-"""Phase `generate`: the opponent answers the training prompts, y' ~ p_θt(.|x), a shard at a time.
+"""A worker of phase `generate`: the opponent answers the training prompts, y' ~ p_θt(.|x), one shard at a time.
 
-Writes `shard-00000.parquet`, …: id, answer (its number among those to this prompt), opponent (the version t that gave
-it), response (text), response_ids, finish_reason. One version fills a shard, and within what a version answers the
-prompts are in order. A shard is there whole or not at all, any number of workers may make them (`shards.py`), and a
-prompt's random numbers come from its own id: neither workers nor shards nor batches nor a restart change what is said.
+Each shard `shard-00000.parquet` has the columns of `SCHEMA`. One version fills a shard, and the answers are in the
+order of the prompts. A prompt's random numbers come from its own id, so workers, shards, batches and restarts do not
+change what is answered.
 """
 
 import functools
@@ -22,10 +21,11 @@ import torch
 from spin_core.data.seeds import seed_of
 from spin_core.data.sequences import read_token_ids
 from spin_core.data.tokenizer import load_tokenizer
-from spin_core.inference.answering import answers, requests_for, stop_ids, texts
-from spin_core.inference.engine import Engine
+from spin_core.inference.answering import answer_requests, decode_answers, requests_for, stop_ids
+from spin_core.inference.engine import Answer, Engine
 from spin_core.inference.factory import make_engine
-from spin_core.inference.shards import Claim, Shards, shard_name, work, work_folder
+from spin_core.inference.shard_loop import make_shards
+from spin_core.inference.shards import Claim, Shards, shard_name, work_folder
 from spin_core.inference.tally import Tally
 from spin_core.runtime.progress import Progress
 from spin_core.store import files
@@ -37,40 +37,17 @@ log = logging.getLogger("spin_core")
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
-        ("answer", pa.int32()),
-        ("opponent", pa.int32()),
+        ("answer", pa.int32()),  # its number among the answers to this prompt
+        ("opponent", pa.int32()),  # the version t that gave it
         ("response", pa.string()),
         ("response_ids", pa.list_(pa.int32())),
-        ("finish_reason", pa.string()),
+        ("finish_reason", pa.string()),  # `stop` or `length`
     ]
 )
 
 
-@dataclass(frozen=True)
-class Part:
-    """What one shard holds: the answers of one version to these prompts."""
-
-    version: ModelVersion
-    prompts: list[int]
-
-
-def parts(ids: Sequence[str], job: GenerateJob) -> list[Part]:
-    """The shards of a job. Who answers a prompt, where several may, is its seed's choice, each as likely."""
-    versions = job.answerers or (job.opponent,)
-    purpose = f"opponents of iteration {job.t}"
-    chosen: list[list[int]] = [[] for _ in versions]
-    for place, id in enumerate(ids):
-        chosen[seed_of(job.seed, purpose, id) % len(versions) if len(versions) > 1 else 0].append(place)
-    size = job.config.shard_size
-    return [
-        Part(version, prompts[start : start + size])
-        for version, prompts in zip(versions, chosen, strict=True)
-        for start in range(0, len(prompts), size)
-    ]
-
-
-class Generation:
-    """A job in the hands of one of its workers: what each shard holds, and the engine that answers."""
+class GenerationWorker:
+    """Works on a job together with any number of other workers: makes shards until none is missing."""
 
     def __init__(
         self,
@@ -81,80 +58,135 @@ class Generation:
         idle: bool = False,
         on_stop: Callable[[], None] = lambda: None,
     ) -> None:
-        """`idle` leaves all shards to other workers; `on_stop` is called when this one is asked to stop."""
+        """Read the prompts and plan the shards; loads no weights.
+
+        Args:
+            job: The job, the same for all its workers.
+            scratch: Where finished shards appear.
+            progress: Gets the progress of the whole job, and knows whether this process is asked to stop.
+            idle: Make no shard here, but wait for other workers.
+            on_stop: Is called when this process is asked to stop, before it finishes its shard.
+        """
         path = job.prompts.path / "train.parquet"
         self.job, self.progress, self.idle, self.on_stop = job, progress, idle, on_stop
         self.ids: list[str] = pq.read_table(path, columns=["id"])["id"].to_pylist()
         (prompt_ids,) = read_token_ids(path, "prompt_ids")
         prompts = [prompt.tolist() for prompt in prompt_ids]
-        self.requests = requests_for(self.ids, prompts, job.seed, f"iteration {job.t}", job.config.answers)
-        progress.start(len(self.requests), "prompt" if job.config.answers == 1 else "answer")
-        self.parts = parts(self.ids, job)
-        self.shards = Shards(scratch, work_folder(job), len(self.parts))
-        answers = job.config.answers
-        self.tally = Tally(
-            self.shards, [[self.ids[i] for i in part.prompts for _ in range(answers)] for part in self.parts], progress
-        )
+        self.answers = job.config.answers
+        self.requests = requests_for(self.ids, prompts, job.seed, f"iteration {job.t}", self.answers)
+        self.plans = plan_shards(self.ids, job)
+        self.shards = Shards(scratch, work_folder(job), len(self.plans))
+        progress.start(len(self.requests), "prompt" if self.answers == 1 else "answer")
+        self.tally = Tally(self.shards, [self._ids_in(plan) for plan in self.plans], progress)
         self.tokenizer = load_tokenizer(job.opponent.path, job.model)
-        self.version: ModelVersion | None = None
-        self.engine: Engine | None = None
-        self.full_batch = 0
-        """Prompts at a time, before memory runs out."""
+        self._version: ModelVersion | None = None
+        self._engine: Engine | None = None
+        self._full_batch = 0
+        """Prompts at a time before memory ran out."""
 
-    def work(self) -> None:
-        """Do shards until all are there, first those of the version that is loaded."""
-        prefer = lambda number: (self.parts[number].version != self.version, number)  # noqa: E731
-        work(self.shards, None if self.idle else self.do, prefer, self.tick)
+    def run(self) -> None:
+        """Make shards until all exist. Raises `Stopped` between two shards if SIGTERM arrived."""
+        make_shards(self.shards, None if self.idle else self._make_shard, self._order, self._between_shards)
 
-    def do(self, claim: Claim) -> None:
-        """Answer a shard."""
-        part, answers_each = self.parts[claim.number], self.job.config.answers
-        engine = self.engine_of(part.version)
-        self.tally.begin()
-        rows = [i * answers_each + k for i in part.prompts for k in range(answers_each)]
-        requests = [self.requests[row] for row in rows]
-        began = time.monotonic()
+    def _order(self, number: int) -> tuple[bool, int]:
+        """Shards of the version that is loaded come first, since loading another takes long."""
+        return self.plans[number].version != self._version, number
 
-        def note(items: int, tokens: int) -> None:
-            claim.note(items, tokens)
-            if self.progress.stopping:  # this shard is finished first
-                self.on_stop()
-            else:
-                self.tally.look(claim)
+    def _between_shards(self) -> None:
+        self.tally.update()
+        self.progress.check()
 
-        found = answers(engine, requests, note)
-        columns = {
-            "id": [self.ids[row // answers_each] for row in rows],
-            "answer": [row % answers_each for row in rows],
-            "opponent": [part.version.t] * len(rows),
-            "response": texts(self.tokenizer, requests, found),
-            "response_ids": [answer.response_ids for answer in found],
-            "finish_reason": [answer.finish_reason for answer in found],
-        }
-        table = pa.table([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
-        tokens, seconds = sum(len(answer.response_ids) for answer in found), time.monotonic() - began
-        timing = {"shard": shard_name(claim.number), "rows": len(found), "tokens": tokens, "seconds": round(seconds, 3)}
-        batch = {"batch_size": engine.batch_size, "halved": engine.batch_size < self.full_batch}
-        speed = {"tokens/s": round(tokens / max(1e-9, seconds), 1), **batch}
-        worker = f"{os.uname().nodename}:{os.getpid()}"
-        files.write_json(self.shards.folder / f"{timing['shard']}.json", {**timing, **speed, "worker": worker})
+    def _make_shard(self, claim: Claim) -> None:
+        plan = self.plans[claim.number]
+        engine = self._engine_with(plan.version)
+        self.tally.start_clock()
+        started = time.monotonic()
+        rows = self._rows_of(plan)
+        answers = answer_requests(
+            engine, [self.requests[row] for row in rows], functools.partial(self._report_progress, claim)
+        )
+        self._write_timing(claim, answers, engine, time.monotonic() - started)
+        table = self._table(plan, rows, answers)
         if not self.shards.publish(claim.number, functools.partial(pq.write_table, table)):
-            log.info("%s was published by another worker: ours is not needed", timing["shard"])
+            log.info("%s was published by another worker: this copy is dropped", shard_name(claim.number))
 
-    def engine_of(self, version: ModelVersion) -> Engine:
-        """The engine with this version loaded, and no other."""
-        if self.engine is None or self.version != version:
-            self.engine = None
+    def _report_progress(self, claim: Claim, items: int, tokens: int) -> None:
+        claim.note(items, tokens)
+        if self.progress.stopping:  # this shard is finished first
+            self.on_stop()
+        else:
+            self.tally.update(claim)
+
+    def _rows_of(self, plan: "ShardPlan") -> list[int]:
+        """The requests that a shard answers, as indices of `requests`: all answers to a prompt follow each other."""
+        return [prompt * self.answers + number for prompt in plan.prompts for number in range(self.answers)]
+
+    def _ids_in(self, plan: "ShardPlan") -> list[str]:
+        return [self.ids[row // self.answers] for row in self._rows_of(plan)]
+
+    def _table(self, plan: "ShardPlan", rows: Sequence[int], answers: Sequence[Answer]) -> pa.Table:
+        columns = {
+            "id": self._ids_in(plan),
+            "answer": [row % self.answers for row in rows],
+            "opponent": [plan.version.t] * len(rows),
+            "response": decode_answers(self.tokenizer, [self.requests[row] for row in rows], answers),
+            "response_ids": [answer.response_ids for answer in answers],
+            "finish_reason": [answer.finish_reason for answer in answers],
+        }
+        return pa.table(columns, schema=SCHEMA)
+
+    def _write_timing(self, claim: Claim, answers: Sequence[Answer], engine: Engine, seconds: float) -> None:
+        """Leave a shard's timing next to the claims; `merge_timings` collects them."""
+        tokens = sum(len(answer.response_ids) for answer in answers)
+        timing = {
+            "shard": shard_name(claim.number),
+            "rows": len(answers),
+            "tokens": tokens,
+            "seconds": round(seconds, 3),
+            "tokens/s": round(tokens / max(1e-9, seconds), 1),
+            "batch_size": engine.batch_size,
+            "halved": engine.batch_size < self._full_batch,
+            "worker": f"{os.uname().nodename}:{os.getpid()}",
+        }
+        files.write_json(self.shards.folder / f"{timing['shard']}.json", timing)
+
+    def _engine_with(self, version: ModelVersion) -> Engine:
+        """The engine with this version loaded, and no other in memory."""
+        if self._engine is None or self._version != version:
+            self._engine = None
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             stops = stop_ids(self.job.prompts, self.tokenizer)
-            self.engine = make_engine(version.path, self.job.model, stops, self.job.config, self.job.t)
-            self.full_batch = self.engine.batch_size
-            self.version = version
-        return self.engine
+            self._engine = make_engine(version.path, self.job.model, stops, self.job.config, self.job.t)
+            self._full_batch = self._engine.batch_size
+            self._version = version
+        return self._engine
 
-    def tick(self) -> None:
-        """Between shards: tell how far the set is. Raises `Stopped` if SIGTERM arrived."""
-        self.tally.look()
-        self.progress.check()
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """What a shard holds: the answers of one version to these prompts."""
+
+    version: ModelVersion
+    prompts: list[int]
+    """Indices of the job's prompts."""
+
+
+def plan_shards(ids: Sequence[str], job: GenerateJob) -> list[ShardPlan]:
+    """Divide a job's prompts into shards.
+
+    Where several versions answer, the seed and a prompt's id choose one of them, each with the same probability.
+    """
+    versions = job.answerers or (job.opponent,)
+    purpose = f"opponents of iteration {job.t}"
+    prompts_by_version: list[list[int]] = [[] for _ in versions]
+    for index, id in enumerate(ids):
+        choice = seed_of(job.seed, purpose, id) % len(versions) if len(versions) > 1 else 0
+        prompts_by_version[choice].append(index)
+    size = job.config.shard_size
+    return [
+        ShardPlan(version, prompts[start : start + size])
+        for version, prompts in zip(versions, prompts_by_version, strict=True)
+        for start in range(0, len(prompts), size)
+    ]

@@ -1,4 +1,4 @@
-"""Start and join the workers that answer one set of prompts."""
+"""Start workers on this machine for a generation."""
 
 import contextlib
 import logging
@@ -16,16 +16,22 @@ from spin_core.store.jobs import Job
 
 log = logging.getLogger("spin_core")
 
+WORKER_VARIABLE = "SPIN_WORKER"
+"""The environment variable with the number, from 2, of a worker that a generation has started on its machine."""
+
 
 @contextlib.contextmanager
 def helpers(job: Job, folder: Path, environments: Sequence[Mapping[str, str]]) -> Iterator[Callable[[], None]]:
-    """A worker on this machine for each of these environments, while this lasts.
+    """Run one more worker on this machine for each of these environments, as a context manager.
 
-    Gives what asks them to finish their shards and end. At the end, with all shards there, nothing is left to finish.
+    Yields:
+        A function that asks the workers to finish their shards and end.
+
+    On leaving, all shards exist, so workers that still run have nothing to finish and are killed.
     """
     job_file = folder / "job.json"
     files.write_json(job_file, job.model_dump(mode="json"))
-    processes = [start_worker(job_file, number, one) for number, one in enumerate(environments, start=2)]
+    processes = [_start_worker(job_file, number, env) for number, env in enumerate(environments, start=2)]
 
     def stop() -> None:
         for process in processes:
@@ -47,31 +53,28 @@ def helpers(job: Job, folder: Path, environments: Sequence[Mapping[str, str]]) -
             process.wait()
 
 
-WORKER = "SPIN_WORKER"
-"""The number of a worker that a generation has started on its machine, from 2."""
+def join_generation(job_file: Path) -> None:
+    """Run a worker on a generation that another process has begun or will begin, until all shards exist.
+
+    Raises:
+        PhaseCrashed: The worker failed; the error has the last lines of its log.
+    """
+    with spawn(command(job_file, "join"), stdin=subprocess.DEVNULL) as process:
+        try:
+            _, stderr = process.communicate()
+        finally:
+            end_group(process)
+    if process.returncode:
+        tail = "\n".join(stderr.splitlines()[-20:])
+        raise PhaseCrashed(f"a worker on {job_file} ended with status {process.returncode}\n{tail}")
 
 
-def start_worker(job_file: Path, number: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """One more worker on the generation in a job file, in our process group. It ends when we do."""
-    ours = {"SPIN_PARENT": str(os.getpid()), WORKER: str(number)}
+def _start_worker(job_file: Path, number: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a worker in this process's group. It ends when this process does."""
+    own = {"SPIN_PARENT": str(os.getpid()), WORKER_VARIABLE: str(number)}
     return subprocess.Popen(
         [sys.executable, "-m", "spin_core.phases.join", str(job_file)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        env={**DEFAULTS, **os.environ, **environment, **ours},
+        env={**DEFAULTS, **os.environ, **environment, **own},
     )
-
-
-def join_generation(job_file: Path) -> None:
-    """Be a worker on a generation that another process has begun or will begin, until all its shards are there.
-
-    Raises `PhaseCrashed`, with the last lines of its log, if the worker ends in another way.
-    """
-    with spawn(command(job_file, "join"), stdin=subprocess.DEVNULL) as process:
-        try:
-            _, said = process.communicate()
-        finally:
-            end_group(process)
-    if process.returncode:
-        tail = "\n".join(said.splitlines()[-20:])
-        raise PhaseCrashed(f"a worker on {job_file} ended with status {process.returncode}\n{tail}")

@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ import torch
 from spin_core.data.answer_statistics import answer_statistics
 from spin_core.inference.shards import shard_name, work_folder
 from spin_core.inference.tally import merge_timings
-from spin_core.inference.worker import SCHEMA, Generation
+from spin_core.inference.worker import SCHEMA, GenerationWorker
 from spin_core.inference.workers import helpers
-from spin_core.runtime import devices as runtime_devices
+from spin_core.runtime import devices
 from spin_core.runtime.phase import main
 from spin_core.runtime.progress import Progress
 from spin_core.store.jobs import GenerateJob
@@ -28,54 +28,61 @@ log = logging.getLogger("spin_core")
 
 
 def run(job: GenerateJob, scratch: Path, progress: Progress) -> dict[str, Any]:
-    """Answer every training prompt that no shard in `scratch` answers yet, with as many workers as are asked for."""
-    speed = job.config.speed
+    """Answer every training prompt with the configured number of workers; shards in `scratch` are kept."""
     folder = work_folder(job)
     folder.mkdir(exist_ok=True)
-    devices = torch.cuda.device_count() if job.model.device != "cpu" else 0
-    each = job.config.vllm.speed.tensor_parallel if job.config.engine == "vllm" else 1
-    environments = runtime_devices.environments(speed.workers, devices, each)
-    if speed.workers > 1:
-        ours, *theirs = environments
-        os.environ |= ours
-        torch.set_num_threads(int(ours.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    else:
-        theirs = []
-    with helpers(job, folder, theirs) as stop:
-        generation = Generation(job, scratch, progress, idle=not speed.workers, on_stop=stop)
-        generation.tally.look()
-        while generation.shards.missing():
-            generation.work()
-            generation.tally.look()  # a damaged shard is missing again
-    names = [shard_name(number) for number in range(generation.shards.count)]
-    notes = merge_timings(folder, names, scratch / "log" / "timing.jsonl")
+    with helpers(job, folder, _environments_of_helpers(job)) as stop_helpers:
+        worker = GenerationWorker(job, scratch, progress, idle=not job.config.speed.workers, on_stop=stop_helpers)
+        worker.tally.update()
+        while worker.shards.missing():
+            worker.run()
+            worker.tally.update()  # removes damaged shards, which are missing then
+    numbers = range(worker.shards.count)
+    timings = merge_timings(folder, [shard_name(number) for number in numbers], scratch / "log" / "timing.jsonl")
     shutil.rmtree(folder, ignore_errors=True)
-    paths = [generation.shards.path(number) for number in range(generation.shards.count)]
-    halved = [note["batch_size"] for note in notes if note.get("halved")]
-    known = {"t": job.t, "opponent": job.opponent.digest, "smallest_batch": min(halved, default=None)}
-    return {**known, **count(paths, job)}
+    halved_batches = [timing["batch_size"] for timing in timings if timing.get("halved")]
+    return {
+        "t": job.t,
+        "opponent": job.opponent.digest,
+        "smallest_batch": min(halved_batches, default=None),
+        **_count_answers([worker.shards.path(number) for number in numbers], job),
+    }
 
 
-def count(shards: Sequence[Path], job: GenerateJob) -> dict[str, Any]:
-    """Answers, tokens, finish reasons and statistics over all shards."""
+def _environments_of_helpers(job: GenerateJob) -> Sequence[Mapping[str, str]]:
+    """Divide this machine's devices among the workers: this process takes its share, the others' are returned."""
+    workers = job.config.speed.workers
+    if workers <= 1:
+        return []
+    count = torch.cuda.device_count() if job.model.device != "cpu" else 0
+    each = job.config.vllm.speed.tensor_parallel if job.config.engine == "vllm" else 1
+    own, *others = devices.environments(workers, count, each)
+    os.environ |= own
+    torch.set_num_threads(int(own.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    return others
+
+
+def _count_answers(shards: Sequence[Path], job: GenerateJob) -> dict[str, Any]:
+    """The record's fields about the answers: tokens, finish reasons and statistics over all shards."""
     columns = ["id", "response", "response_ids", "finish_reason"]
+    prompts = pq.read_table(job.prompts.path / "train.parquet", columns=columns)
     answers = pa.concat_tables([pq.read_table(path) for path in shards]) if shards else SCHEMA.empty_table()
-    found = answer_statistics(pq.read_table(job.prompts.path / "train.parquet", columns=columns), answers)
-    reasons = found.generated.finish_reasons
-    if len(answers) and reasons.get("length") == len(answers):
+    both_sides = answer_statistics(prompts, answers)
+    finish_reasons = both_sides.generated.finish_reasons
+    if len(answers) and finish_reasons.get("length") == len(answers):
         log.warning(
-            "none of the %d answers ended by itself: see that the model was trained to end its answers with the stop "
+            "none of the %d answers ended by itself: check that the model was trained to end its answers with the stop "
             "token, or raise generate.max_new_tokens",
             len(answers),
         )
     return {
-        "opponents": {str(t): n for t, n in sorted(Counter(answers["opponent"].to_pylist()).items())},
+        "opponents": {str(t): count for t, count in sorted(Counter(answers["opponent"].to_pylist()).items())},
         "rows": len(answers),
         "answers": job.config.answers,
         "shards": len(shards),
         "tokens": pc.sum(pc.list_value_length(answers["response_ids"])).as_py() or 0,
-        "finish_reasons": reasons,
-        "statistics": found,
+        "finish_reasons": finish_reasons,
+        "statistics": both_sides,
     }
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -74,6 +75,19 @@ def birth(pid: int) -> str:
     except (FileNotFoundError, ProcessLookupError):
         return ""
     return "" if state in "ZX" else fields[18]
+
+
+@cache
+def pid_scope() -> str:
+    """Names the scope in which this process's id is unique: this boot of this machine, and this container.
+
+    Empty where the system does not tell.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()
+        return boot + str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
 
 
 def die_with_parent() -> None:

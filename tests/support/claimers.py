@@ -1,4 +1,4 @@
-"""Processes that race for claims. Light to import, since each of them begins with nothing."""
+"""Shards to claim, and processes that race for claims. Light to import, since each process imports it."""
 
 import errno
 import multiprocessing
@@ -11,26 +11,33 @@ from spin_core.inference.shards import Shards
 SPAWN = multiprocessing.get_context("spawn")
 
 
+def shards_in(folder: Path, count: int = 3, **settings: Any) -> Shards:
+    """Shards whose folders are in `folder`; these are created if they are missing."""
+    for name in ("final", "work"):
+        (folder / name).mkdir(exist_ok=True)
+    return Shards(folder / "final", folder / "work", count, **settings)
+
+
 def refuse(*_: Any, **__: Any) -> None:
-    """`os.link` on a file system that has none."""
+    """`os.link` on a file system without hard links."""
     raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
 
 def claim_all(folder: Path, count: int, ready: Any, taken: Any, end: Any, links: bool) -> None:
-    """Claim as many shards as can be had, and hold them until told to end."""
+    """Claim as many shards as possible, and hold them until `end` is set."""
     if not links:
         os.link = refuse
     ready.wait()
-    shards = Shards(folder / "final", folder / "work", count)
-    mine = []
+    shards = shards_in(folder, count)
+    claimed = []
     while (claim := shards.claim(range(count))) is not None:
-        mine.append(claim.number)
-    taken.put(mine)
+        claimed.append(claim.number)
+    taken.put(claimed)
     end.wait()
 
 
 def race(folder: Path, count: int, workers: int, *, links: bool = True) -> list[list[int]]:
-    """Which shards each of so many processes gets that start at the same time. They are dead when this returns."""
+    """Let processes that start at the same time claim all shards; returns each one's. They have ended on return."""
     ready, taken, end = SPAWN.Barrier(workers), SPAWN.Queue(), SPAWN.Event()
     processes = [
         SPAWN.Process(target=claim_all, args=(folder, count, ready, taken, end, links), daemon=True)
@@ -38,8 +45,8 @@ def race(folder: Path, count: int, workers: int, *, links: bool = True) -> list[
     ]
     for process in processes:
         process.start()
-    found = [taken.get(timeout=120) for _ in processes]
+    numbers = [taken.get(timeout=120) for _ in processes]
     end.set()
     for process in processes:
         process.join(60)
-    return found
+    return numbers

@@ -10,7 +10,7 @@ from small_game import CPU, token_ids, version_of
 from spin_core.config.generate import GenerateConfig
 from spin_core.phases.generate import run
 from spin_core.runtime import phase
-from spin_core.runtime import progress as runtime_progress
+from spin_core.runtime.progress import Progress
 from spin_core.store import identity
 from spin_core.store.jobs import GenerateJob
 from spin_core.store.records import GenerationBatch, PromptSet
@@ -19,7 +19,7 @@ EOS, END_OF_TURN = 2, 30
 
 
 def prompt_set(folder: Path, rows=20, stop_ids=(EOS, END_OF_TURN)) -> PromptSet:
-    """Prompts of random tokens. The last one is the first again, as when people gave it two responses."""
+    """Prompts of random tokens. The last one repeats the first, as when people gave it two responses."""
     prompts = token_ids(np.random.default_rng(0), rows - 1, 1, 12)
     ids = [f"{i:016x}" for i in range(rows - 1)]
     columns = {
@@ -38,6 +38,7 @@ def prompt_set(folder: Path, rows=20, stop_ids=(EOS, END_OF_TURN)) -> PromptSet:
 
 
 def generate_job(output: Path, model: Path, prompts: PromptSet, t=0, seed=0, **config) -> GenerateJob:
+    """A job that answers the prompts; keyword arguments are settings of `GenerateConfig`."""
     settings = GenerateConfig(**{"max_new_tokens": 24, "batch_size": 4, "shard_size": 6, **config})
     return GenerateJob(
         output=output, seed=seed, t=t, config=settings, model=CPU, opponent=version_of(model, t), prompts=prompts
@@ -45,8 +46,10 @@ def generate_job(output: Path, model: Path, prompts: PromptSet, t=0, seed=0, **c
 
 
 def do(job: GenerateJob) -> GenerationBatch:
-    return phase.execute(job, GenerationBatch, run, runtime_progress.Progress())
+    """Run the phase in this process."""
+    return phase.execute(job, GenerationBatch, run, Progress())
 
 
 def rows_of(record: GenerationBatch) -> list[dict]:
+    """All answers of a generation, in the order of its shards."""
     return [row for path in sorted(record.path.glob("shard-*.parquet")) for row in pq.read_table(path).to_pylist()]

@@ -14,7 +14,7 @@ import torch
 from spin_core.config.generate import GenerateConfig
 from spin_core.config.model import ModelConfig
 from spin_core.errors import SpinError
-from spin_core.inference.answering import answers
+from spin_core.inference.answering import answer_requests
 from spin_core.inference.engine import Answer, Request
 from spin_core.inference.factory import make_engine
 
@@ -37,7 +37,7 @@ def ask(question: dict[str, Any]) -> Any:
             run_out_of_memory(engine, question["fails_at_step"])
         groups = [[Request(*request) for request in group] for group in question["groups"]]
         cached = count_cached(engine)
-        said = [plain(answers(engine, group)) for group in groups]
+        said = [plain(answer_requests(engine, group)) for group in groups]
     except SpinError as error:
         return {"error": type(error).__name__, "message": str(error)}
     return {"said": said, "batch_size": engine.batch_size, "cached": sum(cached), "settings": settings_in(engine)}
@@ -81,10 +81,10 @@ def refuses_a_stranger() -> str:
     """The error of an answer that ended in a way that nobody asked for."""
     from types import SimpleNamespace
 
-    from spin_core.inference.vllm_engine import answer_of
+    from spin_core.inference.vllm_engine import _answer_of
 
     try:
-        answer_of(SimpleNamespace(outputs=[SimpleNamespace(finish_reason="abort", token_ids=[1])]))
+        _answer_of(SimpleNamespace(outputs=[SimpleNamespace(finish_reason="abort", token_ids=[1])]))
     except RuntimeError as error:
         return str(error)
     return ""

@@ -16,8 +16,9 @@ from spin_core.config.generate import GenerateConfig
 from spin_core.config.model import ModelConfig
 from spin_core.config.resolve import resolve
 from spin_core.errors import PhaseCrashed, WorkersLost
-from spin_core.inference import shards, workers
-from spin_core.inference.shards import LAST_WORDS, Shards, shard_name, work
+from spin_core.inference import shard_loop, shards, workers
+from spin_core.inference.shard_loop import make_shards
+from spin_core.inference.shards import WORKERS_ENDED, Shards, shard_name
 from spin_core.lineage.lineage import Lineage
 from spin_core.runtime import interpreter, launch, phase
 from spin_core.store.identity import identity_of
@@ -41,7 +42,7 @@ class Worker:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(shards, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(shard_loop, "IDLE_SECONDS", 0.5)
     monkeypatch.setattr(generate, "LOOK_SECONDS", 0.1)
 
 
@@ -67,7 +68,7 @@ def test_a_run_whose_workers_all_die_says_why_and_keeps_what_is_done(tmp_path, t
     said = str(lost.value)
     assert "no worker is left, and 3 of 4 shards are missing (2 said: the machine is gone; 1 said: ModelError: " in said
     assert "/nowhere/model" in said
-    assert said.endswith(": mend that and run the same command again; what is finished is kept")
+    assert said.endswith(": fix that and run the same command again; finished shards are kept")
     assert "\n" not in said
     assert [path.name for path in scratch.glob("shard-*")] == [f"{shard_name(2)}.parquet"]
     again = job.model_copy(update={"config": job.config.model_copy(update={"speed": type(job.config.speed)()})})
@@ -92,15 +93,15 @@ def folder(tmp_path):
 @pytest.mark.timeout(60)
 def test_a_worker_that_joined_by_itself_goes_on_when_the_others_have_failed(folder):
     ours, theirs = (Shards(folder / "final", folder / "work", 4) for _ in range(2))
-    (folder / "work" / LAST_WORDS).write_text("1 said: out of memory")
+    (folder / "work" / WORKERS_ENDED).write_text("1 said: out of memory")
 
     def slowly(claim):
         time.sleep(0.4)
         theirs.publish(claim.number, Path.touch)
 
-    helper = threading.Thread(target=work, args=(theirs, slowly))
+    helper = threading.Thread(target=make_shards, args=(theirs, slowly))
     helper.start()
-    work(ours, None)
+    make_shards(ours, None)
     helper.join()
     assert ours.missing() == []
 
@@ -108,13 +109,13 @@ def test_a_worker_that_joined_by_itself_goes_on_when_the_others_have_failed(fold
 @pytest.mark.timeout(60)
 def test_what_one_attempt_said_last_does_not_end_the_next(folder, tmp_path, tiny_model, prompts):
     ours = Shards(folder / "final", folder / "work", 4)
-    note = folder / "work" / LAST_WORDS
+    note = folder / "work" / WORKERS_ENDED
     note.write_text("1 said: out of memory\n")
-    with pytest.raises(WorkersLost, match=r"4 of 4 shards are missing \(1 said: out of memory\): mend that"):
-        work(ours, None)
+    with pytest.raises(WorkersLost, match=r"4 of 4 shards are missing \(1 said: out of memory\): fix that"):
+        make_shards(ours, None)
     assert not note.exists()
     job = generate_job(tmp_path / "generations", tiny_model, prompts)
-    stale = shards.work_folder(job) / LAST_WORDS
+    stale = shards.work_folder(job) / WORKERS_ENDED
     stale.parent.mkdir()
     stale.write_text("another attempt's")
     with generate.watched([Worker(Future())], job):

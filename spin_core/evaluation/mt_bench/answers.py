@@ -19,7 +19,7 @@ from spin_core.data.chat import Message, Renderer, decode_responses
 from spin_core.data.seeds import seed_of
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.evaluation.mt_bench.questions import HUMAN, Answers, Question, TurnKey
-from spin_core.inference.answering import answers
+from spin_core.inference.answering import answer_requests
 from spin_core.inference.engine import Answer, Engine, Request
 from spin_core.inference.factory import make_engine
 from spin_core.inference.sampling import Sampling
@@ -150,7 +150,7 @@ class Answerer:
             self.rows[id, turn] = row
             progress.tell(len(self.rows))
 
-        answers(engine, requests, keep=keep)
+        answer_requests(engine, requests, on_answer=keep)
 
     def _prompt_ids(self, question: Question, turn: int) -> list[int]:
         """Return the tokens of a turn's prompt. In the second turn it contains the first turn and its answer."""

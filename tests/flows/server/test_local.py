@@ -18,7 +18,7 @@ from small_lineage import build
 from flows.command_line.main import main
 from flows.server import api, local, serve, status
 from spin_core.errors import ConfigError, TryAgain
-from spin_core.inference import shards
+from spin_core.runtime.process import pid_scope
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -119,7 +119,7 @@ def test_a_server_that_answers_is_taken_whatever_it_says(environment, tmp_path):
 
 
 def test_what_serves_on_this_machine_is_found_and_ended(tmp_path, capsys):
-    with server(say_half) as url, up(tmp_path, f"{os.uname().nodename} {shards.place()}", url) as process:
+    with server(say_half) as url, up(tmp_path, f"{os.uname().nodename} {pid_scope()}", url) as process:
         assert local.serving(tmp_path) == url
         threading.Thread(target=process.wait, daemon=True).start()  # as init does
         status.down(tmp_path)

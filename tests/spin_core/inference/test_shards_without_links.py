@@ -1,4 +1,4 @@
-"""Shards on a file system that has no hard links: one worker at a time gets each name all the same."""
+"""Claims and shards on a file system without hard links: still only one worker gets each name."""
 
 import errno
 import json
@@ -8,21 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from claimers import race, refuse
+from claimers import race, refuse, shards_in
 from generation import EOS, do, generate_job, prompt_set
-
-from spin_core.inference.shards import Shards, place_once
-
-
-@pytest.fixture
-def folder(tmp_path):
-    for name in ("final", "work"):
-        (tmp_path / name).mkdir()
-    return tmp_path
-
-
-def some_shards(folder: Path, count=3, **settings) -> Shards:
-    return Shards(folder / "final", folder / "work", count, **settings)
 
 
 @pytest.fixture
@@ -30,40 +17,40 @@ def no_links(monkeypatch):
     monkeypatch.setattr(os, "link", refuse)
 
 
-def test_processes_that_race_get_different_shards_and_the_next_take_over_what_the_dead_held(folder):
+def test_racing_processes_get_different_shards_and_later_ones_take_over_dead_claims(tmp_path):
     for turn in (0, 1):
-        found = race(folder, 40, 2 - turn, links=False)
-        assert sorted(number for mine in found for number in mine) == list(range(40))
-        assert {held for held, _ in some_shards(folder, 40).claims().values()} == {turn}
+        taken = race(tmp_path, 40, 2 - turn, links=False)
+        assert sorted(number for numbers in taken for number in numbers) == list(range(40))
+        assert {held for held, _ in shards_in(tmp_path, 40).claims().values()} == {turn}
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS])
-def test_links_that_are_refused_are_done_without(folder, monkeypatch, number):
+def test_refused_links_are_replaced_by_claims_on_names(tmp_path, monkeypatch, number):
     def refused(*_, **__):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", refused)
-    found = some_shards(folder)
-    with found.claim([0]) as claim:
-        assert (claim.number, found.claim([0])) == (0, None)
-        assert found.publish(0, lambda path: path.write_text("first"))
-        assert not found.publish(0, lambda path: path.write_text("second"))
-    assert found.path(0).read_text() == "first"
-    assert list(found.folder.iterdir()) == []
-    assert found.claim([0]) is None
+    shards = shards_in(tmp_path)
+    with shards.claim([0]) as claim:
+        assert (claim.number, shards.claim([0])) == (0, None)
+        assert shards.publish(0, lambda path: path.write_text("first"))
+        assert not shards.publish(0, lambda path: path.write_text("second"))
+    assert shards.path(0).read_text() == "first"
+    assert list(shards.folder.iterdir()) == []
+    assert shards.claim([0]) is None
 
 
-def test_another_error_is_none_of_that(folder, monkeypatch):
+def test_another_error_of_a_link_is_raised(tmp_path, monkeypatch):
     def broken(*_, **__):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "link", broken)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        place_once(folder / "one", folder / "other")
+        shards_in(tmp_path).publish(0, Path.touch)
 
 
 @pytest.mark.usefixtures("no_links")
-def test_of_many_that_publish_a_shard_at_once_one_is_first_and_his_stands(folder):
+def test_of_many_workers_that_publish_one_shard_at_once_the_first_ones_stays(tmp_path):
     ready, first = threading.Barrier(8), []
 
     def publish(name):
@@ -71,7 +58,7 @@ def test_of_many_that_publish_a_shard_at_once_one_is_first_and_his_stands(folder
             path.write_text(name)
             ready.wait()
 
-        if some_shards(folder).publish(0, write):
+        if shards_in(tmp_path).publish(0, write):
             first.append(name)
 
     threads = [threading.Thread(target=publish, args=(str(number),)) for number in range(8)]
@@ -79,28 +66,28 @@ def test_of_many_that_publish_a_shard_at_once_one_is_first_and_his_stands(folder
         thread.start()
     for thread in threads:
         thread.join()
-    assert first == [some_shards(folder).path(0).read_text()]
-    assert list((folder / "work").iterdir()) == []
+    assert first == [shards_in(tmp_path).path(0).read_text()]
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 @pytest.mark.usefixtures("no_links")
-def test_who_died_while_he_gave_a_shard_its_name_keeps_nobody_from_it(folder):
-    found = some_shards(folder)
-    dead = found.claim([0], "name")
+def test_a_worker_that_died_during_the_rename_does_not_block_others(tmp_path):
+    shards = shards_in(tmp_path)
+    dead = shards.claim([0], "name")
     dead.path.write_text(json.dumps({**json.loads(dead.path.read_text()), "born": "1"}))
-    assert found.publish(0, lambda path: path.write_text("done"))
-    assert found.path(0).read_text() == "done"
+    assert shards.publish(0, lambda path: path.write_text("done"))
+    assert shards.path(0).read_text() == "done"
 
 
 @pytest.mark.usefixtures("no_links")
-def test_a_claim_that_is_not_written_yet_holds_and_one_that_never_is_goes_stale(folder):
-    found = some_shards(folder, stale=0.3)
-    (folder / "work" / "shard-00000.claim-0000").touch()
-    assert found.claim([0]) is None
-    [(number, holder)] = found.holders()
+def test_an_empty_claim_is_alive_at_first_and_then_goes_stale(tmp_path):
+    shards = shards_in(tmp_path, stale_seconds=0.3)
+    (tmp_path / "work" / "shard-00000.claim-0000").touch()
+    assert shards.claim([0]) is None
+    [(number, holder)] = shards.holders()
     assert (number, holder["items"]) == (0, 0)
     time.sleep(0.4)
-    assert found.claim([0]).path.name == "shard-00000.claim-0001"
+    assert shards.claim([0]).path.name == "shard-00000.claim-0001"
 
 
 def test_a_generation_without_links_is_the_same_to_the_bit(tmp_path, tiny_model, monkeypatch):

@@ -14,7 +14,7 @@ from transformers import (
 from spin_core.errors import DataError, ModelError
 from spin_core.inference.engine import Answer, Request
 from spin_core.inference.sampling import Sampling
-from spin_core.inference.transformers_engine import TransformersEngine, holding
+from spin_core.inference.transformers_engine import TransformersEngine, ends_in_stop_string
 
 
 class Counting:
@@ -230,8 +230,8 @@ def test_a_stop_string_ends_an_answer_with_the_token_that_completes_it(batch_siz
 
 def test_a_stop_string_is_looked_for_in_what_was_answered_and_not_in_the_prompt():
     tokenizer = words_tokenizer()
-    assert holding(tokenizer, ["ba"], [[5], [4]], [[4, 6], [5, 4]]) == [False, True]
-    assert holding(tokenizer, ["d e"], [[4]], [[*[6] * 40, 13, 14]]) == [True]
+    assert ends_in_stop_string(tokenizer, ["ba"], [[5], [4]], [[4, 6], [5, 4]]) == [False, True]
+    assert ends_in_stop_string(tokenizer, ["d e"], [[4]], [[*[6] * 40, 13, 14]]) == [True]
 
 
 def test_a_recurrent_model_is_refused_in_one_line():

@@ -9,7 +9,7 @@ from small_game import version_of
 
 from spin_core.config.generate import GenerateConfig
 from spin_core.config.run import RunConfig
-from spin_core.inference.worker import parts
+from spin_core.inference.worker import plan_shards
 from spin_core.leaderboard.opponents import answerers, descent
 from spin_core.store.records import EvalReport, ModelVersion, Score
 from spin_core.training.losses import spin_losses
@@ -95,7 +95,7 @@ def test_who_answers_is_the_prompts_luck_and_not_its_places(tmp_path, models):
     job = generate_job(tmp_path / "x", models[0].path, prompts).model_copy(update={"answerers": tuple(models)})
 
     def chosen(ids, job=job):
-        return {ids[place]: part.version.t for part in parts(ids, job) for place in part.prompts}
+        return {ids[place]: plan.version.t for plan in plan_shards(ids, job) for place in plan.prompts}
 
     ids = [f"{i}" for i in range(400)]
     assert chosen(ids) == chosen(ids[::-1])

@@ -22,7 +22,7 @@ from spin_core.config.model import ChatConfig
 from spin_core.data.answer_statistics import answer_statistics
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ModelError, Stopped
-from spin_core.inference.answering import answers, requests_for
+from spin_core.inference.answering import answer_requests, requests_for
 from spin_core.inference.engine import Answer, Request
 from spin_core.inference.factory import make_engine
 from spin_core.inference.transformers_engine import TransformersEngine
@@ -276,10 +276,10 @@ class Cramped:
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
 def test_where_memory_runs_out_the_batch_is_halved_and_what_is_answered_is_kept(error, caplog):
     engine = Cramped(8, error)
-    found = answers(engine, [Request([1], seed) for seed in range(10)])
+    found = answer_requests(engine, [Request([1], seed) for seed in range(10)])
     assert [answer.response_ids for answer in found] == [[seed] for seed in range(10)]
     assert engine.asked == [(8, 10), (4, 7), (2, 4)]
-    assert "going on with 2 prompts at a time" in caplog.text
+    assert "continuing with 2 prompts at a time" in caplog.text
 
 
 def test_a_batch_that_was_halved_is_in_the_record_and_says_the_same(tmp_path, tiny_model, prompts, monkeypatch):
@@ -302,13 +302,13 @@ def test_a_batch_that_was_halved_is_in_the_record_and_says_the_same(tmp_path, ti
 
 def test_memory_for_less_than_one_prompt_is_the_users_to_mend():
     with pytest.raises(ModelError, match="one prompt at a time"):
-        answers(Cramped(4, room=0), [Request([1], seed) for seed in range(10)])
+        answer_requests(Cramped(4, room=0), [Request([1], seed) for seed in range(10)])
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
     engine = Cramped(8, ValueError)
     with pytest.raises(ValueError, match="allocate"):
-        answers(engine, [Request([1], seed) for seed in range(10)])
+        answer_requests(engine, [Request([1], seed) for seed in range(10)])
     assert engine.batch_size == 8
 
 
@@ -320,7 +320,7 @@ def test_the_real_small_model_answers_real_stories():
     config = GenerateConfig(engine="transformers", max_new_tokens=40, temperature=0.5, batch_size=4)
     engine = make_engine(folder, CPU, (tokenizer.eos_token_id,), config, 0)
     prompts = [tokenizer(story[:60].replace("\n", " "))["input_ids"] for story in stories]
-    found = answers(engine, requests_for([str(i) for i in range(8)], prompts, 0, "test"))
+    found = answer_requests(engine, requests_for([str(i) for i in range(8)], prompts, 0, "test"))
     letters = "".join(tokenizer.batch_decode([answer.response_ids for answer in found], skip_special_tokens=True))
     known = sum(word in " ".join(stories) for word in letters.split())
     assert known > 0.5 * len(letters.split())  # it writes words, not letters
