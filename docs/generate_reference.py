@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from flows.command_line.main import main as spin  # noqa: E402
-from spin_core.config.base import SCHEDULE  # noqa: E402
+from spin_core.config.base import EXECUTION, SCHEDULE  # noqa: E402
 from spin_core.config.run import RunConfig  # noqa: E402
 from spin_core.config.train import TrainConfig  # noqa: E402
 from spin_core.store import records  # noqa: E402
@@ -38,8 +38,9 @@ Every setting of a run, as `--set NAME=VALUE`, in a file for `--config`, and in 
 them to other values than the defaults below: `spin recipes NAME` prints them. [Running](../guide/running.md#settings)
 says what to set first.
 
-A setting marked *schedule* takes one value, or a list with one value per iteration; the last value holds from there on.
-Settings under `speed` change how fast a result is reached, not what it is."""
+- *schedule*: takes one value, or a list with one value per iteration; the last value holds from there on.
+- *execution*: changes how, where or at whose cost a result is computed, and not the result. It may change at any time,
+  and what exists is reused."""
 
 COMMANDS = """\
 `spin` is in `.venv/bin`. Exit status: 0 done, 1 a phase crashed or files are damaged, 2 the input needs a fix, 75 try
@@ -88,6 +89,8 @@ def section(name: str, model: type[BaseModel], field: FieldInfo, level: int) -> 
     yield from ("", f"{'#' * level} {name}", "", " ".join(dict.fromkeys(text for text in about if text)))
     if field.default is None:
         yield from ("", f"`{name}` is null by default. Setting any value below replaces that.")
+    if EXECUTION in field.metadata:
+        yield from ("", "All settings here are *execution* settings.")
     plain, below = split(model)
     if issubclass(model, TrainConfig) and model is not TrainConfig:
         plain, below = [(part, field) for part, field in plain if part in model.__annotations__], []
@@ -128,10 +131,9 @@ def settings_table(prefix: str, fields: list[tuple[str, FieldInfo]]) -> Iterator
 
 def values_of(field: FieldInfo) -> str:
     """The values that a field takes: `0 < number`, `stop`, `best`, a list of …"""
-    schedule = SCHEDULE in field.metadata
-    annotation = get_args(field.annotation)[0] if schedule else field.annotation
-    text = kind_of(annotation, field.metadata)
-    return cell(f"{text}; schedule" if schedule else text)
+    marks = [mark for mark in (SCHEDULE, EXECUTION) if mark in field.metadata]
+    annotation = get_args(field.annotation)[0] if SCHEDULE in marks else field.annotation
+    return cell("; ".join([kind_of(annotation, field.metadata), *marks]))
 
 
 def kind_of(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:

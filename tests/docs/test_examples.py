@@ -36,6 +36,7 @@ def test_every_configuration_resolves_and_can_be_scored(path):
     suites.check(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_worked_example_runs(section, tmp_path):
     """Its new files and changes are applied to a copy of the source, in which its last block runs."""
