@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from spin_core.config.base import Frozen
 from spin_core.config.run import RunConfig
@@ -16,6 +15,7 @@ from spin_core.lineage.costs import Costs
 from spin_core.lineage.lineage import Lineage, reports_in
 from spin_core.store import artifacts, files
 from spin_core.store.records import Comparison, EvalReport, Score
+from spin_core.store.tables import read_table
 
 Items = Mapping[str, Mapping[str, float]]
 """Value by item, by task."""
@@ -218,7 +218,7 @@ def items(reports: Sequence[EvalReport]) -> dict[str, dict[str, float]]:
     for report in reports:
         path = report.path / "items.parquet"
         if path.exists():
-            table = pq.read_table(path)
+            table = read_table(path)
             rows = zip(*(table[name].to_pylist() for name in ("task", "item", "value")), strict=True)
             for task, item, value in rows:
                 found.setdefault(task, {})[item] = value

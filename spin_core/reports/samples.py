@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from spin_core.data.answer_statistics import answer_rows
@@ -22,6 +21,7 @@ from spin_core.data.sequences import token_ids_in
 from spin_core.errors import ConfigError
 from spin_core.lineage.lineage import Lineage
 from spin_core.store import identity
+from spin_core.store.tables import read_table
 
 Part = Literal["held-out", "train"]
 
@@ -219,18 +219,19 @@ def published(folder: Path, name: str) -> bool:
 def prompts_of(lineage: Lineage, part: Part) -> pa.Table:
     """The prompts of a part, as they were tokenised."""
     folder = lineage.iteration(0) / "prompts"
-    return pq.read_table(folder / ("held_out.parquet" if part == "held-out" else "train.parquet"))
+    return read_table(folder / ("held_out.parquet" if part == "held-out" else "train.parquet"))
 
 
 def held_out_version(lineage: Lineage, t: int, folder: Path, ids: list[str], _real: Column) -> Version:
     """θ_t's answers to the held-out prompts, with the margins of the player that was trained against it last."""
-    table = pq.read_table(folder / "held_out.parquet", columns=["id", "generated", "generated_ids", "finish_reason"])
+    table = read_table(folder / "held_out.parquet", columns=["id", "generated", "generated_ids", "finish_reason"])
     margins: dict[str, float] = {}
     for record in lineage.records():
         items = lineage.eval_folder(record.t + 1) / "self-play" / "items.parquet"
         if record.opponent.t == t and items.exists():
-            scored = pq.read_table(items, filters=[("task", "==", "reward_margin")])
-            margins = dict(zip(scored["item"].to_pylist(), scored["value"].to_pylist(), strict=True))
+            scored = read_table(items)
+            rows = zip(*(scored[name].to_pylist() for name in ("task", "item", "value")), strict=True)
+            margins = {item: value for task, item, value in rows if task == "reward_margin"}
     given = table["id"].to_pylist()
     return Version(
         t,
@@ -244,7 +245,7 @@ def held_out_version(lineage: Lineage, t: int, folder: Path, ids: list[str], _re
 
 def trained_version(lineage: Lineage, t: int, folder: Path, ids: list[str], real: Column) -> Version:
     """The answers that iteration t trains on, with margins where the next iteration has scored the same pairs."""
-    table = pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("shard-*.parquet"))])
+    table = pa.concat_tables([read_table(path) for path in sorted(folder.glob("shard-*.parquet"))])
     said = column(table, "response", "response_ids")
     rows = answer_rows(ids, table["id"].to_pylist())
     record = lineage.record(t)
@@ -276,9 +277,12 @@ def scored_pairs(lineage: Lineage, at: int, of: int) -> dict[tuple[str, bytes, b
     pairs, scores = lineage.iteration(at) / "pairs", lineage.iteration(at) / "scores"
     if not (published(pairs, "pairs.parquet") and published(scores, "logps.parquet")):
         return {}
-    logps = pq.read_table(scores / "logps.parquet", columns=["real_logps", "generated_logps"])
-    table = pq.read_table(pairs / "pairs.parquet", columns=["id", "t", "real_ids", "generated_ids"])
-    gaps = logps["real_logps"].to_numpy().astype(np.float64) - logps["generated_logps"].to_numpy()
+    logps = read_table(scores / "logps.parquet", columns=["real_logps", "generated_logps"])
+    table = read_table(pairs / "pairs.parquet", columns=["id", "t", "real_ids", "generated_ids"])
+    real_logps, generated_logps = (
+        np.asarray(logps[name].to_pylist(), np.float64) for name in ("real_logps", "generated_logps")
+    )
+    gaps = real_logps - generated_logps
     rows = zip(
         *(table[name].to_pylist() for name in ("id", "t")),
         *(token_ids_in(table[name]) for name in ("real_ids", "generated_ids")),
