@@ -27,7 +27,7 @@ from spin_core.config.model import ModelConfig
 from spin_core.errors import ConfigError, ModelError, SpinError, TryAgain, first_line
 from spin_core.inference.engine import Answer, Request, token_limit
 from spin_core.inference.sampling import Sampling
-from spin_core.models import adapters
+from spin_core.models.adapters import combine_adapters, read_adapters, write_adapter
 from spin_core.models.files import check_safetensors, is_stacked, weights_of
 from spin_core.models.loading import load_model
 from spin_core.store import files
@@ -206,7 +206,7 @@ def merged_weights(folder: Path, model: ModelConfig) -> Iterator[Path]:
 
 def _adapter_rank(folder: Path) -> int:
     """The smallest rank with kernels in vLLM that fits a version's adapters combined into one."""
-    rank = adapters.combined(adapters.read(folder)).config["r"]
+    rank = combine_adapters(read_adapters(folder)).config["r"]
     if rank > _ADAPTER_RANKS[-1]:
         raise ConfigError(
             f"the adapters in {folder} have rank {rank} together, and vLLM applies at most {_ADAPTER_RANKS[-1]}: set "
@@ -220,7 +220,7 @@ def _load_adapter(llm: Any, folder: Path, scratch: contextlib.ExitStack) -> Any:
     from vllm.lora.request import LoRARequest
 
     path = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="spin-adapter-"))) / "adapter"
-    adapters.write(adapters.combined(adapters.read(folder)), path)
+    write_adapter(combine_adapters(read_adapters(folder)), path)
     adapter = LoRARequest("opponent", 1, str(path))
     llm.llm_engine.add_lora(adapter)
     llm.llm_engine.pin_lora(1)

@@ -55,7 +55,7 @@ def export_model(player: Path, out: Path, format: Literal["adapter", "merged"], 
     from transformers.utils.logging import disable_progress_bar
 
     from spin_core.data.tokenizer import load_tokenizer
-    from spin_core.models import adapters as models_adapters
+    from spin_core.models.adapters import combine_adapters, read_adapters, write_adapter
     from spin_core.models.files import ADAPTERS, is_stacked, save_model
     from spin_core.models.loading import load_model
 
@@ -73,10 +73,8 @@ def export_model(player: Path, out: Path, format: Literal["adapter", "merged"], 
                 model = load_model(player, config.model_copy(update={"device": "cpu"}))
                 save_model(model, load_tokenizer(player, config), scratch)
             else:
-                adapters = models_adapters.read(player)
-                models_adapters.write(
-                    models_adapters.combined(adapters) if is_stacked(player) else adapters[-1], scratch
-                )
+                adapters = read_adapters(player)
+                write_adapter(combine_adapters(adapters) if is_stacked(player) else adapters[-1], scratch)
             for path in scratch.rglob("*"):
                 sync(path)
             scratch.replace(out)

@@ -1,4 +1,4 @@
-"""Model folders on disk: safetensors weights, stacked adapters, saving."""
+"""Model folders on disk: where their weights are, whether these are safe to read, and how a model is saved."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from spin_core.errors import ModelError
 
 BASE, ADAPTERS = "base", "adapters"
-"""In the folder of a version that stacks adapters: θ_0's weights, and the adapters by version (see `lora.py`)."""
+"""In the folder of a version that stacks adapters: θ_0's weights, and the adapters by version (see `adapters.py`)."""
 
 
 def is_stacked(folder: Path) -> bool:
@@ -25,22 +25,25 @@ def weights_of(folder: Path) -> Path:
 def save_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict[str, Tensor] | None = None
 ) -> None:
-    """Write a folder that `from_pretrained` and inference engines load; `weights`, if given, in place of its own."""
+    """Write a folder that `from_pretrained` and inference engines load.
+
+    `weights`, if given, are written in place of the model's own.
+    """
     if model.device.type == "cpu":
-        # transformers loads DeepSpeed to save, where it is installed, and that else warns that it finds no GPU.
+        # To save, transformers loads DeepSpeed where it is installed, which warns that it finds no GPU unless told so.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
     tokenizer.save_pretrained(folder)
 
 
 def check_safetensors(folder: Path) -> None:
-    """Refuse weights in a format that runs code when it is read."""
+    """Raise `ModelError` unless a folder holds plain weights in a format that runs no code when it is read."""
     if not folder.is_dir():
-        raise ModelError(f"{folder} is no folder: model.path must name a model's folder or a hub name")
+        raise ModelError(f"{folder} is not a folder: model.path must name a model's folder or a hub name")
     if is_stacked(folder):
         raise ModelError(
-            f"{folder} holds adapters beside the weights of θ_0: write plain weights with spin export --format merged, "
-            "and set model.path to these"
+            f"{folder} holds adapters next to the weights of θ_0: write plain weights with "
+            "spin export --format merged, and set model.path to these"
         )
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))

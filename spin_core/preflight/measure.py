@@ -18,7 +18,7 @@ def measure(shape: Shape, config: RunConfig, texts: Texts, device: Any) -> Speed
     """Try matrix products of this model's widths on the device, and operations that compute next to nothing."""
     import torch
 
-    from spin_core.models.loading import SMALL
+    from spin_core.models.loading import SINGLE_THREAD_PARAMETERS
 
     dtype = getattr(torch, config.model.dtype)
     width = min(shape.intermediate, 4096)
@@ -29,7 +29,7 @@ def measure(shape: Shape, config: RunConfig, texts: Texts, device: Any) -> Speed
         return 2.0 * rows * shape.hidden * width / fastest(lambda: rows_RH @ weight_HI, device)
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1 if shape.parameters < SMALL else threads)  # as `load_model` does
+    torch.set_num_threads(1 if shape.parameters < SINGLE_THREAD_PARAMETERS else threads)  # as `load_model` does
     try:
         long, little = (torch.zeros(size, device=device) for size in (4_000_000, 8))
         return Speed(

@@ -3,18 +3,10 @@
 The player is an adapter over the frozen weights that the iteration started from. Its second factor starts at zero, so
 the player starts as its opponent to the bit, and the first loss is log 2.
 
-How a version is published:
-
-    merge    a plain model folder, the adapter merged into the weights in float32, and `adapters/<version>/` beside it
-    stack    `base/` with links to the weights of θ_0, which no rounding ever touches, and `adapters/<version>/` of
-             every iteration so far; `load_model` adds them up in float32 and rounds once
-
-Each adapter is in peft's own format, float32 as it was trained, and fits the version that it was trained from. A
-folder that stacks has no weights at its top, so that what knows nothing of adapters fails and does not load θ_0.
+`publish` writes a version merged or stacked; `models/adapters.py` describes both forms.
 """
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,12 +21,11 @@ from spin_core.config.model import ModelConfig
 from spin_core.config.train import LoraConfig
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ConfigError
-from spin_core.models.adapters import Adapter, link, merge, pairs_of, write
-from spin_core.models.files import ADAPTERS, BASE, is_stacked, save_model, weights_of
+from spin_core.models.adapters import Adapter, copy_as_stacked, factors_by_layer, merge_adapters, write_adapter
+from spin_core.models.files import ADAPTERS, save_model
 from spin_core.models.loading import load_model
 from spin_core.models.logps import ResponseLogps
 from spin_core.models.packing import Rows
-from spin_core.store import identity
 
 PLAYER = "player"
 """The adapter's name while it trains."""
@@ -159,32 +150,19 @@ def publish(folder: Path, *, adapter: Adapter, start: Path, t: int, lora: LoraCo
     θ_0's own training (t = -1) always merges.
     """
     if lora.across == "stack" and t >= 0:
-        stack(start, folder)
+        copy_as_stacked(start, folder)
     else:
         merged = load_model(start, model.model_copy(update={"device": "cpu"}))
-        merge(merged, [adapter])
+        merge_adapters(merged, [adapter])
         save_model(merged, load_tokenizer(start, model), folder)
-    write(adapter, folder / ADAPTERS / f"{t + 1:02d}")
+    write_adapter(adapter, folder / ADAPTERS / f"{t + 1:02d}")
 
 
 def trained(told: dict[str, Any], tensors: Mapping[str, Tensor]) -> Adapter:
     """The adapter in a stepper's tensors, its float32 masters; `told` is what `attach` returned."""
     return Adapter(
         told,
-        pairs_of({name.removeprefix(WEIGHT): value for name, value in tensors.items() if name.startswith(WEIGHT)}),
+        factors_by_layer(
+            {name.removeprefix(WEIGHT): value for name, value in tensors.items() if name.startswith(WEIGHT)}
+        ),
     )
-
-
-def stack(start: Path, folder: Path) -> None:
-    """All of version `start` in `folder`: its base by links, its adapters, tokenizer and configuration as copies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / BASE).mkdir()
-    weights = weights_of(start)
-    for file in sorted(file for file in weights.iterdir() if file.is_file()):
-        if file.suffix in (".safetensors", ".py") or file.name in ("config.json", "model.safetensors.index.json"):
-            link(file, folder / BASE / file.name)
-    for file in sorted(file for file in start.iterdir() if file.is_file()):
-        if not (file.suffix == ".safetensors" or file.name in ("model.safetensors.index.json", identity.MANIFEST)):
-            shutil.copyfile(file, folder / file.name)
-    if is_stacked(start):
-        shutil.copytree(start / ADAPTERS, folder / ADAPTERS)

@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 from helpers import character_tokenizer
 
-from spin_core.models import adapters
-from spin_core.models.adapters import Adapter
+from spin_core.models.adapters import Adapter, write_adapter
 from spin_core.models.files import ADAPTERS
 from spin_core.training import lora
 
@@ -43,5 +42,5 @@ def save_stacked(model: Path, folder: Path) -> Path:
             "peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": ["o_proj", "q_proj"],
             "task_type": "CAUSAL_LM", "bias": "none",
         }  # fmt: skip
-        adapters.write(Adapter(config, factors), folder / ADAPTERS / f"{number:02d}")
+        write_adapter(Adapter(config, factors), folder / ADAPTERS / f"{number:02d}")
     return folder

@@ -62,7 +62,7 @@ def test_a_gpu_that_is_not_there_says_what_to_set():
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ModelError, match=r"nowhere is no folder: model\.path must name"):
+    with pytest.raises(ModelError, match=r"nowhere is not a folder: model\.path must name"):
         load_model(tmp_path / "nowhere", CPU)
 
 

@@ -20,7 +20,7 @@ from spin_core.errors import ConfigError, DamagedArtifact, ModelError, Stopped
 from spin_core.lineage import phase_jobs, suite_jobs
 from spin_core.lineage.history import record_iteration
 from spin_core.lineage.start import start_lineage
-from spin_core.models import adapters as models_adapters
+from spin_core.models.adapters import combine_adapters, merge_adapters, read_adapters, write_adapter
 from spin_core.models.files import check_safetensors, is_stacked
 from spin_core.models.loading import load_model
 from spin_core.phases import base, evaluate, generate, pairs, prompts, score, train
@@ -200,7 +200,7 @@ def test_a_merged_version_is_a_plain_folder(tmp_path, tiny_model):
 
 def test_merging_adds_in_float32_and_rounds_once(tmp_path, tiny_model):
     publish(tmp_path / "v1", tiny_model, 0, BF16)
-    (adapter,) = models_adapters.read(tmp_path / "v1")
+    (adapter,) = read_adapters(tmp_path / "v1")
     name = "model.layers.0.mlp.up_proj"
     before = load_model(tiny_model, BF16).get_submodule(name).weight.float()
     a, b = adapter.factors[name]
@@ -218,9 +218,9 @@ def test_a_stack_never_touches_the_weights_it_began_with(tmp_path, tiny_model):
     assert base.samefile(start / "model.safetensors")
     assert not (tmp_path / "v3" / "manifest.json").exists()
     exact = load_model(start, BF16).float()
-    adapters = models_adapters.read(tmp_path / "v3")
+    adapters = read_adapters(tmp_path / "v3")
     assert len(adapters) == 3
-    models_adapters.merge(exact, adapters)
+    merge_adapters(exact, adapters)
     for name, weight in load_model(tmp_path / "v3", BF16).named_parameters():
         assert torch.equal(weight, exact.get_parameter(name).to(torch.bfloat16)), "rounded once"
 
@@ -254,8 +254,8 @@ def test_stacked_adapters_combine_into_one_as_peft_does_it(tmp_path, tiny_model)
 
     publish(tmp_path / "v1", tiny_model, 0, across="stack")
     player = publish(tmp_path / "v2", tmp_path / "v1", 1, across="stack")
-    one = models_adapters.combined(models_adapters.read(tmp_path / "v2"))
-    models_adapters.write(one, tmp_path / "one")
+    one = combine_adapters(read_adapters(tmp_path / "v2"))
+    write_adapter(one, tmp_path / "one")
     assert one.config["r"] == 4
     ours = PeftModel.from_pretrained(load_model(tiny_model, CPU), tmp_path / "one")
     close(ours, player)
@@ -340,7 +340,7 @@ def test_a_checkpoint_holds_the_adapter_alone(tmp_path, tiny_model):
 def test_bfloat16_adapters_move_by_steps_that_bfloat16_would_lose(tmp_path, tiny_model):
     job = game(tmp_path, tiny_model, BF16, lora={"rank": 2}, learning_rate=5e-7, epochs=2)
     do(job)
-    (adapter,) = models_adapters.read(job.weights)
+    (adapter,) = read_adapters(job.weights)
     b = adapter.factors["model.layers.0.mlp.up_proj"][1]
     assert 0 < b.abs().max() < 1e-4
     a = adapter.factors["model.layers.0.mlp.up_proj"][0]
