@@ -36,6 +36,7 @@ import served
 from served import Up, free_port, wait_for
 
 served.PATIENCE = 900.0
+served.PAUSE = 0.1
 
 LIMIT_SECONDS = 5.0
 """The middle delay from which on a server counts as holding no more."""

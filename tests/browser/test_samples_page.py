@@ -87,7 +87,7 @@ def test_searching_counts_and_marks(page):
     page.keyboard.press("/")
     page.keyboard.type("fox")
     expect(page.locator("#count")).to_have_text("2 of 4 prompts")
-    assert page.locator("mark").all_inner_texts() == ["fox", "Fox"]
+    expect(page.locator("mark")).to_have_text(["fox", "Fox"])
     assert page.url.endswith("#find=fox")
     page.locator("#clear").click()
     expect(page.locator("#count")).to_have_text("4 of 4 prompts")

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from served import board, holder
+from served import board, holder, new_client
 from stack import ROOT, Stack, documented, postgres, postgres_programs, redis, wait_for
 
 from flows.server.local import RERUNS
@@ -49,9 +49,10 @@ class Team:
     runs: Path
     url: str
     redis: int
+    client: httpx.Client
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
-        return httpx.request(method, f"{self.url}{path}", json=body, headers=headers, auth=AUTH, timeout=60)
+        return self.client.request(method, f"{self.url}{path}", json=body, headers=headers, auth=AUTH)
 
     def get(self, path: str) -> Any:
         return self.ask("GET", path).raise_for_status().json()
@@ -64,7 +65,7 @@ class Team:
 
     def ready(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/ready", timeout=5).is_success
+            return self.client.get(f"{self.url}/ready", timeout=5).is_success
         except httpx.TransportError:
             return False
 
@@ -108,9 +109,13 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     }
     variables = documented() | {"SPIN_AUTH": ":".join(AUTH), "SPIN_DATABASE_PASSWORD": PASSWORD, "SPIN_DEADLINE": "40"}
     stack = Stack(folder, variables, places)
-    one = Team(stack, folder / "runs", places["PREFECT_API_URL"], cache)
-    ours = {"SPIN_RUNS": str(one.runs), "SPIN_HOME": str(ROOT)}
-    with postgres(database, PASSWORD), redis(folder, cache, stack.services["redis"]["command"]):
+    with (
+        postgres(database, PASSWORD),
+        redis(folder, cache, stack.services["redis"]["command"]),
+        new_client() as client,
+    ):
+        one = Team(stack, folder / "runs", places["PREFECT_API_URL"], cache, client)
+        ours = {"SPIN_RUNS": str(one.runs), "SPIN_HOME": str(ROOT)}
         try:
             stack.finish("migrate")
             stack.start("server")

@@ -18,6 +18,8 @@ import httpx
 T = TypeVar("T")
 PATIENCE = 240.0
 """Seconds that anything here may take on a busy machine."""
+PAUSE = 0.25
+"""Seconds between two looks: each costs the server as much as the one who asks."""
 
 
 def wait_for(what: Callable[[], T]) -> T:
@@ -25,8 +27,13 @@ def wait_for(what: Callable[[], T]) -> T:
     deadline = time.monotonic() + PATIENCE
     while not (found := what()):
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
+        time.sleep(PAUSE)
     return found
+
+
+def new_client() -> httpx.Client:
+    """A client for many requests of one server. It drops an idle connection before the server does, after 5 s."""
+    return httpx.Client(timeout=60, limits=httpx.Limits(keepalive_expiry=3))
 
 
 @dataclass
@@ -40,6 +47,8 @@ class Up:
     """What its environment holds beyond ours, and that of nobody else."""
     options: tuple[str, ...] = ()
     process: subprocess.Popen[str] = field(init=False)
+    client: httpx.Client = field(default_factory=new_client)
+    """For all requests. One for each request would read all certificates each time."""
     headers: dict[str, str] = field(default_factory=dict)
     """What requests bring: the token without which the server lets nobody change anything."""
     said: list[str] = field(default_factory=list)
@@ -83,6 +92,8 @@ class Up:
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal, where it has not ended yet, and wait for the end: the exit status."""
+        self.client.close()
+        self.client = new_client()
         self.process.send_signal(number)
         self.said.append(self.process.communicate(timeout=60)[0])
         return self.process.returncode
@@ -107,9 +118,9 @@ class Up:
 
         def answered() -> httpx.Response | None:
             with contextlib.suppress(httpx.TransportError):
-                found = httpx.request(method, url, json=body, headers=self.headers, auth=self.auth, timeout=60)
+                found = self.client.request(method, url, json=body, headers=self.headers, auth=self.auth)
                 if found.status_code == 403:
-                    token = httpx.get(f"{base}/csrf-token?client=test", auth=self.auth, timeout=60)
+                    token = self.client.get(f"{base}/csrf-token?client=test", auth=self.auth)
                     self.headers |= {"Prefect-Csrf-Client": "test", "Prefect-Csrf-Token": token.json()["token"]}
                     return None
                 return found if found.status_code != 503 else None

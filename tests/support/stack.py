@@ -22,6 +22,8 @@ FILE = ROOT / "infra" / "compose.yaml"
 VARIABLE = re.compile(r"\$\{(\w+)(?:(:-|:\?)([^}]*))?\}")
 PATIENCE = 400.0
 """Seconds that anything here may take on a busy machine."""
+PAUSE = 0.25
+"""Seconds between two looks."""
 
 
 def wait_for(what: Callable[[], T], alive: Callable[[], None] = lambda: None) -> T:
@@ -30,7 +32,7 @@ def wait_for(what: Callable[[], T], alive: Callable[[], None] = lambda: None) ->
     while not (found := what()):
         alive()
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
+        time.sleep(PAUSE)
     return found
 
 
