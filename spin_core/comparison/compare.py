@@ -19,7 +19,7 @@ from spin_core.config.base import Frozen, at
 from spin_core.config.controls import ControlsConfig
 from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError, DamagedArtifact
-from spin_core.evaluation.statistics import sure
+from spin_core.evaluation.statistics import t_quantile
 from spin_core.leaderboard import board, gate
 from spin_core.lineage import controls
 from spin_core.lineage.controls import Method
@@ -296,7 +296,7 @@ def against(mine: dict[int, Arm], spin: dict[int, Arm], tasks: Sequence[str]) ->
         delta, stderr = float(np.mean(deltas)), stderr_of(deltas)
         known = board.difference(task, my_items, its_items, means)
         low, high = (known.interval() if known else None) or (None, None)
-        by_seeds = stderr is None or abs(delta) > sure(len(seeds) - 1) * stderr
+        by_seeds = stderr is None or abs(delta) > t_quantile(len(seeds) - 1) * stderr
         by_items = low is not None and high is not None and not low <= 0 <= high
         clear = by_seeds and by_items and delta != 0
         found[task] = Versus(delta=delta, stderr=stderr, low=low, high=high, clear=clear)

@@ -3,8 +3,8 @@
 Every right response to a prompt is scored, so nothing is estimated. With p the data's distribution on its support S
 and q the player's on all texts:
 
-    invalid mass      1 - sum_S q                                  what the player spends on wrong responses
-    total variation   1/2 (sum_S |p - q| + invalid mass)           the part of the answers that would have to change
+    invalid mass      1 - sum_S q                                  the player's probability of wrong responses
+    total variation   1/2 (sum_S |p - q| + invalid mass)           the share of the answers that would have to change
     forward KL        sum_S p log(p / q)                           nats
 """
 
@@ -22,14 +22,19 @@ TOTAL_VARIATION, INVALID_MASS, FORWARD_KL = "total_variation", "invalid_mass", "
 
 
 def distances(p: Floats, log_q: Floats) -> dict[str, float]:
-    """The three distances at one prompt: p on the support, (S,), and the player's log-probabilities there, (S,)."""
+    """Return the three distances at one prompt, by name.
+
+    Args:
+        p: The data's probabilities on the support, (S,).
+        log_q: The player's log-probabilities there in nats, (S,).
+    """
     q = np.exp(log_q)
     invalid = max(0.0, 1.0 - float(q.sum()))
-    said = p > 0
+    positive = p > 0
     return {
         TOTAL_VARIATION: 0.5 * (float(np.abs(p - q).sum()) + invalid),
         INVALID_MASS: invalid,
-        FORWARD_KL: float((p[said] * (np.log(p[said]) - log_q[said])).sum()),
+        FORWARD_KL: float((p[positive] * (np.log(p[positive]) - log_q[positive])).sum()),
     }
 
 
@@ -44,25 +49,38 @@ def exact_distances(
     temperature: float,
     micro_batch_tokens: int,
 ) -> dict[str, Floats]:
-    """The three distances at each prompt, (prompts,) each, for a player that samples at this temperature.
+    """Return the three distances at each prompt, (prompts,) each, by name.
 
-    `support` gives a prompt's right responses and their probabilities, which sum to 1. A response is its own tokens
-    and then `end_id`; the player's other ways to spell the same text count as invalid. Raises `DataError` for a
-    prompt that the source does not know.
+    A response is its tokens and then `end_id`; other tokens that spell the same text count as invalid.
+
+    Args:
+        model: The player.
+        tokenizer: The player's.
+        support: Returns a prompt's right responses and their probabilities, which sum to 1. It raises `DataError` for a
+            prompt that the source does not have.
+        prompts: The texts of the prompts.
+        prompt_ids: The tokens of the prompts.
+        end_id: The token that ends a response.
+        temperature: The player's sampling temperature.
+        micro_batch_tokens: Most tokens in a forward pass.
     """
-    right = [support(prompt) for prompt in prompts]
-    owner = [i for i, responses in enumerate(right) for _ in responses]
-    spelled = tokenizer([text for responses in right for text in responses], add_special_tokens=False)["input_ids"]
+    supports = [support(prompt) for prompt in prompts]
+    prompt_index = [i for i, responses in enumerate(supports) for _ in responses]
+    response_ids = tokenizer([text for responses in supports for text in responses], add_special_tokens=False)[
+        "input_ids"
+    ]
     log_q = sequence_logps(
         model,
-        [prompt_ids[i] for i in owner],
-        [[*ids, end_id] for ids in spelled],
+        [prompt_ids[i] for i in prompt_index],
+        [[*ids, end_id] for ids in response_ids],
         micro_batch_tokens,
         temperature,
     )
-    by_prompt = np.split(log_q.double().numpy(), np.flatnonzero(np.diff(owner)) + 1)
-    found = [
+    by_prompt = np.split(log_q.double().numpy(), np.flatnonzero(np.diff(prompt_index)) + 1)
+    results = [
         distances(np.fromiter(responses.values(), np.float64), logs)
-        for responses, logs in zip(right, by_prompt, strict=True)
+        for responses, logs in zip(supports, by_prompt, strict=True)
     ]
-    return {name: np.array([one[name] for one in found]) for name in (TOTAL_VARIATION, INVALID_MASS, FORWARD_KL)}
+    return {
+        name: np.array([result[name] for result in results]) for name in (TOTAL_VARIATION, INVALID_MASS, FORWARD_KL)
+    }

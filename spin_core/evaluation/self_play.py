@@ -1,32 +1,33 @@
-"""Phase `evaluate`: the player answers the held-out prompts, and what it says is scored. Suite `self-play`.
+"""The suite `self-play`: the player answers the held-out prompts, and its answers are scored.
 
-    heldout_nll         nats a token of the human responses, each response's mean; lower is better
-    reward_margin       log p/p_opponent of the human response less that of the opponent's, without beta
-    reward_accuracy     how often that margin is positive; .5 when the player is its opponent
-    real_tokens         mean length of the human responses
-    generated_tokens    and of the player's
-    ipm                 the integral probability metric that the player estimates, see below
+    heldout_nll         nats per token of the human responses, each response's mean; lower is better
+    reward_margin       log p/p_opponent of the human response minus that of the opponent's, in nats, without beta
+    reward_accuracy     how often that margin is positive; .5 if the player is its opponent
+    real_tokens         mean length of the human responses, in tokens
+    generated_tokens    mean length of the player's responses, in tokens
+    ipm                 the integral probability metric that the player estimates, in nats, see below
     length_classifier   accuracy of telling the two apart by length alone; .5 is best, 1 means length gives it away
-    text_classifier     accuracy of telling them apart by their words and characters, .5 is best; a note says how likely
-                        so much would be by chance (`texts.text_classifier`, a two-sample test)
-    distinct_1, distinct_2, distinct_3    different words, word pairs and triples over all of the player's responses
-                        together, if there are any; it falls as responses are added, so compare equal numbers of
-                        prompts. An item is one response's part in it (`texts.distinct`)
-    repeated_trigrams   share of a response's word trigrams that it has said before
-    looping_share, cut_share, empty_share     responses that loop, that were cut, that hold no text
-    total_variation, invalid_mass, forward_kl     distance to p_data, where it is known (`exact`), of the player as it
+    text_classifier     accuracy of telling them apart by their words and characters; .5 is best. A note gives the
+                        probability of such an accuracy by chance (`classifiers.text_classifier`, a two-sample test)
+    distinct_1, distinct_2, distinct_3    share of different words, word pairs and triples in all of the player's
+                        responses together, if there are any. It falls as responses are added, so compare equal numbers
+                        of prompts. An item is one response's part in it (`repetition.distinct`)
+    repeated_trigrams   share of a response's word trigrams that occurred in it before
+    looping_share, cut_share, empty_share     shares of responses that loop, that were cut, that have no text
+    total_variation, invalid_mass, forward_kl     distances to p_data, if it is known (`exact`), of the player as it
                         samples: at `evaluate.temperature`. Likelihoods and rewards are the model's own, at 1
 
-The main player looks for the f in its class that parts p_data and p_θt most: E f(x, y) − E f(x, y') over human y and
-the opponent's y' (eq. 4.1). Its class is λ log p_θ/p_θt, so what it has found is λ times `ipm`, the mean of
-log p/p_opponent over the human responses less that over the opponent's, here on prompts that it was not trained on. It
-is 0 for a player that is its opponent, and 0 but for chance for any player whose opponent is p_data: as the game
+The main player looks for the f in its class that separates p_data and p_θt most: E f(x, y) − E f(x, y') over human y
+and the opponent's y' (eq. 4.1). Its class is λ log p_θ/p_θt, so the value that it reaches is λ times `ipm`: the mean of
+log p/p_opponent over the human responses minus that over the opponent's, here on prompts that it was not trained on. It
+is 0 for a player that is its opponent, and 0 up to chance for any player whose opponent is p_data: as self-play
 converges it falls to 0.
-`reward_margin` leaves out the pairs with equal tokens on both sides, since it asks how well a player tells what can be
-told; to the metric they are samples like all others, so `ipm` counts them, with a difference of 0.
+
+`reward_margin` leaves out the pairs with equal tokens on both sides, since no player can tell these apart. For the
+metric they are samples like all others, so `ipm` includes them, with a difference of 0.
 
 Writes `held_out.parquet`, the responses with their log-probabilities, and `items.parquet`, one row for each score and
-prompt, so that versions can be compared prompt by prompt. Every version is asked with the same random numbers.
+prompt, so that versions can be compared prompt by prompt. Every version samples with the same random numbers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -77,7 +78,7 @@ SCHEMA = pa.schema(
 
 
 class Player:
-    """A model version with what it takes to ask it."""
+    """A model version, loaded, with its tokenizer and sampling settings."""
 
     def __init__(self, job: EvaluateJob) -> None:
         self.job = job
@@ -87,37 +88,37 @@ class Player:
         self.temperature = at(job.generate.temperature, job.player.t)
 
     def logps(self, prompt_ids: list[list[int]], response_ids: list[list[int]]) -> Floats:
-        """log p(response | prompt) of each pair, (N,): the model's own, whatever temperature it samples at."""
+        """Return log p(response | prompt) of each pair in nats, (N,), at temperature 1."""
         logps_N = sequence_logps(
-            self.model, prompt_ids, response_ids, self.micro_batch_tokens(prompt_ids, response_ids)
+            self.model, prompt_ids, response_ids, self._micro_batch_tokens(prompt_ids, response_ids)
         )
         return np.asarray(logps_N.double().numpy())
 
-    def micro_batch_tokens(self, prompt_ids: list[list[int]], response_ids: list[list[int]]) -> int:
-        """Room for `evaluate.batch_size` of the longest rows."""
+    def _micro_batch_tokens(self, prompt_ids: list[list[int]], response_ids: list[list[int]]) -> int:
+        """Return the tokens of `evaluate.batch_size` rows as long as the longest one."""
         rows = zip(prompt_ids, response_ids, strict=True)
         return self.job.config.batch_size * max((len(prompt) + len(response) for prompt, response in rows), default=1)
 
 
 def score(job: EvaluateJob, scratch: Path, progress: Progress) -> dict[str, Any]:
-    """Answer and score the held-out prompts."""
+    """Answer and score the held-out prompts, write the files, and return the fields of the report."""
     held_out = pq.read_table(job.prompts.path / "held_out.parquet")
     player = Player(job)
     progress.start(len(held_out), "prompt")
     values: Values = {}
-    human: dict[str, float] = {}
+    targets: dict[str, float] = {}
     if job.config.self_play:
-        table = play(player, held_out, progress)
+        table = answer_prompts(player, held_out, progress)
         pq.write_table(table, scratch / "held_out.parquet")
-        values |= quality(table) | diversity(table["generated"].to_pylist())
-        human = targets(table)
+        values |= quality(table) | _diversity(table["generated"].to_pylist())
+        targets = _human_values(table)
         if job.opponent is not None and (job.opponent.path / "held_out.parquet").exists():
             values |= rewards(player, table, pq.read_table(job.opponent.path / "held_out.parquet", schema=SCHEMA))
         progress.check()
     if job.config.exact:
-        values |= exact(player, held_out)
+        values |= _exact_distances(player, held_out)
     scores = {
-        name: mean(value_N, name, human.get(name)) for name, value_N in values.items() if np.isfinite(value_N).any()
+        name: mean(value_N, name, targets.get(name)) for name, value_N in values.items() if np.isfinite(value_N).any()
     }
     write_items(scratch / "items.parquet", held_out["id"].to_pylist(), values)
     versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
@@ -126,41 +127,41 @@ def score(job: EvaluateJob, scratch: Path, progress: Progress) -> dict[str, Any]
         "suite": "self-play",
         "harness": versions,
         "scores": scores,
-        "notes": notes_on(values, scores),
+        "notes": _notes(values, scores),
     }
 
 
-def play(player: Player, held_out: pa.Table, progress: Progress) -> pa.Table:
-    """The player's answer to each held-out prompt, and the log-probability of both sides."""
+def answer_prompts(player: Player, held_out: pa.Table, progress: Progress) -> pa.Table:
+    """Return the player's answer to each held-out prompt, and the log-probabilities of both sides."""
     job = player.job
     ids, prompt_ids, real_ids = (held_out[name].to_pylist() for name in ("id", "prompt_ids", "response_ids"))
-    # The model is loaded to score both sides, so the engine that shares it is the one to take.
+    # The model is loaded anyway, to score both sides, so the engine that shares it is used.
     engine = TransformersEngine.from_config(player.model, player.tokenizer, player.stop_ids, job.generate, job.player.t)
     requests = requests_for(ids, prompt_ids, job.seed, "held out")
-    found = answer_requests(engine, requests, lambda rows, _tokens: progress.tell(rows))
-    generated_ids = [answer.response_ids for answer in found]
+    sampled = answer_requests(engine, requests, lambda rows, _tokens: progress.tell(rows))
+    generated_ids = [answer.response_ids for answer in sampled]
     columns = {
         "id": ids,
         "prompt": held_out["prompt"],
         "real": held_out["response"],
-        "generated": decode_answers(player.tokenizer, requests, found),
+        "generated": decode_answers(player.tokenizer, requests, sampled),
         "prompt_ids": prompt_ids,
         "real_ids": real_ids,
         "generated_ids": generated_ids,
-        "finish_reason": [answer.finish_reason for answer in found],
+        "finish_reason": [answer.finish_reason for answer in sampled],
         "real_logps": player.logps(prompt_ids, real_ids),
         "generated_logps": player.logps(prompt_ids, generated_ids),
     }
     return pa.table(columns).cast(SCHEMA)
 
 
-def diversity(texts: Sequence[str]) -> Values:
-    """distinct-1, -2, -3: of all texts together, with each text's part in it."""
+def _diversity(texts: Sequence[str]) -> Values:
+    """Return distinct-1, -2 and -3 of all texts together: each text's part in it."""
     return {f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)}
 
 
-def targets(table: pa.Table) -> dict[str, float]:
-    """What the human responses have of the scores that can be too high as well as too low."""
+def _human_values(table: pa.Table) -> dict[str, float]:
+    """Return the human responses' values of the scores that can be too high as well as too low."""
     shares = distinct_shares(table["real"].to_pylist())
     return {f"distinct_{n}": share for n, share in enumerate(shares, 1)} | {
         "generated_tokens": float(token_counts(table["real_ids"]).mean())
@@ -168,7 +169,7 @@ def targets(table: pa.Table) -> dict[str, float]:
 
 
 def quality(table: pa.Table) -> Values:
-    """What the player's answers, and its view of the human ones, say by themselves."""
+    """Return the scores that need no opponent: of the player's answers, and of its likelihood of the human ones."""
     generated: list[str] = table["generated"].to_pylist()
     generated_ids = table["generated_ids"].to_pylist()
     real_tokens, generated_tokens = (
@@ -180,37 +181,39 @@ def quality(table: pa.Table) -> Values:
         "generated_tokens": generated_tokens,
         "length_classifier": length_classifier(real_tokens, generated_tokens),
         "text_classifier": text_classifier(table["real"].to_pylist(), generated),
-        "repeated_trigrams": shares(repeated_trigrams(text) for text in generated),
-        "looping_share": shares(is_looping(ids) for ids in generated_ids),
-        "cut_share": shares(reason == "length" for reason in table["finish_reason"].to_pylist()),
-        "empty_share": shares(not text.strip() for text in generated),
+        "repeated_trigrams": _shares(repeated_trigrams(text) for text in generated),
+        "looping_share": _shares(is_looping(ids) for ids in generated_ids),
+        "cut_share": _shares(reason == "length" for reason in table["finish_reason"].to_pylist()),
+        "empty_share": _shares(not text.strip() for text in generated),
     }
 
 
 def rewards(player: Player, table: pa.Table, opponent: pa.Table) -> Values:
-    """How well the player tells the human responses from its opponent's, in the opponent's own words.
+    """Return how well the player tells the human responses from the answers that its opponent gave in its own report.
 
-    A pair with the same tokens on both sides counts for the integral probability metric alone: no player can tell it
-    apart.
+    A pair with the same tokens on both sides counts only for the integral probability metric: no player can tell it
+    apart. Raises `DataError` if the opponent's report is about other prompts.
     """
     if any(not table[name].equals(opponent[name]) for name in ("id", "prompt_ids", "real_ids")):
         raise DataError(
             "the opponent's report is about other held-out prompts than the player's: evaluate the opponent on these, "
             "or start a new lineage"
         )
-    prompt_ids, real_ids, theirs = (opponent[name].to_pylist() for name in ("prompt_ids", "real_ids", "generated_ids"))
+    prompt_ids, real_ids, opponent_ids = (
+        opponent[name].to_pylist() for name in ("prompt_ids", "real_ids", "generated_ids")
+    )
     real_N = table["real_logps"].to_numpy().astype(np.float64) - opponent["real_logps"].to_numpy()
-    generated_N = player.logps(prompt_ids, theirs) - opponent["generated_logps"].to_numpy()
-    same_N = np.array([real == generated for real, generated in zip(real_ids, theirs, strict=True)])
+    generated_N = player.logps(prompt_ids, opponent_ids) - opponent["generated_logps"].to_numpy()
+    same_N = np.array([real == generated for real, generated in zip(real_ids, opponent_ids, strict=True)])
     difference_N = np.where(same_N, 0.0, real_N - generated_N)
     margin_N = np.where(same_N, np.nan, difference_N)
-    # A player that is its opponent, to the bit, has margins of 0.
+    # A player with exactly its opponent's weights has margins of 0, which count half.
     accuracy_N = np.where(same_N, np.nan, (np.sign(margin_N) + 1) / 2)
     return {"reward_margin": margin_N, "reward_accuracy": accuracy_N, "ipm": difference_N}
 
 
-def exact(player: Player, held_out: pa.Table) -> Values:
-    """The exact distance to the demo's distribution at each held-out prompt."""
+def _exact_distances(player: Player, held_out: pa.Table) -> Values:
+    """Return the exact distances to the demo's distribution at each held-out prompt."""
     prompt_ids = held_out["prompt_ids"].to_pylist()
     longest = max(map(len, prompt_ids)) + demo.MAX_RESPONSE_CHARS + 1
     return exact_distances(
@@ -225,8 +228,8 @@ def exact(player: Player, held_out: pa.Table) -> Values:
     )
 
 
-def notes_on(values: Values, scores: dict[str, Score]) -> list[str]:
-    """The two-sample test in words, if it was made."""
+def _notes(values: Values, scores: dict[str, Score]) -> list[str]:
+    """Return the two-sample test in words, if it was made."""
     if "text_classifier" not in scores:
         return []
     score = scores["text_classifier"]
@@ -238,6 +241,6 @@ def notes_on(values: Values, scores: dict[str, Score]) -> list[str]:
     ]
 
 
-def shares(values: Iterable[float]) -> Floats:
-    """Values between 0 and 1, one an item."""
+def _shares(values: Iterable[float]) -> Floats:
+    """Return values between 0 and 1, one for each item."""
     return np.fromiter(values, dtype=np.float64)

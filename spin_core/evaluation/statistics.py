@@ -1,6 +1,6 @@
-"""How much two models differ on the same items, and how sure that is.
+"""How much two models differ on the same items, with a standard error and an interval.
 
-The items are the same, so their differences are what varies: a model's own spread over easy and hard items cancels.
+The items are the same, so only their differences vary: a model's own variation over easy and hard items cancels.
 
     N  items that both models have
     S  bootstrap samples
@@ -15,94 +15,106 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-SAMPLES = 2000
+_SAMPLES = 2000
 """Bootstrap samples: an end of a 95 % interval then varies by a twentieth of its width."""
 
 COVERAGE = 0.95
 
-FEWEST = 6
-"""Items without which there is no interval: fewer do not say how much others would differ."""
+_FEWEST = 6
+"""Fewest items for an interval: fewer do not show how much others would differ."""
 
 NORMAL = 1.96
-"""Standard errors to each side that hold a value with 95 % probability, where the error itself is well known."""
+"""Standard errors on each side of a 95 % interval, if the standard error itself is well known: the normal quantile."""
 
-SURE = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""The same where the error rests on 1, 2, 3, … degrees of freedom: Student's t."""
+_T_QUANTILES = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""The same for a standard error with 1, 2, 3, … degrees of freedom: Student's t."""
 
-FEW = 16
-"""Up to so many different values are resampled by how often each comes, which does not grow with the items."""
+_FEW_VALUES = 16
+"""Up to this number of different values, their counts are sampled instead of the items: faster for many items."""
 
-ROOM = 2**19
-"""Values that are drawn at a time."""
+_VALUES_AT_ONCE = 2**19
+"""Most values in memory at a time."""
 
 
 class Difference(NamedTuple):
-    """A mean difference. `means_S` are means of samples of the items, which spread about it by its standard error."""
+    """A mean difference, with what its interval needs."""
 
     mean: float
     stderr: float
     means_S: Floats
-    free: float
-    """Degrees of freedom of the standard error: of N items N - 1."""
+    """Means of bootstrap samples of the items, whose standard deviation is the standard error."""
+    degrees_of_freedom: float
+    """Those of the standard error: N - 1 for N items."""
 
     def interval(self) -> tuple[float, float] | None:
-        """The percentile interval that holds the mean with probability `COVERAGE`; None of fewer than `FEWEST` items.
+        """Return the percentile interval that contains the mean with probability `COVERAGE`.
 
-        Items spread less than what they were drawn from, and the fewer they are the more so: percentiles alone would
-        leave out the mean in 15 % of cases with six items, and in 10 % with ten. Student's t mends that.
+        A sample varies less than the population it is drawn from, the more so the smaller it is: percentiles alone
+        would miss the mean in 15 % of cases with six items, and in 10 % with ten. Widening the interval by the ratio
+        of Student's t to the normal quantile corrects that.
+
+        Returns:
+            None for fewer than six items.
         """
-        if self.free < FEWEST - 1:
+        if self.degrees_of_freedom < _FEWEST - 1:
             return None
         ends = np.quantile(self.means_S, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
-        low, high = self.mean + sure(self.free) / NORMAL * (ends - self.mean)
+        low, high = self.mean + t_quantile(self.degrees_of_freedom) / NORMAL * (ends - self.mean)
         return float(low), float(high)
 
 
-def sure(free: float) -> float:
-    """Standard errors to each side that hold a mean with 95 % probability, by the error's degrees of freedom."""
-    return SURE[int(free) - 1] if free < len(SURE) + 1 else NORMAL + 2.37 / free + 2.9 / free**2
+def t_quantile(degrees_of_freedom: float) -> float:
+    """Return the standard errors on each side of a mean's 95 % interval, by the error's degrees of freedom."""
+    if degrees_of_freedom < len(_T_QUANTILES) + 1:
+        return _T_QUANTILES[int(degrees_of_freedom) - 1]
+    # The first terms of the quantile's expansion in 1 / degrees of freedom, right to .003.
+    return NORMAL + 2.37 / degrees_of_freedom + 2.9 / degrees_of_freedom**2
 
 
-def paired(mine: Mapping[str, float], theirs: Mapping[str, float], name: str = "") -> Difference | None:
-    """Mean of mine less theirs over the items both have; None with fewer than two.
+def paired(value: Mapping[str, float], other: Mapping[str, float], name: str = "") -> Difference | None:
+    """Return the mean of value minus other over the items that both have; None for fewer than two.
 
-    The samples are seeded by the score's `name`, so that equal items give equal intervals, and those of two scores are
-    drawn apart.
+    Args:
+        value: One model's values by item.
+        other: The other model's values.
+        name: The score's name. It seeds the samples, so that equal items give equal intervals, and two scores have
+            independent ones.
     """
-    shared = sorted(mine.keys() & theirs.keys())
+    shared = sorted(value.keys() & other.keys())
     n = len(shared)
     if n < 2:
         return None
-    difference_N = np.array([mine[item] - theirs[item] for item in shared])
+    difference_N = np.array([value[item] - other[item] for item in shared])
     mean, stderr = float(difference_N.mean()), float(difference_N.std(ddof=1) / np.sqrt(n))
     means_S = bootstrap(difference_N, zlib.crc32(name.encode()))
-    # Samples of the items spread as their variance over N, and not over N - 1.
+    # Bootstrap samples vary by the variance over N; the standard error has it over N - 1.
     return Difference(mean, stderr, mean + np.sqrt(n / (n - 1)) * (means_S - mean), n - 1)
 
 
 def bootstrap(value_N: Floats, seed: int) -> Floats:
-    """Means of samples of the values, (S,)."""
+    """Return the means of samples of the values with replacement, (S,)."""
     rng = np.random.default_rng(seed)
     value_K, count_K = np.unique(value_N, return_counts=True)
-    if len(value_K) <= FEW:
-        count_SK = rng.multinomial(len(value_N), count_K / len(value_N), size=SAMPLES)
+    if len(value_K) <= _FEW_VALUES:
+        count_SK = rng.multinomial(len(value_N), count_K / len(value_N), size=_SAMPLES)
         return np.asarray(count_SK @ value_K / len(value_N))
-    at_once = max(1, ROOM // len(value_N))
-    sizes = [min(at_once, SAMPLES - start) for start in range(0, SAMPLES, at_once)]
+    samples_at_once = max(1, _VALUES_AT_ONCE // len(value_N))
+    sizes = [min(samples_at_once, _SAMPLES - start) for start in range(0, _SAMPLES, samples_at_once)]
     items = (rng.integers(len(value_N), size=(size, len(value_N)), dtype=np.int32) for size in sizes)
     return np.concatenate([value_N[item_SN].mean(1) for item_SN in items])
 
 
 def average(parts: Sequence[Difference]) -> Difference:
-    """The difference of the parts' plain mean. Parts have items of their own, so each is sampled by itself.
+    """Return the difference of an average's scores: the plain mean of its parts'.
 
-    Its degrees of freedom are Welch's: those of the part that weighs most, and more where several do.
+    Parts have different items, so each is sampled by itself. The degrees of freedom are those of Welch and
+    Satterthwaite: about those of the part with the largest error, and more if several have a large one.
     """
     variance = sum(part.stderr**2 for part in parts)
-    spread = sum(part.stderr**4 / part.free for part in parts)
+    weighted = sum(part.stderr**4 / part.degrees_of_freedom for part in parts)
     return Difference(
         float(np.mean([part.mean for part in parts])),
         float(np.sqrt(variance) / len(parts)),
         np.mean([part.means_S for part in parts], axis=0),
-        variance**2 / spread if spread else sum(part.free for part in parts),
+        variance**2 / weighted if weighted else sum(part.degrees_of_freedom for part in parts),
     )

@@ -14,25 +14,26 @@ from spin_core.store.records import EvalReport
 
 
 def run(job: EvaluateJob, scratch: Path, progress: Progress) -> dict[str, Any]:
-    """Answer and score the held-out prompts, or take what another lineage found out about this very model.
+    """Answer and score the held-out prompts, or copy the report of another lineage on the same model.
 
-    What an earlier attempt left is done again.
+    A version without an opponent, such as θ_0, may belong to several lineages, which share its report. What an earlier
+    attempt left unfinished is done again.
     """
     if job.speed.scores is None or job.opponent is not None:
         return score(job, scratch, progress)
     identity = identity_of(job)
     entry = job.speed.scores / digest_of(identity)[:16]
     with lock.locked(entry, wait=True):
-        known = artifacts.reusable(entry / "self-play", identity, EvalReport)
-        if known is None:
+        report = artifacts.reusable(entry / "self-play", identity, EvalReport)
+        if report is None:
             work = entry / ".self-play.partial"
             work.mkdir(exist_ok=True)
             fields = score(job, work, progress)
-            known = artifacts.publish(work, entry / "self-play", identity, fields, EvalReport)
-        for path in known.path.iterdir():
+            report = artifacts.publish(work, entry / "self-play", identity, fields, EvalReport)
+        for path in report.path.iterdir():
             if path.name != MANIFEST:
                 shutil.copy2(path, scratch)
-    return known.model_dump(exclude={"path", "digest", "kind"})
+    return report.model_dump(exclude={"path", "digest", "kind"})
 
 
 if __name__ == "__main__":

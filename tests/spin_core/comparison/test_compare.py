@@ -17,7 +17,7 @@ from spin_core.comparison.compare import Arm, begin, configured, table
 from spin_core.config.resolve import resolve
 from spin_core.data.repetition import distinct
 from spin_core.errors import ConfigError, DataError, SpinError
-from spin_core.evaluation.statistics import sure
+from spin_core.evaluation.statistics import t_quantile
 from spin_core.lineage import controls
 from spin_core.lineage.find import lineage_names
 from spin_core.lineage.lineage import Lineage
@@ -176,7 +176,7 @@ def test_one_seed_has_no_error_over_seeds_but_that_of_its_items(games):
 
 @pytest.mark.parametrize(("seeds", "errors"), [(2, 12.71), (3, 4.303), (10, 2.262), (12, 2.201), (31, 2.042)])
 def test_few_seeds_need_more_standard_errors(seeds, errors):
-    assert sure(seeds - 1) == pytest.approx(errors, abs=0.003)
+    assert t_quantile(seeds - 1) == pytest.approx(errors, abs=0.003)
 
 
 def test_seeds_differ_in_the_game_alone_and_no_gate_ends_one():

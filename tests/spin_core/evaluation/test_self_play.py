@@ -291,7 +291,7 @@ def test_lineages_share_what_is_known_of_a_first_model(tmp_path, models, prompts
         return evaluate_job(tmp_path / name / "self-play", models[0], prompts, **more).model_copy(update=shared)
 
     first = do(job("one"))
-    monkeypatch.setattr("spin_core.evaluation.self_play.play", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr("spin_core.evaluation.self_play.answer_prompts", lambda *_: pytest.fail("asked again"))
     second = do(job("two"))
     assert first.digest == second.digest == opponents_report.digest
     assert (first.scores, first.notes) == (second.scores, second.notes)
