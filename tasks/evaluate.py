@@ -14,18 +14,17 @@ from spin_core.lineage import rescore, suite_jobs
 from spin_core.lineage.lineage import Lineage
 from spin_core.runtime import launch
 from spin_core.store import lock
-from spin_core.store.jobs import BenchmarkJob, EvaluateJob, MtBenchJob
+from spin_core.store.evaluation_jobs import SuiteJob
 from spin_core.store.records import EvalReport, ModelVersion, PromptSet
 from tasks import display
 from tasks.cluster import Future, has_ended, runner_on
 from tasks.phase_task import RETRIES, RETRY_DELAY_SECONDS, may_pass, phase_task, run
 
 Reports = tuple[EvalReport, ...]
-Suite = EvaluateJob | BenchmarkJob | MtBenchJob
 
 
 @phase_task(EvalReport, "evaluate {model} {job.output.name}")
-def run_suite(model: str, job: Suite) -> Suite:  # noqa: ARG001 (for its name)
+def run_suite(model: str, job: SuiteJob) -> SuiteJob:  # noqa: ARG001 (for its name)
     """One suite on one model."""
     return job
 
@@ -65,7 +64,7 @@ def tell(note: str) -> None:
         get_run_logger().info(note)
 
 
-def published(job: Suite) -> EvalReport:
+def published(job: SuiteJob) -> EvalReport:
     """The record of a suite that has been run elsewhere, as it lies in the shared folder."""
     record = launch.finished(job, EvalReport)
     assert record is not None, f"{job.output} is published"
@@ -81,19 +80,19 @@ def published(job: Suite) -> EvalReport:
     retry_delay_seconds=RETRY_DELAY_SECONDS,
     retry_condition_fn=may_pass,
 )
-def run_suite_there(model: str, job: Suite) -> None:  # noqa: ARG001 (for its name)
+def run_suite_there(model: str, job: SuiteJob) -> None:  # noqa: ARG001 (for its name)
     """One suite on one model, on whichever machine of the cluster this runs on."""
     # A machine that Ray has taken for dead may still be at work on the same suite, in the same scratch folder.
     with lock.locked(launch.job_path(job).with_suffix(""), wait=True):
         run(job, EvalReport)
 
 
-def run_on_cluster(ray: RayConfig, model: str, jobs: Sequence[Suite]) -> None:
+def run_on_cluster(ray: RayConfig, model: str, jobs: Sequence[SuiteJob]) -> None:
     """Run suites on the cluster, `ray.workers` at a time. The first failure is raised when all have ended."""
     shown, name, began = display.current, f"evaluate {model} on ray", time.monotonic()
     shown.started(name)
     failures: list[BaseException] = []
-    todo, at_work, done = list(jobs), list[tuple[Suite, Future]](), 0
+    todo, at_work, done = list(jobs), list[tuple[SuiteJob, Future]](), 0
     try:
         with runner_on(ray, "evaluate", restarts=RETRIES) as runner:
             while todo or at_work:
@@ -115,7 +114,7 @@ def run_on_cluster(ray: RayConfig, model: str, jobs: Sequence[Suite]) -> None:
     shown.finished(name, time.monotonic() - began)
 
 
-def failure_of(job: Suite, future: Future) -> list[BaseException]:
+def failure_of(job: SuiteJob, future: Future) -> list[BaseException]:
     """Why a suite that has ended failed, told at once: the others may be at work for long. Empty if it did not."""
     error = future.result(raise_on_failure=False)
     if not isinstance(error, BaseException):

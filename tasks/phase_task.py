@@ -22,7 +22,6 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from spin_core.errors import TryAgain
-from spin_core.lineage.lineage import SHARED
 from spin_core.runtime import launch
 from spin_core.store.jobs import Job
 from spin_core.store.records import Artifact
@@ -52,7 +51,7 @@ def phase_task(kind: type[R], run_name: str) -> Callable[[Callable[P, Job]], Cal
             job = write_job(*args, **kwargs)
             done = launch.finished(job, kind)
             if done is not None:
-                display.current.reused(title(job))
+                display.current.reused(job.title)
                 return Completed(name="Reused", message=str(job.output), data=done)
             return run(job, kind)
 
@@ -84,21 +83,11 @@ def may_pass(_task: Any, _run: TaskRun, state: "State[Any]") -> bool:
     return isinstance(state.result(raise_on_failure=False), TryAgain)
 
 
-def title(job: Job) -> str:
-    """`iter 1 · train`."""
-    folder, name = job.output.parts[-2:]
-    if folder == "eval":
-        folder, name = job.output.parts[-3], f"evaluate {name}"
-    if SHARED in job.output.parts:
-        folder = "sft"
-    return f"{folder.replace('_', ' ')} · {name}"
-
-
 def run(job: Job, kind: type[R]) -> R:
     """Run the phase, passing its progress to the terminal and to a progress artifact, and its log to the run's."""
     shown, logger = display.current, get_run_logger()
-    bar = ProgressArtifact(title(job))
-    shown.started(title(job))
+    bar = ProgressArtifact(job.title)
+    shown.started(job.title)
     began = time.monotonic()
 
     def on_progress(message: Mapping[str, Any]) -> None:
@@ -112,10 +101,10 @@ def run(job: Job, kind: type[R]) -> R:
     try:
         record = launch.run_phase(job, kind, on_progress, on_log)
     except BaseException:
-        shown.failed(title(job))
+        shown.failed(job.title)
         raise
     bar.finish()
-    shown.finished(title(job), time.monotonic() - began)
+    shown.finished(job.title, time.monotonic() - began)
     return record
 
 

@@ -54,6 +54,11 @@ class VllmConfig(Frozen):
     """What it may take of the machine."""
 
 
+def devices_of_engine(engine: str, vllm: VllmConfig) -> int:
+    """How many devices one copy of the model takes."""
+    return vllm.speed.tensor_parallel if engine == "vllm" else 1
+
+
 class OpponentsConfig(Frozen):
     """Which versions answer in an iteration. What the player starts from and is measured against stays θ_t."""
 

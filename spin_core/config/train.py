@@ -70,6 +70,11 @@ class SpeedConfig(Frozen):
     Empty: none on one device, `zero2` on several. In bfloat16 `zero0` sums the gradients of a batch's parts in
     bfloat16, all others in float32."""
 
+    @property
+    def distributed(self) -> bool:
+        """Several processes train together, or one trains under DeepSpeed."""
+        return self.ranks * self.nodes > 1 or bool(self.deepspeed)
+
     @model_validator(mode="after")
     def _nodes_know_where_to_meet(self) -> Self:
         host, _, port = self.rendezvous.rpartition(":")

@@ -11,7 +11,7 @@ from spin_core.errors import ConfigError, DataError, first_line
 from spin_core.evaluation import local_tasks
 from spin_core.evaluation.hub import go_offline
 from spin_core.store import identity
-from spin_core.store.jobs import BenchmarkConfig, BenchmarkTask
+from spin_core.store.evaluation_jobs import BenchmarkConfig, BenchmarkTask
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from spin_core.evaluation.find_tasks import NamedTask
 from spin_core.evaluation.suites import LM_EVAL
-from spin_core.store.jobs import BenchmarkTask
+from spin_core.store.evaluation_jobs import BenchmarkTask
 from spin_core.store.records import EvalReport, Score
 
 

@@ -20,7 +20,7 @@ from spin_core.inference import vllm_engine
 from spin_core.models.files import check_safetensors, is_stacked, weights_of
 from spin_core.models.loading import load_model
 from spin_core.store import identity
-from spin_core.store.jobs import BenchmarkJob
+from spin_core.store.evaluation_jobs import BenchmarkJob
 from spin_core.store.journal import Journal, Row
 
 _VLLM_BATCH = 1024

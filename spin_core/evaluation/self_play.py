@@ -56,7 +56,7 @@ from spin_core.inference.transformers_engine import TransformersEngine
 from spin_core.models.loading import load_model
 from spin_core.models.logps import sequence_logps
 from spin_core.runtime.progress import Progress
-from spin_core.store.jobs import EvaluateJob
+from spin_core.store.evaluation_jobs import EvaluateJob
 from spin_core.store.records import Score
 
 Floats = npt.NDArray[np.float64]

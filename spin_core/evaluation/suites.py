@@ -19,7 +19,7 @@ from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError
 from spin_core.evaluation.local_tasks import GROUPS, group_contains
 from spin_core.runtime import interpreter
-from spin_core.store.jobs import BenchmarkTask
+from spin_core.store.evaluation_jobs import BenchmarkTask
 
 LM_EVAL = "lm-eval"
 """The suite of the tasks in `evaluate.lm_eval.tasks`. It has no average."""

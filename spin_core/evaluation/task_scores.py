@@ -29,7 +29,7 @@ from spin_core.evaluation.harness import AnswerJournal
 from spin_core.runtime.usage import environment, peak_memory_mb
 from spin_core.store import artifacts, files, lock
 from spin_core.store import identity as store_identity
-from spin_core.store.jobs import BenchmarkJob, BenchmarkTask
+from spin_core.store.evaluation_jobs import BenchmarkJob, BenchmarkTask
 from spin_core.store.records import EvalReport
 
 log = logging.getLogger("spin_core")

@@ -8,7 +8,7 @@ from spin_core.config.evaluate import EvaluateSpeedConfig, JudgeConfig, LmEvalCo
 from spin_core.config.generate import VllmConfig
 from spin_core.errors import ConfigError
 from spin_core.runtime import interpreter
-from spin_core.store.jobs import (
+from spin_core.store.evaluation_jobs import (
     BenchmarkConfig,
     BenchmarkJob,
     BenchmarkSpeed,

@@ -27,7 +27,7 @@ from spin_core.evaluation.items import ITEMS
 from spin_core.runtime.phase import main
 from spin_core.runtime.progress import Progress
 from spin_core.store import artifacts
-from spin_core.store.jobs import BenchmarkJob
+from spin_core.store.evaluation_jobs import BenchmarkJob
 from spin_core.store.records import EvalReport
 
 log = logging.getLogger("spin_core")

@@ -8,8 +8,8 @@ from spin_core.evaluation.self_play import score
 from spin_core.runtime.phase import main
 from spin_core.runtime.progress import Progress
 from spin_core.store import artifacts, lock
+from spin_core.store.evaluation_jobs import EvaluateJob
 from spin_core.store.identity import MANIFEST, digest_of, identity_of
-from spin_core.store.jobs import EvaluateJob
 from spin_core.store.records import EvalReport
 
 

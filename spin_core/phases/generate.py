@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from spin_core.config.generate import devices_of_engine
 from spin_core.data.answer_statistics import answer_statistics
 from spin_core.inference.shards import shard_name, work_folder
 from spin_core.inference.tally import merge_timings
@@ -55,7 +56,7 @@ def _environments_of_helpers(job: GenerateJob) -> Sequence[Mapping[str, str]]:
     if workers <= 1:
         return []
     count = torch.cuda.device_count() if job.model.device != "cpu" else 0
-    each = job.config.vllm.speed.tensor_parallel if job.config.engine == "vllm" else 1
+    each = devices_of_engine(job.config.engine, job.config.vllm)
     own, *others = devices.environments(workers, count, each)
     os.environ |= own
     torch.set_num_threads(int(own.get("OMP_NUM_THREADS", torch.get_num_threads())))

@@ -50,7 +50,7 @@ from spin_core.evaluation.mt_bench.verdicts import Comparison, VerdictRequest, c
 from spin_core.runtime.phase import main
 from spin_core.runtime.progress import Progress
 from spin_core.store import lock
-from spin_core.store.jobs import MtBenchJob
+from spin_core.store.evaluation_jobs import MtBenchJob
 from spin_core.store.journal import Journal
 from spin_core.store.records import EvalReport
 

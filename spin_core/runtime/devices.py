@@ -4,48 +4,8 @@ import os
 
 import torch
 
-from spin_core.config.generate import GenerateConfig, VllmConfig
 from spin_core.config.model import ModelConfig
 from spin_core.errors import ModelError
-from spin_core.store.jobs import (
-    BaseJob,
-    BenchmarkJob,
-    EvaluateJob,
-    GenerateJob,
-    Job,
-    MtBenchJob,
-    PairsJob,
-    PreferencesJob,
-    PromptsJob,
-)
-
-
-def devices_of(job: Job, ranks: int) -> int:
-    """How many devices a job holds while it is done."""
-    match job:
-        case BaseJob() | PromptsJob() | PreferencesJob() | PairsJob():
-            return 0
-        case GenerateJob():
-            speed = job.config.speed
-            workers = speed.workers + (speed.ray.workers if speed.ray else 0)
-            return max(1, workers) * share_of(job.config)
-        case EvaluateJob():
-            return 1
-        case MtBenchJob():
-            return share_of(job.generate)
-        case BenchmarkJob():
-            return parallel(job.config.vllm) if job.config.engine == "vllm" else 1
-    return ranks
-
-
-def share_of(config: GenerateConfig) -> int:
-    """Devices of one worker."""
-    return parallel(config.vllm) if config.engine == "vllm" else 1
-
-
-def parallel(config: VllmConfig) -> int:
-    """Devices over which vLLM lays one model."""
-    return config.speed.tensor_parallel
 
 
 def environments(workers: int, devices: int, each: int = 1) -> list[dict[str, str]]:

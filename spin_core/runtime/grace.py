@@ -3,7 +3,7 @@
 import os
 
 from spin_core import errors
-from spin_core.store.jobs import Job, TrainJob
+from spin_core.store.jobs import Job
 
 GRACE_SECONDS = 30.0
 """How long a phase may take to save its work after SIGTERM, before it is killed, unless `GRACE` says otherwise."""
@@ -14,17 +14,15 @@ LONGEST_GRACE_SECONDS = 900.0
 GRACE = "SPIN_GRACE"
 """The seconds that a phase is given, where whoever ends us allows as many."""
 
-STATES, DISK_BYTES_A_SECOND = 6, 200e6
-"""A training's checkpoint in bytes over those of its weights, at the most (bfloat16, AdamW); and what a disk takes."""
+DISK_BYTES_A_SECOND = 200e6
+"""What a disk writes, at least."""
 
 
 def grace_of(job: Job) -> float:
     """How long this phase may take to save its work after SIGTERM: a training has to write a whole checkpoint."""
     if (told := told_grace()) is not None:
         return told
-    weights = job.start.path.rglob("*.safetensors") if isinstance(job, TrainJob) else ()
-    seconds = GRACE_SECONDS + STATES * sum(file.stat().st_size for file in weights) / DISK_BYTES_A_SECOND
-    return min(seconds, LONGEST_GRACE_SECONDS)
+    return min(GRACE_SECONDS + job.bytes_to_save() / DISK_BYTES_A_SECOND, LONGEST_GRACE_SECONDS)
 
 
 def longest_grace() -> float:

@@ -8,6 +8,7 @@ from spin_core.config.generate import GenerateConfig, VllmConfig
 from spin_core.config.model import ModelConfig
 from spin_core.errors import ConfigError
 from spin_core.store import artifacts
+from spin_core.store.job_types import JOB_TYPES
 
 VENV = ".venv-vllm"
 """vLLM's virtual environment, beside ours."""
@@ -47,9 +48,9 @@ def chosen(config: GenerateConfig, model: ModelConfig, output: Path | None = Non
     if config.engine != "auto":
         return config.engine
     built = artifacts.read_manifest(output) if output else None
-    settings = {"generate": "config", "mt_bench": "generate"}.get(built["identity"].get("phase")) if built else None
-    if built and settings:
-        return str(built["identity"][settings]["engine"])
+    kind = JOB_TYPES.get(built["identity"].get("phase", "")) if built else None
+    if built and kind and kind.engine_in:
+        return str(built["identity"][kind.engine_in]["engine"])
     ready = model.device != "cpu" and sees_gpu() and os.access(vllm_python(config.vllm), os.X_OK)
     return "vllm" if ready else "transformers"
 

@@ -17,13 +17,14 @@ from typing import Any, TypeVar
 
 from spin_core import errors
 from spin_core.config.generate import VllmConfig
-from spin_core.runtime import interpreter as runtime_interpreter
 from spin_core.runtime.grace import grace_of
+from spin_core.runtime.interpreter import required_python
 from spin_core.runtime.process import birth, end_group, end_leftover, guard, spawn
 from spin_core.runtime.warm import warm
 from spin_core.store import artifacts, files
 from spin_core.store.identity import identity_of
-from spin_core.store.jobs import Job
+from spin_core.store.job_types import JOB_TYPES
+from spin_core.store.jobs import GenerateJob, Job
 from spin_core.store.records import Artifact
 
 R = TypeVar("R", bound=Artifact)
@@ -31,30 +32,23 @@ R = TypeVar("R", bound=Artifact)
 Listener = Callable[[Mapping[str, Any]], None]
 """Called with each progress message: `{"done", "total", "unit", "metrics"}`."""
 
-ENGINES = {"generate": "config", "join": "config", "benchmark": "config", "mt_bench": "generate"}
-"""Phases that vLLM may run, and under what name their jobs say with which engine."""
-
-LESS = {
-    "train": " lower train.micro_batch_tokens or set train.gradient_checkpointing, and the same lineage goes on",
-    "score": " lower train.micro_batch_tokens, and the same lineage goes on",
-}
-"""How a phase gets along with less memory."""
-
 
 def command(job_file: Path, phase: str) -> list[str]:
     """The command line of a phase."""
-    return [interpreter(job_file, phase), "-m", f"spin_core.phases.{phase}", str(job_file)]
+    return [_interpreter(job_file, phase), "-m", f"spin_core.phases.{phase}", str(job_file)]
 
 
-def interpreter(job_file: Path, phase: str) -> str:
-    """What runs a phase: our own interpreter, or where vLLM is to answer that of its own virtual environment."""
-    if phase not in ENGINES:
+def _interpreter(job_file: Path, phase: str) -> str:
+    """The interpreter of a phase: this one, or that of vLLM's virtual environment if vLLM runs the model."""
+    kind = (
+        GenerateJob if phase == "join" else JOB_TYPES.get(phase)
+    )  # `join` takes the job file of the generation it joins
+    if kind is None or not kind.engine_in:
         return sys.executable
-    config = json.loads(job_file.read_text("utf-8"))[ENGINES[phase]]
+    config = json.loads(job_file.read_text("utf-8"))[kind.engine_in]
     if config["engine"] != "vllm":
         return sys.executable
-    setting = "evaluate.lm_eval.engine" if phase == "benchmark" else "generate.engine"
-    return str(runtime_interpreter.required_python(VllmConfig.model_validate(config["vllm"]), setting))
+    return str(required_python(VllmConfig.model_validate(config["vllm"]), kind.engine_setting))
 
 
 def job_path(job: Job) -> Path:
@@ -113,7 +107,8 @@ def run_phase(
         raise error(last["message"])
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     starved = status == -signal.SIGKILL or any("OutOfMemoryError" in line for line in tail)
-    hint = f" (out of memory?{LESS.get(job.phase, '')})" if starved else ""
+    cure = f" {job.less_memory}, and the same lineage goes on" if job.less_memory else ""
+    hint = f" (out of memory?{cure})" if starved else ""
     raise errors.PhaseCrashed(
         f"phase {job.phase} {how}{hint}; run it alone with: {' '.join(command(path, job.phase))}\n" + "\n".join(tail)
     )

@@ -20,7 +20,6 @@ from typing import Any, NoReturn, TypeVar
 from spin_core import errors
 from spin_core.errors import ConfigError, SpinError, StorageError
 from spin_core.runtime import ranks, torchrun
-from spin_core.runtime.devices import devices_of
 from spin_core.runtime.process import die_with_parent
 from spin_core.runtime.progress import Progress, claim_stdout
 from spin_core.runtime.usage import environment, peak_memory_mb
@@ -50,7 +49,7 @@ def main(job_type: type[J], record_type: type[R], run: Callable[[J, Path, Progre
     )
     try:
         job = read_job(sys.argv[1:], job_type)
-        if not ranks.inside() and (speed := torchrun.speed_of(job)):
+        if not ranks.inside() and (speed := job.rank_settings):
             torchrun.start_ranks(job, Path(sys.argv[1]), speed)  # ends this process
     except SpinError as error:
         end(error, Progress(out=claim_stdout()), us)
@@ -84,12 +83,11 @@ def end(error: SpinError, progress: Progress, us: ranks.Ranks) -> NoReturn:
 
 def on_gpu(job: Job) -> bool:
     """Whether the job's model will be on a GPU."""
-    model = getattr(job, "model", None)
-    if model is None or not ranks.inside():
+    if job.loaded_model is None or not ranks.inside():
         return False
-    from spin_core.runtime.devices import device_of
+    from spin_core.runtime.devices import device_of  # loads torch
 
-    return device_of(model).type == "cuda"
+    return device_of(job.loaded_model).type == "cuda"
 
 
 def read_job(arguments: list[str], job_type: type[J]) -> J:
@@ -119,7 +117,7 @@ def execute(
         fields = run(job, scratch_of(job.output), progress)
         usage = {
             "seconds": round(time.monotonic() - started, 3),
-            "devices": devices_of(job, us.size),
+            "devices": us.size if job.devices is None else job.devices,
             "peak_memory_mb": peak_memory_mb(),
             "environment": environment(),
         }

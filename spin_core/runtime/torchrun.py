@@ -13,23 +13,9 @@ from spin_core import errors
 from spin_core.config.train import SpeedConfig
 from spin_core.runtime import grace, launch, process, ranks
 from spin_core.store import identity
-from spin_core.store.jobs import Job, ScoreJob
+from spin_core.store.jobs import Job
 
 log = logging.getLogger("spin_core")
-
-
-def speed_of(job: Job) -> SpeedConfig | None:
-    """How a job's ranks are to be started; None for one process without DeepSpeed.
-
-    Scoring takes this node's ranks, and has no use for DeepSpeed, since nothing is summed but its results.
-    """
-    if isinstance(job, ScoreJob):
-        alone = {"nodes": 1, "rendezvous": "", "deepspeed": ""}
-        return job.speed.model_copy(update=alone) if job.speed.ranks > 1 else None
-    speed = getattr(getattr(job, "config", None), "speed", None)
-    if not isinstance(speed, SpeedConfig) or not (speed.ranks * speed.nodes > 1 or speed.deepspeed):
-        return None
-    return speed
 
 
 def start_ranks(job: Job, job_file: Path, speed: SpeedConfig) -> NoReturn:

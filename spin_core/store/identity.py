@@ -15,7 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from spin_core.config.base import EXECUTION
-from spin_core.store.jobs import job_type
+from spin_core.store.job_types import JOB_TYPES
 
 MANIFEST = "manifest.json"
 
@@ -34,7 +34,7 @@ def current_identity(published: Mapping[str, Any]) -> dict[str, Any]:
     Older versions counted some of the fields that are marked as `Execution` today. The class that says which those are
     follows from the phase. Fields that it does not know stay, so that they appear as a difference.
     """
-    kind = job_type(published.get("phase", ""))
+    kind = JOB_TYPES.get(published.get("phase", ""))
     return _without_execution(published, kind) if kind else dict(published)
 
 

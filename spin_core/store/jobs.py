@@ -5,19 +5,30 @@ with digests. Light to import, so that flows and tasks can write jobs without lo
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from spin_core.config.base import Execution, Frozen
 from spin_core.config.data import PairsConfig, PromptsConfig, SourceConfig
-from spin_core.config.evaluate import EvaluateConfig, JudgeConfig, MtBenchConfig
-from spin_core.config.generate import GenerateConfig, VllmConfig
+from spin_core.config.generate import GenerateConfig, devices_of_engine
 from spin_core.config.model import ChatConfig, ModelConfig, SftConfig
 from spin_core.config.train import SpeedConfig, TrainConfig
-from spin_core.store.records import EvalReport, GenerationBatch, ModelVersion, PairDataset, PromptSet, ScoredPairs
+from spin_core.store.records import GenerationBatch, ModelVersion, PairDataset, PromptSet, ScoredPairs
+
+CHECKPOINT_FACTOR = 6
+"""A training's checkpoint in bytes, divided by those of its weights, at most (bfloat16 weights, AdamW)."""
 
 
 class Job(Frozen):
-    """Base of all jobs."""
+    """Base of all jobs, with what the runtime has to know of each: subclasses say it where they differ."""
+
+    engine_in: ClassVar[str] = ""
+    """The field whose `engine` and `vllm` say what runs the model; empty for a phase without this choice."""
+
+    engine_setting: ClassVar[str] = "generate.engine"
+    """The user's setting that chooses this engine, for messages."""
+
+    less_memory: ClassVar[str] = ""
+    """How a user makes the phase take less memory, for messages; empty if no setting does."""
 
     phase: str
     """The module that does it: `python -m spin_core.phases.<phase> job.json`."""
@@ -30,10 +41,33 @@ class Job(Frozen):
 
     seed: int = 0
 
+    @property
+    def title(self) -> str:
+        """What people see while the job runs: `iter 01 · train`. The folder has the name of what the job is for."""
+        return title_of(self.output.parent, self.output.name)
 
-def job_type(phase: str) -> type[Job] | None:
-    """The class of the jobs of a phase; None if there is no such phase."""
-    return next((kind for kind in Job.__subclasses__() if kind.model_fields["phase"].default == phase), None)
+    @property
+    def loaded_model(self) -> ModelConfig | None:
+        """How the phase loads its model; None if it loads none."""
+        return None
+
+    @property
+    def rank_settings(self) -> SpeedConfig | None:
+        """How the job's ranks are started; None for one process without DeepSpeed."""
+        return None
+
+    @property
+    def devices(self) -> int | None:
+        """How many devices the job occupies; None for one a rank."""
+        return 0
+
+    def bytes_to_save(self) -> int:
+        """How much the phase may have to write after it is asked to stop, in bytes, at most."""
+        return 0
+
+
+def title_of(folder: Path, action: str) -> str:
+    return f"{folder.name.replace('_', ' ')} · {action}"
 
 
 class BaseJob(Job):
@@ -44,6 +78,14 @@ class BaseJob(Job):
     model: ModelConfig
     sft: SftConfig | None
     chat: ChatConfig
+
+    @property
+    def title(self) -> str:
+        return f"sft · {self.output.name}" if self.sft else super().title
+
+    @property
+    def loaded_model(self) -> ModelConfig:
+        return self.model
 
 
 class PromptsJob(Job):
@@ -81,6 +123,8 @@ class PreferencesJob(Job):
 class GenerateJob(Job):
     """Let the opponent answer the training prompts."""
 
+    engine_in: ClassVar[str] = "config"
+
     phase: Literal["generate"] = "generate"
     version: int = 1
     t: int
@@ -90,6 +134,16 @@ class GenerateJob(Job):
     prompts: PromptSet
     answerers: tuple[ModelVersion, ...] = ()
     """Who answers, where it is not the opponent alone: each prompt gets one of them."""
+
+    @property
+    def loaded_model(self) -> ModelConfig:
+        return self.model
+
+    @property
+    def devices(self) -> int:
+        speed = self.config.speed
+        workers = speed.workers + (speed.ray.workers if speed.ray else 0)
+        return max(1, workers) * devices_of_engine(self.config.engine, self.config.vllm)
 
 
 class PairsJob(Job):
@@ -109,6 +163,8 @@ class PairsJob(Job):
 class ScoreJob(Job):
     """The opponent's log-probabilities of every pair, once an iteration."""
 
+    less_memory: ClassVar[str] = "lower train.micro_batch_tokens"
+
     phase: Literal["score"] = "score"
     version: int = 1
     t: int
@@ -120,9 +176,26 @@ class ScoreJob(Job):
     base: ModelVersion | None = None
     """θ_0, where the reference is anchored in it: the pairs are scored under it too."""
 
+    @property
+    def loaded_model(self) -> ModelConfig:
+        return self.model
+
+    @property
+    def rank_settings(self) -> SpeedConfig | None:
+        """The ranks of this node. Nothing is summed over ranks but their results, so DeepSpeed has no use here."""
+        if self.speed.ranks == 1:
+            return None
+        return self.speed.model_copy(update={"nodes": 1, "rendezvous": "", "deepspeed": ""})
+
+    @property
+    def devices(self) -> None:
+        return None
+
 
 class TrainJob(Job):
     """θ_{t+1} from θ_t. Publishes the metrics to `output` and the weights to `weights`."""
+
+    less_memory: ClassVar[str] = "lower train.micro_batch_tokens or set train.gradient_checkpointing"
 
     phase: Literal["train"] = "train"
     version: int = 1
@@ -145,109 +218,22 @@ class TrainJob(Job):
     held_out_seed: int = 0
     """Chooses the prompts that are held out. One for all iterations, so that what one holds out none trains on."""
 
+    @property
+    def loaded_model(self) -> ModelConfig:
+        return self.model
 
-class EvaluateSpeed(Frozen):
-    """Where what is known already is found."""
+    @property
+    def rank_settings(self) -> SpeedConfig | None:
+        return self.config.speed if self.config.speed.distributed else None
 
-    scores: Path | None = None
-    """The folder of reports that lineages share: those of versions without an opponent, as θ_0 is. None shares none."""
-
-
-class EvaluateJob(Job):
-    """Answer and score the held-out prompts."""
-
-    phase: Literal["evaluate"] = "evaluate"
-    version: int = 4
-    config: EvaluateConfig
-    generate: GenerateConfig
-    model: ModelConfig
-    player: ModelVersion
-    prompts: PromptSet
-    opponent: EvalReport | None
-    """The report of the version that the player was trained from, for rewards against it; None for θ_0."""
-    speed: Execution[EvaluateSpeed] = EvaluateSpeed()
-
-
-class BenchmarkTask(Frozen):
-    """A task of lm-eval, or a group of them."""
-
-    name: str
-    """lm-eval's name for it."""
-    num_fewshot: int | None = None
-    """Examples in the prompt; None is the task's own number."""
-    limit: int | None = None
-    """A seeded subset of so many items of each task; None takes all."""
-    metric: str = ""
-    """The metric and filter whose score bears the task's name, `acc,none`. Empty: acc_norm, or else the first."""
-    score: str = ""
-    """The name that this score bears; empty is the task's. A quick suite has its own, beside that of all items."""
+    @property
+    def devices(self) -> None:
+        return None
 
     @property
     def title(self) -> str:
-        """The name of its score."""
-        return self.score or self.name
+        return f"sft · {self.output.name}" if self.t < 0 else super().title
 
-    def part(self, name: str) -> str:
-        """The name of the score of one task of a group."""
-        return f"{self.score}{name.removeprefix(self.name)}" if self.score else name
-
-
-class BenchmarkSpeed(Frozen):
-    """How the tasks are run, and where what is known already is found."""
-
-    batch_size: int | Literal["auto"]
-    scores: Path
-    """The folder of single tasks' results."""
-
-
-class BenchmarkConfig(Frozen):
-    """What lm-eval is to do."""
-
-    suite: str
-    """The name of the suite, and of its average."""
-    tasks: tuple[BenchmarkTask, ...]
-    local_data: Path | None = None
-    apply_chat_template: bool | None = False
-    """None: if the model has one."""
-    engine: Literal["transformers", "vllm"] = "transformers"
-    vllm: VllmConfig = VllmConfig()
-    speed: Execution[BenchmarkSpeed]
-
-
-class MtBenchSpeed(Frozen):
-    """Where answers that were given already are found."""
-
-    answers: Path
-    """The folder of all models' answers. The judge has no part in them."""
-
-
-class MtBenchJob(Job):
-    """Answer MT-Bench's questions and have a judge grade the answers, and compare them with others' if asked for."""
-
-    phase: Literal["mt_bench"] = "mt_bench"
-    version: int = 2
-    suite: Literal["mt-bench", "mt-bench-quick"]
-    config: MtBenchConfig
-    judge: JudgeConfig
-    generate: GenerateConfig
-    """The engine, and how held-out prompts are answered: MT-Bench has temperatures and a length of its own."""
-    model: ModelConfig
-    chat: ChatConfig
-    player: ModelVersion
-    previous: EvalReport | None = None
-    """This suite's report on the version that the player was trained from, where the two are to be compared."""
-    base: EvalReport | None = None
-    """That on θ_0."""
-    prompts: PromptSet | None = None
-    """The held-out prompts, where answers are to be compared with the human responses."""
-    speed: Execution[MtBenchSpeed]
-
-
-class BenchmarkJob(Job):
-    """Run a suite of lm-eval's tasks on one model."""
-
-    phase: Literal["benchmark"] = "benchmark"
-    version: int = 3
-    config: BenchmarkConfig
-    model: ModelConfig
-    player: ModelVersion
+    def bytes_to_save(self) -> int:
+        """A checkpoint, which holds the optimizer's state in addition to the weights."""
+        return CHECKPOINT_FACTOR * sum(file.stat().st_size for file in self.start.path.rglob("*.safetensors"))

@@ -66,7 +66,8 @@ def aside(runs: Path, number: str) -> dict[str, float]:
     from spin_core.lineage.find import find_lineage
     from spin_core.reports import html, markdown
     from spin_core.runtime import launch, warm
-    from spin_core.store.jobs import EvaluateJob, GenerateJob, PairsJob, ScoreJob, TrainJob
+    from spin_core.store.evaluation_jobs import EvaluateJob
+    from spin_core.store.jobs import GenerateJob, PairsJob, ScoreJob, TrainJob
     from spin_core.store.records import EvalReport, GenerationBatch, PairDataset, ScoredPairs, TrainRun
 
     game, t = find_lineage(runs, "bench"), int(number)

@@ -27,6 +27,7 @@ from spin_core.runtime import launch
 from spin_core.store.artifacts import read_manifest, read_record, reusable
 from spin_core.store.artifacts import verify as verify_folder
 from spin_core.store.identity import MANIFEST, current_identity, digest_of, identity_of
+from spin_core.store.job_types import JOB_TYPES
 from spin_core.store.jobs import Job
 from spin_core.store.records import (
     Artifact,
@@ -117,12 +118,11 @@ def test_every_manifest_holds_a_record_that_loads(game):
 
 
 def test_every_job_file_is_a_job_of_today_with_the_identity_that_was_published(game):
-    types = {kind.model_fields["phase"].default: kind for kind in Job.__subclasses__()}
     files = sorted(game.runs.rglob("jobs/*.json"))
     assert len(files) == 20
     for path in files:
         values = json.loads(path.read_text("utf-8"))
-        job = types[values["phase"]].model_validate(values)
+        job = JOB_TYPES[values["phase"]].model_validate(values)
         manifest = read_manifest(path.parents[1] / path.stem)
         assert manifest is not None
         assert identity_of(job) == current_identity(manifest["identity"])

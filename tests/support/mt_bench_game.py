@@ -17,7 +17,7 @@ from spin_core.config.model import ChatConfig
 from spin_core.evaluation.mt_bench import retries
 from spin_core.phases.mt_bench import run
 from spin_core.runtime import interpreter, phase, progress
-from spin_core.store.jobs import MtBenchJob
+from spin_core.store.evaluation_jobs import MtBenchJob
 from spin_core.store.records import EvalReport, PromptSet
 
 VLLM = interpreter.vllm_python(VllmConfig())

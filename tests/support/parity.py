@@ -24,7 +24,7 @@ from spin_core.models.files import save_model
 from spin_core.models.loading import load_model
 from spin_core.phases.benchmark import run
 from spin_core.runtime import phase, progress
-from spin_core.store.jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
+from spin_core.store.evaluation_jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
 from spin_core.store.records import EvalReport
 
 

@@ -31,6 +31,14 @@ class ToyJob(Job):
     seconds: float = 0.0
     """Pause after each item."""
 
+    @property
+    def rank_settings(self) -> SpeedConfig | None:
+        return self.config.speed if self.config.speed.distributed else None
+
+    @property
+    def devices(self) -> None:
+        return None
+
 
 def run(job: ToyJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     us = ranks.here()

@@ -25,7 +25,7 @@ from spin_core.inference.factory import make_engine
 from spin_core.inference.sampling import Sampling
 from spin_core.runtime.progress import Progress
 from spin_core.store import identity
-from spin_core.store.jobs import MtBenchJob
+from spin_core.store.evaluation_jobs import MtBenchJob
 from spin_core.store.journal import Journal
 
 TEMPERATURES = {

@@ -17,7 +17,7 @@ from spin_core.evaluation.mt_bench.retries import Cancelled
 from spin_core.evaluation.mt_bench.verdicts import PARSERS, REMINDERS, VERSION, VerdictRequest
 from spin_core.runtime.progress import Progress
 from spin_core.store import identity
-from spin_core.store.jobs import MtBenchJob
+from spin_core.store.evaluation_jobs import MtBenchJob
 from spin_core.store.journal import Journal, Row
 
 log = logging.getLogger("spin_core")

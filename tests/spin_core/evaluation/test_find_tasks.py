@@ -19,7 +19,7 @@ from spin_core.evaluation import local_tasks
 from spin_core.evaluation.find_tasks import tasks_from_hub
 from spin_core.phases.benchmark import run
 from spin_core.runtime import phase, progress
-from spin_core.store.jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
+from spin_core.store.evaluation_jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
 from spin_core.store.records import EvalReport
 
 GROUP = "mmlu_social_sciences"

@@ -27,7 +27,7 @@ from spin_core.models.loading import load_model
 from spin_core.phases.evaluate import run
 from spin_core.runtime import phase, progress
 from spin_core.store import artifacts, identity
-from spin_core.store.jobs import EvaluateJob, EvaluateSpeed
+from spin_core.store.evaluation_jobs import EvaluateJob, EvaluateSpeed
 from spin_core.store.records import EvalReport, PromptSet
 
 ROWS = 24

@@ -27,7 +27,7 @@ from spin_core.lineage.start import start_lineage
 from spin_core.phases.benchmark import run
 from spin_core.runtime import interpreter, launch, phase, progress
 from spin_core.store import identity as store_identity
-from spin_core.store.jobs import BenchmarkJob
+from spin_core.store.evaluation_jobs import BenchmarkJob
 from spin_core.store.records import EvalReport, ModelVersion, PromptSet
 
 NO_PROMPTS = PromptSet(path=Path(), digest="0" * 64, source="", revision=None, rows=0, held_out=0, drops={})

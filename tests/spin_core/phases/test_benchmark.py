@@ -23,7 +23,7 @@ from spin_core.phases.benchmark import run
 from spin_core.runtime import phase
 from spin_core.runtime import progress as runtime_progress
 from spin_core.store import artifacts
-from spin_core.store.jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
+from spin_core.store.evaluation_jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
 from spin_core.store.records import EvalReport
 
 SENTENCE = "red sun dog runs fast over the old green hill and sleeps near a blue lake while cold rain falls"

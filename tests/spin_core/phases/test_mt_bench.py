@@ -34,7 +34,7 @@ from spin_core.lineage.lineage import Lineage
 from spin_core.preflight.check import look_at_judge
 from spin_core.preflight.findings import Looks
 from spin_core.store import artifacts
-from spin_core.store.jobs import MtBenchJob
+from spin_core.store.evaluation_jobs import MtBenchJob
 from spin_core.store.records import EvalReport
 
 __all__ = ["data", "models", "people", "short_pauses"]

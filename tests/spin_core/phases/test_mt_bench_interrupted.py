@@ -15,7 +15,7 @@ from spin_core.evaluation.mt_bench.answers import answers_folder
 from spin_core.evaluation.mt_bench.judge import verdicts_folder
 from spin_core.phases.mt_bench import run
 from spin_core.runtime import phase, progress
-from spin_core.store.jobs import MtBenchJob
+from spin_core.store.evaluation_jobs import MtBenchJob
 from spin_core.store.journal import Journal
 from spin_core.store.records import EvalReport
 

@@ -17,7 +17,6 @@ from spin_core.models.loading import load_model
 from spin_core.models.logps import sequence_logps
 from spin_core.phases import score
 from spin_core.runtime import progress as runtime_progress
-from spin_core.runtime import torchrun
 from spin_core.runtime.launch import run_phase
 from spin_core.store import artifacts, identity
 from spin_core.store.records import ScoredPairs
@@ -134,9 +133,9 @@ def test_scoring_takes_this_nodes_ranks_without_deepspeed(tmp_path, tiny_model):
     job = game(tmp_path, tiny_model)
     scoring = score_job(tmp_path / "scores", job.start, job.pairs)
     for alone in (SpeedConfig(), SpeedConfig(deepspeed="zero1"), SpeedConfig(nodes=2, rendezvous="host:1")):
-        assert torchrun.speed_of(scoring.model_copy(update={"speed": alone})) is None
+        assert scoring.model_copy(update={"speed": alone}).rank_settings is None
     speed = SpeedConfig(ranks=8, nodes=2, rendezvous="host:1", deepspeed="zero3", packing=False)
-    started = torchrun.speed_of(scoring.model_copy(update={"speed": speed}))
+    started = scoring.model_copy(update={"speed": speed}).rank_settings
     assert started == SpeedConfig(ranks=8, packing=False)
 
 

@@ -20,6 +20,7 @@ from spin_core.runtime import grace, launch, process
 from spin_core.runtime import warm as runtime_warm
 from spin_core.runtime.launch import run_phase
 from spin_core.store import artifacts
+from spin_core.store.jobs import CHECKPOINT_FACTOR, TrainJob
 from spin_core.store.records import ScoredPairs
 
 TOY = Path(toy_phase.__file__)
@@ -90,7 +91,7 @@ def test_a_phase_that_is_killed_is_said_to_be_out_of_memory_perhaps(tmp_path):
 
 
 def test_a_training_without_memory_is_told_what_needs_less(tmp_path, monkeypatch):
-    monkeypatch.setitem(launch.LESS, "toy", launch.LESS["train"])
+    monkeypatch.setattr(ToyJob, "less_memory", TrainJob.less_memory)
     cure = (
         r"\(out of memory\? lower train\.micro_batch_tokens or set train\.gradient_checkpointing, and the same lineage"
     )
@@ -141,7 +142,7 @@ def test_a_training_has_as_long_to_save_as_its_checkpoint_needs_or_as_it_is_told
     training = game(tmp_path, tiny_model)
     assert 0 < grace.grace_of(training) - grace.GRACE_SECONDS < 1
     monkeypatch.setattr(grace, "DISK_BYTES_A_SECOND", (tiny_model / "model.safetensors").stat().st_size)
-    assert grace.grace_of(training) == grace.GRACE_SECONDS + grace.STATES
+    assert grace.grace_of(training) == grace.GRACE_SECONDS + CHECKPOINT_FACTOR
     monkeypatch.setenv("SPIN_GRACE", "240")
     assert grace.grace_of(training) == grace.grace_of(job(tmp_path)) == 240
     monkeypatch.setenv("SPIN_GRACE", "long")

@@ -66,9 +66,9 @@ def test_the_environment_of_another_programs_ranks_is_not_ours(monkeypatch):
 
 
 def test_one_process_without_deepspeed_is_started_as_ever():
-    assert torchrun.speed_of(ToyJob(output=Path("toy"))) is None
+    assert ToyJob(output=Path("toy")).rank_settings is None
     for speed in (SpeedConfig(ranks=2), SpeedConfig(deepspeed="zero1")):
-        assert torchrun.speed_of(ToyJob(output=Path("toy"), config=ToyConfig(speed=speed))) == speed
+        assert ToyJob(output=Path("toy"), config=ToyConfig(speed=speed)).rank_settings == speed
 
 
 def test_torchrun_is_asked_for_nothing_that_its_version_does_not_know(tmp_path, monkeypatch):

@@ -1,0 +1,22 @@
+"""All classes of jobs, by the phase that does them."""
+
+from spin_core.store.evaluation_jobs import BenchmarkJob, EvaluateJob, MtBenchJob
+from spin_core.store.jobs import (
+    BaseJob,
+    GenerateJob,
+    Job,
+    PairsJob,
+    PreferencesJob,
+    PromptsJob,
+    ScoreJob,
+    TrainJob,
+)
+
+JOB_TYPES: dict[str, type[Job]] = {
+    kind.model_fields["phase"].default: kind
+    for kind in (
+        *(BaseJob, PromptsJob, GenerateJob, PairsJob, ScoreJob, TrainJob, PreferencesJob),
+        *(EvaluateJob, BenchmarkJob, MtBenchJob),
+    )
+}
+"""The class of the jobs of each phase."""
