@@ -1,4 +1,4 @@
-"""SPIN beside what it has to beat, over several seeds: continued fine-tuning, DPO, longer and smaller trainings."""
+"""The flow `compare`: SPIN next to continued fine-tuning, DPO, longer and smaller trainings, over several seeds."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,8 @@ from prefect import flow
 from pydantic import Field
 
 from flows.labels import add_tags, artifact_line, completed
-from flows.parameters import Iterations, Overrides, OwnName, given, runs_folder
+from flows.parameters import Iterations, OptionalName, Overrides
+from flows.permissions import permitted_values, runs_folder
 from flows.server.local import end_with_worker
 from flows.server.temporary import end_together
 from flows.server.watch import label_with_process
@@ -30,57 +31,57 @@ Seeds = Annotated[int, Field(ge=1, le=MOST_SEEDS)]
 @flow(name="compare", flow_run_name="compare-{recipe}", persist_result=False)
 def compare(
     recipe: RecipeName = "demo",
-    name: OwnName = "",
+    name: OptionalName = "",
     seeds: Seeds = 3,
     iterations: Iterations = None,
     methods: tuple[Method, ...] = (),
     overrides: Overrides = Overrides(),  # noqa: B008 (frozen)
     runs: str = "",
 ) -> None:
-    """Play a recipe's game over several seeds, each beside what SPIN has to beat, and put them into one table.
+    """Play a recipe's game over several seeds, train what it is compared with, and put all into one table.
 
     Args:
         recipe: A named, complete configuration.
-        name: The comparison's name, in lower-case letters, digits and dashes; compare-<recipe> if left out. Its
+        name: The comparison's name, in lower-case letters, digits and dashes; by default compare-<recipe>. Its
             lineages are <name>-seed-1 and so on.
         seeds: How many games are played, from the same model on the same data.
-        iterations: How many iterations each game has; the recipe's number if left out.
-        methods: What SPIN is compared with; everything if left out, but DPO only with preference data.
+        iterations: How many iterations each game has; by default the recipe's number.
+        methods: What SPIN is compared with; by default everything, but DPO only with preference data.
         overrides: Any other setting. What is left empty stays as the recipe has it.
-        runs: The folder that holds lineages; SPIN_RUNS, or runs, if left out.
+        runs: The folder that holds lineages; by default SPIN_RUNS, or runs.
     """
     end_with_worker()
     name = name or f"compare-{recipe}"
-    config = resolve(recipe, overrides=given(overrides), iterations=iterations)
+    config = resolve(recipe, overrides=permitted_values(overrides), iterations=iterations)
     for lineage in comparisons.names(name, seeds):
         check_store(runs_folder(runs), lineage, config)
-    play_all(runs_folder(runs), name, config, seeds, methods)
+    _play_all(runs_folder(runs), name, config, seeds, methods)
     return completed(artifact_line("comparison", name), None)
 
 
 @flow(name="compare", flow_run_name="{name}", persist_result=False, validate_parameters=False)
 def compare_local(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequence[str]) -> Table:
-    """The same with a configuration that is resolved already: what the command line runs."""
+    """The same for the command line, which has resolved the configuration already."""
     end_together()
     label_with_process()
-    return completed(artifact_line("comparison", name), play_all(runs, name, config, seeds, methods))
+    return completed(artifact_line("comparison", name), _play_all(runs, name, config, seeds, methods))
 
 
-def play_all(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequence[str]) -> Table:
-    """Each seed's game with its controls, as an ordinary lineage; then the table."""
+def _play_all(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequence[str]) -> Table:
+    """Play each seed's game with its controls, as an ordinary lineage; then publish the table."""
     add_tags(recipe=config.recipe, comparison=name)
     with lock.locked(lineage_folder(runs, name), wait=started_again()):
         games = comparisons.begin(runs, name, config, seeds, methods)
         for game in games:
-            play_seed(game)
+            _play_seed(game)
         table = comparisons.table(name, games, comparisons.left_out(config, methods))
         publish_comparison(runs, table, games[0])
     return table
 
 
 @flow(name="spin", flow_run_name="{game.name}", persist_result=False, validate_parameters=False)
-def play_seed(game: Lineage) -> None:
-    """One game."""
+def _play_seed(game: Lineage) -> None:
+    """Play the game of one seed."""
     label_with_process()
     add_tags(recipe=game.config.recipe, lineage=game.name)
     play_alone(game.runs, game.name, game.config)

@@ -1,4 +1,4 @@
-"""What the game has to beat, trained and scored beside it in the same lineage."""
+"""Controls: what SPIN is compared with, trained and scored in the same lineage."""
 
 from spin_core.lineage import controls, rescore
 from spin_core.lineage.lineage import Lineage, trained_model
@@ -8,7 +8,10 @@ from tasks.train import read_preferences, score_preferences, train_control
 
 
 def compare_with_controls(game: Lineage, prompts: PromptSet, of_base: Reports) -> None:
-    """Continued SFT, DPO, longer and smaller trainings as the configuration asks, and θ_0 at other temperatures."""
+    """Train and score the controls of the configuration, and score θ_0 at other temperatures.
+
+    Controls are continued SFT, DPO, longer and smaller trainings.
+    """
     records = game.records()[: game.config.iterations]
     base = records[0].opponent
     for control in controls.plan(game, records):

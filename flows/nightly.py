@@ -1,4 +1,4 @@
-"""One more iteration of a lineage: what a schedule triggers every night."""
+"""The flow `nightly`: one more iteration of a lineage, triggered by a schedule."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Completed
 
 from flows.labels import add_tags, artifact_line, completed
-from flows.parameters import runs_folder
+from flows.permissions import runs_folder
 from flows.spin import continue_lineage
 from spin_core.config.controls import ControlsConfig
 from spin_core.config.resolve import RecipeName, resolve
-from spin_core.config.run import LineageName
+from spin_core.config.run import LineageName, RunConfig
 from spin_core.errors import LineageBusy
 from spin_core.leaderboard import convergence
 from spin_core.lineage.find import find_lineage, lineage_folder
@@ -27,102 +27,110 @@ from spin_core.store import files
 
 
 class Ending(NamedTuple):
-    """Why nights have nothing more to do."""
+    """Why nightly runs have nothing more to add to a lineage."""
 
     state: str
-    """What such a run's state is called: `Converged`, or `Stopped` by the gate."""
+    """The name of the run's final state: `Converged`, or `Stopped` by the gate."""
     reason: str
 
 
-BY = f"process {os.getpid()} on {os.uname().nodename}"
-"""What the lock of a lineage says of us."""
+THIS_PROCESS = f"process {os.getpid()} on {os.uname().nodename}"
+"""This process, as it is written in the lock of a lineage."""
 
 
 @flow(name="nightly", flow_run_name="nightly-{lineage}", persist_result=False)
 def nightly(
     lineage: LineageName, recipe: RecipeName = "demo", until_converged: bool = True, runs: str = ""
 ) -> State[None] | None:
-    """Add one iteration to the lineage's head; an iteration that was begun and not ended is ended instead.
+    """Add one iteration to a lineage, or finish the iteration that was begun and not finished.
 
-    A night that was due while another of the same lineage played is left out, so that missed nights do not pile up.
-    Once the game has converged, or its gate has stopped it, nothing is played, and the nights' schedule is paused.
+    A run that was due while another run of the same lineage was playing is skipped, so that missed runs do not pile
+    up. Once the game has converged, or its gate has stopped it, nothing is played, and its schedule is paused.
 
     Args:
         lineage: The name of the chain of model versions, in lower-case letters, digits and dashes.
         recipe: What to start the lineage with, if it does not exist yet.
         until_converged: Stop when the game has converged, by the lineage's `nightly` settings.
-        runs: The folder that holds lineages; SPIN_RUNS, or runs, if left out.
+        runs: The folder that holds lineages; by default SPIN_RUNS, or runs.
     """
     folder = runs_folder(runs)
     root = lineage_folder(folder, lineage)
     game = find_lineage(folder, lineage) if (root / "lineage.json").exists() else None
     add_tags(recipe=game.config.recipe if game else recipe, lineage=lineage)
     note = root / "nights" / f"{flow_run.id}.json"
-    # The same run, started again after a crash: it may have finished its iteration, and must not add a second.
+    # If this run crashed and was started again, its note says how many iterations it was to reach. It may have finished
+    # its iteration before the crash, and must not add a second one.
     planned = json.loads(note.read_text("utf-8"))["iterations"] if note.exists() else None
-    if not planned and (until := played_until(root, flow_run.scheduled_start_time)):
-        return left_out(lineage, f"ended {until:%Y-%m-%d %H:%M} UTC")
-    over, played = (ending(game, until_converged) if game and not planned else None), ""
-    if not over:
-        iterations = planned or (len(game.records()) + 1 if game else 1)
-        config = (
-            game.config.model_copy(update={"iterations": iterations, "controls": ControlsConfig()})
-            if game
-            else resolve(recipe, iterations=iterations)
-        )
-        note.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(note, {"iterations": iterations, "ended": "", "by": BY})
+    if not planned and (end := _last_end_since(root, flow_run.scheduled_start_time)):
+        return _skipped(lineage, f"ended {end:%Y-%m-%d %H:%M} UTC")
+    ending, played = (_ending(game, until_converged) if game and not planned else None), ""
+    if not ending:
+        config = _config(game, recipe, planned)
+        _write_note(note, iterations=config.iterations)
         try:
             continue_lineage(runs, lineage, config)
         except LineageBusy:
-            if not held_by_a_night(root):
+            if not _is_locked_by_nightly_run(root):
                 raise
             note.unlink()
-            return left_out(lineage, "still plays")
+            return _skipped(lineage, "still plays")
         played = datetime.now(UTC).isoformat()
         game = find_lineage(folder, lineage)
-        over = ending(game, until_converged)
-    assert game is not None, "it was there, or has been played"
-    note.parent.mkdir(exist_ok=True)
-    written = {"iterations": len(game.records()), "ended": over.reason if over else "", "by": BY, "played": played}
-    files.write_json(note, written)
-    place = artifact_line("leaderboard", lineage)
-    if not over:
-        return completed(place, None)
-    get_run_logger().info("%s: %s; %s", over.state, over.reason, place)
-    pause_schedules(lineage)
-    return Completed(name=over.state, message=f"{over.reason}; {place}")
+        ending = _ending(game, until_converged)
+    assert game is not None, "it existed, or has been played"
+    _write_note(note, iterations=len(game.records()), ended=ending.reason if ending else "", played=played)
+    line = artifact_line("leaderboard", lineage)
+    if not ending:
+        return completed(line, None)
+    get_run_logger().info("%s: %s; %s", ending.state, ending.reason, line)
+    _pause_schedules(lineage)
+    return Completed(name=ending.state, message=f"{ending.reason}; {line}")
 
 
-def notes(root: Path) -> list[dict[str, Any]]:
-    """What the lineage's nights have written down: by which process they play, and when they had played."""
+def _config(game: Lineage | None, recipe: RecipeName, planned: int | None) -> RunConfig:
+    """The configuration with one more iteration than the lineage has, or with the planned number."""
+    if game is None:
+        return resolve(recipe, iterations=planned or 1)
+    iterations = planned or len(game.records()) + 1
+    return game.config.model_copy(update={"iterations": iterations, "controls": ControlsConfig()})
+
+
+def _write_note(path: Path, *, iterations: int, ended: str = "", played: str | None = None) -> None:
+    """Write the note of this run: `iterations` it is to reach; once it is over, why the game ended, and its own end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    note = {"iterations": iterations, "ended": ended, "by": THIS_PROCESS}
+    files.write_json(path, note if played is None else {**note, "played": played})
+
+
+def _notes(root: Path) -> list[dict[str, Any]]:
+    """The notes of all nightly runs of a lineage."""
     return [json.loads(path.read_text("utf-8")) for path in (root / "nights").glob("*.json")]
 
 
-def played_until(root: Path, due: datetime) -> datetime | None:
-    """When the last night of the lineage ended, if one played at that time or has since; None if none did.
+def _last_end_since(root: Path, due: datetime) -> datetime | None:
+    """When the last nightly run of the lineage ended, if one was playing when this one was due, or has played since.
 
-    One that died has not ended, and is made up for.
+    A run that died has no end, so that the next one makes up for it.
     """
-    ends = [datetime.fromisoformat(note["played"]) for note in notes(root) if note.get("played")]
+    ends = [datetime.fromisoformat(note["played"]) for note in _notes(root) if note.get("played")]
     return max((end for end in ends if end >= due), default=None)
 
 
-def held_by_a_night(root: Path) -> bool:
-    """Whether it is a night that holds the lineage's lock, and not somebody else."""
+def _is_locked_by_nightly_run(root: Path) -> bool:
+    """Whether the process that has locked the lineage is a nightly run."""
     holder = (root / ".lock").read_text("utf-8")
-    return any(note.get("by") == holder and not note.get("played") for note in notes(root))
+    return any(note.get("by") == holder and not note.get("played") for note in _notes(root))
 
 
-def left_out(lineage: str, why: str) -> State[None]:
-    """The end of a night that adds nothing."""
-    reason = f"due while another played: a night of {lineage} that {why}"
-    get_run_logger().info("left out, %s", reason)
+def _skipped(lineage: str, why: str) -> State[None]:
+    """The final state of a run that adds nothing."""
+    reason = f"due while another played: a nightly run of {lineage} that {why}"
+    get_run_logger().info("skipped, %s", reason)
     return Completed(name="LeftOut", message=reason)
 
 
-def ending(game: Lineage, until_converged: bool) -> Ending | None:
-    """Whether another night would gain nothing, or is not allowed to play."""
+def _ending(game: Lineage, until_converged: bool) -> Ending | None:
+    """Why another iteration would gain nothing, or is not allowed; None if there is no reason."""
     if reason := game.ended_by_gate():
         return Ending("Stopped", reason)
     if until_converged and (reason := convergence.reason(game)):
@@ -130,13 +138,14 @@ def ending(game: Lineage, until_converged: bool) -> Ending | None:
     return None
 
 
-def pause_schedules(lineage: str) -> None:
-    """Pause those schedules of our deployment that play this lineage."""
+def _pause_schedules(lineage: str) -> None:
+    """Pause the schedules of this run's deployment that play a lineage."""
     if not deployment.id:
         return
     with get_client(sync_client=True) as client:
-        ours = client.read_deployment(deployment.id)
-        for one in ours.schedules:
-            if one.active and {**ours.parameters, **one.parameters}.get("lineage") == lineage:
+        current = client.read_deployment(deployment.id)
+        for schedule in current.schedules:
+            parameters = {**current.parameters, **schedule.parameters}
+            if schedule.active and parameters.get("lineage") == lineage:
                 # The server empties the parameters of a schedule that is changed without naming them.
-                client.update_deployment_schedule(ours.id, one.id, active=False, parameters=one.parameters)
+                client.update_deployment_schedule(current.id, schedule.id, active=False, parameters=schedule.parameters)

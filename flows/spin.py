@@ -1,4 +1,4 @@
-"""The game: T iterations of self-play fine-tuning."""
+"""The flow `spin`: T iterations of self-play fine-tuning. `play` is the algorithm."""
 
 from pathlib import Path
 
@@ -7,7 +7,8 @@ from prefect.runtime import flow_run
 
 from flows.controls import compare_with_controls
 from flows.labels import add_tags, artifact_line, completed
-from flows.parameters import Iterations, Overrides, OwnName, given, runs_folder
+from flows.parameters import Iterations, OptionalName, Overrides
+from flows.permissions import permitted_values, runs_folder
 from flows.server.local import end_with_worker
 from flows.server.temporary import end_together
 from flows.server.watch import label_with_process
@@ -34,7 +35,7 @@ from tasks.train import train
 
 
 def run_name() -> str:
-    """`demo-mylineage`, or `demo` for the lineage that bears the recipe's own name."""
+    """`demo-mylineage`, or `demo` for the lineage that has the recipe's name."""
     recipe, lineage = flow_run.parameters["recipe"], flow_run.parameters["lineage"]
     return f"{recipe}-{lineage}" if lineage not in ("", recipe) else recipe
 
@@ -42,26 +43,26 @@ def run_name() -> str:
 @flow(name="spin", flow_run_name=run_name, persist_result=False)
 def spin(
     recipe: RecipeName = "demo",
-    lineage: OwnName = "",
+    lineage: OptionalName = "",
     iterations: Iterations = None,
     overrides: Overrides = Overrides(),  # noqa: B008 (frozen)
     runs: str = "",
 ) -> None:
-    """Play a recipe's game, or go on with the lineage of that name.
+    """Play a recipe's game, or continue the lineage of that name.
 
     Args:
-        recipe: A complete configuration: demo (made by program, minutes on a CPU), tinystories (a real small model, on
-            a CPU), smollm2-135m (one small GPU), zephyr-7b-paper (the paper's run), zephyr-7b (that, mended).
-        lineage: The name of the chain of model versions, in lower-case letters, digits and dashes; the recipe's own
-            name if left out.
-        iterations: How many iterations the lineage shall have when the run ends, with those that it has; the recipe's
-            number if left out.
+        recipe: A complete configuration: demo (generated data, minutes on a CPU), tinystories (a real small model, on
+            a CPU), smollm2-135m (one small GPU), zephyr-7b-paper (the paper's run), zephyr-7b (the same, corrected).
+        lineage: The name of the chain of model versions, in lower-case letters, digits and dashes; by default the
+            recipe's name.
+        iterations: How many iterations the lineage has when the run ends, including those that it has already; by
+            default the recipe's number.
         overrides: Any other setting. What is left empty stays as the recipe has it.
-        runs: The folder that holds lineages; SPIN_RUNS, or runs, if left out.
+        runs: The folder that holds lineages; by default SPIN_RUNS, or runs.
     """
     name = lineage or recipe
     add_tags(recipe=recipe, lineage=name)
-    config = resolve(recipe, overrides=given(overrides), iterations=iterations)
+    config = resolve(recipe, overrides=permitted_values(overrides), iterations=iterations)
     check_store(runs_folder(runs), name, config)
     continue_lineage(runs, name, config)
     return completed(artifact_line("leaderboard", name), None)
@@ -69,7 +70,7 @@ def spin(
 
 @flow(name="spin", flow_run_name="{name}", persist_result=False, validate_parameters=False)
 def run_local(runs: Path, name: str, config: RunConfig) -> Board:
-    """The same game with a configuration that is resolved already: what the command line runs."""
+    """The same for the command line, which has resolved the configuration already."""
     end_together()
     label_with_process()
     add_tags(recipe=config.recipe, lineage=name)
@@ -77,14 +78,14 @@ def run_local(runs: Path, name: str, config: RunConfig) -> Board:
 
 
 def continue_lineage(runs: str, name: str, config: RunConfig) -> Board:
-    """Play until the lineage has `config.iterations` iterations, alone in its folder."""
+    """Play until the lineage has `config.iterations` iterations, with the lineage locked."""
     end_with_worker()
     gate.check_metrics(config)
     return play_alone(runs_folder(runs), name, config)
 
 
 def play_alone(runs: Path, name: str, config: RunConfig) -> Board:
-    """Play with the lineage's lock held."""
+    """The same, without the checks that a caller has made for several lineages."""
     with lock.locked(lineage_folder(runs, name), wait=started_again()), warm.warm.phases():
         game = start_lineage(runs, name, config)
         with followed(game):
@@ -92,20 +93,23 @@ def play_alone(runs: Path, name: str, config: RunConfig) -> Board:
 
 
 def started_again() -> bool:
-    """Whether the run was started before: it crashed or fell silent. It may find itself still alive, and waits then."""
+    """Whether the run was started before, and crashed or stopped responding.
+
+    Its earlier process may still be ending, and have the lock. So a run that was started again waits for the lock.
+    """
     return (flow_run.run_count or 1) > 1
 
 
 def play(game: Lineage) -> Board:
-    """The algorithm. Each line is a phase in a process of its own; what is built already is reused."""
+    """The algorithm. Each line is a phase in its own process; what is built already is reused."""
     opponent, prompts = first_opponent(game)
     reports: dict[int, Reports] = {0: evaluate(game, opponent, prompts)}
-    gate.score_of(game.config, reports[0])  # refused before anything is played
+    gate.score_of(game.config, reports[0])  # fails now if the main metric is missing
     versions = {0: opponent}
     previous: GenerationBatch | None = None
     initial: GenerationBatch | None = None
     for t in range(game.config.iterations):
-        others = answerers(game.config, opponent, versions, reports)  # nobody, unless the configuration says so
+        others = answerers(game.config, opponent, versions, reports)  # none, unless configured
         generations = generate(game, t, opponent, prompts, others)  # y' ~ p_θt(.|x)
         pairs = build_pairs(game, t, prompts, generations, previous, initial)  # D_t ∪ D_{t-1}
         scores = score(game, t, opponent, pairs, versions[0])  # log p_θt, once
@@ -115,7 +119,7 @@ def play(game: Lineage) -> Board:
         best = gate.best(game.config, reports, t)
         decision = history.decided(game, t) or gate.decide(
             game.config, candidate=(t + 1, reports[t + 1]), best=best
-        )  # who plays next
+        )  # which version plays next
         record = history.record_iteration(
             game,
             t,
@@ -141,7 +145,7 @@ def play(game: Lineage) -> Board:
 
 
 def first_opponent(game: Lineage) -> tuple[ModelVersion, PromptSet]:
-    """θ_0 and the SFT data; a recipe without a model trains its own, which lineages share."""
+    """θ_0 and the SFT data. A recipe without a model trains its own, which lineages share."""
     if game.config.model.path:
         base = base_model(game)
         return base, prepare_prompts(game, base)

@@ -61,7 +61,7 @@ def test_a_night_that_waited_while_another_of_its_lineage_played_adds_nothing(tm
     assert night(tmp_path, "tale", timedelta(hours=30)).name == "Completed"
     left_out = night(tmp_path, "tale", timedelta(hours=6))
     assert (left_out.type.value, left_out.name) == ("COMPLETED", "LeftOut")
-    assert "a night of tale that ended " in left_out.message
+    assert "a nightly run of tale that ended " in left_out.message
     assert "\n" not in left_out.message
     assert played(tmp_path, "tale") == 1
     assert len(list((tmp_path / "tale" / "nights").iterdir())) == 1
@@ -113,7 +113,7 @@ def test_a_lineage_in_use_leaves_a_night_out_if_a_night_plays_it_and_fails_it_ot
         process.communicate("")
     if by == "a night":
         assert (state.name, played(tmp_path, "tale")) == ("LeftOut", 2)
-        assert "a night of tale that still plays" in state.message
+        assert "a nightly run of tale that still plays" in state.message
         assert [path.name for path in (root / "nights").iterdir()] == ["another.json"]
         return
     with pytest.raises(LineageBusy, match="lineage tale is in use by process"):

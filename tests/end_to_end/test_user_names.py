@@ -11,7 +11,8 @@ from pydantic import BaseModel
 
 from flows.compare import compare as compare_games
 from flows.evaluate import evaluate
-from flows.parameters import GUARDED, Overrides, given, is_settings, runs_folder
+from flows.parameters import Overrides, is_section
+from flows.permissions import GUARDED, permitted_values, runs_folder
 from flows.spin import spin
 from spin_core.comparison import compare
 from spin_core.config import resolve as config_resolve
@@ -161,13 +162,13 @@ def test_a_deployments_run_pushes_no_copy_into_another_folder_of_this_machine(ur
     (served / "link-outside").symlink_to(tmp_path / "served-too")
     monkeypatch.setenv("SPIN_RUNS", str(served))
     overrides = Overrides(push={"url": url.format(served=served)})
-    assert given(overrides) == {"push": {"url": url.format(served=served)}}, "a command may push anywhere"
+    assert permitted_values(overrides) == {"push": {"url": url.format(served=served)}}, "a command may push anywhere"
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "of-some-deployment")
     if allowed:
-        assert given(overrides)["push"] == {"url": url.format(served=served)}
+        assert permitted_values(overrides)["push"] == {"url": url.format(served=served)}
         return
     with pytest.raises(ConfigError) as refused:
-        given(overrides)
+        permitted_values(overrides)
     assert "name a folder in the one that is served, or a store such as s3://" in one_line(refused.value)
 
 
@@ -197,17 +198,17 @@ HARMFUL = [
 def test_a_deployments_run_neither_runs_other_code_nor_sends_keys_elsewhere(setting, value, monkeypatch):
     overrides = change(setting, value)
     monkeypatch.setenv("SPIN_ALLOW", "")
-    assert given(overrides), "a command may"
+    assert permitted_values(overrides), "a command may"
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "of-some-deployment")
     with pytest.raises(ConfigError) as refused:
-        given(overrides)
+        permitted_values(overrides)
     assert one_line(refused.value).startswith(f"{setting}={value} is not for a deployment's run to choose: ")
     monkeypatch.setenv("SPIN_ALLOW", f"{setting}=other {setting}.more train")
     with pytest.raises(ConfigError):
-        given(overrides)
+        permitted_values(overrides)
     for allowed in (setting, f"{setting}={value}"):
         monkeypatch.setenv("SPIN_ALLOW", f"seed {allowed} train.beta")
-        assert given(overrides) == change(setting, value).given()
+        assert permitted_values(overrides) == change(setting, value).filled_in()
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_a_deployments_run_neither_runs_other_code_nor_sends_keys_elsewhere(sett
 )
 def test_what_does_no_harm_needs_no_leave(setting, value, monkeypatch):
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "of-some-deployment")
-    assert given(change(setting, value)) == change(setting, value).given()
+    assert permitted_values(change(setting, value)) == change(setting, value).filled_in()
 
 
 def test_every_setting_of_that_kind_is_guarded_wherever_it_stands():
@@ -237,7 +238,7 @@ def test_every_setting_of_that_kind_is_guarded_wherever_it_stands():
 def settings(model: type[BaseModel], above: str = "") -> Iterator[str]:
     """The dotted names of all settings."""
     for name, field in model.model_fields.items():
-        below = [kind for kind in (field.annotation, *get_args(field.annotation)) if is_settings(kind)]
+        below = [kind for kind in (field.annotation, *get_args(field.annotation)) if is_section(kind)]
         yield from settings(below[0], f"{above}{name}.") if below else [f"{above}{name}"]
 
 

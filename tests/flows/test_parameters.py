@@ -8,7 +8,8 @@ from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ValidationError
 
 from flows.nightly import nightly
-from flows.parameters import Overrides, given, is_settings, runs_folder
+from flows.parameters import Overrides, is_section
+from flows.permissions import permitted_values, runs_folder
 from flows.spin import spin
 from spin_core.config.recipes import RECIPES
 from spin_core.config.resolve import resolve
@@ -75,7 +76,7 @@ def test_sections_are_closed_and_settings_empty():
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             assert about["default"] is None
             assert [choice.get("title") for choice in about["anyOf"]] == [None, "as the recipe has it"]
-        elif not any(is_settings(one) for one in get_args(kind)):
+        elif not any(is_section(one) for one in get_args(kind)):
             assert "default" not in about, path
 
 
@@ -88,8 +89,8 @@ def test_yes_or_no_is_a_choice_since_a_switch_cannot_be_left_alone():
 def test_nothing_filled_in_changes_nothing(recipe):
     empty = dict.fromkeys(Overrides.model_fields) | {"train": {}, "prompts": {"source": None}}
     for overrides in (Overrides(), Overrides(**empty)):
-        assert given(overrides) == {}
-        assert resolve(recipe, overrides=given(overrides)) == resolve(recipe)
+        assert permitted_values(overrides) == {}
+        assert resolve(recipe, overrides=permitted_values(overrides)) == resolve(recipe)
 
 
 def test_what_is_filled_in_is_laid_over_the_recipe():
@@ -100,7 +101,7 @@ def test_what_is_filled_in_is_laid_over_the_recipe():
         "prompts": {"source": {"split": "test"}, "columns": {"question": "prompt"}},
         "controls": {"temperatures": []},
     }
-    config = resolve("demo", overrides=given(Overrides(**values)), iterations=5)
+    config = resolve("demo", overrides=permitted_values(Overrides(**values)), iterations=5)
     sets = [
         "seed=3",
         "train={beta: [0.1, 0.2], epochs: 4}",
@@ -116,8 +117,8 @@ def test_what_is_filled_in_is_laid_over_the_recipe():
 
 def test_a_setting_that_can_be_none_is_given_none_and_others_are_left_out():
     overrides = Overrides(prompts={"sample": None, "held_out": None}, evaluate={"lm_eval": {"limit": None}})
-    assert given(overrides) == {"prompts": {"sample": None}, "evaluate": {"lm_eval": {"limit": None}}}
-    assert resolve("demo", overrides=given(overrides)).prompts.sample is None
+    assert permitted_values(overrides) == {"prompts": {"sample": None}, "evaluate": {"lm_eval": {"limit": None}}}
+    assert resolve("demo", overrides=permitted_values(overrides)).prompts.sample is None
 
 
 def test_parameters_survive_the_way_through_the_api():
@@ -125,8 +126,8 @@ def test_parameters_survive_the_way_through_the_api():
     sent = overrides.model_dump(mode="json")
     assert sent == {"train": {"beta": [0.1, 0.2]}, "evaluate": {"lm_eval": {"local_data": "rows"}}}
     again = Overrides.model_validate(sent)
-    assert given(again) == given(overrides)
-    assert given(again)["evaluate"]["lm_eval"]["local_data"] == Path("rows")
+    assert permitted_values(again) == permitted_values(overrides)
+    assert permitted_values(again)["evaluate"]["lm_eval"]["local_data"] == Path("rows")
 
 
 BAD = [
