@@ -1,10 +1,14 @@
-"""What an unfinished training leaves on disk: its metrics so far, and checkpoints that go on to the same bits.
+"""What an unfinished training leaves on disk: its metrics so far, and checkpoints to resume from.
 
-A checkpoint is a folder `step-00000100` with `state.json` (the step, how many ranks wrote, and how long the growing
-files were) and each rank's share of weights, optimizer and random state, `state-00000.safetensors` and so on. Whoever
-goes on reads all shares, however many ranks that is; all must see the same folder. A checkpoint is whole or invisible,
-and holds no pickle, so that reading it runs no code. `best-00000100` is such a folder too: the best step so far by what
-is measured on held-out pairs.
+A checkpoint is a folder `step-00000100` with two kinds of files:
+
+- `state.json`: the step, the number of ranks that wrote, and the length of each file of metrics at that moment.
+- `state-00000.safetensors`, …: one a rank, with its share of the weights, the optimizer's state and the random state.
+
+A training that resumes reads all shares, on any number of ranks; all ranks must see the same folder. A checkpoint
+appears whole or not at all, since it is renamed when all is written. It holds no pickle, so reading it runs no code.
+
+`best-00000100` is such a folder too: the best step so far, measured on held-out pairs. Training never resumes from it.
 """
 
 import contextlib
@@ -25,36 +29,46 @@ from torch import Tensor
 
 from spin_core.errors import DamagedArtifact
 from spin_core.runtime.ranks import Ranks
-from spin_core.store import files as store_files
+from spin_core.store import files
 from spin_core.store.training_log import HELD_OUT, METRICS, TIMING
 
 log = logging.getLogger("spin_core")
 
 CHECKPOINTS = "checkpoints"
 
-STATE, PARTIAL = "state.json", ".partial"
+_STATE, _PARTIAL = "state.json", ".partial"
 
-ALONE = Ranks()
+_ALONE = Ranks()
 
-DAMAGE = (OSError, SafetensorError, json.JSONDecodeError)
-"""What reading a damaged checkpoint raises."""
+_DAMAGE = (OSError, SafetensorError, json.JSONDecodeError)
+"""Errors that reading a damaged checkpoint raises."""
 
 
 class Journal:
-    """The growing files of a training and its checkpoints, which know how far each file had grown.
+    """The files of metrics of a training and its checkpoints.
 
-    All ranks have one. The first writes the growing files; a checkpoint all write together.
+    Every rank has a journal. The first rank alone writes metrics; all ranks write a checkpoint together.
     """
 
-    def __init__(self, scratch: Path, keep: int, every: int = 1, *, held_out: bool = False, us: Ranks = ALONE) -> None:
-        """`keep` checkpoints stay, the last regular one among them: one at a multiple of `every` steps."""
-        self.folder, self.keep, self.every, self.us = scratch / CHECKPOINTS, keep, every, us
+    def __init__(
+        self, scratch: Path, keep: int, every: int = 1, *, held_out: bool = False, world: Ranks = _ALONE
+    ) -> None:
+        """Open the files of metrics for appending.
+
+        Args:
+            scratch: The training's folder.
+            keep: How many checkpoints stay. The last regular one stays in addition.
+            every: A checkpoint is regular if its step is a multiple of this.
+            held_out: Whether there is a file for held-out metrics.
+            world: All ranks of the training.
+        """
+        self.folder, self.keep, self.every, self.world = scratch / CHECKPOINTS, keep, every, world
         self._files = contextlib.ExitStack()
-        self.growing: dict[str, IO[bytes]] = {}
-        if us.first:
+        self._metrics: dict[str, IO[bytes]] = {}
+        if world.first:
             (scratch / TIMING).parent.mkdir(parents=True, exist_ok=True)
             for name in (METRICS, TIMING, *([HELD_OUT] if held_out else [])):
-                self.growing[name] = self._files.enter_context((scratch / name).open("ab"))
+                self._metrics[name] = self._files.enter_context((scratch / name).open("ab"))
 
     def __enter__(self) -> "Journal":
         return self
@@ -64,138 +78,148 @@ class Journal:
         self._files.close()
 
     def write(self, name: str, row: Mapping[str, float]) -> None:
-        """Add a row to a file. It is seen at once, and safe from a power cut with the next checkpoint."""
-        if not self.us.first:
+        """Append a row to a file. Readers see it at once; it survives a power cut from the next checkpoint on."""
+        if not self.world.first:
             return
-        # JSON has no word for what is not finite.
-        told = {key: value if math.isfinite(value) else None for key, value in row.items()}
-        self.growing[name].write(json.dumps(told).encode() + b"\n")
-        self.growing[name].flush()
+        # JSON has no value for NaN and infinity.
+        values = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        self._metrics[name].write(json.dumps(values).encode() + b"\n")
+        self._metrics[name].flush()
 
     def save(self, step: int, tensors: Mapping[str, Tensor], *, best: bool = False) -> None:
-        """Checkpoint `step` steps done, of which these are this rank's share, then drop all but the newest few.
+        """Write a checkpoint, and remove those that are not needed any more.
 
-        With `best` it is the best so far. The best that the last checkpoint knows of stays until one knows of the new
-        best, since a run that resumes there may need it; those in between are dropped.
+        Args:
+            step: The number of steps done.
+            tensors: This rank's share of the state.
+            best: Keep the step as the best so far. The best step before the last regular save also stays until the next
+                one: a training that resumes at that save has forgotten the new best, and needs the old one. Best steps
+                between the two are removed.
         """
         self._sync()
-        if best and self.us.first:
-            self._drop("best", after=max(map(step_of, checkpoints(self.folder)), default=0))
-        lengths = {name: file.tell() for name, file in self.growing.items()}
+        if best and self.world.first:
+            self._remove("best", after=max(map(step_of, checkpoints(self.folder)), default=0))
+        lengths = {name: file.tell() for name, file in self._metrics.items()}
         name = f"{'best' if best else 'step'}-{step:08d}"
-        share = {**tensors, **random_state(self.us.rank)}
-        save_checkpoint(self.folder / name, share, {"step": step, **lengths}, self.us)
-        if not best and self.us.first:
-            there, bests = checkpoints(self.folder), checkpoints(self.folder, "best")
-            regular = [path for path in there if step_of(path) % self.every == 0]
-            for old in {*there[: -self.keep], *bests[:-1]} - {*regular[-1:]}:
+        share = {**tensors, **_random_state(self.world.rank)}
+        save_checkpoint(self.folder / name, share, {"step": step, **lengths}, self.world)
+        if not best and self.world.first:
+            saved, bests = checkpoints(self.folder), checkpoints(self.folder, "best")
+            regular = [path for path in saved if step_of(path) % self.every == 0]
+            for old in {*saved[: -self.keep], *bests[:-1]} - {*regular[-1:]}:
                 shutil.rmtree(old)
 
     def tensors_at(self, step: int) -> Mapping[str, Tensor]:
-        """The tensors of the checkpoint of that step, which must be there. `DamagedArtifact` if it is not."""
+        """The tensors of the checkpoint of that step. Raises `DamagedArtifact` if there is no whole one."""
         for kind in ("step", "best"):
-            with contextlib.suppress(*DAMAGE):
-                return load_checkpoint(self.folder / f"{kind}-{step:08d}")[1]
+            with contextlib.suppress(*_DAMAGE):
+                return _load_checkpoint(self.folder / f"{kind}-{step:08d}")[1]
         raise DamagedArtifact(
             f"the weights of step {step} are to be published, and {self.folder} has no whole checkpoint of it: remove "
-            f"{self.folder.parent} and run again, which trains anew"
+            f"{self.folder.parent} and run again, which trains from the start"
         )
 
     def resume(self) -> tuple[int, Mapping[str, Tensor]]:
-        """Steps done and tensors of the last checkpoint, (0, {}) if there is none; files are cut to what it knew."""
-        step = self._cut() if self.us.first else 0
-        step = int(self.us.total(step))  # all ranks go on from what the first could read
+        """Cut the files of metrics to the last whole checkpoint, and restore its random state.
+
+        Returns:
+            Its step and tensors; (0, {}) if there is none.
+        """
+        step = self._cut() if self.world.first else 0
+        step = int(self.world.total(step))  # all ranks resume from what the first rank could read
         if not step:
             return 0, {}
-        _, tensors = load_checkpoint(self.folder / f"step-{step:08d}")
-        set_random_state(tensors, self.us.rank)
+        _, tensors = _load_checkpoint(self.folder / f"step-{step:08d}")
+        _set_random_state(tensors, self.world.rank)
         return step, tensors
 
     def _cut(self) -> int:
-        """Bring files and checkpoints back to the last checkpoint that can be read; its step. They are made again."""
+        """Remove what is newer than the last whole checkpoint; returns its step."""
         state, _ = latest_checkpoint(self.folder) or ({"step": 0}, {})
-        for name, file in self.growing.items():
+        for name, file in self._metrics.items():
             file.truncate(state.get(name, 0))
             file.seek(0, os.SEEK_END)
         for kind in ("step", "best"):
-            self._drop(kind, after=state["step"])
+            self._remove(kind, after=state["step"])
         self._sync()
         return state["step"]
 
-    def _drop(self, kind: str, *, after: int) -> None:
-        """Remove the checkpoints of later steps."""
+    def _remove(self, kind: str, *, after: int) -> None:
+        """Remove the checkpoints of steps later than this."""
         for path in checkpoints(self.folder, kind):
             if step_of(path) > after:
                 shutil.rmtree(path)
 
     def _sync(self) -> None:
-        for file in self.growing.values():
+        for file in self._metrics.values():
             file.flush()
             os.fsync(file.fileno())
 
 
-def save_checkpoint(final: Path, tensors: Mapping[str, Tensor], state: Mapping[str, int], us: Ranks = ALONE) -> None:
-    """Write a checkpoint under another name, each rank its share, flush it to disk; then the first rank renames it."""
-    scratch = final.parent / PARTIAL
-    if us.first:
+def save_checkpoint(
+    final: Path, tensors: Mapping[str, Tensor], state: Mapping[str, int], world: Ranks = _ALONE
+) -> None:
+    """Write a checkpoint, each rank its share, under a hidden name; the first rank renames it when all is on disk."""
+    scratch = final.parent / _PARTIAL
+    if world.first:
         for leftover in (scratch, final):
             shutil.rmtree(leftover, ignore_errors=True)
         scratch.mkdir(parents=True)
-    us.wait()
-    share = scratch / share_name(us.rank)
+    world.wait()
+    share = scratch / _share_name(world.rank)
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, share)
-    store_files.sync(share)
-    us.wait()
-    if us.first:
-        store_files.write_json(scratch / STATE, {**state, "ranks": us.size})
-        store_files.sync(scratch)
+    files.sync(share)
+    world.wait()
+    if world.first:
+        files.write_json(scratch / _STATE, {**state, "ranks": world.size})
+        files.sync(scratch)
         scratch.replace(final)
-        store_files.sync(final.parent)
-    us.wait()
+        files.sync(final.parent)
+    world.wait()
 
 
-class Shares(Mapping[str, Tensor]):
-    """The tensors of all ranks' files, on the CPU. Each is read when it is asked for, since all may be too many."""
+class _Shares(Mapping[str, Tensor]):
+    """The tensors in the files of all ranks, on the CPU. Each is read when it is needed, since all may not fit."""
 
-    def __init__(self, files: list[Path]) -> None:
-        self._files: list[Any] = [safe_open(file, "pt") for file in files]
-        self._at = {name: number for number, file in enumerate(self._files) for name in file.keys()}  # noqa: SIM118
+    def __init__(self, paths: list[Path]) -> None:
+        self._files: list[Any] = [safe_open(path, "pt") for path in paths]
+        self._file_of = {name: number for number, file in enumerate(self._files) for name in file.keys()}  # noqa: SIM118
 
     def __getitem__(self, name: str) -> Tensor:
-        # A copy: a tensor in a file may lie at an odd address, where arithmetic can round otherwise.
-        tensor: Tensor = self._files[self._at[name]].get_tensor(name).clone()
+        # A copy: a tensor in a mapped file may have an unaligned address, where arithmetic can round differently.
+        tensor: Tensor = self._files[self._file_of[name]].get_tensor(name).clone()
         return tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._at)
+        return iter(self._file_of)
 
     def __len__(self) -> int:
-        return len(self._at)
+        return len(self._file_of)
 
 
-def latest_checkpoint(folder: Path) -> tuple[dict[str, int], Shares] | None:
+def latest_checkpoint(folder: Path) -> tuple[dict[str, int], _Shares] | None:
     """State and tensors of the newest checkpoint that can be read; None if there is none."""
     for path in reversed(checkpoints(folder)):
         try:
-            return load_checkpoint(path)
-        except DAMAGE as error:
+            return _load_checkpoint(path)
+        except _DAMAGE as error:
             log.warning("%s cannot be read (%s): going back to the one before it", path, error)
     return None
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, int], Shares]:
-    """State and tensors of a checkpoint. Raises what its files raise if they are damaged."""
-    state: dict[str, int] = json.loads((path / STATE).read_text("utf-8"))
-    return state, Shares([path / share_name(rank) for rank in range(state["ranks"])])
+def _load_checkpoint(path: Path) -> tuple[dict[str, int], _Shares]:
+    """State and tensors of a checkpoint. Raises one of `_DAMAGE` if it is damaged."""
+    state: dict[str, int] = json.loads((path / _STATE).read_text("utf-8"))
+    return state, _Shares([path / _share_name(rank) for rank in range(state["ranks"])])
 
 
-def share_name(rank: int) -> str:
+def _share_name(rank: int) -> str:
     """The file that a rank writes."""
     return f"state-{rank:05d}.safetensors"
 
 
 def checkpoints(folder: Path, kind: str = "step") -> list[Path]:
-    """The checkpoints in a folder, or with `best` the best so far, oldest first."""
+    """The checkpoints in a folder, oldest first; with kind `best` those of the best steps."""
     return sorted(folder.glob(f"{kind}-*"))
 
 
@@ -204,7 +228,7 @@ def step_of(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
-def random_state(rank: int) -> dict[str, Tensor]:
+def _random_state(rank: int) -> dict[str, Tensor]:
     """The state of torch's random generators on a rank, by name."""
     states = {f"random/{rank}/cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -212,8 +236,8 @@ def random_state(rank: int) -> dict[str, Tensor]:
     return states
 
 
-def set_random_state(tensors: Mapping[str, Tensor], rank: int) -> None:
-    """Put back what `random_state` gave. A rank that was not there goes on from its seed."""
+def _set_random_state(tensors: Mapping[str, Tensor], rank: int) -> None:
+    """Restore what `_random_state` returned. A rank that did not exist then keeps the state of its seed."""
     if (state := tensors.get(f"random/{rank}/cpu")) is not None:
         torch.set_rng_state(state)
     if (state := tensors.get(f"random/{rank}/cuda")) is not None and torch.cuda.is_available():

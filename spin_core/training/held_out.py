@@ -19,11 +19,11 @@ from spin_core.training.objective import Objective
 from spin_core.training.stepper import Stepper
 from spin_core.training.train_data import Batch, TrainData
 
-Rows = Sequence[Mapping[str, float]]
+_Rows = Sequence[Mapping[str, float]]
 
 
 def check_settings(config: TrainConfig) -> None:
-    """Refuse settings that ask for what will not be measured. `ConfigError` says how to mend them."""
+    """Raise `ConfigError` for settings that choose weights by a metric that will not be measured."""
     if config.keep_best and not config.held_out:
         raise ConfigError(
             f"train.keep_best {config.keep_best} is measured on held-out pairs, and none are held out: "
@@ -36,16 +36,19 @@ def check_settings(config: TrainConfig) -> None:
 def split(data: TrainData, fraction: float, seed: int) -> tuple[Ints, Ints]:
     """Indices of the items to train on, and of those to hold out: about `fraction` of all prompts.
 
-    A prompt's side depends on its tokens and the seed alone, so all pairs of one prompt are on one side, in whatever
-    iteration and beside whatever others. `DataError` if a side is left with none.
+    A digest of the prompt's tokens and the seed decides, so all pairs of one prompt are on one side, in every iteration
+    and whatever other prompts there are.
+
+    Raises:
+        DataError: One of the sides is empty.
     """
     sequences, limit = data.sequences, int(fraction * 2**64)
     held = np.zeros(data.items, dtype=bool)
     for item in range(data.items if fraction else 0):
         start = sequences.starts_S[item]
         prompt = sequences.tokens[start : start + sequences.prompts_S[item]]
-        said = str(seed).encode() + b":" + prompt.astype("<i8").tobytes()
-        held[item] = int.from_bytes(hashlib.sha256(said).digest()[:8], "big") < limit
+        text = str(seed).encode() + b":" + prompt.astype("<i8").tobytes()
+        held[item] = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") < limit
     trained, kept_out = np.flatnonzero(~held), np.flatnonzero(held)
     if fraction and 0 in (len(trained), len(kept_out)):
         side = "holds none out" if len(trained) else "leaves none to train on"
@@ -60,47 +63,51 @@ def measure(
     batch: Batch,
     objective: Objective,
     stepper: Stepper,
-    us: Ranks,
+    world: Ranks,
     device: torch.device,
     stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """The objective's metrics on the held-out items, which are laid out as one batch. No gradient, no dropout.
 
-    Raises `Stopped` between two micro-batches if `stopping` says so on any rank.
+    Raises:
+        Stopped: `stopping` returned True on any rank, between two micro-batches.
     """
     tokens_PB = torch.from_numpy(batch.tokens_PB).to(device)
     player_PB = torch.zeros(tokens_PB.shape, dtype=torch.float32, device=device)
-    for part in batch.parts:
-        if us.any(stopping()):
+    for micro_batch in batch.micro_batches:
+        if world.any(stopping()):
             raise Stopped(STOPPED)
-        part_Pb = stepper.logps(part.rows.to(device)).view(len(tokens_PB), -1)
-        if not part.idle:
-            player_PB[:, part.chosen_b.to(device)] = part_Pb
-    us.sum(player_PB)
+        logps_Pb = stepper.logps(micro_batch.rows.to(device)).view(len(tokens_PB), -1)
+        if not micro_batch.idle:
+            player_PB[:, micro_batch.chosen_b.to(device)] = logps_Pb
+    world.sum(player_PB)
     reference_PB = None if batch.reference_PB is None else batch.reference_PB.to(device)
-    measured = objective.metrics(player_PB, reference_PB, tokens_PB)
-    values = torch.stack([value.float() for value in measured.values()]).tolist()
-    return dict(zip(measured, values, strict=True))
+    metrics = objective.metrics(player_PB, reference_PB, tokens_PB)
+    values = torch.stack([value.float() for value in metrics.values()]).tolist()
+    return dict(zip(metrics, values, strict=True))
 
 
-def is_best(rows: Rows, metric: str) -> bool:
+def is_best(rows: _Rows, metric: str) -> bool:
     """Whether the last row is better than all before it."""
     return best(rows, metric) is rows[-1]
 
 
-def best(rows: Rows, metric: str) -> Mapping[str, float] | None:
-    """The row with the best value, the first of equals; None if there is no row. Of losses the lowest is best."""
-    # A value that is not a number is never the best.
-    known = [row for row in rows if row[metric] == row[metric]]
-    return (min if metric == "loss" else max)(known, key=lambda row: row[metric], default=None)
+def best(rows: _Rows, metric: str) -> Mapping[str, float] | None:
+    """The row with the best value of a metric, the first of equals; None without rows. For losses, lower is better."""
+    # NaN is never the best, and is not equal to itself.
+    numbers = [row for row in rows if row[metric] == row[metric]]
+    return (min if metric == "loss" else max)(numbers, key=lambda row: row[metric], default=None)
 
 
-def published_step(config: TrainConfig, steps: int, held_rows: Rows, events: Sequence[Event]) -> int:
+def published_step(config: TrainConfig, steps: int, held_rows: _Rows, events: Sequence[Event]) -> int:
     """The step whose weights are published, after a training of `steps` steps.
 
-    With `keep_best`, the best on held-out pairs. Else the last, but after an event that rolls back the last regular
-    checkpoint before it: one that a stop on request has left counts nothing, so that stopping changes no result.
-    `TrainingDiverged` if there is none.
+    With `keep_best` it is the best on held-out pairs. Otherwise it is the last, or after an event that rolls back the
+    last regular checkpoint before it. A checkpoint that a stop on request has left does not count, so that a stop does
+    not change the result.
+
+    Raises:
+        TrainingDiverged: There is no regular checkpoint before the event.
     """
     event = ending(events)
     row = best(held_rows, config.keep_best) if config.keep_best else None
@@ -109,6 +116,6 @@ def published_step(config: TrainConfig, steps: int, held_rows: Rows, events: Seq
     if event is not None and event.action == "roll-back":
         regular: int = (event.step - 1) // config.save_every * config.save_every
         if not regular:
-            raise TrainingDiverged(f"{event.message}; but no checkpoint is as old: lower train.save_every")
+            raise TrainingDiverged(f"{event.message}; but there is no checkpoint before it: lower train.save_every")
         return regular
     return steps

@@ -1,302 +1,251 @@
-"""The player learns to tell real responses from its opponent's: `python -m spin_core.phases.train job.json`.
+"""The training loop: the player learns to tell real responses from its opponent's.
 
-Shapes: B items of a batch (pairs; for loss `sft` responses), P responses to each item's prompt, b items of a
-micro-batch.
+The model stays in evaluation mode. Dropout would make the player a different model from the opponent that was scored:
+the margins would start as noise, and the first loss would not be log 2. An adapter's dropout does not do that, since an
+adapter starts as zero.
 
-The model stays in evaluation mode, since dropout would make the player another model than the opponent that was
-scored: the margins would begin as noise, and the first loss would not be log 2. An adapter's dropout does no such
-harm, since an adapter begins as nothing.
+How a training resumes, so that the result has the same bits as without the interruption:
+
+- The order of the data follows from the seed and the step's number alone (`DataOrder`), and so does an adapter's
+  dropout. Neither is saved.
+- A checkpoint holds the float32 weights, the optimizer's state of each, the random state of torch, the number of steps
+  done, and how long each file of metrics was. Metrics behind that length belong to steps that are done again, so they
+  are cut off.
+- Monitors are functions of the rows of metrics, so they read the rows that are left and then know what they knew.
+- The learning rate is a function of the step's number. Whether a step is saved or measured is one too.
+- SIGTERM is looked for after each step, and between the micro-batches of a measurement. The step is saved and `Stopped`
+  raised, in the last step too: a training that is stopped there would otherwise lose all steps since the last save. If
+  the signal comes while that step is measured on held-out pairs, the measurement is dropped, and is made first thing
+  when the training resumes.
 """
 
 import logging
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint as torch_checkpoint
-from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from spin_core.config.base import at
-from spin_core.config.train import TrainConfig
 from spin_core.data.batches import DataOrder
 from spin_core.data.sequences import Ints
-from spin_core.data.tokenizer import load_tokenizer
-from spin_core.errors import STOPPED, ConfigError, Stopped, TrainingDiverged
-from spin_core.models import adapters
-from spin_core.models.loading import load_model
-from spin_core.models.logps import ResponseLogps, network_of
-from spin_core.models.packing import Rows
-from spin_core.models.vocabulary_loss import ItemLosses
+from spin_core.errors import STOPPED, Stopped, TrainingDiverged
+from spin_core.models.adapters import Adapter
 from spin_core.runtime import ranks
-from spin_core.runtime.phase import scratch_of
 from spin_core.runtime.progress import Progress
 from spin_core.runtime.ranks import Ranks
-from spin_core.store import artifacts
 from spin_core.store.jobs import TrainJob
-from spin_core.store.records import Event, ModelVersion
+from spin_core.store.records import Event
 from spin_core.store.training_log import HELD_OUT, METRICS, TIMING, read_rows
 from spin_core.training import held_out, lora
-from spin_core.training.checkpoint import Journal, ranks_of
-from spin_core.training.monitors import Monitors, check_first_loss, ending, events_of
-from spin_core.training.objective import Objective, objective_of
-from spin_core.training.optim import SingleDevice, learning_rate
+from spin_core.training.checkpoint import Journal
+from spin_core.training.gradient import forward_backward
+from spin_core.training.monitors import Monitors, check_first_loss, ending
+from spin_core.training.objective import objective_of
+from spin_core.training.optim import learning_rate
+from spin_core.training.player import Player, opponent_of, set_up_player
 from spin_core.training.stepper import Stepper
-from spin_core.training.train_data import Batch, TrainData, ahead, batch_of
-from spin_core.training.zero import Zero
+from spin_core.training.train_data import Batch, TrainData, batches, configured_batch
 
 log = logging.getLogger("spin_core")
-
-APART = "apart"
-"""How far player and opponent are apart (`Objective.apart`), which is looked at before the first step alone."""
-
-
-def is_complete(job: TrainJob, scratch: Path, total: int) -> bool:
-    """Whether the metrics go to the last step, or to an event that ended the training."""
-    rows = read_rows(scratch / METRICS)
-    events = events_of(rows, job.config.monitors, objective_of(job.config, job.t))
-    return len(rows) == total or ending(events) is not None
-
-
-def summary(job: TrainJob, version: ModelVersion, scratch: Path) -> dict[str, Any]:
-    """The record's fields, all of them from what was measured, so that a resumed run has the same."""
-    rows, held_rows = read_rows(scratch / METRICS), read_rows(scratch / HELD_OUT)
-    events = events_of(rows, job.config.monitors, objective_of(job.config, job.t))
-    published = held_out.published_step(job.config, len(rows), held_rows, events)
-    measured = [row for row in held_rows if row["step"] <= published]
-    return {
-        "t": job.t,
-        "model": version.digest,
-        "steps": len(rows),
-        "ranks": ranks_of(read_rows(scratch / TIMING)),
-        "published": published,
-        "first_loss": rows[0]["loss"],
-        "metrics": {name: value for name, value in rows[published - 1].items() if name not in ("step", "epoch")},
-        "held_out": measured[-1] if measured else {},
-        "events": events,
-    }
 
 
 def train(
     job: TrainJob, data: TrainData, order: DataOrder, held: Ints, total: int, scratch: Path, progress: Progress
-) -> tuple[Stepper, adapters.Adapter | None]:
-    """The loop: from the last checkpoint, or from the start, to the last step or to an event that ends it.
+) -> tuple[Stepper, Adapter | None]:
+    """Train from the last checkpoint, or from the start, to the last step or to an event that ends the training.
 
-    Returns the stepper with the weights that are to be published in it, and the adapter if one was trained.
+    Args:
+        job: The training's job.
+        data: Everything that is trained on or measured on.
+        order: Which items each step trains on.
+        held: The items that are held out.
+        total: The number of steps.
+        scratch: Where metrics and checkpoints are.
+        progress: Gets the progress, and knows whether this process is asked to stop.
+
+    Returns:
+        The stepper, with the weights to publish, and the adapter if one was trained.
+
+    Raises:
+        Stopped: SIGTERM arrived; the last step is saved.
+        TrainingDiverged: A monitor refuses to go on, or the first loss is wrong.
     """
-    config, t, us = job.config, max(job.t, 0), ranks.here()
-    objective, peak = objective_of(config, job.t), at(config.learning_rate, t)
+    config, world = job.config, ranks.here()
     torch.manual_seed(job.seed)
-    model = load_model(job.start.path, job.model)
-    told = lora.attach(model, config.lora, job.seed) if config.lora else {}
-    network = network_of(model, config.speed)
-    prepare(model, config)
-    stepper: Stepper = Zero(network, config, us) if ranks.inside() else SingleDevice(network, config)
-    opponent = None if config.speed.cached_scores or data.reference_PB is None else opponent_of(job, network)
-    watched = layout(data, held, us, config, network.packed) if len(held) else None
-    monitors = Monitors(config.monitors, objective)
-    with Journal(scratch, config.keep_checkpoints, config.save_every, held_out=watched is not None, us=us) as journal:
-        done, saved = journal.resume()
-        if saved:
-            stepper.load(saved)
-        # The first rank has just cut these files, and over a network another one may still see what was there.
-        rows, held_rows = us.told((read_rows(scratch / METRICS), read_rows(scratch / HELD_OUT)))
-        events = [event for row in rows for event in monitors.see(row)]
-
-        def look(step: int, end: Event | None) -> None:
-            """Measure this step's weights on the held-out pairs, if that is due and not done, and keep the best."""
-            due = end or step == total or step % config.evaluate_every == 0
-            if watched is None or not due or (held_rows and held_rows[-1]["step"] == step):
-                return
-            measured = held_out.measure(watched, objective, stepper, us, model.device, lambda: progress.stopping)
-            held_rows.append({"step": step, **measured})
-            journal.write(HELD_OUT, held_rows[-1])
-            if config.keep_best and held_out.is_best(held_rows, config.keep_best):
-                journal.save(step, stepper.tensors(), best=True)
-
-        if done:
-            look(done, ending(events))  # a stop may have kept it from that
-        last = done if ending(events) else total
-        log.info("%d items, step %d to %d, %d items a step", len(order.items), done, last, config.batch_size)
+    player = set_up_player(job, world)
+    with Journal(scratch, config.keep_checkpoints, config.save_every, held_out=len(held) > 0, world=world) as journal:
+        training = _Training(job, data, order, held, total, player, journal, progress, world)
+        training.resume(scratch)
+        last = training.done if training.has_ended else total
+        log.info("%d items, step %d to %d, %d items a step", len(order.items), training.done, last, config.batch_size)
         progress.start(total, "step")
-        asked = time.monotonic()
-        for step, batch in enumerate(batches(data, order, us, config, network.packed, done, last), done):
-            started = time.monotonic()
-            with lora.dropout(model, config.lora, job.seed, step, us.rank):
-                measured = forward_backward(batch, objective, stepper, us, model.device, opponent)
-            apart = measured.pop(APART, None)
-            rate = learning_rate(step, total, peak, config)
-            done = step + 1
-            # One transfer a step: each .item() would make the device wait.
-            values = torch.stack([*measured.values(), stepper.step(rate)]).tolist()
-            row = {
-                "step": step + 1,
-                "epoch": round((step + 1) / order.steps_in_epoch, 6),
-                **dict(zip([*measured, "grad_norm"], values, strict=True)),
-                "learning_rate": rate,
-            }
-            seen = monitors.see(row)
-            events, end = events + seen, ending(seen)
-            if end and end.action == "refuse":
-                raise TrainingDiverged(end.message)
-            if step == 0:
-                check_first_loss(row, None if apart is None else apart.item(), objective, config, job.model.dtype)
-            journal.write(METRICS, row)
-            took = {"seconds": time.monotonic() - started, "wait": started - asked}
-            counts = {"tokens": batch.tokens, "pairs": batch.tokens_PB.shape[1], "ranks": us.size}
-            journal.write(TIMING, {"step": step + 1, **took, **counts})
-            for event in seen:
-                log.warning("%s", event.message)
-            if end and end.action == "roll-back":
+        for batch in training.batches(last):
+            row, distance = training.take_step(batch)
+            event = training.watch(row, distance)
+            training.record(row, batch)
+            if event and event.action == "roll-back":
+                break  # earlier weights are published, so these are neither measured nor saved
+            stopping = training.measure_if_due()
+            if event and not stopping:
                 break
-            try:
-                look(step + 1, end)
-                if end:
-                    break
-                stopping = us.any(progress.stopping)
-            except Stopped:
-                stopping = True
-            if stopping or (step + 1 < total and (step + 1) % config.save_every == 0):
-                journal.save(step + 1, stepper.tensors())
-            shown = {f"held out {name}": held_rows[-1][name] for name in measured} if held_rows else {}
-            progress.show(step + 1, **{name: row[name] for name in measured}, **shown)
+            stopping = stopping or world.any(progress.stopping)
+            training.save_if_due(stopping)
+            training.show_progress(row)
             if stopping:
                 raise Stopped(STOPPED)
-            asked = time.monotonic()
-        published = held_out.published_step(config, done, held_rows, events)
-        if published != done:
-            stepper.load(journal.tensors_at(published))
-        if config.lora is None:
-            return stepper, None
-        if published == done:
-            # Each rank holds a share of the adapter: the disk brings them together.
-            journal.save(done, stepper.tensors())
-        return stepper, lora.trained(told, journal.tensors_at(published))
+        return training.result()
 
 
-def batches(
-    data: TrainData, order: DataOrder, us: Ranks, config: TrainConfig, packed: bool, first: int, last: int
-) -> Iterator[Batch]:
-    """What each step trains on, laid out while the one before it computes."""
+class _Training:
+    """A training in progress. A step changes `done`, `events`, `held_rows`, and what the stepper holds."""
 
-    def make(step: int) -> Batch:
-        return layout(data, order.batch(step), us, config, packed)
+    def __init__(
+        self,
+        job: TrainJob,
+        data: TrainData,
+        order: DataOrder,
+        held: Ints,
+        total: int,
+        player: Player,
+        journal: Journal,
+        progress: Progress,
+        world: Ranks,
+    ) -> None:
+        self.job, self.config, self.data, self.order, self.total = job, job.config, data, order, total
+        self.player, self.stepper, self.packed = player, player.stepper, player.network.packed
+        self.journal, self.progress, self.world = journal, progress, world
+        self.objective = objective_of(job.config, job.t)
+        self.peak_rate = at(job.config.learning_rate, max(job.t, 0))
+        self.monitors = Monitors(job.config.monitors, self.objective)
+        scores_are_cached = job.config.speed.cached_scores or data.reference_PB is None
+        self.opponent = None if scores_are_cached else opponent_of(job, player.network)
+        self.held_batch = configured_batch(data, held, world, job.config, self.packed) if len(held) else None
+        self.done = 0
+        """Steps done."""
+        self.events: list[Event] = []
+        """What monitors have reported."""
+        self.held_rows: list[dict[str, float]] = []
+        """What was measured on held-out pairs."""
+        self._step_ended = time.monotonic()
+        self._seconds: dict[str, float] = {}
 
-    return ahead(make, first, last) if config.speed.prefetch else (make(step) for step in range(first, last))
+    def resume(self, scratch: Path) -> None:
+        """Go back to the last checkpoint, if there is one; see the module's docstring."""
+        self.done, tensors = self.journal.resume()
+        if tensors:
+            self.stepper.load(tensors)
+        # The first rank has just cut these files, and on a network disk another rank may still see their old content.
+        rows, self.held_rows = self.world.told((read_rows(scratch / METRICS), read_rows(scratch / HELD_OUT)))
+        self.events = [event for row in rows for event in self.monitors.see(row)]
+        # A stop may have come before this step was measured.
+        if self.done and self.measure_if_due():
+            raise Stopped(STOPPED)
+        self._step_ended = time.monotonic()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether a monitor has ended the training."""
+        return ending(self.events) is not None
 
-def layout(data: TrainData, items: Ints, us: Ranks, config: TrainConfig, packed: bool) -> Batch:
-    """Items as this training lays them out."""
-    return batch_of(
-        data, items, us, config.micro_batch_tokens, packed=packed, prefix_sharing=config.speed.prefix_sharing
-    )
+    def batches(self, last: int) -> Iterator[Batch]:
+        """The batches of the steps that are left up to `last`."""
+        return batches(self.data, self.order, self.world, self.config, self.packed, self.done, last)
 
+    def take_step(self, batch: Batch) -> tuple[dict[str, float], Tensor | None]:
+        """Learn from one batch.
 
-def forward_backward(
-    batch: Batch,
-    objective: Objective,
-    stepper: Stepper,
-    us: Ranks,
-    device: torch.device,
-    opponent: Callable[[Rows], Tensor] | None = None,
-) -> dict[str, Tensor]:
-    """Leave the gradient of the batch's loss with the stepper; returns the batch's metrics as float32 scalars.
-
-    All responses to a prompt are in one forward pass, since the loss joins them. However the batch is split, each
-    micro-batch adds its share of the same sum. With an `opponent`, its log-probabilities are computed here and now.
-    Beside the metrics is `APART`, where the reference is the opponent.
-    """
-    tokens_PB = torch.from_numpy(batch.tokens_PB).to(device)
-    player_PB = torch.zeros(tokens_PB.shape, dtype=torch.float32, device=device)
-    reference_PB = None if batch.reference_PB is None else batch.reference_PB.to(device)
-    if reference_PB is not None and opponent is not None:
-        reference_PB = torch.zeros_like(reference_PB)
-    denominator = objective.denominator(batch.tokens_PB)
-    for part in batch.parts:
-        rows, chosen_b = part.rows.to(device), part.chosen_b.to(device)
-        if opponent is not None and reference_PB is not None:
-            # Idle parts too: where weights are shared out, all ranks must be there to put them together.
-            with torch.no_grad():
-                theirs_Pb = opponent(rows).view(len(tokens_PB), -1)
-            if not part.idle:
-                reference_PB[:, chosen_b] = theirs_Pb[: len(reference_PB)]
-        weight = 0 if part.idle else 1 / denominator
-        losses = partial(
-            weighted_losses,
-            objective=objective,
-            weight=weight,
-            reference_Pb=None if reference_PB is None else reference_PB[:, chosen_b],
-            tokens_Pb=tokens_PB[:, chosen_b],
-        )
-        loss, logps_S = stepper.loss(rows, ItemLosses(batch.tokens_PB[:, part.chosen_b.numpy()], losses))
-        stepper.backward(loss, last=part is batch.parts[-1])
-        if not part.idle:
-            player_PB[:, chosen_b] = logps_S.view(len(tokens_PB), -1)
-    us.sum(player_PB)
-    if opponent is not None and reference_PB is not None:
-        us.sum(reference_PB)
-    measured = objective.metrics(player_PB, reference_PB, tokens_PB)
-    if reference_PB is not None and (apart := objective.apart(player_PB, reference_PB, tokens_PB)) is not None:
-        measured[APART] = apart
-    return {name: value.float() for name, value in measured.items()}
-
-
-def weighted_losses(
-    player_Pb: Tensor,
-    items: slice,
-    *,
-    objective: Objective,
-    weight: float,
-    reference_Pb: Tensor | None,
-    tokens_Pb: Tensor,
-) -> Tensor:
-    """What some items of a micro-batch add to the batch's loss, (b,)."""
-    reference = None if reference_Pb is None else reference_Pb[:, items]
-    return objective.losses(player_Pb, reference, tokens_Pb[:, items]) * weight
-
-
-def opponent_of(job: TrainJob, network: ResponseLogps) -> Callable[[Rows], Tensor]:
-    """θ_t itself, for those who would rather score it at every step. A player that is an adapter contains it."""
-    if job.config.lora:
-        return lora.opponent_in(network)
-    return network_of(load_model(job.start.path, job.model), job.config.speed).requires_grad_(False)
-
-
-def prepare(model: PreTrainedModel, config: TrainConfig) -> None:
-    """Make the model train as configured: in evaluation mode, its layers compiled or recomputed if asked for."""
-    model.eval()
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if config.speed.compile:
-        for layer in layers:
-            layer.forward = torch.compile(layer.forward, dynamic=True)
-    if config.gradient_checkpointing:
-        if not layers:
-            raise ConfigError(
-                f"{type(model).__name__} cannot recompute activations: set train.gradient_checkpointing to false"
+        Returns:
+            The step's row of metrics, measured before the weights moved, and the distance of player and opponent
+            (`Objective.distance`).
+        """
+        started = time.monotonic()
+        with lora.dropout(self.player.model, self.config.lora, self.job.seed, self.done, self.world.rank):
+            measured = forward_backward(
+                batch, self.objective, self.stepper, self.world, self.player.model.device, self.opponent
             )
-        for layer in layers:
-            # Not the model's own switch, since that one works in training mode alone, where dropout is on.
-            drops = config.lora is not None and config.lora.dropout > 0
-            layer.forward = partial(torch_checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=drops)
+        rate = learning_rate(self.done, self.total, self.peak_rate, self.config)
+        # One transfer a step: each .item() would make the device wait.
+        values = torch.stack([*measured.metrics.values(), self.stepper.step(rate)]).tolist()
+        self.done += 1
+        row = {
+            "step": self.done,
+            "epoch": round(self.done / self.order.steps_in_epoch, 6),
+            **dict(zip([*measured.metrics, "grad_norm"], values, strict=True)),
+            "learning_rate": rate,
+        }
+        self._seconds = {"seconds": time.monotonic() - started, "wait": started - self._step_ended}
+        return row, measured.distance
 
+    def watch(self, row: dict[str, float], distance: Tensor | None) -> Event | None:
+        """Give a step's row to the monitors; returns the event that ends the training, if one does.
 
-def publish_weights(
-    job: TrainJob, identity: dict[str, Any], stepper: Stepper, adapter: adapters.Adapter | None, us: Ranks
-) -> ModelVersion | None:
-    """Publish the trained model with its tokenizer as version t + 1. None on all ranks but the first."""
-    scratch = scratch_of(job.weights)
-    if us.first:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-    if adapter is None:
-        stepper.save(scratch, load_tokenizer(job.start.path, job.model))
-    elif us.first:
-        assert job.config.lora is not None
-        lora.publish(scratch, adapter=adapter, start=job.start.path, t=job.t, lora=job.config.lora, model=job.model)
-    fields = {"t": job.t + 1, "parent": job.start.digest}
-    return artifacts.publish(scratch, job.weights, identity, fields, ModelVersion) if us.first else None
+        Raises:
+            TrainingDiverged: The event's action is to refuse, or this is the first step and its loss is wrong.
+        """
+        events = self.monitors.see(row)
+        event = ending(events)
+        if event and event.action == "refuse":
+            raise TrainingDiverged(event.message)
+        if self.done == 1:
+            distance_value = None if distance is None else distance.item()
+            check_first_loss(row, distance_value, self.objective, self.config, self.job.model.dtype)
+        for new in events:
+            log.warning("%s", new.message)
+        self.events += events
+        return event
+
+    def record(self, row: dict[str, float], batch: Batch) -> None:
+        """Write a step's metrics and timing."""
+        self.journal.write(METRICS, row)
+        counts = {"tokens": batch.tokens, "pairs": batch.tokens_PB.shape[1], "ranks": self.world.size}
+        self.journal.write(TIMING, {"step": self.done, **self._seconds, **counts})
+
+    def measure_if_due(self) -> bool:
+        """Measure the weights on the held-out pairs if that is due and not done, and keep them if they are the best.
+
+        Returns:
+            True if SIGTERM arrived meanwhile; then nothing was measured.
+        """
+        due = self.has_ended or self.done == self.total or self.done % self.config.evaluate_every == 0
+        is_measured = bool(self.held_rows) and self.held_rows[-1]["step"] == self.done
+        if self.held_batch is None or not due or is_measured:
+            return False
+        try:
+            measured = held_out.measure(
+                self.held_batch, self.objective, self.stepper, self.world, self.player.model.device,
+                lambda: self.progress.stopping,
+            )  # fmt: skip
+        except Stopped:
+            return True
+        self.held_rows.append({"step": self.done, **measured})
+        self.journal.write(HELD_OUT, self.held_rows[-1])
+        if self.config.keep_best and held_out.is_best(self.held_rows, self.config.keep_best):
+            self.journal.save(self.done, self.stepper.tensors(), best=True)
+        return False
+
+    def save_if_due(self, stopping: bool) -> None:
+        """Save a checkpoint every `save_every` steps, and when the training is asked to stop."""
+        regular = self.done < self.total and self.done % self.config.save_every == 0
+        if stopping or regular:
+            self.journal.save(self.done, self.stepper.tensors())
+
+    def show_progress(self, row: dict[str, float]) -> None:
+        """Report the step with its metrics, and the last measurement on held-out pairs."""
+        names = [name for name in row if name not in ("step", "epoch", "grad_norm", "learning_rate")]
+        held = {f"held out {name}": self.held_rows[-1][name] for name in names} if self.held_rows else {}
+        self.progress.show(self.done, **{name: row[name] for name in names}, **held)
+        self._step_ended = time.monotonic()
+
+    def result(self) -> tuple[Stepper, Adapter | None]:
+        """Bring the weights to publish into the stepper; returns it, and the adapter if one was trained."""
+        step = held_out.published_step(self.config, self.done, self.held_rows, self.events)
+        if step != self.done:
+            self.stepper.load(self.journal.tensors_at(step))
+        if self.config.lora is None:
+            return self.stepper, None
+        if step == self.done:
+            # Each rank holds a share of the adapter; reading the checkpoint brings the shares together.
+            self.journal.save(step, self.stepper.tensors())
+        return self.stepper, lora.trained(self.player.adapter_config, self.journal.tensors_at(step))

@@ -1,8 +1,8 @@
 """The optimizer: RMSProp (the paper's) or AdamW, over float32 master weights.
 
-bfloat16 keeps 8 bits: near 0.02 its numbers lie 1.2e-4 apart, so a step of 5e-7 added to a bfloat16 weight is rounded
-away, every time. Each bfloat16 weight therefore has a float32 master copy here. Gradients are summed and steps taken
-in float32, and the model holds the rounded master. So the model computes with the very weights that are published.
+bfloat16 has 8 bits of precision: near 0.02 its numbers are 1.2e-4 apart, so a step of 5e-7 added to a bfloat16 weight
+is rounded away, every time. Each bfloat16 weight therefore has a float32 master copy. Gradients are summed and steps
+made in float32, and the model holds the rounded master, so it computes with exactly the weights that are published.
 """
 
 import math
@@ -22,11 +22,11 @@ from spin_core.models.packing import Rows
 from spin_core.models.vocabulary_loss import ItemLosses
 
 BUCKET = 2**28
-"""Weights that an optimizer on a GPU moves together: its temporary copies are of so many, 1 GB, and no more."""
+"""How many numbers an optimizer on a GPU moves at once, which bounds its temporary copies to 1 GB each."""
 
 
 class SingleDevice:
-    """The `Stepper` of one device. Steps the trainable weights; float32 weights are their own masters."""
+    """The `Stepper` of one device. Moves the weights that train; float32 weights are their own masters."""
 
     def __init__(self, logps: ResponseLogps, config: TrainConfig) -> None:
         self.network, model = logps, logps.model
@@ -36,28 +36,28 @@ class SingleDevice:
         self.masters = [w if w.dtype == torch.float32 else w.detach().float() for w in self.weights]
         self.copies = [(w, m) for w, m in zip(self.weights, self.masters, strict=True) if w is not m]
         for weight, master in self.copies:
-            weight.register_post_accumulate_grad_hook(partial(hand_on, master))
+            weight.register_post_accumulate_grad_hook(partial(_add_to_master, master))
         self.max_grad_norm = config.max_grad_norm
         logps.add_gradients_to(dict(zip(self.weights, self.masters, strict=True)))
         self.inner = optimizer_of(buckets(self.masters), config)
 
     def logps(self, rows: Rows) -> Tensor:
-        """Of each response, (S,)."""
-        found: Tensor = self.network(rows)
-        return found
+        """See `Stepper.logps`."""
+        logps_S: Tensor = self.network(rows)
+        return logps_S
 
     def loss(self, rows: Rows, losses: ItemLosses) -> tuple[Tensor, Tensor]:
-        """Their sum, and what they read."""
-        found: tuple[Tensor, Tensor] = self.network(rows, losses)
-        return found
+        """See `Stepper.loss`."""
+        loss_and_logps: tuple[Tensor, Tensor] = self.network(rows, losses)
+        return loss_and_logps
 
     def backward(self, loss: Tensor, *, last: bool) -> None:  # noqa: ARG002 (one device has nothing to wait for)
-        """Add the loss's gradient to that of the masters."""
+        """Add the loss's gradient to the masters' gradients."""
         loss.backward()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> Tensor:
-        """Clip, move the weights, forget the gradient; the norm before clipping."""
+        """See `Stepper.step`."""
         grads = [master.grad for master in self.masters if master.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads, foreach=True)
         if self.max_grad_norm:
@@ -72,20 +72,21 @@ class SingleDevice:
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a resumed run needs, by name: the masters, and the optimizer's state of each."""
-        found = {f"weight/{name}": master.detach() for name, master in zip(self.names, self.masters, strict=True)}
+        """See `Stepper.tensors`."""
+        tensors = {f"weight/{name}": master.detach() for name, master in zip(self.names, self.masters, strict=True)}
         for name, master in zip(self.names, self.masters, strict=True):
-            found |= {f"{key}/{name}": value for key, value in self.inner.state.get(master, {}).items()}
-        return found
+            tensors |= {f"{key}/{name}": value for key, value in self.inner.state.get(master, {}).items()}
+        return tensors
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `tensors` gave, and the model's weights with it."""
+        """Restore masters and optimizer, and set the model's weights."""
         states: dict[str, dict[str, Tensor]] = {name: {} for name in self.names}
         for full, tensor in tensors.items():
             key, _, name = full.partition("/")
             if name in states:
-                # A copy: a tensor read from a file may lie at an odd address, where arithmetic can round otherwise.
+                # A copy: a tensor in a mapped file may have an unaligned address, where arithmetic can round
+                # differently.
                 states[name][key] = tensor.clone()
         for name, weight, master in zip(self.names, self.weights, self.masters, strict=True):
             master.copy_(states[name].pop("weight"))
@@ -103,8 +104,8 @@ class SingleDevice:
 
 
 @torch.no_grad()
-def hand_on(master: Tensor, weight: Tensor) -> None:
-    """Add a weight's gradient to its master's as soon as it is there, so that no two gradients of all weights are."""
+def _add_to_master(master: Tensor, weight: Tensor) -> None:
+    """Add a weight's gradient to its master's at once and free it, so that memory never holds both for all weights."""
     assert weight.grad is not None
     if master.grad is None:
         master.grad = weight.grad.float()
@@ -114,29 +115,29 @@ def hand_on(master: Tensor, weight: Tensor) -> None:
 
 
 def buckets(weights: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The weights in their order, in groups of at most `BUCKET` numbers, or of one weight that has more."""
-    found: list[list[Tensor]] = []
-    load = 0
+    """Divide the weights, in order, into groups of at most `BUCKET` numbers; a larger weight has its own group."""
+    groups: list[list[Tensor]] = []
+    size = 0
     for weight in weights:
-        if not found or load + weight.numel() > BUCKET:
-            found.append([])
-            load = 0
-        found[-1].append(weight)
-        load += weight.numel()
-    return found
+        if not groups or size + weight.numel() > BUCKET:
+            groups.append([])
+            size = 0
+        groups[-1].append(weight)
+        size += weight.numel()
+    return groups
 
 
 def optimizer_of(groups: Sequence[Sequence[Tensor]], config: TrainConfig) -> torch.optim.Optimizer:
-    """The configured optimizer, which moves each group's weights together. Its rate is set before each step."""
+    """The configured optimizer, which moves a group's weights together. The caller sets its rate before each step."""
     together = groups[0][0].is_cuda
     named = [{"params": list(group)} for group in groups]
     if config.optimizer == "rmsprop":
-        return DecayedRMSprop(named, config.weight_decay, together=together)
+        return _DecayedRMSprop(named, config.weight_decay, together=together)
     return torch.optim.AdamW(named, lr=0.0, weight_decay=config.weight_decay, foreach=together)
 
 
-class DecayedRMSprop(torch.optim.RMSprop):
-    """RMSProp with decoupled weight decay, as AdamW has it: weights shrink by rate times decay before the step."""
+class _DecayedRMSprop(torch.optim.RMSprop):
+    """RMSProp with AdamW's decoupled weight decay: w <- (1 - rate * decay) w before each step."""
 
     def __init__(self, groups: list[dict[str, Any]], decay: float, *, together: bool) -> None:
         super().__init__(groups, lr=0.0, foreach=together)
@@ -144,7 +145,7 @@ class DecayedRMSprop(torch.optim.RMSprop):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step."""
+        """Shrink the weights, then make RMSProp's step."""
         assert closure is None
         if self.decay:
             for group in self.param_groups:
@@ -153,9 +154,9 @@ class DecayedRMSprop(torch.optim.RMSprop):
 
 
 def learning_rate(step: int, total: int, peak: float, config: TrainConfig) -> float:
-    """The rate of step `step` (from 0) of `total`: it rises to `peak` over the warm-up, then falls towards zero.
+    """The rate of step `step` (from 0) of `total`: it rises to `peak` in the warm-up, then falls towards zero.
 
-    No step has rate zero: the first is already worth taking, and so is the last.
+    No step has rate zero, neither the first nor the last.
     """
     warm = int(config.warmup * total)
     if step < warm:

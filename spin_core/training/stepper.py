@@ -1,4 +1,8 @@
-"""What the training loop asks of whatever moves the weights: one device's optimizer, or DeepSpeed over many ranks."""
+"""The interface between the training loop and what moves the weights.
+
+Two classes implement it: `SingleDevice` (optim.py), an optimizer on one device, and `Zero` (zero.py), DeepSpeed on many
+ranks. It is a protocol, so neither inherits from it and mypy checks that both have its methods.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,35 +16,37 @@ from spin_core.models.vocabulary_loss import ItemLosses
 
 
 class Stepper(Protocol):
-    """A model in training.
+    """A model with its optimizer.
 
-    In every call, all ranks take part. Its state is told by the parameters' names, whole and in float32, so that it
-    depends neither on how many ranks there are nor on how their memory is shared out.
+    All ranks make each call together. The state that it saves and loads has the names of the model's parameters, whole
+    and in float32. So it depends neither on the number of ranks nor on how they divide memory, and a training may go on
+    with another number of ranks.
     """
 
     def logps(self, rows: Rows) -> Tensor:
         """The log-probability of each response in the rows, (S,) float32, without gradient."""
 
     def loss(self, rows: Rows, losses: ItemLosses) -> tuple[Tensor, Tensor]:
-        """The sum of the items' losses, a differentiable scalar, and the log-probabilities that they read, (S,)."""
+        """The sum of the items' losses, a differentiable scalar, and the log-probabilities they are made of, (S,)."""
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradient of a part of the loss. Parts add up over calls and over ranks; `last` ends the batch."""
+        """Add a micro-batch's gradient; those of all calls and ranks are summed. `last` marks the batch's last call."""
 
     def step(self, learning_rate: float) -> Tensor:
-        """Clip, move the weights, forget the gradient. Returns the gradient's norm before clipping, a scalar.
+        """Clip the gradient, move the weights and clear the gradient.
 
-        A norm that is not finite means that the weights are not to be used any more, nor saved.
+        Returns the gradient's norm before clipping, a scalar. If it is not finite, the weights must not be used or
+        saved.
         """
 
     def tensors(self) -> dict[str, Tensor]:
-        """This rank's share of the state, wherever it lies; the shares of all ranks are disjoint and make up the whole.
+        """This rank's share of the state, on any device. All ranks' shares together are the whole, each part once.
 
         Keys are `weight/<parameter>` (float32 masters) and `<state>/<parameter>` (the optimizer's, by torch's names).
         """
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back the whole state, however many ranks told it."""
+        """Restore the whole state, saved by any number of ranks."""
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write a folder that `from_pretrained` loads. Rank 0 writes."""

@@ -1,4 +1,4 @@
-"""What a training reads: its sequences, the opponent's view of them, and the batch of each step, laid out ahead.
+"""What a training reads: its sequences, the opponent's scores of them, and the batch of each step, laid out ahead.
 
 Shapes: P responses to each of the items' prompts; B items of a batch, b of a micro-batch.
 """
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spin_core.data.batches import deal, deal_padded
+from spin_core.config.train import TrainConfig
+from spin_core.data.batches import DataOrder, deal, deal_padded
 from spin_core.data.sequences import Ints, Sequences, read_token_ids
 from spin_core.errors import DataError
 from spin_core.models.packing import Rows, packed_rows, padded_rows
@@ -23,21 +24,24 @@ from spin_core.store.jobs import TrainJob
 from spin_core.training.budget import in_share
 from spin_core.training.objective import objective_of
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
-AHEAD = 2
-"""How many steps' tensors are laid out ahead of the one that computes."""
+_AHEAD = 2
+"""How many batches wait for their step."""
 
 
 @dataclass(frozen=True)
 class TrainData:
-    """All real responses, all generated ones and, for T-SPIN, all of θ_0's; and what they are measured against."""
+    """All prompts with their responses, and the reference's scores.
+
+    The sequences are ordered by side: all real responses, all generated ones, and for T-SPIN all of θ_0's.
+    """
 
     sequences: Sequences
     reference_PB: Tensor | None
     """None for loss `sft`, which has no opponent."""
     sides: int
-    """P."""
+    """P, the number of responses to a prompt."""
 
     @property
     def items(self) -> int:
@@ -54,32 +58,42 @@ class TrainData:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A micro-batch."""
+class MicroBatch:
+    """What one forward and backward pass computes."""
 
     chosen_b: Tensor
-    """Which of the batch's items."""
+    """Indices of its items in the batch."""
     rows: Rows
     idle: bool
-    """It is here only because other ranks have more to do: its loss counts nothing."""
+    """It has no item of its own, but all ranks must make the same number of passes: its loss has weight 0."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step trains on; `parts` is this rank's share."""
+    """What one step trains on."""
 
-    parts: list[Part]
+    micro_batches: list[MicroBatch]
+    """This rank's share of the items."""
     reference_PB: Tensor | None
     tokens_PB: Ints
-    """Tokens of each response."""
+    """The number of tokens of each response."""
     tokens: int
-    """Of all ranks' prompts and responses, as if none were shared or padded."""
+    """Tokens of all prompts and responses on all ranks, prompts counted once a response, padding not counted."""
 
 
 def batch_of(
     data: TrainData, items: Ints, ranks: Ranks, max_tokens: int, *, packed: bool, prefix_sharing: bool
 ) -> Batch:
-    """Lay out one batch. The same on every rank, but for `parts`."""
+    """Lay out one batch: the same on every rank, except for `micro_batches`.
+
+    Args:
+        data: Everything that is trained on.
+        items: The batch's items.
+        ranks: This rank, and how many share the batch.
+        max_tokens: The most tokens of a micro-batch, unless one item has more.
+        packed: Rows without padding.
+        prefix_sharing: Packed rows hold a prompt once for all its responses.
+    """
     sequences_PB = data.rows(items)
     lengths_PB, prompts_PB = data.sequences.lengths_S[sequences_PB], data.sequences.prompts_S[sequences_PB]
     if packed:
@@ -87,7 +101,7 @@ def batch_of(
         shares = deal(prompts_B + (lengths_PB - prompts_PB).sum(axis=0), ranks.size, max_tokens)
     else:
         shares = deal_padded(lengths_PB.max(axis=0), data.sides, ranks.size, max_tokens)
-    parts = []
+    micro_batches = []
     for chosen in shares[ranks.rank]:
         idle = len(chosen) == 0
         chosen_b = np.zeros(1, np.int64) if idle else chosen
@@ -97,17 +111,39 @@ def batch_of(
             rows = packed_rows(data.sequences, chosen_S, group_S)
         else:
             rows = padded_rows(data.sequences, chosen_S)
-        parts.append(Part(torch.from_numpy(chosen_b), rows, idle))
-    return Batch(parts, data.reference(items), lengths_PB - prompts_PB, int(lengths_PB.sum()))
+        micro_batches.append(MicroBatch(torch.from_numpy(chosen_b), rows, idle))
+    return Batch(micro_batches, data.reference(items), lengths_PB - prompts_PB, int(lengths_PB.sum()))
 
 
-def ahead(make: Callable[[int], T], first: int, last: int, depth: int = AHEAD) -> Iterator[T]:
-    """`make(first)`, …, `make(last - 1)`, each made by another thread while the ones before it are in use."""
-    made: queue.Queue[T | BaseException] = queue.Queue(depth)
-    over = threading.Event()
+def configured_batch(data: TrainData, items: Ints, ranks: Ranks, config: TrainConfig, packed: bool) -> Batch:
+    """Lay out items as this training's configuration says."""
+    return batch_of(
+        data, items, ranks, config.micro_batch_tokens, packed=packed, prefix_sharing=config.speed.prefix_sharing
+    )
 
-    def put(value: T | BaseException) -> None:
-        while not over.is_set():
+
+def batches(
+    data: TrainData, order: DataOrder, ranks: Ranks, config: TrainConfig, packed: bool, first: int, last: int
+) -> Iterator[Batch]:
+    """The batches of steps `first` to `last` - 1, each laid out while the step before it computes."""
+
+    def make(step: int) -> Batch:
+        return configured_batch(data, order.batch(step), ranks, config, packed)
+
+    return ahead(make, first, last) if config.speed.prefetch else (make(step) for step in range(first, last))
+
+
+def ahead(make: Callable[[int], _T], first: int, last: int, depth: int = _AHEAD) -> Iterator[_T]:
+    """`make(first)`, …, `make(last - 1)`, made by another thread while earlier ones are in use.
+
+    At most `depth` are waiting. An error of `make` is raised where its value is due. No thread is left when the
+    iterator is closed.
+    """
+    made: queue.Queue[_T | BaseException] = queue.Queue(depth)
+    closed = threading.Event()
+
+    def put(value: _T | BaseException) -> None:
+        while not closed.is_set():
             try:
                 made.put(value, timeout=0.1)
             except queue.Full:
@@ -117,10 +153,10 @@ def ahead(make: Callable[[int], T], first: int, last: int, depth: int = AHEAD) -
     def work() -> None:
         try:
             for index in range(first, last):
-                if over.is_set():
+                if closed.is_set():
                     return
                 put(make(index))
-        except BaseException as error:  # it is raised again where the value is missed
+        except BaseException as error:  # raised again where the value is due
             put(error)
 
     thread = threading.Thread(target=work, daemon=True)
@@ -132,7 +168,7 @@ def ahead(make: Callable[[int], T], first: int, last: int, depth: int = AHEAD) -
                 raise value
             yield value
     finally:
-        over.set()
+        closed.set()
         thread.join()
 
 

@@ -145,9 +145,10 @@ def ours_in_memory(folder: Path, change: dict[str, Any], batch_size: int, most: 
     from spin_core.data.sequences import Sequences, read_token_ids
     from spin_core.models.logps import network_of, score_sequences
     from spin_core.runtime.ranks import Ranks
-    from spin_core.training.loop import forward_backward, prepare
+    from spin_core.training.gradient import forward_backward
     from spin_core.training.objective import objective_of
     from spin_core.training.optim import SingleDevice
+    from spin_core.training.player import prepare
     from spin_core.training.train_data import TrainData, batch_of
 
     config = TrainConfig(
@@ -169,7 +170,7 @@ def ours_in_memory(folder: Path, change: dict[str, Any], batch_size: int, most: 
     for step in range(order.steps_in_epoch):
         batch = batch_of(data, order.batch(step), Ranks(), most, packed=network.packed, prefix_sharing=True)
         began = time.monotonic()
-        measured = forward_backward(batch, objective_of(config, 0), stepper, Ranks(), device)
+        measured = forward_backward(batch, objective_of(config, 0), stepper, Ranks(), device).metrics
         found = dict(zip(measured, torch.stack([*measured.values(), stepper.step(RATE)]).tolist(), strict=False))
         seconds.append(time.monotonic() - began)
         loss.append(found["loss"])

@@ -20,9 +20,10 @@ from spin_core.runtime.ranks import Ranks
 from spin_core.store import identity
 from spin_core.store.jobs import Job, ScoreJob, TrainJob
 from spin_core.store.records import ModelVersion, PairDataset, PromptSet, ScoredPairs, TrainRun
-from spin_core.training.loop import forward_backward, prepare
+from spin_core.training.gradient import forward_backward
 from spin_core.training.objective import objective_of
 from spin_core.training.optim import SingleDevice
+from spin_core.training.player import prepare
 from spin_core.training.train_data import batch_of, read_data
 
 CPU = ModelConfig(device="cpu")
@@ -122,7 +123,7 @@ def pass_over(job: TrainJob, stepper: SingleDevice, items: np.ndarray) -> dict[s
         packed=stepper.network.packed, prefix_sharing=job.config.speed.prefix_sharing,
     )  # fmt: skip
     measured = forward_backward(batch, objective_of(job.config, job.t), stepper, Ranks(), stepper.network.model.device)
-    return {name: value.item() for name, value in measured.items()}
+    return {name: value.item() for name, value in measured.metrics.items()}
 
 
 def start(job: Job, folder: Path) -> subprocess.Popen:

@@ -41,7 +41,7 @@ def test_a_response_does_not_see_the_other_one():
 
 def test_recomputed_layers_see_the_same_rows():
     from spin_core.config.train import TrainConfig
-    from spin_core.training.loop import prepare
+    from spin_core.training.player import prepare
 
     results = []
     for recompute in (False, True):

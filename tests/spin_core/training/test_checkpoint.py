@@ -137,8 +137,8 @@ def die_at(monkeypatch, number: int) -> None:
         monkeypatch.setattr(owner, name, call)
 
     may_die(checkpoint, "save_file", lambda _tensors, path: path.write_bytes(b"half"))
-    may_die(checkpoint.store_files, "write_json", lambda path, _value: path.write_text('{"st'))
-    may_die(checkpoint.store_files, "sync")
+    may_die(checkpoint.files, "write_json", lambda path, _value: path.write_text('{"st'))
+    may_die(checkpoint.files, "sync")
     may_die(checkpoint.Path, "replace")
     may_die(checkpoint.shutil, "rmtree", lambda path, **_: [file.unlink() for file in sorted(path.glob("*"))[:1]])
 

@@ -158,7 +158,7 @@ def test_which_step_is_published():
     assert published_step(chosen, 20, held, []) == 8
     assert published_step(chosen, 11, held, [back]) == published_step(chosen, 11, held, [stop]) == 8
     assert published_step(chosen, 11, [], [back]) == 10
-    with pytest.raises(TrainingDiverged, match=r"it fired; but no checkpoint is as old"):
+    with pytest.raises(TrainingDiverged, match=r"it fired; but there is no checkpoint before it"):
         published_step(last, 5, [], [back.model_copy(update={"step": 5})])
 
 

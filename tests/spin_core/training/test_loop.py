@@ -25,8 +25,8 @@ from spin_core.store.jobs import TrainJob
 from spin_core.store.records import ModelVersion
 from spin_core.store.training_log import read_rows
 from spin_core.training.checkpoint import CHECKPOINTS, latest_checkpoint
-from spin_core.training.loop import prepare
 from spin_core.training.losses import LOG_2
+from spin_core.training.player import prepare
 from spin_core.training.train_data import read_data
 
 BF16 = ModelConfig(device="cpu", dtype="bfloat16")

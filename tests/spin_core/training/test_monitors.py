@@ -278,7 +278,7 @@ def test_a_roll_back_publishes_the_last_checkpoint_before_the_event(tmp_path, ti
 
 def test_a_roll_back_with_nothing_to_go_back_to_says_what_to_set(tmp_path, tiny_model):
     job = game(tmp_path, tiny_model, **WILD, monitors=monitors(saturated="roll-back"), save_every=100)
-    with pytest.raises(TrainingDiverged, match=r"no checkpoint is as old: lower train\.save_every"):
+    with pytest.raises(TrainingDiverged, match=r"there is no checkpoint before it: lower train\.save_every"):
         do(job)
     assert not job.weights.exists()
 

@@ -65,8 +65,8 @@ def test_sft_is_the_mean_over_the_real_responses_tokens_and_takes_no_second_nll(
 
 def test_how_far_player_and_opponent_are_apart_is_told_a_token_whatever_beta_is():
     for settings in ({"beta": 0.1}, {"beta": 5.0}, {"loss": "t-spin"}):
-        assert objective(**settings).apart(PLAYER, OPPONENT, TOKENS).item() == pytest.approx(4.5 / 17)
-    assert objective(anchor=0.5).apart(PLAYER, OPPONENT, TOKENS) is None
+        assert objective(**settings).distance(PLAYER, OPPONENT, TOKENS).item() == pytest.approx(4.5 / 17)
+    assert objective(anchor=0.5).distance(PLAYER, OPPONENT, TOKENS) is None
 
 
 @pytest.mark.parametrize("loss", GAMES)

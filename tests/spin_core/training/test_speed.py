@@ -15,9 +15,10 @@ from spin_core.store import artifacts
 from spin_core.store.jobs import TrainJob
 from spin_core.store.records import ModelVersion
 from spin_core.store.training_log import read_rows
-from spin_core.training.loop import batches, forward_backward, opponent_of
+from spin_core.training.gradient import forward_backward
 from spin_core.training.objective import objective_of
-from spin_core.training.train_data import ahead, read_data
+from spin_core.training.player import opponent_of
+from spin_core.training.train_data import ahead, batches, read_data
 
 
 def with_speed(job: TrainJob, folder, **speed) -> TrainJob:
@@ -37,7 +38,7 @@ def steps_of(job: TrainJob, steps: int) -> list[tuple[dict[str, float], list[tor
             batch, objective_of(job.config, job.t), stepper, Ranks(), torch.device("cpu"), opponent
         )
         gradient = [master.grad.clone() for master in stepper.masters]
-        found.append(({name: value.item() for name, value in measured.items()}, gradient))
+        found.append(({name: value.item() for name, value in measured.metrics.items()}, gradient))
         stepper.step(1e-3)
     return found
 
