@@ -51,7 +51,7 @@ def emit_decision(game: Lineage, record: IterationRecord) -> None:
 def publish_leaderboard(game: Lineage) -> board.Board:
     """Write `leaderboard.json` and `report.html`, and a new version of the artifact `leaderboard-<lineage>`."""
     standing = board.save(game)
-    html.write(game, standing=standing)
+    html.write(game, board=standing)
     page = markdown.leaderboard_page(standing, game.config)
     name = f"leaderboard-{game.name}"
     if is_new(name, page):

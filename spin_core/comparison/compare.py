@@ -1,7 +1,7 @@
-"""SPIN beside what it has to beat, over several seeds: which games are played, and the table that they end in.
+"""SPIN next to other methods over several seeds: the runs of a comparison, and the table of their results.
 
-Each seed is an ordinary lineage, `<comparison>-seed-1`, …: another game from the same θ_0 on the same data, with the
-controls of that game beside it (see `controls`). What is built is reused, so a comparison that is run again goes on.
+Each seed is an ordinary lineage, `<comparison>-seed-1`, …: another run from the same θ_0 on the same data, with its
+controls (see `spin_core.lineage.controls`). What is built is reused, so that a comparison can be continued.
 
     runs/<comparison>/{compare.json,report.html}
     runs/<comparison>-seed-1/…
@@ -30,37 +30,37 @@ from spin_core.store import artifacts, files, lock
 from spin_core.store.records import EvalReport, Score, TrainRun
 
 METHODS: tuple[Method, ...] = get_args(Method)
-"""What SPIN can be compared with."""
+"""The methods that SPIN can be compared with."""
 
 SHARES = (0.25, 0.5)
-"""Of the prompts, for `sizes`, where the configuration names none."""
+"""Shares of the prompts for `sizes`, if the configuration names none."""
 
 MOST_SEEDS = 100
 
-NO_PREFERENCES = "needs preference data, which none can make up: --set controls.dpo.source.path=preferences.jsonl"
+NO_PREFERENCES = "needs preference data, which cannot be generated: --set controls.dpo.source.path=preferences.jsonl"
 
-OF_OPPONENT = ("reward_margin", "reward_accuracy", "ipm", "against-previous")
-"""Scores against the opponent that a model was trained from: each method's is another, so they do not compare."""
+_OF_OPPONENT = ("reward_margin", "reward_accuracy", "ipm", "against-previous")
+"""Scores against the opponent that a model was trained from. Each method has another opponent, so they are left out."""
 
 
 class Spread(Frozen):
-    """A score over the seeds."""
+    """Mean and standard error of a score over the seeds."""
 
     mean: float
     stderr: float | None
     """Standard error over the seeds; None with one."""
     higher_is_better: bool | None
     target: float | None = None
-    """Both as a `Score` has them."""
+    """This and `higher_is_better` as in `Score`."""
 
     def merit(self) -> float | None:
-        """The more the better; None of a score that tells nothing of better and worse."""
+        """The score as a number where more is better; None for a score without a better direction."""
         score = Score(value=self.mean, stderr=None, n=0, higher_is_better=self.higher_is_better, target=self.target)
         return score.merit()
 
 
 class Versus(Frozen):
-    """What a method has more than SPIN's last version, from seed to seed."""
+    """The paired difference of a method to SPIN's last version: method minus SPIN, within each seed."""
 
     delta: float
     stderr: float | None
@@ -70,59 +70,59 @@ class Versus(Frozen):
     """The ends of the 95 % interval over the held-out items, each item's mean over the seeds; None without
     items, or with too few."""
     clear: bool
-    """Neither the seeds, where there are several, nor the items explain it, with 95 % probability each.
+    """Neither the seeds (if there are several) nor the items explain the difference, each at the 95 % level.
 
-    Never where single items are not known: nothing then says whether other prompts would show it.
+    Always false if single items are not known, since then nothing tests whether other prompts would show it.
     """
 
 
 class Line(Frozen):
-    """One method."""
+    """The results of one method."""
 
     method: str
-    """`spin` for the versions of the game, `temperature` for θ_0 sampled otherwise, or one of `METHODS`."""
+    """`spin` for the versions of the run, `temperature` for θ_0 at another temperature, or one of `METHODS`."""
     name: str
     x: float
-    """Where it stands in a figure: the version, epochs, or the share of the prompts."""
+    """The x coordinate in a figure: version, epochs, or share of the prompts."""
     seeds: tuple[int, ...]
     values: dict[str, tuple[float, ...]]
-    """By task, one for each seed."""
+    """The score of each seed, by task."""
     scores: dict[str, Spread]
     versus: dict[str, Versus]
-    """By task, against SPIN's last version; empty for that."""
+    """Differences to SPIN's last version, by task; empty for that version."""
     steps: tuple[int, ...]
-    """Optimizer steps from θ_0 on, one for each seed."""
+    """Optimizer steps since θ_0, for each seed."""
     tokens: tuple[int, ...]
-    """Tokens of prompts and responses in those steps, a prompt counted for each of its responses."""
+    """Tokens of prompts and responses in those steps, for each seed; a prompt counts once for each response."""
     answered: tuple[int, ...]
-    """Tokens that opponents generated for them."""
+    """Tokens that opponents generated for this training, for each seed."""
 
 
 class Table(Frozen):
-    """A comparison's outcome: `compare.json`."""
+    """The results of a comparison, as in `compare.json`."""
 
     name: str
     recipe: str
     main_metric: str
     headline: tuple[str, ...]
-    """Scores to see first after the main one, where there are any: the suites' own, those configured, single tasks."""
+    """Scores to show first after the main one: the suites' averages, the configured ones, single tasks."""
     lineages: tuple[str, ...]
     epochs: tuple[int, ...]
-    """Passes over the pairs until the end of each iteration."""
+    """Cumulated epochs at the end of each iteration."""
     prompts: int
-    """To train on."""
+    """Number of training prompts."""
     lines: tuple[Line, ...]
     left_out: dict[str, str]
-    """Methods that were not played, and what they want."""
+    """Methods that were left out, and what they need."""
 
     def of(self, *methods: str) -> list[Line]:
-        """The lines of some methods."""
+        """The lines of these methods."""
         return [line for line in self.lines if line.method in methods]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One model of one seed, with what made it."""
+    """One model of one seed, with what its training used."""
 
     method: str
     name: str
@@ -134,9 +134,12 @@ class Arm:
 
 
 def begin(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequence[str] = ()) -> list[Lineage]:
-    """Begin every seed's lineage, or go on with it. Nothing is computed before all is known to be right.
+    """Start or continue the lineage of every seed. Everything is checked before anything is computed.
 
-    Raises `ConfigError`, `DataError` or `StaleArtifact` with the cure.
+    Raises:
+        ConfigError: The seeds, methods, name or settings are wrong.
+        DataError: The preference data cannot be used.
+        StaleArtifact: A lineage of this name was started with other settings.
     """
     if not 1 <= seeds <= MOST_SEEDS:
         raise ConfigError(f"{seeds} seeds cannot be compared: choose 1 to {MOST_SEEDS}")
@@ -145,34 +148,34 @@ def begin(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequenc
             close = difflib.get_close_matches(method, METHODS, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ConfigError(f"there is no method {method!r}{hint}: choose from {', '.join(METHODS)}")
-    lacking = left_out(config, methods)
+    missing = left_out(config, methods)
     for method in methods:
-        if method in lacking:
-            raise ConfigError(f"{method} {lacking[method]}")
+        if method in missing:
+            raise ConfigError(f"{method} {missing[method]}")
     gate.check_metrics(config)
     if (lineage_folder(runs, name) / "lineage.json").exists():
         raise ConfigError(f"{name} is a lineage in {runs}: give the comparison another name with --name")
     games = [configured(config, methods, seed) for seed in range(1, seeds + 1)]
-    check_preferences(games[0])
-    begun = []
+    _check_preferences(games[0])
+    lineages = []
     for lineage, game in zip(names(name, seeds), games, strict=True):
         with lock.locked(lineage_folder(runs, lineage)):
-            begun.append(start_lineage(runs, lineage, game))
-    return begun
+            lineages.append(start_lineage(runs, lineage, game))
+    return lineages
 
 
 def names(comparison: str, seeds: int) -> list[str]:
-    """The names of its lineages."""
+    """The names of a comparison's lineages."""
     return [f"{comparison}-seed-{seed}" for seed in range(1, seeds + 1)]
 
 
 def configured(config: RunConfig, methods: Sequence[str], seed: int) -> RunConfig:
-    """A seed's game with the controls of these methods, of all if none are named.
+    """The configuration of one seed, with the controls of these methods, or of all.
 
-    The gate is open, since means over those seeds alone that it lets go on would be means over the lucky.
+    The gate is open: if it stopped some seeds, the means would be over the lucky ones only.
     """
-    asked, wanted = config.controls, set(methods or METHODS)
-    with_dpo = asked.dpo is not None and not wanted.isdisjoint(("dpo", "spin-dpo"))
+    settings, wanted = config.controls, set(methods or METHODS)
+    with_dpo = settings.dpo is not None and not wanted.isdisjoint(("dpo", "spin-dpo"))
     return config.model_copy(
         update={
             "play_seed": seed,
@@ -180,25 +183,27 @@ def configured(config: RunConfig, methods: Sequence[str], seed: int) -> RunConfi
             "controls": ControlsConfig(
                 sft_continued="sft-steps" in wanted,
                 sft_tokens="sft-tokens" in wanted,
-                sft_learning_rate=asked.sft_learning_rate,
-                dpo=asked.dpo.model_copy(update={"equal_steps": True}) if with_dpo and asked.dpo else None,
+                sft_learning_rate=settings.sft_learning_rate,
+                dpo=settings.dpo.model_copy(update={"equal_steps": True}) if with_dpo and settings.dpo else None,
                 dpo_after=with_dpo and "spin-dpo" in wanted,
-                longer=(asked.longer or tuple(range(2, max(2, config.iterations) + 1))) if "longer" in wanted else (),
-                shares=(asked.shares or SHARES) if "sizes" in wanted else (),
-                temperatures=asked.temperatures,
+                longer=(settings.longer or tuple(range(2, max(2, config.iterations) + 1)))
+                if "longer" in wanted
+                else (),
+                shares=(settings.shares or SHARES) if "sizes" in wanted else (),
+                temperatures=settings.temperatures,
             ),
         }
     )
 
 
 def left_out(config: RunConfig, methods: Sequence[str]) -> dict[str, str]:
-    """The methods that lack something, and what."""
-    lacking = ("dpo", "spin-dpo") if config.controls.dpo is None else ()
-    return {method: NO_PREFERENCES for method in lacking if method in (methods or METHODS)}
+    """The methods that cannot run, with what they need."""
+    methods_without_data = ("dpo", "spin-dpo") if config.controls.dpo is None else ()
+    return {method: NO_PREFERENCES for method in methods_without_data if method in (methods or METHODS)}
 
 
-def check_preferences(config: RunConfig) -> None:
-    """Read the preference data, if there are to be any: games take hours before DPO does."""
+def _check_preferences(config: RunConfig) -> None:
+    """Read the preference data, if DPO needs it: the runs before DPO take hours."""
     if config.controls.dpo is not None:
         from spin_core.preflight.data import look_at_preferences
         from spin_core.preflight.findings import Looks
@@ -207,7 +212,7 @@ def check_preferences(config: RunConfig) -> None:
 
 
 def arms(game: Lineage) -> Iterator[Arm]:
-    """Every model of a seed: the game's versions, and what stands beside them."""
+    """Every model of one seed: the versions of the run, the controls, and θ_0 at other temperatures."""
     records = game.records()[: game.config.iterations]
     steps = [0, *np.cumsum([record.train.steps for record in records]).tolist()]
     tokens = [0, *np.cumsum([controls.tokens_trained(record.train) for record in records]).tolist()]
@@ -218,19 +223,19 @@ def arms(game: Lineage) -> Iterator[Arm]:
         folder = game.control(control.name)
         train = artifacts.read_record(folder / "train", TrainRun)
         if train is None:
-            raise DamagedArtifact(f"{folder / 'train'} is gone: run the comparison again to build it anew")
-        before = control.after  # so many iterations were played before it
-        asked = round(answered[1] * (control.share or 1)) if control.teaches == "pairs" else answered[before]
+            raise DamagedArtifact(f"{folder / 'train'} is missing: run the comparison again to build it")
+        before = control.after  # iterations before the control's training
+        used = round(answered[1] * (control.share or 1)) if control.teaches == "pairs" else answered[before]
         seen = controls.tokens_trained(train) + tokens[before]
         reports = reports_in(folder / "eval")
-        yield Arm(control.method, control.label, control.x, reports, train.steps + steps[before], seen, asked)
+        yield Arm(control.method, control.label, control.x, reports, train.steps + steps[before], seen, used)
     for temperature in game.config.controls.temperatures:
         reports = reports_in(game.control(f"temperature-{temperature:g}") / "eval")
         yield Arm("temperature", f"θ_0 at temperature {temperature:g}", temperature, reports)
 
 
 def table(name: str, games: Sequence[Lineage], missing: dict[str, str]) -> Table:
-    """The table of these seeds' finished games."""
+    """The table of the finished runs of all seeds."""
     by_name: dict[str, dict[int, Arm]] = {}
     for seed, game in enumerate(games, 1):
         for arm in arms(game):
@@ -246,80 +251,88 @@ def table(name: str, games: Sequence[Lineage], missing: dict[str, str]) -> Table
         lineages=tuple(game.name for game in games),
         epochs=tuple(np.cumsum([at(config.train.epochs, t) for t in range(config.iterations)]).tolist()),
         prompts=first.records()[0].prompts.rows,
-        lines=tuple(line_of(found, spin) for found in by_name.values()),
+        lines=tuple(line_of(arm, spin) for arm in by_name.values()),
         left_out=missing,
     )
 
 
-def line_of(found: dict[int, Arm], spin: dict[int, Arm]) -> Line:
-    """One method over the seeds, and against SPIN."""
-    arm = next(iter(found.values()))
-    scores = {seed: board.scores(one.reports) for seed, one in found.items()}
-    tasks = [task for task in common(list(scores.values())) if task.split("/")[-1] not in OF_OPPONENT]
-    values = {task: tuple(one[task].value for one in scores.values()) for task in tasks}
+def line_of(arms: dict[int, Arm], spin: dict[int, Arm]) -> Line:
+    """The line of one method: its scores over the seeds, and its differences to SPIN.
+
+    Args:
+        arms: The method's model of each seed.
+        spin: SPIN's last version of each seed.
+    """
+    first = next(iter(arms.values()))
+    scores = {seed: board.scores(arm.reports) for seed, arm in arms.items()}
+    tasks = [task for task in _common(list(scores.values())) if task.split("/")[-1] not in _OF_OPPONENT]
+    values = {task: tuple(by_task[task].value for by_task in scores.values()) for task in tasks}
     return Line(
-        method=arm.method,
-        name=arm.name,
-        x=arm.x,
-        seeds=tuple(found),
+        method=first.method,
+        name=first.name,
+        x=first.x,
+        seeds=tuple(arms),
         values=values,
         scores={task: spread(values[task], next(iter(scores.values()))[task]) for task in tasks},
-        versus={} if found is spin else against(found, spin, tasks),
-        steps=tuple(one.steps for one in found.values()),
-        tokens=tuple(one.tokens for one in found.values()),
-        answered=tuple(one.answered for one in found.values()),
+        versus={} if arms is spin else against(arms, spin, tasks),
+        steps=tuple(arm.steps for arm in arms.values()),
+        tokens=tuple(arm.tokens for arm in arms.values()),
+        answered=tuple(arm.answered for arm in arms.values()),
     )
 
 
-def spread(values: Sequence[float], of: Score) -> Spread:
-    """Mean and standard error over the seeds, of a score that is like this one."""
-    mean, stderr = float(np.mean(values)), stderr_of(values)
-    return Spread(mean=mean, stderr=stderr, higher_is_better=of.higher_is_better, target=of.target)
+def spread(values: Sequence[float], like: Score) -> Spread:
+    """Mean and standard error of values over the seeds; direction and target are those of `like`."""
+    mean, stderr = float(np.mean(values)), _stderr_of(values)
+    return Spread(mean=mean, stderr=stderr, higher_is_better=like.higher_is_better, target=like.target)
 
 
-def stderr_of(values: Sequence[float]) -> float | None:
+def _stderr_of(values: Sequence[float]) -> float | None:
     """The standard error of the values' mean; None with one value."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
-def against(mine: dict[int, Arm], spin: dict[int, Arm], tasks: Sequence[str]) -> dict[str, Versus]:
-    """The paired differences of some tasks."""
-    seeds = [seed for seed in mine if seed in spin]
-    my_items, its_items = (over_seeds([board.items(arms[seed].reports) for seed in seeds]) for arms in (mine, spin))
+def against(method: dict[int, Arm], spin: dict[int, Arm], tasks: Sequence[str]) -> dict[str, Versus]:
+    """The paired differences of a method to SPIN, by task."""
+    seeds = [seed for seed in method if seed in spin]
+    method_items, spin_items = (
+        _over_seeds([board.items(arms[seed].reports) for seed in seeds]) for arms in (method, spin)
+    )
     means = board.averages(spin[seeds[0]].reports)
-    found = {}
+    differences = {}
     for task in tasks:
-        pairs = [[board.scores(arms[seed].reports).get(task) for arms in (mine, spin)] for seed in seeds]
-        deltas = [one.value - other.value for one, other in pairs if one and other]
+        pairs = [[board.scores(arms[seed].reports).get(task) for arms in (method, spin)] for seed in seeds]
+        deltas = [score.value - spin_score.value for score, spin_score in pairs if score and spin_score]
         if len(deltas) < len(seeds):
             continue
-        delta, stderr = float(np.mean(deltas)), stderr_of(deltas)
-        known = board.difference(task, my_items, its_items, means)
-        low, high = (known.interval() if known else None) or (None, None)
+        delta, stderr = float(np.mean(deltas)), _stderr_of(deltas)
+        paired = board.difference(task, method_items, spin_items, means)
+        low, high = (paired.interval() if paired else None) or (None, None)
         by_seeds = stderr is None or abs(delta) > t_quantile(len(seeds) - 1) * stderr
         by_items = low is not None and high is not None and not low <= 0 <= high
         clear = by_seeds and by_items and delta != 0
-        found[task] = Versus(delta=delta, stderr=stderr, low=low, high=high, clear=clear)
-    return found
+        differences[task] = Versus(delta=delta, stderr=stderr, low=low, high=high, clear=clear)
+    return differences
 
 
-def over_seeds(found: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """Each item's mean over the seeds, of the items that all have."""
+def _over_seeds(seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """The mean of each item over the seeds, for the items that all seeds have."""
     return {
         task: {
-            item: float(np.mean([one[task][item] for one in found])) for item in common([one[task] for one in found])
+            item: float(np.mean([seed[task][item] for seed in seeds]))
+            for item in _common([seed[task] for seed in seeds])
         }
-        for task in common(found)
+        for task in _common(seeds)
     }
 
 
-def common(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that all have, in the order of the first."""
-    return [key for key in found[0] if all(key in other for other in found)]
+def _common(mappings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that all mappings have, in the order of the first."""
+    return [key for key in mappings[0] if all(key in other for other in mappings)]
 
 
 def save(runs: Path, table: Table) -> Path:
-    """Write `compare.json`."""
+    """Write `compare.json` and return its path."""
     path = runs / table.name / "compare.json"
     files.write_json(path, table.model_dump(mode="json"))
     return path

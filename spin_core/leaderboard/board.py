@@ -17,7 +17,7 @@ from spin_core.store import artifacts, files
 from spin_core.store.records import Comparison, EvalReport, Score
 from spin_core.store.tables import read_table
 
-Items = Mapping[str, Mapping[str, float]]
+_Items = Mapping[str, Mapping[str, float]]
 """Value by item, by task."""
 
 
@@ -35,11 +35,11 @@ class Row(Frozen):
     differences: dict[str, tuple[Comparison, ...]] = {}
     """Paired differences by task, where single items are known: against the version before, and against θ_0."""
     notes: dict[str, tuple[str, ...]] = {}
-    """What a reader of the scores should know, by suite, where there is anything."""
+    """Notes for a reader of the scores, by suite."""
     gate: Literal["promote", "keep-best", "stop"] | None = None
-    """What the gate made of it; None for θ_0, which it never sees, and for controls."""
+    """The gate's decision on this version; None for θ_0, which the gate never judges, and for controls."""
     costs: Costs | None = None
-    """What the iteration that made it took; None for θ_0 and for controls."""
+    """Costs of the iteration that trained it; None for θ_0 and for controls."""
 
 
 class Board(Frozen):
@@ -50,23 +50,23 @@ class Board(Frozen):
     rows: tuple[Row, ...]
     controls: tuple[Row, ...]
     suites: dict[str, tuple[str, ...]] = {}
-    """The tasks of each suite, an average after its parts as the suite has them."""
+    """The tasks of each suite, in the suite's order; an average comes after its parts."""
     averages: dict[str, tuple[str, ...]] = {}
-    """Tasks that are the mean of others, and of which."""
+    """Scores that are the mean of others: their names, and the names of their parts."""
     choice: int | None = None
-    """The version that the gate lets play next; None where it has seen none."""
+    """The version that the gate chose as the next opponent; None before the first decision."""
     references: tuple[Row, ...] = ()
-    """What others reported of their models on the same suites. Nothing of it was measured here."""
+    """Scores that others reported for their models on the same suites. None of them was measured here."""
 
     def tasks(self) -> list[str]:
         """Every task that any row has, the main metric first."""
-        found = dict.fromkeys(task for row in (*self.rows, *self.controls) for task in row.scores)
-        return sorted(found, key=lambda task: (task != self.main_metric, list(found).index(task)))
+        tasks = list(dict.fromkeys(task for row in (*self.rows, *self.controls) for task in row.scores))
+        return sorted(tasks, key=lambda task: task != self.main_metric)
 
     def main_tasks(self, suite: str) -> list[str]:
-        """The tasks of a suite's table: its average and the parts of that, or all that are no task's second metric.
+        """The tasks of a suite's table: its average and parts, or all tasks without second metrics (`task/metric`).
 
-        Members of a group that has an average of its own are left out. MT-Bench's parts bear its name.
+        Members of a group that has an average of its own are left out. MT-Bench's parts begin with its name.
         """
         tasks = self.suites[suite]
         if parts := [task for task in tasks if task.startswith(f"{suite}/")]:
@@ -77,38 +77,38 @@ class Board(Frozen):
         return [task for task in tasks if "/" not in task and task not in members]
 
     def has_score(self, suite: str) -> bool:
-        """Whether a suite has a score of its own, which bears its name."""
+        """Whether a suite has a score of its own, named like the suite."""
         return suite in self.suites[suite]
 
     def headline(self, config: RunConfig) -> list[str]:
-        """The scores to see first: the main metric, the gate's, the suites' own, the configured ones, single tasks."""
+        """The scores to show first: main metric, gate's metric, suites' averages, configured ones, single tasks."""
         shown = config.evaluate
         wanted = (self.main_metric, config.gate.metric, *shown.suites, *shown.headline, *shown.lm_eval.tasks)
         tasks = self.tasks()
         return [task for task in dict.fromkeys(wanted) if task in tasks]
 
-    def beside(self, tasks: Sequence[str], *, reported: bool) -> list[Row]:
-        """What stands beside the versions in a table of these tasks: controls, and what others reported if so asked."""
+    def other_rows(self, tasks: Sequence[str], *, reported: bool) -> list[Row]:
+        """The controls that have any of these tasks; with `reported` also the scores that others reported."""
         rows = (*self.controls, *(self.references if reported else ()))
         return [row for row in rows if any(task in row.scores for task in tasks)]
 
     def head_notes(self) -> list[str]:
-        """`θ_2, self-play: …`: what a reader of the last version's scores should know."""
+        """Notes on the last version's scores, as `θ_2, self-play: …`."""
         return [
             f"{row.name}, {suite}: {note}" for row in self.rows[-1:] for suite in row.notes for note in row.notes[suite]
         ]
 
     def name_of(self, row: Row) -> str:
-        """A row's name, marked if the gate chose it."""
+        """A row's name, with a mark if the gate chose it."""
         return f"{row.name} {CHOSEN}" if row.t is not None and row.t == self.choice else row.name
 
 
 CHOSEN = "◂"
-"""Marks the version that the gate has chosen: it plays next, or is the best of a game that ended."""
+"""Marks the version that the gate has chosen: the next opponent, or the best of a run that ended."""
 
 
 def leaderboard(lineage: Lineage) -> Board:
-    """The leaderboard as the published evaluations have it."""
+    """Compute the leaderboard from the published evaluations."""
     records = lineage.records()
     rows, reports_by_t = [], dict[int, list[EvalReport]]()
     for t in range(len(records) + 1):
@@ -121,7 +121,7 @@ def leaderboard(lineage: Lineage) -> Board:
             Row(
                 name=f"θ_{t}",
                 t=t,
-                model=str(model_folder(lineage, t)),
+                model=str(_model_folder(lineage, t)),
                 digest=reports[0].model,
                 scores=scores(reports),
                 notes=notes(reports),
@@ -130,7 +130,7 @@ def leaderboard(lineage: Lineage) -> Board:
                 costs=costs.of(records[t - 1]) if t > 0 else None,
             )
         )
-    of_controls = {
+    control_reports = {
         folder: reports
         for folder in sorted((lineage.root / "controls").glob("*"))
         if (reports := reports_in(folder / "eval"))
@@ -145,37 +145,38 @@ def leaderboard(lineage: Lineage) -> Board:
             notes=notes(reports),
             differences=compare(reports, {0: reports_by_t[0]} if 0 in reports_by_t else {}),
         )
-        for folder, reports in of_controls.items()
+        for folder, reports in control_reports.items()
     ]
-    every = [report for reports in (*reports_by_t.values(), *of_controls.values()) for report in reports]
-    suites = suites_of(every)
-    apart = {report.suite for report in every if report.apart}
-    beside = {suite: tasks for suite, tasks in suites.items() if suite not in apart}
-    source = reference_rows.source(beside, scores(every), chat_template=any(map(with_chat_template, every)))
+    all_reports = [report for reports in (*reports_by_t.values(), *control_reports.values()) for report in reports]
+    suites = _suites_of(all_reports)
+    separate = {report.suite for report in all_reports if report.apart}
+    comparable = {suite: tasks for suite, tasks in suites.items() if suite not in separate}
+    chat_template = any(_used_chat_template(report) for report in all_reports)
+    source = reference_rows.source(comparable, scores(all_reports), chat_template=chat_template)
     return Board(
         lineage=lineage.name,
         main_metric=lineage.config.evaluate.main_metric,
         rows=tuple(rows),
         controls=tuple(controls),
         suites=suites,
-        averages=averages(every),
+        averages=averages(all_reports),
         choice=records[-1].gate.next_opponent if records else None,
         references=tuple(
-            Row(name=name, t=None, model=source, digest="", scores=found)
-            for name, found in reference_rows.matching(beside).items()
+            Row(name=name, t=None, model=source, digest="", scores=reported)
+            for name, reported in reference_rows.matching(comparable).items()
         ),
     )
 
 
 def save(lineage: Lineage) -> Board:
-    """Write `leaderboard.json` and return what it says."""
+    """Compute the leaderboard, write it to `leaderboard.json` and return it."""
     board = leaderboard(lineage)
     files.write_json(lineage.root / "leaderboard.json", board.model_dump(mode="json"))
     return board
 
 
-def model_folder(lineage: Lineage, t: int) -> Path:
-    """Where the weights of θ_t lie."""
+def _model_folder(lineage: Lineage, t: int) -> Path:
+    """The folder of θ_t's weights."""
     if t > 0:
         return lineage.iteration(t - 1) / "model"
     records = lineage.records()
@@ -193,27 +194,27 @@ def notes(reports: Sequence[EvalReport]) -> dict[str, tuple[str, ...]]:
 
 
 def averages(reports: Sequence[EvalReport]) -> dict[str, tuple[str, ...]]:
-    """The scores of all suites that are the mean of others, and of which."""
+    """The scores that are the mean of others, over all suites, with the names of their parts."""
     return {name: parts for report in reports for name, parts in report.averages.items()}
 
 
-def with_chat_template(report: EvalReport) -> bool:
-    """Whether lm-eval's prompts were put into the model's chat template."""
+def _used_chat_template(report: EvalReport) -> bool:
+    """Whether lm-eval's prompts were wrapped in the model's chat template."""
     manifest = artifacts.read_manifest(report.path)
     config = manifest["identity"].get("config", {}) if manifest else {}
     return bool(config.get("apply_chat_template"))
 
 
-def suites_of(reports: Sequence[EvalReport]) -> dict[str, tuple[str, ...]]:
-    """Every suite's tasks, as far as any model has them."""
-    found: dict[str, dict[str, None]] = {}
+def _suites_of(reports: Sequence[EvalReport]) -> dict[str, tuple[str, ...]]:
+    """The tasks of every suite that any of the models has."""
+    tasks_by_suite: dict[str, dict[str, None]] = {}
     for report in reports:
-        found.setdefault(report.suite, {}).update(dict.fromkeys(report.scores))
-    return {suite: tuple(tasks) for suite, tasks in found.items()}
+        tasks_by_suite.setdefault(report.suite, {}).update(dict.fromkeys(report.scores))
+    return {suite: tuple(tasks) for suite, tasks in tasks_by_suite.items()}
 
 
 def items(reports: Sequence[EvalReport]) -> dict[str, dict[str, float]]:
-    """Value by item, by task, over all suites of one model."""
+    """The value of each item of each task, over all suites of one model."""
     found: dict[str, dict[str, float]] = {}
     for report in reports:
         path = report.path / "items.parquet"
@@ -226,46 +227,53 @@ def items(reports: Sequence[EvalReport]) -> dict[str, dict[str, float]]:
 
 
 def compare(reports: Sequence[EvalReport], others: dict[int, list[EvalReport]]) -> dict[str, tuple[Comparison, ...]]:
-    """Paired differences of every task whose single items are known, against other versions' reports."""
-    mine, means = items(reports), averages(reports)
-    theirs = {version: items(other) for version, other in others.items()}
-    found: dict[str, tuple[Comparison, ...]] = {}
+    """Paired differences against other versions' reports, for every task whose single items are known."""
+    own_items, means = items(reports), averages(reports)
+    other_items = {version: items(other) for version, other in others.items()}
+    comparisons: dict[str, tuple[Comparison, ...]] = {}
     for task in scores(reports):
-        pairs = {version: difference(task, mine, other, means) for version, other in theirs.items()}
-        kept = [comparison(version, pair) for version, pair in pairs.items() if pair]
-        if kept:
-            found[task] = tuple(kept)
-    return found
+        pairs = {version: difference(task, own_items, other, means) for version, other in other_items.items()}
+        known = [comparison(version, pair) for version, pair in pairs.items() if pair]
+        if known:
+            comparisons[task] = tuple(known)
+    return comparisons
 
 
-def difference(task: str, mine: Items, theirs: Items, means: Mapping[str, Sequence[str]]) -> Difference | None:
-    """The paired difference of a score, or of an average part by part; None where single items are not known."""
-    if task in mine and task in theirs:
-        return paired(mine[task], theirs[task], task)
-    parts = [difference(part, mine, theirs, means) for part in means.get(task, ())]
+def difference(task: str, own: _Items, other: _Items, means: Mapping[str, Sequence[str]]) -> Difference | None:
+    """The paired difference of a score, or of an average part by part; None if single items are not known.
+
+    Args:
+        task: The name of the score.
+        own: Item values of the model, by task.
+        other: Item values of the model that it is compared with.
+        means: The scores that are averages, with the names of their parts.
+    """
+    if task in own and task in other:
+        return paired(own[task], other[task], task)
+    parts = [difference(part, own, other, means) for part in means.get(task, ())]
     known = [part for part in parts if part is not None]
     return average(known) if parts and len(known) == len(parts) else None
 
 
 def significant(comparison: Comparison) -> bool:
-    """The 95 % interval of the difference leaves out 0. Of differences that are none, one in twenty does."""
+    """Whether the 95 % interval of the difference excludes 0. By chance one in twenty does."""
     low, high = comparison.low, comparison.high
     return low is not None and high is not None and not low <= 0 <= high
 
 
 def differs_from_base(row: Row, task: str) -> bool:
     """Whether a score differs from θ_0's."""
-    return any(one.against == 0 and significant(one) for one in row.differences.get(task, ()))
+    return any(change.against == 0 and significant(change) for change in row.differences.get(task, ()))
 
 
 def comparison(against: int, pair: Difference) -> Comparison:
-    """A difference as the leaderboard keeps it."""
+    """A difference as a record of the leaderboard."""
     low, high = pair.interval() or (None, None)
     return Comparison(against=against, delta=pair.mean, stderr=pair.stderr, low=low, high=high)
 
 
 def format_score(score: Score | None) -> str:
-    """`0.1234 ± 0.0043`, with as many digits as the error bears; a win rate with its interval, `0.53 [0.42, 0.64]`."""
+    """`0.1234 ± 0.0043`, with as many digits as the error justifies; a win rate as `0.53 [0.42, 0.64]`."""
     if score is None:
         return "–"
     if score.interval is not None:
@@ -273,7 +281,7 @@ def format_score(score: Score | None) -> str:
         return f"{score.value:.2f} [{low:.2f}, {high:.2f}]"
     if not score.stderr:
         return f"{score.value:.4g}"
-    digits = digits_of(score.stderr)
+    digits = _digits_of(score.stderr)
     return f"{score.value:.{digits}f} ± {score.stderr:.{digits}f}"
 
 
@@ -281,12 +289,12 @@ def format_difference(comparison: Comparison) -> str:
     """`-0.0123 [-0.0150, -0.0098]`: the difference and its 95 % interval, if there is one."""
     if comparison.stderr <= 0:
         return f"{comparison.delta:+.4g}"
-    digits = digits_of(comparison.stderr)
+    digits = _digits_of(comparison.stderr)
     if comparison.low is None:
         return f"{comparison.delta:+.{digits}f} (too few items for an interval)"
     return f"{comparison.delta:+.{digits}f} [{comparison.low:+.{digits}f}, {comparison.high:+.{digits}f}]"
 
 
-def digits_of(stderr: float) -> int:
-    """How many digits behind the point bear something, with such an error: four at most."""
+def _digits_of(stderr: float) -> int:
+    """How many decimals are meaningful with such a standard error, at most four."""
     return int(min(4, max(0, 1 - np.floor(np.log10(stderr)))))

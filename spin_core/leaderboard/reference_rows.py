@@ -1,16 +1,17 @@
-"""What the paper reported of its own models: to compare with, never measured here.
+"""Scores that the paper reported for its own models: for comparison, never measured here.
 
-Chen et al. 2024, arXiv 2401.01335: zephyr-7b-sft-full on 50k prompts of UltraChat200k. What it calls the model of
-iteration t is our θ_{t+1}; DPO and further SFT start from θ_0 unless a row says otherwise. It gives no standard errors.
+Chen et al. 2024, arXiv 2401.01335: zephyr-7b-sft-full on 50k prompts of UltraChat200k. The paper's model of
+iteration t is θ_{t+1} here; DPO and further SFT start from θ_0 unless a row says otherwise. The paper gives no standard
+errors.
 """
 
 from collections.abc import Iterable, Mapping
 
 from spin_core.store.records import Score
 
-SOURCE = "reported in arXiv 2401.01335 of a 7B model; not measured here"
+SOURCE = "reported in arXiv 2401.01335 for a 7B model; not measured here"
 
-LEADERBOARD = (
+_LEADERBOARD = (
     *("arc_challenge", "truthfulqa_mc2", "winogrande", "gsm8k", "hellaswag", "mmlu"),
     "open-llm-leaderboard",
 )
@@ -24,21 +25,21 @@ ON_LEADERBOARD = {
     "paper θ_4": (65.87, 54.90, 73.72, 38.97, 85.54, 59.99, 63.16),
     "paper SFT +1 epoch": (57.76, 44.39, 75.77, 25.85, 81.69, 57.89, 57.23),
     "paper DPO": (63.65, 55.19, 72.61, 33.43, 84.44, 58.52, 61.31),
-    # The average that is reported is 0.69 below the mean of the parts that are.
+    # The reported average is 0.69 below the mean of the reported parts.
     "paper θ_4 + DPO": (66.47, 60.07, 78.06, 37.98, 86.17, 59.68, 64.05),
 }
 
-BIG_BENCH = ("causal_judgement", "formal_fallacies", "sports_understanding", "openbookqa")
+_BIG_BENCH = ("causal_judgement", "formal_fallacies", "sports_understanding", "openbookqa")
 """Percent."""
 
-ON_BIG_BENCH = {
+_ON_BIG_BENCH = {
     "paper θ_0": (56.15, 49.6, 96.0, 45.4),
     "paper θ_1": (57.75, 51.6, 95.2, 46.8),
     "paper θ_2": (58.82, 51.2, 95.2, 47.2),
     "paper θ_3": (59.36, 51.2, 94.4, 47.6),
 }
 
-WHOLE = {
+_WHOLE = {
     **{
         "arc_challenge": 1172,
         "truthfulqa_mc2": 817,
@@ -50,58 +51,58 @@ WHOLE = {
     **{"causal_judgement": 187, "formal_fallacies": 250, "sports_understanding": 250, "openbookqa": 500},
     "mt-bench": 80,
 }
-"""How many items each of them has."""
+"""The number of items of each task."""
 
-ON_MT_BENCH = {"paper θ_0": 5.94, "paper θ_1": 6.46, "paper θ_2": 6.65, "paper θ_3": 6.78}
+_ON_MT_BENCH = {"paper θ_0": 5.94, "paper θ_1": 6.46, "paper θ_2": 6.65, "paper θ_3": 6.78}
 """The average grade, from 1 to 10, that GPT-4 gave."""
 
 
 def reported(suite: str) -> dict[str, dict[str, float]]:
-    """What the paper says of a suite, or of a quick one's whole: by model and task."""
+    """The paper's scores on a suite, by model and task; a quick suite has those of the whole one."""
     match suite.removesuffix("-quick"):
         case "open-llm-leaderboard":
-            return {name: shares(LEADERBOARD, percents) for name, percents in ON_LEADERBOARD.items()}
+            return {name: _shares(_LEADERBOARD, percents) for name, percents in ON_LEADERBOARD.items()}
         case "big-bench":
-            return {name: shares(BIG_BENCH, percents) for name, percents in ON_BIG_BENCH.items()}
+            return {name: _shares(_BIG_BENCH, percents) for name, percents in _ON_BIG_BENCH.items()}
         case "mt-bench":
-            return {name: {"mt-bench": grade} for name, grade in ON_MT_BENCH.items()}
+            return {name: {"mt-bench": grade} for name, grade in _ON_MT_BENCH.items()}
     return {}
 
 
-def shares(tasks: Iterable[str], percents: Iterable[float]) -> dict[str, float]:
-    """Percent as our scores have them, between 0 and 1."""
+def _shares(tasks: Iterable[str], percents: Iterable[float]) -> dict[str, float]:
+    """Percentages as shares between 0 and 1."""
     return {task: round(percent / 100, 6) for task, percent in zip(tasks, percents, strict=True)}
 
 
 def matching(suites: Mapping[str, Iterable[str]]) -> dict[str, dict[str, Score]]:
-    """The paper's models with their scores on those of the suites' tasks that the paper ran too, as it ran them.
+    """Scores of the paper's models on the tasks that the paper ran in the same way.
 
-    Single tasks of lm-eval are none of these: their number of examples may be another than the paper's.
+    Single tasks of lm-eval are left out: their number of examples may differ from the paper's.
     """
     rows: dict[str, dict[str, Score]] = {}
     for suite, tasks in suites.items():
         for name, values in reported(suite).items():
             for task in tasks:
-                found = [value for key, value in values.items() if is_task(task.removesuffix("-quick"), key)]
-                if found:
-                    rows.setdefault(name, {})[task] = Score(value=found[0], stderr=None, n=0)
+                matches = [value for key, value in values.items() if _is_task(task.removesuffix("-quick"), key)]
+                if matches:
+                    rows.setdefault(name, {})[task] = Score(value=matches[0], stderr=None, n=0)
     return rows
 
 
-def is_task(name: str, key: str) -> bool:
-    """Whether a task of ours is one of the paper's. One of BIG-Bench Hard bears the harness's prefix."""
+def _is_task(name: str, key: str) -> bool:
+    """Whether a task is one of the paper's. Tasks of BIG-Bench Hard carry lm-eval's prefix."""
     return name == key or name.endswith(f"_{key}")
 
 
 def source(suites: Mapping[str, Iterable[str]], scores: Mapping[str, Score], *, chat_template: bool) -> str:
-    """Where the paper's rows come from, and in what they are unlike the scores that they stand beside."""
+    """Where the paper's rows come from, and how they differ from the scores in the same table."""
     tasks = [task for suite, names in suites.items() if reported(suite) for task in names]
-    sizes = {task: size for task in tasks for key, size in WHOLE.items() if is_task(task.removesuffix("-quick"), key)}
-    said = [SOURCE]
+    sizes = {task: size for task in tasks for key, size in _WHOLE.items() if _is_task(task.removesuffix("-quick"), key)}
+    notes = [SOURCE]
     if any(scores[task].n < size for task, size in sizes.items() if task in scores):
-        said.append("of the whole suites, where the scores here are of a part of the items")
+        notes.append("on the whole suites, while the scores here are on a part of the items")
     if chat_template:
-        said.append("without the chat template that is applied here")
+        notes.append("without the chat template that is applied here")
     if any(suite.removesuffix("-quick") == "mt-bench" for suite in suites):
-        said.append("MT-Bench graded by GPT-4")
-    return "; ".join(said)
+        notes.append("MT-Bench graded by GPT-4")
+    return "; ".join(notes)

@@ -12,7 +12,10 @@ from spin_core.store.records import ResponseStatistics
 if TYPE_CHECKING:
     from spin_core.leaderboard.board import Board
 
-ARROWS = "↑ ↓: what is better; →: nearer to that, which the human responses have; no arrow: neither is"
+ARROWS = (
+    "↑ higher is better; ↓ lower is better; → nearer to this value, the human responses', is better; no arrow: no "
+    "direction is better"
+)
 
 
 def report_path(lineage: Lineage) -> Path:
@@ -21,13 +24,13 @@ def report_path(lineage: Lineage) -> Path:
 
 
 def heading(board: "Board", task: str, suite: str = "") -> str:
-    """A task's name, with what is better; in a suite's tables `turn-1` for `mt-bench/turn-1`."""
+    """A task's name with its arrow; in a suite's table without the suite's name: `turn-1` for `mt-bench/turn-1`."""
     scores = [row.scores[task] for row in (*board.rows, *board.controls) if task in row.scores]
     return task.removeprefix(f"{suite}/") + (arrow(scores[-1].higher_is_better, scores[-1].target) if scores else "")
 
 
 def arrow(higher_is_better: bool | None, target: float | None) -> str:
-    """What follows a score's name: ` ↑`, ` ↓`, or ` →0.65` where that is best; nothing where nothing is better."""
+    """The arrow after a score's name: ` ↑`, ` ↓`, ` →0.65` for a target, or nothing if no direction is better."""
     if target is not None:
         return f" →{target:.3g}"
     return "" if higher_is_better is None else " ↑" if higher_is_better else " ↓"

@@ -1,6 +1,6 @@
-"""A lineage's report: one page for a browser that holds all of it, and loads and runs nothing.
+"""A lineage's report: one HTML page that holds everything it shows, loads nothing and runs no script.
 
-`report.html` beside `leaderboard.json` is written anew after every iteration.
+`report.html`, next to `leaderboard.json`, is written again after every iteration.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,13 +30,13 @@ from spin_core.reports.samples import Response, Sample
 from spin_core.store import files
 from spin_core.store.records import Comparison, GateDecision, IterationRecord
 
-MOST_PLOTS = 12
-"""Scores of a suite that are drawn; its tables have them all."""
+_MOST_PLOTS = 12
+"""Plots of a suite's scores at most; its tables have all scores."""
 
-LONGEST = 1500
-"""Signs of a sample that are shown."""
+_LONGEST = 1500
+"""Characters of a sample that are shown."""
 
-CURVES = {
+_CURVES = {
     "loss": "loss",
     "rewards/accuracies": "reward accuracy",
     "rewards/margins": "reward margin",
@@ -44,30 +44,41 @@ CURVES = {
     "logps/generated": "log p of generated responses",
     "grad_norm": "gradient norm",
 }
-"""Training metrics that are drawn."""
+"""Training metrics that are plotted, with their titles."""
 
 
-def write(lineage: Lineage, path: Path | None = None, standing: Board | None = None) -> Path:
-    """Write the report, beside the lineage's other files or elsewhere. `standing` spares counting the board again."""
+def write(lineage: Lineage, path: Path | None = None, board: Board | None = None) -> Path:
+    """Write the report and return its path.
+
+    Args:
+        lineage: What the report is about.
+        path: The file; the lineage's own `report.html` if left out.
+        board: The leaderboard, if the caller has it already.
+
+    Raises:
+        ConfigError: The folder of `path` does not exist.
+    """
     path = path or report_path(lineage)
     if not path.absolute().parent.is_dir():
-        raise ConfigError(f"{path} cannot be written, since {path.absolute().parent} is not there: make it first")
-    files.write_text(path, page(lineage, standing or leaderboard(lineage)))
+        raise ConfigError(
+            f"{path} cannot be written, since the folder {path.absolute().parent} does not exist: create it first"
+        )
+    files.write_text(path, page(lineage, board or leaderboard(lineage)))
     return path
 
 
 def page(lineage: Lineage, board: Board) -> str:
     """The report as text."""
     records = lineage.records()
-    parts: dict[str, list[Html]] = {"Leaderboard": standings(lineage, board)}
+    parts: dict[str, list[Html]] = {"Leaderboard": _standings(lineage, board)}
     if records:
         parts |= {
-            "Gate": [gate_table(records)],
+            "Gate": [_gate_table(records)],
             "Training": training(records),
             "Answers": answers(records),
         }
     if shown := samples(lineage, upto=len(records)):
-        parts["Samples"] = sample_list(shown)
+        parts["Samples"] = _sample_list(shown)
     if records:
         parts |= {"Cost": costs(records), "Records": origin(lineage, board, records)}
     frame, style = (PARTS / "report.html").read_text("utf-8"), styles("report")
@@ -81,22 +92,22 @@ def page(lineage: Lineage, board: Board) -> str:
 
 
 def about(lineage: Lineage, board: Board, records: Sequence[IterationRecord]) -> Html:
-    """What was played, who leads, and what it took."""
+    """The recipe, the leading version, and the costs."""
     spent = spending.of(*records)
     facts = [
         ("recipe", lineage.config.recipe),
         ("iterations", str(len(records))),
         ("training prompts", f"{records[0].prompts.rows:,}" if records else "–"),
         ("tokens generated", f"{sum(record.generations.tokens for record in records):,}"),
-        ("time", f"{clock(spent.seconds)}; {spent.device_hours:.3g} device hours"),
+        ("time", f"{_clock(spent.seconds)}; {spent.device_hours:.3g} device hours"),
         ("gate", f"{lineage.config.gate.rule}; θ_{board.choice} plays next" if records else "–"),
     ]
     if records and records[-1].gate.outcome == "stop":
         facts[-1] = ("gate", "stopped the game")
-    return joined([tag("p", f"{leader(board)}.", class_="lead"), definitions(facts)])
+    return joined([tag("p", f"{leader(board)}.", class_="lead"), _definitions(facts)])
 
 
-def clock(seconds: float) -> str:
+def _clock(seconds: float) -> str:
     """`2 h 05 min`, `7 min 30 s`, `12 s`."""
     whole = round(seconds)
     if whole >= 3600:
@@ -104,42 +115,46 @@ def clock(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60:02} s" if whole >= 60 else f"{whole} s"
 
 
-def definitions(facts: Sequence[tuple[str, str]]) -> Html:
+def _definitions(facts: Sequence[tuple[str, str]]) -> Html:
     """Names and values, side by side."""
     return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in facts), class_="facts")
 
 
-def standings(lineage: Lineage, board: Board) -> list[Html]:
+def _standings(lineage: Lineage, board: Board) -> list[Html]:
     """Tables and plots of scores, the headline first and then suite by suite."""
     shown = board.headline(lineage.config)
     note = (
         "value ± standard error. * differs from θ_0: the 95 % interval of the paired difference, by bootstrap over "
-        f"the items, leaves out 0; green is better, red worse. {ARROWS}. {CHOSEN}: the gate's choice."
+        f"the items, excludes 0; green is better, red worse. {ARROWS}. {CHOSEN}: the gate's choice."
     )
-    parts = [score_table(board, shown, headline=True), tag("p", note, class_="note")]
+    parts = [_score_table(board, shown, headline=True), tag("p", note, class_="note")]
     for suite, tasks in board.suites.items():
         main = board.main_tasks(suite)
         parts.append(tag("h3", suite))
         if board.has_score(suite):
-            parts.append(score_table(board, main, suite=suite))
-        drawn = sorted((task for task in main if varies(board, task)), key=lambda task: task != board.main_metric)
-        parts += across(board, drawn[:MOST_PLOTS])
-        parts.append(grid(task_plot(board, task, suite) for task in drawn[:MOST_PLOTS]))
-        parts.append(folded("All scores", score_table(board, tasks)))
-        parts.append(folded("Paired differences", difference_table(board, tasks)))
+            parts.append(_score_table(board, main, suite=suite))
+        drawn = sorted((task for task in main if _varies(board, task)), key=lambda task: task != board.main_metric)
+        parts += _control_legend(board, drawn[:_MOST_PLOTS])
+        parts.append(_grid(_task_plot(board, task, suite) for task in drawn[:_MOST_PLOTS]))
+        parts.append(folded("All scores", _score_table(board, tasks)))
+        parts.append(folded("Paired differences", _difference_table(board, tasks)))
     if board.references:
         parts.append(tag("p", f"The paper's rows are {board.references[0].model}.", class_="note"))
     return parts
 
 
-def score_table(board: Board, tasks: Sequence[str], *, headline: bool = False, suite: str = "") -> Html:
-    """All models with some scores: the headline with what the gate made of them, a suite with what others reported."""
-    told = headline and any(row.gate for row in board.rows)
-    header = ["model", *(heading(board, task, suite).replace("_", " ") for task in tasks), *(["gate"] if told else [])]
+def _score_table(board: Board, tasks: Sequence[str], *, headline: bool = False, suite: str = "") -> Html:
+    """A table of all models: the headline with the gate's decisions, a suite with the scores that others reported."""
+    with_gate = headline and any(row.gate for row in board.rows)
+    header = [
+        "model",
+        *(heading(board, task, suite).replace("_", " ") for task in tasks),
+        *(["gate"] if with_gate else []),
+    ]
     rows = []
-    for row in (*board.rows, *board.beside(tasks, reported=not headline)):
+    for row in (*board.rows, *board.other_rows(tasks, reported=not headline)):
         name = tag("i", row.name) if row in board.references else board.name_of(row)
-        rows.append([name, *(score_cell(row, task) for task in tasks), *([row.gate or "–"] if told else [])])
+        rows.append([name, *(score_cell(row, task) for task in tasks), *([row.gate or "–"] if with_gate else [])])
     return table(header, rows)
 
 
@@ -152,20 +167,20 @@ def score_cell(row: Row, task: str) -> Html:
     value, space, error = format_score(score).partition(" ")
     shown: list[str] = [value, tag("small", space + error)] if error else [value]
     if not differs_from_base(row, task):
-        return tag("td", *shown, title=told(pairs, score.n))
-    base = next(one for one in pairs if one.against == 0)
-    mine, its = score.merit(), score.model_copy(update={"value": score.value - base.delta}).merit()
-    kind = {} if mine is None or its is None else {"class_": "better" if mine > its else "worse"}
-    return tag("td", *shown, " *", title=told(pairs, score.n), **kind)
+        return tag("td", *shown, title=_tooltip(pairs, score.n))
+    base = next(change for change in pairs if change.against == 0)
+    own, other = score.merit(), score.model_copy(update={"value": score.value - base.delta}).merit()
+    kind = {} if own is None or other is None else {"class_": "better" if own > other else "worse"}
+    return tag("td", *shown, " *", title=_tooltip(pairs, score.n), **kind)
 
 
-def told(pairs: Sequence[Comparison], items: int) -> str:
-    """A score's differences in words."""
+def _tooltip(pairs: Sequence[Comparison], items: int) -> str:
+    """A score's differences and its number of items."""
     return "; ".join([*(f"against θ_{one.against}: {format_difference(one)}" for one in pairs), f"{items:,} items"])
 
 
-def difference_table(board: Board, tasks: Sequence[str]) -> Html:
-    """Every paired difference of some scores."""
+def _difference_table(board: Board, tasks: Sequence[str]) -> Html:
+    """Every paired difference of these scores."""
     rows = [
         [
             heading(board, task).replace("_", " "),
@@ -178,30 +193,30 @@ def difference_table(board: Board, tasks: Sequence[str]) -> Html:
         for one in row.differences.get(task, ())
     ]
     if not rows:
-        return tag("p", "Nothing to compare: single items are not known, or there is one version.", class_="note")
+        return tag("p", "Nothing to compare: single items are not known, or there is only one version.", class_="note")
     return table(["score", "model", "against", "difference [95 % interval]"], rows)
 
 
-def varies(board: Board, task: str) -> bool:
-    """Whether there is anything to see in a plot: one version, or versions that are not all the same."""
+def _varies(board: Board, task: str) -> bool:
+    """Whether a plot shows anything: one version, or versions with different values."""
     values = [row.scores[task].value for row in board.rows if task in row.scores]
     return len(values) == 1 or len(set(values)) > 1
 
 
-def task_plot(board: Board, task: str, suite: str) -> Html:
+def _task_plot(board: Board, task: str, suite: str) -> Html:
     """A score of a suite over the versions."""
     title = heading(board, task, suite).replace("_", " ")
     return figure(title, plots.svg(plots.scores(board, task, PAGE, names=False), task))
 
 
-def across(board: Board, tasks: Sequence[str]) -> list[Html]:
-    """Which line across these plots is which control's; nothing where there is none."""
+def _control_legend(board: Board, tasks: Sequence[str]) -> list[Html]:
+    """A legend for the controls' lines in these plots; empty without controls."""
     marks = [
         tag("span", Html(plots.line_of_control(number)), row.name)
         for number, row in enumerate(board.controls)
         if any(task in row.scores for task in tasks)
     ]
-    return [tag("p", "Lines across:", *marks, class_="legend")] if marks else []
+    return [tag("p", "Controls:", *marks, class_="legend")] if marks else []
 
 
 def figure(title: str, drawing: str) -> Html:
@@ -209,13 +224,13 @@ def figure(title: str, drawing: str) -> Html:
     return tag("figure", tag("figcaption", title), Html(drawing))
 
 
-def grid(figures: Iterable[Html]) -> Html:
-    """Plots side by side, as many as there is room for."""
+def _grid(figures: Iterable[Html]) -> Html:
+    """Plots side by side, as many as fit."""
     return tag("div", *figures, class_="grid")
 
 
-def gate_table(records: Sequence[IterationRecord]) -> Html:
-    """Every decision and what it rests on."""
+def _gate_table(records: Sequence[IterationRecord]) -> Html:
+    """Every decision of the gate and its reason."""
     rows = [
         [
             f"θ_{record.t + 1}",
@@ -230,20 +245,20 @@ def gate_table(records: Sequence[IterationRecord]) -> Html:
 
 
 def change(gate: GateDecision) -> str:
-    """`+0.12 ± 0.03`: the difference that the gate saw."""
+    """`+0.12 ± 0.03`: the difference that the gate judged."""
     if gate.delta is None:
         return "–"
     return f"{gate.delta:+.3g}" + ("" if gate.stderr is None else f" ± {gate.stderr:.2g}")
 
 
 def training(records: Sequence[IterationRecord]) -> list[Html]:
-    """Curves of all iterations, how each ended, and what the monitors saw."""
+    """Curves of all iterations, their last values, and the events of the monitors."""
     runs = {record.t: plots.metrics(record.train.path) for record in records}
-    known = {
-        name: title for name, title in CURVES.items() if any(name in step for steps in runs.values() for step in steps)
+    plotted = {
+        name: title for name, title in _CURVES.items() if any(name in step for steps in runs.values() for step in steps)
     }
-    drawn = [figure(title, plots.svg(plots.curves(runs, name, PAGE), name)) for name, title in known.items()]
-    last = {name: title for name, title in CURVES.items() if any(name in one.train.metrics for one in records)}
+    figures = [figure(title, plots.svg(plots.curves(runs, name, PAGE), name)) for name, title in plotted.items()]
+    last = {name: title for name, title in _CURVES.items() if any(name in record.train.metrics for record in records)}
     rows = [
         [
             f"iteration {record.t}",
@@ -253,19 +268,19 @@ def training(records: Sequence[IterationRecord]) -> list[Html]:
         ]
         for record in records
     ]
-    seen = [(record.t, event) for record in records for event in record.train.events]
-    events = [tag("li", f"Iteration {t}, step {one.step}: {one.action}. {one.message}") for t, one in seen]
+    events = [(record.t, event) for record in records for event in record.train.events]
+    lines = [tag("li", f"Iteration {t}, step {event.step}: {event.action}. {event.message}") for t, event in events]
     return [
         legend({record.t: f"iteration {record.t}" for record in records}),
-        grid(drawn),
+        _grid(figures),
         table(["", "steps", "first loss", *(f"last {title}" for title in last.values())], rows),
         tag("p", "The first loss is log 2 = 0.69315 where player and opponent are the same weights.", class_="note"),
-        tag("ul", *events) if events else tag("p", "The monitors saw nothing unusual.", class_="note"),
+        tag("ul", *lines) if lines else tag("p", "The monitors reported nothing unusual.", class_="note"),
     ]
 
 
 def legend(names: Mapping[int, str], *before: Html) -> Html:
-    """Which colour is which iteration's."""
+    """A legend of the iterations' colours; `before` comes first."""
     marks = [
         tag("span", tag("i", style=f"background: {plots.VARIABLES[plots.colour_of(t, PAGE)]}"), name)
         for t, name in names.items()
@@ -274,9 +289,9 @@ def legend(names: Mapping[int, str], *before: Html) -> Html:
 
 
 def answers(records: Sequence[IterationRecord]) -> list[Html]:
-    """How long the answers are, and what is wrong with them, beside the human ones."""
-    found = {record.t: record.generations.statistics for record in records}
-    known = {t: one for t, one in found.items() if one is not None}
+    """Counts, lengths and faults of the answers, next to the human responses."""
+    by_iteration = {record.t: record.generations.statistics for record in records}
+    known = {t: statistics for t, statistics in by_iteration.items() if statistics is not None}
     kept = [
         [
             f"iteration {record.t}",
@@ -291,7 +306,7 @@ def answers(records: Sequence[IterationRecord]) -> list[Html]:
     if not known:
         return [counts]
     # The human responses are those of the last iteration: all have the same prompts.
-    by_what = zip(*(answer_rows(one) for one in known.values()), strict=True)
+    by_what = zip(*(answer_rows(statistics) for statistics in known.values()), strict=True)
     rows = [[same[-1][0], same[-1][1], *(row[2] for row in same)] for same in by_what]
     plot = plots.svg(plots.lengths(known, PAGE, (4.8, 2.0)), "lengths")
     human = tag("span", tag("i", style="background: var(--human)"), "human")
@@ -303,27 +318,30 @@ def answers(records: Sequence[IterationRecord]) -> list[Html]:
     ]
 
 
-def sample_list(found: Sequence[Sample]) -> list[Html]:
-    """Held-out prompts with all sides beside one another."""
+def _sample_list(samples: Sequence[Sample]) -> list[Html]:
+    """Held-out prompts with all answers side by side."""
     cards = []
-    for sample in found:
-        asked = [
-            joined([tag("span", turn.role, class_="role"), tag("div", clipped(turn.content), class_="text")])
+    for sample in samples:
+        turns = [
+            joined([tag("span", turn.role, class_="role"), tag("div", _clipped(turn.content), class_="text")])
             for turn in sample.turns
         ]
-        sides = [side(sample.real, "side human"), *(side(answer, "side") for answer in sample.answers)]
-        cards.append(tag("article", tag("div", *asked, class_="ask"), tag("div", *sides, class_="sides")))
-    return [tag("p", "The first held-out prompts, and what people and each version answer.", class_="note"), *cards]
+        sides = [_side(sample.real, "side human"), *(_side(answer, "side") for answer in sample.answers)]
+        cards.append(tag("article", tag("div", *turns, class_="ask"), tag("div", *sides, class_="sides")))
+    return [
+        tag("p", "The first held-out prompts with the human response and each version's answer.", class_="note"),
+        *cards,
+    ]
 
 
-def side(response: Response, kind: str) -> Html:
+def _side(response: Response, kind: str) -> Html:
     """One response."""
     marks = [tag("span", mark, class_="chip") for mark in response.marks]
     head = tag("div", tag("b", response.name), f" {response.tokens:,} tokens ", *marks, class_="head")
-    text = tag("div", clipped(response.text), class_="text") if response.text.strip() else tag("i", "nothing")
+    text = tag("div", _clipped(response.text), class_="text") if response.text.strip() else tag("i", "nothing")
     return tag("div", head, text, class_=kind)
 
 
-def clipped(text: str) -> str:
-    """The beginning of a long text."""
-    return text if len(text) <= LONGEST else text[:LONGEST] + " …"
+def _clipped(text: str) -> str:
+    """A text, cut after its first characters if it is long."""
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"

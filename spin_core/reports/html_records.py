@@ -1,4 +1,4 @@
-"""The ends of a lineage's report: what each phase cost, and what everything was made from."""
+"""The last sections of a lineage's report: costs of each phase, and origin of everything."""
 
 from collections.abc import Sequence
 
@@ -38,7 +38,7 @@ def costs(records: Sequence[IterationRecord]) -> list[Html]:
                 ]
             )
     spent = spending.of(*records)
-    rows.append(["in all", "", f"{spent.seconds:,.1f}", f"{spent.device_hours:.3g}", "", "", ""])
+    rows.append(["total", "", f"{spent.seconds:,.1f}", f"{spent.device_hours:.3g}", "", "", ""])
     drawing = plots.svg(plots.seconds(records, PAGE), "seconds by phase")
     return [
         tag("p", *marks, class_="legend"),
@@ -46,9 +46,9 @@ def costs(records: Sequence[IterationRecord]) -> list[Html]:
         table(["", "phase", "seconds", "device hours", "peak memory, MB", "tokens", "tokens a second"], rows),
         tag(
             "p",
-            "Seconds are those of the whole phase, from its start; device hours are those times the devices that it "
-            "held, a CPU where there is no GPU. Tokens are generated ones, and those of the prompts and responses that "
-            "training read. Controls are not in it.",
+            "Seconds are of the whole phase, start included; device hours are seconds times the devices that the phase "
+            "used (a CPU without a GPU). Tokens are those generated, and those of the prompts and responses that "
+            "training read. Controls are not included.",
             class_="note",
         ),
     ]
@@ -58,7 +58,8 @@ def origin(lineage: Lineage, board: Board, records: Sequence[IterationRecord]) -
     """Digests, versions, notes of the harnesses, and the whole configuration."""
     models = [[row.name, tag("code", row.digest[:16]), wide(row.model)] for row in board.rows]
     made = [
-        [f"iteration {record.t}", *(tag("code", one.digest[:16]) for one in artifacts(record))] for record in records
+        [f"iteration {record.t}", *(tag("code", artifact.digest[:16]) for artifact in _artifacts(record))]
+        for record in records
     ]
     environments = [
         [
@@ -81,6 +82,6 @@ def origin(lineage: Lineage, board: Board, records: Sequence[IterationRecord]) -
     ]
 
 
-def artifacts(record: IterationRecord) -> tuple[Artifact, ...]:
-    """What an iteration was built of, in the order of its phases."""
+def _artifacts(record: IterationRecord) -> tuple[Artifact, ...]:
+    """The artifacts of an iteration, in the order of its phases."""
     return (record.prompts, record.generations, record.pairs, record.scores, record.train)

@@ -1,4 +1,4 @@
-"""What a person reads of an iteration in Prefect: a markdown page with its scores, plots and ten samples."""
+"""The pages in Prefect's UI: an iteration with its scores, plots and ten samples, and the leaderboard."""
 
 import base64
 import html
@@ -21,30 +21,32 @@ from spin_core.store.records import (
     TrainRun,
 )
 
-SAMPLES = 10
+_SAMPLES = 10
 
-COLUMNS = 5
-"""Scores beside one another: with more, a table runs into the margin of Prefect's page."""
+_COLUMNS = 5
+"""Score columns in a table. More would run into the margin of Prefect's page."""
 
-MARKS = "`*` differs from θ_0: the 95 % interval of the paired difference, by bootstrap over the items, leaves out 0"
+_MARKS = "`*` differs from θ_0: the 95 % interval of the paired difference, by bootstrap over the items, excludes 0"
 
-CHOICE = f"{CHOSEN}: the gate's choice"
+_CHOICE = f"{CHOSEN}: the gate's choice"
 
 
 def iteration_page(lineage: Lineage, record: IterationRecord) -> str:
     """The markdown artifact of one iteration."""
     t = record.t + 1
-    known = leaderboard(lineage)
-    # As it stood then: a page that is written again later is the same page.
-    board = known.model_copy(update={"rows": known.rows[: t + 1], "controls": (), "choice": record.gate.next_opponent})
+    latest = leaderboard(lineage)
+    # Only what existed after this iteration, so that a page that is written again later is the same page.
+    board = latest.model_copy(
+        update={"rows": latest.rows[: t + 1], "controls": (), "choice": record.gate.next_opponent}
+    )
     return "\n\n".join(
         [
             f"# {lineage.name}: θ_{record.t} → θ_{t}",
             f"Iteration {record.t}. **Gate: {record.gate.outcome}.** {record.gate.reason}",
             "## Scores",
-            score_table(board, t),
+            _score_table(board, t),
             *notes(board),
-            image(main_plot(board), f"{board.main_metric} over the versions"),
+            image(_main_plot(board), f"{board.main_metric} over the versions"),
             "## Training",
             *training(record),
             image(plots.png(plots.training(record, plots.PAPER)), "training curve"),
@@ -52,39 +54,39 @@ def iteration_page(lineage: Lineage, record: IterationRecord) -> str:
             data_table(record),
             *answers(record.generations),
             "## Samples",
-            "Held-out prompts; the human response, and what the versions answer.",
-            sample_table(samples(lineage, upto=t), (0, record.t, t)),
+            "Held-out prompts with the human response and the versions' answers.",
+            _sample_table(samples(lineage, upto=t), (0, record.t, t)),
             "## Cost",
-            cost_table(record),
+            _cost_table(record),
             "## Origin",
-            origin_table(record),
+            _origin_table(record),
         ]
     )
 
 
 def leaderboard_page(board: Board, config: RunConfig) -> str:
-    """The markdown of the keyed artifact `leaderboard-<lineage>`: the headline and the plot, then suite by suite."""
+    """The markdown artifact `leaderboard-<lineage>`: headline scores and plot, then suite by suite."""
     shown = board.headline(config)
-    first, *others = leaderboard_tables(board, shown, headline=True) or ["Nothing is scored yet."]
+    first, *others = _leaderboard_tables(board, shown, headline=True) or ["Nothing is scored yet."]
     parts = [
         f"# Leaderboard of {board.lineage}",
         first,
-        image(main_plot(board), f"{board.main_metric} over the versions"),
-        f"value ± standard error; {MARKS}. {ARROWS}. {CHOICE}.",
+        image(_main_plot(board), f"{board.main_metric} over the versions"),
+        f"value ± standard error; {_MARKS}. {ARROWS}. {_CHOICE}.",
         *others,
     ]
     for suite in board.suites:
         tasks = board.main_tasks(suite)
         if board.has_score(suite):
-            parts += [f"## {suite}", *leaderboard_tables(board, tasks, suite=suite)]
+            parts += [f"## {suite}", *_leaderboard_tables(board, tasks, suite=suite)]
             shown = [*shown, *tasks]
-    rest = leaderboard_tables(board, [task for task in board.tasks() if task not in shown])
+    rest = _leaderboard_tables(board, [task for task in board.tasks() if task not in shown])
     if board.references:
         parts.append(f"{board.references[0].name} and so on: {board.references[0].model}.")
     return "\n\n".join([*parts, *(["## Further scores", *rest] if rest else [])])
 
 
-def main_plot(board: Board) -> bytes:
+def _main_plot(board: Board) -> bytes:
     """The main metric over the versions, as PNG."""
     return plots.png(plots.scores(board, board.main_metric, plots.PAPER))
 
@@ -97,46 +99,55 @@ def leader(board: Board) -> str:
     merits = {name: merit for name, score in scores if (merit := score.merit()) is not None}
     if not merits:
         name, last = scores[-1]
-        return f"{name} has {board.main_metric} {format_score(last)}, which tells nothing of better and worse"
+        return f"{name} has {board.main_metric} {format_score(last)}, a score without a better direction"
     name, best = max(scores, key=lambda item: merits.get(item[0], -math.inf))
     return f"{name} leads {len(scores)} versions with {board.main_metric} {format_score(best)}"
 
 
-def leaderboard_tables(board: Board, tasks: Sequence[str], *, headline: bool = False, suite: str = "") -> list[str]:
-    """All models and some scores, a few to a table.
+def _leaderboard_tables(board: Board, tasks: Sequence[str], *, headline: bool = False, suite: str = "") -> list[str]:
+    """Tables of all models with these scores, a few scores a table.
 
-    The headline's first has what the gate made of each version; the others have what others reported.
+    The first headline table also has the gate's decision on each version; tables of suites also have the scores that
+    others reported.
     """
     tables = []
-    for start in range(0, len(tasks), COLUMNS):
-        some = tasks[start : start + COLUMNS]
-        told = headline and start == 0
+    for start in range(0, len(tasks), _COLUMNS):
+        columns = tasks[start : start + _COLUMNS]
+        with_gate = headline and start == 0
         rows = [
-            [board.name_of(row), *(unbroken(cell(row, task)) for task in some), *([row.gate or "–"] if told else [])]
-            for row in (*board.rows, *board.beside(some, reported=not headline))
+            [
+                board.name_of(row),
+                *(_unbroken(cell(row, task)) for task in columns),
+                *([row.gate or "–"] if with_gate else []),
+            ]
+            for row in (*board.rows, *board.other_rows(columns, reported=not headline))
         ]
-        header = ["", *(heading(board, task, suite).replace("_", " ") for task in some), *(["gate"] if told else [])]
+        header = [
+            "",
+            *(heading(board, task, suite).replace("_", " ") for task in columns),
+            *(["gate"] if with_gate else []),
+        ]
         tables.append(markdown_table(header, rows))
     return tables
 
 
-def unbroken(score: str) -> str:
-    """A score that a narrow column breaks nowhere but before its error."""
+def _unbroken(score: str) -> str:
+    """A score with no-break spaces, so that a narrow column breaks it only before its error."""
     return score.replace("± ", "±\u00a0").replace(", ", ",\u00a0").replace(" *", "\u00a0*")
 
 
 def cell(row: Row, task: str) -> str:
-    """A score, marked if it differs from θ_0's."""
+    """A score, with `*` if it differs from θ_0's."""
     return format_score(row.scores.get(task)) + (" *" if differs_from_base(row, task) else "")
 
 
-def score_table(board: Board, t: int) -> str:
+def _score_table(board: Board, t: int) -> str:
     """The scores of θ_t with their change against θ_{t-1} and θ_0."""
     row = board.rows[t]
     lines = []
     for task in board.tasks():
         if task in row.scores:
-            by_version = {one.against: one for one in row.differences.get(task, ())}
+            by_version = {change.against: change for change in row.differences.get(task, ())}
             changes = [difference(by_version.get(version)) for version in dict.fromkeys((t - 1, 0))]
             lines.append([heading(board, task), format_score(row.scores[task]), *changes, str(row.scores[task].n)])
     versions = [f"against θ_{version}" for version in dict.fromkeys((t - 1, 0))]
@@ -144,9 +155,9 @@ def score_table(board: Board, t: int) -> str:
 
 
 def notes(board: Board) -> list[str]:
-    """What a reader of the last version's scores should know; nothing if there is nothing."""
-    said = [f"- {literal(note)}" for note in board.head_notes()]
-    return ["\n".join(said)] if said else []
+    """The notes on the last version's scores, as one list; empty without notes."""
+    lines = [f"- {literal(note)}" for note in board.head_notes()]
+    return ["\n".join(lines)] if lines else []
 
 
 def difference(comparison: Comparison | None) -> str:
@@ -157,15 +168,15 @@ def difference(comparison: Comparison | None) -> str:
 
 
 def training(record: IterationRecord) -> list[str]:
-    """Steps, first loss, metrics and what the monitors saw."""
+    """Steps, first loss, metrics, and the events of the monitors."""
     train, steps = record.train, plots.metrics(record.train.path)
     last = train.published or train.steps
-    chosen = "" if last == train.steps else f" Published are the weights of step {last}."
+    chosen = "" if last == train.steps else f" The published weights are those of step {last}."
     events = [f"**{event.action}** at step {event.step}: {event.message}" for event in train.events]
     first = {name: f"{value:.4g}" for name, value in steps[0].items() if value is not None}
     return [
         f"{train.steps} steps. The first loss is {train.first_loss:.5f}; log 2 is 0.69315.{chosen}",
-        "\n".join(f"- {event}" for event in events or ["the monitors saw nothing unusual"]),
+        "\n".join(f"- {event}" for event in events or ["the monitors reported nothing unusual"]),
         markdown_table(
             ["metric", "first step", f"step {last}", *(["held out"] if train.held_out else [])],
             [
@@ -177,12 +188,12 @@ def training(record: IterationRecord) -> list[str]:
 
 
 def held(train: TrainRun, name: str) -> str:
-    """A metric on the held-out pairs."""
+    """The value of a metric on the held-out pairs, as text."""
     return f"{train.held_out[name]:.4g}" if name in train.held_out else "–"
 
 
 def data_table(record: IterationRecord) -> str:
-    """Counts of what went in and what came out."""
+    """Counts of prompts, answers and pairs, with the reasons of dropped pairs."""
     drops = ", ".join(f"{count} {reason}" for reason, count in record.pairs.drops.items() if count) or "none"
     mix = ", ".join(f"{rows} from iteration {t}" for t, rows in record.pairs.mix.items())
     ended = ", ".join(f"{count} {reason}" for reason, count in record.generations.finish_reasons.items())
@@ -192,7 +203,7 @@ def data_table(record: IterationRecord) -> str:
         [
             ["training prompts", f"{record.prompts.rows:,}"],
             ["answers", f"{record.generations.rows:,} ({ended}; {record.generations.tokens:,} tokens)"],
-            *([["prompts at a time", f"{halved:,} at the least, since memory ran out"]] if halved else []),
+            *([["smallest batch of prompts", f"{halved:,}, since memory ran out"]] if halved else []),
             ["pairs kept", f"{record.pairs.rows:,} of {record.pairs.rows_in:,} ({mix})"],
             ["pairs dropped", drops],
         ],
@@ -200,21 +211,21 @@ def data_table(record: IterationRecord) -> str:
 
 
 def answers(batch: GenerationBatch) -> list[str]:
-    """What the answers look like beside the human responses; nothing of a batch that did not count it."""
-    found = batch.statistics
-    if found is None:
+    """Statistics of the answers next to the human responses; empty if the batch has none."""
+    statistics = batch.statistics
+    if statistics is None:
         return []
     return [
         "## Answers",
-        markdown_table(["", "human", "generated"], answer_rows(found)),
-        image(plots.png(plots.lengths({batch.t: found}, plots.PAPER)), "lengths of human and generated responses"),
+        markdown_table(["", "human", "generated"], answer_rows(statistics)),
+        image(plots.png(plots.lengths({batch.t: statistics}, plots.PAPER)), "lengths of human and generated responses"),
     ]
 
 
-def answer_rows(found: AnswerStatistics) -> list[list[str]]:
-    """Both sides' lengths, faults and diversity: what, of the human responses, of the generated ones."""
-    sides = (found.real, found.generated)
-    same = share(found.same_as_real, found.generated.responses)
+def answer_rows(statistics: AnswerStatistics) -> list[list[str]]:
+    """Rows of lengths, faults and diversity: a label, the human responses' value, the generated answers' value."""
+    sides = (statistics.real, statistics.generated)
+    same = share(statistics.same_as_real, statistics.generated.responses)
     return [
         ["responses", *(f"{side.responses:,}" for side in sides)],
         ["tokens, mean", *(f"{side.mean_tokens:.1f}" for side in sides)],
@@ -222,13 +233,13 @@ def answer_rows(found: AnswerStatistics) -> list[list[str]]:
         ["cut", *(share(side.finish_reasons.get("length", 0), side.responses) for side in sides)],
         ["empty", *(share(side.empty, side.responses) for side in sides)],
         ["looping", *(share(side.looping, side.responses) for side in sides)],
-        ["said before, to any prompt", *(share(side.repeated, side.responses) for side in sides)],
+        ["repeated, to any prompt", *(share(side.repeated, side.responses) for side in sides)],
         ["same as the human response", "–", same],
         ["distinct-1, -2, -3", *(", ".join(f"{part:.3f}" for part in side.distinct) for side in sides)],
     ]
 
 
-def cost_table(record: IterationRecord) -> str:
+def _cost_table(record: IterationRecord) -> str:
     """Seconds, device hours, memory and tokens by phase."""
     tokens = costs.tokens(record)
     phases = [
@@ -242,42 +253,42 @@ def cost_table(record: IterationRecord) -> str:
         for phase, seconds in record.seconds.items()
     ]
     spent = costs.of(record)
-    together = ["**in all**", f"**{spent.seconds:.1f}**", f"**{spent.device_hours:.3g}**", "", ""]
-    return markdown_table(["phase", "seconds", "device hours", "peak memory, MB", "tokens"], [*phases, together])
+    total = ["**total**", f"**{spent.seconds:.1f}**", f"**{spent.device_hours:.3g}**", "", ""]
+    return markdown_table(["phase", "seconds", "device hours", "peak memory, MB", "tokens"], [*phases, total])
 
 
-def origin_table(record: IterationRecord) -> str:
-    """What the iteration was made from, and what made it."""
-    known = {
+def _origin_table(record: IterationRecord) -> str:
+    """The recipe, seed, models and software of the iteration."""
+    values = {
         "recipe": record.config.recipe,
         "seed": str(record.config.seed),
         "opponent": record.opponent.digest[:12],
         "player": record.player.digest[:12],
         **record.environment,
     }
-    return markdown_table(["what", "which"], [[name, f"`{value}`"] for name, value in known.items()])
+    return markdown_table(["what", "which"], [[name, f"`{value}`"] for name, value in values.items()])
 
 
 def samples(lineage: Lineage, upto: int) -> list[Sample]:
-    """The first held-out prompts with what is answered to them; none where no version was asked."""
+    """The first held-out prompts with their answers; empty if no version has answered any."""
     if not answered(lineage, "held-out"):
         return []
-    found = read(lineage, "held-out", upto)
-    return [found.sample(place) for place in range(min(SAMPLES, len(found)))]
+    held_out = read(lineage, "held-out", upto)
+    return [held_out.sample(index) for index in range(min(_SAMPLES, len(held_out)))]
 
 
-def sample_table(found: Sequence[Sample], versions: Collection[int]) -> str:
-    """Samples as one table of who said what."""
-    said = []
-    for sample in found:
-        said += [(f"**{turn.role or 'prompt'}**", turn.content) for turn in sample.turns]
-        said += [("human", sample.real.text)]
-        said += [(answer.name, answer.text) for answer in sample.answers if answer.t in versions]
-    return markdown_table(["", ""], [[who, literal(text) or "*nothing*"] for who, text in said])
+def _sample_table(samples: Sequence[Sample], versions: Collection[int]) -> str:
+    """Samples as one table of speakers and texts."""
+    rows = []
+    for sample in samples:
+        rows += [(f"**{turn.role or 'prompt'}**", turn.content) for turn in sample.turns]
+        rows += [("human", sample.real.text)]
+        rows += [(answer.name, answer.text) for answer in sample.answers if answer.t in versions]
+    return markdown_table(["", ""], [[who, literal(text) or "*nothing*"] for who, text in rows])
 
 
 def literal(text: str, limit: int = 600) -> str:
-    """Text that markdown and HTML leave as it is."""
+    """Text escaped so that markdown and HTML show it unchanged, cut after `limit` characters."""
     cut = text if len(text) <= limit else text[:limit] + " …"
     escaped = html.escape(cut, quote=False)
     for sign in "\\`*_~[]|#":
@@ -292,5 +303,5 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def image(png: bytes, title: str) -> str:
-    """A picture inside the markdown itself: the form that both of Prefect's UIs show."""
+    """A picture as a data URI, which both of Prefect's UIs show."""
     return f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"

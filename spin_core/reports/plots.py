@@ -1,6 +1,6 @@
-"""The plots of the pages: drawn once, as PNG for Prefect's pages and as SVG for the report, which follows its theme.
+"""The plots of all pages: PNG for Prefect's pages, SVG with the page's own colours for the report.
 
-Nothing here touches matplotlib's global figures, so that threads may draw.
+Uses no global state of matplotlib, so that threads may draw.
 """
 
 import html
@@ -16,15 +16,15 @@ from spin_core.evaluation.statistics import NORMAL
 from spin_core.leaderboard.board import Board
 from spin_core.store.records import AnswerStatistics, IterationRecord
 
-DASHES = ((4, 2), (1, 1.6), (6, 2, 1, 2), (5, 1, 1, 1, 1, 1), (1, 4), (9, 3))
-"""Lengths of strokes and gaps, of lines that are to be told apart."""
+_DASHES = ((4, 2), (1, 1.6), (6, 2, 1, 2), (5, 1, 1, 1, 1, 1), (1, 4), (9, 3))
+"""Dash patterns (stroke, gap, … in points) that distinguish lines."""
 
-LINES: Sequence[Any] = tuple((0, dashes) for dashes in DASHES)
+LINES: Sequence[Any] = tuple((0, dashes) for dashes in _DASHES)
 
 
 @dataclass(frozen=True)
 class Colours:
-    """What a plot is drawn in."""
+    """The colours of a plot."""
 
     ink: str
     soft: str
@@ -32,12 +32,12 @@ class Colours:
     accent: str
     human: str
     iterations: tuple[str, ...]
-    """One for each iteration; after the last they begin again."""
+    """One for each iteration; they repeat after the last."""
 
 
 PAPER = Colours("#1f2937", "#6b7280", "#e5e7eb", "#2563eb", "#9ca3af", ("#2563eb",))
 
-# Colours that stand for the page's own: no drawing has them by chance.
+# Placeholders that `svg` replaces by the page's CSS variables; no plot uses these colours by chance.
 PAGE = Colours("#010101", "#010102", "#010103", "#010104", "#010105", tuple(f"#0102{n:02x}" for n in range(10)))
 
 VARIABLES = {
@@ -47,9 +47,9 @@ VARIABLES = {
 
 
 def scores(board: Board, task: str, colours: Colours, *, names: bool = True) -> Any:
-    """A score over the versions with its 95 % interval; controls and what others reported as lines across.
+    """A score over the versions with its 95 % interval; controls are horizontal lines.
 
-    `names` puts a legend beside the plot.
+    With `names`, a legend is next to the plot.
     """
     figure, axes = panel(colours, (7, 3.2) if names else (3.6, 2.3))
     points = [(row.t, row.scores[task]) for row in board.rows if task in row.scores and row.t is not None]
@@ -76,8 +76,8 @@ def scores(board: Board, task: str, colours: Colours, *, names: bool = True) -> 
 
 
 def line_of_control(number: int) -> str:
-    """An `<svg>` element with the line that a board's control of that number has in the page's plots."""
-    colour, dashes = ("soft", "human")[number // len(LINES) % 2], " ".join(map(str, DASHES[number % len(LINES)]))
+    """An `<svg>` element with the line that the control of this number has in the page's plots."""
+    colour, dashes = ("soft", "human")[number // len(LINES) % 2], " ".join(map(str, _DASHES[number % len(LINES)]))
     style = f"stroke: var(--{colour}); stroke-width: 1.4; stroke-dasharray: {dashes}"
     return f'<svg viewBox="0 0 30 8" aria-hidden="true"><path d="M0 4h30" style="{style}"/></svg>'
 
@@ -106,22 +106,21 @@ def curves(runs: Mapping[int, Sequence[Mapping[str, Any]]], metric: str, colours
     """A training metric over the steps of every iteration."""
     figure, axes = panel(colours, (3.6, 2.3))
     for t, steps in runs.items():
-        known = [(step["step"], step[metric]) for step in steps if step.get(metric) is not None]
-        axes.plot(
-            *zip(*known, strict=True), color=colour_of(t, colours), linewidth=1.2, marker="o" if len(known) == 1 else ""
-        )
+        points = [(step["step"], step[metric]) for step in steps if step.get(metric) is not None]
+        marker = "o" if len(points) == 1 else ""
+        axes.plot(*zip(*points, strict=True), color=colour_of(t, colours), linewidth=1.2, marker=marker)
     axes.set_xlabel("step", color=colours.soft, fontsize=8)
     return figure
 
 
-def lengths(found: Mapping[int, AnswerStatistics], colours: Colours, size: tuple[float, float] = (7, 2.2)) -> Any:
-    """How many tokens human and generated responses have, as shares of each side; the answers of every iteration."""
+def lengths(statistics: Mapping[int, AnswerStatistics], colours: Colours, size: tuple[float, float] = (7, 2.2)) -> Any:
+    """Histograms of response lengths in tokens: human responses, and the answers of every iteration, by t."""
     figure, axes = panel(colours, size)
-    last = found[max(found)]
+    last = statistics[max(statistics)]
     sides = [(last.real, last.bin_tokens, "human", {"color": colours.human, "fill": True, "alpha": 0.45})]
-    for t, one in found.items():
-        name = "generated" if len(found) == 1 else f"iteration {t}"
-        sides.append((one.generated, one.bin_tokens, name, {"color": colour_of(t, colours), "linewidth": 1.4}))
+    for t, answers in statistics.items():
+        name = "generated" if len(statistics) == 1 else f"iteration {t}"
+        sides.append((answers.generated, answers.bin_tokens, name, {"color": colour_of(t, colours), "linewidth": 1.4}))
     longest = 1
     for side, width, name, style in sides:
         edges = [width * number for number in range(len(side.histogram) + 1)]
@@ -131,21 +130,21 @@ def lengths(found: Mapping[int, AnswerStatistics], colours: Colours, size: tuple
     axes.set_ylim(bottom=0)
     axes.set_xlabel("tokens", color=colours.soft, fontsize=8)
     axes.set_ylabel("% of responses", color=colours.soft, fontsize=8)
-    if len(found) == 1:
+    if len(statistics) == 1:
         axes.legend(frameon=False, fontsize=8, labelcolor=colours.ink)
     return figure
 
 
 def seconds(records: Sequence[IterationRecord], colours: Colours) -> Any:
-    """How long each phase of each iteration took, one bar an iteration."""
+    """Seconds of each phase, one stacked bar for each iteration."""
     figure, axes = panel(colours, (4.8, 0.5 + 0.24 * len(records)), grid="x")
     phases = list(dict.fromkeys(phase for record in records for phase in record.seconds))
     before = [0.0] * len(records)
     for number, phase in enumerate(phases):
-        took = [record.seconds.get(phase, 0.0) for record in records]
+        durations = [record.seconds.get(phase, 0.0) for record in records]
         colour = colours.iterations[number % len(colours.iterations)]
-        axes.barh(range(len(records)), took, left=before, color=colour, height=0.62, label=phase)
-        before = [start + more for start, more in zip(before, took, strict=True)]
+        axes.barh(range(len(records)), durations, left=before, color=colour, height=0.62, label=phase)
+        before = [start + more for start, more in zip(before, durations, strict=True)]
     axes.set_yticks(range(len(records)), [f"iteration {record.t}" for record in records])
     axes.invert_yaxis()
     axes.set_xlabel("seconds", color=colours.soft, fontsize=8)
@@ -158,12 +157,12 @@ def colour_of(t: int, colours: Colours) -> str:
 
 
 def metrics(train: Path) -> list[dict[str, Any]]:
-    """The training metrics, one dictionary a step."""
+    """The training metrics, one dictionary for each step."""
     return [json.loads(line) for line in (train / "metrics.jsonl").read_text("utf-8").splitlines()]
 
 
 def panel(colours: Colours, size: tuple[float, float], grid: Literal["x", "y"] = "y") -> tuple[Any, Any]:
-    """A figure, so many inches wide and high, with one pair of axes."""
+    """A figure of this size in inches, with one pair of axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=110, layout="constrained")
@@ -183,13 +182,13 @@ def panel(colours: Colours, size: tuple[float, float], grid: Literal["x", "y"] =
 def png(figure: Any) -> bytes:
     """The figure as PNG, on white."""
     buffer = io.BytesIO()
-    figure.patch.set_visible(True)  # else a dark page shows through, and the letters are dark
+    figure.patch.set_visible(True)  # or a dark page would show through behind dark letters
     figure.savefig(buffer, format="png", facecolor="white")
     return buffer.getvalue()
 
 
 def svg(figure: Any, title: str) -> str:
-    """The figure as an `<svg>` element with the page's colours and its letters, as wide as the page lets it be."""
+    """The figure as an `<svg>` element in the page's colours and font, as wide as the page allows."""
     from matplotlib import rc_context
 
     buffer = io.StringIO()
@@ -198,10 +197,10 @@ def svg(figure: Any, title: str) -> str:
     drawn = buffer.getvalue()
     drawn = drawn[drawn.index("<svg") :]
     drawn = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", drawn, flags=re.DOTALL)
-    drawn = re.sub(r' id="[\w.]+_\d+"', "", drawn)  # names of parts, the same in every figure
+    drawn = re.sub(r' id="[\w.]+_\d+"', "", drawn)  # ids repeat between figures
     drawn = re.sub(r"font-family: [^;\"]*", "font-family: inherit", drawn)
     box = re.search(r'viewBox="([^"]*)"', drawn)
-    assert box is not None, "matplotlib says how large its drawing is"
+    assert box is not None, "matplotlib writes a viewBox"
     opening = f'<svg role="img" aria-label="{html.escape(title)}" viewBox="{box[1]}">'
     drawn = opening + drawn[drawn.index(">") + 1 :]
-    return re.sub("|".join(VARIABLES), lambda found: VARIABLES[found[0]], drawn).strip()
+    return re.sub("|".join(VARIABLES), lambda match: VARIABLES[match[0]], drawn).strip()

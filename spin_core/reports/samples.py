@@ -1,7 +1,7 @@
-"""Prompts with what people and models answered, read from what a lineage has published.
+"""Prompts with the answers of people and models, read from the published files of a lineage.
 
-There are two parts. Held-out prompts are answered by every version when it is evaluated; training prompts by the
-opponent of every iteration. Nothing here runs a model.
+There are two parts. Every version answers the held-out prompts when it is evaluated; the opponent of every iteration
+answers the training prompts. Nothing here runs a model.
 """
 
 import hashlib
@@ -26,15 +26,15 @@ from spin_core.store.tables import read_table
 Part = Literal["held-out", "train"]
 
 PROMPTS: dict[Part, str] = {"held-out": "held-out prompt", "train": "training prompt"}
-"""What a part's prompts are called."""
+"""The name of a part's prompts in messages."""
 
 Sort = Literal["length", "margin", "random"]
 
-Ids = NDArray[np.int32]
+_Ids = NDArray[np.int32]
 
 
 class Turn(NamedTuple):
-    """A turn of a prompt. Bare text has no role."""
+    """A turn of a prompt. Plain text has no role."""
 
     role: str
     content: str
@@ -42,43 +42,45 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Response:
-    """What a person or a model answered."""
+    """The response of a person or a model."""
 
     name: str
-    """`human`, `θ_2`, or `θ_1 in iteration 2` where another version answered than the iteration's own."""
+    """`human`, `θ_2`, or `θ_1 in iteration 2` if another version than the iteration's own answered."""
     t: int | None
-    """The iteration, of a training prompt; the version, of a held-out one; None for a person."""
+    """The iteration for a training prompt, the version for a held-out one; None for a person."""
     text: str
     tokens: int
     finish_reason: str
     marks: tuple[str, ...]
-    """What is to be known of it: `cut`, `empty`, `looping`, or `same` as the human response, token for token."""
+    """Faults and properties: `cut`, `empty`, `looping`, or `same` (the human response, token for token)."""
     margin: float | None = None
-    """How much more the player that was trained against this answer prefers the human response to it than the
-    opponent did: log-probability ratios in nats, without beta. None where nobody has scored it."""
+    """The reward margin in nats, without beta; None if nobody has scored it.
+
+    By how much more than the opponent the player that was trained against this answer prefers the human response.
+    """
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt and all responses to it."""
+    """A prompt with all responses to it."""
 
     number: int
-    """Its place among the prompts, from 1."""
+    """The number of the prompt, from 1."""
     id: str
     turns: tuple[Turn, ...]
     real: Response
     answers: tuple[Response, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """JSON values."""
+        """The sample as JSON values."""
         return asdict(self) | {"turns": [turn._asdict() for turn in self.turns]}
 
 
 class Column(NamedTuple):
-    """The responses in a file."""
+    """The responses in a file, as columns."""
 
     texts: list[str]
-    ids: list[Ids]
+    ids: list[_Ids]
     finish_reasons: list[str]
 
 
@@ -88,18 +90,18 @@ class Version:
 
     t: int
     name: str
-    said: Column
+    answers: Column
     names: list[str]
-    """Who gave each row of `said`."""
+    """The version that gave each answer."""
     margins: list[float | None]
-    """One for each row of `said`."""
+    """The margin of each answer."""
     rows: list[list[int]]
-    """Where in `said` each prompt's answers are."""
+    """The rows of each prompt's answers."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of one part of a lineage, each made when it is asked for."""
+    """The samples of one part of a lineage, each built when it is asked for."""
 
     lineage: str
     part: Part
@@ -111,118 +113,131 @@ class Samples:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def sample(self, place: int) -> Sample:
-        """The prompt at a place, from 0, with its responses."""
+    def sample(self, index: int) -> Sample:
+        """The prompt at an index, from 0, with its responses."""
         answers = tuple(
-            response(version.names[row], version.t, version.said, row, self.real.ids[place], version.margins[row])
-            for version, row in self._rows(place)
+            response(version.names[row], version.t, version.answers, row, self.real.ids[index], version.margins[row])
+            for version, row in self._rows(index)
         )
-        real = response("human", None, self.real, place)
-        return Sample(place + 1, self.ids[place], self.turns[place], real, answers)
+        real = response("human", None, self.real, index)
+        return Sample(index + 1, self.ids[index], self.turns[index], real, answers)
 
     def select(self, *, find: str = "", sort: Sort | None = None, limit: int | None = None) -> list[int]:
-        """The places of the prompts in which, or in whose responses, a text occurs, upper or lower case.
+        """The indices of the prompts that match, in the order asked for.
 
-        They come in the prompts' order, by longest answer, by lowest margin, or shuffled, the same way every time.
-        `ConfigError` where there is nothing to show, or nothing to sort by.
+        Args:
+            find: A text that must occur in the prompt or in a response, in upper or lower case.
+            sort: By longest answer, by lowest margin, or shuffled (the same way every time); None keeps the order.
+            limit: At most this many indices.
+
+        Raises:
+            ConfigError: Nothing matches, or no answer has a margin to sort by.
         """
-        places = [place for place in range(len(self)) if self._holds(place, find.casefold())]
-        if not places:
+        indices = [index for index in range(len(self)) if self._holds(index, find.casefold())]
+        if not indices:
             raise ConfigError(
-                f"no {PROMPTS[self.part]} of lineage {self.lineage}, nor a response to one, holds {find!r}"
+                f"no {PROMPTS[self.part]} of lineage {self.lineage}, and no response to one, contains {find!r}"
             )
         if sort == "random":
-            places.sort(key=lambda place: hashlib.sha256(f"{place}:{self.ids[place]}".encode()).digest())
+            indices.sort(key=lambda index: hashlib.sha256(f"{index}:{self.ids[index]}".encode()).digest())
         elif sort == "length":
-            places.sort(key=lambda place: -max((len(v.said.ids[row]) for v, row in self._rows(place)), default=0))
+            indices.sort(key=lambda index: -max((len(v.answers.ids[row]) for v, row in self._rows(index)), default=0))
         elif sort == "margin":
             if all(margin is None for version in self.versions for margin in version.margins):
                 raise ConfigError(
                     f"no answer to a {PROMPTS[self.part]} has a margin yet, since no player was scored on it: "
-                    "leave out --sort margin, or play one more iteration"
+                    "leave out --sort margin, or run one more iteration"
                 )
-            places.sort(key=self._lowest)
-        return places[:limit]
+            indices.sort(key=self._lowest)
+        return indices[:limit]
 
-    def _rows(self, place: int) -> Iterator[tuple[Version, int]]:
-        return ((version, row) for version in self.versions for row in version.rows[place])
+    def _rows(self, index: int) -> Iterator[tuple[Version, int]]:
+        return ((version, row) for version in self.versions for row in version.rows[index])
 
-    def _lowest(self, place: int) -> float:
-        found = (version.margins[row] for version, row in self._rows(place))
-        return min((margin for margin in found if margin is not None), default=np.inf)
+    def _lowest(self, index: int) -> float:
+        margins = (version.margins[row] for version, row in self._rows(index))
+        return min((margin for margin in margins if margin is not None), default=np.inf)
 
-    def _holds(self, place: int, text: str) -> bool:
-        said = (version.said.texts[row] for version, row in self._rows(place))
-        asked = (turn.content for turn in self.turns[place])
-        return not text or any(text in one.casefold() for one in (*asked, self.real.texts[place], *said))
+    def _holds(self, index: int, text: str) -> bool:
+        answers = (version.answers.texts[row] for version, row in self._rows(index))
+        turns = (turn.content for turn in self.turns[index])
+        return not text or any(text in candidate.casefold() for candidate in (*turns, self.real.texts[index], *answers))
 
 
 def response(
-    name: str, t: int | None, said: Column, row: int, real: Ids | None = None, margin: float | None = None
+    name: str, t: int | None, column: Column, row: int, real: _Ids | None = None, margin: float | None = None
 ) -> Response:
-    """A row of a column, marked."""
-    text, ids, finish_reason = said.texts[row], said.ids[row], said.finish_reasons[row]
-    known = {
+    """One response of a column, with its marks."""
+    text, ids, finish_reason = column.texts[row], column.ids[row], column.finish_reasons[row]
+    conditions = {
         "cut": finish_reason == "length",
         "empty": not text.strip(),
         "looping": is_looping(ids.tolist()),
         "same": real is not None and np.array_equal(ids, real),
     }
-    marks = tuple(mark for mark, there in known.items() if there)
+    marks = tuple(mark for mark, holds in conditions.items() if holds)
     return Response(name, t, text, len(ids), finish_reason, marks, margin)
 
 
 def read(lineage: Lineage, part: Part = "held-out", upto: int | None = None) -> Samples:
-    """What is published of one part, up to a version (of held-out prompts) or an iteration (of training prompts).
+    """The published samples of one part.
 
-    `ConfigError` where that is nothing.
+    Args:
+        lineage: The lineage to read.
+        part: Held-out or training prompts.
+        upto: The last version (of held-out prompts) or iteration (of training prompts); all if left out.
+
+    Raises:
+        ConfigError: Nothing is published, or `upto` does not exist.
     """
     held_out = part == "held-out"
     folders = answered(lineage, part)
     if not folders:
         raise ConfigError(
-            f"no {PROMPTS[part]} of lineage {lineage.name} is answered yet: play it with spin run, or look at the "
+            f"no {PROMPTS[part]} of lineage {lineage.name} is answered yet: run it with spin run, or look at the "
             f"{'training prompts with --train' if held_out else 'held-out prompts with --held-out'}"
         )
     if upto is not None and not 0 <= upto < len(folders):
         raise ConfigError(
             f"lineage {lineage.name} has no {'version' if held_out else 'iteration'} {upto} with answers to "
-            f"{PROMPTS[part]}s (there: 0 to {len(folders) - 1})"
+            f"{PROMPTS[part]}s (it has 0 to {len(folders) - 1})"
         )
-    prompts = prompts_of(lineage, part)
+    prompts = _prompts_of(lineage, part)
     real = column(prompts, "response", "response_ids")
     ids: list[str] = prompts["id"].to_pylist()
     versions = [
-        (held_out_version if held_out else trained_version)(lineage, t, folder, ids, real)
+        (_held_out_version if held_out else _trained_version)(lineage, t, folder, ids, real)
         for t, folder in enumerate(folders[: None if upto is None else upto + 1])
     ]
-    turns = [turns_of(*row) for row in zip(prompts["prompt"].to_pylist(), prompts["messages"].to_pylist(), strict=True)]
+    turns = [
+        _turns_of(*row) for row in zip(prompts["prompt"].to_pylist(), prompts["messages"].to_pylist(), strict=True)
+    ]
     return Samples(lineage.name, part, ids, turns, real, versions)
 
 
 def answered(lineage: Lineage, part: Part) -> list[Path]:
     """The published folders with answers, from version or iteration 0 on."""
-    found: list[Path] = []
+    folders: list[Path] = []
     while True:
-        t = len(found)
+        t = len(folders)
         folder = lineage.eval_folder(t) / "self-play" if part == "held-out" else lineage.iteration(t) / "generations"
         if not published(folder, "held_out.parquet" if part == "held-out" else "shard-00000.parquet"):
-            return found
-        found.append(folder)
+            return folders
+        folders.append(folder)
 
 
 def published(folder: Path, name: str) -> bool:
-    """Whether a folder is published, with such a file in it."""
+    """Whether a folder is published and contains a file of this name."""
     return (folder / identity.MANIFEST).exists() and (folder / name).exists()
 
 
-def prompts_of(lineage: Lineage, part: Part) -> pa.Table:
+def _prompts_of(lineage: Lineage, part: Part) -> pa.Table:
     """The prompts of a part, as they were tokenised."""
     folder = lineage.iteration(0) / "prompts"
     return read_table(folder / ("held_out.parquet" if part == "held-out" else "train.parquet"))
 
 
-def held_out_version(lineage: Lineage, t: int, folder: Path, ids: list[str], _real: Column) -> Version:
+def _held_out_version(lineage: Lineage, t: int, folder: Path, ids: list[str], _real: Column) -> Version:
     """θ_t's answers to the held-out prompts, with the margins of the player that was trained against it last."""
     table = read_table(folder / "held_out.parquet", columns=["id", "generated", "generated_ids", "finish_reason"])
     margins: dict[str, float] = {}
@@ -232,49 +247,50 @@ def held_out_version(lineage: Lineage, t: int, folder: Path, ids: list[str], _re
             scored = read_table(items)
             rows = zip(*(scored[name].to_pylist() for name in ("task", "item", "value")), strict=True)
             margins = {item: value for task, item, value in rows if task == "reward_margin"}
-    given = table["id"].to_pylist()
+    answer_ids = table["id"].to_pylist()
     return Version(
         t,
         f"θ_{t}",
         column(table, "generated", "generated_ids"),
-        [f"θ_{t}"] * len(given),
-        [margins.get(id) for id in given],
-        answer_rows(ids, given),
+        [f"θ_{t}"] * len(answer_ids),
+        [margins.get(id) for id in answer_ids],
+        answer_rows(ids, answer_ids),
     )
 
 
-def trained_version(lineage: Lineage, t: int, folder: Path, ids: list[str], real: Column) -> Version:
+def _trained_version(lineage: Lineage, t: int, folder: Path, ids: list[str], real: Column) -> Version:
     """The answers that iteration t trains on, with margins where the next iteration has scored the same pairs."""
     table = pa.concat_tables([read_table(path) for path in sorted(folder.glob("shard-*.parquet"))])
-    said = column(table, "response", "response_ids")
+    answers = column(table, "response", "response_ids")
     rows = answer_rows(ids, table["id"].to_pylist())
     record = lineage.record(t)
-    known = carried_margins(lineage, t) if record is not None and record.gate.next_opponent == t + 1 else {}
+    carried = _carried_margins(lineage, t) if record is not None and record.gate.next_opponent == t + 1 else {}
     margins: list[float | None] = [None] * len(table)
-    for place, found in enumerate(rows if known else []):
-        for row in found:
-            margins[row] = known.get((ids[place], real.ids[place].tobytes(), said.ids[row].tobytes()))
+    for index, prompt_rows in enumerate(rows if carried else []):
+        for row in prompt_rows:
+            margins[row] = carried.get((ids[index], real.ids[index].tobytes(), answers.ids[row].tobytes()))
     if "opponent" in table.column_names:
-        by = table["opponent"].to_pylist()
+        opponents = table["opponent"].to_pylist()
     else:
-        by = [t if record is None else record.opponent.t] * len(table)
-    names = [f"θ_{t}" if version == t else f"θ_{version} in iteration {t}" for version in by]
+        opponents = [t if record is None else record.opponent.t] * len(table)
+    names = [f"θ_{t}" if version == t else f"θ_{version} in iteration {t}" for version in opponents]
     name = names[0] if len(set(names)) == 1 else f"iteration {t}"
-    return Version(t, name, said, names, margins, rows)
+    return Version(t, name, answers, names, margins, rows)
 
 
-def carried_margins(lineage: Lineage, t: int) -> dict[tuple[str, bytes, bytes], float]:
+def _carried_margins(lineage: Lineage, t: int) -> dict[tuple[str, bytes, bytes], float]:
     """Margins of iteration t's pairs that iteration t + 1 carried over and scored under its own opponent, θ_{t+1}."""
-    before, after = scored_pairs(lineage, t, t), scored_pairs(lineage, t + 1, t)
+    before, after = _log_ratios(lineage, t, t), _log_ratios(lineage, t + 1, t)
     return {pair: after[pair] - gap for pair, gap in before.items() if pair in after}
 
 
-def scored_pairs(lineage: Lineage, at: int, of: int) -> dict[tuple[str, bytes, bytes], float]:
-    """By how much iteration `at`'s opponent finds the human response likelier, for the pairs of iteration `of`.
+def _log_ratios(lineage: Lineage, scored_in: int, answered_in: int) -> dict[tuple[str, bytes, bytes], float]:
+    """log p(real) − log p(generated) in nats under the opponent of iteration `scored_in`.
 
-    A pair is its prompt's id and the token ids of both sides.
+    Only pairs that were generated in iteration `answered_in`. The key of a pair is its prompt's id and the token ids of
+    both sides.
     """
-    pairs, scores = lineage.iteration(at) / "pairs", lineage.iteration(at) / "scores"
+    pairs, scores = lineage.iteration(scored_in) / "pairs", lineage.iteration(scored_in) / "scores"
     if not (published(pairs, "pairs.parquet") and published(scores, "logps.parquet")):
         return {}
     logps = read_table(scores / "logps.parquet", columns=["real_logps", "generated_logps"])
@@ -289,7 +305,7 @@ def scored_pairs(lineage: Lineage, at: int, of: int) -> dict[tuple[str, bytes, b
         gaps.tolist(),
         strict=True,
     )
-    return {(id, real.tobytes(), generated.tobytes()): gap for id, t, real, generated, gap in rows if t == of}
+    return {(id, real.tobytes(), generated.tobytes()): gap for id, t, real, generated, gap in rows if t == answered_in}
 
 
 def column(table: pa.Table, text: str, ids: str) -> Column:
@@ -297,8 +313,8 @@ def column(table: pa.Table, text: str, ids: str) -> Column:
     return Column(table[text].to_pylist(), list(token_ids_in(table[ids])), table["finish_reason"].to_pylist())
 
 
-def turns_of(prompt: str, messages: str) -> tuple[Turn, ...]:
-    """A prompt's turns. A single question, or bare text, is one turn without a role."""
+def _turns_of(prompt: str, messages: str) -> tuple[Turn, ...]:
+    """The turns of a prompt. A single question, or plain text, is one turn without a role."""
     turns = json.loads(messages)
     if len(turns) < 2:
         return (Turn("", prompt),)

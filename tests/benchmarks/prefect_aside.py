@@ -85,7 +85,7 @@ def aside(runs: Path, number: str) -> dict[str, float]:
         phases = time.monotonic() - began
     began = time.monotonic()
     standing = board.save(game)
-    html.write(game, standing=standing)
+    html.write(game, board=standing)
     markdown.leaderboard_page(standing, game.config)
     markdown.iteration_page(game, record)
     return {"phases": phases, "pages": time.monotonic() - began}

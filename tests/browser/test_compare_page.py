@@ -61,7 +61,7 @@ def test_all_scores_are_there_and_the_page_never_scrolls_sideways(browser, path,
             expect(head.locator("th", has_text=suite)).to_be_visible()
         expect(head.locator("tr", has_text="θ_0").locator("td").nth(4)).to_contain_text("*")
         assert further.locator("th", has_text="task number").count() == 12
-        assert further.locator("th", has_text="less SPIN").count() == 12
+        assert further.locator("th", has_text="minus SPIN").count() == 12
         assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
         assert page.locator("script, img, link, iframe, b").count() == 0
         assert page.locator("figure svg").count() == 2

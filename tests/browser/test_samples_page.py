@@ -110,14 +110,14 @@ def test_searching_counts_and_marks(page):
         ("sort", "margin", ["#1", "#2", "#3", "#4"]),
     ],
 )
-def test_filters_leave_what_they_say(page, field, value, left):
+def test_filters_keep_the_matching_prompts(page, field, value, left):
     control = page.locator(f"#{field}")
     control.select_option(value) if field in ("end", "only", "sort") else control.fill(value)
     expect(page.locator("#count")).to_have_text(f"{len(left)} of 4 prompts")
     assert numbers(page) == left
 
 
-def test_filters_ask_of_the_versions_that_are_shown(page):
+def test_filters_look_at_the_shown_versions(page):
     page.locator("#least").fill("100")
     expect(page.locator("#count")).to_have_text("1 of 4 prompts")
     page.locator("#least").blur()
@@ -127,7 +127,7 @@ def test_filters_ask_of_the_versions_that_are_shown(page):
     expect(page.locator("#count")).to_have_text("4 of 4 prompts")
 
 
-def test_one_answer_must_be_all_that_is_asked_for(page):
+def test_one_answer_must_match_all_filters(page):
     page.locator("#end").select_option("length")
     page.locator("#least").fill("100")
     expect(page.locator("#count")).to_have_text("0 of 4 prompts")
@@ -149,7 +149,7 @@ def test_statistics_follow_the_filters(page):
     assert row.locator("td").nth(3).inner_text() == "1 (100 %)"
 
 
-def test_keys_go_from_prompt_to_prompt(page):
+def test_keys_move_from_prompt_to_prompt(page):
     for key, number in (("j", "#1"), ("j", "#2"), ("k", "#1")):
         page.keyboard.press(key)
         expect(page.locator(".sample:focus .number")).to_have_text(number)
@@ -187,7 +187,7 @@ def test_the_page_itself_forbids_other_scripts(browser, tmp_path):
         assert page.evaluate("window.ran") is None
 
 
-def test_five_thousand_prompts_are_drawn_as_they_are_reached(visit):
+def test_five_thousand_prompts_are_drawn_when_they_are_reached(visit):
     rows = 5000
     said = column([f"answer {row} " + "word " * 40 for row in range(rows)], [50] * rows)
     page = visit(samples(rows, said, said))
@@ -201,7 +201,7 @@ def test_five_thousand_prompts_are_drawn_as_they_are_reached(visit):
     assert numbers(page) == ["#5000"]
 
 
-def test_a_telephone_shows_all_without_scrolling_sideways(visit):
+def test_a_phone_shows_everything_without_scrolling_sideways(visit):
     shown = samples(2, column(["word " * 300, "x" * 400], [300, 1]), column(["b", "c"], [1, 1]))
     page = visit(shown, width=360)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360

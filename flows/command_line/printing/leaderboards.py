@@ -144,9 +144,11 @@ def _table(boards: Sequence[Board], tasks: Sequence[str], *, reported: bool, sui
             name = f"{board.name_of(row)} [dim]{outcome}[/]" if outcome else board.name_of(row)
             table.add_row(name, *(_score_cell(row, task) for task in tasks))
         table.add_section()
-        for row in board.beside(tasks, reported=False):
+        for row in board.other_rows(tasks, reported=False):
             table.add_row(f"[dim]{row.name}[/]", *(_score_cell(row, task) for task in tasks))
-    references = [row for board in boards for row in board.beside(tasks, reported=reported) if row in board.references]
+    references = [
+        row for board in boards for row in board.other_rows(tasks, reported=reported) if row in board.references
+    ]
     table.add_section()
     for row in {row.name: row for row in references}.values():
         table.add_row(f"[dim italic]{row.name}[/]", *(f"[dim]{_score_cell(row, task)}[/]" for task in tasks))

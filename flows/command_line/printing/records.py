@@ -49,7 +49,7 @@ def _record_rows(record: IterationRecord) -> list[tuple[str, str]]:
         ("pairs", f"{record.pairs.rows:,} of {record.pairs.rows_in:,}; dropped: {drops}"),
         ("training", f"{_steps(record)}, first loss {record.train.first_loss:.5f}; {metrics}"),
         ("gate", f"{record.gate.outcome}: {record.gate.reason}"),
-        ("seconds", f"{seconds}; in all {cost.seconds:.1f}, {cost.device_hours:.3g} device hours"),
+        ("seconds", f"{seconds}; total {cost.seconds:.1f}, {cost.device_hours:.3g} device hours"),
         ("memory", f"{megabytes:,.0f} MB at most, in {phase}"),
         ("made by", ", ".join(f"{name} {value}" for name, value in record.environment.items())),
     ]
@@ -66,7 +66,7 @@ def answer_rows(batch: GenerationBatch) -> list[tuple[str, str]]:
         "empty": generated.empty,
         "looping": generated.looping,
         "same as the human": statistics.same_as_real,
-        "said before": generated.repeated,
+        "repeated": generated.repeated,
     }
     counts = ", ".join(f"{share(number, generated.responses)} {fault}" for fault, number in faults.items() if number)
     smallest = batch.smallest_batch

@@ -156,7 +156,7 @@ def test_show_tells_what_an_iteration_was_made_from(spin, game):
     for told in (
         "1 of 2; dropped: 1 empty",
         "promote: θ_1 plays next",
-        "in all 9.0",
+        "total 9.0",
         game.records()[0].player.digest[:12],
     ):
         assert told in output

@@ -122,11 +122,11 @@ def test_a_difference_without_items_is_not_clear_and_the_page_says_so(tmp_path):
     assert nll.clear
     values = {**EMPTY, "lines": lines, "lineages": ("a", "b", "c"), "left_out": {}}
     by_bleu = compare.Table.model_validate({**values, "main_metric": "bleu"})
-    (said,) = (note for note in comparison_page.notes(by_bleu) if note.startswith("Not marked"))
+    (said,) = (note for note in comparison_page.notes(by_bleu) if note.startswith("Never marked"))
     assert "bleu of SFT" in said
     assert comparison_page.difference(bleu) == "-0.4000 ± 0.0000"
     by_nll = compare.Table.model_validate({**values, "main_metric": "heldout_nll"})
-    assert not any(note.startswith("Not marked") for note in comparison_page.notes(by_nll))
+    assert not any(note.startswith("Never marked") for note in comparison_page.notes(by_nll))
 
 
 def test_how_diverse_methods_are_is_tested_over_the_prompts(tmp_path):
@@ -171,7 +171,7 @@ def test_one_seed_has_no_error_over_seeds_but_that_of_its_items(games):
     assert sft.scores["heldout_nll"].stderr is None
     assert sft.versus["heldout_nll"].stderr is None
     assert sft.versus["heldout_nll"].clear
-    assert comparison_page.notes(found)[0].startswith("Of one seed")
+    assert comparison_page.notes(found)[0].startswith("One seed")
 
 
 @pytest.mark.parametrize(("seeds", "errors"), [(2, 12.71), (3, 4.303), (10, 2.262), (12, 2.201), (31, 2.042)])
@@ -179,7 +179,7 @@ def test_few_seeds_need_more_standard_errors(seeds, errors):
     assert t_quantile(seeds - 1) == pytest.approx(errors, abs=0.003)
 
 
-def test_seeds_differ_in_the_game_alone_and_no_gate_ends_one():
+def test_seeds_differ_only_in_the_run_and_no_gate_ends_one():
     config = resolve("demo", sets=["controls.dpo.source.path=p.jsonl", "gate.rule=stop"])
     one, two = (configured(config, (), seed) for seed in (1, 2))
     assert one.model_copy(update={"play_seed": 2}) == two
@@ -190,7 +190,7 @@ def test_seeds_differ_in_the_game_alone_and_no_gate_ends_one():
     assert asked.sft_learning_rate == config.controls.sft_learning_rate
 
 
-def test_only_the_methods_asked_for_are_played():
+def test_only_the_requested_methods_are_run():
     config = resolve("demo", sets=["controls.dpo.source.path=p.jsonl", "controls.temperatures=[]"])
     asked = configured(config, ("sft-tokens", "sizes"), 1).controls
     assert (asked.sft_continued, asked.sft_tokens, asked.dpo, asked.longer) == (False, True, None, ())
@@ -216,7 +216,7 @@ PREFERENCES = "controls.dpo.source.path={}"
         (["evaluate.main_metric=beauty"], 3, [], ConfigError, r"main_metric 'beauty' is no score"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, sets, seeds, methods, kind, message):
+def test_invalid_values_are_rejected_before_anything_is_written(tmp_path, sets, seeds, methods, kind, message):
     with pytest.raises(kind, match=message) as refused:
         begin(tmp_path, "trial", resolve("demo", sets=sets), seeds, methods)
     assert isinstance(refused.value, SpinError)
@@ -224,7 +224,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, sets, se
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_comparison_cannot_bear_a_lineages_name(games, tmp_path):
+def test_a_comparison_cannot_have_a_lineages_name(games, tmp_path):
     with pytest.raises(
         ConfigError, match=r"trial-seed-1 is a lineage in .*: give the comparison another name with --name"
     ):
@@ -291,14 +291,14 @@ def test_the_page_shows_the_suites_and_what_only_some_methods_have(tmp_path):
     found = compare.Table.model_validate({**EMPTY, "lines": lines, "headline": ("suite",), "left_out": {}})
     assert comparison_page.shown(found) == ["heldout_nll", "suite"]
     head, further = "\n".join(comparison_page.parts(found, "here")).split("<h2>Further scores</h2>")
-    assert "<th>suite ↑</th><th>less SPIN</th>" in head
+    assert "<th>suite ↑</th><th>minus SPIN</th>" in head
     assert "<td>-0.3000 ± 0.0000 *</td>" in head
     for name in ("ifeval ↑", "part ↑", "new ↑"):
-        assert f"<th>{name}</th><th>less SPIN</th>" in further
+        assert f"<th>{name}</th><th>minus SPIN</th>" in further
     assert "<td>0.2500 ± 0.0000</td><td>-0.2500 ± 0.0000</td>" in further, "no items, no star"
 
 
-def test_a_lineages_suites_are_of_the_headline(games):
+def test_a_lineages_suites_are_in_the_headline(games):
     evaluate = games[0].config.evaluate.model_copy(update={"suites": ("instruct",), "headline": ("heldout_nll",)})
     asked = [dataclasses.replace(game, config=game.config.model_copy(update={"evaluate": evaluate})) for game in games]
     assert table("trial", asked, {}).headline == ("instruct", "heldout_nll")

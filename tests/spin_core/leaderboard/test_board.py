@@ -43,7 +43,7 @@ def test_a_paired_error_is_smaller_than_that_of_the_means(game):
     assert row.differences["heldout_nll"][0].stderr < 0.1 * row.scores["heldout_nll"].stderr
 
 
-def test_controls_stand_in_the_same_table(tmp_path):
+def test_controls_are_in_the_same_table(tmp_path):
     game = build(tmp_path)
     report(game.control("sft-lr-0.001") / "eval" / "self-play", "c" * 64, (1.9, 2.9, 3.9, 4.9))
     report(game.control("temperature-0.7") / "eval" / "self-play", "d" * 64, (3, 3, 3, 3))
@@ -63,7 +63,7 @@ def test_the_main_metric_comes_first(game):
     assert leaderboard(type(game)(game.runs, game.name, config)).tasks() == ["reward_accuracy", "heldout_nll"]
 
 
-def test_the_file_says_what_the_table_says(game):
+def test_the_file_has_the_same_values_as_the_table(game):
     saved = board.save(game)
     assert Board.model_validate(json.loads((game.root / "leaderboard.json").read_text())) == saved == leaderboard(game)
 
@@ -85,15 +85,15 @@ def test_a_lineage_without_evaluations_has_an_empty_board(tmp_path):
         (1e-6, 1e-9, "0.0000 ± 0.0000"),
     ],
 )
-def test_a_score_has_as_many_digits_as_its_error_bears(value, stderr, text):
+def test_a_score_has_as_many_digits_as_its_error_justifies(value, stderr, text):
     assert format_score(Score(value=value, stderr=stderr, n=4)) == text
 
 
-def test_a_score_that_is_not_there_is_a_dash():
+def test_a_missing_score_is_a_dash():
     assert format_score(None) == "–"
 
 
-def test_notes_of_every_version_are_kept_by_suite_and_the_last_ones_told(tmp_path):
+def test_notes_of_every_version_are_kept_by_suite_and_the_last_ones_shown(tmp_path):
     game = build(tmp_path)
     for t, notes in enumerate([(), ("one",), ("two", "three")]):
         suite_report(game.eval_folder(t) / "mt-bench", f"{t}" * 64, {"mt-bench": [1, 2]}, notes=notes)
@@ -154,7 +154,7 @@ def test_a_suite_has_its_own_tasks_and_its_average_a_paired_difference(tmp_path)
     assert base.stderr < table.rows[2].scores["open-llm-leaderboard"].stderr
 
 
-def test_the_gates_choice_and_what_it_made_of_each_version_are_on_the_board(tmp_path):
+def test_the_gates_choice_and_its_decision_on_each_version_are_on_the_board(tmp_path):
     table = leaderboard(build(tmp_path, nlls=(NLLS[0], NLLS[1], NLLS[0]), sets=["gate.rule=best"]))
     assert [row.gate for row in table.rows] == [None, "promote", "keep-best"]
     assert table.choice == 1
@@ -162,7 +162,7 @@ def test_the_gates_choice_and_what_it_made_of_each_version_are_on_the_board(tmp_
     assert leaderboard(build(tmp_path, "new", nlls=NLLS[:1])).choice is None
 
 
-def test_the_papers_rows_stand_beside_the_suites_that_it_ran(tmp_path):
+def test_the_papers_rows_are_listed_with_the_suites_that_it_ran(tmp_path):
     assert leaderboard(build(tmp_path, "other")).references == ()
     table = leaderboard(with_suite(tmp_path, "open-llm-leaderboard-quick"))
     base = table.references[0]
@@ -173,8 +173,8 @@ def test_the_papers_rows_stand_beside_the_suites_that_it_ran(tmp_path):
     assert base.scores["open-llm-leaderboard-quick"].value == pytest.approx(0.5814)
 
 
-def test_the_papers_rows_say_in_what_they_are_unlike_those_that_were_measured(tmp_path):
-    part = "of the whole suites, where the scores here are of a part of the items"
+def test_the_papers_rows_say_how_they_differ_from_the_measured_ones(tmp_path):
+    part = "on the whole suites, while the scores here are on a part of the items"
     assert part in leaderboard(with_suite(tmp_path, "open-llm-leaderboard-quick")).references[0].model
     suites = {"big-bench": ("bbh_cot_fewshot_causal_judgement", "openbookqa", "openbookqa/acc", "big-bench")}
     scores = {
@@ -187,7 +187,7 @@ def test_the_papers_rows_say_in_what_they_are_unlike_those_that_were_measured(tm
     assert "without the chat template that is applied" in reference_rows.source(suites, scores, chat_template=True)
 
 
-def test_the_papers_grades_stand_beside_those_of_the_published_prompts_alone(tmp_path):
+def test_the_papers_grades_are_listed_only_with_those_of_the_published_prompts(tmp_path):
     for apart, names in (("graded by me", ()), ("", ("paper θ_0", "paper θ_1", "paper θ_2", "paper θ_3"))):
         game = build(tmp_path / f"runs-{bool(apart)}")
         for t in range(3):
@@ -197,7 +197,7 @@ def test_the_papers_grades_stand_beside_those_of_the_published_prompts_alone(tmp
         assert all("MT-Bench graded by GPT-4" in row.model for row in references)
 
 
-def test_single_tasks_are_not_set_beside_the_papers_whose_examples_may_differ():
+def test_single_tasks_are_not_compared_with_the_papers_whose_examples_may_differ():
     assert reference_rows.matching({"lm-eval": SIX, "bbh": ("bbh_causal_judgement",)}) == {}
     names = ["bbh_cot_fewshot_causal_judgement", "mmlu_formal_logic", "openbookqa", "openbookqa/acc"]
     assert set(reference_rows.matching({"big-bench": names})["paper θ_1"]) == {names[0], "openbookqa"}

@@ -61,13 +61,13 @@ def test_pictures_are_inside_the_page(page):
     assert "http" not in page
 
 
-def test_scores_stand_beside_their_change_against_the_version_before_and_the_first(page):
+def test_scores_are_next_to_their_change_against_the_version_before_and_the_first(page):
     assert "| task | θ_2 | against θ_1 | against θ_0 | items |" in page
     assert re.search(r"\| heldout.nll ↓ \| 2.90 ± 0.41 \| -0.1 ± 0.027 \* \| -0.6 ± 0.027 \* \| 8 \|", page)
     assert re.search(r"\| reward.accuracy \| 0.750 ± 0.020 \| – \| – \| 4 \|", page)
 
 
-def test_notes_of_the_version_stand_under_its_scores(page, tmp_path):
+def test_notes_of_the_version_are_below_its_scores(page, tmp_path):
     made = build(tmp_path)
     for t in range(3):
         suite_report(made.eval_folder(t) / "instruct", f"{t}" * 64, {"ifeval": [0, 1]}, notes=[f"{t}*_cut"])
@@ -94,21 +94,21 @@ def test_the_first_iteration_is_compared_once(game):
         "log 2 is 0.69315",
     ],
 )
-def test_counts_and_costs_are_told(page, told):
+def test_counts_and_costs_are_shown(page, told):
     assert told in page
 
 
-def test_weights_that_are_not_the_last_ones_are_told_with_what_was_measured_on_held_out_pairs(game):
+def test_published_weights_of_an_earlier_step_are_shown_with_their_held_out_metrics(game):
     page = written(game, 0, published=1, metrics={"loss": 0.693}, held_out={"step": 1.0, "loss": 0.65})
-    assert "2 steps. The first loss is 0.69310; log 2 is 0.69315. Published are the weights of step 1." in page
+    assert "2 steps. The first loss is 0.69310; log 2 is 0.69315. The published weights are those of step 1." in page
     assert "| metric | first step | step 1 | held out |" in page
     assert "| loss | 0.693 | 0.693 | 0.65 |" in page
 
 
-def test_what_the_monitors_saw_is_told(game):
+def test_events_of_the_monitors_are_listed(game):
     event = Event(kind="exploded", step=2, message="margins explode", action="stop")
     assert "- **stop** at step 2: margins explode\n" in written(game, 0, events=(event,))
-    assert "- the monitors saw nothing unusual\n" in written(game, 0)
+    assert "- the monitors reported nothing unusual\n" in written(game, 0)
 
 
 def test_samples_hold_every_versions_answer(game, page):
@@ -119,26 +119,26 @@ def test_samples_hold_every_versions_answer(game, page):
     assert {len(sample.answers) for sample in markdown.samples(game, upto=0)} == {1}
 
 
-def test_answers_are_counted_beside_the_human_responses(page):
+def test_answers_are_counted_next_to_the_human_responses(page):
     assert "| tokens, median (5 to 95 %) | 2 (2 to 2) | 1 (1 to 19) |" in page
     assert "| cut | 0 | 1 (50.0 %) |" in page
-    assert "| said before, to any prompt | 1 (50.0 %) | 0 |" in page
+    assert "| repeated, to any prompt | 1 (50.0 %) | 0 |" in page
 
 
-def test_a_batch_from_before_they_were_counted_has_no_such_part(game):
+def test_a_batch_without_statistics_has_no_such_section(game):
     batch = game.records()[1].generations.model_copy(update={"statistics": None})
     assert markdown.answers(batch) == []
 
 
-def test_a_batch_that_was_halved_for_want_of_memory_is_told(game, page):
+def test_a_batch_halved_for_lack_of_memory_is_shown(game, page):
     record = game.records()[1]
     cramped = record.generations.model_copy(update={"smallest_batch": 8})
-    line = "| prompts at a time | 8 at the least, since memory ran out |"
+    line = "| smallest batch of prompts | 8, since memory ran out |"
     assert line in markdown.data_table(record.model_copy(update={"generations": cramped}))
-    assert "prompts at a time" not in page
+    assert "smallest batch" not in page
 
 
-def test_signs_of_markdown_and_html_in_a_sample_stay_signs(page):
+def test_markdown_and_html_in_a_sample_are_escaped(page):
     prompt = "| **prompt** | &lt;b&gt;bold&lt;/b&gt; \\| \\*stars\\*<br>and a new line |"
     assert prompt in page
 
@@ -219,7 +219,7 @@ def test_a_score_without_a_direction_has_neither_arrow_nor_colour(tmp_path):
     assert " *" in neither, "that it differs is told all the same"
 
 
-def test_a_difference_whose_interval_leaves_out_0_is_starred():
+def test_a_difference_whose_interval_excludes_0_is_starred():
     sure = Comparison(against=0, delta=0.21, stderr=0.1, low=0.02, high=0.4)
     assert markdown.difference(sure) == "+0.21 ± 0.1 *"
     assert markdown.difference(sure.model_copy(update={"low": -0.01})) == "+0.21 ± 0.1"
@@ -237,9 +237,9 @@ def test_the_report_is_the_same_when_it_is_written_again(game):
     assert "src=" not in first
 
 
-def test_the_report_says_which_line_across_its_plots_is_whose(game):
+def test_the_report_has_a_legend_for_the_controls_lines(game):
     page = reports_html.page(game, leaderboard(game))
-    (legend,) = re.findall(r'<p class="legend">Lines across:(.*?)</p>', page)
+    (legend,) = re.findall(r'<p class="legend">Controls:(.*?)</p>', page)
     assert re.sub("<[^>]*>", "", legend) == "sft-lr-0.001"
     (dashes,) = re.findall(r"stroke-dasharray: ([\d .]+)", legend)
     drawn = re.findall(r"<figcaption>heldout nll.*?</figure>", page, re.DOTALL)[0]
@@ -253,6 +253,6 @@ def test_a_lineage_of_which_only_the_first_version_is_scored_has_a_report(tmp_pa
     assert "3.50" in page
 
 
-def test_a_report_for_a_folder_that_is_not_there_is_refused(game, tmp_path):
-    with pytest.raises(ConfigError, match="is not there: make it first"):
+def test_a_report_for_a_missing_folder_is_rejected(game, tmp_path):
+    with pytest.raises(ConfigError, match="does not exist: create it first"):
         reports_html.write(game, tmp_path / "none" / "report.html")

@@ -80,7 +80,7 @@ def test_a_held_out_answer_has_the_margin_of_the_player_that_was_trained_against
     assert {answer.margin for place in range(4) for answer in held_out.sample(place).answers[1:]} == {None}
 
 
-def test_versions_end_where_asked(game):
+def test_versions_end_at_the_requested_one(game):
     assert [version.name for version in samples.read(game, upto=1).versions] == ["θ_0", "θ_1"]
 
 
@@ -105,7 +105,7 @@ def test_a_training_answer_has_a_margin_where_the_next_iteration_scored_the_pair
     assert [one[1].margin for one in answers] == [None, None]
 
 
-def test_several_answers_of_several_opponents_are_told_apart(tmp_path):
+def test_several_answers_of_several_opponents_are_distinguished(tmp_path):
     made = build(tmp_path)
     said = {
         "id": ["0", "0", "1", "1"],
@@ -139,14 +139,17 @@ def test_samples_are_sorted_by_longest_answer_and_lowest_margin(held_out):
     ("arguments", "says"),
     [
         (["none"], "there is no lineage 'none' in "),
-        (["tale", "3"], "lineage tale has no version 3 with answers to held-out prompts (there: 0 to 2)"),
-        (["tale", "2", "--train"], "lineage tale has no iteration 2 with answers to training prompts (there: 0 to 1)"),
-        (["tale", "--find", "xyz"], "no held-out prompt of lineage tale, nor a response to one, holds 'xyz'"),
+        (["tale", "3"], "lineage tale has no version 3 with answers to held-out prompts (it has 0 to 2)"),
+        (["tale", "2", "--train"], "lineage tale has no iteration 2 with answers to training prompts (it has 0 to 1)"),
+        (["tale", "--find", "xyz"], "no held-out prompt of lineage tale, and no response to one, contains 'xyz'"),
         (["tale", "--train", "--sort", "margin"], "no answer to a training prompt has a margin yet"),
-        (["tale", "--html", "/nowhere/x.html"], "/nowhere/x.html cannot be written, since /nowhere is not there"),
+        (
+            ["tale", "--html", "/nowhere/x.html"],
+            "/nowhere/x.html cannot be written, since the folder /nowhere does not exist",
+        ),
     ],
 )
-def test_what_cannot_be_shown_is_said_in_one_line(game, arguments, says):
+def test_a_request_that_cannot_be_shown_fails_with_one_line(game, arguments, says):
     result = CliRunner().invoke(main, ["samples", *arguments, "--runs", str(game.runs)])
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
@@ -176,7 +179,7 @@ def printed(held_out, width: int, find: str = "", places=(0,)) -> str:
     return "".join(pages(held_out, places, find, console))
 
 
-def test_responses_stand_side_by_side_where_there_is_room(held_out):
+def test_responses_are_side_by_side_where_the_terminal_is_wide_enough(held_out):
     wide, narrow = printed(held_out, 160), printed(held_out, 30)
     assert any("human  2 tokens" in line and "late 1 0" not in line and "θ_2" in line for line in wide.splitlines())
     assert [line.split()[0] for line in narrow.splitlines() if line.startswith(("human", "θ"))][::2]
