@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from spin_core.runtime import grace, process
 
@@ -55,7 +54,7 @@ def end_runs(worker: int) -> None:
     Between the worker and a run may be a process of Prefect's that heeds no signal itself: it leaves that to the others
     of its group.
     """
-    runs = children(worker)
+    runs = process.children_of(worker)
     for run in runs:
         with contextlib.suppress(ProcessLookupError):
             if os.getpgid(run) == run:
@@ -63,19 +62,8 @@ def end_runs(worker: int) -> None:
             else:
                 os.kill(run, signal.SIGTERM)
     deadline = time.monotonic() + grace.longest_grace() + PATIENCE_SECONDS
-    while runs & children(worker) and time.monotonic() < deadline:
+    while runs & process.children_of(worker) and time.monotonic() < deadline:
         time.sleep(0.1)
-
-
-def children(parent: int) -> set[int]:
-    """The processes that another has started and that live."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, started_by = path.read_text("utf-8").rpartition(")")[2].split()[:2]
-            if int(started_by) == parent and state not in "ZX":
-                found.add(int(path.parent.name))
-    return found
 
 
 if __name__ == "__main__":

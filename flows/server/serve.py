@@ -279,12 +279,7 @@ def _end_group(process: subprocess.Popen[bytes], stop_seconds: float) -> None:
 
 def _has_other_members(group: int) -> bool:
     """Whether a process group has a running process next to its leader. Runs outlive a worker that ends first."""
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, number = path.read_text("utf-8").rpartition(")")[2].split()[:3]
-            if int(number) == group and state not in "ZX" and int(path.parent.name) != group:
-                return True
-    return False
+    return bool(runtime_process.members_of_group(group) - {group})
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], deploying: subprocess.Popen[bytes], log: Path) -> None:

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import threading
 import time
-from pathlib import Path
 from types import FrameType
 
 import click
@@ -33,8 +32,8 @@ def end_together() -> None:
 
     Does nothing if there is no such server.
     """
-    for pid, command in _children().items():
-        if b"prefect.server" in command:
+    for pid in process.children_of(os.getpid()):
+        if b"prefect.server" in process.command_line(pid):
             # The kernel closes this side of the pipe when this process ends, even by kill -9. Then `read` returns.
             watcher = subprocess.Popen(
                 ["sh", "-c", f"read -r _; kill -9 {pid}"],
@@ -59,18 +58,18 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _end_with_server(pid: int, exiting: threading.Event) -> None:
     """Wait until the server ends; then let phases save their work, and end this process, whatever it waits for."""
-    start_time = process.birth(pid)
-    while start_time and process.birth(pid) == start_time:
+    start_time = process.start_time(pid)
+    while start_time and process.start_time(pid) == start_time:
         if exiting.wait(0.2):
             return
     if exiting.is_set():
         return
-    phases = [child for child, command in _children().items() if b"spin_core." in command]
+    phases = [child for child in process.children_of(os.getpid()) if b"spin_core." in process.command_line(child)]
     for child in phases:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGTERM)
     deadline = time.monotonic() + grace.longest_grace()
-    while any(process.birth(child) for child in phases) and time.monotonic() < deadline:
+    while any(process.is_running(child) for child in phases) and time.monotonic() < deadline:
         time.sleep(0.1)
     status = 130 if _interrupted.is_set() else TryAgain.exit_code
     try:
@@ -83,13 +82,3 @@ def _end_with_server(pid: int, exiting: threading.Event) -> None:
             click.echo(f"{error}  {message}", err=True)
     finally:
         os._exit(status)
-
-
-def _children() -> dict[int, bytes]:
-    """The children of this process, by id, with their command lines."""
-    commands = {}
-    for path in Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the child has ended meanwhile
-            for pid in map(int, path.read_text("utf-8").split()):
-                commands[pid] = Path(f"/proc/{pid}/cmdline").read_bytes()
-    return commands

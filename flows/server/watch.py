@@ -11,7 +11,6 @@ import contextlib
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from flows.server import local
@@ -104,24 +103,18 @@ def label_with_process() -> None:
 
 def process_labels(pid: int) -> dict[str, Any]:
     """The labels of a run that a process of this machine plays."""
-    return {HOST_LABEL: os.uname().nodename, PID_LABEL: pid, BORN_LABEL: process.birth(pid)}
+    return {HOST_LABEL: os.uname().nodename, PID_LABEL: pid, BORN_LABEL: process.start_time(pid)}
 
 
 def _has_lost_process(labels: Mapping[str, Any] | None) -> bool:
     """Whether these labels name a process of this machine that is gone."""
     labels = labels or {}
-    return labels.get(HOST_LABEL) == os.uname().nodename and process.birth(labels[PID_LABEL]) != labels[BORN_LABEL]
+    return labels.get(HOST_LABEL) == os.uname().nodename and process.start_time(labels[PID_LABEL]) != labels[BORN_LABEL]
 
 
 def _runs_with_process() -> set[str]:
     """The ids of runs that have a process on this machine: their own, or one that they have started."""
-    ids = set()
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # the process has ended meanwhile, or is another user's
-            for variable in path.read_bytes().split(b"\0"):
-                if variable.startswith(b"PREFECT__FLOW_RUN_ID="):
-                    ids.add(variable.split(b"=", 1)[1].decode())
-    return ids
+    return process.environment_values("PREFECT__FLOW_RUN_ID")
 
 
 def _runs(server: Server, states: list[str], since: datetime | None = None, *, deployed: bool = True) -> list[Any]:

@@ -63,7 +63,7 @@ class Holder(TypedDict):
     """Where `pid` is valid, see `process.pid_scope`."""
     pid: int
     born: str
-    """The process's start time, see `process.birth`."""
+    """The process's start time, see `process.start_time`."""
     items: int
     tokens: int
 
@@ -165,7 +165,7 @@ class Shards:
         except ValueError:  # without hard links a claim is created first and filled then
             holder = {"host": "somebody", "place": "", "pid": 0, "born": "", "items": 0, "tokens": 0}
         if holder["place"] and holder["place"] == process.pid_scope():
-            return holder if process.birth(holder["pid"]) == holder["born"] else None
+            return holder if process.start_time(holder["pid"]) == holder["born"] else None
         # Clocks of two machines may differ, so only the fact of a change counts, timed by our own clock.
         last_modified, since = self._changes.get(path.name, (None, 0.0))
         if last_modified != modified:
@@ -241,7 +241,7 @@ def _claim_text(items: int = 0, tokens: int = 0) -> str:
     """A claim of this process as JSON."""
     pid = os.getpid()
     holder: Holder = {
-        "host": os.uname().nodename, "place": process.pid_scope(), "pid": pid, "born": process.birth(pid),
+        "host": os.uname().nodename, "place": process.pid_scope(), "pid": pid, "born": process.start_time(pid),
         "items": items, "tokens": tokens,
     }  # fmt: skip
     return json.dumps(holder)

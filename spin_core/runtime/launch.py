@@ -19,7 +19,7 @@ from spin_core import errors
 from spin_core.config.generate import VllmConfig
 from spin_core.runtime.grace import grace_of
 from spin_core.runtime.interpreter import required_python
-from spin_core.runtime.process import birth, end_group, end_leftover, guard, spawn
+from spin_core.runtime.process import end_group, end_leftover, guard, spawn, start_time
 from spin_core.runtime.warm import warm
 from spin_core.store import artifacts, files
 from spin_core.store.identity import identity_of
@@ -123,7 +123,7 @@ def started(phase: str, job_file: Path, grace: float) -> Iterator[subprocess.Pop
     with process, guard(process.pid):
         try:
             with files.storage_errors(pid_file.parent):
-                pid_file.write_text(f"{process.pid} {birth(process.pid)}", "utf-8")
+                pid_file.write_text(f"{process.pid} {start_time(process.pid)}", "utf-8")
             yield process
         finally:
             end_group(process, grace)

@@ -61,20 +61,72 @@ def end_leftover(job_file: Path) -> None:
     with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
         number, born = pid_file.read_text("utf-8").split()
         pid = int(number)
-        if birth(pid) == born:  # else the number belongs to another program by now
+        if start_time(pid) == born:  # else the number belongs to another program by now
             os.killpg(pid, signal.SIGKILL)
-            while birth(pid) == born:
+            while start_time(pid) == born:
                 time.sleep(0.05)
     pid_file.unlink(missing_ok=True)
 
 
-def birth(pid: int) -> str:
-    """When a process started, in the kernel's ticks; empty if it has ended."""
+def start_time(pid: int) -> str:
+    """When a process started, in the kernel's ticks; empty if it has ended.
+
+    A process id alone does not name a process for long, since the kernel gives it to another one after the end.
+    """
+    fields = _stat(pid)
+    return fields[_START_TIME] if fields else ""
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process with this id exists and has not ended."""
+    return bool(_stat(pid))
+
+
+def children_of(pid: int) -> set[int]:
+    """The ids of the running processes that a process has started."""
+    return _pids_with(_PARENT, pid)
+
+
+def members_of_group(group: int) -> set[int]:
+    """The ids of the running processes of a process group."""
+    return _pids_with(_GROUP, group)
+
+
+def command_line(pid: int) -> bytes:
+    """The command line of a process, its arguments separated by zero bytes; empty if it has ended."""
     try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    return "" if state in "ZX" else fields[18]
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def environment_values(name: str) -> set[str]:
+    """The values that an environment variable has in the running processes of this machine that we may read."""
+    values, prefix = set(), f"{name}=".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # the process has ended meanwhile, or belongs to another user
+            values |= {line for line in path.read_bytes().split(b"\0") if line.startswith(prefix)}
+    return {value.removeprefix(prefix).decode() for value in values}
+
+
+# Positions in /proc/<pid>/stat after the command's name, see proc(5).
+_STATE, _PARENT, _GROUP, _START_TIME = 0, 1, 2, 19
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/<pid>/stat after the command's name; empty if the process has ended or is a zombie."""
+    try:
+        # The name is in parentheses and may contain spaces and parentheses itself.
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+    return [] if fields[_STATE] in "ZX" else fields
+
+
+def _pids_with(field: int, value: int) -> set[int]:
+    """The ids of running processes with this value in a field of their /proc/<pid>/stat."""
+    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return {pid for pid in pids if (fields := _stat(pid)) and int(fields[field]) == value}
 
 
 @cache

@@ -166,4 +166,4 @@ def test_what_the_first_node_runs_ends_with_it(number, tmp_path):
         wait_for((tmp_path / "pid").exists)
         process.send_signal(number)
     pid = int((tmp_path / "pid").read_text())
-    wait_for(lambda: not runtime_process.birth(pid))
+    wait_for(lambda: not runtime_process.start_time(pid))

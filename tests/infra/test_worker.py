@@ -12,6 +12,7 @@ from stack import ROOT, compose, documented, wait_for
 
 from infra import worker
 from spin_core.runtime import grace
+from spin_core.runtime.process import children_of
 
 RUN = """
 import pathlib, signal, sys, time
@@ -64,8 +65,8 @@ def test_a_worker_that_is_asked_to_end_lets_its_runs_save_first(number, kind, tm
 
 def test_a_worker_ends_with_what_tends_it_though_that_is_killed(tmp_path):
     with begin(tmp_path) as process:
-        (pid,) = [one for one in worker.children(process.pid) if b"STAND_IN" in command_of(one)]
-        (run,) = worker.children(pid)
+        (pid,) = [one for one in children_of(process.pid) if b"STAND_IN" in command_of(one)]
+        (run,) = children_of(pid)
         process.kill()
     wait_for(lambda: not command_of(pid))
     os.kill(run, signal.SIGKILL)  # a session of its own keeps it

@@ -197,7 +197,7 @@ def test_what_a_killed_run_left_is_ended_before_the_phase_starts_again(tmp_path)
     left = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(600)", str(path)], process_group=0, stdin=subprocess.DEVNULL
     )
-    path.with_suffix(".pid").write_text(f"{left.pid} {process.birth(left.pid)}")
+    path.with_suffix(".pid").write_text(f"{left.pid} {process.start_time(left.pid)}")
     wait_for(lambda: str(path).encode() in Path(f"/proc/{left.pid}/cmdline").read_bytes())
     run_phase(job(tmp_path), ScoredPairs)
     assert left.wait(timeout=10) == -signal.SIGKILL

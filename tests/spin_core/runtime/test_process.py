@@ -1,0 +1,38 @@
+"""What the kernel says of processes."""
+
+import os
+import subprocess
+import sys
+
+from processes import wait_for
+
+from spin_core.runtime.process import (
+    children_of,
+    command_line,
+    environment_values,
+    is_running,
+    members_of_group,
+    start_time,
+)
+
+
+def test_a_process_is_described_while_it_runs_and_not_after_it_has_ended():
+    own, environment = os.getpid(), {**os.environ, "SPIN_TEST_VALUE": "a=b c"}
+    command = [sys.executable, "-c", "input()", "odd) name"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, process_group=0, env=environment) as child:
+        pid, started = child.pid, start_time(child.pid)
+        wait_for(lambda: environment_values("SPIN_TEST_VALUE"))
+        assert environment_values("SPIN_TEST_VALUE") == {"a=b c"}
+        assert command_line(pid).split(b"\0")[1:4] == [b"-c", b"input()", b"odd) name"]
+        assert pid in children_of(own)
+        assert members_of_group(pid) == {pid}
+        assert is_running(pid)
+        assert int(start_time(own)) <= int(started)
+        child.stdin.close()
+        # A zombie, whose parent has not waited for it, has ended too.
+        wait_for(lambda: not is_running(pid))
+        assert start_time(pid) == ""
+        assert pid not in children_of(own)
+        assert members_of_group(pid) == set()
+    assert command_line(pid) == b""
+    assert environment_values("SPIN_TEST_VALUE") == set()
