@@ -1,12 +1,12 @@
-"""From rows to conversations: what was asked, and the human response.
+"""From rows to conversations: a prompt's turns, and the human response.
 
-Formats are told apart by the names of the columns:
+A source's format is recognised by the names of its columns:
 
     messages          `messages` or `conversations`: a list of turns
     spin              `real`: a list of turns, as in SPIN's own data
     prompt-response   `prompt` and `response`: text or turns
     instruction       `instruction`, `output` and perhaps `input`; or `instances` of the latter two
-    text              `text`, cut in two; "### Human: … ### Assistant: …" is taken apart where all rows are so
+    text              `text`, cut in two; or split at its marks where all rows read "### Human: … ### Assistant: …"
 
 A turn has `role` and `content`, or ShareGPT's `from` and `value`.
 """
@@ -21,7 +21,7 @@ from spin_core.data.chat import Message
 from spin_core.data.sources import Row
 from spin_core.errors import DataError
 
-COLUMNS: dict[str, tuple[str, ...]] = {
+_COLUMNS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "spin": ("real",),
     "prompt-response": ("prompt", "response"),
@@ -30,7 +30,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """The columns that each format needs; also the order in which `auto` tries them."""
 
-ROLES = {
+_ROLES = {
     "system": "system",
     "user": "user",
     "human": "user",
@@ -40,7 +40,7 @@ ROLES = {
     "model": "assistant",
 }
 
-MARKED = re.compile(r"\s*### Human:(?P<prompt>.*?)### Assistant:(?P<response>.*)", re.DOTALL)
+_MARKED = re.compile(r"\s*### Human:(?P<prompt>.*?)### Assistant:(?P<response>.*)", re.DOTALL)
 
 
 class Conversation(NamedTuple):
@@ -51,21 +51,22 @@ class Conversation(NamedTuple):
 
 
 class Dropped(Exception):
-    """A row without a usable conversation; the message is the reason under which it is counted."""
+    """A row without a usable conversation. The message is the reason under which it is counted."""
 
 
 def conversations(rows: Sequence[Row], config: PromptsConfig, name: str) -> tuple[list[Conversation], Counter[str]]:
     """The conversation in each row, and how many rows were dropped, by reason.
 
-    `name` is the source's, for messages. Raises `DataError` for missing columns and wrong types, by row.
+    `name` is the source's name, for messages. Raises `DataError` for missing columns, and with the row's number for
+    values of the wrong type.
     """
-    rows = expand([{config.columns.get(key, key): value for key, value in row.items()} for row in rows])
-    kind = format_of(rows, config, name)
+    rows = _expand([{config.columns.get(key, key): value for key, value in row.items()} for row in rows])
+    kind = _format_of(rows, config, name)
     kept: list[Conversation] = []
     drops: Counter[str] = Counter()
     for number, row in enumerate(rows, start=1):
         try:
-            kept.append(check_conversation(take(row, kind, config), config))
+            kept.append(check_conversation(_turns_in(row, kind, config), config))
         except Dropped as reason:
             drops[str(reason)] += 1
         except DataError as error:
@@ -73,10 +74,10 @@ def conversations(rows: Sequence[Row], config: PromptsConfig, name: str) -> tupl
     return kept, drops
 
 
-def expand(rows: Sequence[Row]) -> list[Row]:
-    """Self-instruct's rows hold several pairs of input and output under `instances`: one row each."""
+def _expand(rows: Sequence[Row]) -> list[Row]:
+    """One row for each pair of input and output. Self-instruct's rows hold several of them, in `instances`."""
 
-    def parts(row: Row) -> Iterator[Row]:
+    def instances_of(row: Row) -> Iterator[Row]:
         instances = row.get("instances")
         if "output" in row or not isinstance(instances, list) or not instances:
             yield row
@@ -84,14 +85,17 @@ def expand(rows: Sequence[Row]) -> list[Row]:
         for instance in instances:
             yield {**row, **instance} if isinstance(instance, dict) else row
 
-    return [part for row in rows for part in parts(row)]
+    return [expanded for row in rows for expanded in instances_of(row)]
 
 
-def format_of(rows: Sequence[Row], config: PromptsConfig, name: str) -> str:
-    """The rows' format, as configured or as the first row's columns tell. `DataError` says what was expected."""
-    have = set(rows[0]) | ({"messages"} if "conversations" in rows[0] else set())
+def _format_of(rows: Sequence[Row], config: PromptsConfig, name: str) -> str:
+    """The rows' format: the configured one, or the one that fits the first row's columns.
+
+    Raises `DataError`, which says what was expected.
+    """
+    columns = set(rows[0]) | ({"messages"} if "conversations" in rows[0] else set())
     if config.format != "auto":
-        missing = [column for column in COLUMNS[config.format] if column not in have]
+        missing = [column for column in _COLUMNS[config.format] if column not in columns]
         if missing:
             raise DataError(
                 f"{name} has no column {' or '.join(missing)}, which prompts.format = {config.format} needs "
@@ -99,54 +103,54 @@ def format_of(rows: Sequence[Row], config: PromptsConfig, name: str) -> str:
                 f'{{"its name": "{missing[0]}"}}, or set another prompts.format'
             )
         return config.format
-    found = next((kind for kind, needed in COLUMNS.items() if have.issuperset(needed)), None)
-    # A renamed column states an intent: preferences have `conversations` too, and their response beside it.
+    format = next((format for format, needed in _COLUMNS.items() if columns.issuperset(needed)), None)
+    # A renamed column states an intent. Preference data have `conversations` too, with the response in another column.
     if {"prompt", "response"} <= set(config.columns.values()):
-        found = "prompt-response"
-    if found is None:
-        wanted = "; ".join(" and ".join(needed) for needed in COLUMNS.values())
+        format = "prompt-response"
+    if format is None:
+        wanted = "; ".join(" and ".join(needed) for needed in _COLUMNS.values())
         raise DataError(
             f"{name} has the columns {', '.join(sorted(rows[0]))}, but needs one of: {wanted}. "
             'Name them in prompts.columns, for instance {"question": "prompt", "answer": "response"}'
         )
-    if found == "text" and all(isinstance(row.get("text"), str) and MARKED.match(row["text"]) for row in rows):
+    if format == "text" and all(isinstance(row.get("text"), str) and _MARKED.match(row["text"]) for row in rows):
         return "marked"
-    return found
+    return format
 
 
-def take(row: Row, kind: str, config: PromptsConfig) -> list[Message]:
-    """A row's turns, the response among them."""
+def _turns_in(row: Row, kind: str, config: PromptsConfig) -> list[Message]:
+    """A row's turns, the response included."""
     if kind == "text":
-        return split_text(text_of(row, "text"), config)
+        return _split_text(text_of(row, "text"), config)
     if kind == "marked":
-        match = MARKED.match(text_of(row, "text"))
-        assert match, "format_of matched every row"
-        return exchange(match["prompt"].strip(), match["response"].strip())
+        match = _MARKED.match(text_of(row, "text"))
+        assert match, "_format_of matched every row"
+        return _exchange(match["prompt"].strip(), match["response"].strip())
     if kind == "instruction":
-        given = text_of(row, "input") if row.get("input") else ""
-        asked = text_of(row, "instruction")
-        return exchange(f"{asked}\n\n{given}" if given.strip() else asked, text_of(row, "output"))
+        input = text_of(row, "input") if row.get("input") else ""
+        instruction = text_of(row, "instruction")
+        return _exchange(f"{instruction}\n\n{input}" if input.strip() else instruction, text_of(row, "output"))
     if kind == "prompt-response":
-        asked_turns = turns_of(row, "prompt", "user")
-        answered = turns_of(row, "response", "assistant")
+        prompt = turns_of(row, "prompt", "user")
+        response = turns_of(row, "response", "assistant")
         # Preference data repeat the prompt's turns in their responses.
-        return answered if answered and answered[0]["role"] != "assistant" else asked_turns + answered
+        return response if response and response[0]["role"] != "assistant" else prompt + response
     column = "real" if kind == "spin" else "messages" if "messages" in row else "conversations"
     if not isinstance(row.get(column), list):
-        raise DataError(f"{column} is {describe(row.get(column))}, not a list of turns: mend that row")
+        raise DataError(f"{column} is {_describe(row.get(column))}, not a list of turns: fix that row")
     return turns_of(row, column, "user")
 
 
 def check_conversation(turns: list[Message], config: PromptsConfig) -> Conversation:
-    """Take the response out of the turns. Raises `Dropped` if they are no conversation that can be answered."""
-    answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
+    """Separate the turns into a prompt and its response. Raises `Dropped` if that is not possible."""
+    answers = [index for index, turn in enumerate(turns) if turn["role"] == "assistant"]
     if not answers:
         raise Dropped("no-response")
-    place = answers[0] if config.rounds == "first" else answers[-1]
-    messages, response = turns[:place], turns[place]["content"]
-    begin = 1 if messages and messages[0]["role"] == "system" else 0
+    chosen = answers[0] if config.rounds == "first" else answers[-1]
+    messages, response = turns[:chosen], turns[chosen]["content"]
+    first_turn = 1 if messages and messages[0]["role"] == "system" else 0
     expected = ["user", "assistant"] * len(messages)
-    roles = [turn["role"] for turn in messages[begin:]]
+    roles = [turn["role"] for turn in messages[first_turn:]]
     if len(roles) % 2 == 0 or roles != expected[: len(roles)]:
         raise Dropped("turns-out-of-order")
     if not messages[-1]["content"].strip():
@@ -156,17 +160,17 @@ def check_conversation(turns: list[Message], config: PromptsConfig) -> Conversat
     return Conversation(messages, response)
 
 
-def split_text(text: str, config: PromptsConfig) -> list[Message]:
+def _split_text(text: str, config: PromptsConfig) -> list[Message]:
     """Cut a text between two words. The response begins with the space, so that prompt + response is the text."""
     text = text.strip()
     if len(text) <= config.text_prompt_chars:
         raise Dropped("text-too-short")
     border = max(text.rfind(space, 0, config.text_prompt_chars + 1) for space in " \n\t")
     prompt = text[: max(border, 0)].rstrip()
-    return exchange(prompt, text[len(prompt) :])
+    return _exchange(prompt, text[len(prompt) :])
 
 
-def exchange(prompt: str, response: str) -> list[Message]:
+def _exchange(prompt: str, response: str) -> list[Message]:
     """One question and its answer."""
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 
@@ -178,34 +182,34 @@ def turns_of(row: Row, column: str, role: str) -> list[Message]:
         return [{"role": role, "content": text_of(row, column)}]
     turns = [value] if isinstance(value, dict) else value
     if not isinstance(turns, list):
-        raise DataError(f"{column} is {describe(value)}, not text or a list of turns: mend that row")
-    return [turn_of(turn, column) for turn in turns]
+        raise DataError(f"{column} is {_describe(value)}, not text or a list of turns: fix that row")
+    return [_turn_of(turn, column) for turn in turns]
 
 
-def turn_of(turn: Any, column: str) -> Message:
+def _turn_of(turn: Any, column: str) -> Message:
     """One turn under the names `role` and `content`."""
     names = ("from", "value") if isinstance(turn, dict) and "from" in turn else ("role", "content")
     if not isinstance(turn, dict) or not set(names) <= set(turn):
-        raise DataError(f"{column} holds {describe(turn)}, not a turn with role and content: mend that row")
-    role = ROLES.get(str(turn[names[0]]).lower())
+        raise DataError(f"{column} holds {_describe(turn)}, not a turn with role and content: fix that row")
+    role = _ROLES.get(str(turn[names[0]]).lower())
     if role is None:
         raise Dropped("unknown-role")
     return {"role": role, "content": text_of(turn, names[1])}
 
 
 def text_of(row: Row, column: str) -> str:
-    """A column's text. `DataError` if it is something else."""
+    """A column's text. Raises `DataError` if it is something else."""
     value = row.get(column)
     if not isinstance(value, str):
-        raise DataError(f"{column} is {describe(value)}, not text: mend that row")
+        raise DataError(f"{column} is {_describe(value)}, not text: fix that row")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{column} holds half a character (a lone surrogate): mend that row") from error
+        raise DataError(f"{column} holds half a character (a lone surrogate): fix that row") from error
     return value
 
 
-def describe(value: Any) -> str:
+def _describe(value: Any) -> str:
     """A value as it appears in a message."""
     if value is None:
         return "missing"

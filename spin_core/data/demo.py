@@ -16,8 +16,8 @@ With S(n) the habits that leave both parts positive, the distribution of the dem
     p_data("a+b" | n) = sum of w_k over k in S(n) with a_k(n) = a  /  sum of w_k over k in S(n),
 
 and at most six responses are right, so a model's distance to p_data can be summed instead of estimated. To be right a
-model must copy digits, subtract across a carry, and keep several answers of unequal probability alive: sharpening all
-tokens alike, as a lower temperature does, spoils the latter.
+model must copy digits, subtract across a carry, and keep several answers of unequal probability: a lower temperature,
+which sharpens all tokens in the same way, spoils the latter.
 """
 
 from random import Random
@@ -38,9 +38,8 @@ CHARACTERS = "0123456789+="
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 
+# One fixed division, so that a model trained with any seed is scored on numbers that no seed has shown it.
 _SPLIT_SEED = 20240102
-
-# One fixed division: a model trained under any seed is scored on numbers that no seed has shown it.
 
 
 def _habits(n: int) -> list[tuple[float, int]]:
@@ -60,14 +59,14 @@ def _number(prompt: str) -> int:
     digits = prompt[:-1]
     plain = len(digits) == 3 and digits.isascii() and digits.isdigit()
     if not (plain and prompt.endswith("=") and FIRST <= int(digits) <= LAST):
-        raise DataError(f"{prompt!r} is no prompt of the demo: write a number from {FIRST} to {LAST}, then '='")
+        raise DataError(f"{prompt!r} is not a prompt of the demo: write a number from {FIRST} to {LAST}, then '='")
     return int(digits)
 
 
 def support(prompt: str) -> dict[str, float]:
     """Every right response to `prompt` with its exact probability under p_data; they sum to 1.
 
-    Raises `DataError` if `prompt` is none of the task's.
+    Raises `DataError` if `prompt` is not one of the task's.
     """
     n = _number(prompt)
     weights: dict[str, float] = {}
@@ -82,7 +81,7 @@ def support(prompt: str) -> dict[str, float]:
 def prompts(held_out: int) -> tuple[list[str], list[str]]:
     """All prompts as (training, held-out), disjoint, with `held_out` of them in the second list.
 
-    The division depends on nothing but `held_out`, and a smaller held-out list is the beginning of a larger one.
+    The division depends on `held_out` alone, and a smaller held-out list is the beginning of a larger one.
     Raises `DataError` unless both lists get at least one prompt.
     """
     everything = [f"{n}=" for n in range(FIRST, LAST + 1)]
@@ -101,8 +100,8 @@ def sample(prompt: str, rng: Random) -> str:
 def demonstrations(n: int, seed: int, held_out: int) -> list[tuple[str, str]]:
     """`n` pairs (prompt, response) for training: the prompts in turn, each response an independent draw from p_data.
 
-    Prompts come round as often as `n` asks, each equally often up to one, and none is held out. The first `n` pairs of
-    a longer list are the list of `n`.
+    Prompts repeat as often as `n` needs, all equally often or once more, and none is held out. The first `n` pairs of a
+    longer list are the list of `n`.
     """
     training, _ = prompts(held_out)
     rng = Random(seed)
@@ -120,21 +119,21 @@ def held_out_demonstrations(seed: int, held_out: int) -> list[tuple[str, str]]:
 def preferences(each: int) -> list[tuple[str, str, str]]:
     """(prompt, chosen, rejected): a right response and one with a slip in its second part, `each` times for a prompt.
 
-    Stands in for a rater who knows right from wrong, and tells nothing of how often people give which right answer.
+    Stands in for a rater who knows right from wrong, but not how often people give each right answer.
     """
-    rng, found = Random("preferences"), []
+    rng, triples = Random("preferences"), []
     for prompt in (f"{n}=" for _ in range(each) for n in range(FIRST, LAST + 1)):
         first, second = map(int, sample(prompt, rng).split("+"))
         wrong = [second + slip for slip in (-100, -10, -1, 1, 10, 100) if 0 < second + slip <= LAST]
-        found.append((prompt, sample(prompt, rng), f"{first}+{rng.choice(wrong)}"))
-    return found
+        triples.append((prompt, sample(prompt, rng), f"{first}+{rng.choice(wrong)}"))
+    return triples
 
 
 def build_tokenizer() -> "PreTrainedTokenizerFast":
     """One token a character, with pad, BOS, EOS and unknown tokens; decoding gives the text back without added spaces.
 
-    Encoding adds no special tokens: whoever renders a prompt writes BOS, and whoever ends a response writes EOS.
-    A character outside the alphabet is unknown, so that a benchmark in words can be asked, for what that is worth.
+    Encoding adds no special tokens: rendering a prompt writes the BOS, and ending a response the EOS. A character
+    outside the alphabet is unknown, so that a benchmark in words can be run, little as its score says.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -1,4 +1,7 @@
-"""The tokenizer and the configuration that are stored next to a model's weights."""
+"""The tokenizer and the configuration that are stored next to a model's weights.
+
+Both are needed to prepare data, long before the weights are loaded; so they are below `models/`.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -10,13 +13,13 @@ from spin_core.errors import ModelError, first_line
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder."""
+    """The tokenizer in a folder. Raises `ModelError` if there is none that loads."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
-        refuse_code(folder, error)
+        _refuse_code(folder, error)
         raise ModelError(
             f"{folder} holds no tokenizer that loads ({first_line(error)}): set model.tokenizer to a folder that does"
         ) from error
@@ -31,18 +34,18 @@ def context_length(folder: Path, config: ModelConfig) -> int | None:
 
 
 def load_config(folder: Path, config: ModelConfig) -> Any:
-    """The model's own configuration. `ModelError` if there is none that loads."""
+    """The model's own configuration. Raises `ModelError` if there is none that loads."""
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        refuse_code(folder, error)
+        _refuse_code(folder, error)
         raise ModelError(
             f"{folder} holds no config.json of a model that transformers knows ({first_line(error)}): is it a model?"
         ) from error
 
 
-def refuse_code(folder: Path, error: Exception) -> None:
-    """`ModelError` if that is why something does not load: it wants to run code, and nobody has said that it may."""
+def _refuse_code(folder: Path, error: Exception) -> None:
+    """Raise `ModelError` if something does not load because it needs to run its own code, and may not."""
     if "trust_remote_code" in str(error):
         raise ModelError(
             f"{folder} needs Python code that comes with it: read that code, then set model.trust_remote_code"

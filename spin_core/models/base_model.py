@@ -1,9 +1,9 @@
-"""Phase `base`: θ_0, brought in from a folder or the hub; or a fresh model of the `sft` shape.
+"""θ_0, linked from a folder or the hub, or a new random model of the `sft` shape: the steps of phase `base`.
 
-Publishes a folder that `from_pretrained` loads: configuration and tokenizer are written anew, with the padding token
-and the end of sequence that the run was told to use, and the weights are links to where they lie, so that nothing
-large is copied. Whatever would stop a later phase is found here: no pad token, no chat template, a tokenizer that
-is larger than the model's vocabulary.
+The result is a folder that `from_pretrained` loads. Configuration and tokenizer are written, with the padding token and
+the end of sequence that the run is configured to use. The weights are links to the original files: nothing large is
+copied. What would stop a later phase is found here: a missing padding token or chat template, or a tokenizer that is
+larger than the model's vocabulary.
 """
 
 import json
@@ -27,21 +27,21 @@ from spin_core.store.jobs import BaseJob
 
 log = logging.getLogger("spin_core")
 
-TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+_TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 
-WEIGHTS = "model.safetensors"
+_WEIGHTS = "model.safetensors"
 
-INDEX = "model.safetensors.index.json"
+_INDEX = "model.safetensors.index.json"
 
-CONTEXT = 2048
-"""Longest sequence of a fresh model. Its positions are rotary, so a longer one costs no weights."""
+_CONTEXT = 2048
+"""The longest sequence of a new model. Its positions are rotary, so a longer one costs no weights."""
 
-NEW_PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
+_PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 """Tokens that serve as padding where a vocabulary has them, the likeliest first."""
 
 
-def bring_in(job: BaseJob, scratch: Path, progress: Progress) -> None:
-    """Link the weights, and write the rest as the run needs it."""
+def link_model(job: BaseJob, scratch: Path, progress: Progress) -> None:
+    """Link the weights of the configured model into `scratch`, and write the rest as the run needs it."""
     source = locate(job.model.path, job.model)
     if job.model.trust_remote_code:
         log.warning("model.trust_remote_code is on: Python code that comes with %s will run", source)
@@ -53,32 +53,32 @@ def bring_in(job: BaseJob, scratch: Path, progress: Progress) -> None:
     stop_ids = Renderer(tokenizer, job.chat).stop_ids
     for file in [*weights, *(sorted(source.glob("*.py")) if job.model.trust_remote_code else [])]:
         (scratch / file.name).symlink_to(file.resolve())
-    for name in ("config.json", INDEX):
+    for name in ("config.json", _INDEX):
         if (source / name).exists():
             shutil.copyfile(source / name, scratch / name)
     tokenizer.save_pretrained(scratch)
-    # A model's own sampling defaults (temperature, repetition penalty) would bend the opponent's distribution.
-    write_json(scratch / "generation_config.json", generation_config(tokenizer, stop_ids))
+    # A model's own sampling defaults (temperature, repetition penalty) would change the opponent's distribution.
+    write_json(scratch / "generation_config.json", _generation_config(tokenizer, stop_ids))
     log.info("%s: %d files of weights linked", source, len(weights))
 
 
-def make(job: BaseJob, shape: SftConfig, scratch: Path) -> None:
-    """A fresh random Llama of the configured shape, with the demo's tokenizer."""
+def create_model(job: BaseJob, shape: SftConfig, scratch: Path) -> None:
+    """Write a new random Llama of the configured shape into `scratch`, with the demo's tokenizer."""
     from spin_core.data import demo
 
     tokenizer = demo.build_tokenizer()
-    settings = fresh_config(shape, tokenizer)
+    settings = new_model_config(shape, tokenizer)
     Renderer(tokenizer, job.chat)
     torch.manual_seed(job.seed)
     save_model(LlamaForCausalLM(settings), tokenizer, scratch)
 
 
-def fresh_config(shape: SftConfig, tokenizer: Any) -> LlamaConfig:
+def new_model_config(shape: SftConfig, tokenizer: Any) -> LlamaConfig:
     """The configuration of a Llama of the configured shape."""
     if shape.hidden_size % (2 * shape.heads):
         # Rotary positions turn a head's dimensions in pairs.
         raise ModelError(
-            f"sft.hidden_size {shape.hidden_size} is no multiple of {2 * shape.heads}, twice sft.heads: "
+            f"sft.hidden_size {shape.hidden_size} is not a multiple of {2 * shape.heads}, twice sft.heads: "
             "change one of the two"
         )
     return LlamaConfig(
@@ -88,7 +88,7 @@ def fresh_config(shape: SftConfig, tokenizer: Any) -> LlamaConfig:
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.heads,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=_CONTEXT,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -96,14 +96,14 @@ def fresh_config(shape: SftConfig, tokenizer: Any) -> LlamaConfig:
 
 
 def locate(name: str, config: ModelConfig, *, weights: bool = True) -> Path:
-    """The folder of a model, or of a tokenizer alone: a local one, or a snapshot of the hub's."""
+    """The folder of a model, or of a tokenizer alone: a local one, or a download from the hub."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve()
     if folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ModelError(f"{name} is no folder: set model.path to a model's folder or a hub name")
+        raise ModelError(f"{name} is not a folder: set model.path to a model's folder or a hub name")
     patterns = [
-        *TOKENIZER_FILES,
+        *_TOKENIZER_FILES,
         *(["*.safetensors"] if weights else []),
         *(["*.py"] if config.trust_remote_code else []),
     ]
@@ -111,20 +111,20 @@ def locate(name: str, config: ModelConfig, *, weights: bool = True) -> Path:
         return Path(snapshot_download(name, revision=config.revision, allow_patterns=patterns))
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(
-            f"{name} is no folder here, and the hub did not give it ({first_line(error)}): "
-            "set model.path to a folder, mend the name, or connect to the hub"
+            f"{name} is not a folder here, and the hub did not provide it ({first_line(error)}): "
+            "set model.path to a folder, fix the name, or connect to the hub"
         ) from error
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a model's weights. `ModelError` if there are none, or not all."""
+    """The files that hold a model's weights. Raises `ModelError` if there are none, or not all."""
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise ModelError(f"{folder} holds an adapter, not a model: merge it into its model and set model.path to that")
     check_safetensors(folder)
-    if (folder / INDEX).exists():
-        names = sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()))
+    if (folder / _INDEX).exists():
+        names = sorted(set(json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values()))
     else:
-        names = [WEIGHTS]
+        names = [_WEIGHTS]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise ModelError(f"{folder} lacks {', '.join(missing[:3])}: copy or fetch the model again")
@@ -132,7 +132,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def prepare_tokenizer(source: Path, config: ModelConfig) -> Any:
-    """The tokenizer, with the configured EOS and padding token. `ModelError` if it has none."""
+    """The tokenizer, with the configured EOS and padding token. Raises `ModelError` if it then lacks one."""
     folder = locate(config.tokenizer, config, weights=False) if config.tokenizer else source
     tokenizer = load_tokenizer(folder, config)
     for name in ("eos_token", "pad_token"):
@@ -147,15 +147,16 @@ def prepare_tokenizer(source: Path, config: ModelConfig) -> Any:
         )
     if tokenizer.pad_token is None:
         vocabulary = tokenizer.get_vocab()
-        found = [token for token in (*NEW_PAD_TOKENS, tokenizer.unk_token, tokenizer.eos_token) if token in vocabulary]
+        candidates = (*_PAD_TOKENS, tokenizer.unk_token, tokenizer.eos_token)
+        likeliest = next(token for token in candidates if token in vocabulary)
         raise ModelError(
-            f"the tokenizer in {folder} has no padding token: set model.pad_token, for instance to {found[0]!r}"
+            f"the tokenizer in {folder} has no padding token: set model.pad_token, for instance to {likeliest!r}"
         )
     return tokenizer
 
 
 def check_fit(source: Path, settings: Any, tokenizer: Any, config: ModelConfig) -> None:
-    """Whether the folder's model is one that answers, with a row for each of the tokenizer's tokens."""
+    """Raise `ModelError` unless the folder has a causal language model that embeds each of the tokenizer's tokens."""
     model = skeleton(source, settings, config)
     rows, tokens = model.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values()) + 1
     if tokens > rows:
@@ -166,7 +167,7 @@ def check_fit(source: Path, settings: Any, tokenizer: Any, config: ModelConfig) 
 
 
 def skeleton(source: Path, settings: Any, config: ModelConfig) -> PreTrainedModel:
-    """The model of a configuration, without numbers in its weights."""
+    """The model of a configuration on the meta device: shapes, but no values."""
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -174,12 +175,12 @@ def skeleton(source: Path, settings: Any, config: ModelConfig) -> PreTrainedMode
             )
     except (ValueError, ImportError) as error:
         raise ModelError(
-            f"{source} is no causal language model ({first_line(error)}): set model.path to one"
+            f"{source} is not a causal language model ({first_line(error)}): set model.path to one"
         ) from error
     return model
 
 
-def generation_config(tokenizer: Any, stop_ids: tuple[int, ...]) -> dict[str, Any]:
+def _generation_config(tokenizer: Any, stop_ids: tuple[int, ...]) -> dict[str, Any]:
     """What ends a response, and nothing about sampling: that is the run's configuration."""
     return {
         "bos_token_id": tokenizer.bos_token_id,

@@ -1,11 +1,11 @@
-"""Phase `base`: bring in θ_0, or create an untrained model: `python -m spin_core.phases.base JOB`."""
+"""Phase `base`: link θ_0, or create an untrained model: `python -m spin_core.phases.base JOB`."""
 
 import shutil
 from pathlib import Path
 from typing import Any
 
 from spin_core.errors import ModelError
-from spin_core.models.base_model import bring_in, make
+from spin_core.models.base_model import create_model, link_model
 from spin_core.runtime.phase import main
 from spin_core.runtime.progress import Progress
 from spin_core.store.jobs import BaseJob
@@ -13,15 +13,15 @@ from spin_core.store.records import ModelVersion
 
 
 def run(job: BaseJob, scratch: Path, progress: Progress) -> dict[str, Any]:
-    """Bring the model in, or make one."""
+    """Link the configured model, or create one."""
     for leftover in scratch.iterdir():
         leftover.unlink() if not leftover.is_dir() else shutil.rmtree(leftover)
     if job.model.path:
-        bring_in(job, scratch, progress)
+        link_model(job, scratch, progress)
     else:
         if job.sft is None:
             raise ModelError("there is no model to start from: set model.path to a folder or a hub name")
-        make(job, job.sft, scratch)
+        create_model(job, job.sft, scratch)
     return {"t": 0, "parent": None}
 
 

@@ -22,7 +22,7 @@ def look_for_model(_looks: Looks, config: RunConfig, scratch: Path) -> Path:
     if config.model.path:
         return base_model.locate(config.model.path, config.model, weights=False)
     tokenizer = demo.build_tokenizer()
-    base_model.fresh_config(config.sft, tokenizer).save_pretrained(scratch)
+    base_model.new_model_config(config.sft, tokenizer).save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
     return scratch
 

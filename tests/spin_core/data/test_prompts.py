@@ -12,7 +12,7 @@ from spin_core.config.data import PromptsConfig, SourceConfig
 from spin_core.config.model import ChatConfig, ModelConfig
 from spin_core.data import demo
 from spin_core.data.chat import Renderer
-from spin_core.data.sources import commit_of, read_rows
+from spin_core.data.sources import _commit_of, read_rows
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ConfigError, DataError
 from spin_core.phases import prompts
@@ -346,7 +346,7 @@ def test_an_unknown_source_is_named(build):
 
 
 def test_a_hub_name_that_cannot_be_reached_is_named(build):
-    with pytest.raises(DataError, match=r"nobody/nothing is no file or folder here, nor found on the hub"):
+    with pytest.raises(DataError, match=r"nobody/nothing is neither a file or folder here nor on the hub"):
         build("nobody/nothing")
 
 
@@ -438,9 +438,9 @@ def test_bytes_that_are_not_utf8_are_named_by_their_line(build, tmp_path):
         ("b.jsonl", '{"prompt": "a"}\n[1]\n', "b.jsonl, line 2 is list, not a JSON object"),
         ("c.json", '[{"prompt": "a"},\n{"prompt" "b"}]', r"c.json, line 2 is not JSON \(Expecting ':'"),
         ("d.json", '[{"prompt": "a"}, 7]', "d.json, row 2 is int, not a JSON object"),
-        ("e.csv", "prompt,response\na,b\nc\n", "e.csv, line 3 has not as many fields as the first line"),
+        ("e.csv", "prompt,response\na,b\nc\n", "e.csv, line 3 has fewer or more fields than the first line"),
         ("f.csv", 'prompt,response\na,"b" c\n', "f.csv, line 2 is not CSV"),
-        ("g.parquet", "not parquet", "g.parquet is no Parquet file"),
+        ("g.parquet", "not parquet", "g.parquet is not a Parquet file"),
     ],
 )
 def test_broken_files_are_named_by_their_line(build, tmp_path, name, text, message):
@@ -477,8 +477,8 @@ def test_a_budget_beyond_the_models_context_says_what_to_lower(build, prompt, re
 
 def test_the_hub_commit_is_read_from_the_files_that_were_fetched():
     commit = "0123456789abcdef0123456789abcdef01234567"
-    assert commit_of({f"hf://datasets/owner/name@{commit}/train.parquet": {}}) == commit
-    assert commit_of(None) is None
+    assert _commit_of({f"hf://datasets/owner/name@{commit}/train.parquet": {}}) == commit
+    assert _commit_of(None) is None
 
 
 def test_the_text_of_a_cut_story_follows_its_prompt(build):

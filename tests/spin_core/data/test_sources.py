@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from spin_core.config.data import SourceConfig
-from spin_core.data.sources import from_datasets
+from spin_core.data.sources import _from_datasets
 
 CARD = """---
 configs:
@@ -27,7 +27,7 @@ def folder_with_card(parent: Path, answer: str) -> Path:
 
 def test_a_folder_with_a_card_gives_its_own_rows_though_another_of_that_name_was_read_before(tmp_path):
     def response(folder: Path) -> str:
-        return from_datasets(folder, SourceConfig(path=str(folder)), "prompts.source")[0][0]["response"]
+        return _from_datasets(folder, SourceConfig(path=str(folder)), "prompts.source")[0][0]["response"]
 
     assert response(folder_with_card(tmp_path / "one", "2")) == "2"
     assert response(folder_with_card(tmp_path / "two", "3")) == "3"

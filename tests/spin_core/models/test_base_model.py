@@ -114,12 +114,14 @@ def test_the_real_small_model_is_brought_in(tmp_path):
 
 
 def test_a_path_that_is_no_folder_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"absent is no folder: set model.path"):
+    with pytest.raises(ModelError, match=r"absent is not a folder: set model.path"):
         publish(tmp_path, path=tmp_path / "absent")
 
 
 def test_a_hub_name_that_cannot_be_reached_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"nobody/nothing is no folder here, and the hub did not give it .*model.path"):
+    with pytest.raises(
+        ModelError, match=r"nobody/nothing is not a folder here, and the hub did not provide it .*model.path"
+    ):
         publish(tmp_path, path="nobody/nothing")
 
 
@@ -149,7 +151,7 @@ def test_pickled_weights_are_refused(copy, tmp_path):
 
 
 def test_a_missing_shard_is_named(copy, tmp_path):
-    (copy / base_model.INDEX).write_text(
+    (copy / base_model._INDEX).write_text(
         json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}})
     )
     with pytest.raises(ModelError, match=r"lacks model-2.safetensors: copy or fetch the model again"):
@@ -219,7 +221,7 @@ def test_trusted_code_comes_along(copy, tmp_path, monkeypatch):
 def test_a_model_of_another_kind_is_refused(copy, tmp_path):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "model_type": "clip", "architectures": ["CLIPModel"]}))
-    with pytest.raises(ModelError, match="is no causal language model"):
+    with pytest.raises(ModelError, match="is not a causal language model"):
         publish(tmp_path, path=copy)
 
 
@@ -249,5 +251,5 @@ def test_the_seed_decides_a_fresh_model(tmp_path):
 
 @pytest.mark.parametrize(("width", "heads"), [(30, 4), (12, 4)])
 def test_a_width_that_the_heads_cannot_share_is_refused(tmp_path, width, heads):
-    with pytest.raises(ModelError, match=rf"sft.hidden_size {width} is no multiple of 8, twice sft.heads"):
+    with pytest.raises(ModelError, match=rf"sft.hidden_size {width} is not a multiple of 8, twice sft.heads"):
         publish(tmp_path, sft=SftConfig(hidden_size=width, heads=heads))

@@ -227,7 +227,7 @@ def test_a_schedule_that_is_too_long_is_a_warning(configured, tmp_path):
 @pytest.mark.parametrize(
     ("sets", "says"),
     [
-        (["model.path=/nowhere/model"], "model: /nowhere/model is no folder"),
+        (["model.path=/nowhere/model"], "model: /nowhere/model is not a folder"),
         (["prompts.source.path=/nowhere/rows.jsonl"], "data: /nowhere/rows.jsonl does not exist"),
         (["prompts.columns={prompt: question}"], "data: "),
         (["prompts.held_out=500"], "data: prompts.held_out is 500, but there are only"),
@@ -337,7 +337,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line_a_source(tmp_path):
     assert lines["data"].startswith(
         "HuggingFaceH4/ultrachat_200k is no file or folder here, and the hub did not answer"
     )
-    assert lines["model"].startswith("alignment-handbook/zephyr-7b-sft-full is no folder here, and the hub did not")
+    assert lines["model"].startswith("alignment-handbook/zephyr-7b-sft-full is not a folder here, and the hub did not")
 
 
 @pytest.fixture

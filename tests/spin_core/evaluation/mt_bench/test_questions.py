@@ -41,5 +41,7 @@ def test_invalid_questions_are_rejected(tmp_path, rows, message):
 def test_a_folder_without_questions_and_an_unreachable_hub_are_errors(tmp_path):
     with pytest.raises(DataError, match=r"question.jsonl is not there: set evaluate.mt_bench.data"):
         load_questions(tmp_path)
-    with pytest.raises(DataError, match=r"mt_bench_prompts is no file or folder here.*mend evaluate.mt_bench.data"):
+    with pytest.raises(
+        DataError, match=r"mt_bench_prompts is neither a file or folder here.*fix evaluate.mt_bench.data"
+    ):
         load_questions(None)
