@@ -90,9 +90,9 @@ def benchmarks(config: EvaluateConfig) -> Iterator[tuple[str, tuple[BenchmarkTas
 
 def score_names(config: EvaluateConfig) -> list[str]:
     """Return the names of the main scores of all suites: their averages, and each task's main score."""
-    found = list(benchmarks(config))
-    averages = [suite for suite, _ in found if suite != LM_EVAL] + mt_bench_suites(config)
-    return list(dict.fromkeys([*averages, *(task.title for _, tasks in found for task in tasks)]))
+    suites = list(benchmarks(config))
+    averages = [suite for suite, _ in suites if suite != LM_EVAL] + mt_bench_suites(config)
+    return list(dict.fromkeys([*averages, *(task.title for _, tasks in suites for task in tasks)]))
 
 
 def mt_bench_suites(config: EvaluateConfig) -> list[str]:
@@ -108,11 +108,11 @@ def check(config: RunConfig) -> None:
             that do not come with the tasks.
     """
     evaluate = config.evaluate
-    found = list(benchmarks(evaluate))
-    check_names(found)
-    if evaluate.lm_eval.engine == "vllm" and found:
+    suites = list(benchmarks(evaluate))
+    check_names(suites)
+    if evaluate.lm_eval.engine == "vllm" and suites:
         interpreter.required_python(config.generate.vllm, "evaluate.lm_eval.engine")
-    if any(task.name == "ifeval" for _, tasks in found for task in tasks):
+    if any(task.name == "ifeval" for _, tasks in suites for task in tasks):
         from spin_core.evaluation.nltk_data import require_punkt  # imports the hub's library, which takes a while
 
         require_punkt(evaluate.lm_eval.local_data)

@@ -23,7 +23,7 @@ def test_the_classifier_is_judged_on_lengths_that_it_has_not_seen():
     assert length_classifier(real, generated).mean() == pytest.approx(0.5, abs=0.05)
 
 
-def test_an_overlap_is_told_as_well_as_it_can_be():
+def test_overlapping_lengths_are_classified_as_well_as_possible():
     # Real is 1 to 3, generated 2 to 4, a third each: the best threshold gets two thirds right.
     assert length_classifier([1, 2, 3] * 60, [2, 3, 4] * 60).mean() == pytest.approx(2 / 3, abs=0.01)
 

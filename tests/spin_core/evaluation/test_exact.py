@@ -20,12 +20,12 @@ def test_distances_by_hand():
     assert found["forward_kl"] == pytest.approx(0.5 * math.log(2))
 
 
-def test_a_player_that_is_the_data_is_at_distance_0():
+def test_a_player_equal_to_the_data_has_distance_0():
     p = np.array([0.3, 0.25, 0.45])
     assert list(distances(p, np.log(p)).values()) == pytest.approx([0, 0, 0], abs=1e-12)
 
 
-def test_a_player_that_never_says_what_is_right_is_as_far_as_can_be():
+def test_a_player_that_is_never_right_has_the_largest_distance():
     found = distances(np.array([1.0]), np.array([-2000.0]))
     assert found == {"total_variation": 1.0, "invalid_mass": 1.0, "forward_kl": 2000.0}
 
@@ -100,7 +100,7 @@ def test_the_distance_to_the_players_own_distribution_is_0():
     assert {name: one[name][0] for name in NAMES} == dict.fromkeys(NAMES, 0.0)
 
 
-def test_a_prompt_that_the_source_does_not_know_is_refused():
+def test_a_prompt_that_the_source_does_not_have_is_rejected():
     tokenizer = demo.build_tokenizer()
     with pytest.raises(DataError, match="no prompt of the demo"):
         exact_distances(

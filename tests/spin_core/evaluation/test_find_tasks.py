@@ -1,4 +1,4 @@
-"""Tasks with the hub's rows, which lie here where a path of the hub's names leads: nothing of lm-eval's is changed.
+"""Tasks with the hub's rows, in folders with the names of the hub's data sets: nothing of lm-eval's is changed.
 
 `datasets` takes a folder of that name below the one it works in for the data set itself, card, parts, splits and all.
 """
@@ -86,7 +86,7 @@ def write_hub() -> None:
 
 @pytest.fixture
 def work_in(monkeypatch) -> Callable[[Path], None]:
-    """Goes to work in a folder, with the cache of `datasets` in it."""
+    """A function that changes to a folder, with the cache of `datasets` in it."""
 
     def go(folder: Path) -> None:
         folder.mkdir(exist_ok=True)
@@ -171,13 +171,13 @@ def test_a_group_of_the_hub_weighs_its_items_alike(tmp_path, model):
     assert report.scores[GROUP].value != pytest.approx(np.mean(means)), "which would weigh subjects"
 
 
-def test_a_name_of_the_hub_for_several_tasks_has_their_scores_and_no_mean(tmp_path, model):
+def test_a_hub_name_for_several_tasks_gives_their_scores_and_no_mean(tmp_path, model):
     report = do(job(model, tmp_path / "runs", f"{GROUP}_tasks"))
     assert {f"mmlu_{subject}" for subject in subjects()} == set(report.scores)
     assert report.averages == {}
 
 
-def test_the_hubs_rows_are_known_by_what_they_hold(tmp_path, work_in):
+def test_the_hubs_rows_are_identified_by_their_content(tmp_path, work_in):
     def digests() -> tuple[str, str]:
         """Without examples in the prompt, and with two."""
         found = tasks_from_hub([BenchmarkTask(name="arc_easy", num_fewshot=count) for count in (None, 2)])
@@ -199,7 +199,7 @@ def test_the_hubs_rows_are_known_by_what_they_hold(tmp_path, work_in):
     assert not {bare, shown} & set(changed("rows", range(1, 9), range(20, 26)))
 
 
-def test_what_the_hub_has_given_once_is_not_scored_again(tmp_path, model):
+def test_a_task_on_the_same_hub_rows_is_not_scored_again(tmp_path, model):
     first = do(job(model, tmp_path / "runs", "arc_easy"))
     asked = job(model, tmp_path / "runs", "arc_easy")
     hollow = asked.player.model_copy(update={"path": tmp_path / "nowhere"})
@@ -207,7 +207,7 @@ def test_what_the_hub_has_given_once_is_not_scored_again(tmp_path, model):
     assert again.scores == first.scores
 
 
-def test_a_data_set_that_is_not_there_is_told_in_one_line(tmp_path, model, work_in):
+def test_a_missing_data_set_is_an_error_in_one_line(tmp_path, model, work_in):
     work_in(tmp_path / "empty")
     with pytest.raises(DataError, match="the rows of arc_easy did not come from the hub"):
         do(job(model, tmp_path / "runs", "arc_easy"))

@@ -203,6 +203,6 @@ def test_examples_come_from_their_own_split(ours):
         ('He says "stop". \'then he', 'He says "stop".', "'then he"),
     ],
 )
-def test_quotation_marks_stay_with_the_sentence_of_hellaswag_that_they_are_of(text, before, begun):
+def test_quotation_marks_stay_with_their_sentence_of_hellaswag(text, before, begun):
     row = SINGLE_TASKS["hellaswag"].convert({"question": f"Ad: {text}", "choices": ["goes."], "label": 0})
     assert (row["ctx_a"], row["ctx_b"]) == (before, begun)

@@ -1,4 +1,4 @@
-"""The local form of each task against lm-eval's own on real rows, which are set into the hub's columns anew.
+"""The local form of each task against lm-eval's own on real rows, which are converted to the hub's columns here.
 
 The plain rows hold all of the hub's columns that lm-eval reads, with these exceptions. ARC's choices bear letters or
 digits in the hub, which no prompt shows: here every second row has digits. HellaSwag's contexts are joined and cleaned.

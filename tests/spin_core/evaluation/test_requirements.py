@@ -1,4 +1,4 @@
-"""What suites need beside their rows and is not here: said in one line, before anything is computed."""
+"""What suites need in addition to their rows: if it is missing, one line says so before anything is computed."""
 
 import http.server
 import json
@@ -26,7 +26,7 @@ PLAIN = {**COUNTED, "instruction_id_list": ["punctuation:no_comma"]}
 
 @pytest.fixture(autouse=True)
 def nltk_data(tmp_path, monkeypatch):
-    """The only folder that NLTK looks into; it is empty."""
+    """The only folder in which NLTK looks for data; it is empty."""
     folder = tmp_path / "nltk_data"
     folder.mkdir()
     monkeypatch.setattr(nltk.data, "path", [str(folder)])
@@ -37,7 +37,7 @@ def asking(*suites_, **lm_eval):
     return resolve("demo", overrides={"evaluate": {"suites": suites_, "lm_eval": lm_eval}})
 
 
-def test_ifeval_without_nltks_data_is_refused_in_one_line_that_says_how_to_have_them(nltk_data):
+def test_ifeval_without_nltks_data_is_an_error_that_says_how_to_get_them(nltk_data):
     with pytest.raises(
         ConfigError, match=r"punkt_tab, which is not here: run `python -m nltk.downloader.*NLTK_DATA"
     ) as no:
@@ -49,7 +49,7 @@ def test_ifeval_without_nltks_data_is_refused_in_one_line_that_says_how_to_have_
     suites.check(asking("instruct"))
 
 
-def test_ifevals_own_rows_want_those_data_only_if_one_has_sentences_counted(tmp_path):
+def test_local_rows_of_ifeval_need_the_data_only_if_one_counts_sentences(tmp_path):
     path = tmp_path / "ifeval_train.jsonl"
     path.write_text(json.dumps(PLAIN))
     suites.check(asking("instruct", local_data=str(tmp_path)))
@@ -58,7 +58,7 @@ def test_ifevals_own_rows_want_those_data_only_if_one_has_sentences_counted(tmp_
         suites.check(asking("instruct", local_data=str(tmp_path)))
 
 
-def test_spin_check_says_that_the_hubs_rows_are_out_of_reach(tmp_path):
+def test_spin_check_says_that_the_hubs_rows_are_unreachable(tmp_path):
     looks = Looks()
     looks.at("benchmarks", look_at_benchmarks, asking(tasks=["arc_easy"]), tmp_path)
     ((level, text),) = [(one.level, one.text) for one in looks.findings]
@@ -67,7 +67,7 @@ def test_spin_check_says_that_the_hubs_rows_are_out_of_reach(tmp_path):
     assert text.endswith("connect to it, or set evaluate.lm_eval.local_data to a folder with the rows")
 
 
-def test_the_hub_is_near_when_it_answers_whatever_it_says(monkeypatch):
+def test_the_hub_is_reachable_if_it_answers_with_any_status(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         url = f"http://127.0.0.1:{server.server_address[1]}"

@@ -247,7 +247,7 @@ def test_the_probability_metric_is_what_a_player_gains_on_people_less_what_it_ga
     assert mean(found["reward_margin"], "reward_margin").value == pytest.approx(5.5 / 2)
 
 
-def test_the_two_sample_test_is_told_in_words(opponents_report):
+def test_the_two_sample_test_is_a_note_in_words(opponents_report):
     (note,) = opponents_report.notes
     score = opponents_report.scores["text_classifier"]
     assert f"in {score.value:.3f} ± {score.stderr:.3f} of cases" in note
@@ -273,7 +273,7 @@ def test_a_pair_with_the_same_tokens_counts_for_the_probability_metric_alone(
     assert report.scores["ipm"].value == pytest.approx(report.scores["reward_margin"].value * (ROWS - 20) / ROWS)
 
 
-def test_a_report_about_other_prompts_is_refused(tmp_path, models, opponents_report):
+def test_a_report_about_other_prompts_is_rejected(tmp_path, models, opponents_report):
     other = prompt_set(tmp_path / "prompts", demo.prompts(2 * ROWS)[1][ROWS:])
     with pytest.raises(DataError, match="other held-out prompts"):
         do(evaluate_job(tmp_path / "self-play", models[1], other, t=1, opponent=opponents_report))
@@ -284,7 +284,7 @@ def test_the_same_job_gives_the_same_bytes(tmp_path, models, prompts, opponents_
     assert artifacts.verify(tmp_path / "again") == []
 
 
-def test_lineages_share_what_is_known_of_a_first_model(tmp_path, models, prompts, opponents_report, monkeypatch):
+def test_lineages_share_the_report_on_their_first_model(tmp_path, models, prompts, opponents_report, monkeypatch):
     shared = {"speed": EvaluateSpeed(scores=tmp_path / "scores")}
 
     def job(name: str, **more) -> EvaluateJob:
@@ -302,7 +302,7 @@ def test_lineages_share_what_is_known_of_a_first_model(tmp_path, models, prompts
         do(job("four", t=1, opponent=opponents_report))
 
 
-def test_every_version_is_asked_with_the_same_random_numbers(tmp_path, models, prompts, opponents_report):
+def test_every_version_samples_with_the_same_random_numbers(tmp_path, models, prompts, opponents_report):
     later = do(evaluate_job(tmp_path / "later", models[0], prompts, t=3))
     assert held_out(later) == held_out(opponents_report)
 

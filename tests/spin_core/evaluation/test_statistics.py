@@ -48,7 +48,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(n):
 
 
 @pytest.mark.parametrize("n", [10, 30, 300])
-def test_it_does_so_of_answers_that_are_right_or_wrong(n):
+def test_the_interval_does_so_for_answers_that_are_right_or_wrong(n):
     rng = np.random.default_rng(n)
     stars = 0
     for trial in range(500):

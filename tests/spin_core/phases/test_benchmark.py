@@ -243,7 +243,7 @@ def test_examples_in_the_prompt_are_those_that_lm_eval_draws_from_the_training_r
     assert report.notes == ()
 
 
-def test_examples_from_the_rows_that_are_asked_are_noted(tmp_path, model, data):
+def test_examples_from_the_evaluated_rows_are_noted(tmp_path, model, data):
     report = do(benchmark_job(tmp_path / "lm-eval", model, data, "winogrande", num_fewshot=2))
     assert report.notes == ("winogrande: examples in the prompt come from the rows that are evaluated",)
 
@@ -281,9 +281,7 @@ def batches(monkeypatch) -> list[int]:
     return found
 
 
-def test_a_stopped_run_keeps_the_tasks_that_are_done_and_what_is_answered_of_the_next(
-    tmp_path, model, data, batches, monkeypatch
-):
+def test_a_stopped_run_keeps_finished_tasks_and_the_answers_of_the_next(tmp_path, model, data, batches, monkeypatch):
     whole = do(benchmark_job(tmp_path / "other" / "whole", model, data, "arc_easy", "winogrande"))
     undisturbed = [batches.pop(0) for _ in range(12)]
     assert not batches
@@ -302,8 +300,12 @@ def test_a_stopped_run_keeps_the_tasks_that_are_done_and_what_is_answered_of_the
     assert kept(tmp_path) == ["arc_easy", "winogrande"]
 
 
-def test_a_run_that_is_killed_within_a_task_asks_for_the_rest_alone(tmp_path, model, batches):
-    # Each answer takes a second or two, and each prompt is longer than the context.
+def test_a_run_that_is_killed_within_a_task_requests_only_the_rest(tmp_path, model, batches):
+    # A context of 512 tokens: each prompt is longer than that, and each answer, of half of it, takes part of a second.
+    network, tokenizer = load_model(model, CPU), load_tokenizer(model, CPU)
+    network.config.max_position_embeddings = 512
+    model = tmp_path / "short"
+    save_model(network, tokenizer, model)
     rows = [{"question": phrase(Random(i), 250 + i), "answer": f"#### {i}"} for i in range(5)]
     write_rows(tmp_path, "gsm8k_test", rows)
     undisturbed, killed = (
@@ -319,7 +321,7 @@ def test_a_run_that_is_killed_within_a_task_asks_for_the_rest_alone(tmp_path, mo
     assert process.returncode == -signal.SIGKILL
     assert kept(tmp_path / "killed") == []
     again = do(killed)
-    # Another one may have been answered before the signal came.
+    # One more may have been answered before the signal arrived.
     assert 0 < len(batches) <= 5 - before
     assert (again.digest, again.scores, again.notes) == (whole.digest, whole.scores, whole.notes)
     assert "5 of 5 prompts are longer" in again.notes[0]
@@ -333,7 +335,7 @@ def kept(folder: Path) -> list[str]:
     return [artifacts.read_record(entry, EvalReport).suite for entry in entries]
 
 
-def test_a_task_without_rows_is_refused_with_those_that_have(tmp_path, model, data):
+def test_a_task_without_rows_is_an_error_that_lists_tasks_with_rows(tmp_path, model, data):
     with pytest.raises(ConfigError, match=r"'gsm8k' has no rows in .*: choose among arc_easy, .*, mmlu") as error:
         do(benchmark_job(tmp_path / "lm-eval", model, data, "gsm8k"))
     assert "openbookqa" in str(error.value)
@@ -341,7 +343,7 @@ def test_a_task_without_rows_is_refused_with_those_that_have(tmp_path, model, da
         do(benchmark_job(tmp_path / "lm-eval", model, data / "nowhere", "arc_easy"))
 
 
-def test_more_examples_than_there_are_rows_are_refused(tmp_path, model, data):
+def test_more_examples_than_rows_are_rejected(tmp_path, model, data):
     with pytest.raises(DataError, match="winogrande wants 16 examples in its prompt, and has 15 rows for them"):
         do(benchmark_job(tmp_path / "lm-eval", model, data, "winogrande", num_fewshot=ROWS))
 
@@ -357,7 +359,7 @@ def test_a_row_in_another_form_is_named(tmp_path, model):
         do(benchmark_job(tmp_path / "lm-eval", model, tmp_path, "arc_easy"))
 
 
-def test_a_chat_template_that_is_not_there_is_refused(tmp_path, model, data):
+def test_a_missing_chat_template_is_an_error(tmp_path, model, data):
     with pytest.raises(ConfigError, match="no chat template"):
         do(benchmark_job(tmp_path / "lm-eval", model, data, "arc_easy", apply_chat_template=True))
 
@@ -394,7 +396,7 @@ def test_an_error_that_lm_eval_does_not_give_is_unknown():
     assert rows == [("acc,none", "3", 1.0)]
 
 
-def test_a_metric_that_is_better_low_and_one_of_several_places_are_told():
+def test_metrics_where_lower_is_better_and_with_several_values_an_item():
     found = {"perplexity,none": 2.0, "places,none": 0.5}
     samples = [{"doc_id": 0, "filter": "none", "perplexity": 2.0, "places": [True, False]}]
     scores, rows = scores_and_items(found, samples, {"perplexity": False, "places": True})
@@ -402,7 +404,7 @@ def test_a_metric_that_is_better_low_and_one_of_several_places_are_told():
     assert rows == [("perplexity,none", "0", 2.0)]
 
 
-def test_samples_keep_what_was_asked_and_how_likely_each_choice_was(report, data, by_hand):
+def test_samples_have_the_prompt_and_the_log_probability_of_each_choice(report, data, by_hand):
     samples = pq.read_table(report.path / "samples.parquet").to_pylist()
     asked = {task: [row for row in samples if row["task"] == task] for task in ("arc_easy", "winogrande")}
     for row, question in zip(asked["arc_easy"], read(data / "arc_easy_test.jsonl"), strict=True):
@@ -418,7 +420,7 @@ def test_samples_keep_what_was_asked_and_how_likely_each_choice_was(report, data
         assert [row["prompt"] + choice for choice in row["choices"]] == filled
 
 
-def test_answers_are_kept_with_what_each_filter_read_in_them(tmp_path, model):
+def test_samples_have_the_answer_and_what_each_filter_read_in_it(tmp_path, model):
     write_rows(
         tmp_path, "gsm8k_test", [{"question": f"What is {i}?", "answer": f"It is {i}.\n#### {i}"} for i in (3, 4)]
     )
@@ -446,7 +448,7 @@ def test_answers_are_no_longer_than_half_the_context_and_prompts_lose_their_begi
     )
 
 
-def test_ifeval_says_what_it_lacks_before_it_computes(tmp_path, model):
+def test_ifeval_without_nltks_data_fails_before_it_computes(tmp_path, model):
     row = {"key": 1, "prompt": "Say it.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
     write_rows(tmp_path, "ifeval_train", [row, row])
     report = do(benchmark_job(tmp_path / "lm-eval", model, tmp_path, "ifeval"))
@@ -462,7 +464,7 @@ def test_ifeval_says_what_it_lacks_before_it_computes(tmp_path, model):
 
 
 @pytest.mark.parametrize("templated", [True, False])
-def test_a_model_that_has_a_chat_template_is_asked_with_it_where_that_is_up_to_it(tmp_path, templated):
+def test_the_chat_template_is_used_if_the_model_has_one_and_the_setting_is_open(tmp_path, templated):
     template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}" if templated else None
     folder = save_tiny_model(tmp_path / "model", character_tokenizer(chat_template=template))
     row = {"key": 1, "prompt": "Say it.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
@@ -473,7 +475,7 @@ def test_a_model_that_has_a_chat_template_is_asked_with_it_where_that_is_up_to_i
     assert ("the model has no chat template, and was asked without one" in report.notes) != templated
 
 
-def test_a_batch_may_be_found_out(tmp_path, model, data, report):
+def test_an_automatic_batch_size_gives_the_same_values(tmp_path, model, data, report):
     found = do(benchmark_job(tmp_path / "lm-eval", model, data, "winogrande", batch_size="auto"))
     assert items(found, "winogrande") == items(report, "winogrande")
 
@@ -488,7 +490,7 @@ def test_a_real_small_model_takes_the_real_benchmarks(tmp_path):
     assert any("longer than the model's context of 256 tokens" in note for note in report.notes)
 
 
-def test_every_real_row_has_its_place_in_lm_evals_form():
+def test_every_real_row_is_converted():
     folder = RowsFolder(data_folder("benchmarks").parent)
     known = folder.sources()
     assert len([name for name in known if name.startswith("mmlu_")]) == 57

@@ -60,7 +60,7 @@ def test_scores_are_the_judges_grades_by_question_category_and_turn(tmp_path, da
     assert artifacts.verify(report.path) == []
 
 
-def test_answers_and_verdicts_are_kept_whole(tmp_path, data, models):
+def test_the_report_has_all_answers_and_verdicts(tmp_path, data, models):
     with serving(grades) as endpoint:
         report = do(job_of(tmp_path / "mt-bench", data, models[0], endpoint.url))
     answers, verdicts = rows_of(report, "answers"), rows_of(report, "verdicts")
@@ -75,7 +75,7 @@ def test_answers_and_verdicts_are_kept_whole(tmp_path, data, models):
         assert (f"Q{row['id']}.2?" in prompt) == (row["turn"] == 2)
         assert row["reply"] == f"So. [[{row['value']}]]"
         assert (row["model"], row["asked"], row["fault"]) == ("tiny-judge", 1, "")
-        # References are for math alone here, and for the turns up to the one that is judged.
+        # Only math has references here, for the turns up to the judged one.
         seen = [one for one in ("REF one", "REF two") if one in prompt]
         is_math = 85 < int(row["id"]) <= 88
         assert seen == (["REF one", "REF two"][: row["turn"]] if is_math else [])
@@ -99,7 +99,7 @@ def test_a_grade_that_cannot_be_read_does_not_count(tmp_path, data, models):
     assert faults == dict.fromkeys([("82", 2), ("83", 1), ("83", 2)], "unreadable")
 
 
-def test_a_judge_that_never_follows_the_form_is_refused(tmp_path, data, models):
+def test_a_judge_that_never_gives_a_readable_grade_is_an_error(tmp_path, data, models):
     with (
         serving(lambda _body, _before: Reply(text="I like it.")) as endpoint,
         pytest.raises(ConfigError, match=r"gives no grade that can be read \('I like it.'"),
@@ -131,20 +131,20 @@ def test_two_versions_are_compared_turn_by_turn_in_both_orders(tmp_path, data, m
         and "95 % interval" in note
         for note in report.notes
     )
-    # Each grade once, each pair twice, and what is one question to the judge is asked once.
+    # Each grade once, each pair twice; the comparisons with base and previous have equal requests, which are sent once.
     assert len(endpoint.asked) == 2 * QUESTIONS * (1 + 1 + 2)
     orders = Counter((row["task"], row["order"]) for row in rows_of(report, "verdicts"))
     assert orders["against-base", "AB"] == orders["against-previous", "BA"] == 2 * QUESTIONS
 
 
-def test_a_judge_that_likes_what_it_reads_first_finds_ties(tmp_path, data, models):
+def test_a_judge_that_prefers_the_first_answer_gives_ties(tmp_path, data, models):
     with serving(likes(lambda _a, _b: "A")) as endpoint:
         base = do(job_of(tmp_path / "base", data, models[0], endpoint.url))
         report = do(job_of(tmp_path / "next", data, models[1], endpoint.url, t=1, base=base))
         asked = len(endpoint.asked)
         same = do(job_of(tmp_path / "same", data, models[0], endpoint.url, t=1, previous=base))
     assert report.scores["mt-bench/against-base"].value == same.scores["mt-bench/against-previous"].value == 0.5
-    # Equal answers are no question, and what this judge said of this model is known.
+    # Equal answers need no verdict, and the grades of this model are kept.
     assert len(endpoint.asked) == asked
 
 
@@ -165,7 +165,7 @@ def test_grades_by_spins_own_prompts_say_that_they_do_not_compare(tmp_path, data
     assert (theirs.apart, said in theirs.notes) == ("", False)
 
 
-def test_a_report_about_other_questions_is_refused(tmp_path, data, models):
+def test_a_report_about_other_questions_is_rejected(tmp_path, data, models):
     with serving(grades) as endpoint:
         few = do(job_of(tmp_path / "few", data, models[0], endpoint.url, suite="mt-bench-quick"))
         assert report_ids(few) < {str(81 + i) for i in range(QUESTIONS)}
@@ -205,7 +205,7 @@ def configured(url, data, *settings, suites_=("mt-bench",)):
     return resolve("demo", overrides={"evaluate": evaluate, **dict(settings)})
 
 
-def test_spin_check_meets_the_judge(data, monkeypatch):
+def test_spin_check_checks_the_judge(data, monkeypatch):
     def look(config):
         looks = Looks()
         looks.at("judge", look_at_judge, config)
@@ -230,7 +230,7 @@ def test_spin_check_meets_the_judge(data, monkeypatch):
     assert look(configured("", data, suites_=())) == []
 
 
-def test_a_lineages_jobs_name_whom_to_compare_with(tmp_path, data, models, people):
+def test_a_lineages_jobs_name_the_versions_to_compare_with(tmp_path, data, models, people):
     with serving(grades) as endpoint:
         base = do(job_of(tmp_path / "runs" / "game" / "base" / "eval" / "mt-bench", data, models[0], endpoint.url))
         other = do(job_of(tmp_path / "other" / "mt-bench", data, models[1], endpoint.url))

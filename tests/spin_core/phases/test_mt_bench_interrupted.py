@@ -1,4 +1,4 @@
-"""MT-Bench interrupted: killed, stopped, without its judge or a key. Nothing is lost, and nothing is asked twice."""
+"""MT-Bench interrupted: killed, stopped, without its judge or a key. Nothing is lost or requested twice."""
 
 import hashlib
 import json
@@ -22,8 +22,8 @@ from spin_core.store.records import EvalReport
 __all__ = ["data", "models", "short_pauses"]
 
 
-class StopsAmongVerdicts(progress.Progress):
-    """Is asked to stop as by SIGTERM."""
+class StopsDuringVerdicts(progress.Progress):
+    """Stops during the verdicts, as on SIGTERM."""
 
     def show(self, done: int, **metrics: float) -> None:
         super().show(done, **metrics)
@@ -33,14 +33,14 @@ class StopsAmongVerdicts(progress.Progress):
 
 def stop(job: MtBenchJob, _log: Path) -> None:
     with pytest.raises(Stopped):
-        phase.execute(job, EvalReport, run, StopsAmongVerdicts(quiet=True))
+        phase.execute(job, EvalReport, run, StopsDuringVerdicts(quiet=True))
 
 
 def kill(job: MtBenchJob, log: Path) -> None:
     with start(job, log) as process:
         for line in process.stdout:
-            said = json.loads(line)
-            if said.get("unit") == "verdict" and said["done"] >= 5:
+            event = json.loads(line)
+            if event.get("unit") == "verdict" and event["done"] >= 5:
                 process.kill()
                 break
         process.stdout.read()
@@ -48,12 +48,12 @@ def kill(job: MtBenchJob, log: Path) -> None:
 
 
 @pytest.mark.parametrize(("end", "in_flight"), [(kill, 2), (stop, 0)])
-def test_a_phase_that_is_ended_among_the_verdicts_asks_nothing_twice(tmp_path, data, models, end, in_flight):
+def test_a_phase_that_ends_during_the_verdicts_requests_nothing_twice(tmp_path, data, models, end, in_flight):
     slow = {"judge": {"speed": {"parallel": 2}}}
     with serving(lambda body, before: Reply(text=grades(body, before).text, seconds=0.15)) as endpoint:
         job = job_of(tmp_path / "mt-bench", data, models[0], endpoint.url, **slow)
         end(job, tmp_path / "first")
-        time.sleep(0.4)  # what was in flight ends
+        time.sleep(0.4)  # requests in flight end
         kept = {row["key"] for row in Journal(verdicts_folder(job) / "verdicts.jsonl").rows}
         answered = (answers_folder(job) / "answers.jsonl").read_text()
         asked = len(endpoint.asked)
@@ -84,7 +84,7 @@ def test_a_judge_that_is_down_ends_the_phase_before_anything_is_computed(tmp_pat
     assert not answers_folder(job).exists()
 
 
-def test_a_judge_that_goes_down_on_the_way_costs_nothing_that_was_done(tmp_path, data, models):
+def test_verdicts_before_the_judge_goes_down_are_kept(tmp_path, data, models):
     def reply(body, before):
         return Reply(503, "gone") if len(endpoint.answered) >= 7 else grades(body, before)
 

@@ -1,4 +1,4 @@
-"""MT-Bench's verdicts are kept below the runs folder: no lineage asks a judge what it has said to another."""
+"""MT-Bench's verdicts are kept in the runs folder: no lineage requests a verdict that another one has."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,15 +15,15 @@ GRADES = 2 * QUESTIONS
 
 
 def lineage(runs, name, *job, **fields):
-    """A lineage's job; all lineages find answers, and so verdicts, in one place."""
+    """A lineage's job; all lineages have the same folder of answers, and so of verdicts."""
     return job_of(runs / name / "mt-bench", *job, speed={"answers": runs / ".answers"}, **fields)
 
 
-def test_a_second_lineage_with_the_same_model_asks_nothing(tmp_path, data, models):
+def test_a_second_lineage_with_the_same_model_requests_nothing(tmp_path, data, models):
     with serving(grades) as endpoint:
         first = do(lineage(tmp_path, "first", data, models[0], endpoint.url))
         assert len(endpoint.asked) == GRADES
-        # Other lineages play other games: their answers to MT-Bench's questions are the same.
+        # Another temperature in generate does not change the answers to MT-Bench's questions.
         job = lineage(tmp_path, "second", data, models[0], endpoint.url, generate={"temperature": 0.5})
         second = do(job)
         assert len(endpoint.asked) == GRADES
@@ -34,7 +34,7 @@ def test_a_second_lineage_with_the_same_model_asks_nothing(tmp_path, data, model
     assert verdicts_folder(job).parent == tmp_path / ".verdicts"
 
 
-def test_a_change_of_whom_to_compare_with_asks_for_the_comparisons_alone(tmp_path, data, models):
+def test_another_comparison_requests_only_its_own_verdicts(tmp_path, data, models):
     with serving(likes(lambda _a, _b: "A")) as endpoint:
         base = do(lineage(tmp_path, "base", data, models[0], endpoint.url))
         do(lineage(tmp_path, "alone", data, models[1], endpoint.url, t=1))
@@ -47,14 +47,14 @@ def test_a_change_of_whom_to_compare_with_asks_for_the_comparisons_alone(tmp_pat
 @pytest.mark.parametrize(
     "other", [{"model": "other"}, {"temperature": 0.5}, {"max_tokens": 9}, {"extra_body": {"speed": 1}}]
 )
-def test_another_judge_is_asked_anew(tmp_path, data, models, other):
+def test_another_judge_gets_all_requests_again(tmp_path, data, models, other):
     with serving(grades) as endpoint:
         do(lineage(tmp_path, "first", data, models[0], endpoint.url))
         do(lineage(tmp_path, "second", data, models[0], endpoint.url, judge=other))
     assert len(endpoint.asked) == 2 * GRADES
 
 
-def test_who_pays_and_how_fast_it_goes_is_no_other_judge_and_no_key_is_kept(tmp_path, data, models, monkeypatch):
+def test_another_key_or_speed_is_the_same_judge_and_the_key_is_not_kept(tmp_path, data, models, monkeypatch):
     monkeypatch.setenv("THEIR_KEY", "sk-secret")
     with serving(grades) as endpoint:
         do(lineage(tmp_path, "first", data, models[0], endpoint.url, judge={"api_key_env": "THEIR_KEY"}))
@@ -66,7 +66,7 @@ def test_who_pays_and_how_fast_it_goes_is_no_other_judge_and_no_key_is_kept(tmp_
     assert not any(b"sk-secret" in text or b"THEIR_KEY" in text for text in texts)
 
 
-def test_two_lineages_at_a_time_ask_once(tmp_path, data, models):
+def test_two_lineages_at_the_same_time_request_each_verdict_once(tmp_path, data, models):
     with serving(lambda body, before: Reply(text=grades(body, before).text, seconds=0.02)) as endpoint:
         jobs = [lineage(tmp_path, name, data, models[0], endpoint.url) for name in ("first", "second")]
         with ThreadPoolExecutor(2) as pool:
@@ -89,7 +89,7 @@ def test_an_item_that_the_judge_refuses_does_not_count_and_is_noted(tmp_path, da
     assert (row["id"], row["turn"], row["fault"], row["reply"]) == ("82", 2, "refused", "400 we would rather not")
 
 
-def test_a_judge_that_graded_nothing_is_asked_anew_once_it_is_mended(tmp_path, data, models):
+def test_a_judge_that_graded_nothing_is_asked_again_once_it_is_fixed(tmp_path, data, models):
     with serving(lambda _body, _before: Reply(text="I like it.")) as endpoint:
         job = lineage(tmp_path, "first", data, models[0], endpoint.url)
         with pytest.raises(ConfigError, match="gives no grade that can be read"):
