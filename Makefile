@@ -88,7 +88,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-# Beside the CPU build of torch the three that are removed crash on import, and nothing here needs them.
+# With the CPU build of torch the three removed packages crash on import, and nothing here needs them.
 $(VLLM_VENV)/.installed: infra/vllm/requirements.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_BIN)/python -m pip install -qq --disable-pip-version-check '$(VLLM)$(VLLM_VERSION)' -r $<

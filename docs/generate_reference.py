@@ -213,7 +213,7 @@ def option_names(option: click.Option) -> str:
 
 
 def choices_of(kind: Any) -> str:
-    """What stands for an option's value."""
+    """The placeholder of an option's value."""
     if isinstance(kind, click.Choice):
         return "|".join(choice.value if isinstance(choice, Enum) else str(choice) for choice in kind.choices)
     return str(kind.name.upper().removesuffix(" RANGE"))

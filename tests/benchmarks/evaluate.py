@@ -1,14 +1,14 @@
-"""Evaluation's speed beside lm-eval's own command line: `make bench-evaluate`, or this file.
+"""Evaluation's speed compared with lm-eval's own command line: `make bench-evaluate`, or this file.
 
 A small Llama of single characters (random, float32), the same real rows, the same items, the same batches, one thread
 for each way; the two that are compared take turns, and the best of their rounds counts.
 
-    lm-eval's command line    `lm-eval run --log_samples`, told of the very definitions and items that our phase has
+    lm-eval's command line    `lm-eval run --log_samples`, with the same definitions and items as the phase here
     our phase                 a process as tasks start it, until its record is published
     a second lineage          the same model in another lineage: all of it is known by then
     vLLM                      the same phase on the other engine, in its own environment
 
-`at work` is from the first task's contexts until the process has written everything; `before` is what came until then
+`working` is from the first task's contexts until the process has written everything; `before` is what came until then
 (imports, lm-eval's index of all its tasks, the model), and both are wall time.
 """
 
@@ -87,16 +87,16 @@ def ours(folder: Path, lineage: str, engine: str) -> dict[str, Any]:
     from spin_core.store.records import EvalReport
 
     os.environ.update(ONE_THREAD)
-    began, at_work = time.time(), []
+    began, start = time.time(), []
     record = launch.run_phase(
         job_of(folder, lineage, engine),
         EvalReport,
-        on_log=lambda line: at_work.append(time.time()) if BEGIN in line else None,
+        on_log=lambda line: start.append(time.time()) if BEGIN in line else None,
     )
     ended = time.time()
-    begin = at_work[0] if at_work else ended
+    begin = start[0] if start else ended
     scores = {name: record.scores[name].value for name in TASKS}
-    return {"before": begin - began, "at work": ended - begin, "all": ended - began, "scores": scores}
+    return {"before": begin - began, "working": ended - begin, "all": ended - began, "scores": scores}
 
 
 def theirs(folder: Path) -> dict[str, Any]:
@@ -115,25 +115,25 @@ def theirs(folder: Path) -> dict[str, Any]:
     ]  # fmt: skip
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_MININTERVAL": "10"}
     surroundings = {**os.environ, **ONE_THREAD, **offline}
-    began, at_work, said = time.time(), [], []
+    began, start, lines = time.time(), [], []
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=surroundings
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            said.append(line)
+            lines.append(line)
             if BEGIN in line:
-                at_work.append(time.time())
+                start.append(time.time())
     ended = time.time()
-    if process.returncode or not at_work:
-        raise SystemExit(f"{' '.join(words)} failed:\n{''.join(said[-30:])}")
+    if process.returncode or not start:
+        raise SystemExit(f"{' '.join(words)} failed:\n{''.join(lines[-30:])}")
     results = json.loads(next((folder / "theirs").rglob("results_*.json")).read_text())["results"]
     scores = {name: main_score(results[name]) for name in TASKS}
-    return {"before": at_work[0] - began, "at work": ended - at_work[0], "all": ended - began, "scores": scores}
+    return {"before": start[0] - began, "working": ended - start[0], "all": ended - began, "scores": scores}
 
 
 def main_score(result: dict[str, Any]) -> float:
-    """The score that bears a task's name with us."""
+    """The score that has the task's name here."""
     keys = [key for key in result if "," in key and "_stderr," not in key]
     return float(result["acc_norm,none" if "acc_norm,none" in keys else keys[0]])
 
@@ -167,21 +167,21 @@ def main() -> None:
         if interpreter.vllm_python(VllmConfig()).exists():
             measure("our phase with vLLM", ours(folder, "third", "vllm"))
     table = Table(title=f"{count} items of {', '.join(TASKS)}, Llama 0.4m, batches of {BATCH}, one thread")
-    for column in ("", "at work, s", "ratio", "items/s", "before, s", "all, s", "ratio"):
+    for column in ("", "working, s", "ratio", "items/s", "before, s", "all, s", "ratio"):
         table.add_column(column, justify="left" if not column else "right")
     best = {
-        name: {key: min(one[key] for one in runs) for key in ("before", "at work", "all")}
+        name: {key: min(one[key] for one in runs) for key in ("before", "working", "all")}
         for name, runs in found.items()
     }
-    beside = best["lm-eval's command line"]
+    reference = best["lm-eval's command line"]
     for name, run in best.items():
-        known = run["at work"] < 0.01
+        known = run["working"] < 0.01
         table.add_row(
             name,
-            "–" if known else f"{run['at work']:.1f}",
-            "–" if known else f"{run['at work'] / beside['at work']:.3f}",
-            "–" if known else f"{count / run['at work']:,.1f}",
-            f"{run['before']:.1f}", f"{run['all']:.1f}", f"{run['all'] / beside['all']:.2f}",
+            "–" if known else f"{run['working']:.1f}",
+            "–" if known else f"{run['working'] / reference['working']:.3f}",
+            "–" if known else f"{count / run['working']:,.1f}",
+            f"{run['before']:.1f}", f"{run['all']:.1f}", f"{run['all'] / reference['all']:.2f}",
         )  # fmt: skip
     Console(width=140).print(table)
     same = found["our phase"][0]["scores"] == found["lm-eval's command line"][0]["scores"]

@@ -1,11 +1,11 @@
-"""Generation's speed beside raw engines: `make bench-generate`, or `python tests/benchmarks/generate.py [--prompts N]`.
+"""Generation's speed compared with raw engines: `make bench-generate`, or this file with `[--prompts N]`.
 
 One Llama of 15 million parameters (random; float32 unless a row says bfloat16), one set of prompts of mixed lengths,
 sampled as the model is, with 250 tokens that end an answer, so that lengths are mixed too. Each way runs alone, one
 after the other.
 
     ours      the whole phase: from when the engine is loaded until the record is published, so shards on disk, texts,
-              statistics and digests are in it; what came before (imports, loading) stands beside it
+              statistics and digests are in it; what came before (imports, loading) is listed separately
     vLLM      `vllm.LLM.generate` in a bare script, all prompts in one call, without seeds; the call alone is timed
     padded    `generate` of transformers in left-padded batches in the prompts' order, as the paper's code does (16 at a
               time there); the calls alone are timed
@@ -252,7 +252,7 @@ def main() -> None:
         for column in ("", "tokens", "seconds", "tokens/s", "ratio", "before, s"):
             table.add_column(column, justify="left" if not column else "right")
         speeds: dict[str, float] = {}
-        for name, (beside, measure) in ways(folder, given.prompts).items():
+        for name, (reference, measure) in ways(folder, given.prompts).items():
             if given.only and not any(part in name for part in given.only):
                 continue
             found = measure()
@@ -261,7 +261,7 @@ def main() -> None:
                 table.add_row(name, f"{found['kept']:.0f} answers kept", "", "", "", f"{found['resumed']:.1f}")
                 continue
             speeds[name] = found["tokens"] / found["seconds"]
-            ratio = f"{speeds[name] / speeds[beside]:.2f}" if beside in speeds else ""
+            ratio = f"{speeds[name] / speeds[reference]:.2f}" if reference in speeds else ""
             table.add_row(
                 name, f"{found['tokens']:,.0f}", f"{found['seconds']:.1f}", f"{speeds[name]:,.0f}", ratio,
                 f"{found['load']:.1f}",

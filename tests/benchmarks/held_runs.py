@@ -56,7 +56,7 @@ class HeldWorker(BaseWorker[BaseJobConfiguration, BaseVariables, HeldResult]):
     job_configuration = BaseJobConfiguration
 
     async def run(self, flow_run: Any, configuration: Any, task_status: Any = None) -> HeldResult:  # noqa: ARG002
-        """Live for a while, as far as the server can tell."""
+        """Run for a while, as the server sees it."""
         await self.client.set_flow_run_state(flow_run.id, Running())
         if task_status:
             task_status.started(0)

@@ -1,4 +1,4 @@
-"""What the loop costs beside its phases: `python tests/benchmarks/loop.py [recipe] [--set a.b=c]…`.
+"""The cost of the loop in addition to its phases: `python tests/benchmarks/loop.py [recipe] [--set a.b=c]…`.
 
 Plays a recipe in a folder of its own, twice in one process group, and prints a table: the phases' own seconds, what
 orchestration adds (Prefect's runs, artifacts, pages and plots: the flow's wall time less the time in phases), the start

@@ -3,8 +3,8 @@
     start      `spin up` in an empty folder, and again: server answering, deployments made, worker there
     click      from POST create_flow_run, as the UI's form sends it, until the first phase has a process
     memory     proportional memory (PSS) of what `spin up` keeps running while nothing else does
-    iteration  an iteration as the flow plays it, beside its phases' command lines from the very same job files
-    map        a generation of 200 shards as one task beside the phase alone; 200 tasks beside a thread pool's 200 calls
+    iteration  an iteration run by the flow, compared with its phases' command lines from the same job files
+    map        a generation of 200 shards as one task, compared with the phase alone; 200 tasks and 200 calls of threads
     runs       the delay until a scheduled run is taken, as runs come faster: SQLite (`spin up`), and PostgreSQL with
                Redis (the services of infra/compose.yaml, where PostgreSQL and Redis are installed)
 
@@ -104,11 +104,11 @@ def tenth(values: Sequence[float]) -> float:
 def start(up: Up) -> list[Row]:
     """Start it in its folder, be that new or not, and leave it up."""
     began, clock = time.monotonic(), datetime.now(UTC)
-    told: list[float] = []
+    seconds: list[float] = []
 
     def listen() -> None:
         up.start()
-        told.append(time.monotonic() - began)
+        seconds.append(time.monotonic() - began)
 
     listener = threading.Thread(target=listen)
     listener.start()
@@ -122,7 +122,9 @@ def start(up: Up) -> list[Row]:
 
     wait_for(worker)
     ready = time.monotonic() - began
-    return [("", f"{ready:.1f} s", f"server answers {server:.1f}, deployments made {told[0]:.1f}, worker {ready:.1f}")]
+    return [
+        ("", f"{ready:.1f} s", f"server answers {server:.1f}, deployments created {seconds[0]:.1f}, worker {ready:.1f}")
+    ]
 
 
 def click(up: Up, rounds: int) -> list[Row]:
@@ -361,8 +363,8 @@ def measure(stages: Sequence[str], quick: bool) -> Iterator[Row]:
 
 def machine() -> str:
     """What measured: processor, load, versions, commit."""
-    told = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    name = next((line.split(":")[1].strip() for line in told if line.startswith("model name")), platform.machine())
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     load = ", ".join(f"{one:.1f}" for one in os.getloadavg())

@@ -14,7 +14,7 @@ from typing import Any
 SHARDS = 200
 THREADS = 8
 WARM_SECONDS = 5.0
-"""After so long, the process that loads for the first phase stands ready, as it does between two iterations."""
+"""After this many seconds the process that preloads for the first phase is ready, as it is between two iterations."""
 PHASES = {
     "generations": "generations",
     "pairs": "pairs",
@@ -44,7 +44,7 @@ def forget(root: Path, t: int) -> None:
 
 
 def lines(runs: Path, number: str) -> dict[str, float]:
-    """An iteration anew, by its phases' command lines: `python -m spin_core.phases.<phase> job.json`."""
+    """Run an iteration again by its phases' command lines: `python -m spin_core.phases.<phase> job.json`."""
     root, t = runs / "bench", int(number)
     before = digests(root, t)
     forget(root, t)

@@ -1,4 +1,4 @@
-"""Training's speed and memory beside TRL's: `make bench-train`, or `python tests/benchmarks/train.py --help`.
+"""Training's speed and memory compared with TRL's: `make bench-train`, or `python tests/benchmarks/train.py --help`.
 
 The same Llama, pairs, precision, RMSProp and batches for all; each way of training (`train_ways.py`) runs alone, in a
 process of its own, one after the other. The opponent's log-probabilities are computed beforehand, and not timed,

@@ -32,7 +32,7 @@ class Model:
 
     @property
     def config(self) -> Any:
-        """As a phase is told."""
+        """The settings as a phase gets them."""
         from spin_core.config.model import ModelConfig
 
         return ModelConfig(device="cuda", dtype="bfloat16") if self.gpu else ModelConfig(device="cpu")
@@ -136,7 +136,7 @@ def ours(folder: Path, model: Model, change: dict[str, Any], batch_size: int, mo
 
 
 def ours_in_memory(folder: Path, change: dict[str, Any], batch_size: int, most: int) -> dict[str, Any]:
-    """Our steps on a model that lies nowhere but in the GPU's memory."""
+    """The trainer's steps on a model that exists only in the GPU's memory."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
