@@ -1,7 +1,9 @@
 """Phase `score`: the opponent's log-probabilities of every pair: `python -m spin_core.phases.score JOB`.
 
-Training then holds one model, not two. Pairs that were carried over are scored again, since the opponent is another.
-Several ranks hold the model each, and score a share of the prompts.
+Training then holds one model instead of two. Pairs of the previous iteration are scored again, since their opponent was
+another one. With several ranks, each holds the model and scores a share of the prompts.
+
+Shapes: S sequences (a prompt with one response), G groups of sequences that share a prompt.
 """
 
 import logging
@@ -31,18 +33,18 @@ from spin_core.store.records import ModelVersion, ScoredPairs
 log = logging.getLogger("spin_core")
 
 BLOCK = 1024
-"""Sequences that each rank scores between two saves."""
+"""Sequences that each rank scores between two saves, so the most that a kill costs."""
 
 
 def run(job: ScoreJob, scratch: Path, progress: Progress) -> dict[str, Any]:
-    """Write `logps.parquet`: real_logps and generated_logps of each pair, float32, in the pairs' order.
+    """Write `logps.parquet`: the columns real_logps and generated_logps, float32, in the pairs' order.
 
-    With θ_0 in the job, real_base_logps and generated_base_logps follow.
+    If the job names θ_0, real_base_logps and generated_base_logps follow.
     """
     prompts, *responses = read_token_ids(job.pairs.path / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids")
-    # A pair's responses lie side by side, so that they are in one block and their prompt is computed once.
-    both = [ids for pair in zip(*responses, strict=True) for ids in pair]
-    prompt_ids, response_ids, place = distinct([prompt for prompt in prompts for _ in responses], both)
+    # The responses of a pair are next to each other, so that one block has both and computes their prompt once.
+    sides = [ids for pair in zip(*responses, strict=True) for ids in pair]
+    prompt_ids, response_ids, index = distinct([prompt for prompt in prompts for _ in responses], sides)
     log.info("%d pairs hold %d distinct responses", len(prompts), len(prompt_ids))
     blocks = scratch / "blocks"
     models = {"": job.opponent} if job.base is None else {"": job.opponent, "_base": job.base}
@@ -50,15 +52,15 @@ def run(job: ScoreJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     versions = {version.digest: version for version in models.values()}
     progress.start(len(prompt_ids) * len(versions), "response")
     scored = {
-        digest: score_all(job, version, prompt_ids, response_ids, blocks, progress, number)
+        digest: _score_all(job, version, prompt_ids, response_ids, blocks, progress, number)
         for number, (digest, version) in enumerate(versions.items())
     }
-    if not ranks.here().first:  # the first rank has them all, and writes
+    if not ranks.here().first:  # the first rank has all scores, and writes
         return {}
     columns: dict[str, npt.NDArray[np.float32]] = {}
     for name, version in models.items():
-        sides = scored[version.digest][place].reshape(-1, 2).T
-        columns |= {f"{side}{name}_logps": logps for side, logps in zip(("real", "generated"), sides, strict=True)}
+        pairs = scored[version.digest][index].reshape(-1, 2).T
+        columns |= {f"{side}{name}_logps": logps for side, logps in zip(("real", "generated"), pairs, strict=True)}
     pq.write_table(pa.table(columns), scratch / "logps.parquet")
     shutil.rmtree(blocks, ignore_errors=True)
     return {"pairs": job.pairs.digest, "opponent": job.opponent.digest}
@@ -67,27 +69,29 @@ def run(job: ScoreJob, scratch: Path, progress: Progress) -> dict[str, Any]:
 def distinct(
     prompt_ids: list[npt.NDArray[np.int32]], response_ids: list[npt.NDArray[np.int32]]
 ) -> tuple[list[TokenIds], list[TokenIds], npt.NDArray[np.int64]]:
-    """Each prompt with each response once, in order of first appearance, and where each row's is.
+    """Remove repeated sequences: a pair of the previous iteration has the same real response as one of this iteration.
 
-    A pair that was carried over has the same real response as this iteration's pair: it is scored once.
+    Returns:
+        The prompts and responses of the distinct sequences, in order of first appearance, and for each row the index of
+        its sequence.
     """
     seen: dict[tuple[bytes, bytes], int] = {}
-    place = np.empty(len(prompt_ids), np.int64)
+    index = np.empty(len(prompt_ids), np.int64)
     first: list[int] = []
     for row, (prompt, response) in enumerate(zip(prompt_ids, response_ids, strict=True)):
-        place[row] = seen.setdefault((prompt.tobytes(), response.tobytes()), len(first))
-        if place[row] == len(first):
+        index[row] = seen.setdefault((prompt.tobytes(), response.tobytes()), len(first))
+        if index[row] == len(first):
             first.append(row)
-    return [prompt_ids[row] for row in first], [response_ids[row] for row in first], place
+    return [prompt_ids[row] for row in first], [response_ids[row] for row in first], index
 
 
-def groups(prompt_ids: list[TokenIds]) -> Ints:
-    """A number for each distinct prompt."""
+def _groups(prompt_ids: list[TokenIds]) -> Ints:
+    """For each sequence the number of its prompt, the same for equal prompts."""
     seen: dict[bytes, int] = {}
     return np.array([seen.setdefault(np.asarray(prompt).tobytes(), len(seen)) for prompt in prompt_ids], np.int64)
 
 
-def score_all(
+def _score_all(
     job: ScoreJob,
     version: ModelVersion,
     prompt_ids: list[TokenIds],
@@ -96,54 +100,58 @@ def score_all(
     progress: Progress,
     number: int,
 ) -> npt.NDArray[np.float32]:
-    """Log-probabilities under one model: on the first rank (S,), on the others those that were not known before.
+    """Log-probabilities under one model, (S,) on the first rank; the other ranks have those of this attempt only.
 
-    Blocks that an earlier attempt saved are read, not computed. They follow one another without a gap, and are as long
-    as that attempt had ranks. `number` models have been scored before.
+    Blocks that an earlier attempt saved are read. They follow one another without a gap, so their total length says
+    where to go on, even if that attempt had another number of ranks and blocks of another size.
+
+    Args:
+        number: How many models were scored before this one.
     """
-    us, total = ranks.here(), len(prompt_ids)
-    parts = saved(blocks, number) if us.first else []
-    done = int(us.total(sum(map(len, parts)) if us.first else 0))
+    world, total = ranks.here(), len(prompt_ids)
+    saved = _saved_blocks(blocks, number) if world.first else []
+    done = int(world.total(sum(map(len, saved)) if world.first else 0))
     logps: ResponseLogps | None = None
     if done:
-        tell(progress, us, number * total + done)
+        _report(progress, world, number * total + done)
     while done < total:
         logps = logps or network_of(load_model(version.path, job.model), job.speed)
-        end = min(done + BLOCK * us.size, total)
-        parts.append(score_block(job, logps, prompt_ids[done:end], response_ids[done:end], us))
-        if us.first:
-            save(parts[-1], blocks / f"{number}-{done:09d}.npy")
+        end = min(done + BLOCK * world.size, total)
+        saved.append(_score_block(job, logps, prompt_ids[done:end], response_ids[done:end], world))
+        if world.first:
+            _save(saved[-1], blocks / f"{number}-{done:09d}.npy")
         done = end
-        tell(progress, us, number * total + done)
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+        _report(progress, world, number * total + done)
+    return np.concatenate(saved) if saved else np.zeros(0, np.float32)
 
 
-def score_block(
-    job: ScoreJob, logps: ResponseLogps, prompt_ids: list[TokenIds], response_ids: list[TokenIds], us: Ranks
+def _score_block(
+    job: ScoreJob, logps: ResponseLogps, prompt_ids: list[TokenIds], response_ids: list[TokenIds], world: Ranks
 ) -> npt.NDArray[np.float32]:
     """Log-probabilities of a block, (S,), the same on each rank.
 
-    Each scores prompts with all their responses, and the results come together as a sum with zeros.
+    A rank scores some prompts with all their responses. Each fills in its own results, and zeros elsewhere, so the sum
+    over all ranks has them all.
     """
-    group_S = groups(prompt_ids) if logps.packed and job.speed.prefix_sharing else None
+    group_S = _groups(prompt_ids) if logps.packed and job.speed.prefix_sharing else None
     shared_S, tokens_G = group_sequences(Sequences.of(prompt_ids, response_ids), group_S)
-    mine_S = np.flatnonzero(assign_ranks(tokens_G, us.size)[shared_S] == us.rank)
-    sequences = Sequences.of([prompt_ids[row] for row in mine_S], [response_ids[row] for row in mine_S])
-    own_S = score_sequences(logps, sequences, job.micro_batch_tokens, None if group_S is None else group_S[mine_S])
-    found_S = torch.zeros(len(prompt_ids), dtype=torch.float32)
-    found_S[torch.from_numpy(mine_S)] = own_S
-    scores_S: npt.NDArray[np.float32] = us.sum(found_S.to(logps.model.device)).cpu().numpy()
-    return scores_S
+    own_S = np.flatnonzero(assign_ranks(tokens_G, world.size)[shared_S] == world.rank)
+    sequences = Sequences.of([prompt_ids[row] for row in own_S], [response_ids[row] for row in own_S])
+    logps_S = score_sequences(logps, sequences, job.micro_batch_tokens, None if group_S is None else group_S[own_S])
+    scores_S = torch.zeros(len(prompt_ids), dtype=torch.float32)
+    scores_S[torch.from_numpy(own_S)] = logps_S
+    all_scores_S: npt.NDArray[np.float32] = world.sum(scores_S.to(logps.model.device)).cpu().numpy()
+    return all_scores_S
 
 
-def saved(blocks: Path, number: int) -> list[npt.NDArray[np.float32]]:
-    """The blocks of a model that an earlier attempt saved, in order."""
+def _saved_blocks(blocks: Path, number: int) -> list[npt.NDArray[np.float32]]:
+    """The blocks of one model that an earlier attempt saved, in order."""
     blocks.mkdir(exist_ok=True)
     return [np.load(path, allow_pickle=False) for path in sorted(blocks.glob(f"{number}-*.npy"))]
 
 
-def save(scores: npt.NDArray[np.float32], path: Path) -> None:
-    """Write a block; half of one is never there."""
+def _save(scores: npt.NDArray[np.float32], path: Path) -> None:
+    """Write a block under its name only when it is complete."""
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         np.save(file, scores, allow_pickle=False)
@@ -151,10 +159,10 @@ def save(scores: npt.NDArray[np.float32], path: Path) -> None:
     partial.replace(path)
 
 
-def tell(progress: Progress, us: Ranks, done: int) -> None:
-    """Report, where all is saved; raises `Stopped` on all ranks if SIGTERM reached one of them."""
+def _report(progress: Progress, world: Ranks, done: int) -> None:
+    """Show the progress, after all is saved; raises `Stopped` on all ranks if SIGTERM reached one of them."""
     progress.show(done)
-    if us.any(progress.stopping):
+    if world.any(progress.stopping):
         raise Stopped(STOPPED)
 
 

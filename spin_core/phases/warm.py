@@ -1,8 +1,8 @@
-"""A process for a phase whose job is not known yet: `python -m spin_core.phases.warm`.
+"""A process that imports what most phases need, before its phase is known: `python -m spin_core.phases.warm`.
 
-It loads what most phases load, waits for one line `phase<TAB>job.json` on stdin, and becomes that phase. So the next
-phase's imports (seconds, for torch and transformers) happen while the present one works. It serves one phase and ends:
-a phase is alone in its process as ever. Without a line, at the end of stdin, it ends having done nothing.
+It waits for one line `phase<TAB>job.json` on stdin, and runs that phase. So the imports of the next phase (seconds, for
+torch and transformers) happen while the current one runs. It runs one phase and ends, so each phase still has its own
+process. At the end of stdin without a line it ends.
 """
 
 import os
@@ -13,7 +13,7 @@ from spin_core.runtime.process import die_with_parent
 
 
 def main() -> None:
-    """Load, wait, become a phase."""
+    """Import, wait for the line, run the phase."""
     die_with_parent()
     import pyarrow.parquet  # noqa: F401
     from transformers import AutoModelForCausalLM  # noqa: F401

@@ -1,4 +1,4 @@
-"""Of how much of its data a training learns, and for how long: what makes two trainings comparable.
+"""How much of its data a training uses, and how many steps: what makes two trainings comparable.
 
 Shapes: P responses to each item's prompt, B items of a batch.
 """
@@ -19,19 +19,24 @@ from spin_core.store.jobs import TrainJob
 def in_share(prompt_ids: Sequence[TokenIds], share: float, seed: int) -> npt.NDArray[np.bool_]:
     """Which items belong to about `share` of all prompts, (N,).
 
-    It hangs on each prompt's tokens and the seed alone. So pairs and SFT data that are cut alike are about the same
-    prompts, whatever was dropped from either, and a smaller share lies within a larger one. `DataError` if none does.
+    A digest of the prompt's tokens and the seed decides. So the same share of pairs and of SFT data has the same
+    prompts, whatever was dropped from either, and a smaller share is a subset of a larger one.
+
+    Raises:
+        DataError: No item belongs to the share.
     """
     limit = int(share * 2**64)
-    said = (f"share:{seed}:".encode() + np.asarray(ids).astype("<i8").tobytes() for ids in prompt_ids)
-    found = np.array([int.from_bytes(hashlib.sha256(text).digest()[:8], "big") < limit for text in said], dtype=bool)
-    if not found.any():
+    texts = (f"share:{seed}:".encode() + np.asarray(ids).astype("<i8").tobytes() for ids in prompt_ids)
+    chosen_N = np.array(
+        [int.from_bytes(hashlib.sha256(text).digest()[:8], "big") < limit for text in texts], dtype=bool
+    )
+    if not chosen_N.any():
         raise DataError(f"a share of {share:g} leaves none of {len(prompt_ids)} rows to train on: raise it")
-    return found
+    return chosen_N
 
 
 def steps_planned(job: TrainJob, sequences: Sequences, sides: int, order: DataOrder) -> int:
-    """How many steps a training takes: as many as it is told, or as come nearest to its tokens, or its epochs."""
+    """The number of steps of a training: given, or as near as possible to its tokens, or by its epochs."""
     if job.steps is not None:
         return job.steps
     if job.tokens is None:
@@ -40,7 +45,7 @@ def steps_planned(job: TrainJob, sequences: Sequences, sides: int, order: DataOr
 
 
 def steps_for(tokens: int, tokens_N: Ints, order: DataOrder) -> int:
-    """The number of steps, at least 1, after which the tokens of the items seen come nearest to `tokens`."""
+    """The number of steps, at least 1, whose items have a number of tokens as near as possible to `tokens`."""
     step, seen = 0, 0
     while True:
         batch = int(tokens_N[order.batch(step)].sum())

@@ -1,7 +1,7 @@
-"""Adapters of low rank in place of all weights, through peft.
+"""Training of low-rank adapters instead of all weights, through peft.
 
-The player is an adapter over the frozen weights that the iteration started from. Its second factor starts at zero, so
-the player starts as its opponent to the bit, and the first loss is log 2.
+The player is an adapter on the frozen weights that the iteration started from. Its second factor starts at zero, so the
+player starts with exactly its opponent's outputs, and the first loss is log 2.
 
 `publish` writes a version merged or stacked; `models/adapters.py` describes both forms.
 """
@@ -27,46 +27,50 @@ from spin_core.models.loading import load_model
 from spin_core.models.logps import ResponseLogps
 from spin_core.models.packing import Rows
 
-PLAYER = "player"
-"""The adapter's name while it trains."""
+_PLAYER = "player"
+"""The adapter's name during training."""
 
-WEIGHT = "weight/"
-"""How a stepper's tensors begin that are weights."""
+_WEIGHT = "weight/"
+"""Prefix of the weights among a stepper's tensors."""
 
 
 def adapted_layers(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
-    """Full names of the layers that get an adapter: those that `targets` name, or all linear ones but the output.
+    """Full names of the layers that get an adapter: those in `targets`, or all linear ones except the output.
 
-    Asks for no weights, so that a model on the meta device will do. `ConfigError` names the layers that there are.
+    Reads no weights, so a model on the meta device suffices.
+
+    Raises:
+        ConfigError: A target does not exist, or is tied to the embeddings. The message lists the model's layers.
     """
     output = model.get_output_embeddings()
     linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, Conv1D))}
     if not targets:
         return [name for name, layer in linear.items() if layer is not output]
-    there = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linear))
-    found = []
+    available = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+    chosen: list[str] = []
     for target in targets:
         named = [name for name in linear if name == target or name.endswith(f".{target}")]
         if not named:
             raise ConfigError(
                 f"train.lora.targets names {target!r}, and {type(model).__name__} has no such linear layer: "
-                f"choose among {there}"
+                f"choose among {available}"
             )
-        found += named
+        chosen += named
     if output is not None and output.weight is model.get_input_embeddings().weight:
-        for name in found:
+        for name in chosen:
             if linear[name] is output:
                 raise ConfigError(
                     f"train.lora.targets names {name}, which shares its weights with the embeddings, so that an "
-                    f"adapter would not stay in it: leave it out of {there}"
+                    f"adapter would not stay in it: leave it out of {available}"
                 )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(chosen))
 
 
 def attach(model: PreTrainedModel, lora: LoraConfig, seed: int) -> dict[str, Any]:
-    """Freeze the model, and put an adapter that does nothing yet on its layers, in the model's own precision.
+    """Freeze the model, and add an adapter that changes nothing yet, in the model's own precision.
 
-    Returns the adapter's configuration in peft's words, for `trained`.
+    Returns:
+        The adapter's configuration in peft's words, for `trained`.
     """
     import peft
 
@@ -75,22 +79,22 @@ def attach(model: PreTrainedModel, lora: LoraConfig, seed: int) -> dict[str, Any
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=short_names(model, layers),
-        # Conv1D keeps its weight the other way round. Layers of one model are all of one kind.
+        target_modules=_short_names(model, layers),
+        # Conv1D has its weight transposed. All layers of a model are of one kind.
         fan_in_fan_out=isinstance(model.get_submodule(layers[0]), Conv1D),
         task_type="CAUSAL_LM",
     )
     model.requires_grad_(False)
     torch.manual_seed(seed)
-    peft.inject_adapter_in_model(settings, model, adapter_name=PLAYER)
+    peft.inject_adapter_in_model(settings, model, adapter_name=_PLAYER)
     model.eval()
-    told = {**settings.to_dict(), "inference_mode": True}
-    # Sets have another order in every process, and digests are taken of what is written.
-    return {name: sorted(value) if isinstance(value, set) else value for name, value in told.items()}
+    values = {**settings.to_dict(), "inference_mode": True}
+    # A set has another order in every process, and files must have the same digest.
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
 
 
-def short_names(model: nn.Module, layers: Sequence[str]) -> list[str]:
-    """The layers' last names if these name no others, else their full names."""
+def _short_names(model: nn.Module, layers: Sequence[str]) -> list[str]:
+    """The layers' last names if no other layer has them, else their full names."""
     last = {name.rpartition(".")[2] for name in layers}
     named = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in last}
     return sorted(last if named == set(layers) else layers)
@@ -98,9 +102,9 @@ def short_names(model: nn.Module, layers: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def dropout(model: nn.Module, lora: LoraConfig | None, seed: int, step: int, rank: int = 0) -> Iterator[None]:
-    """While this lasts, adapters drop inputs, if they are to.
+    """Within this context adapters drop inputs, if configured.
 
-    What is dropped follows from seed, step and rank alone, so that a resumed run drops what it would have dropped.
+    What is dropped depends only on seed, step and rank, so a resumed training drops the same.
     """
     if lora is None or not lora.dropout:
         yield
@@ -119,19 +123,19 @@ def dropout(model: nn.Module, lora: LoraConfig | None, seed: int, step: int, ran
 
 
 def opponent_in(network: ResponseLogps) -> Callable[[Rows], Tensor]:
-    """The log-probabilities of responses under the opponent, which is the player without its adapter."""
+    """A function that scores rows under the opponent, which is the player without its adapter; (S,)."""
 
     def logps(rows: Rows) -> Tensor:
         with detached(network.model):
-            found: Tensor = network(rows)
-        return found
+            logps_S: Tensor = network(rows)
+        return logps_S
 
     return logps
 
 
 @contextlib.contextmanager
 def detached(model: nn.Module) -> Iterator[None]:
-    """While this lasts, the model is the opponent: its adapter is passed by."""
+    """Within this context the model is the opponent: its adapter is skipped."""
     from peft.tuners.lora import LoraLayer
 
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
@@ -145,7 +149,7 @@ def detached(model: nn.Module) -> Iterator[None]:
 
 
 def publish(folder: Path, *, adapter: Adapter, start: Path, t: int, lora: LoraConfig, model: ModelConfig) -> None:
-    """Write version t + 1 into `folder`: what iteration `t` started from, and the adapter that it trained.
+    """Write version t + 1 into `folder`: the version that iteration `t` started from, and the adapter it trained.
 
     θ_0's own training (t = -1) always merges.
     """
@@ -158,11 +162,11 @@ def publish(folder: Path, *, adapter: Adapter, start: Path, t: int, lora: LoraCo
     write_adapter(adapter, folder / ADAPTERS / f"{t + 1:02d}")
 
 
-def trained(told: dict[str, Any], tensors: Mapping[str, Tensor]) -> Adapter:
-    """The adapter in a stepper's tensors, its float32 masters; `told` is what `attach` returned."""
+def trained(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Adapter:
+    """The adapter in a stepper's tensors, its float32 masters; `config` is what `attach` returned."""
     return Adapter(
-        told,
+        config,
         factors_by_layer(
-            {name.removeprefix(WEIGHT): value for name, value in tensors.items() if name.startswith(WEIGHT)}
+            {name.removeprefix(_WEIGHT): value for name, value in tensors.items() if name.startswith(_WEIGHT)}
         ),
     )

@@ -1,7 +1,7 @@
 """The losses of the game, as pure functions of log-probabilities. Shapes: B pairs.
 
-log-probabilities are sums over a response's tokens, in float32, as `logps.py` makes them. "SPIN" is Chen et al. 2024,
-arXiv 2401.01335.
+Log-probabilities are sums over a response's tokens, in float32, as `models/logps.py` computes them. y is the real
+response, y' the generated one. "SPIN" is Chen et al. 2024, arXiv 2401.01335.
 """
 
 import math
@@ -16,20 +16,21 @@ MarginLoss = Literal["logistic", "hinge", "exponential", "correlation"]
 LOG_2 = 0.6931471805599453
 
 STEEPEST = 30.0
-"""Below a margin of minus this, the exponential loss goes on along its tangent: e^30 is steep enough for any clipped
-gradient, and nothing overflows."""
+"""Below a margin of minus this, the exponential loss continues along its tangent. Its slope e^30 is large enough for
+any clipped gradient, and nothing overflows."""
 
 
 def rewards(*, player_B: Tensor, opponent_B: Tensor, beta: float) -> Tensor:
-    """beta * log(p_player / p_opponent) of each response, (B,): what the player thinks more likely than its opponent.
+    """beta * log(p_player / p_opponent) of each response, (B,).
 
-    This is the function f of SPIN's game (eq. 4.5); `beta` is its lambda.
+    Positive where the response is more likely under the player than under its opponent. This is the function f of
+    SPIN's game (eq. 4.5); `beta` is its lambda.
     """
     return beta * (player_B - opponent_B)
 
 
 def margin_losses(margins_B: Tensor, kind: MarginLoss) -> Tensor:
-    """l(m) of each margin, (B,), for the losses that assumption 5.1 of SPIN covers: convex, falling at 0.
+    """l(m) of each margin, (B,), for losses within SPIN's assumption 5.1: convex, decreasing at 0.
 
     `logistic` is log(1 + e^-m), `hinge` max(0, 1 - m), `exponential` e^-m, `correlation` 1 - m.
     """
@@ -52,11 +53,11 @@ def spin_losses(
     beta: float,
     kind: MarginLoss,
 ) -> Tensor:
-    """The loss of each pair, (B,): l(reward of the real response - reward of the generated one), SPIN's eq. 4.7.
+    """SPIN's loss of each pair, (B,), eq. 4.7: l(reward(y) - reward(y')).
 
-    Player and opponent start an iteration as the same weights, so the first loss is l(0). Any other value means that
-    they scored different tokens. With preferences for pairs and a fixed reference for opponent, `logistic` is DPO
-    (arXiv 2305.18290, eq. 7).
+    Player and opponent have the same weights when an iteration starts, so the first loss is l(0); for `logistic`, log
+    2. Any other value means that they scored different tokens. With preferences as pairs and a fixed reference as
+    opponent, `logistic` is DPO (arXiv 2305.18290, eq. 7).
     """
     margins_B = rewards(player_B=player_real_B, opponent_B=opponent_real_B, beta=beta) - rewards(
         player_B=player_generated_B, opponent_B=opponent_generated_B, beta=beta
@@ -76,8 +77,8 @@ def t_spin_losses(
 
     l(alpha log p(y) - alpha log p(y')) + beta l(alpha log p(y') - alpha log p(y0)), l logistic: the current advantage
     of the real response y over the opponent's y', and the historical one of y' over y0, the answer of the initial
-    policy θ_0. No reference appears, since an entropy constraint replaces it. Without y0, in iteration 0, the second
-    term is left out.
+    policy θ_0. There is no reference; an entropy constraint replaces it. Without y0, in iteration 0, the second term is
+    left out.
     """
     losses_B = margin_losses(beta * (player_real_B - player_generated_B), "logistic")
     if player_initial_B is None:
@@ -96,17 +97,17 @@ def space_losses(*, real_B: Tensor, generated_B: Tensor, mu: float) -> Tensor:
     """SPACE's loss of each pair of rewards, (B,): arXiv 2512.07175, noise contrastive estimation with p_t for noise.
 
     -log s_mu(r(y)) - mu log s_{1/mu}(-r(y')), s_mu(r) = 1 / (1 + mu e^-r): the posterior that a response is real, if
-    there are `mu` generated ones to each real one. Each reward is judged by itself, not by its margin over the other;
-    with beta = 1, as in the paper, the loss is least where the player is p_data.
+    there are `mu` generated ones for each real one. Each reward counts by itself, not by its margin over the other.
+    With beta = 1, as in the paper, the minimum is where the player equals p_data.
     """
     log_mu = math.log(mu)
     return F.softplus(log_mu - real_B) + mu * F.softplus(generated_B - log_mu)
 
 
 def nll_losses(*, player_real_B: Tensor, tokens_B: Tensor) -> Tensor:
-    """Negative log-likelihood of each real response, a token's mean, (B,): the term that arXiv 2404.19733 adds.
+    """Negative log-likelihood of each real response, its mean over tokens, (B,): the term that arXiv 2404.19733 adds.
 
-    An empty response has no token to average over, and gives 0.
+    An empty response gives 0.
     """
     return -player_real_B / tokens_B.clamp(min=1)
 
@@ -114,13 +115,14 @@ def nll_losses(*, player_real_B: Tensor, tokens_B: Tensor) -> Tensor:
 def mixed_reference(*, opponent_B: Tensor, initial_B: Tensor, anchor: float) -> Tensor:
     """The log-probability of each response under the geometric mixture p_t^(1 - anchor) p_0^anchor, (B,).
 
-    This is alpha-SPIN's reference (arXiv 2404.04291), before it is normalised: the constant cancels in every margin.
+    This is alpha-SPIN's reference (arXiv 2404.04291) without its normalisation, a constant that cancels in every
+    margin.
     """
     return (1 - anchor) * opponent_B + anchor * initial_B
 
 
 def first_loss(kind: MarginLoss | Literal["space"], mu: float = 1.0) -> float:
-    """What the loss is while the player is its opponent, so that all rewards are 0."""
+    """The loss while the player equals its opponent, so that all rewards are 0."""
     if kind == "space":
         return math.log1p(mu) + mu * math.log1p(1 / mu)
     return LOG_2 if kind == "logistic" else 1.0
@@ -134,9 +136,10 @@ def pair_metrics(
     opponent_generated_B: Tensor,
     beta: float,
 ) -> dict[str, Tensor]:
-    """Means over the pairs, under the names that the field uses, as scalars on the pairs' device.
+    """Means over the pairs under the usual metric names, as scalars on the pairs' device.
 
-    Accuracy is the part of pairs whose real response has the larger reward; at the start it is 0, since all are equal.
+    The accuracy is the share of pairs whose real response has the larger reward; at the start all are equal and it is
+    0.
     """
     real_B = rewards(player_B=player_real_B, opponent_B=opponent_real_B, beta=beta)
     generated_B = rewards(player_B=player_generated_B, opponent_B=opponent_generated_B, beta=beta)
@@ -151,10 +154,10 @@ def pair_metrics(
 
 
 def length_correlation(*, margins_B: Tensor, longer_B: Tensor) -> Tensor:
-    """Pearson's correlation of reward margins with how many tokens longer the real responses are, a scalar.
+    """Pearson's correlation of reward margins with the extra tokens of the real responses, a scalar.
 
-    It is taken within a batch, so that margins that grow from step to step do not dilute it. Where one of the two is
-    the same for all pairs it is 0.
+    It is computed within a batch, so that margins that grow from step to step do not dilute it. It is 0 where all pairs
+    have the same margin or the same difference in length.
     """
     margins_B, longer_B = (values.double() - values.double().mean() for values in (margins_B, longer_B))
     size = (margins_B.square().sum() * longer_B.square().sum()).sqrt()

@@ -1,6 +1,6 @@
-"""What a training run's numbers say about its health, and what to do about it.
+"""Monitors: conditions on a training's metrics that warn or end it.
 
-Every monitor is a function of the rows of `metrics.jsonl`, so that a resumed run sees what an uninterrupted one sees.
+Every monitor is a function of the rows of `metrics.jsonl`, so a resumed training sees the same as an uninterrupted one.
 """
 
 import math
@@ -14,30 +14,31 @@ from spin_core.store.records import Event
 from spin_core.training.objective import Objective
 
 LEAP = 3
-"""Steps in a row whose gradient is far larger than before, until that is an event."""
+"""How many steps in a row must have a far larger gradient than before."""
 
-LENGTHS = "length_correlation"
+_LENGTHS = "length_correlation"
 
-USUAL_BETA = 0.1
+_USUAL_BETA = 0.1
+"""The beta for which `train.first_loss_tolerance` is meant."""
 
-MEANS = {
+_ACTION_TEXTS = {
     "warn": "",
     "stop": ": training ends here with the weights as they are, since train.monitors.{kind} is stop",
     "roll-back": ": training ends here with earlier weights, since train.monitors.{kind} is roll-back",
     "refuse": "; or set train.monitors.not_finite to roll-back",
 }
-"""What an action adds to what is said."""
+"""What an action adds to the message."""
 
-OTHERS = (
+_CAUSE = (
     ", since the player starts as its opponent: the scores were made with other weights, other tokens or another "
-    "precision; remove the iteration's scores folder and run again; rounding that is so large is let pass by "
+    "precision; remove the iteration's scores folder and run again; if it is rounding, raise "
     "train.first_loss_tolerance"
 )
-"""What it means that player and opponent do not begin alike."""
+"""Why player and opponent may differ before the first step, and the fix."""
 
 
 class Monitors:
-    """Looks at one row after another. Each monitor acts once a run, when it first fires."""
+    """Gets one row after another. Each monitor acts once in a training, when its condition first holds."""
 
     def __init__(self, config: MonitorsConfig, objective: Objective) -> None:
         self.config, self.beta = config, objective.beta
@@ -47,21 +48,21 @@ class Monitors:
         self._rows: deque[Mapping[str, float]] = deque(maxlen=config.window + LEAP)
 
     def see(self, row: Mapping[str, float]) -> list[Event]:
-        """The events that this row sets off."""
+        """The new events at this row."""
         self._rows.append(row)
         if len(self._start) < self.config.window and "rewards/real" in row:
             self._start.append(row["rewards/real"])
-        fresh = []
-        for kind, said in self._found(row):
+        events = []
+        for kind, text in self._conditions(row):
             action = getattr(self.config, kind)
             if kind not in self._fired and action != "off":
-                message = said + MEANS[action].format(kind=kind)
-                fresh.append(Event(kind=kind, step=int(row["step"]), message=message, action=action))
+                message = text + _ACTION_TEXTS[action].format(kind=kind)
+                events.append(Event(kind=kind, step=int(row["step"]), message=message, action=action))
             self._fired.add(kind)
-        return fresh
+        return events
 
-    def _found(self, row: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-        """Kind and meaning of everything that is out of order now."""
+    def _conditions(self, row: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+        """Kind and message of every condition that holds at this row."""
         config, window = self.config, list(self._rows)[-self.config.window :]
         for name, what in (("loss", "loss"), ("grad_norm", "gradient")):
             if not math.isfinite(row[name]):
@@ -78,9 +79,9 @@ class Monitors:
             if least > config.gradient_factor * usual:
                 yield (
                     "gradient",
-                    f"the gradient's norm was at least {least:.3g} in {LEAP} steps running, to step {row['step']:.0f}, "
-                    f"and {usual:.3g} in the {config.window} steps before: the weights are leaving the region where "
-                    "learning is smooth; use a smaller learning rate, or a longer train.warmup",
+                    f"the gradient's norm was at least {least:.3g} in {LEAP} steps in a row, to step "
+                    f"{row['step']:.0f}, and {usual:.3g} in the {config.window} steps before: the weights are leaving "
+                    "the region where learning is smooth; use a smaller learning rate, or a longer train.warmup",
                 )
         if "rewards/margins" not in row or len(window) < config.window:
             return
@@ -88,11 +89,11 @@ class Monitors:
         if min(r["rewards/accuracies"] for r in window) >= config.saturated_accuracy:
             yield (
                 "saturated",
-                f"reward accuracy was at least {config.saturated_accuracy} {last}: the player tells real from "
-                "generated without fail, and what it still learns may be no more than length or format; "
+                f"reward accuracy was at least {config.saturated_accuracy} {last}: the player always "
+                "distinguishes real from generated, and may now learn only length or format; "
                 "use fewer epochs or a smaller learning rate",
             )
-        margin = mean(window, "rewards/margins")
+        margin = _mean(window, "rewards/margins")
         if margin > config.exploded_margin:
             yield (
                 "exploded",
@@ -101,7 +102,7 @@ class Monitors:
             )
         # Where the reference is not the opponent, rewards do not start at zero.
         start = 0.0 if self._starts_at_zero else fmean(self._start)
-        nats = (mean(window, "rewards/real") - start) / self.beta
+        nats = (_mean(window, "rewards/real") - start) / self.beta
         if nats < -config.fallen_nats:
             yield (
                 "fallen",
@@ -109,8 +110,8 @@ class Monitors:
                 "the generated ones unlikely, not the real ones likely; use a smaller learning rate, a larger beta "
                 "or train.nll_weight",
             )
-        if all(LENGTHS in r for r in window):
-            correlation = mean(window, LENGTHS)
+        if all(_LENGTHS in r for r in window):
+            correlation = _mean(window, _LENGTHS)
             if abs(correlation) > config.length_correlation:
                 longer = "longer" if correlation > 0 else "shorter"
                 yield (
@@ -122,19 +123,19 @@ class Monitors:
                 )
 
 
-def mean(rows: Sequence[Mapping[str, float]], name: str) -> float:
+def _mean(rows: Sequence[Mapping[str, float]], name: str) -> float:
     """A metric's mean over rows."""
     return fmean(row[name] for row in rows)
 
 
 def events_of(rows: Sequence[Mapping[str, float]], config: MonitorsConfig, objective: Objective) -> list[Event]:
-    """All that monitors saw in a run."""
+    """The events of a whole training, from its rows of metrics."""
     monitors = Monitors(config, objective)
     return [event for row in rows for event in monitors.see(row)]
 
 
 def ending(events: Sequence[Event]) -> Event | None:
-    """The event of these that ends training early, `roll-back` before `stop`; None if none does."""
+    """The event that ends the training, by the strongest action: `refuse`, `roll-back`, `stop`; None if none does."""
     for action in ("refuse", "roll-back", "stop"):
         for event in events:
             if event.action == action:
@@ -143,20 +144,32 @@ def ending(events: Sequence[Event]) -> Event | None:
 
 
 def check_first_loss(
-    row: Mapping[str, float], apart: float | None, objective: Objective, config: TrainConfig, dtype: str
+    row: Mapping[str, float], distance: float | None, objective: Objective, config: TrainConfig, dtype: str
 ) -> None:
-    """Before the first step the player is its opponent, so both give each response the same log p, but for rounding.
+    """Check that player and opponent are equal before the first step, up to rounding.
 
-    `apart` is `Objective.apart`; None where the reference is not the opponent. The loss must be l(0) too. It sees a
-    difference of log p times beta, so a beta above the usual one widens its tolerance, and nothing else's.
+    Both conditions are checked: the distance is 0, and the loss is l(0). In the loss a difference of log p counts times
+    beta, so a beta above the usual one widens the tolerance of the loss, but not that of the distance.
+
+    Args:
+        row: The metrics of the first step.
+        distance: `Objective.distance`; None where the reference is not the opponent.
+        objective: The loss.
+        config: Has the tolerance, for float32; bfloat16 gets 20 times as much.
+        dtype: The precision of the weights.
+
+    Raises:
+        TrainingDiverged: One of the two is off by more than the tolerance, or is NaN.
     """
     tolerance = config.first_loss_tolerance * (20 if dtype == "bfloat16" else 1)
-    if apart is not None and not apart <= tolerance:
+    if distance is not None and not distance <= tolerance:
         raise TrainingDiverged(
-            f"before the first step player and opponent are {apart:.2g} nats a token apart, and may be {tolerance:.2g}"
-            f"{OTHERS}"
+            f"before the first step player and opponent are {distance:.2g} nats a token apart, and may be "
+            f"{tolerance:.2g}{_CAUSE}"
         )
-    want, loss = objective.first_loss, objective.game_loss(row)
-    tolerance *= max(1.0, objective.beta / USUAL_BETA)
-    if want is not None and not abs(loss - want) <= tolerance:
-        raise TrainingDiverged(f"the first loss is {loss:.6f}, and must be {want:.6f} within {tolerance:.2g}{OTHERS}")
+    expected, loss = objective.first_loss, objective.game_loss(row)
+    tolerance *= max(1.0, objective.beta / _USUAL_BETA)
+    if expected is not None and not abs(loss - expected) <= tolerance:
+        raise TrainingDiverged(
+            f"the first loss is {loss:.6f}, and must be {expected:.6f} within {tolerance:.2g}{_CAUSE}"
+        )

@@ -51,12 +51,12 @@ def test_a_healthy_run_has_no_events():
 @pytest.mark.parametrize(
     ("kind", "change", "step", "says"),
     [
-        ("saturated", {"_R_accuracies": 1.0}, WINDOW, "tells real from generated without fail"),
+        ("saturated", {"_R_accuracies": 1.0}, WINDOW, "always distinguishes real from generated"),
         ("exploded", {"_R_margins": 21.0}, WINDOW, "mean reward margin was 21.0"),
         ("fallen", {"_R_real": -0.2}, WINDOW, "2.0 nats below its start"),
         ("length", {"length_correlation": 0.9}, WINDOW, "real responses are longer, more than what they say"),
         ("length", {"length_correlation": -0.9}, WINDOW, "real responses are shorter, more than what they say"),
-        ("gradient", {"grad_norm": leap(30, LEAP, 11.0)}, 30 + LEAP - 1, "at least 11 in 3 steps running"),
+        ("gradient", {"grad_norm": leap(30, LEAP, 11.0)}, 30 + LEAP - 1, "at least 11 in 3 steps in a row"),
     ],
 )
 @pytest.mark.parametrize("action", ["warn", "stop", "roll-back"])

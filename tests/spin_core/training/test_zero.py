@@ -322,8 +322,8 @@ def test_the_check_tells_of_ranks_before_anything_is_computed(tmp_path):
     ("content", "says"),
     [
         (None, r"neither a file that can be read nor one of zero0, zero1"),
-        ("{", r"mine\.json is no JSON .* mend it"),
-        ("[]", r"holds no JSON object"),
+        ("{", r"mine\.json is not JSON .* fix it"),
+        ("[]", r"has no JSON object"),
         ('{"train_batch_size": 8}', r"sets train_batch_size, .* remove it, and set train\.batch_size"),
         ('{"optimizer": {}}', r"sets optimizer, .* set train\.optimizer"),
         ('{"scheduler": {}}', r"sets scheduler, .* set train\.lr_schedule"),
