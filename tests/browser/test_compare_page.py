@@ -11,6 +11,8 @@ from spin_core.comparison import compare
 from spin_core.comparison import page as comparison_page
 from spin_core.comparison.compare import Arm, Table
 
+pytestmark = pytest.mark.slow
+
 SUITES = ("open-llm-leaderboard", "big-bench")
 METHODS = {
     "spin": ("θ_0", "θ_1", "θ_2"),

@@ -9,6 +9,8 @@ from playwright.sync_api import Page, expect
 from spin_core.reports.samples import Column, Samples, Turn, Version
 from spin_core.reports.samples_page import page as written
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = [
     "<script>window.ran = 1</script>",
     '</script><script>window.ran = 1</script><img src=x onerror="window.ran = 1">',

@@ -14,6 +14,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ray = pytest.importorskip("ray")
 
 
@@ -64,7 +66,6 @@ def said(folder: Path) -> list[tuple]:
     return [(row["id"], row["response_ids"]) for table in tables for row in table]
 
 
-@pytest.mark.slow
 def test_a_ray_cluster_answers_as_one_machine_does_though_a_worker_is_killed(finished, cluster):
     speed = {"workers": 0, "ray": {"address": cluster, "workers": 2, "gpus": 1}}
     sets = ["--iterations", "1", "--set=controls={}", "--set=generate.shard_size=2"]
@@ -100,7 +101,6 @@ def process_in(file: Path) -> int | None:
         return None
 
 
-@pytest.mark.slow
 def test_a_ray_cluster_scores_as_one_machine_does_though_a_worker_is_killed(
     player_in, server, cluster, tiny_model, tmp_path
 ):

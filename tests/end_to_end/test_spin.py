@@ -7,8 +7,12 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from spin_core.tracking.points import Last
 from spin_core.tracking.sinks import last_events
+
+pytestmark = pytest.mark.slow
 
 PHASES = ("generations", "pairs", "scores", "train", "model", "eval/self-play")
 STEPS = 24

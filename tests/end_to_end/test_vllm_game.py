@@ -29,9 +29,10 @@ from spin_core.store import identity as store_identity
 from spin_core.store import lock
 from spin_core.store.records import GenerationBatch, ModelVersion, PairDataset, PromptSet, ScoredPairs, TrainRun
 
-pytestmark = pytest.mark.skipif(
-    not interpreter.vllm_python(VllmConfig()).exists(), reason="no vLLM: make vllm installs it"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not interpreter.vllm_python(VllmConfig()).exists(), reason="no vLLM: make vllm installs it"),
+]
 
 
 @pytest.fixture(scope="module")

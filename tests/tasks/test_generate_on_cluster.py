@@ -51,6 +51,7 @@ def prompts(tmp_path_factory):
     return prompt_set(tmp_path_factory.mktemp("prompts") / "prompts", rows=20, stop_ids=(EOS,))
 
 
+@pytest.mark.slow
 def test_a_run_whose_workers_all_die_says_why_and_keeps_what_is_done(tmp_path, tiny_model, prompts):
     whole = do(generate_job(tmp_path / "whole", tiny_model, prompts))
     job = generate_job(tmp_path / "generations", tiny_model, prompts, speed={"workers": 0})

@@ -36,7 +36,13 @@ from spin_core.store import files, identity
 from spin_core.store.records import GenerationBatch, PromptSet
 
 PYTHON = interpreter.vllm_python(VllmConfig())
-needs_vllm = pytest.mark.skipif(not PYTHON.exists(), reason=f"no vLLM at {PYTHON}: make vllm installs it")
+without_vllm = pytest.mark.skipif(not PYTHON.exists(), reason=f"no vLLM at {PYTHON}: make vllm installs it")
+
+
+def needs_vllm(test):
+    """A test that is slow, and is skipped where vLLM is not installed."""
+    return pytest.mark.slow(without_vllm(test))
+
 
 GREEDY = {"temperature": 1e-6, "max_new_tokens": 16}
 STRINGS = ["a", "xy", "B"]
@@ -270,7 +276,6 @@ def test_a_port_that_another_took_meanwhile_is_worth_another_try(tmp_path):
 
 
 @needs_vllm
-@pytest.mark.slow
 def test_a_model_in_two_parts_says_what_it_says_in_one(told, model, tmp_path):
     requests = [list(one) for one in some_requests()]
     settings = {**GREEDY, "stop_strings": STRINGS, "repetition_penalty": 1.3}

@@ -300,6 +300,7 @@ def test_a_stopped_run_keeps_finished_tasks_and_the_answers_of_the_next(tmp_path
     assert kept(tmp_path) == ["arc_easy", "winogrande"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_within_a_task_requests_only_the_rest(tmp_path, model, batches):
     # A context of 512 tokens: each prompt is longer than that, and each answer, of half of it, takes part of a second.
     network, tokenizer = load_model(model, CPU), load_tokenizer(model, CPU)

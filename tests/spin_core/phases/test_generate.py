@@ -227,6 +227,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_terminated_and_then_killed_ends_as_one_that_was_not(tmp_path, tiny_model):
     # Many shards, so that each process is still at work when its signal comes.
     prompts = prompt_set(tmp_path / "prompts", rows=50, stop_ids=(EOS,))

@@ -47,6 +47,7 @@ def kill(job: MtBenchJob, log: Path) -> None:
     assert process.wait() == -9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("end", "in_flight"), [(kill, 2), (stop, 0)])
 def test_a_phase_that_ends_during_the_verdicts_requests_nothing_twice(tmp_path, data, models, end, in_flight):
     slow = {"judge": {"speed": {"parallel": 2}}}

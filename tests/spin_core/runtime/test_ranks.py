@@ -89,6 +89,7 @@ def test_several_nodes_must_be_told_where_to_meet():
     assert SpeedConfig(nodes=2, rendezvous="10.0.0.1:29500").nodes == 2
 
 
+@pytest.mark.slow
 def test_only_the_first_of_two_ranks_speaks_and_publishes(tmp_path):
     told, logged = [], []
     record = run_phase(job(tmp_path, does="crowd"), ScoredPairs, told.append, logged.append)
@@ -100,16 +101,19 @@ def test_only_the_first_of_two_ranks_speaks_and_publishes(tmp_path):
     assert run_phase(job(tmp_path, does="crowd"), ScoredPairs) == record
 
 
+@pytest.mark.slow
 def test_the_error_of_any_rank_reaches_the_user_as_its_one_line(tmp_path):
     with pytest.raises(DataError, match=r"^the data of one rank are wrong: mend them$"):
         run_phase(job(tmp_path, does="wrong_second"), ScoredPairs)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_is_told_as_such(tmp_path):
     with pytest.raises(PhaseCrashed, match=r"phase toy was killed by SIGKILL \(out of memory\?\)"):
         run_phase(job(tmp_path, does="killed_second"), ScoredPairs)
 
 
+@pytest.mark.slow
 def test_sigterm_stops_all_ranks_at_one_step_and_the_same_call_goes_on(tmp_path):
     def stop(_message):
         os.kill(int((tmp_path / "jobs" / "toy.pid").read_text().split()[0]), signal.SIGTERM)
@@ -137,6 +141,7 @@ launch.run_phase(ToyJob.model_validate_json(Path(job_file).read_text()), ScoredP
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whom", ["parent", "torchrun", "rank"])
 def test_no_rank_outlives_the_one_that_started_it(tmp_path, whom):
     asked = job(tmp_path, does="crowd", items=100_000, seconds=0.02)
@@ -168,6 +173,7 @@ except TryAgain as error:
 """
 
 
+@pytest.mark.slow
 def test_a_node_that_nobody_waits_for_says_where_it_looked():
     process = subprocess.run(
         [sys.executable, "-c", LATE], cwd=TOY.parent, env={**os.environ, runtime_torchrun.NODE_RANK: "1"},
@@ -202,6 +208,7 @@ def on_two_nodes(folder: Path, **values) -> list[tuple[int, list[dict], str]]:
     return ended
 
 
+@pytest.mark.slow
 def test_two_nodes_meet_over_the_network(tmp_path):
     first, second = on_two_nodes(tmp_path, does="crowd")
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
@@ -210,6 +217,7 @@ def test_two_nodes_meet_over_the_network(tmp_path):
     assert f"run SPIN_NODE_RANK=1 {sys.executable}" in first[2]
 
 
+@pytest.mark.slow
 def test_an_error_on_another_node_is_told_where_the_flow_runs(tmp_path):
     ended = on_two_nodes(tmp_path, does="wrong_second")
     for status, messages, _ in ended:

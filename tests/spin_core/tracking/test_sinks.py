@@ -171,6 +171,7 @@ def test_a_wandb_file_that_a_kill_cut_short_is_read_up_to_there():
     assert list(read_records(b"")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("mlflow") is None, reason="the extra mlflow is not installed")
 def test_mlflow_goes_on_in_the_same_run_though_another_sink_fails_and_logs_no_step_twice(game):
     begin_training(game, 5)

@@ -162,56 +162,67 @@ def same(jobs: dict[str, TrainJob], name: str, want: str, *, loss: float = 2e-6,
         torch.testing.assert_close(ours[key].float(), value.float(), atol=weight, rtol=0, msg=key)
 
 
+@pytest.mark.slow
 def test_the_training_that_all_are_held_to_learns_something_and_clips(jobs):
     assert losses(jobs["alone"])[-1] < losses(jobs["alone"])[0] - 0.05
     assert max(norms(jobs["alone"])) > 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["accumulated", *NAMES, "zero2-accumulated", "every-accumulated"])
 def test_one_rank_of_eight_is_two_ranks_of_four_is_accumulation_whatever_is_shared_out(jobs, name):
     same(jobs, name, "alone")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero2-padded", "every-padded"])
 def test_padded_rows_are_dealt_out_to_ranks_too(jobs, name):
     same(jobs, name, "alone")
 
 
+@pytest.mark.slow
 def test_recomputing_activations_changes_nothing_where_weights_are_shared_out(jobs):
     same(jobs, "every-checkpointed", "alone")
 
 
+@pytest.mark.slow
 def test_a_rank_without_a_pair_takes_part(jobs):
     same(jobs, "every-one", "one")
     same(jobs, "every-lora-scored", "lora-one")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero1-adamw", "zero3-adamw"])
 def test_adamw_counts_its_steps_as_on_one_device(jobs, name):
     same(jobs, name, "adamw")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["half-zero0", "half-zero1", "half-zero2", "half-zero3"])
 def test_bfloat16_learns_alike(jobs, name):
     same(jobs, name, "half", loss=1e-3, weight=1e-2)
     assert weights(jobs[name])["lm_head.weight"].dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_tied_weights_are_shared_out_once_and_saved_as_the_model_saves_them(jobs):
     same(jobs, "every-tied", "tied")
     assert load_model(jobs["every-tied"].weights, CPU).config.tie_word_embeddings
 
 
+@pytest.mark.slow
 def test_adapters_train_on_ranks(jobs):
     same(jobs, "zero2-lora", "lora")
 
 
+@pytest.mark.slow
 def test_held_out_pairs_are_measured_on_ranks_and_the_best_weights_published(jobs):
     same(jobs, "every-watched", "watched")
     assert record(jobs["every-watched"]).published == record(jobs["watched"]).published
     assert record(jobs["every-watched"]).held_out == pytest.approx(record(jobs["watched"]).held_out, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "whole"),
     [("zero2-resumed", "zero2"), ("zero3-resumed", "zero3"), ("half-zero3-resumed", "half-zero3")],
@@ -221,6 +232,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bits_on_ranks(jobs, nam
     assert record(jobs[name]).model == record(jobs[whole]).model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "ranks"),
     [("other-stage", ((21, 2),)), ("more-ranks", ((8, 1), (13, 2))), ("fewer-ranks", ((8, 2), (13, 1)))],
@@ -230,6 +242,7 @@ def test_a_training_goes_on_with_other_ranks_or_another_stage_and_says_so(jobs, 
     assert record(jobs[name]).ranks == ranks
 
 
+@pytest.mark.slow
 def test_what_is_published_is_what_from_pretrained_loads(jobs):
     for name in ("zero3", "every-tied"):
         model = load_model(jobs[name].weights, CPU)
