@@ -84,12 +84,12 @@ def load_examples(
         DataError: no row is left.
     """
     builder = ExampleBuilder(renderer, job.config.max_prompt_tokens, job.max_new_tokens, job.config.too_long)
-    found, drops = conversations(rows, job.config, name)
-    progress.start(len(found), "row")
+    items, drops = conversations(rows, job.config, name)
+    progress.start(len(items), "row")
     examples: list[Example] = []
     seen: set[tuple[bytes, bytes]] = set()
-    for first in range(0, len(found), BATCH):
-        batch = found[first : first + BATCH]
+    for first in range(0, len(items), BATCH):
+        batch = items[first : first + BATCH]
         clean = [conversation for conversation in batch if not builder.has_control_token(conversation)]
         drops["control-token"] += len(batch) - len(clean)
         for example, reason in builder.build(clean):
@@ -101,7 +101,7 @@ def load_examples(
                 examples.append(example)
             else:
                 drops[reason] += 1
-        progress.tell(min(first + BATCH, len(found)))
+        progress.tell(min(first + BATCH, len(items)))
     if not examples:
         raise no_prompt_left(name, drops)
     log.info("%s: kept %d of %d rows%s", name, len(examples), len(examples) + drops.total(), list_drops(drops))

@@ -30,7 +30,7 @@ def save_model(
     `weights`, if given, are written in place of the model's own.
     """
     if model.device.type == "cpu":
-        # To save, transformers loads DeepSpeed where it is installed, which warns that it finds no GPU unless told so.
+        # To save, transformers loads DeepSpeed where it is installed, which otherwise warns of a missing GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
     tokenizer.save_pretrained(folder)

@@ -114,7 +114,7 @@ def test_with_the_exponential_one_iteration_has_half_the_logistic_ones_exponent(
 @pytest.mark.parametrize("beta", [0.1, 1.0, 5.0])
 @pytest.mark.parametrize("nll_weight", [0.0, 0.5])
 def test_p_data_is_a_fixed_point_and_no_player_beats_it(kind, beta, nll_weight):
-    """Theorem 5.2. The hinge has a gradient too at margin 0, since 0 lies on its slope."""
+    """Theorem 5.2. The hinge has a gradient too at margin 0, since 0 is on its slope."""
     p_data = distribution(0)
     logits_S = p_data.log().clone().requires_grad_()
     game = Objective(kind, beta, nll_weight=nll_weight, space_mu=2.0)

@@ -1,4 +1,4 @@
-"""Loss and gradient beside TRL's own DPO trainer: with opponent for reference, logistic SPIN is sigmoid DPO."""
+"""Loss and gradient compared with TRL's own DPO trainer: with opponent for reference, logistic SPIN is sigmoid DPO."""
 
 import warnings
 from pathlib import Path

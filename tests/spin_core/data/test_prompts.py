@@ -3,85 +3,16 @@
 import json
 import shutil
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from helpers import character_tokenizer, data_folder, save_tiny_model
+from built_prompts import rows_of, write_jsonl
+from helpers import data_folder, save_tiny_model
 
-from spin_core.config.data import PromptsConfig, SourceConfig
-from spin_core.config.model import ChatConfig, ModelConfig
+from spin_core.config.data import SourceConfig
+from spin_core.config.model import ModelConfig
 from spin_core.data import demo
-from spin_core.data.chat import Renderer
-from spin_core.data.sources import _commit_of, read_rows
+from spin_core.data.sources import read_rows
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ConfigError, DataError
-from spin_core.phases import prompts
-from spin_core.runtime.progress import Progress
-from spin_core.store.jobs import PromptsJob
-from spin_core.store.records import ModelVersion
-
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-@pytest.fixture(scope="session")
-def chat_model(tmp_path_factory):
-    """A tiny model whose tokenizer has ChatML's template."""
-    specials = ("<pad>", "<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>")
-    return save_tiny_model(tmp_path_factory.mktemp("chat"), character_tokenizer(specials, chat_template=CHATML))
-
-
-def rows_of(count):
-    return [{"prompt": f"Count to {i}", "response": f"{i}!"} for i in range(count)]
-
-
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    return path
-
-
-def job_of(model, source, *, chat="plain", max_new_tokens=50, seed=0, held_out_source=None, **config):
-    sources = {"source": SourceConfig(path=str(source))}
-    if held_out_source:
-        sources["held_out_source"] = SourceConfig(path=str(held_out_source))
-    return PromptsJob(
-        output=model / "unused",
-        seed=seed,
-        config=PromptsConfig(**{"held_out": 1, "max_prompt_tokens": 100, **sources, **config}),
-        chat=ChatConfig(template=chat),
-        tokenizer=ModelVersion(path=model, digest="0" * 64, t=0, parent=None),
-        max_new_tokens=max_new_tokens,
-    )
-
-
-class Built:
-    """What the phase made of some rows."""
-
-    def __init__(self, model, folder, source, **kwargs):
-        scratch = folder / "scratch"
-        scratch.mkdir(exist_ok=True)
-        if isinstance(source, list):
-            source = write_jsonl(folder / "rows.jsonl", source)
-        self.fields = prompts.run(job_of(model, source, **kwargs), scratch, Progress())
-        self.train = pq.read_table(scratch / "train.parquet").to_pylist()
-        self.held_out = pq.read_table(scratch / "held_out.parquet").to_pylist()
-        self.drops = self.fields["drops"]
-        self.bytes = [(scratch / name).read_bytes() for name in ("train.parquet", "held_out.parquet")]
-
-    @property
-    def pairs(self):
-        """Prompts and responses of all rows, without order."""
-        return sorted((row["prompt"], row["response"]) for row in self.train + self.held_out)
-
-
-@pytest.fixture
-def build(tiny_model, tmp_path):
-    return lambda source, model=tiny_model, **kwargs: Built(model, tmp_path, source, **kwargs)
-
-
-# Formats
 
 
 def test_prompt_and_response_columns_become_token_ids(build, tiny_model):
@@ -95,147 +26,6 @@ def test_prompt_and_response_columns_become_token_ids(build, tiny_model):
     assert built.pairs == [("Say hi", "hi"), ("Say ho", "ho")]
     assert (built.fields["rows"], built.fields["held_out"], built.drops) == (1, 1, {})
     assert built.fields["stop_ids"] == (2,)
-
-
-FORMATS = {
-    "messages": lambda q, a: {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]},
-    "sharegpt": lambda q, a: {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]},
-    "spin": lambda q, a: {
-        "real": [{"role": "user", "content": q}, {"role": "assistant", "content": a}],
-        "generated": [{"role": "user", "content": q}, {"role": "assistant", "content": "other"}],
-    },
-    "prompt-response": lambda q, a: {"prompt": q, "response": a},
-    "turns": lambda q, a: {
-        "prompt": [{"role": "user", "content": q}],
-        "response": [{"role": "assistant", "content": a}],
-    },
-    "turn": lambda q, a: {"prompt": q, "response": {"from": "gpt", "value": a}},
-    "repeated turns": lambda q, a: {
-        "prompt": q,
-        "response": [{"role": "user", "content": q}, {"role": "assistant", "content": a}],
-    },
-    "instruction": lambda q, a: {"instruction": q, "input": "", "output": a},
-    "self-instruct": lambda q, a: {"instruction": q, "instances": [{"input": "", "output": a}]},
-    "marked text": lambda q, a: {"text": f"### Human: {q}### Assistant: {a}"},
-}
-
-
-@pytest.mark.parametrize("kind", sorted(FORMATS))
-def test_every_format_holds_the_same_conversations(build, kind):
-    built = build([FORMATS[kind](f"Question {i}?", f"Answer {i}.") for i in range(3)])
-    assert built.pairs == [(f"Question {i}?", f"Answer {i}.") for i in range(3)]
-
-
-@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet", "csv", "folder", "folder-on-disk", "json-lines"])
-def test_every_kind_of_source_holds_the_same_rows(build, tmp_path, suffix):
-    import datasets
-
-    rows = rows_of(4)
-    path = tmp_path / f"data.{suffix}"
-    if suffix == "jsonl":
-        write_jsonl(path, rows)
-    elif suffix == "json":
-        path.write_text(json.dumps(rows))
-    elif suffix == "json-lines":
-        path = write_jsonl(tmp_path / "lines.json", rows)
-    elif suffix == "parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif suffix == "csv":
-        path.write_text("prompt,response\n" + "".join(f"{row['prompt']},{row['response']}\n" for row in rows))
-    elif suffix == "folder":
-        path.mkdir()
-        pq.write_table(pa.Table.from_pylist(rows), path / "train-00000-of-00001.parquet")
-    else:
-        datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)}).save_to_disk(str(path))
-    assert build(path).pairs == sorted((row["prompt"], row["response"]) for row in rows)
-
-
-def test_a_csv_keeps_numbers_as_they_are_written(build, tmp_path):
-    path = tmp_path / "sums.csv"
-    path.write_text('prompt,response\n"1,5+2=",3.50\n4+4=,08\n')
-    assert build(path).pairs == [("1,5+2=", "3.50"), ("4+4=", "08")]
-
-
-def test_columns_are_renamed_before_the_format_is_guessed(build):
-    rows = [{"question": f"{i}?", "answer": str(i)} for i in range(2)]
-    assert build(rows, columns={"question": "prompt", "answer": "response"}).pairs == [("0?", "0"), ("1?", "1")]
-
-
-def test_the_input_stands_below_the_instruction(build):
-    rows = [{"instruction": "Add.", "input": f"{i} + 1", "output": str(i + 1)} for i in range(2)]
-    assert build(rows).pairs == [("Add.\n\n0 + 1", "1"), ("Add.\n\n1 + 1", "2")]
-
-
-def test_a_text_is_cut_between_words_and_loses_nothing(build):
-    texts = ["Once upon a time there was a cat.", "The dog ran\n\nhome and slept."]
-    built = build([{"text": text} for text in texts], text_prompt_chars=13)
-    assert built.pairs == [("Once upon a", " time there was a cat."), ("The dog ran", "\n\nhome and slept.")]
-
-
-def test_a_text_without_room_for_a_response_is_dropped(build):
-    texts = ["A short one", "Nospacesuntilthebordercomes here", "Ann went home again", "Bob went home again"]
-    built = build([{"text": text} for text in texts], text_prompt_chars=12)
-    assert built.drops == {"text-too-short": 1, "empty-prompt": 1}
-
-
-# Conversations
-
-
-CONVERSATION = [
-    {"role": "user", "content": "Hi"},
-    {"role": "assistant", "content": "Hello."},
-    {"role": "user", "content": "And now?"},
-    {"role": "assistant", "content": "Bye."},
-    {"role": "user", "content": "Thanks"},
-]
-
-
-def test_the_last_assistant_turn_is_the_response_and_what_follows_is_left(build, chat_model):
-    rows = [{"messages": CONVERSATION}, {"messages": CONVERSATION[:2]}]
-    built = build(rows, model=chat_model, chat="tokenizer")
-    by_response = {row["response"]: row for row in built.train + built.held_out}
-    assert set(by_response) == {"Bye.", "Hello."}
-    assert json.loads(by_response["Bye."]["messages"]) == CONVERSATION[:3]
-    assert by_response["Bye."]["prompt"] == "user: Hi\n\nassistant: Hello.\n\nuser: And now?"
-
-
-def test_the_first_round_alone_can_be_answered(build):
-    other = [{"role": "user", "content": "Hey"}, *CONVERSATION[1:]]
-    built = build([{"messages": CONVERSATION}, {"messages": other}], rounds="first")
-    assert built.pairs == [("Hey", "Hello."), ("Hi", "Hello.")]
-
-
-def test_chat_rows_hold_what_the_renderer_makes(build, chat_model):
-    system = {"role": "system", "content": "Be brief."}
-    rows = [{"messages": [system, *CONVERSATION]}, {"messages": CONVERSATION}, {"messages": CONVERSATION[2:4]}]
-    built = build(rows, model=chat_model, chat="tokenizer", max_prompt_tokens=200)
-    assert built.fields["rows"] == 2
-    renderer = Renderer(load_tokenizer(chat_model, ModelConfig()), ChatConfig())
-    for row in built.train + built.held_out:
-        messages = json.loads(row["messages"])
-        assert row["prompt_ids"] == renderer.prompt_ids(messages)
-        assert (row["response_ids"], row["finish_reason"]) == renderer.response_ids(messages, row["response"], 50)
-    assert built.fields["stop_ids"] == (5, 2)
-
-
-def test_conversations_that_cannot_be_answered_are_counted(build):
-    rows = [
-        {"messages": CONVERSATION},
-        {"messages": CONVERSATION[2:4]},
-        {"messages": CONVERSATION[:1]},
-        {"messages": CONVERSATION[1:2]},
-        {"messages": [CONVERSATION[0], *CONVERSATION]},
-        {"messages": [{"role": "tool", "content": "42"}, *CONVERSATION]},
-        {"messages": [{"role": "user", "content": " "}, CONVERSATION[1]]},
-        {"messages": [CONVERSATION[0], {"role": "assistant", "content": "\n"}]},
-    ]
-    assert build(rows).drops == {
-        "no-response": 1,
-        "turns-out-of-order": 2,
-        "unknown-role": 1,
-        "empty-prompt": 1,
-        "empty-response": 1,
-    }
 
 
 # Filters
@@ -340,27 +130,6 @@ def test_held_out_prompts_can_come_from_elsewhere(build, tmp_path):
 # Errors
 
 
-def test_an_unknown_source_is_named(build):
-    with pytest.raises(DataError, match=r"no/such/file.jsonl does not exist: set prompts.source.path"):
-        build("no/such/file.jsonl")
-
-
-def test_a_hub_name_that_cannot_be_reached_is_named(build):
-    with pytest.raises(DataError, match=r"nobody/nothing is neither a file or folder here nor on the hub"):
-        build("nobody/nothing")
-
-
-def test_a_file_of_another_kind_says_what_is_read(build, tmp_path):
-    (tmp_path / "data.xlsx").write_bytes(b"")
-    with pytest.raises(DataError, match=r"one of the suffixes .json, .jsonl, .parquet, .csv"):
-        build(tmp_path / "data.xlsx")
-
-
-def test_empty_data_are_refused(build):
-    with pytest.raises(DataError, match="holds no rows"):
-        build([])
-
-
 def test_a_single_row_cannot_be_split(build):
     with pytest.raises(DataError, match=r"held_out is 1, but there are only 1 different prompts: give more rows"):
         build(rows_of(1))
@@ -373,94 +142,9 @@ def test_more_held_out_than_there_is_names_the_most(build):
         build(rows_of(8), held_out=8)
 
 
-def test_missing_columns_name_what_was_found_and_what_is_needed(build):
-    rows = [{"question": "q", "answer": "a"}] * 2
-    with pytest.raises(
-        DataError, match=r"has the columns answer, question, but needs one of: messages; real; prompt and"
-    ):
-        build(rows)
-    with pytest.raises(DataError, match=r"no column prompt or response, which prompts.format = prompt-response needs"):
-        build(rows, format="prompt-response")
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"prompt": 5, "response": "x"}, "row 3: prompt is int 5, not text"),
-        ({"prompt": "x", "response": None}, "row 3: response is missing, not text"),
-        ({"prompt": "x"}, "row 3: response is missing"),
-        (
-            {"prompt": [{"role": "user"}], "response": "x"},
-            "row 3: prompt holds dict .*, not a turn with role and content",
-        ),
-        ({"prompt": "x", "response": {"from": "gpt", "value": 1}}, "row 3: value is int 1, not text"),
-        ({"prompt": "\ud83d", "response": "x"}, "row 3: prompt holds half a character"),
-    ],
-)
-def test_wrong_types_are_named_by_their_row(build, tmp_path, row, message):
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(item) + "\n" for item in [*rows_of(2), row]))
-    with pytest.raises(DataError, match=message):
-        build(tmp_path / "rows.jsonl")
-
-
-def test_messages_that_are_no_list_are_named_by_their_row(build):
-    with pytest.raises(DataError, match="row 2: messages is str 'hi', not a list of turns"):
-        build([{"messages": CONVERSATION}, {"messages": "hi"}])
-
-
-def test_rows_of_which_none_has_a_response_are_refused(build):
-    with pytest.raises(
-        DataError, match=r"no row of .* is left \(2 of 2 dropped as no-response\): give rows with an assist"
-    ):
-        build([{"messages": CONVERSATION[:1]}] * 2)
-
-
 def test_prompts_of_which_all_are_too_long_say_what_to_raise(build):
     with pytest.raises(DataError, match=r"dropped as prompt-too-long\): raise prompts.max_prompt_tokens"):
         build([{"prompt": "x" * 200 + str(i), "response": "y"} for i in range(3)])
-
-
-def test_bytes_that_are_not_utf8_are_named_by_their_line(build, tmp_path):
-    path = tmp_path / "latin.jsonl"
-    path.write_bytes('{"prompt": "a", "response": "b"}\n{"prompt": "caf\u00e9", "response": "c"}\n'.encode("latin-1"))
-    with pytest.raises(DataError, match=r"latin.jsonl, line 2 is not UTF-8 \(byte 0xe9\): save the file as UTF-8"):
-        build(path)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        (
-            "a.jsonl",
-            '{"prompt": "a", "response": "b"}\n\n{"prompt": \n',
-            r"a.jsonl, line 3 is not JSON \(Expecting value",
-        ),
-        ("b.jsonl", '{"prompt": "a"}\n[1]\n', "b.jsonl, line 2 is list, not a JSON object"),
-        ("c.json", '[{"prompt": "a"},\n{"prompt" "b"}]', r"c.json, line 2 is not JSON \(Expecting ':'"),
-        ("d.json", '[{"prompt": "a"}, 7]', "d.json, row 2 is int, not a JSON object"),
-        ("e.csv", "prompt,response\na,b\nc\n", "e.csv, line 3 has fewer or more fields than the first line"),
-        ("f.csv", 'prompt,response\na,"b" c\n', "f.csv, line 2 is not CSV"),
-        ("g.parquet", "not parquet", "g.parquet is not a Parquet file"),
-    ],
-)
-def test_broken_files_are_named_by_their_line(build, tmp_path, name, text, message):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=message):
-        build(tmp_path / name)
-
-
-def test_an_unknown_split_names_the_ones_there_are(build, tmp_path):
-    import datasets
-
-    datasets.DatasetDict({"test": datasets.Dataset.from_list(rows_of(2))}).save_to_disk(str(tmp_path / "data"))
-    with pytest.raises(DataError, match=r"has no split 'train': set prompts.source.split to one of test"):
-        build(tmp_path / "data")
-
-
-def test_a_folder_without_data_is_refused(build, tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty cannot be read as a data set"):
-        build(tmp_path / "empty")
 
 
 @pytest.mark.parametrize(
@@ -473,12 +157,6 @@ def test_a_folder_without_data_is_refused(build, tmp_path):
 def test_a_budget_beyond_the_models_context_says_what_to_lower(build, prompt, response, cure):
     with pytest.raises(ConfigError, match=cure):
         build(rows_of(3), max_prompt_tokens=prompt, max_new_tokens=response)
-
-
-def test_the_hub_commit_is_read_from_the_files_that_were_fetched():
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    assert _commit_of({f"hf://datasets/owner/name@{commit}/train.parquet": {}}) == commit
-    assert _commit_of(None) is None
 
 
 def test_the_text_of_a_cut_story_follows_its_prompt(build):

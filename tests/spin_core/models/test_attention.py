@@ -21,7 +21,7 @@ from spin_core.models.packing import packed_rows, padded_rows
 def test_packed_rows_give_what_plain_ones_give_with_and_without_shared_prompts(family):
     want = values_and_gradients(ResponseLogps(model_of(FAMILIES[family])), padded_rows(SEQUENCES, np.arange(6)))
     packed = ResponseLogps(model_of(FAMILIES[family]), pack=PACKED)
-    assert packed.packed, "this family can be told of packed rows"
+    assert packed.packed, "this family takes packed rows"
     for groups in (TOGETHER, APART):
         have = values_and_gradients(packed, packed_rows(SEQUENCES, np.arange(6), groups))
         for one, other in zip(have, want, strict=True):

@@ -1,0 +1,22 @@
+"""Fixtures of the tests that run phase `prompts`."""
+
+import pytest
+from built_prompts import BuiltPrompts
+from helpers import character_tokenizer, save_tiny_model
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def chat_model(tmp_path_factory):
+    """A tiny model whose tokenizer has ChatML's template."""
+    specials = ("<pad>", "<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>")
+    return save_tiny_model(tmp_path_factory.mktemp("chat"), character_tokenizer(specials, chat_template=CHATML))
+
+
+@pytest.fixture
+def build(tiny_model, tmp_path):
+    return lambda source, model=tiny_model, **kwargs: BuiltPrompts(model, tmp_path, source, **kwargs)

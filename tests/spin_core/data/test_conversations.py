@@ -1,0 +1,160 @@
+"""From rows to conversations: formats, turns, and what is wrong with a row."""
+
+import json
+
+import pytest
+from built_prompts import rows_of
+
+from spin_core.config.model import ChatConfig, ModelConfig
+from spin_core.data.chat import Renderer
+from spin_core.data.tokenizer import load_tokenizer
+from spin_core.errors import DataError
+
+FORMATS = {
+    "messages": lambda q, a: {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]},
+    "sharegpt": lambda q, a: {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]},
+    "spin": lambda q, a: {
+        "real": [{"role": "user", "content": q}, {"role": "assistant", "content": a}],
+        "generated": [{"role": "user", "content": q}, {"role": "assistant", "content": "other"}],
+    },
+    "prompt-response": lambda q, a: {"prompt": q, "response": a},
+    "turns": lambda q, a: {
+        "prompt": [{"role": "user", "content": q}],
+        "response": [{"role": "assistant", "content": a}],
+    },
+    "turn": lambda q, a: {"prompt": q, "response": {"from": "gpt", "value": a}},
+    "repeated turns": lambda q, a: {
+        "prompt": q,
+        "response": [{"role": "user", "content": q}, {"role": "assistant", "content": a}],
+    },
+    "instruction": lambda q, a: {"instruction": q, "input": "", "output": a},
+    "self-instruct": lambda q, a: {"instruction": q, "instances": [{"input": "", "output": a}]},
+    "marked text": lambda q, a: {"text": f"### Human: {q}### Assistant: {a}"},
+}
+
+
+@pytest.mark.parametrize("kind", sorted(FORMATS))
+def test_every_format_holds_the_same_conversations(build, kind):
+    built = build([FORMATS[kind](f"Question {i}?", f"Answer {i}.") for i in range(3)])
+    assert built.pairs == [(f"Question {i}?", f"Answer {i}.") for i in range(3)]
+
+
+def test_columns_are_renamed_before_the_format_is_guessed(build):
+    rows = [{"question": f"{i}?", "answer": str(i)} for i in range(2)]
+    assert build(rows, columns={"question": "prompt", "answer": "response"}).pairs == [("0?", "0"), ("1?", "1")]
+
+
+def test_the_input_stands_below_the_instruction(build):
+    rows = [{"instruction": "Add.", "input": f"{i} + 1", "output": str(i + 1)} for i in range(2)]
+    assert build(rows).pairs == [("Add.\n\n0 + 1", "1"), ("Add.\n\n1 + 1", "2")]
+
+
+def test_a_text_is_cut_between_words_and_loses_nothing(build):
+    texts = ["Once upon a time there was a cat.", "The dog ran\n\nhome and slept."]
+    built = build([{"text": text} for text in texts], text_prompt_chars=13)
+    assert built.pairs == [("Once upon a", " time there was a cat."), ("The dog ran", "\n\nhome and slept.")]
+
+
+def test_a_text_without_room_for_a_response_is_dropped(build):
+    texts = ["A short one", "Nospacesuntilthebordercomes here", "Ann went home again", "Bob went home again"]
+    built = build([{"text": text} for text in texts], text_prompt_chars=12)
+    assert built.drops == {"text-too-short": 1, "empty-prompt": 1}
+
+
+CONVERSATION = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "And now?"},
+    {"role": "assistant", "content": "Bye."},
+    {"role": "user", "content": "Thanks"},
+]
+
+
+def test_the_last_assistant_turn_is_the_response_and_what_follows_is_left(build, chat_model):
+    rows = [{"messages": CONVERSATION}, {"messages": CONVERSATION[:2]}]
+    built = build(rows, model=chat_model, chat="tokenizer")
+    by_response = {row["response"]: row for row in built.train + built.held_out}
+    assert set(by_response) == {"Bye.", "Hello."}
+    assert json.loads(by_response["Bye."]["messages"]) == CONVERSATION[:3]
+    assert by_response["Bye."]["prompt"] == "user: Hi\n\nassistant: Hello.\n\nuser: And now?"
+
+
+def test_the_first_round_alone_can_be_answered(build):
+    other = [{"role": "user", "content": "Hey"}, *CONVERSATION[1:]]
+    built = build([{"messages": CONVERSATION}, {"messages": other}], rounds="first")
+    assert built.pairs == [("Hey", "Hello."), ("Hi", "Hello.")]
+
+
+def test_chat_rows_hold_what_the_renderer_makes(build, chat_model):
+    system = {"role": "system", "content": "Be brief."}
+    rows = [{"messages": [system, *CONVERSATION]}, {"messages": CONVERSATION}, {"messages": CONVERSATION[2:4]}]
+    built = build(rows, model=chat_model, chat="tokenizer", max_prompt_tokens=200)
+    assert built.fields["rows"] == 2
+    renderer = Renderer(load_tokenizer(chat_model, ModelConfig()), ChatConfig())
+    for row in built.train + built.held_out:
+        messages = json.loads(row["messages"])
+        assert row["prompt_ids"] == renderer.prompt_ids(messages)
+        assert (row["response_ids"], row["finish_reason"]) == renderer.response_ids(messages, row["response"], 50)
+    assert built.fields["stop_ids"] == (5, 2)
+
+
+def test_conversations_that_cannot_be_answered_are_counted(build):
+    rows = [
+        {"messages": CONVERSATION},
+        {"messages": CONVERSATION[2:4]},
+        {"messages": CONVERSATION[:1]},
+        {"messages": CONVERSATION[1:2]},
+        {"messages": [CONVERSATION[0], *CONVERSATION]},
+        {"messages": [{"role": "tool", "content": "42"}, *CONVERSATION]},
+        {"messages": [{"role": "user", "content": " "}, CONVERSATION[1]]},
+        {"messages": [CONVERSATION[0], {"role": "assistant", "content": "\n"}]},
+    ]
+    assert build(rows).drops == {
+        "no-response": 1,
+        "turns-out-of-order": 2,
+        "unknown-role": 1,
+        "empty-prompt": 1,
+        "empty-response": 1,
+    }
+
+
+def test_missing_columns_name_what_was_found_and_what_is_needed(build):
+    rows = [{"question": "q", "answer": "a"}] * 2
+    with pytest.raises(
+        DataError, match=r"has the columns answer, question, but needs one of: messages; real; prompt and"
+    ):
+        build(rows)
+    with pytest.raises(DataError, match=r"no column prompt or response, which prompts.format = prompt-response needs"):
+        build(rows, format="prompt-response")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": 5, "response": "x"}, "row 3: prompt is int 5, not text"),
+        ({"prompt": "x", "response": None}, "row 3: response is missing, not text"),
+        ({"prompt": "x"}, "row 3: response is missing"),
+        (
+            {"prompt": [{"role": "user"}], "response": "x"},
+            "row 3: prompt holds dict .*, not a turn with role and content",
+        ),
+        ({"prompt": "x", "response": {"from": "gpt", "value": 1}}, "row 3: value is int 1, not text"),
+        ({"prompt": "\ud83d", "response": "x"}, "row 3: prompt holds half a character"),
+    ],
+)
+def test_wrong_types_are_named_by_their_row(build, tmp_path, row, message):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(item) + "\n" for item in [*rows_of(2), row]))
+    with pytest.raises(DataError, match=message):
+        build(tmp_path / "rows.jsonl")
+
+
+def test_messages_that_are_no_list_are_named_by_their_row(build):
+    with pytest.raises(DataError, match="row 2: messages is str 'hi', not a list of turns"):
+        build([{"messages": CONVERSATION}, {"messages": "hi"}])
+
+
+def test_rows_of_which_none_has_a_response_are_refused(build):
+    with pytest.raises(
+        DataError, match=r"no row of .* is left \(2 of 2 dropped as no-response\): give rows with an assist"
+    ):
+        build([{"messages": CONVERSATION[:1]}] * 2)
