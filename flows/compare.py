@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from prefect import flow
+from prefect.logging import get_run_logger
 from pydantic import Field
 
 from flows.labels import add_tags, artifact_line, completed
@@ -17,13 +18,11 @@ from flows.spin import play_alone, started_again
 from spin_core.comparison import compare as comparisons
 from spin_core.comparison.compare import MOST_SEEDS, Table
 from spin_core.config.resolve import RecipeName, resolve
-from spin_core.config.run import RunConfig
 from spin_core.lineage.controls import Method
 from spin_core.lineage.find import lineage_folder
 from spin_core.lineage.lineage import Lineage
 from spin_core.store import lock
 from tasks.compare import publish_comparison
-from tasks.push import check_store
 
 Seeds = Annotated[int, Field(ge=1, le=MOST_SEEDS)]
 
@@ -53,29 +52,28 @@ def compare(
     end_with_worker()
     name = name or f"compare-{recipe}"
     config = resolve(recipe, overrides=permitted_values(overrides), iterations=iterations)
-    for lineage in comparisons.names(name, seeds):
-        check_store(runs_folder(runs), lineage, config)
-    _play_all(runs_folder(runs), name, config, seeds, methods)
+    folder, warn = runs_folder(runs), get_run_logger().warning
+    lineages = comparisons.begin(folder, name, config, seeds, methods, warn=warn, wait=started_again())
+    _play_all(folder, name, lineages, comparisons.left_out(config, methods))
     return completed(artifact_line("comparison", name), None)
 
 
 @flow(name="compare", flow_run_name="{name}", persist_result=False, validate_parameters=False)
-def compare_local(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequence[str]) -> Table:
-    """The same for the command line, which has resolved the configuration already."""
+def compare_local(runs: Path, name: str, lineages: Sequence[Lineage], left_out: dict[str, str]) -> Table:
+    """The same with lineages that are prepared already: what the command line runs."""
     end_together()
     label_with_process()
-    return completed(artifact_line("comparison", name), _play_all(runs, name, config, seeds, methods))
+    return completed(artifact_line("comparison", name), _play_all(runs, name, lineages, left_out))
 
 
-def _play_all(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequence[str]) -> Table:
-    """Play each seed's game with its controls, as an ordinary lineage; then publish the table."""
-    add_tags(recipe=config.recipe, comparison=name)
+def _play_all(runs: Path, name: str, lineages: Sequence[Lineage], left_out: dict[str, str]) -> Table:
+    """Each seed's game with its controls, as an ordinary lineage; then the table."""
+    add_tags(recipe=lineages[0].config.recipe, comparison=name)
     with lock.locked(lineage_folder(runs, name), wait=started_again()):
-        games = comparisons.begin(runs, name, config, seeds, methods)
-        for game in games:
-            _play_seed(game)
-        table = comparisons.table(name, games, comparisons.left_out(config, methods))
-        publish_comparison(runs, table, games[0])
+        for lineage in lineages:
+            _play_seed(lineage)
+        table = comparisons.table(name, lineages, left_out)
+        publish_comparison(runs, table, lineages[0])
     return table
 
 
@@ -84,5 +82,5 @@ def _play_seed(game: Lineage) -> None:
     """Play the game of one seed."""
     label_with_process()
     add_tags(recipe=game.config.recipe, lineage=game.name)
-    play_alone(game.runs, game.name, game.config)
+    play_alone(game)
     return completed(artifact_line("leaderboard", game.name), None)

@@ -68,7 +68,7 @@ def nightly(
         config = _config(game, recipe, planned)
         _write_note(note, iterations=config.iterations)
         try:
-            continue_lineage(runs, lineage, config)
+            continue_lineage(folder, lineage, config)
         except LineageBusy:
             if not _is_locked_by_nightly_run(root):
                 raise

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from prefect import flow
+from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from flows.controls import compare_with_controls
@@ -17,10 +18,11 @@ from spin_core.config.run import RunConfig
 from spin_core.leaderboard import gate
 from spin_core.leaderboard.board import Board
 from spin_core.leaderboard.opponents import answerers
-from spin_core.lineage import history, phase_jobs
-from spin_core.lineage.find import lineage_folder
+from spin_core.lineage import phase_jobs
+from spin_core.lineage.history import IterationArtifacts, decided, record_iteration
 from spin_core.lineage.lineage import SHARED, Lineage
 from spin_core.lineage.start import start_lineage
+from spin_core.preflight.prepare import prepare_run
 from spin_core.runtime import warm
 from spin_core.store import lock
 from spin_core.store.records import GenerationBatch, ModelVersion, PromptSet
@@ -30,7 +32,7 @@ from tasks.generate import generate
 from tasks.metrics import followed
 from tasks.pairs import build_pairs, score
 from tasks.publish import publish_iteration, publish_leaderboard
-from tasks.push import check_store, push
+from tasks.push import push
 from tasks.train import train
 
 
@@ -63,33 +65,32 @@ def spin(
     name = lineage or recipe
     add_tags(recipe=recipe, lineage=name)
     config = resolve(recipe, overrides=permitted_values(overrides), iterations=iterations)
-    check_store(runs_folder(runs), name, config)
-    continue_lineage(runs, name, config)
+    continue_lineage(runs_folder(runs), name, config)
     return completed(artifact_line("leaderboard", name), None)
 
 
-@flow(name="spin", flow_run_name="{name}", persist_result=False, validate_parameters=False)
-def run_local(runs: Path, name: str, config: RunConfig) -> Board:
-    """The same for the command line, which has resolved the configuration already."""
+@flow(name="spin", flow_run_name="{lineage.name}", persist_result=False, validate_parameters=False)
+def run_local(lineage: Lineage) -> Board:
+    """Play a lineage that is prepared already: what the command line runs."""
     end_together()
     label_with_process()
-    add_tags(recipe=config.recipe, lineage=name)
-    return completed(artifact_line("leaderboard", name), continue_lineage(str(runs), name, config))
+    add_tags(recipe=lineage.config.recipe, lineage=lineage.name)
+    return completed(artifact_line("leaderboard", lineage.name), play_alone(lineage))
 
 
-def continue_lineage(runs: str, name: str, config: RunConfig) -> Board:
-    """Play until the lineage has `config.iterations` iterations, with the lineage locked."""
+def continue_lineage(runs: Path, name: str, config: RunConfig) -> Board:
+    """Check the run, then play until the lineage has `config.iterations` iterations."""
     end_with_worker()
-    gate.check_metrics(config)
-    return play_alone(runs_folder(runs), name, config)
+    return play_alone(prepare_run(config, runs, name, warn=get_run_logger().warning, wait=started_again()))
 
 
-def play_alone(runs: Path, name: str, config: RunConfig) -> Board:
-    """The same, without the checks that a caller has made for several lineages."""
-    with lock.locked(lineage_folder(runs, name), wait=started_again()), warm.warm.phases():
-        game = start_lineage(runs, name, config)
-        with followed(game):
-            return play(game)
+def play_alone(lineage: Lineage) -> Board:
+    """Play with the lineage's lock held."""
+    with lock.locked(lineage.root, wait=started_again()), warm.warm.phases():
+        # Another process may have continued the lineage with other settings since this run was prepared.
+        start_lineage(lineage.runs, lineage.name, lineage.config)
+        with followed(lineage):
+            return play(lineage)
 
 
 def started_again() -> bool:
@@ -117,22 +118,14 @@ def play(game: Lineage) -> Board:
         player = versions[t + 1] = game.player(t)
         reports[t + 1] = evaluate(game, player, prompts, reports[opponent.t])
         best = gate.best(game.config, reports, t)
-        decision = history.decided(game, t) or gate.decide(
+        decision = decided(game, t) or gate.decide(
             game.config, candidate=(t + 1, reports[t + 1]), best=best
         )  # which version plays next
-        record = history.record_iteration(
-            game,
-            t,
-            prompts=prompts,
-            opponent=opponent,
-            generations=generations,
-            pairs=pairs,
-            scores=scores,
-            train=training,
-            player=player,
-            evaluations=reports[t + 1],
-            gate=decision,
-        )
+        made = IterationArtifacts(
+            prompts=prompts, opponent=opponent, generations=generations, pairs=pairs, scores=scores, train=training,
+            player=player, evaluations=reports[t + 1], gate=decision,
+        )  # fmt: skip
+        record = record_iteration(game, t, made)
         publish_iteration(game, record)
         push(game)
         if decision.outcome == "stop":

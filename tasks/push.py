@@ -1,7 +1,6 @@
 """The lineage's copy in a store. One that is away stops no game, and the next push makes up for it."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 from prefect import task
@@ -10,22 +9,13 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
-from spin_core.config.run import RunConfig
-from spin_core.errors import TryAgain, first_line
+from spin_core.errors import first_line
 from spin_core.lineage.lineage import Lineage
 from spin_core.preflight.findings import size
 from spin_core.remote import push as pushes
 from spin_core.remote.push import Moved
 from tasks import display
 from tasks.phase_task import RETRIES, RETRY_DELAY_SECONDS, ProgressArtifact, may_pass
-
-
-def check_store(runs: Path, name: str, config: RunConfig) -> None:
-    """Refuse, before anything is computed, a store that a person must mend; one that is merely away is told."""
-    try:
-        pushes.meet(runs, name, config.push)
-    except TryAgain as error:
-        get_run_logger().warning("%s; the game begins all the same", error)
 
 
 def push(game: Lineage) -> None:

@@ -79,16 +79,14 @@ def compare(
     config = resolve(recipe, file=file, sets=sets, iterations=iterations)
     chosen = [method.strip() for method in methods.split(",") if method.strip()]
     name = name or f"compare-{recipe}"
-    for lineage in comparisons.names(name, seeds):
-        _check_store(runs, lineage, config)
-    comparisons.begin(runs, name, config, seeds, chosen)
+    lineages = comparisons.begin(runs, name, config, seeds, chosen, warn=_warn)
     local.prepare(runs, quiet=True)
 
     from flows.command_line.printing.comparison import print_comparison
     from flows.compare import compare_local
 
     with _live_display():
-        table = compare_local(runs, name, config, seeds, chosen)
+        table = compare_local(runs, name, lineages, comparisons.left_out(config, chosen))
     print_comparison(table, runs)
 
 
@@ -136,15 +134,9 @@ def evaluate(
 def _play(runs: Path, name: str, config: "RunConfig") -> None:
     """Run the flow in this process, with a live display, and print the leaderboard at the end."""
     from flows.server import local
-    from spin_core.leaderboard import gate
-    from spin_core.lineage.find import lineage_folder
-    from spin_core.lineage.start import start_lineage
-    from spin_core.store import lock
+    from spin_core.preflight.prepare import prepare_run
 
-    gate.check_metrics(config)
-    _check_store(runs, name, config)
-    with lock.locked(lineage_folder(runs, name)):
-        start_lineage(runs, name, config)
+    lineage = prepare_run(config, runs, name, warn=_warn)
     # Prefect reads its environment when it is imported, which the flows do.
     local.prepare(runs, quiet=True)
 
@@ -153,20 +145,14 @@ def _play(runs: Path, name: str, config: "RunConfig") -> None:
     from flows.spin import run_local
 
     with _live_display():
-        board = run_local(runs, name, config)
+        board = run_local(lineage)
     print_leaderboards([(board, config)])
     print_summary(runs, name)
 
 
-def _check_store(runs: Path, name: str, config: "RunConfig") -> None:
-    """Raise an error that a person must fix before anything is computed; warn of a store that is only unreachable."""
-    from spin_core.errors import TryAgain
-    from spin_core.remote import push
-
-    try:
-        push.meet(runs, name, config.push)
-    except TryAgain as error:
-        click.echo(f"{click.style('warning', fg='yellow')}  {error}", err=True)
+def _warn(text: str) -> None:
+    """Print a warning on stderr."""
+    click.echo(f"{click.style('warning', fg='yellow')}  {text}", err=True)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,8 @@ controls (see `spin_core.lineage.controls`). What is built is reused, so that a 
 """
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -20,14 +21,16 @@ from spin_core.config.controls import ControlsConfig
 from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError, DamagedArtifact
 from spin_core.evaluation.statistics import t_quantile
-from spin_core.leaderboard import board, gate
+from spin_core.leaderboard import board
 from spin_core.lineage import controls
 from spin_core.lineage.controls import Method
 from spin_core.lineage.find import lineage_folder
 from spin_core.lineage.lineage import Lineage, reports_in
-from spin_core.lineage.start import start_lineage
-from spin_core.store import artifacts, files, lock
+from spin_core.preflight.prepare import prepare_run
+from spin_core.store import artifacts, files
 from spin_core.store.records import EvalReport, Score, TrainRun
+
+_logger = logging.getLogger(__name__)
 
 METHODS: tuple[Method, ...] = get_args(Method)
 """The methods that SPIN can be compared with."""
@@ -133,8 +136,26 @@ class Arm:
     answered: int = 0
 
 
-def begin(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequence[str] = ()) -> list[Lineage]:
-    """Start or continue the lineage of every seed. Everything is checked before anything is computed.
+def begin(
+    runs: Path,
+    name: str,
+    config: RunConfig,
+    seeds: int,
+    methods: Sequence[str] = (),
+    *,
+    warn: Callable[[str], None] = _logger.warning,
+    wait: bool = False,
+) -> list[Lineage]:
+    """Check a comparison before any compute, and start or continue the lineage of every seed.
+
+    Args:
+        runs: The folder that holds lineages.
+        name: The comparison's name.
+        config: The settings that all seeds share.
+        seeds: How many lineages there are.
+        methods: What to compare with; all if empty.
+        warn: Called with what a person should know.
+        wait: Whether to wait for another process that uses a lineage.
 
     Raises:
         ConfigError: The seeds, methods, name or settings are wrong.
@@ -152,16 +173,14 @@ def begin(runs: Path, name: str, config: RunConfig, seeds: int, methods: Sequenc
     for method in methods:
         if method in missing:
             raise ConfigError(f"{method} {missing[method]}")
-    gate.check_metrics(config)
     if (lineage_folder(runs, name) / "lineage.json").exists():
         raise ConfigError(f"{name} is a lineage in {runs}: give the comparison another name with --name")
     games = [configured(config, methods, seed) for seed in range(1, seeds + 1)]
     _check_preferences(games[0])
-    lineages = []
-    for lineage, game in zip(names(name, seeds), games, strict=True):
-        with lock.locked(lineage_folder(runs, lineage)):
-            lineages.append(start_lineage(runs, lineage, game))
-    return lineages
+    return [
+        prepare_run(game, runs, lineage, warn=warn, wait=wait)
+        for lineage, game in zip(names(name, seeds), games, strict=True)
+    ]
 
 
 def names(comparison: str, seeds: int) -> list[str]:

@@ -19,6 +19,7 @@ from spin_core.leaderboard import gate
 from spin_core.lineage.find import find_lineage, lineage_folder, lineage_names
 from spin_core.lineage.lineage import Lineage
 from spin_core.lineage.start import start_lineage
+from spin_core.runtime import interpreter
 from spin_core.store import identity, lock
 from spin_core.store.files import dump
 
@@ -106,6 +107,8 @@ def with_suites(config: RunConfig, asked: Sequence[str], changes: Sequence[Mappi
         first = config.evaluate.suites[0] if config.evaluate.suites else known[0]
         config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"main_metric": first})})
     suites.check(config)
+    if config.generate.engine == "vllm" and suites.mt_bench_suites(config.evaluate):
+        interpreter.required_python(config.generate.vllm)
     return config
 
 

@@ -1,6 +1,7 @@
-"""Writing an iteration's record: what went in, what came out, what it cost, and what made it."""
+"""Write the record of an iteration: what it has read and made, what that cost, and which versions made it."""
 
 import subprocess
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from spin_core.lineage import costs, rescore
 from spin_core.lineage.lineage import Lineage
 from spin_core.store import artifacts
 from spin_core.store.records import (
+    Artifact,
     EvalReport,
     GateDecision,
     GenerationBatch,
@@ -21,84 +23,92 @@ from spin_core.store.records import (
 )
 
 
-def record_iteration(
-    lineage: Lineage,
-    t: int,
-    *,
-    prompts: PromptSet,
-    opponent: ModelVersion,
-    generations: GenerationBatch,
-    pairs: PairDataset,
-    scores: ScoredPairs,
-    train: TrainRun,
-    player: ModelVersion,
-    evaluations: tuple[EvalReport, ...],
-    gate: GateDecision,
-) -> IterationRecord:
-    """Assemble the record of iteration t from its parts and their manifests, and write it.
+@dataclass(frozen=True, kw_only=True)
+class IterationArtifacts:
+    """What one iteration has read and made."""
 
-    An iteration that was played before keeps its record: it was made by the code and the settings of that time. Where
-    it has been scored anew since, the record has the new reports and the settings that made them.
+    prompts: PromptSet
+    opponent: ModelVersion
+    generations: GenerationBatch
+    pairs: PairDataset
+    scores: ScoredPairs
+    train: TrainRun
+    player: ModelVersion
+    evaluations: tuple[EvalReport, ...]
+    gate: GateDecision
+
+
+def record_iteration(lineage: Lineage, t: int, made: IterationArtifacts) -> IterationRecord:
+    """Write the record of iteration t: its artifacts, what they cost, and the versions and settings that made them.
+
+    An iteration that was finished before keeps the settings and the environment of its record, which are those of that
+    time. Only if it has been scored again since, its record gets the new reports and the settings that made them.
     """
-    used = {
-        phase: usage(artifact.path)
-        for phase, artifact in [
-            ("prompts", prompts),
-            ("generate", generations),
-            ("pairs", pairs),
-            ("score", scores),
-            ("train", train),
-            *((f"evaluate {report.suite}", report) for report in evaluations),
-        ]
-        if artifact is not prompts or t == 0
-    }
-    record = IterationRecord(
-        lineage=lineage.name,
-        t=t,
-        config=lineage.config,
-        prompts=prompts,
-        opponent=opponent,
-        generations=generations,
-        pairs=pairs,
-        scores=scores,
-        train=train,
-        player=player,
-        evaluations=evaluations,
-        gate=gate,
-        seconds={phase: use["seconds"] for phase, use in used.items()},
-        peak_memory_mb={phase: use["peak_memory_mb"] for phase, use in used.items()},
-        devices={phase: use["devices"] for phase, use in used.items() if "devices" in use},
-        tokens=costs.tokens_of(generations, train, evaluations),
-        environment={"spin": version(), **usage(train.path)["environment"]},
-        scored_with={report.suite: rescore.settings_of(report.path) for report in evaluations},
-    )
-    have = lineage.record(t)
-    if have is not None and have.train == train:
-        as_played = {"config": have.config, "environment": have.environment}
-        if have == record.model_copy(update=as_played):
-            return have
-        now = {"evaluate": lineage.config.evaluate, "gate": lineage.config.gate}
-        record = record.model_copy(update={**as_played, "config": have.config.model_copy(update=now)})
+    record = _new_record(lineage, t, made)
+    before = lineage.record(t)
+    if before is not None and before.train == made.train:
+        as_made = {"config": before.config, "environment": before.environment}
+        if before == record.model_copy(update=as_made):
+            return before
+        scoring = {"evaluate": lineage.config.evaluate, "gate": lineage.config.gate}
+        record = record.model_copy(update={**as_made, "config": before.config.model_copy(update=scoring)})
     lineage.save_record(record)
-    lineage.page(t).unlink(missing_ok=True)
+    lineage.page(t).unlink(missing_ok=True)  # written again from the new record
     return record
 
 
+def _new_record(lineage: Lineage, t: int, made: IterationArtifacts) -> IterationRecord:
+    """The record of an iteration that was made now."""
+    phases: dict[str, Artifact] = {
+        # The data are prepared once, in iteration 0.
+        **({"prompts": made.prompts} if t == 0 else {}),
+        "generate": made.generations,
+        "pairs": made.pairs,
+        "score": made.scores,
+        "train": made.train,
+        **{f"evaluate {report.suite}": report for report in made.evaluations},
+    }
+    used = {phase: _usage(artifact.path) for phase, artifact in phases.items()}
+    return IterationRecord(
+        lineage=lineage.name,
+        t=t,
+        config=lineage.config,
+        prompts=made.prompts,
+        opponent=made.opponent,
+        generations=made.generations,
+        pairs=made.pairs,
+        scores=made.scores,
+        train=made.train,
+        player=made.player,
+        evaluations=made.evaluations,
+        gate=made.gate,
+        seconds={phase: usage["seconds"] for phase, usage in used.items()},
+        peak_memory_mb={phase: usage["peak_memory_mb"] for phase, usage in used.items()},
+        devices={phase: usage["devices"] for phase, usage in used.items() if "devices" in usage},
+        tokens=costs.tokens_of(made.generations, made.train, made.evaluations),
+        environment={"spin": _version(), **used["train"]["environment"]},
+        scored_with={report.suite: rescore.settings_of(report.path) for report in made.evaluations},
+    )
+
+
 def decided(lineage: Lineage, t: int) -> GateDecision | None:
-    """The gate's decision that iteration t + 1 was begun on. None at the head: today's settings and scores decide."""
+    """The gate's decision on which iteration t + 1 has begun; None if it has not begun.
+
+    At the last version the present settings and scores decide.
+    """
     record = lineage.record(t)
     return record.gate if record is not None and lineage.iteration(t + 1).exists() else None
 
 
-def usage(folder: Path) -> dict[str, Any]:
-    """Seconds, memory and versions that a manifest names."""
+def _usage(folder: Path) -> dict[str, Any]:
+    """Seconds, memory and versions from the manifest of a published folder."""
     manifest = artifacts.read_manifest(folder)
     assert manifest is not None, f"{folder} is published, so it has a manifest"
-    found: dict[str, Any] = manifest["usage"]
-    return found
+    usage: dict[str, Any] = manifest["usage"]
+    return usage
 
 
-def version() -> str:
+def _version() -> str:
     """The package's version, with the commit it runs from where that is known."""
     git = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],

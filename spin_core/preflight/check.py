@@ -13,7 +13,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from spin_core.config import metrics
 from spin_core.config.base import SCHEDULE, at
 from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError
@@ -28,6 +27,7 @@ from spin_core.preflight.model import (
     look_at_tokenizer,
     look_for_model,
 )
+from spin_core.preflight.prepare import REQUIREMENTS
 from spin_core.preflight.resources import look_at_disk, look_at_memory, look_at_time, look_for_folder
 from spin_core.runtime import interpreter
 
@@ -36,7 +36,7 @@ def check_run(config: RunConfig, runs: Path) -> Findings:
     """Look at everything that `spin run` with this configuration will need."""
     looks = Looks()
     looks.at("config", look_at_settings, config)
-    looks.at("config", look_at_metrics, config)
+    failed = {subject for subject, check in REQUIREMENTS if not looks.passes(subject, check, config)}
     looks.at("config", look_at_measures, config)
     looks.at("config", look_at_ranks, config)
     source = looks.at("data", look_at_source, config)
@@ -47,15 +47,18 @@ def check_run(config: RunConfig, runs: Path) -> Findings:
         shape = looks.at("model", look_at_adapter, config, folder, shape)
         costly = looks.at("model", look_at_packing, config, folder) or config
         costly = looks.at("model", look_at_logits, costly, folder) or costly
-        looks.at("engine", look_at_engine, config)
+        if "engine" not in failed:
+            looks.at("engine", look_at_engine, config)
         renderer = looks.at("tokenizer", look_at_tokenizer, config, folder)
         texts = looks.at("data", look_at_texts, config, source, folder, renderer)
-        looks.at("benchmarks", look_at_benchmarks, config, Path(scratch))
+        if "benchmarks" not in failed:
+            looks.at("benchmarks", look_at_benchmarks, config, Path(scratch))
         looks.at("judge", look_at_judge, config)
     looks.at("memory", look_at_memory, costly, shape, texts)
     disk = looks.at("disk", look_for_folder, runs)
     looks.at("disk", look_at_disk, config, shape, texts, disk)
-    looks.at("metrics", look_at_sinks, config)
+    if "metrics" not in failed:
+        looks.at("metrics", look_at_sinks, config)
     looks.at("store", look_at_store, config)
     looks.at("time", look_at_time, costly, shape, texts, preferences)
     return Findings(findings=tuple(looks.findings))
@@ -63,7 +66,7 @@ def check_run(config: RunConfig, runs: Path) -> Findings:
 
 def look_at_settings(looks: Looks, config: RunConfig) -> None:
     """Schedules as they will run, and settings that do not go together."""
-    steps, train, evaluate = range(config.iterations), config.train, config.evaluate
+    steps, train = range(config.iterations), config.train
     mixed = any(at(config.pairs.mix_previous, t) for t in steps[1:])
     schedules = {
         "beta": train.beta,
@@ -81,16 +84,6 @@ def look_at_settings(looks: Looks, config: RunConfig) -> None:
             looks.add("config", f"{said}: the last {unused} go unused", "warn")
     if train.loss in ("t-spin", "space") and any(at(train.beta, t) != 1 for t in steps):
         looks.add("config", f"train.loss {train.loss} is made for train.beta 1, which its paper takes", "warn")
-    if evaluate.exact and config.prompts.source.path != "demo":
-        cure = "set evaluate.exact to false, or prompts.source.path to demo"
-        looks.add("config", f"evaluate.exact needs data whose distribution is known: {cure}", "wrong")
-
-
-def look_at_metrics(_looks: Looks, config: RunConfig) -> None:
-    """What the gate and the leaderboard's plot look at is measured."""
-    from spin_core.leaderboard.gate import check_metrics
-
-    check_metrics(config)
 
 
 def look_at_measures(_looks: Looks, config: RunConfig) -> None:
@@ -153,7 +146,6 @@ def look_at_engine(looks: Looks, config: RunConfig) -> None:
 
 def look_at_benchmarks(looks: Looks, config: RunConfig, scratch: Path) -> None:
     """lm-eval's suites: they go together, their engine is there, and so are their rows if they come from a folder."""
-    suites.check(config)
     settings = config.evaluate.lm_eval
     tasks = {task.name: task for _, tasks in suites.benchmarks(config.evaluate) for task in tasks}
     if not tasks:
@@ -210,7 +202,6 @@ def look_at_judge(looks: Looks, config: RunConfig) -> None:
 
 def look_at_sinks(looks: Looks, config: RunConfig) -> None:
     """What the sinks of metrics need is there."""
-    metrics.check(config.metrics)
     if config.metrics.sinks:
         looks.add("metrics", f"go to {', '.join(config.metrics.sinks)}")
     known = "WANDB_API_KEY" in os.environ or (Path.home() / ".netrc").exists()

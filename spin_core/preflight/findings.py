@@ -45,6 +45,15 @@ class Looks:
         level: Level = "ok" if need < 0.8 * free else "warn" if need < free else "wrong"
         self.add(subject, text if level == "ok" else f"{text}: {cure}", level)
 
+    def passes(self, subject: str, check: Callable[..., None], *needs: Any) -> bool:
+        """Whether `check` raises no error. An error is added as a finding."""
+        try:
+            check(*needs)
+        except SpinError as error:
+            self.add(subject, str(error), "wrong")
+            return False
+        return True
+
     def at(self, subject: str, look: Callable[..., T], *needs: Any) -> T | None:
         """What `look` gives for its needs; None if one of these is missing, or if `look` finds an error."""
         if any(need is None for need in needs):

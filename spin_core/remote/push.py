@@ -79,11 +79,13 @@ class Moved:
     """Their bytes."""
 
 
-def meet(runs: Path, name: str, settings: PushConfig) -> None:
-    """Look to the copy before a lineage is begun or goes on. Does nothing without a URL.
+def check_copy(runs: Path, name: str, settings: PushConfig) -> None:
+    """Check the store before a lineage starts or continues. Does nothing without a URL.
 
-    Raises `ConfigError` if the store cannot be written to, or has a copy of a lineage that is not here: it would be
-    played anew, and its copy could not be brought up to date. `TryAgain` if the store is away.
+    Raises:
+        ConfigError: The store cannot be written to; or it has a copy of a lineage of that name that is not in `runs`.
+            Such a lineage would start again at θ_0, and its copy could not be updated.
+        TryAgain: The store is not reachable now.
     """
     if not settings.url:
         return

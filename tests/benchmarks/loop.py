@@ -22,6 +22,7 @@ def play(runs: Path, recipe: str, sets: list[str]) -> dict[str, float]:
     """Play in this process; returns seconds to the flow's first line, in the flow, and in phases."""
     from flows.server import local
     from spin_core.config.resolve import resolve
+    from spin_core.preflight.prepare import prepare_run
     from spin_core.runtime import launch
 
     began = time.monotonic()
@@ -29,7 +30,7 @@ def play(runs: Path, recipe: str, sets: list[str]) -> dict[str, float]:
     from flows import spin
 
     seconds = {"start": 0.0, "flow": 0.0, "phases": 0.0}
-    run_phase, body = launch.run_phase, spin.continue_lineage
+    run_phase, body = launch.run_phase, spin.play_alone
 
     def timed_phase(*args, **kwargs):
         start = time.monotonic()
@@ -46,8 +47,8 @@ def play(runs: Path, recipe: str, sets: list[str]) -> dict[str, float]:
         finally:
             seconds["flow"] = time.monotonic() - start
 
-    launch.run_phase, spin.continue_lineage = timed_phase, timed_body
-    spin.run_local(runs, "bench", resolve(recipe, sets=sets, iterations=ITERATIONS))
+    launch.run_phase, spin.play_alone = timed_phase, timed_body
+    spin.run_local(prepare_run(resolve(recipe, sets=sets, iterations=ITERATIONS), runs, "bench"))
     return {**seconds, "all": time.monotonic() - began}
 
 

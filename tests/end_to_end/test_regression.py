@@ -50,7 +50,7 @@ def runs(tmp_path_factory) -> Path:
 @flow(validate_parameters=False)
 def game(runs: Path, name: str, config: RunConfig) -> Board:
     """What the command line's flow plays, which would also end this process together with the server."""
-    return continue_lineage(str(runs), name, config)
+    return continue_lineage(runs, name, config)
 
 
 def play(player, runs: Path, rule: str) -> tuple[Lineage, dict]:

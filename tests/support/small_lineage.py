@@ -208,9 +208,7 @@ def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS
         reports[t + 1] = (report(folder, player.digest, nlls[t + 1], f"late {t}", reward_accuracy=accuracy),)
         best = gate.best(game.config, reports, t)
         decision = gate.decide(game.config, candidate=(t + 1, reports[t + 1]), best=best)
-        history.record_iteration(
-            game,
-            t,
+        made = history.IterationArtifacts(
             prompts=prompts,
             opponent=opponent,
             generations=generations,
@@ -221,6 +219,7 @@ def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS
             evaluations=reports[t + 1],
             gate=decision,
         )
+        history.record_iteration(game, t, made)
         opponent, previous = player, generations
     board.save(game)
     return game

@@ -204,7 +204,7 @@ def test_runs_are_found_by_recipe_and_lineage_and_say_where_the_leaderboard_stan
     monkeypatch.setattr(evaluate, "score", lambda *_, **__: None)
     monkeypatch.setattr(evaluate, "start_of", lambda _game: (game.records()[0].opponent, None))
     with tags("mine"):
-        assert spin.run_local(tmp_path, "found", game.config) == board
+        assert spin.run_local(game) == board
         evaluate.evaluate("found", runs=str(tmp_path))
         nightly.nightly("found", runs=str(tmp_path), return_state=True)
     assert evaluate.evaluate_local(game, ()) == board
@@ -222,8 +222,8 @@ def test_a_comparison_is_found_by_its_name_and_its_games_by_their_lineages(tmp_p
     monkeypatch.setattr(compare, "play_alone", lambda *_: None)
     monkeypatch.setattr(compare.comparisons, "table", lambda *_: "the table")
     monkeypatch.setattr(compare, "publish_comparison", lambda *_: None)
-    config = resolve("demo", sets=["controls={}"])
-    assert compare.compare_local(tmp_path, "trial", config, 2, ["sft-steps"]) == "the table"
+    lineages = compare.comparisons.begin(tmp_path, "trial", resolve("demo", sets=["controls={}"]), 2, ["sft-steps"])
+    assert compare.compare_local(tmp_path, "trial", lineages, {}) == "the table"
     place = f"comparison: {stands('comparison-trial')}"
     assert listed("recipe:demo", "comparison:trial") == [("trial", "Completed", place)]
     one, two = listed("recipe:demo", "lineage:trial-seed-1")[0], listed("lineage:trial-seed-2")[0]

@@ -28,8 +28,8 @@ from spin_core.inference.sampling import probabilities
 from spin_core.inference.vllm_engine import start_error
 from spin_core.lineage import phase_jobs
 from spin_core.lineage.lineage import Lineage
-from spin_core.lineage.start import start_lineage
 from spin_core.models.loading import load_model
+from spin_core.preflight.prepare import check_requirements
 from spin_core.runtime import interpreter, launch
 from spin_core.runtime.launch import run_phase
 from spin_core.store import files, identity
@@ -299,7 +299,7 @@ def job_of(runs: Path, model: Path, **config):
 def test_a_missing_environment_is_told_before_anything_runs(tmp_path, tiny_model):
     config = resolve("demo", sets=["generate.engine=vllm", "generate.vllm.python=/no/such/python"])
     with pytest.raises(ConfigError, match="run `make vllm`"):
-        start_lineage(tmp_path, "tale", config)
+        check_requirements(config)
     job = job_of(tmp_path, tiny_model, engine="vllm", vllm=VllmConfig(python="/no/such/python"))
     with pytest.raises(ConfigError, match="run `make vllm`"):
         run_phase(job, GenerationBatch)

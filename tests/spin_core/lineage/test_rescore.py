@@ -126,15 +126,14 @@ def test_the_record_says_what_scored_and_keeps_what_played(game):
     def recorded(lineage: Lineage):
         have = lineage.record(0)
         parts = {name: getattr(have, name) for name in ("prompts", "opponent", "generations", "pairs", "scores")}
-        return history.record_iteration(
-            lineage,
-            0,
+        made = history.IterationArtifacts(
             **parts,
             train=have.train,
             player=have.player,
             evaluations=tuple(lineage.reports(1)),
             gate=have.gate,
         )
+        return history.record_iteration(lineage, 0, made)
 
     first = recorded(game)
     hotter = again(game, HOTTER, "iterations=5")

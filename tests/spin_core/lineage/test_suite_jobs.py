@@ -23,7 +23,6 @@ from spin_core.evaluation import local_tasks, nltk_data, suites
 from spin_core.leaderboard.board import averages, difference, items, scores
 from spin_core.lineage import suite_jobs
 from spin_core.lineage.lineage import Lineage
-from spin_core.lineage.start import start_lineage
 from spin_core.phases.benchmark import run
 from spin_core.runtime import interpreter, launch, phase, progress
 from spin_core.store import identity as store_identity
@@ -135,9 +134,9 @@ def test_a_job_depends_on_what_it_reads_and_on_nothing_else(tmp_path, tiny_model
         ),
     ],
 )
-def test_what_does_not_go_together_is_refused_when_a_lineage_starts(tmp_path, sets, words):
+def test_what_does_not_go_together_is_rejected_before_a_run(sets, words):
     with pytest.raises(ConfigError, match=words):
-        start_lineage(tmp_path, "tale", settings(*sets))
+        suites.check(settings(*sets))
 
 
 @pytest.mark.parametrize(("one", "other"), list(combinations(get_args(SuiteName), 2)))

@@ -22,7 +22,7 @@ from spin_core.leaderboard import gate
 from spin_core.models import logit_transform
 from spin_core.models.loading import load_model
 from spin_core.phases import prompts
-from spin_core.preflight import data, estimate, measure, model, resources
+from spin_core.preflight import check, data, estimate, measure, model, resources
 from spin_core.preflight.check import check_run
 from spin_core.preflight.estimate import Shape
 from spin_core.preflight.findings import Findings, Looks, duration, listed, size
@@ -297,9 +297,7 @@ def test_a_model_that_cannot_take_packed_rows_is_told_with_the_reason_and_reckon
     configured, capped_model, tmp_path, monkeypatch
 ):
     reckoned = []
-    monkeypatch.setattr(
-        resources, "look_at_time", lambda _looks, config, *_: reckoned.append(config.train.speed.packing)
-    )
+    monkeypatch.setattr(check, "look_at_time", lambda _looks, config, *_: reckoned.append(config.train.speed.packing))
     found = check_run(configured(f"model.path={capped_model}"), tmp_path)
     assert found.ok
     assert texts(found, "model", "warn") == ["trains on padded rows, because Gemma2Attention asks for softcap"]
@@ -314,7 +312,7 @@ def test_a_model_that_needs_all_its_logits_at_once_is_told_and_reckoned_with(
 ):
     reckoned = []
     monkeypatch.setattr(
-        resources, "look_at_time", lambda _looks, config, *_: reckoned.append(config.train.speed.response_logits)
+        check, "look_at_time", lambda _looks, config, *_: reckoned.append(config.train.speed.response_logits)
     )
     monkeypatch.setattr(logit_transform, "_CAP", "no such setting")
     capped = configured(f"model.path={capped_model}", "train.speed.packing=false")
@@ -382,10 +380,9 @@ def test_rows_on_the_hub_are_taken_to_be_as_long_as_allowed(configured, tmp_path
 
 
 def test_scores_that_a_gate_may_watch_are_those_that_versions_get():
-    from spin_core.evaluation import items
-    from spin_core.phases import evaluate
+    from spin_core.evaluation import items, self_play
 
-    assert {name for name in (*gate.SELF_PLAY, *gate.EXACT) if name not in evaluate.__doc__} == set()
+    assert {name for name in (*gate.SELF_PLAY, *gate.EXACT) if name not in self_play.__doc__} == set()
     assert set(gate.EXACT) < items.LOWER_IS_BETTER
 
 

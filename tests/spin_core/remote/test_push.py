@@ -182,7 +182,7 @@ def test_a_copy_whose_manifest_is_damaged_is_not_taken_for_none(game, away, tmp_
     for call in (
         lambda: push(find_lineage(tmp_path / "other", "tale"), away),
         lambda: push(game, away, again=True),
-        lambda: pushes.meet(tmp_path / "elsewhere", "tale", away),
+        lambda: pushes.check_copy(tmp_path / "elsewhere", "tale", away),
         lambda: pull(tmp_path / "elsewhere", "tale", away.url),
     ):
         with pytest.raises(DamagedArtifact, match=r"manifest.json is damaged .* spin push --replace; what") as refused:
@@ -210,13 +210,13 @@ def test_a_folder_built_again_in_another_time_is_no_other_lineage(game, away):
 
 
 def test_a_lineage_is_not_begun_over_the_copy_of_one_that_is_not_here(game, away, tmp_path):
-    pushes.meet(game.runs, "tale", PushConfig())
-    pushes.meet(game.runs, "tale", away)
+    pushes.check_copy(game.runs, "tale", PushConfig())
+    pushes.check_copy(game.runs, "tale", away)
     push(game, away)
-    pushes.meet(game.runs, "tale", away)
+    pushes.check_copy(game.runs, "tale", away)
     with pytest.raises(ConfigError, match="bring it here with spin pull tale file://"):
-        pushes.meet(tmp_path / "elsewhere", "tale", away)
-    pushes.meet(tmp_path / "elsewhere", "another", away)
+        pushes.check_copy(tmp_path / "elsewhere", "tale", away)
+    pushes.check_copy(tmp_path / "elsewhere", "another", away)
 
 
 def test_a_pull_names_what_is_damaged_and_brings_the_rest_and_the_next_one_what_was_missing(game, away, tmp_path):

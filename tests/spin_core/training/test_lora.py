@@ -18,7 +18,7 @@ from spin_core.config.train import LoraConfig
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ConfigError, DamagedArtifact, ModelError, Stopped
 from spin_core.lineage import phase_jobs, suite_jobs
-from spin_core.lineage.history import record_iteration
+from spin_core.lineage.history import IterationArtifacts, record_iteration
 from spin_core.lineage.start import start_lineage
 from spin_core.models.adapters import combine_adapters, merge_adapters, read_adapters, write_adapter
 from spin_core.models.files import check_safetensors, is_stacked
@@ -382,11 +382,12 @@ def play(runs, tiny_model, across):
         player = made.player(t)
         (job,) = suite_jobs.evaluate_jobs(made, player, data, report)
         report = act(job)
-        record_iteration(
-            made, t, prompts=data, opponent=opponent, generations=generations, pairs=paired, scores=scores,
+        artifacts = IterationArtifacts(
+            prompts=data, opponent=opponent, generations=generations, pairs=paired, scores=scores,
             train=trained_run, player=player, evaluations=(report,),
             gate=GateDecision(outcome="promote", reason="", next_opponent=t + 1),
         )  # fmt: skip
+        record_iteration(made, t, artifacts)
         opponent, previous = player, generations
     return made
 

@@ -1,0 +1,95 @@
+"""The checks of a run before any compute, in one place for the command line, the flows and `spin check`.
+
+`spin check` looks at more than this (data, model, memory, time), which takes longer and loads torch.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from spin_core.config import metrics
+from spin_core.config.run import RunConfig
+from spin_core.errors import ConfigError, TryAgain
+from spin_core.evaluation import suites
+from spin_core.leaderboard.gate import check_metrics
+from spin_core.lineage.find import lineage_folder
+from spin_core.lineage.lineage import Lineage
+from spin_core.lineage.start import start_lineage
+from spin_core.remote.push import check_copy
+from spin_core.runtime import interpreter
+from spin_core.store import lock
+
+_logger = logging.getLogger(__name__)
+
+
+class Requirement(NamedTuple):
+    """One thing that a configuration needs in order to run."""
+
+    subject: str
+    """The heading of its finding in `spin check`."""
+    check: Callable[[RunConfig], None]
+    """Raises `ConfigError` if the requirement is not met."""
+
+
+def prepare_run(
+    config: RunConfig,
+    runs: Path,
+    name: str,
+    *,
+    warn: Callable[[str], None] = _logger.warning,
+    wait: bool = False,
+) -> Lineage:
+    """Check a run once, before any compute, and start or continue its lineage.
+
+    Args:
+        config: The settings of the run.
+        runs: The folder that holds lineages.
+        name: The lineage's name.
+        warn: Called with what a person should know, such as a store that is not reachable now.
+        wait: Whether to wait for another process that uses the lineage.
+
+    Raises:
+        ConfigError: A requirement is not met, the name is not allowed, or the store cannot be used.
+        StaleArtifact: The lineage was started with other settings.
+        LineageBusy: Another process uses the lineage, and `wait` is off.
+    """
+    check_requirements(config)
+    folder = lineage_folder(runs, name)
+    try:
+        check_copy(runs, name, config.push)
+    except TryAgain as error:
+        warn(f"{error}; the run starts without it")
+    with lock.locked(folder, wait=wait):
+        return start_lineage(runs, name, config)
+
+
+def check_requirements(config: RunConfig) -> None:
+    """Raise `ConfigError` for the first requirement that a configuration does not meet."""
+    for requirement in REQUIREMENTS:
+        requirement.check(config)
+
+
+def _check_exact(config: RunConfig) -> None:
+    """`evaluate.exact` has data whose distribution is known."""
+    if config.evaluate.exact and config.prompts.source.path != "demo":
+        raise ConfigError(
+            "evaluate.exact needs data whose distribution is known: set evaluate.exact to false, or "
+            "prompts.source.path to demo"
+        )
+
+
+def _check_engine(config: RunConfig) -> None:
+    """The engine that `generate.engine` names is installed."""
+    if config.generate.engine == "vllm":
+        interpreter.required_python(config.generate.vllm)
+
+
+REQUIREMENTS = (
+    Requirement("config", check_metrics),
+    Requirement("config", _check_exact),
+    Requirement("engine", _check_engine),
+    Requirement("benchmarks", suites.check),
+    Requirement("metrics", lambda config: metrics.check(config.metrics)),
+)
+"""What every run needs. Each check is fast and loads nothing heavy."""

@@ -1,0 +1,157 @@
+"""A run is checked once, before any compute, and by the same checks wherever it comes from."""
+
+import functools
+import json
+
+import pytest
+from click.testing import CliRunner
+from small_lineage import build, settings
+
+from flows import compare, nightly, spin
+from flows.command_line.main import main
+from spin_core.comparison import compare as comparisons
+from spin_core.config.resolve import resolve
+from spin_core.errors import ConfigError, LineageBusy, SpinError, StaleArtifact, TryAgain
+from spin_core.lineage.find import find_lineage, lineage_names
+from spin_core.preflight import prepare
+from spin_core.preflight.check import check_run
+from spin_core.preflight.prepare import prepare_run
+from spin_core.remote import push as pushes
+from spin_core.store import lock
+from spin_core.store.files import write_json
+
+REJECTED = {
+    "metric": (["evaluate.main_metric=reward_margin"], "evaluate.main_metric 'reward_margin' is no score"),
+    "gate": (["gate.metric=mmlu"], "gate.metric 'mmlu' is no score that every version will have"),
+    "exact": (["prompts.source.path=mine.jsonl"], "evaluate.exact needs data whose distribution is known"),
+    "engine": (["generate.engine=vllm", "generate.vllm.python=/no/such"], "generate.engine"),
+    "suites": (
+        ["evaluate.suites=[big-bench]", "evaluate.lm_eval.tasks=[openbookqa]"],
+        "big-bench and lm-eval both score openbookqa",
+    ),
+    "sinks": (["metrics.sinks=[wandb]"], "metrics.sinks has wandb, which is not installed"),
+    "store": (["push.url=nowhere://x"], "nowhere"),
+}
+"""Settings of the demo that cannot be run, and how the error starts."""
+
+
+@pytest.fixture
+def no_wandb(monkeypatch):
+    """W&B is not installed."""
+    from spin_core.config import metrics
+
+    find_spec = metrics.find_spec
+    monkeypatch.setattr(metrics, "find_spec", lambda name: None if name == "wandb" else find_spec(name))
+
+
+@pytest.fixture
+def not_played(monkeypatch):
+    """Fail if a run gets past its checks."""
+
+    def play(*_):
+        pytest.fail("the run was started")
+
+    monkeypatch.setattr(spin, "play", play)
+    monkeypatch.setattr(compare, "_play_seed", play)
+    monkeypatch.setattr(spin, "get_run_logger", lambda: prepare._logger)
+    monkeypatch.setattr(compare, "get_run_logger", lambda: prepare._logger)
+
+
+def nested(sets):
+    """`a.b=c` as the form of a flow gives it: only what differs from the recipe."""
+    changed, plain = resolve("demo", sets=sets).model_dump(), resolve("demo").model_dump()
+
+    def difference(new, old):
+        return {
+            key: difference(new[key], old[key]) if isinstance(new[key], dict) else new[key]
+            for key in new
+            if new[key] != old[key]
+        }
+
+    return spin.Overrides.model_validate(json.loads(json.dumps(difference(changed, plain), default=str)))
+
+
+def error_of(call) -> str:
+    with pytest.raises(SpinError) as raised:
+        call()
+    return str(raised.value)
+
+
+def printed_by(*arguments, runs) -> str:
+    """The error that the command line prints."""
+    result = CliRunner().invoke(main, [*arguments, "--runs", str(runs)])
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    return line.removeprefix("error  ")
+
+
+@pytest.mark.usefixtures("no_wandb", "not_played")
+@pytest.mark.parametrize(("sets", "says"), REJECTED.values(), ids=REJECTED)
+def test_every_way_to_start_a_run_rejects_a_configuration_with_the_same_sentence(tmp_path, monkeypatch, sets, says):
+    monkeypatch.setenv("SPIN_RUNS", str(tmp_path))
+    arguments = [word for one in sets for word in ("--set", one)]
+    config = resolve("demo", sets=sets)
+    sentence = error_of(lambda: prepare_run(config, tmp_path, "tale"))
+    assert says in sentence
+    assert "\n" not in sentence
+    assert printed_by("run", "demo", *arguments, runs=tmp_path) == sentence
+    assert printed_by("compare", "demo", "--seeds", "1", *arguments, runs=tmp_path) == sentence
+    assert error_of(functools.partial(spin.spin.fn, "demo", overrides=nested(sets))) == sentence
+    assert error_of(functools.partial(compare.compare.fn, "demo", seeds=1, overrides=nested(sets))) == sentence
+    wrong = [finding.text for finding in check_run(config, tmp_path).findings if finding.level == "wrong"]
+    assert wrong.count(sentence) == 1
+    assert lineage_names(tmp_path) == [], "nothing was started"
+
+
+@pytest.mark.usefixtures("no_wandb", "not_played")
+@pytest.mark.parametrize(
+    ("sets", "says"), [REJECTED["gate"], REJECTED["sinks"], REJECTED["store"]], ids=["gate", "sinks", "store"]
+)
+def test_another_iteration_is_checked_as_a_first_one_is(tmp_path, monkeypatch, sets, says):
+    lineage = build(tmp_path)
+    config = settings(*sets)
+    write_json(lineage.root / "lineage.json", {"lineage": "tale", "config": config.model_dump(mode="json")})
+    sentence = error_of(lambda: prepare_run(config, tmp_path, "tale"))
+    assert says in sentence
+    assert printed_by("next", "tale", "--anyway", runs=tmp_path) == sentence
+    monkeypatch.setattr(nightly, "add_tags", lambda **_: None)
+    monkeypatch.setattr(nightly, "played_until", lambda *_: None)
+    night = functools.partial(nightly.nightly.fn, "tale", until_converged=False, runs=str(tmp_path))
+    assert error_of(night) == sentence
+
+
+def test_a_run_that_can_start_is_started_with_its_settings(tmp_path):
+    lineage = prepare_run(settings("iterations=2"), tmp_path, "tale")
+    assert lineage == find_lineage(tmp_path, "tale")
+    assert prepare_run(settings("iterations=3"), tmp_path, "tale").config.iterations == 3
+
+
+def test_settings_that_the_versions_depend_on_are_compared_before_any_compute(tmp_path):
+    prepare_run(settings(), tmp_path, "tale")
+    with pytest.raises(StaleArtifact, match=r"lineage tale was started with train\.beta"):
+        prepare_run(settings("train.beta=0.7"), tmp_path, "tale")
+
+
+def test_a_name_that_is_not_allowed_is_rejected_before_the_store_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "check_copy", lambda *_: pytest.fail("the store was asked"))
+    with pytest.raises(ConfigError, match="cannot name a lineage"):
+        prepare_run(settings(), tmp_path, "../up")
+
+
+def test_a_store_that_is_not_reachable_is_a_warning(tmp_path, monkeypatch):
+    def unreachable(_url):
+        raise TryAgain("s3://bucket cannot be reached (timeout)")
+
+    monkeypatch.setattr(pushes.storage, "check", unreachable)
+    warnings: list[str] = []
+    lineage = prepare_run(settings("push.url=s3://bucket"), tmp_path, "tale", warn=warnings.append)
+    assert warnings == ["s3://bucket cannot be reached (timeout); the run starts without it"]
+    assert lineage == find_lineage(tmp_path, "tale")
+    config = settings("push.url=s3://bucket", "controls={}")
+    comparisons.begin(tmp_path, "trial", config, 1, ["sft-steps"], warn=warnings.append)
+    assert len(warnings) == 2
+
+
+def test_a_lineage_in_use_is_not_started(tmp_path):
+    with lock.locked(tmp_path / "tale"), pytest.raises(LineageBusy, match="lineage tale is in use by process"):
+        prepare_run(settings(), tmp_path, "tale")
