@@ -1,17 +1,16 @@
 """A whole game in miniature, played by the command line in a process of its own, as a user plays it."""
 
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 from helpers import SUPPORT
-from served import free_port, wait_for
 
 TINY = {
     "sft.hidden_size": 8,
@@ -97,28 +96,20 @@ def player_in() -> type[Player]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Player:
-    """A lineage `whole`, played from start to end without a disturbance."""
-    player = Player(tmp_path_factory.mktemp("whole"))
-    player.spin(*player.arguments("whole"), one_process=True)
-    return player
+    """A lineage `whole`, played from start to end without a disturbance.
 
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[str]:
-    """The address of a server for all commands: starting one takes longer than any of them."""
-    port = free_port()
-    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port), "--no-services"]
-    home = {"PREFECT_HOME": str(tmp_path_factory.mktemp("server")), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    environment = {**os.environ, **home}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-
-        def healthy() -> bool:
-            assert process.poll() is None
-            try:
-                return httpx.get(f"http://127.0.0.1:{port}/api/health").is_success
-            except httpx.TransportError:
-                return False
-
-        wait_for(healthy)
-        yield f"http://127.0.0.1:{port}/api"
-        process.terminate()
+    Where several processes share the tests, the first one plays it, and all take a copy.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    player, played = Player(shared / "whole"), shared / "whole.played"
+    with (shared / "whole.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not played.exists():
+            player.runs.mkdir()
+            player.spin(*player.arguments("whole"), one_process=True)
+            played.touch()
+    copy = tmp_path_factory.mktemp("finished") / "runs"
+    shutil.copytree(player.runs, copy)
+    return Player(copy)

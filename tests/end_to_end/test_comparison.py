@@ -37,9 +37,9 @@ def arguments(player, name: str, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def compared(player_in, server, tmp_path_factory):
+def compared(player_in, server_url, tmp_path_factory):
     """A comparison `whole` of two seeds, with some methods."""
-    player = player_in(tmp_path_factory.mktemp("compared"), server)
+    player = player_in(tmp_path_factory.mktemp("compared"), server_url)
     player.spin(*arguments(player, "whole", "--methods", FEW), one_process=True)
     return player
 

@@ -19,9 +19,8 @@ from prefect.client.schemas.objects import ConcurrencyOptions
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.flow_engine import run_flow
-from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.settings import PREFECT_API_URL
 from prefect.states import AwaitingRetry, Cancelling, Running
-from prefect.testing.utilities import prefect_test_harness
 from small_lineage import build
 
 from flows import compare, evaluate
@@ -50,13 +49,9 @@ def start(client: SyncPrefectClient, deployment: Any, worker: str, state: Any, s
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[SyncPrefectClient]:
-    """Of a server with our work pool."""
-    with (
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-        prefect_test_harness(server_startup_timeout=120),
-        get_client(sync_client=True) as client,
-    ):
+def client(shared_server: str) -> Iterator[SyncPrefectClient]:  # noqa: ARG001 (the client takes it from the settings)
+    """A client of a server with our work pool."""
+    with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name=local.POOL, type="process"))
         yield client
 
@@ -117,7 +112,7 @@ def test_a_run_of_the_command_line_has_crashed_once_the_process_that_signed_it_i
 def test_a_run_that_is_started_again_waits_for_its_own_end(client, tmp_path, monkeypatch, play):
     """It had been taken for dead, and holds the lock still. Nothing is computed here."""
     build(tmp_path)
-    monkeypatch.setattr(evaluate, "start_of", lambda game: (game.records()[0].opponent, None))
+    monkeypatch.setattr(evaluate, "_start", lambda game: (game.records()[0].opponent, None))
     monkeypatch.setattr(evaluate, "score", lambda *_, **__: None)
     monkeypatch.setattr(compare, "_play_seed", lambda _game: None)
     monkeypatch.setattr(compare.comparisons, "table", lambda *_: None)

@@ -102,9 +102,9 @@ def process_in(file: Path) -> int | None:
 
 
 def test_a_ray_cluster_scores_as_one_machine_does_though_a_worker_is_killed(
-    player_in, server, cluster, tiny_model, tmp_path
+    player_in, server_url, cluster, tiny_model, tmp_path
 ):
-    here, there = (player_in(tmp_path / name, server) for name in ("here", "there"))
+    here, there = (player_in(tmp_path / name, server_url) for name in ("here", "there"))
     rows = [{"question": f"{n}+{n}?", "choices": [str(n), str(2 * n), str(n + 7)], "label": 1} for n in range(11, 19)]
     (tmp_path / "arc_easy_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lm_eval = {"tasks": ["arc_easy"], "local_data": str(tmp_path)}

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,8 +9,7 @@ import httpx
 import pytest
 from one_process import run_phase
 from prefect import flow
-from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
+from prefect.settings import PREFECT_API_URL
 
 from flows.spin import continue_lineage
 from spin_core.config.resolve import resolve
@@ -20,20 +18,11 @@ from spin_core.leaderboard.board import Board
 from spin_core.lineage.lineage import Lineage
 from spin_core.runtime import launch
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_server")]
 
 METRIC = "heldout_nll"
 RATES = [1e-3, 3.0, 1e-3]
 """Of the three trainings. The second leaves nothing of what the model had learnt."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    with (
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-        prefect_test_harness(server_startup_timeout=120),
-    ):
-        yield
 
 
 @pytest.fixture(autouse=True)

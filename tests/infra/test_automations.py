@@ -6,7 +6,6 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.server.events.schemas.automations import EventTrigger
 from prefect.server.events.schemas.events import RelatedResource, Resource
-from prefect.testing.utilities import prefect_test_harness
 
 from infra import automations
 
@@ -53,13 +52,16 @@ def test_a_run_may_miss_two_heartbeats():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_server")
 def test_installed_again_they_are_there_once_as_they_are_now_and_one_that_was_switched_off_stays_off():
-    with prefect_test_harness(server_startup_timeout=120), get_client(sync_client=True) as client:
+    with get_client(sync_client=True) as client:
         first = automations.install(client, automations.recovery())
         client.pause_automation(first[0])
         again = automations.install(client, automations.recovery(deadline=200))
         found = {one["name"]: one for one in client.request("POST", "/automations/filter", json={}).json()}
         count = client.request("POST", "/automations/count").json()
+        for number in first:
+            client.delete_automation(number)  # they would act on the runs of other tests
     assert again == first
     assert count == len(found) == len(EVERY) == 3
     assert [found[name]["enabled"] for name in EVERY] == [False, True, True]

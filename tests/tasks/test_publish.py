@@ -2,14 +2,12 @@
 
 import json
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
 from prefect import flow, tags
-from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
+from prefect.settings import PREFECT_API_URL
 from small_lineage import NLLS, build, suite_report
 
 from flows import compare, evaluate, nightly, spin
@@ -20,19 +18,14 @@ from spin_core.remote import push as pushes
 from tasks import display, publish
 from tasks.push import push
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_server")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    with (
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-        prefect_test_harness(server_startup_timeout=120),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for command in (compare, evaluate, spin):
-            patch.setattr(command, "end_together", lambda: None)  # this process outlives the harness's server
-        yield
+@pytest.fixture(autouse=True)
+def outlives_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flow of the command line would end this process together with the server, which is a child of it."""
+    for command in (compare, evaluate, spin):
+        monkeypatch.setattr(command, "end_together", lambda: None)
 
 
 @flow
@@ -174,7 +167,7 @@ def test_scoring_afterwards_brings_the_copy_up_to_date_too(tmp_path, monkeypatch
         suite_report(game.eval_folder(player.t) / "lm-eval", player.digest, {"arc_easy": [0.0, 1.0]})
 
     monkeypatch.setattr(evaluate, "score", score)
-    monkeypatch.setattr(evaluate, "start_of", lambda _game: (game.records()[0].opponent, None))
+    monkeypatch.setattr(evaluate, "_start", lambda _game: (game.records()[0].opponent, None))
     standing = evaluate.evaluate_local(game, ())
     assert "arc_easy" in standing.rows[2].scores
     if store == "nowhere":
@@ -202,7 +195,7 @@ def test_runs_are_found_by_recipe_and_lineage_and_say_where_the_leaderboard_stan
     board = publish.board.save(game)
     monkeypatch.setattr(spin, "play", lambda _game: board)
     monkeypatch.setattr(evaluate, "score", lambda *_, **__: None)
-    monkeypatch.setattr(evaluate, "start_of", lambda _game: (game.records()[0].opponent, None))
+    monkeypatch.setattr(evaluate, "_start", lambda _game: (game.records()[0].opponent, None))
     with tags("mine"):
         assert spin.run_local(game) == board
         evaluate.evaluate("found", runs=str(tmp_path))
