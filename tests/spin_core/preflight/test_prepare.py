@@ -52,7 +52,6 @@ def not_played(monkeypatch):
         pytest.fail("the run was started")
 
     monkeypatch.setattr(spin, "play", play)
-    monkeypatch.setattr(compare, "_play_seed", play)
     monkeypatch.setattr(spin, "get_run_logger", lambda: prepare._logger)
     monkeypatch.setattr(compare, "get_run_logger", lambda: prepare._logger)
 
@@ -107,15 +106,13 @@ def test_every_way_to_start_a_run_rejects_a_configuration_with_the_same_sentence
 @pytest.mark.parametrize(
     ("sets", "says"), [REJECTED["gate"], REJECTED["sinks"], REJECTED["store"]], ids=["gate", "sinks", "store"]
 )
-def test_another_iteration_is_checked_as_a_first_one_is(tmp_path, monkeypatch, sets, says):
+def test_another_iteration_is_checked_as_a_first_one_is(tmp_path, sets, says):
     lineage = build(tmp_path)
     config = settings(*sets)
     write_json(lineage.root / "lineage.json", {"lineage": "tale", "config": config.model_dump(mode="json")})
     sentence = error_of(lambda: prepare_run(config, tmp_path, "tale"))
     assert says in sentence
     assert printed_by("next", "tale", "--anyway", runs=tmp_path) == sentence
-    monkeypatch.setattr(nightly, "add_tags", lambda **_: None)
-    monkeypatch.setattr(nightly, "played_until", lambda *_: None)
     night = functools.partial(nightly.nightly.fn, "tale", until_converged=False, runs=str(tmp_path))
     assert error_of(night) == sentence
 
