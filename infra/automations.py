@@ -1,8 +1,7 @@
-"""What a server does by itself about our runs: sees those that died, starts them again, tells people.
+"""Automations of a Prefect server: detect dead runs, start them again, notify people.
 
-They act on runs of deployments with the tag `spin` alone. They are installed by name: again, and nothing is there
-twice; one that was switched off in the UI stays off. `spin up` does without the first two (see
-`flows/server/watch.py`).
+They act only on runs of deployments with the tag `spin`. They are installed by name: a second install updates them, and
+one that was switched off in the UI stays off. `spin up` has no automations for dead runs (see `flows/server/watch.py`).
 """
 
 from collections.abc import Iterable
@@ -17,42 +16,48 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from flows.server.local import HEARTBEAT_SECONDS, RERUNS
 
 TAG = "spin"
-"""Deployments bear it, and hand it on to their runs."""
+"""Our deployments have it, and pass it on to their runs."""
 
 DEADLINE_SECONDS = 3.0 * HEARTBEAT_SECONDS
-"""How long a run may say nothing before it counts as dead."""
+"""How long a run may send no heartbeat before it counts as dead."""
 
 PENDING_MINUTES = 30.0
-"""How long a run may take from its worker's call to its first word: a machine may have to be fetched for it."""
+"""How long a run may be pending. Its worker may have to wait for a machine."""
 
 RERUN_AFTER_SECONDS = 20.0
-"""How long after its crash."""
+"""How long after its crash a run is started again."""
 
-OURS = [
+_OF_OUR_DEPLOYMENTS = [
     {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"},
     {"prefect.resource.role": "deployment", "prefect.resource.id": "prefect.deployment.*"},
 ]
-A_RUN = {"prefect.resource.id": "prefect.flow-run.*"}
-A_LINEAGE = {"prefect.resource.id": "spin.lineage.*"}
+_ANY_RUN = {"prefect.resource.id": "prefect.flow-run.*"}
+_ANY_LINEAGE = {"prefect.resource.id": "spin.lineage.*"}
 
 
 def recovery(deadline: float = DEADLINE_SECONDS) -> list[AutomationCore]:
-    """What sees dead runs, and what starts crashed ones again. A run that failed is left alone: it would fail again."""
+    """Automations that detect dead runs, and that start crashed runs again.
+
+    A run that failed is not started again, since it would fail again.
+
+    Args:
+        deadline: How many seconds a run may send no heartbeat.
+    """
     return [
-        silence("spin: a run fell silent", "prefect.flow-run.heartbeat", timedelta(seconds=deadline)),
-        silence("spin: a run never began", "prefect.flow-run.Pending", timedelta(minutes=PENDING_MINUTES)),
+        _crash_if_silent("spin: a run fell silent", "prefect.flow-run.heartbeat", timedelta(seconds=deadline)),
+        _crash_if_silent("spin: a run never began", "prefect.flow-run.Pending", timedelta(minutes=PENDING_MINUTES)),
         AutomationCore(
             name="spin: start a crashed run again",
             description=f"The same run, {RERUNS} times at most. What it has finished is reused.",
             enabled=True,
             trigger=EventTrigger(
-                # At once would be too soon: a worker says some seconds later again that the run has crashed, and would
-                # mean the one that was started since.
+                # Not at once: a worker reports a crash again some seconds later, and that report would hit the run
+                # that has been started since.
                 after={"prefect.flow-run.Crashed"},
                 expect={f"prefect.flow-run.{state}" for state in ("AwaitingRetry", "Scheduled", "Pending", "Running")},
-                # A run that never began has counted none: what keeps it from beginning would do so again.
-                match=A_RUN | {"prefect.run-count": [str(count) for count in range(1, RERUNS + 1)]},
-                match_related=OURS,
+                # A run count of 0 is not in the list: the run never began, and what prevented that would do so again.
+                match=_ANY_RUN | {"prefect.run-count": [str(count) for count in range(1, RERUNS + 1)]},
+                match_related=_OF_OUR_DEPLOYMENTS,
                 for_each={"prefect.resource.id"},
                 posture=Posture.Proactive,
                 threshold=1,
@@ -69,8 +74,8 @@ def recovery(deadline: float = DEADLINE_SECONDS) -> list[AutomationCore]:
     ]
 
 
-def silence(name: str, after: str, within: timedelta) -> AutomationCore:
-    """Call a run crashed of which nothing is heard for so long after an event of its own."""
+def _crash_if_silent(name: str, after: str, within: timedelta) -> AutomationCore:
+    """An automation that sets a run to crashed if it sends no event within a time after the event `after`."""
     return AutomationCore(
         name=name,
         description=f"Silent for {within.total_seconds():.0f} s after {after}: it counts as crashed.",
@@ -78,8 +83,8 @@ def silence(name: str, after: str, within: timedelta) -> AutomationCore:
         trigger=EventTrigger(
             after={after},
             expect={"prefect.flow-run.*"},
-            match=A_RUN,
-            match_related=OURS,
+            match=_ANY_RUN,
+            match_related=_OF_OUR_DEPLOYMENTS,
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
@@ -95,42 +100,47 @@ def silence(name: str, after: str, within: timedelta) -> AutomationCore:
 
 
 def notifications(of_runs: ActionTypes, of_gate: ActionTypes) -> list[AutomationCore]:
-    """What tells people how runs end, and how the gate decided."""
+    """Automations that notify people of the end of runs, and of the gate's decisions."""
     return [
-        telling(
+        _at_event(
             "spin: tell how runs end",
             {f"prefect.flow-run.{state}" for state in ("Crashed", "Failed", "Converged", "Stopped")},
-            A_RUN,
+            _ANY_RUN,
             of_runs,
         ),
-        telling("spin: tell what the gate decided", {"spin.gate.*"}, A_LINEAGE, of_gate),
+        _at_event("spin: tell what the gate decided", {"spin.gate.*"}, _ANY_LINEAGE, of_gate),
     ]
 
 
-def telling(name: str, events: set[str], of: dict[str, str], action: ActionTypes) -> AutomationCore:
-    """Do something at each of these events of our runs."""
+def _at_event(name: str, events: set[str], of: dict[str, str], action: ActionTypes) -> AutomationCore:
+    """An automation that does something at each of these events of our runs."""
     return AutomationCore(
         name=name,
         description="Installed by python -m infra.install.",
         enabled=True,
         trigger=EventTrigger(
-            expect=events, match=of, match_related=OURS, posture=Posture.Reactive, threshold=1, within=timedelta(0)
+            expect=events,
+            match=of,
+            match_related=_OF_OUR_DEPLOYMENTS,
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
         ),
         actions=[action],
     )
 
 
 def install(client: SyncPrefectClient, automations: Iterable[AutomationCore]) -> list[UUID]:
-    """Create each automation, or bring the one of that name up to date."""
-    found = []
+    """Create each automation, or update the one of that name; returns their ids."""
+    ids = []
     for wanted in automations:
-        there = client.read_automations_by_name(wanted.name)
-        for one in there[1:]:
-            client.delete_automation(one.id)
-        if there:
-            wanted = wanted.model_copy(update={"enabled": there[0].enabled})
-            client.update_automation(there[0].id, wanted)
-            found.append(there[0].id)
+        existing = client.read_automations_by_name(wanted.name)
+        for duplicate in existing[1:]:
+            client.delete_automation(duplicate.id)
+        if existing:
+            wanted = wanted.model_copy(update={"enabled": existing[0].enabled})
+            client.update_automation(existing[0].id, wanted)
+            ids.append(existing[0].id)
         else:
-            found.append(client.create_automation(wanted))
-    return found
+            ids.append(client.create_automation(wanted))
+    return ids

@@ -1,8 +1,9 @@
-"""Make a server ready to look after runs and to tell people: `python -m infra.install`.
+"""Install automations on a Prefect server: `python -m infra.install`.
 
-Installs what sees dead runs, what starts them again and, where asked, what tells people; each by name, so that it may
-be run again at any time. The server is the one that PREFECT_API_URL names, with PREFECT_API_AUTH_STRING; else that of
-`spin up` for the runs folder, which looks after its runs itself: there, the telling alone is installed.
+Installs automations that detect dead runs, start them again and, on request, notify people. Each has a name, so that
+this command may be run again at any time. The server is the one that PREFECT_API_URL names, with
+PREFECT_API_AUTH_STRING; else that of `spin up` for the runs folder. `spin up` looks after its runs itself, so there
+only notifications are installed.
 """
 
 import os
@@ -15,11 +16,11 @@ from flows.server import api, local
 from flows.server.local import HEARTBEAT_SECONDS
 from spin_core.errors import ConfigError, SpinError
 
-IN_MEMORY = "prefect.server.concurrency.lease_storage.memory"
-FORGETFUL = (
-    "warning    the server holds concurrency leases in memory: started anew, it crashes runs that hold one. Set "
+_IN_MEMORY = "prefect.server.concurrency.lease_storage.memory"
+_LEASES_IN_MEMORY = (
+    "warning    the server keeps concurrency leases in memory: after a restart, runs that hold one crash. Set "
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect.server.concurrency.lease_storage.filesystem there, or "
-    "prefect_redis.lease_storage where several serve"
+    "prefect_redis.lease_storage if there are several servers"
 )
 
 
@@ -27,7 +28,7 @@ FORGETFUL = (
 @click.option(
     "--recovery/--no-recovery",
     default=None,
-    help="Have the server look after runs. Not where spin up does: on SQLite, that many events lock the database.",
+    help="Have the server look after runs. Default: unless spin up does; on SQLite, its many events lock the database.",
 )
 @click.option(
     "--deadline",
@@ -35,31 +36,31 @@ FORGETFUL = (
     show_default=True,
     type=click.FloatRange(min=HEARTBEAT_SECONDS + 10),
     envvar="SPIN_DEADLINE",
-    help="Seconds of silence after which a run counts as dead.",
+    help="A run without a heartbeat for this many seconds counts as dead.",
 )
 @click.option(
     "--notify-webhook",
     "url",
     default="",
     envvar="SPIN_NOTIFY_WEBHOOK",
-    help="Post a line of JSON here when a run or the gate says so.",
+    help="URL that gets a POST request with JSON when a run ends or the gate decides.",
 )
-@click.option("--notify-email", "to", multiple=True, metavar="ADDRESS", help="Send a mail; may be repeated.")
+@click.option("--notify-email", "to", multiple=True, metavar="ADDRESS", help="Send an e-mail; may be repeated.")
 @click.option(
     "--smtp",
     default="smtp://localhost",
     show_default=True,
     envvar="SPIN_SMTP",
-    help="The mail server: smtps://user@host:465, or smtp://user@host:587, which encrypts too unless it is on this "
+    help="The mail server: smtps://user@host:465, or smtp://user@host:587, which is encrypted unless it is on this "
     "machine. The password is read from SPIN_SMTP_PASSWORD.",
 )
-@click.option("--email-from", "sender", default="", help="Whom mails come from; the user of --smtp if left out.")
+@click.option("--email-from", "sender", default="", help="Address that mails come from; default: the user of --smtp.")
 @click.option(
     "--notify-block",
     "block",
     default="",
     metavar="TYPE/NAME",
-    help="Tell people by a block that is there: a webhook, or any that notifies (sendgrid-email/NAME, …).",
+    help="Notify by an existing block: a webhook, or any notification block (sendgrid-email/NAME, …).",
 )
 @click.option(
     "--runs",
@@ -78,23 +79,29 @@ def main(
     block: str,
     runs: Path,
 ) -> None:
-    """Install, and say what is there now."""
+    """Install automations, and print their names."""
     try:
         if bool(url) + bool(to) + bool(block) > 1:
-            raise ConfigError("--notify-webhook, --notify-email and --notify-block are ways of the same: choose one")
-        ours = choose_server(runs.absolute())
-        names, forgetful = install(not ours if recovery is None else recovery, deadline, url, to, smtp, sender, block)
+            raise ConfigError("--notify-webhook, --notify-email and --notify-block exclude each other: choose one")
+        is_spin_up = choose_server(runs.absolute())
+        names, forgets = install(
+            not is_spin_up if recovery is None else recovery, deadline, url, to, smtp, sender, block
+        )
     except SpinError as error:
         click.echo(f"error  {error}", err=True)
         sys.exit(error.exit_code)
     for name in names:
         click.echo(f"installed  {name}")
-    if forgetful:
-        click.echo(FORGETFUL, err=True)
+    if forgets:
+        click.echo(_LEASES_IN_MEMORY, err=True)
 
 
 def choose_server(runs: Path) -> bool:
-    """Set Prefect's environment for the server; whether it is that of `spin up`. `ConfigError` if there is none."""
+    """Set Prefect's environment for the server; returns whether that is the server of `spin up`.
+
+    Raises:
+        ConfigError: There is no server.
+    """
     local.prepare(runs, quiet=False)
     named = os.environ.get("PREFECT_API_URL", "").rstrip("/").removesuffix("/api")
     if not named:
@@ -103,14 +110,14 @@ def choose_server(runs: Path) -> bool:
             "http://127.0.0.1:4200/api"
         )
     if not api.healthy(named):
-        raise ConfigError(f"no Prefect server answers at {named}: see that it runs, and mend PREFECT_API_URL")
+        raise ConfigError(f"no Prefect server answers at {named}: start it, or correct PREFECT_API_URL")
     return named == local.serving(runs)
 
 
 def install(
     recovery: bool, deadline: float, url: str, to: tuple[str, ...], smtp: str, sender: str, block: str
 ) -> tuple[list[str], bool]:
-    """The names of what is installed, and whether the server forgets leases when it ends."""
+    """The names of the installed automations, and whether the server loses its leases when it ends."""
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectHTTPStatusError
 
@@ -128,9 +135,9 @@ def install(
         if error.response.status_code != 401:
             raise
         raise ConfigError(
-            f"the server wants another password: set {api.OF_CLIENTS} to its name:password, as it was started with"
+            f"the server rejects the password: set {api.OF_CLIENTS} to the name:password that it was started with"
         ) from error
-    return [one.name for one in wanted], recovery and server["concurrency"]["lease_storage"] == IN_MEMORY
+    return [automation.name for automation in wanted], recovery and server["concurrency"]["lease_storage"] == _IN_MEMORY
 
 
 if __name__ == "__main__":

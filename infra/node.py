@@ -1,9 +1,10 @@
 """One of several nodes that play a game together: `python -m infra.node RECIPE --lineage NAME [options of spin run]`.
 
-Started alike on every node, by Slurm's srun or as the pods of a Kubernetes Job. The first node runs `spin run`. The
-others follow it: they watch the lineage's folder, which all nodes share, answer prompts in each generation, and take
-their ranks in each training that is to run on several nodes. When the first has ended well, it leaves a mark, and they
-end; when it fails, they wait for it to be started again, or for Slurm or Kubernetes to end them.
+The same command is started on every node, by Slurm's srun or as the pods of a Kubernetes Job. The first node runs
+`spin run`. The others follow it: they watch the lineage's folder, which all nodes share, answer prompts in each
+generation, and run their ranks of each training that is to run on several nodes. When the first node has succeeded, it
+creates a file, and the others end. When it fails, they wait until it is started again, or until Slurm or Kubernetes
+ends them.
 """
 
 import contextlib
@@ -30,25 +31,26 @@ from spin_core.runtime import process as runtime_process
 log = logging.getLogger("spin_core")
 
 LOOK_SECONDS = 1.0
-"""How often a node looks what the first is doing."""
+"""How often a node looks at what the first node is doing."""
 
 GRACE_SECONDS = 60.0
-"""How long our part in a phase may last when the first node's has ended."""
+"""How long this node's processes of a phase may run on when the first node's process has ended."""
 
 JOBS = ("jobs", "*/jobs", "*/*/jobs")
-"""Where job files lie: of an iteration, of a control, of what lineages share."""
+"""Folders of job files: of an iteration, of a control, of what lineages share."""
 
 
 @dataclass(frozen=True)
-class Begun:
-    """A phase that the first node has begun. `by` is its process, so that another attempt is another one."""
+class BegunPhase:
+    """A phase that the first node has begun."""
 
     job_file: Path
-    by: str
+    process: str
+    """The first node's process. A second attempt at the phase has another one, and so is another `BegunPhase`."""
 
-    def lasts(self) -> bool:
-        """The first node is still at it."""
-        return read(self.job_file.with_suffix(".pid")) == self.by
+    def is_current(self) -> bool:
+        """Whether the first node is still running this attempt at the phase."""
+        return _read(self.job_file.with_suffix(".pid")) == self.process
 
 
 @click.command(help=(__doc__ or "").split("\n\n", 1)[1], context_settings={"ignore_unknown_options": True})
@@ -58,19 +60,19 @@ class Begun:
 @click.option("--node", type=int, required=True, envvar=torchrun.NODE_RANK, help="Which node this is, from 0.")
 @click.option("--nodes", type=click.IntRange(1), required=True, envvar="SPIN_NODES", help="How many there are.")
 @click.option("--meet", required=True, envvar="SPIN_MEET", help="host:port of the first node.")
-@click.option("--game", required=True, envvar="SPIN_GAME", help="What no other start of this kind is called.")
+@click.option("--game", required=True, envvar="SPIN_GAME", help="A name that no other start of a game has.")
 @click.argument("more", nargs=-1, type=click.UNPROCESSED)
 def main(
     recipe: str, lineage: str, runs: Path, node: int, nodes: int, meet: str, game: str, more: tuple[str, ...]
 ) -> None:
-    """Lead or follow."""
+    """Run the game on the first node; follow it on the others."""
     logging.basicConfig(level=logging.INFO, format=f"node {node}: %(message)s", stream=sys.stderr)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     os.environ[torchrun.NODE_RANK] = str(node)
     runs = runs.absolute()
     try:
-        root, mark = lineage_folder(runs, lineage), mark_of(runs, game)
+        root, mark = lineage_folder(runs, lineage), mark_file(runs, game)
         if node:
             follow(root, mark)
             return
@@ -82,19 +84,22 @@ def main(
 
 
 def interrupt(*_: object) -> None:
-    """The handler of both signals that end us: what we have started ends on the way out."""
+    """Handler of the signals that end this process: what it has started ends on the way out."""
     sys.exit(128 + signal.SIGTERM)
 
 
-def mark_of(runs: Path, game: str) -> Path:
-    """What is there when a game has ended."""
+def mark_file(runs: Path, game: str) -> Path:
+    """The file that exists when a game has ended."""
     if not game.replace("-", "").isalnum():
-        raise ConfigError(f"--game {game!r} is no name: take letters, digits and hyphens, as a job's number")
+        raise ConfigError(f"--game {game!r} is not a name: use letters, digits and hyphens, such as a job's number")
     return runs / ".nodes" / f"{game}.ended"
 
 
 def lead(arguments: Sequence[str], mark: Path) -> None:
-    """Run `spin`, and leave the mark if it ends well. Otherwise exit as it does. It ends with us, however we end."""
+    """Run `spin`, and create the mark file if it succeeds; else exit with its status.
+
+    It ends when this process ends, even by kill -9.
+    """
     words = [sys.executable, "-m", "flows.command_line", *arguments]
     with (
         subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0) as process,
@@ -113,77 +118,77 @@ def lead(arguments: Sequence[str], mark: Path) -> None:
 
 
 def follow(root: Path, mark: Path) -> None:
-    """Take our part in each phase that the first node begins, until the mark is there."""
-    done: set[Begun] = set()
+    """Join each phase that the first node begins, until the mark file exists."""
+    done: set[BegunPhase] = set()
     while not mark.exists():
-        for begun in under_way(root):
-            if begun not in done and (parts := parts_in(begun.job_file)):
-                done.add(begun)
-                take_part(begun, parts, mark)
+        for phase in begun_phases(root):
+            if phase not in done and (commands := local_commands(phase.job_file)):
+                done.add(phase)
+                _join(phase, commands, mark)
         time.sleep(LOOK_SECONDS)
 
 
-def under_way(root: Path) -> Iterator[Begun]:
-    """The phases of a lineage that the first node is at, or was at when it was killed."""
+def begun_phases(root: Path) -> Iterator[BegunPhase]:
+    """The phases of a lineage that the first node is running, or was running when it was killed."""
     for folder in (root, root.parent / SHARED):
         for pattern in JOBS:
             for path in folder.glob(f"{pattern}/*.pid"):
-                if by := read(path):
-                    yield Begun(path.with_suffix(".json"), by)
+                if process := _read(path):
+                    yield BegunPhase(path.with_suffix(".json"), process)
 
 
-def read(path: Path) -> str:
-    """What a file holds; nothing if there is none."""
+def _read(path: Path) -> str:
+    """The text of a file; empty if it does not exist."""
     try:
         return path.read_text("utf-8")
     except FileNotFoundError:
         return ""
 
 
-Part = tuple[list[str], Mapping[str, str]]
-"""A command line, and what its environment has beyond ours."""
+Command = tuple[list[str], Mapping[str, str]]
+"""A command line, and what is added to its environment."""
 
 
-def parts_in(job_file: Path) -> list[Part]:
-    """The processes by which this node takes part in a phase; none if the first node does it alone."""
+def local_commands(job_file: Path) -> list[Command]:
+    """The commands by which this node joins a phase; none if the first node runs it alone."""
     job = json.loads(job_file.read_text("utf-8"))
     config: dict[str, Any] = job.get("config", {})
     if job["phase"] == "generate":
         each = config["vllm"]["speed"]["tensor_parallel"] if config["engine"] == "vllm" else 1
-        found = devices.environments(max(1, config["speed"]["workers"]), count_devices(), each)
-        return [(launch.command(job_file, "join"), environment) for environment in found]
+        environments = devices.environments(max(1, config["speed"]["workers"]), _count_devices(), each)
+        return [(launch.command(job_file, "join"), environment) for environment in environments]
     if job["phase"] == "train" and int(os.environ[torchrun.NODE_RANK]) < config["speed"]["nodes"]:
         return [(launch.command(job_file, "train"), {})]
     return []
 
 
-def count_devices() -> int:
-    """How many GPUs this node may use. torch would say so too, and take seconds and memory for it."""
+def _count_devices() -> int:
+    """How many GPUs this node may use. torch could tell, but takes seconds and memory for it."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return len([name for name in given.split(",") if name.strip()])
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
-def take_part(begun: Begun, parts: Sequence[Part], mark: Path) -> None:
-    """Run our processes of a phase until they end, or until it is plain that the first node is no longer at it."""
-    log.info("%s: begun on the first node, taking part", begun.job_file)
+def _join(phase: BegunPhase, commands: Sequence[Command], mark: Path) -> None:
+    """Run this node's processes of a phase until they end, or until the first node has clearly stopped running it."""
+    log.info("%s: begun on the first node, joining", phase.job_file)
     with contextlib.ExitStack() as stack:
-        processes = [stack.enter_context(running(*part)) for part in parts]
-        over: float | None = None
+        processes = [stack.enter_context(_running(*command)) for command in commands]
+        stopped: float | None = None
         while any(process.poll() is None for process in processes):
             now = time.monotonic()
-            over = None if begun.lasts() else over or now
-            if mark.exists() or (over is not None and now - over > GRACE_SECONDS):
+            stopped = None if phase.is_current() else stopped or now
+            if mark.exists() or (stopped is not None and now - stopped > GRACE_SECONDS):
                 break
             time.sleep(LOOK_SECONDS)
-        ends = [process.poll() for process in processes]
-    log.info("%s: ended here%s", begun.job_file, "" if set(ends) == {0} else f" with status {ends}")
+        statuses = [process.poll() for process in processes]
+    log.info("%s: ended here%s", phase.job_file, "" if set(statuses) == {0} else f" with status {statuses}")
 
 
 @contextlib.contextmanager
-def running(words: list[str], more: Mapping[str, str]) -> Iterator["subprocess.Popen[str]"]:
-    """A process in a group of its own, which ends with us, in whichever way we end. Its log is ours."""
+def _running(words: list[str], more: Mapping[str, str]) -> Iterator["subprocess.Popen[str]"]:
+    """A process in its own group, which ends when this process ends, even by kill -9, and shares its log."""
     environment = {**runtime_process.DEFAULTS, **os.environ, **more, "SPIN_PARENT": str(os.getpid())}
     process = subprocess.Popen(
         words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment, process_group=0, text=True

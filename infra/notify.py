@@ -1,4 +1,4 @@
-"""How people are told: the blocks that carry it, and what automations say by them."""
+"""Notifications: the Prefect blocks that send them, and their texts."""
 
 import os
 import re
@@ -15,25 +15,25 @@ from flows.server.api import is_loopback
 from infra.email_block import Email
 from spin_core.errors import ConfigError
 
-BLOCK = "spin-notify"
-"""The name of the block that we make."""
+_BLOCK = "spin-notify"
+"""The name of the block that is created here."""
 
 PASSWORD = "SPIN_SMTP_PASSWORD"
 """The environment variable that holds the mail server's password."""
 
-RUN_SAID = (
+_RUN_TEXT = (
     "{{ event.resource['prefect.resource.name'] }} is {{ event.resource['prefect.state-name'] }}: "
     "{{ event.resource['prefect.state-message'] }}"
 )
-GATE_SAID = "{{ event.resource['prefect.resource.name'] }}: {{ event.payload['reason'] }}"
-SUBJECT = "spin: {{ event.resource['prefect.resource.name'] }}"
-RUN_JSON = """{
+_GATE_TEXT = "{{ event.resource['prefect.resource.name'] }}: {{ event.payload['reason'] }}"
+_SUBJECT = "spin: {{ event.resource['prefect.resource.name'] }}"
+_RUN_JSON = """{
   "text": {{ ("spin: " ~ event.resource['prefect.resource.name'] ~ " is " ~ event.resource['prefect.state-name'] ~ ": "
     ~ event.resource['prefect.state-message']) | tojson }},
   "event": {{ event.event | tojson }},
   "run": {{ event.resource['prefect.resource.id'] | tojson }}
 }"""
-GATE_JSON = """{
+_GATE_JSON = """{
   "text": {{ ("spin: " ~ event.resource['prefect.resource.name'] ~ ": " ~ event.payload['reason']) | tojson }},
   "event": {{ event.event | tojson }},
   "gate": {{ event.payload | tojson }}
@@ -41,39 +41,48 @@ GATE_JSON = """{
 
 
 def webhook(url: str) -> Block:
-    """The webhook block, made or brought up to date."""
+    """The webhook block, created or updated."""
     if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"--notify-webhook {url!r} is no address: it begins with http:// or https://")
-    made = Webhook.model_validate({"url": url, "headers": {"Content-Type": "application/json"}})
-    made.save(BLOCK, overwrite=True)
-    return made
+        raise ConfigError(f"--notify-webhook {url!r} is not a URL: it must begin with http:// or https://")
+    block = Webhook.model_validate({"url": url, "headers": {"Content-Type": "application/json"}})
+    block.save(_BLOCK, overwrite=True)
+    return block
 
 
 def email(to: tuple[str, ...], server: str, sender: str) -> Block:
-    """The mail block, made or brought up to date."""
-    made = email_of(to, server, sender)
-    made.save(BLOCK, overwrite=True)
-    return made
+    """The e-mail block, created or updated."""
+    block = email_block(to, server, sender)
+    block.save(_BLOCK, overwrite=True)
+    return block
 
 
-def email_of(to: tuple[str, ...], server: str, sender: str) -> Email:
-    """A mail block. `ConfigError` if an address is none, or if a password would be seen."""
+def email_block(to: tuple[str, ...], server: str, sender: str) -> Email:
+    """An e-mail block that is not saved.
+
+    Args:
+        to: The addresses that mails go to.
+        server: The mail server's URL, as smtps://user@host:465.
+        sender: The address that mails come from; by default the user, or one made from this machine's name.
+
+    Raises:
+        ConfigError: An address is not valid, the password is missing, or it is in the URL, where others may see it.
+    """
     try:
         parts = urlsplit(server)
         host, port = parts.hostname, parts.port
     except ValueError:
         host = None
     if not host or parts.scheme not in ("smtp", "smtps"):
-        raise ConfigError("--smtp names no mail server: write it as smtps://user@mail.example.org")
+        raise ConfigError("--smtp does not name a mail server: write it as smtps://user@mail.example.org")
     if parts.password:
-        raise ConfigError(f"--smtp brings a password, which others may see: take it out, and set {PASSWORD} to it")
+        raise ConfigError(f"--smtp contains a password, which others may see: remove it, and set {PASSWORD} to it")
     user, password = unquote(parts.username or ""), os.environ.get(PASSWORD, "")
     if user and not password:
         raise ConfigError(f"{user} has no password for {host}: set {PASSWORD} to it")
     sender = sender or (user if "@" in user else f"spin@{socket.getfqdn()}")
     for address in (*to, sender):
         if not re.fullmatch(r"[^@\s,<>]+@[^@\s,<>]+", address):
-            raise ConfigError(f"{address!r} is no e-mail address: write it as name@example.org")
+            raise ConfigError(f"{address!r} is not an e-mail address: write it as name@example.org")
     plain = parts.scheme == "smtp" and is_loopback(host)
     return Email(
         host=host,
@@ -87,31 +96,32 @@ def email_of(to: tuple[str, ...], server: str, sender: str) -> Email:
 
 
 def load(name: str) -> Block:
-    """A block of the server. `ConfigError` if there is none of that name."""
+    """A block of the server; `ConfigError` if it has none of that name."""
     try:
-        found = Block.load(name)
+        block = Block.load(name)
     except ValueError as error:
         raise ConfigError(
-            f"--notify-block {name!r} is not there: make it in the UI under Blocks, and name it as TYPE/NAME"
+            f"--notify-block {name!r} does not exist: create it in the UI under Blocks, and name it as TYPE/NAME"
         ) from error
-    assert isinstance(found, Block), "called from a sync function"
-    return found
+    assert isinstance(block, Block), "called from a sync function"
+    return block
 
 
 def actions(block: Block) -> tuple[ActionTypes, ActionTypes]:
-    """What is done when a run ends, and when the gate has decided."""
-    number = block._block_document_id
-    assert number is not None, "the block is saved"
+    """The action at the end of a run, and the action at a decision of the gate."""
+    document = block._block_document_id
+    assert document is not None, "the block is saved"
     if isinstance(block, Webhook):
         return (
-            CallWebhook(block_document_id=number, payload=RUN_JSON),
-            CallWebhook(block_document_id=number, payload=GATE_JSON),
+            CallWebhook(block_document_id=document, payload=_RUN_JSON),
+            CallWebhook(block_document_id=document, payload=_GATE_JSON),
         )
     if isinstance(block, NotificationBlock):
         return (
-            SendNotification(block_document_id=number, subject=SUBJECT, body=RUN_SAID),
-            SendNotification(block_document_id=number, subject=SUBJECT, body=GATE_SAID),
+            SendNotification(block_document_id=document, subject=_SUBJECT, body=_RUN_TEXT),
+            SendNotification(block_document_id=document, subject=_SUBJECT, body=_GATE_TEXT),
         )
     raise ConfigError(
-        f"--notify-block names a {block.get_block_type_name()}, which tells nobody: name a webhook or a notifier"
+        f"--notify-block names a {block.get_block_type_name()}, which sends nothing: name a webhook or a "
+        "notification block"
     )

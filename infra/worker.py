@@ -1,8 +1,8 @@
-"""A worker that ends as runs need it: `python -m infra.worker [options of prefect worker start]`.
+"""A worker that lets runs save their work before it ends: `python -m infra.worker [options of prefect worker start]`.
 
-Asked to end, Prefect's worker kills its runs at once, and what a phase has computed since its last checkpoint is gone.
-So the runs are asked first, which has their phases save; the worker ends when they have. Meanwhile it is held still, or
-it would begin the next run.
+At SIGTERM, Prefect's worker kills its runs at once, and what a phase has computed since its last checkpoint is lost. So
+this process sends SIGTERM to the runs first, which makes their phases save, and ends the worker when they have ended.
+Meanwhile the worker is paused (SIGSTOP), or it would start the next run.
 """
 
 import contextlib
@@ -15,25 +15,28 @@ from collections.abc import Sequence
 
 from spin_core.runtime import grace, process
 
-PATIENCE_SECONDS = 30.0
-"""How long runs may take to say what became of them, once their phases have saved their work."""
+REPORT_SECONDS = 30.0
+"""How long runs may take to report their final state, once their phases have saved their work."""
 
 
 def main() -> None:
-    """Run Prefect's worker, and end as it does."""
-    sys.exit(tend([sys.executable, "-m", "prefect", "worker", "start", *sys.argv[1:]]))
+    """Run Prefect's worker, and exit with its status."""
+    sys.exit(run_worker([sys.executable, "-m", "prefect", "worker", "start", *sys.argv[1:]]))
 
 
-def tend(command: Sequence[str]) -> int:
-    """The status of a worker that has ended, by itself or because we were asked to. However we end, it does."""
+def run_worker(command: Sequence[str]) -> int:
+    """Run a worker until it ends, or until this process gets SIGINT or SIGTERM; returns its exit status.
+
+    The worker ends when this process ends, even by kill -9.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+        signal.signal(number, _interrupt)
     with subprocess.Popen(command, process_group=0) as worker, process.guard(worker.pid):
         try:
             status = worker.wait()
         except KeyboardInterrupt:
             worker.send_signal(signal.SIGSTOP)
-            end_runs(worker.pid)
+            _end_runs(worker.pid)
             worker.send_signal(signal.SIGTERM)
             worker.send_signal(signal.SIGCONT)
             status = worker.wait()
@@ -43,16 +46,16 @@ def tend(command: Sequence[str]) -> int:
     return status if status >= 0 else 128 - status
 
 
-def interrupt(*_: object) -> None:
-    """The handler of both signals that end us."""
+def _interrupt(*_: object) -> None:
+    """Handler of the signals that end this process."""
     raise KeyboardInterrupt
 
 
-def end_runs(worker: int) -> None:
-    """Ask the worker's runs to end, and wait for that.
+def _end_runs(worker: int) -> None:
+    """Send SIGTERM to the worker's runs, and wait until they have ended.
 
-    Between the worker and a run may be a process of Prefect's that heeds no signal itself: it leaves that to the others
-    of its group.
+    Between the worker and a run there may be a process of Prefect's that ignores signals, and leaves them to the others
+    of its group. So the signal goes to the whole group where the child leads one.
     """
     runs = process.children_of(worker)
     for run in runs:
@@ -61,7 +64,7 @@ def end_runs(worker: int) -> None:
                 os.killpg(run, signal.SIGTERM)
             else:
                 os.kill(run, signal.SIGTERM)
-    deadline = time.monotonic() + grace.longest_grace() + PATIENCE_SECONDS
+    deadline = time.monotonic() + grace.longest_grace() + REPORT_SECONDS
     while runs & process.children_of(worker) and time.monotonic() < deadline:
         time.sleep(0.1)
 

@@ -343,8 +343,8 @@ def test_a_game_that_has_converged_ends_the_nights_and_people_are_told(up):
 
 def test_an_address_or_a_block_that_is_none_is_refused(up):
     for arguments, said in [
-        (["--notify-webhook", "example.org"], "it begins with http:// or https://"),
-        (["--notify-block", "sendgrid-email/nobody"], "make it in the UI under Blocks"),
+        (["--notify-webhook", "example.org"], "it must begin with http:// or https://"),
+        (["--notify-block", "sendgrid-email/nobody"], "create it in the UI under Blocks"),
     ]:
         done = install(up, *arguments)
         assert done.returncode == 2

@@ -52,29 +52,29 @@ def wait_for(condition) -> None:
 
 
 def test_a_node_takes_part_in_trainings_that_count_it_in_and_in_nothing_that_one_does_alone(tmp_path, monkeypatch):
-    assert node.parts_in(train(tmp_path, nodes=1)) == []
-    ((line, environment),) = node.parts_in(train(tmp_path, nodes=2))
+    assert node.local_commands(train(tmp_path, nodes=1)) == []
+    ((line, environment),) = node.local_commands(train(tmp_path, nodes=2))
     assert (line[1:], environment) == (["-m", "spin_core.phases.train", str(tmp_path / "iter_00/jobs/train.json")], {})
     monkeypatch.setenv(torchrun.NODE_RANK, "2")
-    assert node.parts_in(train(tmp_path, nodes=2)) == []
-    assert node.parts_in(job_file(tmp_path, "jobs/pairs.json", "pairs", {})) == []
+    assert node.local_commands(train(tmp_path, nodes=2)) == []
+    assert node.local_commands(job_file(tmp_path, "jobs/pairs.json", "pairs", {})) == []
     score = tmp_path / "score.json"
     score.write_text(json.dumps({"phase": "score"}))
-    assert node.parts_in(score) == []
+    assert node.local_commands(score) == []
 
 
 def test_a_node_answers_with_as_many_workers_as_the_first_each_on_gpus_of_its_own(tmp_path, monkeypatch):
     config = {"engine": "vllm", "vllm": VLLM, "speed": {"workers": 2}}
     path = job_file(tmp_path, "iter_00/jobs/generations.json", "generate", config)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    parts = node.parts_in(path)
+    parts = node.local_commands(path)
     assert [environment for _, environment in parts] == [
         {"CUDA_VISIBLE_DEVICES": "0,1"},
         {"CUDA_VISIBLE_DEVICES": "2,3"},
     ]
     assert {tuple(line[1:]) for line, _ in parts} == {("-m", "spin_core.phases.join", str(path))}
     job_file(tmp_path, "iter_00/jobs/generations.json", "generate", config | {"speed": {"workers": 0}})
-    assert len(node.parts_in(path)) == 1, "a first node that only waits leaves the work to the others"
+    assert len(node.local_commands(path)) == 1, "a first node that only waits leaves the work to the others"
 
 
 def test_phases_are_found_wherever_the_first_node_may_begin_them(tmp_path):
@@ -84,7 +84,7 @@ def test_phases_are_found_wherever_the_first_node_may_begin_them(tmp_path):
         begin(train(root, where=where), "7 1")
     train(root, where="iter_01/jobs/train.json")
     begin(train(root, where="iter_02/jobs/train.json"), "")
-    assert {one.job_file.resolve() for one in node.under_way(root)} == {(root / where).resolve() for where in places}
+    assert {one.job_file.resolve() for one in node.begun_phases(root)} == {(root / where).resolve() for where in places}
 
 
 def following(root: Path, mark: Path, monkeypatch, does: str) -> threading.Thread:
@@ -136,7 +136,7 @@ def ours() -> str:
 
 
 def test_the_first_node_leaves_the_mark_if_the_game_ended_well_and_ends_as_the_game_if_not(tmp_path):
-    mark = node.mark_of(tmp_path, "slurm-7-0")
+    mark = node.mark_file(tmp_path, "slurm-7-0")
     with pytest.raises(SystemExit) as ended:
         node.lead(["run", "no-such-recipe", "--runs", str(tmp_path)], mark)
     assert ended.value.code == 2
@@ -148,8 +148,8 @@ def test_the_first_node_leaves_the_mark_if_the_game_ended_well_and_ends_as_the_g
 
 @pytest.mark.parametrize("name", ["", "../up", "a b", "-"])
 def test_a_game_that_cannot_be_a_files_name_is_refused(tmp_path, name):
-    with pytest.raises(ConfigError, match="is no name: take letters, digits and hyphens"):
-        node.mark_of(tmp_path, name)
+    with pytest.raises(ConfigError, match="is not a name: use letters, digits and hyphens"):
+        node.mark_file(tmp_path, name)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

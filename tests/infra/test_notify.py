@@ -100,7 +100,7 @@ def test_what_went_wrong_is_told_without_the_password():
 )
 def test_passwords_cross_no_network_in_the_clear(server, security, port, monkeypatch):
     monkeypatch.setenv(notify.PASSWORD, PASSWORD)
-    made = notify.email_of(("you@example.org",), server, "")
+    made = notify.email_block(("you@example.org",), server, "")
     assert (made.security, made.port) == (security, port)
     assert made.user in ("me@example.org", "")
     assert "@" in made.sender
@@ -112,14 +112,14 @@ def test_passwords_cross_no_network_in_the_clear(server, security, port, monkeyp
         ("mail.example.org", "me@example.org", "write it as smtps://user@mail.example.org"),
         ("smtps://me:secret@mail.example.org", "me@example.org", "set SPIN_SMTP_PASSWORD to it"),
         ("smtps://me@mail.example.org", "me@example.org", "me has no password for mail.example.org"),
-        ("smtp://localhost", "me", "'me' is no e-mail address"),
-        ("smtp://localhost", "a@b.org\nBcc: c@d.org", "is no e-mail address"),
+        ("smtp://localhost", "me", "'me' is not an e-mail address"),
+        ("smtp://localhost", "a@b.org\nBcc: c@d.org", "is not an e-mail address"),
         ("smtp://localhost:port", "me@example.org", "write it as smtps://user@mail.example.org"),
     ],
 )
 def test_what_cannot_be_right_is_refused_with_the_cure(server, to, said):
     with pytest.raises(ConfigError) as refused:
-        notify.email_of((to,), server, "")
+        notify.email_block((to,), server, "")
     assert said in str(refused.value)
     assert "secret" not in str(refused.value)
 

@@ -42,7 +42,7 @@ signal.signal(signal.SIGTERM, end)
 while True:
     time.sleep(0.1)
 """
-TENDED = "import sys; from infra import worker; sys.exit(worker.tend([sys.executable, *sys.argv[1:]]))"
+TENDED = "import sys; from infra import worker; sys.exit(worker.run_worker([sys.executable, *sys.argv[1:]]))"
 
 
 def begin(folder: Path, kind: str = "run") -> "subprocess.Popen[bytes]":
@@ -77,8 +77,7 @@ def test_runs_have_time_to_end_before_docker_kills_them():
         service = compose(documented() | {"SPIN_AUTH": "a:b", "SPIN_DATABASE_PASSWORD": "c"})["services"][name]
         assert service["command"][:3] == ["python", "-m", "infra.worker"]
         assert (
-            float(service["stop_grace_period"].removesuffix("s"))
-            > grace.LONGEST_GRACE_SECONDS + worker.PATIENCE_SECONDS
+            float(service["stop_grace_period"].removesuffix("s")) > grace.LONGEST_GRACE_SECONDS + worker.REPORT_SECONDS
         )
 
 
