@@ -237,7 +237,7 @@ def start_error(error: Exception, folder: Path) -> SpinError:
             "generate.engine to transformers"
         )
     if "already in use" in summary or "EADDRINUSE" in summary:
-        return TryAgain(f"vLLM found a port taken ({summary}): the same command may find another")
+        return TryAgain(f"vLLM needs a port that is taken ({summary}): the same command may find another")
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or re.search(r"(?i)\bmemory\b|kv cache", summary):
         return ModelError(
             f"there is not enough memory to start vLLM ({summary}): lower generate.vllm.max_length, set "

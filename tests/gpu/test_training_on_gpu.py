@@ -38,7 +38,7 @@ def losses(job) -> list[float]:
     return [row["loss"] for row in read_rows(job.output / "metrics.jsonl")]
 
 
-def test_float32_training_is_the_cpus(tmp_path, model):
+def test_float32_training_equals_the_cpus(tmp_path, model):
     there, here = (game(tmp_path / name, model, where, epochs=8) for name, where in (("gpu", GPU), ("cpu", CPU)))
     do(there), do(here)
     assert len(losses(here)) == 24
@@ -61,7 +61,7 @@ def test_float32_training_is_the_cpus(tmp_path, model):
     ],
     ids=str,
 )
-def test_bfloat16_training_begins_at_log_2_and_learns_the_same_with_each_saving_on_or_off(tmp_path, model, speed):
+def test_bfloat16_training_starts_at_log_2_and_learns_the_same_with_each_speed_setting(tmp_path, model, speed):
     want = game(tmp_path / "cpu", model, CPU, epochs=8)
     have = game(tmp_path / "gpu", model, BF16, epochs=8, speed=SpeedConfig(**speed))
     do(want), do(have)
@@ -69,7 +69,7 @@ def test_bfloat16_training_begins_at_log_2_and_learns_the_same_with_each_saving_
     assert losses(have) == pytest.approx(losses(want), abs=3e-2)
 
 
-def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path, model):
+def test_a_stopped_training_ends_like_an_uninterrupted_one(tmp_path, model):
     whole, parted = (game(tmp_path / name, model, BF16, epochs=8) for name in ("whole", "parted"))
     do(whole)
     with pytest.raises(Stopped):
@@ -101,7 +101,7 @@ def test_one_rank_with_nccl_and_deepspeed_learns_what_one_device_does(tmp_path, 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("cap", [None, 10.0])
-def test_the_fused_loss_is_float64s(dtype, compiled, cap):
+def test_the_fused_loss_equals_float64(dtype, compiled, cap):
     torch.manual_seed(0)
     hidden, weight = (torch.randn(*shape, device="cuda", dtype=dtype) for shape in ((600, 64), (1000, 64)))
     target, slope = torch.randint(0, 1000, (600,), device="cuda"), torch.randn(600, device="cuda")

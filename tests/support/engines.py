@@ -52,7 +52,7 @@ def mistral():
 
 
 def prompts(count, longest=40, seed=0):
-    """Prompts of 1 to `longest` tokens, in no order."""
+    """Random prompts of 1 to `longest` tokens."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, longest + 1, (count,), generator=generator).tolist()
     return [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
@@ -62,8 +62,8 @@ def requests(count, **kwargs):
     return [Request(ids, seed=i) for i, ids in enumerate(prompts(count, **kwargs))]
 
 
-def answers(engine, asked):
+def answers(engine, requests):
     """Answers in the requests' order; each came exactly once."""
-    found = dict(engine.answer(asked))
-    assert len(found) == len(asked)
-    return [found[i] for i in range(len(asked))]
+    by_index = dict(engine.answer(requests))
+    assert len(by_index) == len(requests)
+    return [by_index[i] for i in range(len(requests))]

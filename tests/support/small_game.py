@@ -31,7 +31,7 @@ TOKENS = pa.list_(pa.int32())
 
 
 def version_of(folder: Path, t: int = 0) -> ModelVersion:
-    """θ_t's record, made from what lies in the folder."""
+    """θ_t's record, made from the files in the folder."""
     return ModelVersion(path=folder, digest=identity.digest_folder(folder)[0], t=t, parent=None)
 
 
@@ -51,7 +51,7 @@ def write_pairs(folder: Path, prompts: list, real: list, generated: list) -> Pai
 
 
 def random_pairs(folder: Path, rows: int = 24, seed: int = 0, longest: int = 12) -> PairDataset:
-    """Pairs of random tokens, of unlike lengths."""
+    """Pairs of random tokens, of different lengths."""
     rng = np.random.default_rng(seed)
     return write_pairs(
         folder, token_ids(rng, rows, 1, 6), token_ids(rng, rows, 2, longest), token_ids(rng, rows, 2, longest)
@@ -127,7 +127,7 @@ def pass_over(job: TrainJob, stepper: SingleDevice, items: np.ndarray) -> dict[s
 
 
 def start(job: Job, folder: Path) -> subprocess.Popen:
-    """Do a job in a process of its own, as tasks do; its log lies in `folder`."""
+    """Do a job in a process of its own, as tasks do; its log is in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job.json").write_text(job.model_dump_json())
     with (folder / "stderr.txt").open("ab") as stderr:
@@ -140,10 +140,10 @@ def start(job: Job, folder: Path) -> subprocess.Popen:
 
 
 def wait_for(process: subprocess.Popen, done: float) -> float:
-    """Read the process's progress until so much is done; returns how much was."""
+    """Read the process's progress until `done` is reached; returns the last value."""
     assert process.stdout is not None
     for line in process.stdout:
-        said = json.loads(line)
-        if said.get("done", 0) >= done:
-            return said["done"]
+        message = json.loads(line)
+        if message.get("done", 0) >= done:
+            return message["done"]
     raise AssertionError(f"the process ended with status {process.wait()} before {done} were done")

@@ -1,7 +1,7 @@
-"""What vLLM does, asked in its own environment: `.venv-vllm/bin/python tests/vllm_probe.py asked.json told.json`.
+"""Ask vLLM in its own environment: `.venv-vllm/bin/python tests/support/vllm_probe.py questions.json results.json`.
 
-The environment has no pytest, and starts slowly, so `test_vllm.py` asks everything of one process. A question names a
-model's folder, settings of `GenerateConfig` and prompts with seeds; what is told is the answers, or the error.
+The environment has no pytest and starts slowly, so `test_vllm_engine.py` asks everything in one process. A question has
+a model's folder, settings of `GenerateConfig` and prompts with seeds; a result has the answers, or the error.
 """
 
 import json
@@ -21,8 +21,8 @@ from spin_core.inference.factory import make_engine
 CPU = ModelConfig(device="cpu")
 
 
-def plain(found: list[Answer]) -> list[Any]:
-    return [[answer.response_ids, answer.finish_reason] for answer in found]
+def plain(answers: list[Answer]) -> list[Any]:
+    return [[answer.response_ids, answer.finish_reason] for answer in answers]
 
 
 def ask(question: dict[str, Any]) -> Any:
@@ -37,29 +37,34 @@ def ask(question: dict[str, Any]) -> Any:
             run_out_of_memory(engine, question["fails_at_step"])
         groups = [[Request(*request) for request in group] for group in question["groups"]]
         cached = count_cached(engine)
-        said = [plain(answer_requests(engine, group)) for group in groups]
+        group_answers = [plain(answer_requests(engine, group)) for group in groups]
     except SpinError as error:
         return {"error": type(error).__name__, "message": str(error)}
-    return {"said": said, "batch_size": engine.batch_size, "cached": sum(cached), "settings": settings_in(engine)}
+    return {
+        "answers": group_answers,
+        "batch_size": engine.batch_size,
+        "cached": sum(cached),
+        "settings": settings_in(engine),
+    }
 
 
 def settings_in(engine: Any) -> dict[str, Any]:
-    """What vLLM itself says of how it runs."""
+    """The settings that vLLM itself reports."""
     model, cache = engine.engine.model_config, engine.engine.vllm_config.cache_config
     return {"dtype": str(model.dtype), "context": model.max_model_len, "prefix_caching": cache.enable_prefix_caching}
 
 
 def count_cached(engine: Any) -> list[int]:
     """How many tokens of each answered prompt were found in the cache; filled as answers come."""
-    step, found = engine.engine.step, []
+    step, cached = engine.engine.step, []
 
     def counted() -> Any:
         outputs = step()
-        found.extend(output.num_cached_tokens or 0 for output in outputs)
+        cached.extend(output.num_cached_tokens or 0 for output in outputs)
         return outputs
 
     engine.engine.step = counted
-    return found
+    return cached
 
 
 def run_out_of_memory(engine: Any, step: int) -> None:
@@ -77,8 +82,8 @@ def run_out_of_memory(engine: Any, step: int) -> None:
     executor.execute_model = fail
 
 
-def refuses_a_stranger() -> str:
-    """The error of an answer that ended in a way that nobody asked for."""
+def error_of_unknown_finish_reason() -> str:
+    """The error for an unknown finish reason."""
     from types import SimpleNamespace
 
     from spin_core.inference.vllm_engine import _answer_of
@@ -91,7 +96,9 @@ def refuses_a_stranger() -> str:
 
 
 if __name__ == "__main__":
-    asked = json.loads(Path(sys.argv[1]).read_text("utf-8"))
-    told = {name: ask(question) for name, question in asked.items()}
+    questions = json.loads(Path(sys.argv[1]).read_text("utf-8"))
+    results = {name: ask(question) for name, question in questions.items()}
     heavy = sorted({"prefect", "datasets", "lm_eval", "peft"} & sys.modules.keys())
-    Path(sys.argv[2]).write_text(json.dumps({**told, "heavy": heavy, "stranger": refuses_a_stranger()}), "utf-8")
+    Path(sys.argv[2]).write_text(
+        json.dumps({**results, "heavy": heavy, "unknown finish reason": error_of_unknown_finish_reason()}), "utf-8"
+    )

@@ -20,7 +20,7 @@ def test_the_smallest_temperature_is_the_greedy_choice_and_not_nan():
     assert probabilities(LOGITS, 1e-300).tolist() == [[0, 0, 1, 0]]
 
 
-def test_top_k_keeps_the_likeliest_and_what_ties_with_the_last_of_them():
+def test_top_k_keeps_the_likeliest_and_ties_with_the_last_of_them():
     torch.testing.assert_close(probabilities(LOGITS, 1.0, top_k=2), torch.tensor([[0, 1, 2, 0]]) / 3)
     torch.testing.assert_close(probabilities(LOGITS, 1.0, top_k=3), torch.tensor([[1, 2, 4, 1]]) / 8)
     torch.testing.assert_close(probabilities(LOGITS, 1.0, top_k=9), torch.tensor([[1, 2, 4, 1]]) / 8)
@@ -30,7 +30,7 @@ def test_top_k_keeps_the_likeliest_and_what_ties_with_the_last_of_them():
     ("top_p", "kept"),
     [(0.01, [0, 0, 4, 0]), (0.5, [0, 0, 4, 0]), (0.51, [0, 2, 4, 0]), (0.8, [1, 2, 4, 0]), (0.9, [1, 2, 4, 1])],
 )
-def test_top_p_keeps_the_smallest_set_that_holds_so_much(top_p, kept):
+def test_top_p_keeps_the_smallest_set_with_that_probability(top_p, kept):
     want = torch.tensor([kept], dtype=torch.float32)
     torch.testing.assert_close(probabilities(LOGITS, 1.0, top_p=top_p), want / want.sum())
 
@@ -43,7 +43,7 @@ def test_top_k_cuts_before_top_p():
 @pytest.mark.parametrize(
     ("min_p", "kept"), [(0.2, [1, 2, 4, 1]), (0.3, [0, 2, 4, 0]), (0.49, [0, 2, 4, 0]), (0.6, [0, 0, 4, 0])]
 )
-def test_min_p_leaves_out_what_is_unlikely_beside_the_likeliest(min_p, kept):
+def test_min_p_drops_tokens_that_are_unlikely_next_to_the_likeliest(min_p, kept):
     want = torch.tensor([kept], dtype=torch.float32)
     torch.testing.assert_close(probabilities(LOGITS, 1.0, min_p=min_p), want / want.sum())
     # It looks at what the temperature has made of the probabilities: 1 4 16 1.
@@ -56,13 +56,13 @@ def test_min_p_cuts_before_top_p():
     torch.testing.assert_close(probabilities(LOGITS, 1.0, top_p=0.6, min_p=0.3), torch.tensor([[0.0, 0, 1, 0]]))
 
 
-def test_a_penalty_makes_tokens_that_were_seen_less_likely_whatever_the_sign_of_their_logits():
+def test_the_penalty_makes_seen_tokens_less_likely_for_both_signs_of_logits():
     logits = torch.tensor([[2.0, -2.0, 2.0, -2.0]])
     seen = torch.tensor([[True, True, False, False]])
     assert penalised(logits, seen, 2.0).tolist() == [[1.0, -4.0, 2.0, -2.0]]
 
 
-def test_a_token_is_drawn_where_the_cumulated_probability_passes_the_number():
+def test_the_token_whose_cumulative_probability_exceeds_the_number_is_drawn():
     probs = torch.tensor([[0.25, 0.5, 0.0, 0.25]]).expand(7, 4)
     numbers = torch.tensor([0.0, 0.2499, 0.25, 0.7499, 0.75, 0.999, 1 - 2**-53], dtype=torch.float64)
     assert draw(probs, numbers).tolist() == [0, 0, 1, 1, 3, 3, 3]
@@ -73,7 +73,7 @@ def test_a_token_of_probability_0_is_never_drawn():
     assert draw(probs, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [1, 1]
 
 
-def test_a_seed_gives_the_same_numbers_whatever_stands_beside_it():
+def test_a_seed_gives_the_same_numbers_next_to_any_others():
     alone, among = uniforms([7], 5), uniforms([3, 7, 2**64 - 1], 9)
     assert torch.equal(alone[0], among[1, :5])
     assert not torch.equal(among[0], among[2])

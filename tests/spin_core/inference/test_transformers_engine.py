@@ -30,12 +30,12 @@ class Counting:
 
 @pytest.mark.parametrize("make", [llama, gpt2, mistral])
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_the_coldest_answers_are_those_of_greedy_generate(make, batch_size):
+def test_the_lowest_temperature_answers_as_greedy_generate(make, batch_size):
     model = make()
-    asked = requests(10)
+    to_answer = requests(10)
     stops = [3, 4]
     for request, answer in zip(
-        asked, answers(TransformersEngine(model, stops, GREEDY, batch_size), asked), strict=True
+        to_answer, answers(TransformersEngine(model, stops, GREEDY, batch_size), to_answer), strict=True
     ):
         with torch.inference_mode():
             ids = torch.tensor([request.prompt_ids])
@@ -48,21 +48,21 @@ def test_the_coldest_answers_are_those_of_greedy_generate(make, batch_size):
 
 
 @pytest.mark.parametrize("make", [llama, gpt2, mistral])
-def test_a_batch_of_many_answers_as_one_by_one(make):
+def test_a_batch_answers_as_single_requests_do(make):
     model = make()
-    asked = requests(40)
-    together = answers(TransformersEngine(model, [3], AS_IS, 8), asked)
-    alone = [answers(TransformersEngine(model, [3], AS_IS, 1), [request])[0] for request in asked]
+    to_answer = requests(40)
+    together = answers(TransformersEngine(model, [3], AS_IS, 8), to_answer)
+    alone = [answers(TransformersEngine(model, [3], AS_IS, 1), [request])[0] for request in to_answer]
     assert together == alone
     assert len({answer.finish_reason for answer in together}) == 2
 
 
 def test_the_same_requests_give_the_same_answers_and_other_seeds_others():
     engine = TransformersEngine(llama(), [3], AS_IS, 4)
-    asked = requests(12)
-    assert answers(engine, asked) == answers(engine, asked)
-    other = [Request(request.prompt_ids, request.seed + 100) for request in asked]
-    assert answers(engine, asked) != answers(engine, other)
+    to_answer = requests(12)
+    assert answers(engine, to_answer) == answers(engine, to_answer)
+    other = [Request(request.prompt_ids, request.seed + 100) for request in to_answer]
+    assert answers(engine, to_answer) != answers(engine, other)
 
 
 @pytest.mark.parametrize(("temperature", "top_p", "top_k"), [(1.0, 1.0, 0), (0.7, 1.0, 0), (1.3, 0.8, 9)])
@@ -93,9 +93,9 @@ def test_first_tokens_are_spread_as_the_models_softmax(temperature, top_p, top_k
 def test_stopped_rows_leave_the_batch_and_waiting_prompts_take_their_place():
     model = llama()
     seen = Counting(model)
-    asked = requests(40)
-    got = answers(TransformersEngine(model, [3, 4, 5], AS_IS, 8), asked)
-    lengths = [len(answer.response_ids) for answer in got]
+    to_answer = requests(40)
+    answered = answers(TransformersEngine(model, [3, 4, 5], AS_IS, 8), to_answer)
+    lengths = [len(answer.response_ids) for answer in answered]
     assert min(lengths) < 3
     assert max(lengths) == 12
     # Every token is paid for once: the pass that read a prompt drew the first, and no row idled in the batch.
@@ -120,19 +120,19 @@ def test_the_cache_stays_as_narrow_as_the_rows_it_holds():
         lambda _module, _args, kwargs, _out: widths.append(kwargs["past_key_values"].layers[0].keys.shape[2]),
         with_kwargs=True,
     )
-    asked = requests(14, longest=20)
+    to_answer = requests(14, longest=20)
     long = Sampling(1.0, 1.0, 0, 90)
-    together = answers(TransformersEngine(model, [3], long, 4), asked)
+    together = answers(TransformersEngine(model, [3], long, 4), to_answer)
     assert max(widths) <= 20 + 90 + 32
     assert sum(len(answer.response_ids) for answer in together) > 300
-    assert together == [answers(TransformersEngine(model, [3], long, 1), [one])[0] for one in asked]
+    assert together == [answers(TransformersEngine(model, [3], long, 1), [one])[0] for one in to_answer]
 
 
-def test_every_stop_id_ends_an_answer_and_stays_its_last_token():
-    got = answers(TransformersEngine(llama(), [7, 8], Sampling(1.0, 1.0, 0, 30), 8), requests(60))
-    ends = Counter(answer.response_ids[-1] for answer in got if answer.finish_reason == "stop")
+def test_every_stop_id_ends_an_answer_and_is_its_last_token():
+    answered = answers(TransformersEngine(llama(), [7, 8], Sampling(1.0, 1.0, 0, 30), 8), requests(60))
+    ends = Counter(answer.response_ids[-1] for answer in answered if answer.finish_reason == "stop")
     assert set(ends) == {7, 8}
-    for answer in got:
+    for answer in answered:
         assert not {7, 8} & set(answer.response_ids[:-1])
         assert answer.finish_reason == "stop" or (
             len(answer.response_ids) == 30 and answer.response_ids[-1] not in ends
@@ -140,8 +140,8 @@ def test_every_stop_id_ends_an_answer_and_stays_its_last_token():
 
 
 def test_without_stop_ids_every_answer_is_cut():
-    got = answers(TransformersEngine(llama(), [], AS_IS, 8), requests(9))
-    assert {(len(answer.response_ids), answer.finish_reason) for answer in got} == {(12, "length")}
+    answered = answers(TransformersEngine(llama(), [], AS_IS, 8), requests(9))
+    assert {(len(answer.response_ids), answer.finish_reason) for answer in answered} == {(12, "length")}
 
 
 def test_a_stop_id_as_the_last_token_allowed_counts_as_a_stop():
@@ -154,11 +154,11 @@ def test_a_stop_id_as_the_last_token_allowed_counts_as_a_stop():
 
 
 def test_an_answer_is_cut_where_the_context_ends():
-    got = answers(TransformersEngine(llama(context=16), [], AS_IS), [Request([5] * 10, 0), Request([5] * 2, 1)])
-    assert [(len(answer.response_ids), answer.finish_reason) for answer in got] == [(6, "length"), (12, "length")]
+    answered = answers(TransformersEngine(llama(context=16), [], AS_IS), [Request([5] * 10, 0), Request([5] * 2, 1)])
+    assert [(len(answer.response_ids), answer.finish_reason) for answer in answered] == [(6, "length"), (12, "length")]
 
 
-def test_a_prompt_without_room_or_without_tokens_is_refused():
+def test_a_prompt_without_room_or_without_tokens_is_rejected():
     engine = TransformersEngine(llama(context=16), [], AS_IS)
     with pytest.raises(DataError, match="16 tokens leaves no room"):
         answers(engine, [Request([5] * 16, 0)])
@@ -166,27 +166,27 @@ def test_a_prompt_without_room_or_without_tokens_is_refused():
         answers(engine, [Request([], 0)])
 
 
-def test_no_requests_are_answered_by_nothing():
+def test_no_requests_give_no_answers():
     assert list(TransformersEngine(llama(), [], AS_IS).answer([])) == []
 
 
-def test_a_prompt_in_another_models_tokens_is_refused():
+def test_a_prompt_in_another_models_tokens_is_rejected():
     with pytest.raises(ModelError, match=f"token {VOCABULARY}, and the model knows tokens 0 to {VOCABULARY - 1}"):
         answers(TransformersEngine(llama(), [], AS_IS), [Request([5, VOCABULARY], 0)])
 
 
-def test_stop_ids_of_the_settings_end_answers_beside_those_of_the_chat_format():
+def test_stop_ids_of_the_settings_are_added_to_those_of_the_chat_format():
     engine = TransformersEngine(llama(), [7], Sampling(1.0, 1.0, 0, 30, stop_ids=(8,)), 8)
     ends = {answer.response_ids[-1] for answer in answers(engine, requests(40)) if answer.finish_reason == "stop"}
     assert ends == {7, 8}
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
-def test_a_penalty_is_that_of_greedy_generate(batch_size):
-    model, asked = llama(), requests(10)
+def test_the_repetition_penalty_is_that_of_greedy_generate(batch_size):
+    model, to_answer = llama(), requests(10)
     cold = Sampling(1e-6, 1.0, 0, 12, repetition_penalty=1.5)
-    got = answers(TransformersEngine(model, [3], cold, batch_size), asked)
-    for request, answer in zip(asked, got, strict=True):
+    answered = answers(TransformersEngine(model, [3], cold, batch_size), to_answer)
+    for request, answer in zip(to_answer, answered, strict=True):
         with torch.inference_mode():
             ids = torch.tensor([request.prompt_ids])
             whole = model.generate(
@@ -194,7 +194,7 @@ def test_a_penalty_is_that_of_greedy_generate(batch_size):
                 pad_token_id=0, repetition_penalty=1.5,
             )  # fmt: skip
         assert answer.response_ids == whole[0, ids.shape[1] :].tolist()
-    assert got != answers(TransformersEngine(model, [3], GREEDY, batch_size), asked)
+    assert answered != answers(TransformersEngine(model, [3], GREEDY, batch_size), to_answer)
 
 
 def words_tokenizer():
@@ -228,13 +228,13 @@ def test_a_stop_string_ends_an_answer_with_the_token_that_completes_it(batch_siz
     assert first.finish_reason == "length"
 
 
-def test_a_stop_string_is_looked_for_in_what_was_answered_and_not_in_the_prompt():
+def test_a_stop_string_is_searched_in_the_answer_and_not_in_the_prompt():
     tokenizer = words_tokenizer()
     assert ends_in_stop_string(tokenizer, ["ba"], [[5], [4]], [[4, 6], [5, 4]]) == [False, True]
     assert ends_in_stop_string(tokenizer, ["d e"], [[4]], [[*[6] * 40, 13, 14]]) == [True]
 
 
-def test_a_recurrent_model_is_refused_in_one_line():
+def test_a_recurrent_model_is_rejected_in_one_line():
     config = MambaConfig(vocab_size=VOCABULARY, hidden_size=8, num_hidden_layers=1, state_size=4)
     with pytest.raises(ModelError, match="recurrent"):
         answers(TransformersEngine(MambaForCausalLM(config), [], AS_IS), requests(1))

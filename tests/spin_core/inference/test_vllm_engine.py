@@ -1,4 +1,4 @@
-"""vLLM for real, on its CPU build, in the environment that `make vllm` makes. Skipped where that is absent."""
+"""The real vLLM, its CPU build, in the environment of `make vllm`. Skipped where that does not exist."""
 
 import json
 import math
@@ -64,17 +64,17 @@ def some_requests(count=24, seed=0):
 
 
 def many_requests():
-    """More tokens of prompts than vLLM reads at a time."""
+    """Prompts with more tokens than vLLM reads at a time."""
     return [([*prompt, *range(4, 94)], seed) for prompt, seed in some_requests(120, seed=2)]
 
 
-def alike():
+def requests_with_common_prefix():
     """Prompts that have two blocks of vLLM's cache in common."""
     return [([*(list(range(4, 90)) * 3), *prompt[:8]], seed) for prompt, seed in some_requests(8, seed=3)]
 
 
 def changed(model: Path, folder: Path, **config) -> Path:
-    """A copy of the model whose configuration says something else."""
+    """A copy of the model with a changed configuration."""
     shutil.copytree(model, folder)
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
@@ -82,15 +82,15 @@ def changed(model: Path, folder: Path, **config) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(model, stacked, tmp_path_factory) -> dict:
-    """All questions at once: the process takes long to start."""
+def results(model, stacked, tmp_path_factory) -> dict:
+    """The answers to all questions, asked in one process, which takes long to start."""
     folder = tmp_path_factory.mktemp("probe")
-    asked = {}
+    questions = {}
 
     def ask(name, groups, at=model, stops=(EOS,), **settings):
         extra = {key: settings.pop(key) for key in ("fails_at_step",) if key in settings}
         settings = {"max_new_tokens": 24, **settings}
-        asked[name] = {"model": str(at), "stops": stops, "groups": groups, "settings": settings, **extra}
+        questions[name] = {"model": str(at), "stops": stops, "groups": groups, "settings": settings, **extra}
 
     requests, others = some_requests(), some_requests(seed=1)
     ask("plain", [requests, others, requests, *([one] for one in requests), [(prompt, 5) for prompt, _ in requests]])
@@ -113,38 +113,44 @@ def told(model, stacked, tmp_path_factory) -> dict:
     long = save_model(folder / "long", context=512)
     for caching in (True, False):
         speed = {"cache_gb": 0.0625, "batch_size": 2, "prefix_caching": caching}
-        ask(f"prefix {caching}", [alike(), alike()], at=long, vllm={"max_length": 300, "speed": speed}, **GREEDY)
+        ask(
+            f"prefix {caching}",
+            [requests_with_common_prefix(), requests_with_common_prefix()],
+            at=long,
+            vllm={"max_length": 300, "speed": speed},
+            **GREEDY,
+        )
     ask("set", [requests], vllm={"dtype": "bfloat16", "max_length": 96})
-    return probe(folder, asked)
+    return probe(folder, questions)
 
 
-def probe(folder: Path, asked: dict) -> dict:
-    """What vLLM's own environment tells."""
-    (folder / "asked.json").write_text(json.dumps(asked))
+def probe(folder: Path, questions: dict) -> dict:
+    """Ask these questions in vLLM's own environment."""
+    (folder / "questions.json").write_text(json.dumps(questions))
     done = subprocess.run(
-        [PYTHON, vllm_probe.__file__, folder / "asked.json", folder / "told.json"],
+        [PYTHON, vllm_probe.__file__, folder / "questions.json", folder / "results.json"],
         capture_output=True, text=True, check=False, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((folder / "told.json").read_text())
+    return json.loads((folder / "results.json").read_text())
 
 
-def transformers_says(folder: Path, requests, **settings):
-    """The transformers engine's answers to the same."""
+def transformers_answers(folder: Path, requests, **settings):
+    """The transformers engine's answers to the same requests."""
     config = GenerateConfig(engine="transformers", **{"max_new_tokens": 24, **settings})
     engine = make_engine(folder, CPU, (EOS,), config, 0)
-    found = dict(engine.answer([Request(*one) for one in requests]))
-    return [[found[i].response_ids, found[i].finish_reason] for i in range(len(requests))]
+    by_index = dict(engine.answer([Request(*request) for request in requests]))
+    return [[by_index[i].response_ids, by_index[i].finish_reason] for i in range(len(requests))]
 
 
 @needs_vllm
-def test_the_phases_modules_need_nothing_of_prefect_datasets_or_lm_eval_there(told):
-    assert told["heavy"] == []
+def test_vllms_environment_needs_neither_prefect_nor_datasets_nor_lm_eval(results):
+    assert results["heavy"] == []
 
 
 @needs_vllm
-def test_the_same_requests_say_the_same_after_whichever_others_and_another_seed_another_thing(told):
-    first, _, again, *_, seeded = told["plain"]["said"]
+def test_the_same_requests_give_the_same_answers_after_any_others_and_another_seed_gives_others(results):
+    first, _, again, *_, seeded = results["plain"]["answers"]
     assert first == again
     assert first != seeded
     assert {reason for _, reason in first} == {"stop", "length"}
@@ -155,58 +161,58 @@ def test_the_same_requests_say_the_same_after_whichever_others_and_another_seed_
 
 
 @needs_vllm
-def test_what_is_said_does_not_hang_on_the_batch_but_for_rounding(told):
-    first, _, _, *rest = told["plain"]["said"]
+def test_answers_do_not_depend_on_the_batch_up_to_rounding(results):
+    first, _, _, *rest = results["plain"]["answers"]
     alone = [group[0] for group in rest[:-1]]
-    # In float32 a token can change where two candidates all but tie; none does here.
+    # In float32 a token can change where two candidates are nearly equal; none does here.
     assert alone == first
-    assert told["small batch"]["said"][0] == first
+    assert results["small batch"]["answers"][0] == first
 
 
 @needs_vllm
-def test_prompts_that_are_not_read_in_one_step_are_answered_too(told):
-    said = told["many"]["said"][0]
+def test_prompts_that_need_several_steps_to_read_are_answered(results):
+    answers = results["many"]["answers"][0]
     assert sum(len(prompt) for prompt, _ in many_requests()) > 10_000
-    assert len(said) == 120
-    assert {reason for _, reason in said} == {"stop", "length"}
+    assert len(answers) == 120
+    assert {reason for _, reason in answers} == {"stop", "length"}
 
 
 @needs_vllm
-def test_a_stop_string_ends_the_tokens_with_the_one_that_completes_it(told, model):
+def test_a_stop_string_ends_the_tokens_with_the_one_that_completes_it(results, model):
     tokenizer = load_tokenizer(model, CPU)
     ends = Counter()
-    for ids, reason in told["strings"]["said"][0]:
+    for ids, reason in results["strings"]["answers"][0]:
         text = tokenizer.decode(ids, skip_special_tokens=True)
-        found = [one for one in STRINGS if one in text]
-        assert not any(one in tokenizer.decode(ids[:-1], skip_special_tokens=True) for one in STRINGS)
-        assert reason == ("stop" if found or ids[-1] == EOS else "length")
-        ends.update(one for one in found if text.endswith(one))
+        contained = [string for string in STRINGS if string in text]
+        assert not any(string in tokenizer.decode(ids[:-1], skip_special_tokens=True) for string in STRINGS)
+        assert reason == ("stop" if contained or ids[-1] == EOS else "length")
+        ends.update(string for string in contained if text.endswith(string))
     assert len(ends) >= 2
 
 
 @needs_vllm
-def test_stop_ids_end_an_answer_beside_those_of_the_chat_format(told):
-    said = told["ids"]["said"][0]
-    assert {ids[-1] for ids, reason in said if reason == "stop"} == {EOS, 70, 71}
-    assert all(not {EOS, 70, 71} & set(ids[:-1]) for ids, _ in said)
+def test_stop_ids_are_added_to_those_of_the_chat_format(results):
+    answers = results["ids"]["answers"][0]
+    assert {ids[-1] for ids, reason in answers if reason == "stop"} == {EOS, 70, 71}
+    assert all(not {EOS, 70, 71} & set(ids[:-1]) for ids, _ in answers)
 
 
 @needs_vllm
-def test_both_engines_say_the_same_when_nothing_is_left_to_chance(told, model):
+def test_both_engines_give_the_same_greedy_answers(results, model):
     settings = {"stop_strings": STRINGS, "repetition_penalty": 1.3, **GREEDY}
-    said = told["greedy"]["said"][0]
-    assert said == transformers_says(model, some_requests(), **settings)
-    assert {reason for _, reason in said} == {"stop", "length"}
+    answers = results["greedy"]["answers"][0]
+    assert answers == transformers_answers(model, some_requests(), **settings)
+    assert {reason for _, reason in answers} == {"stop", "length"}
 
 
 @needs_vllm
-def test_first_tokens_are_spread_as_our_own_probabilities(told, model):
+def test_first_tokens_are_spread_as_our_own_probabilities(results, model):
     network = load_model(model, CPU)
     with torch.inference_mode():
         logits = network(torch.tensor([[5, 9, 11]])).logits[:, -1]
     probs = probabilities(logits, 1.3, top_p=0.9, top_k=20, min_p=0.05)[0].double().numpy()
     drawn = np.zeros(len(probs))
-    for ids, _ in told["cuts"]["said"][0]:
+    for ids, _ in results["cuts"]["answers"][0]:
         drawn[ids[0]] += 1
     kept = probs > 0
     assert 5 < kept.sum() < 20
@@ -218,33 +224,33 @@ def test_first_tokens_are_spread_as_our_own_probabilities(told, model):
 
 
 @needs_vllm
-def test_memory_that_runs_out_in_mid_run_halves_the_batch_and_loses_no_answer(told):
-    assert told["memory"]["batch_size"] == 4
-    assert told["memory"]["said"][0] == told["plain"]["said"][0]
+def test_memory_that_runs_out_halves_the_batch_and_loses_no_answer(results):
+    assert results["memory"]["batch_size"] == 4
+    assert results["memory"]["answers"][0] == results["plain"]["answers"][0]
 
 
 @needs_vllm
-def test_settings_reach_the_engine(told):
+def test_settings_reach_the_engine(results):
     plain = {"dtype": "torch.float32", "context": 128, "prefix_caching": True}
-    assert told["plain"]["settings"] == plain
-    assert told["set"]["settings"] == {**plain, "dtype": "torch.bfloat16", "context": 96}
-    assert told["prefix False"]["settings"] == {**plain, "context": 300, "prefix_caching": False}
+    assert results["plain"]["settings"] == plain
+    assert results["set"]["settings"] == {**plain, "dtype": "torch.bfloat16", "context": 96}
+    assert results["prefix False"]["settings"] == {**plain, "context": 300, "prefix_caching": False}
 
 
 @needs_vllm
-def test_what_prompts_have_in_common_is_computed_once_and_says_the_same(told, tmp_path):
-    mine = transformers_says(save_model(tmp_path / "long", context=512), alike(), **GREEDY)
-    assert told["prefix True"]["said"] == told["prefix False"]["said"] == [mine, mine]
-    assert told["prefix True"]["cached"] > 0
-    assert told["prefix False"]["cached"] == 0
+def test_a_common_prefix_is_computed_once_and_changes_no_answer(results, tmp_path):
+    expected = transformers_answers(save_model(tmp_path / "long", context=512), requests_with_common_prefix(), **GREEDY)
+    assert results["prefix True"]["answers"] == results["prefix False"]["answers"] == [expected, expected]
+    assert results["prefix True"]["cached"] > 0
+    assert results["prefix False"]["cached"] == 0
 
 
 @needs_vllm
-def test_adapters_that_are_stacked_are_merged_or_applied(told, stacked, model):
-    mine = transformers_says(stacked, some_requests(), **GREEDY)
-    assert told["merged"]["said"][0] == mine
-    assert told["applied"]["said"][0] == mine
-    assert mine != transformers_says(model, some_requests(), **GREEDY)
+def test_stacked_adapters_are_merged_or_applied(results, stacked, model):
+    expected = transformers_answers(stacked, some_requests(), **GREEDY)
+    assert results["merged"]["answers"][0] == expected
+    assert results["applied"]["answers"][0] == expected
+    assert expected != transformers_answers(model, some_requests(), **GREEDY)
 
 
 @needs_vllm
@@ -259,34 +265,34 @@ def test_adapters_that_are_stacked_are_merged_or_applied(told, stacked, model):
         ("nonsense", "ModelError", "Unknown quantization method: nonsense"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(told, name, kind, words):
-    assert told[name]["error"] == kind
-    assert words in told[name]["message"]
-    assert ": " in told[name]["message"]
-    assert "\n" not in told[name]["message"]
-    assert len(told[name]["message"]) < 500
+def test_invalid_requests_and_models_are_rejected_in_one_line(results, name, kind, words):
+    assert results[name]["error"] == kind
+    assert words in results[name]["message"]
+    assert ": " in results[name]["message"]
+    assert "\n" not in results[name]["message"]
+    assert len(results[name]["message"]) < 500
 
 
-def test_a_port_that_another_took_meanwhile_is_worth_another_try(tmp_path):
-    with socket.create_server(("", 0)) as taken, pytest.raises(RuntimeError) as met:
+def test_a_taken_port_asks_for_another_try(tmp_path):
+    with socket.create_server(("", 0)) as taken, pytest.raises(RuntimeError) as caught:
         torch.distributed.TCPStore("127.0.0.1", taken.getsockname()[1], 1, is_master=True)
-    said = start_error(met.value, tmp_path)
-    assert isinstance(said, TryAgain)
-    assert re.fullmatch("vLLM found a port taken .*: the same command may find another", str(said))
+    error = start_error(caught.value, tmp_path)
+    assert isinstance(error, TryAgain)
+    assert re.fullmatch("vLLM needs a port that is taken .*: the same command may find another", str(error))
 
 
 @needs_vllm
-def test_a_model_in_two_parts_says_what_it_says_in_one(told, model, tmp_path):
+def test_a_model_on_two_workers_answers_as_on_one(results, model, tmp_path):
     requests = [list(one) for one in some_requests()]
     settings = {**GREEDY, "stop_strings": STRINGS, "repetition_penalty": 1.3}
     settings["vllm"] = {"speed": {"cache_gb": 0.0625, "tensor_parallel": 2}}
     question = {"model": str(model), "stops": [EOS], "groups": [requests], "settings": settings}
-    assert probe(tmp_path, {"two": question})["two"]["said"] == told["greedy"]["said"]
+    assert probe(tmp_path, {"two": question})["two"]["answers"] == results["greedy"]["answers"]
 
 
 @needs_vllm
-def test_an_end_that_nobody_asked_for_is_no_answer(told):
-    assert told["stranger"] == "vLLM ended an answer with 'abort'"
+def test_an_unknown_finish_reason_is_an_error(results):
+    assert results["unknown finish reason"] == "vLLM ended an answer with 'abort'"
 
 
 def job_of(runs: Path, model: Path, **config):
@@ -296,7 +302,7 @@ def job_of(runs: Path, model: Path, **config):
     return phase_jobs.generate_job(Lineage(runs, "tale", settings), 0, version_of(model), prompts)
 
 
-def test_a_missing_environment_is_told_before_anything_runs(tmp_path, tiny_model):
+def test_a_missing_environment_is_reported_before_anything_runs(tmp_path, tiny_model):
     config = resolve("demo", sets=["generate.engine=vllm", "generate.vllm.python=/no/such/python"])
     with pytest.raises(ConfigError, match="run `make vllm`"):
         check_requirements(config)
@@ -305,7 +311,7 @@ def test_a_missing_environment_is_told_before_anything_runs(tmp_path, tiny_model
         run_phase(job, GenerationBatch)
 
 
-def test_where_vllm_lies_and_what_it_takes_is_no_part_of_what_was_said(tmp_path, tiny_model):
+def test_the_path_and_memory_of_vllm_are_not_part_of_the_identity(tmp_path, tiny_model):
     one = job_of(tmp_path, tiny_model, engine="vllm")
     moved = job_of(
         tmp_path, tiny_model, engine="vllm", vllm=VllmConfig(python="/elsewhere", speed={"memory_fraction": 0.5})
@@ -326,7 +332,7 @@ def test_auto_is_vllm_where_gpu_and_environment_are_there(tmp_path, tiny_model, 
     assert interpreter.chosen(GenerateConfig(vllm=VllmConfig(python="/no/such")), ModelConfig()) == "transformers"
     monkeypatch.setattr(interpreter, "sees_gpu", lambda: False)
     assert interpreter.chosen(auto, ModelConfig()) == "transformers"
-    # What is there was answered by one engine, and a run that goes on elsewhere does not come to doubt it.
+    # Published answers name their engine, and a run that continues elsewhere keeps it.
     job = job_of(tmp_path, tiny_model, engine="vllm", vllm=there)
     built = {"identity": identity.identity_of(job), "record": {}, "usage": {}, "files": {}}
     job.output.mkdir(parents=True)

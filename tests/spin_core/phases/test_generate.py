@@ -41,7 +41,7 @@ def prompts(tmp_path_factory):
     return prompt_set(tmp_path_factory.mktemp("prompts") / "prompts")
 
 
-def said(record: GenerationBatch) -> list[tuple]:
+def answers_of(record: GenerationBatch) -> list[tuple]:
     return [(row["id"], tuple(row["response_ids"])) for row in rows_of(record)]
 
 
@@ -77,10 +77,10 @@ def test_without_stop_ids_of_the_prompts_the_tokenizers_eos_ends_an_answer(tmp_p
     assert {row["response_ids"][-1] for row in rows_of(record) if row["finish_reason"] == "stop"} <= {EOS}
 
 
-def test_what_is_said_hangs_on_neither_shards_nor_batches(tmp_path, tiny_model, prompts):
+def test_answers_depend_on_neither_shards_nor_batches(tmp_path, tiny_model, prompts):
     one = do(generate_job(tmp_path / "one", tiny_model, prompts))
     other = do(generate_job(tmp_path / "other", tiny_model, prompts, shard_size=9, batch_size=1))
-    assert said(one) == said(other)
+    assert answers_of(one) == answers_of(other)
 
 
 def test_the_same_job_gives_the_same_bytes_and_another_seed_or_iteration_does_not(tmp_path, tiny_model, prompts):
@@ -89,7 +89,7 @@ def test_the_same_job_gives_the_same_bytes_and_another_seed_or_iteration_does_no
     assert one.digest == same.digest
     seed = do(generate_job(tmp_path / "seed", tiny_model, prompts, seed=1))
     later = do(generate_job(tmp_path / "later", tiny_model, prompts, t=1))
-    assert len({tuple(said(record)) for record in (one, seed, later)}) == 3
+    assert len({tuple(answers_of(record)) for record in (one, seed, later)}) == 3
 
 
 def test_a_prompt_that_comes_twice_gets_two_answers(tmp_path, tiny_model, prompts):
@@ -108,14 +108,14 @@ def test_a_small_model_answers_on_one_thread(tiny_model):
         torch.set_num_threads(before)
 
 
-def test_more_answers_follow_the_first_and_leave_it_as_it_was(tmp_path, tiny_model, prompts):
+def test_more_answers_a_prompt_do_not_change_the_first(tmp_path, tiny_model, prompts):
     one = do(generate_job(tmp_path / "one", tiny_model, prompts))
     three = do(generate_job(tmp_path / "three", tiny_model, prompts, answers=3))
     assert (three.rows, three.answers, three.shards, three.opponents) == (60, 3, 4, {"0": 60})
     rows = rows_of(three)
     assert [row["answer"] for row in rows] == [0, 1, 2] * 20
     assert {row["opponent"] for row in rows} == {0}
-    assert [(row["id"], tuple(row["response_ids"])) for row in rows[::3]] == said(one)
+    assert [(row["id"], tuple(row["response_ids"])) for row in rows[::3]] == answers_of(one)
     by_prompt = [{tuple(row["response_ids"]) for row in rows[i : i + 3]} for i in range(0, 60, 3)]
     assert sum(map(len, by_prompt)) > 55  # they differ
 
@@ -162,7 +162,7 @@ def test_a_conversation_of_several_turns_is_answered_and_paired_as_one_prompt(tm
         assert pair["generated_ids"] != pair["real_ids"]
 
 
-def test_seeds_belong_to_the_prompt_and_not_to_its_place():
+def test_seeds_belong_to_the_prompt_and_not_to_its_position():
     ids = ["a", "b", "a"]
     seeds = [request.seed for request in requests_for(ids, [[1]] * 3, 0, "iteration 0")]
     assert len(set(seeds)) == 3
@@ -172,7 +172,7 @@ def test_seeds_belong_to_the_prompt_and_not_to_its_place():
     assert seeds[0] == 8605844640351311853
 
 
-def test_timings_take_no_part_in_the_digest(tmp_path, tiny_model, prompts):
+def test_timings_are_not_part_of_the_digest(tmp_path, tiny_model, prompts):
     record = do(generate_job(tmp_path / "generations", tiny_model, prompts))
     lines = [json.loads(line) for line in (record.path / "log" / "timing.jsonl").read_text().splitlines()]
     assert [line["shard"] for line in lines] == [f"shard-{i:05d}" for i in range(4)]
@@ -182,10 +182,10 @@ def test_timings_take_no_part_in_the_digest(tmp_path, tiny_model, prompts):
 
 def test_progress_counts_prompts_and_tokens_a_second(tmp_path, tiny_model, prompts, capfd):
     do(generate_job(tmp_path / "generations", tiny_model, prompts))
-    told = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith('{"done"')]
-    assert told[-1]["done"] == told[-1]["total"] == 20
-    assert told[-1]["unit"] == "prompt"
-    assert told[-1]["metrics"]["tokens/s"] > 0
+    messages = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith('{"done"')]
+    assert messages[-1]["done"] == messages[-1]["total"] == 20
+    assert messages[-1]["unit"] == "prompt"
+    assert messages[-1]["metrics"]["tokens/s"] > 0
 
 
 class StoppedWithin(runtime_progress.Progress):
@@ -228,8 +228,8 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_terminated_and_then_killed_ends_as_one_that_was_not(tmp_path, tiny_model):
-    # Many shards, so that each process is still at work when its signal comes.
+def test_a_terminated_and_then_killed_run_ends_with_the_same_digest(tmp_path, tiny_model):
+    # Many shards, so that each process is still running when its signal arrives.
     prompts = prompt_set(tmp_path / "prompts", rows=50, stop_ids=(EOS,))
     config = {"shard_size": 2, "max_new_tokens": 100}
     whole = do(generate_job(tmp_path / "whole", tiny_model, prompts, **config))
@@ -264,10 +264,10 @@ class Cramped:
 
     def __init__(self, batch_size, error=torch.OutOfMemoryError, room=2):
         self.batch_size, self.error, self.room = batch_size, error, room
-        self.asked = []
+        self.calls = []
 
     def answer(self, requests):
-        self.asked.append((self.batch_size, len(requests)))
+        self.calls.append((self.batch_size, len(requests)))
         for i, request in enumerate(requests):
             if self.batch_size > self.room and i == 3:
                 raise self.error("DefaultCPUAllocator: can't allocate memory")
@@ -275,15 +275,15 @@ class Cramped:
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
-def test_where_memory_runs_out_the_batch_is_halved_and_what_is_answered_is_kept(error, caplog):
+def test_when_memory_runs_out_the_batch_is_halved_and_answers_are_kept(error, caplog):
     engine = Cramped(8, error)
-    found = answer_requests(engine, [Request([1], seed) for seed in range(10)])
-    assert [answer.response_ids for answer in found] == [[seed] for seed in range(10)]
-    assert engine.asked == [(8, 10), (4, 7), (2, 4)]
+    answered = answer_requests(engine, [Request([1], seed) for seed in range(10)])
+    assert [answer.response_ids for answer in answered] == [[seed] for seed in range(10)]
+    assert engine.calls == [(8, 10), (4, 7), (2, 4)]
     assert "continuing with 2 prompts at a time" in caplog.text
 
 
-def test_a_batch_that_was_halved_is_in_the_record_and_says_the_same(tmp_path, tiny_model, prompts, monkeypatch):
+def test_a_halved_batch_is_recorded_and_changes_no_answer(tmp_path, tiny_model, prompts, monkeypatch):
     whole = do(generate_job(tmp_path / "whole", tiny_model, prompts, batch_size=8))
     forward = TransformersEngine.forward
 
@@ -294,14 +294,14 @@ def test_a_batch_that_was_halved_is_in_the_record_and_says_the_same(tmp_path, ti
 
     monkeypatch.setattr(TransformersEngine, "forward", cramped)
     record = do(generate_job(tmp_path / "cramped", tiny_model, prompts, batch_size=8))
-    assert said(record) == said(whole)
+    assert answers_of(record) == answers_of(whole)
     assert (whole.smallest_batch, record.smallest_batch) == (None, 2)
     assert artifacts.read_record(record.path, GenerationBatch).smallest_batch == 2
     lines = [json.loads(line) for line in (record.path / "log" / "timing.jsonl").read_text().splitlines()]
     assert {(line["batch_size"], line["halved"]) for line in lines} == {(2, True)}
 
 
-def test_memory_for_less_than_one_prompt_is_the_users_to_mend():
+def test_memory_for_less_than_one_prompt_is_an_error_for_the_user():
     with pytest.raises(ModelError, match="one prompt at a time"):
         answer_requests(Cramped(4, room=0), [Request([1], seed) for seed in range(10)])
 
@@ -321,7 +321,7 @@ def test_the_real_small_model_answers_real_stories():
     config = GenerateConfig(engine="transformers", max_new_tokens=40, temperature=0.5, batch_size=4)
     engine = make_engine(folder, CPU, (tokenizer.eos_token_id,), config, 0)
     prompts = [tokenizer(story[:60].replace("\n", " "))["input_ids"] for story in stories]
-    found = answer_requests(engine, requests_for([str(i) for i in range(8)], prompts, 0, "test"))
-    letters = "".join(tokenizer.batch_decode([answer.response_ids for answer in found], skip_special_tokens=True))
-    known = sum(word in " ".join(stories) for word in letters.split())
-    assert known > 0.5 * len(letters.split())  # it writes words, not letters
+    answered = answer_requests(engine, requests_for([str(i) for i in range(8)], prompts, 0, "test"))
+    letters = "".join(tokenizer.batch_decode([answer.response_ids for answer in answered], skip_special_tokens=True))
+    real_words = sum(word in " ".join(stories) for word in letters.split())
+    assert real_words > 0.5 * len(letters.split())  # it writes words, not letters

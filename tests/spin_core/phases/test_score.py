@@ -43,17 +43,17 @@ def test_scores_are_the_models_log_probabilities_in_the_pairs_order(tmp_path, ti
 
 def test_a_real_response_in_two_pairs_is_scored_once():
     prompt, real, one, other = (np.array(ids, np.int32) for ids in ([5, 6], [7], [8, 9], [6, 7]))
-    prompts, responses, place = score.distinct([prompt] * 4, [real, real, one, other])
+    prompts, responses, index = score.distinct([prompt] * 4, [real, real, one, other])
     assert [ids.tolist() for ids in responses] == [[7], [8, 9], [6, 7]]
     assert len(prompts) == 3
-    assert place.tolist() == [0, 0, 1, 2]
+    assert index.tolist() == [0, 0, 1, 2]
 
 
-def test_prompt_and_response_that_share_tokens_are_told_apart():
+def test_the_border_of_prompt_and_response_counts():
     cut = [([5, 6], [7]), ([5], [6, 7])]
-    prompts, _, place = score.distinct(*zip(*[map(np.array, pair) for pair in cut], strict=True))
+    prompts, _, index = score.distinct(*zip(*[map(np.array, pair) for pair in cut], strict=True))
     assert len(prompts) == 2
-    assert place.tolist() == [0, 1]
+    assert index.tolist() == [0, 1]
 
 
 def test_the_same_job_gives_the_same_bytes(tmp_path, tiny_model):
@@ -62,7 +62,7 @@ def test_the_same_job_gives_the_same_bytes(tmp_path, tiny_model):
     assert one.digest == other.digest
 
 
-def test_a_stopped_scoring_goes_on_where_it_was_and_ends_the_same(tmp_path, tiny_model, monkeypatch):
+def test_a_stopped_scoring_resumes_to_the_same_end(tmp_path, tiny_model, monkeypatch):
     monkeypatch.setattr(score, "BLOCK", 10)
     opponent, pairs = version_of(tiny_model), random_pairs(tmp_path / "pairs")
     whole = do(score_job(tmp_path / "whole", opponent, pairs))
@@ -81,7 +81,7 @@ def test_a_stopped_scoring_goes_on_where_it_was_and_ends_the_same(tmp_path, tiny
 
 
 @pytest.mark.parametrize("off", ["packing", "prefix_sharing", "response_logits"])
-def test_scores_are_the_same_however_fast_they_are_made(tmp_path, tiny_model, off):
+def test_scores_are_the_same_with_each_speed_setting_off(tmp_path, tiny_model, off):
     opponent, pairs = version_of(tiny_model), random_pairs(tmp_path / "pairs")
     fast, slow = (
         score_job(tmp_path / str(on), opponent, pairs, speed=SpeedConfig(**{off: on})) for on in (True, False)
@@ -90,7 +90,7 @@ def test_scores_are_the_same_however_fast_they_are_made(tmp_path, tiny_model, of
     np.testing.assert_allclose(read(do(fast)), read(do(slow)), rtol=1e-5, atol=1e-4)
 
 
-def test_pairs_are_scored_under_the_initial_policy_too_where_it_is_named(tmp_path, tiny_model):
+def test_pairs_are_scored_under_the_initial_policy_too_if_the_job_names_it(tmp_path, tiny_model):
     opponent, pairs = version_of(tiny_model, t=1), random_pairs(tmp_path / "pairs")
     base = version_of(save_tiny_model(tmp_path / "base", character_tokenizer(), seed=1))
     plain = do(score_job(tmp_path / "plain", opponent, pairs))
@@ -197,9 +197,9 @@ def test_two_ranks_give_what_one_device_gives(tmp_path, tiny_model):
 @pytest.mark.slow
 def test_a_scoring_of_two_ranks_is_started_published_once_and_counted_for_two_devices(tmp_path, tiny_model):
     opponent, pairs = version_of(tiny_model), random_pairs(tmp_path / "pairs")
-    told = []
-    record = run_phase(score_job(tmp_path / "scores", opponent, pairs, speed=TWO), ScoredPairs, told.append)
-    assert [(message["done"], message["total"]) for message in told] == [(48, 48)]
+    messages = []
+    record = run_phase(score_job(tmp_path / "scores", opponent, pairs, speed=TWO), ScoredPairs, messages.append)
+    assert [(message["done"], message["total"]) for message in messages] == [(48, 48)]
     assert artifacts.read_record(tmp_path / "scores", ScoredPairs) == record
     usage = artifacts.read_manifest(record.path)["usage"]
     assert usage["devices"] == 2

@@ -17,7 +17,7 @@ from spin_core.training.train_data import read_data
 PROMPTS = [[number, number + 1] for number in range(400)]
 
 
-def test_a_share_is_about_so_many_prompts_and_a_smaller_one_lies_within_a_larger():
+def test_a_share_has_its_fraction_of_prompts_and_a_smaller_one_is_a_subset():
     small, large = in_share(PROMPTS, 0.25, 0), in_share(PROMPTS, 0.5, 0)
     assert 75 <= small.sum() <= 125
     assert 160 <= large.sum() <= 240
@@ -25,13 +25,13 @@ def test_a_share_is_about_so_many_prompts_and_a_smaller_one_lies_within_a_larger
     assert (in_share(PROMPTS, 0.5, 1) != large).any()
 
 
-def test_a_prompt_is_in_a_share_or_not_whatever_stands_beside_it():
+def test_whether_a_prompt_is_in_a_share_does_not_depend_on_other_prompts():
     whole = in_share(PROMPTS, 0.5, 3)
     some = [7, 7, 300, 2, 7, 55]
     assert in_share([PROMPTS[place] for place in some], 0.5, 3).tolist() == whole[some].tolist()
 
 
-def test_a_share_without_a_prompt_is_refused():
+def test_a_share_without_a_prompt_is_rejected():
     with pytest.raises(DataError, match=r"a share of 1e-12 leaves none of 400 rows to train on: raise it"):
         in_share(PROMPTS, 1e-12, 0)
 
@@ -39,7 +39,7 @@ def test_a_share_without_a_prompt_is_refused():
 @pytest.mark.parametrize(
     ("tokens", "steps"), [(1, 1), (10, 1), (14, 1), (15, 2), (20, 2), (26, 3), (30, 3), (40, 4), (50, 5)]
 )
-def test_steps_come_as_near_to_the_tokens_as_they_can(tokens, steps):
+def test_steps_are_as_near_as_possible_to_the_tokens(tokens, steps):
     # Each step has 10 tokens; a tie goes to the shorter training only once it has a step.
     assert steps_for(tokens, np.full(3, 10), DataOrder(3, 1, 0)) == steps
 
@@ -57,7 +57,7 @@ def scored(tmp_path, tiny_model):
     return start, pairs, do(score_job(tmp_path / "scores", start, pairs))
 
 
-def test_training_on_a_share_sees_its_pairs_alone_with_their_own_scores(tmp_path, scored):
+def test_training_on_a_share_has_only_its_pairs_and_their_scores(tmp_path, scored):
     job = train_job(tmp_path, *scored)
     whole, part = read_data(job), read_data(job.model_copy(update={"share": 0.5}))
     kept = np.flatnonzero(in_share(read_token_ids(job.pairs.path / "pairs.parquet", "prompt_ids")[0], 0.5, 0))
@@ -80,7 +80,7 @@ def test_fine_tuning_on_a_share_takes_the_same_prompts_as_the_game_does(tmp_path
     assert mine.tolist() == theirs.tolist()
 
 
-def test_a_training_for_so_many_tokens_sees_them_to_within_half_a_step(tmp_path, tiny_model):
+def test_a_training_for_a_number_of_tokens_is_within_half_a_step_of_it(tmp_path, tiny_model):
     job = game(tmp_path, tiny_model).model_copy(update={"tokens": 1234})
     run = do(job)
     steps = [json.loads(line)["tokens"] for line in (run.path / controls.TIMING).read_text().splitlines()]

@@ -20,7 +20,7 @@ def tensors(value: float) -> dict[str, torch.Tensor]:
     return {"weight/a": torch.full((3,), value), "step/a": torch.tensor(value)}
 
 
-def test_a_checkpoint_comes_back_whole(tmp_path):
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path):
     save_checkpoint(tmp_path / "step-00000005", tensors(1.5), {"step": 5, METRICS: 70})
     state, read = latest_checkpoint(tmp_path)
     assert state == {"step": 5, METRICS: 70, "ranks": 1}
@@ -42,7 +42,7 @@ def test_half_a_checkpoint_is_invisible(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["state-00000.safetensors", "state.json"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, caplog, name):
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before_it(tmp_path, caplog, name):
     for step in (5, 10):
         save_checkpoint(tmp_path / f"step-{step:08d}", tensors(step), {"step": step})
     damaged = tmp_path / "step-00000010" / name
@@ -53,7 +53,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, caplog, n
     assert "going back to the one before it" in caplog.text
 
 
-def test_a_damaged_checkpoint_is_gone_once_training_has_gone_back(tmp_path):
+def test_a_damaged_checkpoint_is_removed_on_resuming(tmp_path):
     with Journal(tmp_path, keep=2) as journal:
         for step in (5, 10):
             journal.save(step, tensors(step))
@@ -66,7 +66,7 @@ def test_a_damaged_checkpoint_is_gone_once_training_has_gone_back(tmp_path):
         assert journal.tensors_at(5)["step/a"] == 5
 
 
-def test_weights_that_are_to_be_published_and_are_damaged_or_gone_are_told_with_the_cure(tmp_path):
+def test_damaged_or_missing_weights_to_publish_are_reported_with_the_fix(tmp_path):
     with Journal(tmp_path, keep=2) as journal:
         journal.save(5, tensors(5), best=True)
         (tmp_path / CHECKPOINTS / "best-00000005" / "state-00000.safetensors").write_bytes(b"half")
@@ -100,7 +100,7 @@ def test_resuming_cuts_the_metrics_to_what_the_checkpoint_knew(tmp_path):
     assert [row["step"] for row in read_rows(tmp_path / TIMING)] == [1, 2]
 
 
-def test_without_a_checkpoint_the_metrics_begin_anew(tmp_path):
+def test_without_a_checkpoint_the_metrics_start_empty(tmp_path):
     with Journal(tmp_path, keep=2) as journal:
         journal.write(METRICS, {"step": 1})
     with Journal(tmp_path, keep=2) as journal:
@@ -108,7 +108,7 @@ def test_without_a_checkpoint_the_metrics_begin_anew(tmp_path):
     assert read_rows(tmp_path / METRICS) == []
 
 
-def test_the_random_state_goes_on(tmp_path):
+def test_the_random_state_is_restored(tmp_path):
     torch.manual_seed(3)
     with Journal(tmp_path, keep=1) as journal:
         journal.save(1, tensors(1))
@@ -159,7 +159,7 @@ def learn(folder, steps: int = 6) -> tuple[list[float], bytes]:
     return [value[0].item(), best[0].item()], (folder / METRICS).read_bytes()
 
 
-def test_a_training_that_ends_anywhere_in_a_save_goes_on_to_the_same_end(tmp_path, monkeypatch):
+def test_a_training_killed_anywhere_in_a_save_resumes_to_the_same_end(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.os, "fsync", lambda _file: None)  # no power is cut here
     want, ends = learn(tmp_path / "whole"), 0
     while True:

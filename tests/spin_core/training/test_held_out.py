@@ -66,19 +66,19 @@ def test_all_pairs_of_a_prompt_are_on_one_side_in_every_iteration(tmp_path, tiny
     assert len(sides[1][1]) / 120 == pytest.approx(PART, abs=0.1)
 
 
-def test_another_seed_holds_out_others_and_a_share_of_none_holds_out_none(tmp_path, tiny_model):
+def test_another_seed_holds_out_others_and_a_fraction_of_0_holds_out_none(tmp_path, tiny_model):
     data = read_data(game(tmp_path, tiny_model))
     assert split(data, PART, 0)[1].tolist() != split(data, PART, 1)[1].tolist()
     trained, held = split(data, 0.0, 0)
     assert (len(trained), len(held)) == (24, 0)
 
 
-def test_a_share_that_holds_out_nothing_is_refused(tmp_path, tiny_model):
+def test_a_fraction_that_holds_out_nothing_is_rejected(tmp_path, tiny_model):
     with pytest.raises(DataError, match=r"train\.held_out 0\.0001 of 24 holds none out: choose another fraction"):
         do(game(tmp_path, tiny_model, held_out=1e-4))
 
 
-def test_what_will_not_be_measured_cannot_choose(tmp_path, tiny_model):
+def test_a_metric_that_is_not_measured_cannot_choose_the_weights(tmp_path, tiny_model):
     with pytest.raises(ConfigError, match=r"none are held out: set train\.held_out to 0\.05"):
         do(game(tmp_path, tiny_model, keep_best="loss"))
     with pytest.raises(ConfigError, match=r"loss sft has no rewards/margins"):
@@ -140,7 +140,7 @@ def test_the_best_by_each_metric_is_published(tmp_path, tiny_model, metric):
         assert record.published < record.steps, "else the last would do as well"
 
 
-def test_the_first_of_equals_is_best_and_what_is_no_number_never():
+def test_the_first_of_equals_is_best_and_nan_never():
     rows = [{"step": step, "loss": loss} for step, loss in enumerate((float("nan"), 0.6, 0.5, 0.5, 0.7), 1)]
     assert best(rows, "loss")["step"] == 3
     assert best([], "loss") is None
@@ -181,7 +181,7 @@ def test_a_best_checkpoint_stays_until_a_checkpoint_knows_of_a_better_one(tmp_pa
         assert there() == ["best-00000014", "step-00000020"]
 
 
-def test_of_best_checkpoints_two_are_there_at_the_most(tmp_path):
+def test_at_most_two_best_checkpoints_exist(tmp_path):
     def there():
         return [step_of(path) for path in checkpoints(tmp_path / "checkpoints", "best")]
 
@@ -199,7 +199,7 @@ def test_of_best_checkpoints_two_are_there_at_the_most(tmp_path):
 
 
 class StopsAsked(Progress):
-    """It is asked to stop when it looks for the n-th time."""
+    """It is asked to stop at its n-th look."""
 
     def __init__(self, number: int) -> None:
         super().__init__(quiet=True)
@@ -212,7 +212,7 @@ class StopsAsked(Progress):
 
 
 @pytest.mark.parametrize("monitors", [{}, {"saturated": "stop", "window": 3}], ids=["to the end", "to an event"])
-def test_a_stop_in_the_middle_of_measuring_is_heard_and_changes_nothing(tmp_path, tiny_model, monitors):
+def test_a_stop_during_a_measurement_is_handled_and_changes_nothing(tmp_path, tiny_model, monitors):
     settings = {
         **WILD, "held_out": PART, "evaluate_every": 2, "keep_best": "logps/real", "micro_batch_tokens": 60,
         "batch_size": 16, "monitors": monitors, "save_every": 100,
@@ -238,7 +238,7 @@ LORA = {"rank": 2, "dropout": 0.3}
 @pytest.mark.parametrize(
     "lora", [pytest.param(None, marks=pytest.mark.slow, id="all-weights"), pytest.param(LORA, id="adapter")]
 )
-def test_killed_and_stopped_with_held_out_pairs_and_dropout_the_end_is_the_same_to_the_bit(tmp_path, tiny_model, lora):
+def test_killed_and_stopped_with_held_out_pairs_and_dropout_the_result_has_the_same_bits(tmp_path, tiny_model, lora):
     version, pairs = version_of(tiny_model), random_pairs(tmp_path / "pairs", rows=96, longest=60)
     scores = do(score_job(tmp_path / "scores", version, pairs))
     settings = {
@@ -262,7 +262,7 @@ def test_killed_and_stopped_with_held_out_pairs_and_dropout_the_end_is_the_same_
     assert (job.output / HELD_OUT).read_bytes() == (tmp_path / "whole" / "train" / HELD_OUT).read_bytes()
 
 
-def test_held_out_metrics_are_told_as_progress(tmp_path, tiny_model, capfd):
+def test_held_out_metrics_are_reported_as_progress(tmp_path, tiny_model, capfd):
     do(game(tmp_path, tiny_model, held_out=PART, evaluate_every=1))
-    said = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
-    assert any("held out loss" in message.get("metrics", {}) for message in said)
+    messages = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert any("held out loss" in message.get("metrics", {}) for message in messages)

@@ -190,7 +190,7 @@ def test_recomputing_activations_changes_no_gradient_and_runs_layers_twice(tmp_p
     assert len(calls) == 2  # the forward pass, the backward pass
 
 
-def test_a_model_that_cannot_recompute_activations_is_refused_with_the_cure(tiny_model):
+def test_a_model_that_cannot_recompute_activations_is_rejected_with_the_fix(tiny_model):
     with pytest.raises(ConfigError, match=r"Linear cannot .* set train\.gradient_checkpointing to false"):
         prepare(load_model(tiny_model, CPU).lm_head, TrainConfig(gradient_checkpointing=True))
 
@@ -211,8 +211,8 @@ def test_bfloat16_learns_as_float32_does(tmp_path, tiny_model):
     assert losses[0] == pytest.approx(losses[1], abs=0.03)
 
 
-def test_scores_that_are_off_stop_a_training_before_the_first_step_and_it_says_why(tmp_path, tiny_model):
-    # All alike, so that the margins, and with them the loss, are those of the right ones.
+def test_wrong_scores_stop_a_training_before_the_first_step_with_the_reason(tmp_path, tiny_model):
+    # All by the same amount, so that the margins, and with them the loss, are those of the right ones.
     job = with_scores(game(tmp_path, tiny_model, BF16, beta=5.0), lambda logps: logps - 1)
     path = job.scores.path / "logps.parquet"
     with pytest.raises(TrainingDiverged, match=r"player and opponent are 0\.1\d* nats a token apart, .* scores folder"):
@@ -226,7 +226,7 @@ def test_hinge_starts_at_one(tmp_path, tiny_model):
     assert do(game(tmp_path, tiny_model, loss="hinge")).first_loss == pytest.approx(1.0, abs=1e-5)
 
 
-def test_damaged_weights_stop_the_training_with_a_line(tmp_path, tiny_model):
+def test_damaged_weights_stop_the_training_with_one_line(tmp_path, tiny_model):
     job = game(tmp_path, tiny_model)
     model = load_model(tiny_model, CPU)
     with torch.no_grad():
@@ -238,7 +238,7 @@ def test_damaged_weights_stop_the_training_with_a_line(tmp_path, tiny_model):
         do(job)
 
 
-def test_no_pairs_is_an_error_with_the_cure(tmp_path, tiny_model):
+def test_no_pairs_is_an_error_with_the_fix(tmp_path, tiny_model):
     from small_game import score_job, write_pairs
 
     start, pairs = version_of(tiny_model), write_pairs(tmp_path / "pairs", [], [], [])
@@ -247,7 +247,7 @@ def test_no_pairs_is_an_error_with_the_cure(tmp_path, tiny_model):
         do(train_job(tmp_path, start, pairs, scores))
 
 
-def test_a_stop_saves_its_very_step(tmp_path, tiny_model):
+def test_a_stop_saves_the_current_step(tmp_path, tiny_model):
     job, progress = game(tmp_path, tiny_model, save_every=100, epochs=3), runtime_progress.Progress()
     progress.stop()
     with pytest.raises(Stopped):
@@ -270,7 +270,7 @@ def test_a_stop_in_the_last_step_is_saved_too_so_that_nothing_is_trained_again(t
 
 
 @pytest.mark.parametrize("less", [{"gradient_checkpointing": True}, {"micro_batch_tokens": 40, "keep_checkpoints": 1}])
-def test_a_training_that_memory_ended_goes_on_with_settings_that_need_less(tmp_path, tiny_model, less):
+def test_a_training_that_ran_out_of_memory_resumes_with_settings_that_need_less(tmp_path, tiny_model, less):
     whole = game(tmp_path / "whole", tiny_model, epochs=3)
     job = game(tmp_path, tiny_model, epochs=3)
     with pytest.raises(Stopped):
@@ -278,7 +278,7 @@ def test_a_training_that_memory_ended_goes_on_with_settings_that_need_less(tmp_p
     tighter = job.model_copy(update={"config": job.config.model_copy(update=less)})
     want, record = do(whole), do(tighter)
     steps = [row["step"] for row in read_rows(job.output / "log" / "timing.jsonl")]
-    assert steps == list(range(1, 10)), "the first four were not made anew"
+    assert steps == list(range(1, 10)), "the first four were not made again"
     if "gradient_checkpointing" in less:
         assert record.model == want.model
     ours, theirs = (load_model(one.weights, CPU).state_dict() for one in (tighter, whole))
@@ -286,7 +286,7 @@ def test_a_training_that_memory_ended_goes_on_with_settings_that_need_less(tmp_p
     assert do(job) == record, "and what is done is done"
 
 
-def test_timings_are_kept_and_take_no_part_in_the_digest(tmp_path, tiny_model):
+def test_timings_are_kept_and_are_not_part_of_the_digest(tmp_path, tiny_model):
     job = game(tmp_path, tiny_model)
     record = do(job)
     timings = read_rows(job.output / "log" / "timing.jsonl")

@@ -1,4 +1,4 @@
-"""Adapters: where they go, what they add, and how versions that hold them lie on disk."""
+"""Adapters: where they go, what they add, and how versions with adapters are stored."""
 
 import json
 import shutil
@@ -61,23 +61,23 @@ def gpt2(tmp_path):
 
 
 def trained(folder, config=CPU, seed=0, **settings):
-    """A model with an adapter that does something, what `attach` told, and the tensors that a stepper would tell."""
+    """A model with an adapter that does something, what `attach` returned, and the tensors of a stepper."""
     settings = LoraConfig(**{"rank": 2, "alpha": 8.0, **settings})
     model = load_model(folder, config)
-    told = lora.attach(model, settings, seed)
+    adapter_config = lora.attach(model, settings, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     with torch.no_grad():
         for weight in weights.values():
             weight.copy_(torch.randn(weight.shape, generator=generator) * 0.05)
-    return model, told, {f"weight/{name}": weight.detach().float() for name, weight in weights.items()}
+    return model, adapter_config, {f"weight/{name}": weight.detach().float() for name, weight in weights.items()}
 
 
 def publish(folder, start, t, config=CPU, **settings):
     """The version that iteration `t` makes of an adapter; the model as it was in training."""
-    model, told, tensors = trained(start, config, seed=t, **settings)
+    model, adapter_config, tensors = trained(start, config, seed=t, **settings)
     settings = LoraConfig(**{"rank": 2, "alpha": 8.0, **settings})
-    lora.publish(folder, adapter=lora.trained(told, tensors), start=start, t=t, lora=settings, model=config)
+    lora.publish(folder, adapter=lora.trained(adapter_config, tensors), start=start, t=t, lora=settings, model=config)
     return model
 
 
@@ -92,7 +92,7 @@ def close(one, other, tolerance=1e-5):
 
 @pytest.mark.parametrize("fixture", ["tiny_model", "gpt2"])
 @pytest.mark.parametrize("config", [CPU, BF16], ids=lambda config: config.dtype)
-def test_the_player_starts_as_its_opponent_to_the_bit_and_trains_its_adapter_alone(request, fixture, config):
+def test_the_player_starts_with_its_opponents_bits_and_trains_only_its_adapter(request, fixture, config):
     folder = request.getfixturevalue(fixture)
     model = load_model(folder, config)
     lora.attach(model, LoraConfig(rank=2, dropout=0.5), seed=0)
@@ -103,7 +103,7 @@ def test_the_player_starts_as_its_opponent_to_the_bit_and_trains_its_adapter_alo
     assert not model.training
 
 
-def test_the_adapters_start_depends_on_the_seed_alone(tiny_model):
+def test_the_adapters_start_depends_only_on_the_seed(tiny_model):
     def start(seed):
         torch.rand(3)
         model = load_model(tiny_model, CPU)
@@ -140,7 +140,7 @@ def test_an_output_layer_that_is_tied_to_the_embeddings_takes_no_adapter(gpt2):
         lora.adapted_layers(load_model(gpt2, CPU), ("c_attn", "lm_head"))
 
 
-def test_dropout_is_on_inside_its_context_alone_and_follows_from_the_step(tiny_model):
+def test_dropout_is_on_only_inside_its_context_and_depends_on_the_step(tiny_model):
     model, _, _ = trained(tiny_model, dropout=0.5)
     still = logits(model)
 
@@ -166,7 +166,7 @@ def test_a_detached_adapter_leaves_the_opponent(tiny_model):
 
 @pytest.mark.parametrize("fixture", ["tiny_model", "gpt2"])
 @pytest.mark.parametrize("across", ["merge", "stack"])
-def test_a_published_version_answers_as_the_player_did_when_it_was_trained(request, tmp_path, fixture, across):
+def test_a_published_version_has_the_logits_of_the_trained_player(request, tmp_path, fixture, across):
     start = request.getfixturevalue(fixture)
     player = publish(tmp_path / "v1", start, 0, across=across)
     assert not torch.allclose(logits(player), logits(load_model(start, CPU)), atol=1e-3)
@@ -209,7 +209,7 @@ def test_merging_adds_in_float32_and_rounds_once(tmp_path, tiny_model):
     )
 
 
-def test_a_stack_never_touches_the_weights_it_began_with(tmp_path, tiny_model):
+def test_a_stack_never_changes_the_weights_it_started_with(tmp_path, tiny_model):
     start = shutil.copytree(tiny_model, tmp_path / "v0")
     (start / "manifest.json").write_text("{}")
     for t in range(3):
@@ -225,7 +225,7 @@ def test_a_stack_never_touches_the_weights_it_began_with(tmp_path, tiny_model):
         assert torch.equal(weight, exact.get_parameter(name).to(torch.bfloat16)), "rounded once"
 
 
-def test_a_stack_on_linked_weights_links_to_where_they_lie(tmp_path, tiny_model):
+def test_a_stack_on_linked_weights_links_to_their_target(tmp_path, tiny_model):
     start = tmp_path / "v0"
     start.mkdir()
     for file in tiny_model.iterdir():
@@ -236,7 +236,7 @@ def test_a_stack_on_linked_weights_links_to_where_they_lie(tmp_path, tiny_model)
     load_model(tmp_path / "v1", CPU)
 
 
-def test_what_knows_nothing_of_adapters_fails_on_a_stack_and_does_not_load_the_base(tmp_path, tiny_model):
+def test_a_program_without_adapters_fails_on_a_stack_and_does_not_load_the_base(tmp_path, tiny_model):
     publish(tmp_path / "v1", tiny_model, 0, across="stack")
     with pytest.raises(OSError, match=r"no file named model\.safetensors"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "v1")
@@ -317,7 +317,7 @@ def test_recomputing_drops_what_the_forward_pass_dropped(tmp_path, tiny_model):
     assert losses[0] != pytest.approx(still, rel=1e-2)
 
 
-def test_scoring_the_opponent_anew_passes_the_adapter_by(tmp_path, tiny_model):
+def test_scoring_the_opponent_at_every_step_skips_the_adapter(tmp_path, tiny_model):
     settings = {"lora": {"rank": 4}, "epochs": 4, "learning_rate": 2e-3}
     cached, anew = (
         do(game(tmp_path / str(kept), tiny_model, **settings, speed={"cached_scores": kept})) for kept in (True, False)
@@ -325,7 +325,7 @@ def test_scoring_the_opponent_anew_passes_the_adapter_by(tmp_path, tiny_model):
     assert anew.metrics == pytest.approx(cached.metrics, rel=5e-3, abs=1e-5)
 
 
-def test_a_checkpoint_holds_the_adapter_alone(tmp_path, tiny_model):
+def test_a_checkpoint_holds_only_the_adapter(tmp_path, tiny_model):
     job, progress = game(tmp_path, tiny_model, lora={"rank": 2}), runtime_progress.Progress()
     progress.stop()
     with pytest.raises(Stopped):

@@ -99,7 +99,7 @@ def test_a_huge_margin_keeps_loss_and_gradient_finite(kind, lost, won, pull):
     torch.testing.assert_close(margins.grad, torch.tensor([pull, -1.0 if kind == "correlation" else 0.0]))
 
 
-def test_the_exponential_goes_over_into_its_tangent_without_a_step():
+def test_the_exponential_continues_along_its_tangent_without_a_jump():
     margins = torch.tensor([-STEEPEST + 1e-6, -STEEPEST - 1e-6], dtype=torch.float64, requires_grad=True)
     losses = margin_losses(margins, "exponential")
     losses.sum().backward()
@@ -152,7 +152,7 @@ def test_the_space_loss_by_hand():
 
 
 @pytest.mark.parametrize("mu", [0.5, 1.0, 4.0])
-def test_the_space_loss_of_a_player_equal_to_its_opponent_is_the_first_loss_and_pulls_both_sides_alike(mu):
+def test_the_space_loss_of_a_player_equal_to_its_opponent_is_the_first_loss_with_equal_gradients(mu):
     real, generated = (torch.zeros(3, requires_grad=True) for _ in range(2))
     losses = space_losses(real_B=real, generated_B=generated, mu=mu)
     losses.sum().backward()
@@ -185,7 +185,7 @@ def test_the_nll_is_a_mean_over_each_responses_tokens():
     torch.testing.assert_close(logps.grad, torch.tensor([-1 / 3, -1 / 2, -1.0]))
 
 
-def test_the_mixed_reference_lies_between_opponent_and_initial_policy():
+def test_the_mixed_reference_is_between_opponent_and_initial_policy():
     opponent, initial = torch.tensor([-1.0, -4.0]), torch.tensor([-3.0, -2.0])
     mixed = mixed_reference(opponent_B=opponent, initial_B=initial, anchor=0.25)
     torch.testing.assert_close(mixed, torch.tensor([-1.5, -3.5]))

@@ -1,4 +1,4 @@
-"""What the monitors see in a run's numbers, and what they do about it."""
+"""When monitors report an event, and what the event does."""
 
 import json
 import math
@@ -60,7 +60,7 @@ def test_a_healthy_run_has_no_events():
     ],
 )
 @pytest.mark.parametrize("action", ["warn", "stop", "roll-back"])
-def test_each_monitor_acts_once_as_it_is_told(kind, change, step, says, action):
+def test_each_monitor_acts_once_as_configured(kind, change, step, says, action):
     (event,) = events_of(rows(**change), MonitorsConfig(**{kind: action}), LOGISTIC)
     assert (event.kind, event.step, event.action) == (kind, step, action)
     assert says in event.message
@@ -79,11 +79,11 @@ def test_each_monitor_acts_once_as_it_is_told(kind, change, step, says, action):
         {"grad_norm": leap(30, LEAP, 11.0)},
     ],
 )
-def test_a_monitor_that_is_off_says_nothing(change):
+def test_a_monitor_that_is_off_reports_nothing(change):
     assert seen(rows(**change), **dict.fromkeys(("saturated", "exploded", "fallen", "length", "gradient"), "off")) == []
 
 
-def test_one_odd_batch_sets_nothing_off():
+def test_one_unusual_batch_is_not_an_event():
     made = rows(grad_norm=leap(25, LEAP - 1, 1000.0))
     made[30] |= {"rewards/accuracies": 1.0, "rewards/margins": 90.0, "rewards/real": -0.9, "length_correlation": 1.0}
     assert seen(made) == []
@@ -102,7 +102,7 @@ def test_the_fall_of_the_real_responses_is_measured_in_nats_whatever_beta_is():
     assert seen(rows(_R_real=-0.2), Objective("logistic", 5.0)) == []
 
 
-def test_where_rewards_do_not_start_at_zero_a_fall_is_measured_from_where_they_start():
+def test_a_fall_is_measured_from_the_start_where_rewards_do_not_start_at_zero():
     anchored = Objective("logistic", 0.1, anchor=0.5)
     assert seen(rows(_R_real=-0.2), anchored) == []
     falling = [-0.2] * WINDOW + [-0.5] * WINDOW
@@ -128,7 +128,7 @@ def test_a_resumed_run_sees_what_an_uninterrupted_one_sees():
 
 @pytest.mark.parametrize(("name", "what"), [("loss", "loss"), ("grad_norm", "gradient")])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_number_that_is_not_finite_names_step_rate_and_cure(name, what, value):
+def test_a_value_that_is_not_finite_names_step_rate_and_fix(name, what, value):
     made = rows()[:7]
     made[6][name] = value
     (event,) = events_of(made, MonitorsConfig(), LOGISTIC)
@@ -155,7 +155,7 @@ def test_length_correlation_is_pearsons_and_0_where_there_is_none():
 
 
 @pytest.mark.parametrize(("loss", "first"), [("logistic", LOG_2), ("hinge", 1.0)])
-def test_the_first_loss_may_be_off_by_rounding_alone(loss, first):
+def test_the_first_loss_may_differ_only_by_rounding(loss, first):
     config = TrainConfig(loss=loss)
     check_first_loss({"loss": first + 9e-4}, 0.0, objective_of(config, 0), config, "float32")
     for wrong in (first + 1.1e-3, first - 1.1e-3, math.nan):
@@ -178,7 +178,7 @@ def test_bfloat16_and_a_large_beta_round_more():
 
 @pytest.mark.parametrize("beta", [0.1, 5.0])
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-3), ("bfloat16", 2e-2)])
-def test_player_and_opponent_may_be_apart_by_rounding_alone_whatever_beta_is(dtype, most, beta):
+def test_player_and_opponent_may_differ_only_by_rounding_for_every_beta(dtype, most, beta):
     config = TrainConfig(beta=beta)
     check_first_loss({"loss": LOG_2}, 0.9 * most, objective_of(config, 0), config, dtype)
     for wrong in (1.1 * most, math.nan):
@@ -186,7 +186,7 @@ def test_player_and_opponent_may_be_apart_by_rounding_alone_whatever_beta_is(dty
             check_first_loss({"loss": LOG_2}, wrong, objective_of(config, 0), config, dtype)
 
 
-def test_a_first_loss_counts_the_game_alone_and_what_is_fixed_by_nothing_is_not_checked():
+def test_the_check_of_the_first_loss_ignores_the_nll_and_skips_losses_without_a_fixed_start():
     both = TrainConfig(nll_weight=0.5)
     check_first_loss({"loss": LOG_2 + 0.5 * 3, "nll": 3.0}, 0.0, objective_of(both, 0), both, "float32")
     tuning = TrainConfig(loss="sft")
@@ -211,7 +211,7 @@ def monitors(**settings):
 
 def test_a_warning_is_logged_and_recorded_and_changes_nothing(tmp_path, tiny_model, caplog):
     quiet = do(game(tmp_path / "quiet", tiny_model, **WILD, monitors=monitors(saturated="off", gradient="off")))
-    record = do(game(tmp_path / "told", tiny_model, **WILD, monitors=monitors()))
+    record = do(game(tmp_path / "warned", tiny_model, **WILD, monitors=monitors()))
     event = next(event for event in record.events if event.kind == "saturated")
     assert event.action == "warn"
     assert event.message in caplog.text
@@ -248,7 +248,7 @@ def test_a_kill_after_a_stop_has_published_its_weights_trains_nothing_again(tmp_
     assert record.model == artifacts.read_record(job.weights, ModelVersion).digest
 
 
-def test_a_stop_on_request_changes_nothing_about_what_is_rolled_back_to(tmp_path, tiny_model):
+def test_a_stop_on_request_does_not_change_the_step_of_a_roll_back(tmp_path, tiny_model):
     from spin_core.errors import Stopped
     from spin_core.runtime import progress as runtime_progress
 
@@ -276,7 +276,7 @@ def test_a_roll_back_publishes_the_last_checkpoint_before_the_event(tmp_path, ti
     assert torch.equal(weights(job.weights), weights(tmp_path / "short" / "model"))
 
 
-def test_a_roll_back_with_nothing_to_go_back_to_says_what_to_set(tmp_path, tiny_model):
+def test_a_roll_back_without_a_checkpoint_says_what_to_set(tmp_path, tiny_model):
     job = game(tmp_path, tiny_model, **WILD, monitors=monitors(saturated="roll-back"), save_every=100)
     with pytest.raises(TrainingDiverged, match=r"there is no checkpoint before it: lower train\.save_every"):
         do(job)

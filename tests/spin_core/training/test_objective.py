@@ -1,4 +1,4 @@
-"""What the training loop is told about each loss."""
+"""Each loss as the training loop uses it."""
 
 import math
 
@@ -45,7 +45,7 @@ def test_how_many_responses_a_loss_reads(settings, t, sides):
 
 
 @pytest.mark.parametrize("loss", [*GAMES, "t-spin", "sft"])
-def test_the_batchs_loss_is_the_same_in_whatever_parts_it_is_computed(loss):
+def test_a_batchs_loss_is_the_same_however_it_is_divided(loss):
     one = objective(loss=loss, nll_weight=0.5)
     whole = one.metrics(PLAYER[: one.sides], OPPONENT, TOKENS[: one.sides])["loss"].item()
     denominator = one.denominator(TOKENS[: one.sides].numpy())
@@ -63,7 +63,7 @@ def test_sft_is_the_mean_over_the_real_responses_tokens_and_takes_no_second_nll(
     assert {name: value.item() for name, value in metrics.items()} == {"loss": pytest.approx(15 / 9), "logps/real": -5}
 
 
-def test_how_far_player_and_opponent_are_apart_is_told_a_token_whatever_beta_is():
+def test_the_distance_of_player_and_opponent_is_a_tokens_for_every_beta():
     for settings in ({"beta": 0.1}, {"beta": 5.0}, {"loss": "t-spin"}):
         assert objective(**settings).distance(PLAYER, OPPONENT, TOKENS).item() == pytest.approx(4.5 / 17)
     assert objective(anchor=0.5).distance(PLAYER, OPPONENT, TOKENS) is None
@@ -71,7 +71,7 @@ def test_how_far_player_and_opponent_are_apart_is_told_a_token_whatever_beta_is(
 
 @pytest.mark.parametrize("loss", GAMES)
 @pytest.mark.parametrize("nll_weight", [0.0, 0.7])
-def test_the_first_loss_is_known_where_the_player_is_its_opponent(loss, nll_weight):
+def test_the_first_loss_is_fixed_where_the_player_equals_its_opponent(loss, nll_weight):
     one = objective(loss=loss, nll_weight=nll_weight, beta=3.0, space_mu=2.0)
     metrics = one.metrics(OPPONENT, OPPONENT, TOKENS[:2])
     assert one.game_loss({name: value.item() for name, value in metrics.items()}) == pytest.approx(one.first_loss)
@@ -79,14 +79,14 @@ def test_the_first_loss_is_known_where_the_player_is_its_opponent(loss, nll_weig
     assert one.first_loss == pytest.approx(want, rel=1e-15)
 
 
-def test_nothing_is_known_of_the_first_loss_where_no_reference_or_another_than_the_opponent_stands():
+def test_the_first_loss_is_not_fixed_without_a_reference_or_with_another_than_the_opponent():
     assert objective(loss="t-spin").first_loss is None
     assert objective(loss="sft").first_loss is None
     assert objective(1, anchor=0.3).first_loss is None
     assert objective(0, anchor=0.3).first_loss == LOG_2  # The opponent is θ_0 itself.
 
 
-def test_the_nll_is_added_and_shown():
+def test_the_nll_is_added_and_reported():
     plain, with_nll = objective(), objective(nll_weight=0.5)
     nll = torch.tensor([4 / 4, 9 / 3, 2 / 2])
     torch.testing.assert_close(all_losses(with_nll), all_losses(plain) + 0.5 * nll)
@@ -95,7 +95,7 @@ def test_the_nll_is_added_and_shown():
     assert "nll" not in plain.metrics(PLAYER[:2], OPPONENT, TOKENS[:2])
 
 
-def test_t_spin_does_without_a_reference_and_shows_its_parts():
+def test_t_spin_needs_no_reference_and_reports_its_terms():
     one = objective(loss="t-spin", beta=1.0, t_spin_weight=0.2)
     losses = one.losses(PLAYER, None, TOKENS)
     current = [math.log1p(math.exp(-margin)) for margin in (1.0, -1.0, 0.5)]
@@ -115,13 +115,13 @@ def test_metrics_keep_their_names_and_order():
     assert list(objective().metrics(PLAYER[:2], OPPONENT, TOKENS[:2])) == names
 
 
-def test_schedules_stand_at_their_iteration():
+def test_schedules_have_their_value_of_the_iteration():
     one = objective(2, beta=(0.1, 0.2, 0.4), nll_weight=(0.0, 1.0), anchor=(0.1, 0.2, 0.3), space_mu=(1.0, 2.0))
     assert (one.beta, one.nll_weight, one.anchor, one.space_mu) == (0.4, 1.0, 0.3, 2.0)
     assert objective(-1, loss="sft", beta=(0.1, 0.2)).beta == 0.1
 
 
-def test_the_reference_is_read_from_the_scores_and_anchored_where_asked(tmp_path):
+def test_the_reference_is_read_from_the_scores_and_anchored_if_configured(tmp_path):
     path = tmp_path / "logps.parquet"
     columns = {"real_logps": [-1.0, -2.0], "generated_logps": [-3.0, -4.0]}
     base = {"real_base_logps": [-2.0, -4.0], "generated_base_logps": [-7.0, -4.0]}

@@ -55,7 +55,7 @@ def test_weight_decay_is_decoupled_from_the_gradient(name):
     torch.testing.assert_close(model.weight.detach(), before * 0.95)
 
 
-def test_the_gradient_is_cut_to_its_largest_norm_and_its_own_norm_is_told():
+def test_the_gradient_is_clipped_and_its_own_norm_is_returned():
     model, cut = layer(), layer()
     optimizer = single(model, TrainConfig(max_grad_norm=1.0))
     assert step(model, optimizer, 0.01, torch.ones(4, 8)) == pytest.approx(32**0.5)
@@ -142,7 +142,7 @@ def test_weights_move_in_groups_whose_temporary_copies_are_bounded(monkeypatch):
     assert torch.equal(model.weight, other.weight)
 
 
-def test_gradients_of_half_precision_weights_are_not_kept_beside_their_masters():
+def test_gradients_of_half_precision_weights_are_not_kept_next_to_their_masters():
     model = layer(torch.bfloat16)
     optimizer = single(model, TrainConfig())
     for times in (1, 2):

@@ -32,15 +32,15 @@ def steps_of(job: TrainJob, steps: int) -> list[tuple[dict[str, float], list[tor
     stepper, data = stepper_of(job), read_data(job)
     order = DataOrder(data.items, job.config.batch_size, job.seed)
     opponent = None if job.config.speed.cached_scores else opponent_of(job, stepper.network)
-    found = []
+    steps_done = []
     for batch in batches(data, order, Ranks(), job.config, stepper.network.packed, 0, steps):
         measured = forward_backward(
             batch, objective_of(job.config, job.t), stepper, Ranks(), torch.device("cpu"), opponent
         )
         gradient = [master.grad.clone() for master in stepper.masters]
-        found.append(({name: value.item() for name, value in measured.metrics.items()}, gradient))
+        steps_done.append(({name: value.item() for name, value in measured.metrics.items()}, gradient))
         stepper.step(1e-3)
-    return found
+    return steps_done
 
 
 def losses(job: TrainJob) -> list[dict[str, float]]:
@@ -99,7 +99,7 @@ def threads() -> set[threading.Thread]:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 50])
-def test_what_is_made_ahead_comes_in_order_and_whole(depth):
+def test_values_made_ahead_are_complete_and_in_order(depth):
     before = threads()
     rng = np.random.default_rng(depth)
 
@@ -112,7 +112,7 @@ def test_what_is_made_ahead_comes_in_order_and_whole(depth):
     assert threads() == before
 
 
-def test_no_more_is_made_ahead_than_is_asked_for():
+def test_no_more_values_are_made_ahead_than_the_depth():
     made = []
     values = ahead(lambda index: made.append(index) or index, 0, 100, depth=2)
     assert next(values) == 0
@@ -121,7 +121,7 @@ def test_no_more_is_made_ahead_than_is_asked_for():
     values.close()
 
 
-def test_an_error_is_raised_where_its_value_is_missed():
+def test_an_error_is_raised_where_its_value_is_due():
     before = threads()
 
     def make(index: int) -> int:
@@ -136,7 +136,7 @@ def test_an_error_is_raised_where_its_value_is_missed():
     assert threads() == before
 
 
-def test_who_leaves_early_leaves_no_thread_behind():
+def test_an_iterator_that_is_closed_early_leaves_no_thread():
     before = threads()
     values = ahead(lambda index: index, 0, 1000)
     assert next(values) == 0

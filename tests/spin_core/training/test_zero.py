@@ -1,4 +1,4 @@
-"""Training on ranks: whatever is shared out, and among however many, it is the same training.
+"""Training on ranks: however memory and data are divided, it is the same training.
 
 Tolerances are for sums in another order, over 21 steps that lower the loss by more than 0.05 and move weights by up to
 0.06: losses 2e-6 and weights 2e-5 apart in float32; in bfloat16 losses 1e-3, and weights 1e-2, which near 1 is one
@@ -66,9 +66,9 @@ def weights(job: TrainJob) -> dict[str, torch.Tensor]:
 
 
 def record(job: TrainJob) -> TrainRun:
-    found = artifacts.read_record(job.output, TrainRun)
-    assert found is not None
-    return found
+    run = artifacts.read_record(job.output, TrainRun)
+    assert run is not None
+    return run
 
 
 def stop(job: TrainJob) -> None:
@@ -91,7 +91,7 @@ def tied_model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory, tied_model) -> dict[str, TrainJob]:
-    """All trainings of this file, done: alone in this process, and on the two ranks of one torchrun."""
+    """All trainings of this file, finished: on one device in this process, and on the two ranks of one torchrun."""
     folder = tmp_path_factory.mktemp("ranks")
     model = save_tiny_model(folder / "tiny", character_tokenizer())
     settings = {"steps": STEPS, "weight_decay": 0.1, "max_grad_norm": 0.2, "save_every": 5}
@@ -163,25 +163,25 @@ def same(jobs: dict[str, TrainJob], name: str, want: str, *, loss: float = 2e-6,
 
 
 @pytest.mark.slow
-def test_the_training_that_all_are_held_to_learns_something_and_clips(jobs):
+def test_the_training_that_all_are_compared_with_learns_and_clips(jobs):
     assert losses(jobs["alone"])[-1] < losses(jobs["alone"])[0] - 0.05
     assert max(norms(jobs["alone"])) > 0.2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["accumulated", *NAMES, "zero2-accumulated", "every-accumulated"])
-def test_one_rank_of_eight_is_two_ranks_of_four_is_accumulation_whatever_is_shared_out(jobs, name):
+def test_one_rank_of_eight_equals_two_of_four_and_accumulation_in_every_stage(jobs, name):
     same(jobs, name, "alone")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero2-padded", "every-padded"])
-def test_padded_rows_are_dealt_out_to_ranks_too(jobs, name):
+def test_padded_rows_are_divided_among_ranks_too(jobs, name):
     same(jobs, name, "alone")
 
 
 @pytest.mark.slow
-def test_recomputing_activations_changes_nothing_where_weights_are_shared_out(jobs):
+def test_recomputing_activations_changes_nothing_with_divided_weights(jobs):
     same(jobs, "every-checkpointed", "alone")
 
 
@@ -199,13 +199,13 @@ def test_adamw_counts_its_steps_as_on_one_device(jobs, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["half-zero0", "half-zero1", "half-zero2", "half-zero3"])
-def test_bfloat16_learns_alike(jobs, name):
+def test_bfloat16_learns_the_same(jobs, name):
     same(jobs, name, "half", loss=1e-3, weight=1e-2)
     assert weights(jobs[name])["lm_head.weight"].dtype == torch.bfloat16
 
 
 @pytest.mark.slow
-def test_tied_weights_are_shared_out_once_and_saved_as_the_model_saves_them(jobs):
+def test_tied_weights_are_divided_once_and_saved_as_the_model_saves_them(jobs):
     same(jobs, "every-tied", "tied")
     assert load_model(jobs["every-tied"].weights, CPU).config.tie_word_embeddings
 
@@ -227,7 +227,7 @@ def test_held_out_pairs_are_measured_on_ranks_and_the_best_weights_published(job
     ("name", "whole"),
     [("zero2-resumed", "zero2"), ("zero3-resumed", "zero3"), ("half-zero3-resumed", "half-zero3")],
 )
-def test_a_training_that_was_stopped_goes_on_to_the_same_bits_on_ranks(jobs, name, whole):
+def test_a_stopped_training_on_ranks_resumes_to_the_same_bits(jobs, name, whole):
     assert record(jobs[name]).digest == record(jobs[whole]).digest
     assert record(jobs[name]).model == record(jobs[whole]).model
 
@@ -237,7 +237,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bits_on_ranks(jobs, nam
     ("name", "ranks"),
     [("other-stage", ((21, 2),)), ("more-ranks", ((8, 1), (13, 2))), ("fewer-ranks", ((8, 2), (13, 1)))],
 )
-def test_a_training_goes_on_with_other_ranks_or_another_stage_and_says_so(jobs, name, ranks):
+def test_a_training_resumes_with_other_ranks_or_another_stage_and_records_it(jobs, name, ranks):
     same(jobs, name, "alone")
     assert record(jobs[name]).ranks == ranks
 
@@ -296,13 +296,13 @@ def test_two_nodes_with_a_rank_each_train_as_one_node_with_two(jobs, tmp_path):
     assert record(job).model == record(jobs["zero2"]).model
 
 
-def test_every_named_configuration_is_there_and_says_nothing_that_is_ours():
+def test_every_named_configuration_exists_and_sets_nothing_of_the_recipe():
     for name in NAMES:
         assert read_settings(name)["zero_optimization"]["stage"] == int(name[4])
     assert {path.stem for path in (ROOT / "infra" / "deepspeed").iterdir()} == set(NAMES)
 
 
-def test_a_file_of_ones_own_is_taken_and_completed(tmp_path):
+def test_a_users_own_file_is_read_and_completed(tmp_path):
     file = tmp_path / "mine.json"
     file.write_text('{"zero_optimization": {"stage": 1}, "comms_logger": {"enabled": true}}')
     config = game_config(deepspeed=str(file))
@@ -316,19 +316,19 @@ def game_config(**speed) -> TrainConfig:
     return TrainConfig(speed=SpeedConfig(**speed))
 
 
-def test_the_check_tells_of_ranks_before_anything_is_computed(tmp_path):
-    def told(**train) -> list[str]:
+def test_the_check_reports_ranks_before_anything_is_computed(tmp_path):
+    def findings(**train) -> list[str]:
         looks = Looks()
         config = RunConfig(recipe="none", model=CPU, train={"batch_size": 2, **train})
         looks.at("config", look_at_ranks, config)
         return [finding.text for finding in looks.findings]
 
-    assert told() == []
-    assert told(speed={"ranks": 2}) == ["trains on 2 ranks on 1 node, ZeRO stage 2"]
-    assert told(speed={"ranks": 4, "deepspeed": "zero3"})[1:] == [
+    assert findings() == []
+    assert findings(speed={"ranks": 2}) == ["trains on 2 ranks on 1 node, ZeRO stage 2"]
+    assert findings(speed={"ranks": 4, "deepspeed": "zero3"})[1:] == [
         "2 ranks will idle: set train.batch_size to 4 or more"
     ]
-    assert "neither a file that can be read nor one of" in told(speed={"deepspeed": str(tmp_path / "absent")})[0]
+    assert "neither a file that can be read nor one of" in findings(speed={"deepspeed": str(tmp_path / "absent")})[0]
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def test_the_check_tells_of_ranks_before_anything_is_computed(tmp_path):
         ('{"zero_optimization": {"stage": 4}}', r"no zero_optimization\.stage of 0, 1, 2 or 3"),
     ],
 )
-def test_a_configuration_that_will_not_do_is_refused_with_the_cure(tmp_path, content, says):
+def test_an_invalid_configuration_is_rejected_with_the_fix(tmp_path, content, says):
     file = tmp_path / "mine.json"
     if content is not None:
         file.write_text(content)
