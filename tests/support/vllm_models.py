@@ -5,9 +5,8 @@ from pathlib import Path
 import torch
 from helpers import character_tokenizer
 
-from spin_core.models.adapters import Adapter, write_adapter
+from spin_core.models.adapters import Adapter, copy_as_stacked, write_adapter
 from spin_core.models.files import ADAPTERS
-from spin_core.training import lora
 
 EOS = 2
 
@@ -30,7 +29,7 @@ def save_model(folder: Path, context: int = 128) -> Path:
 
 def save_stacked(model: Path, folder: Path) -> Path:
     """A version with two adapters on the model's weights."""
-    lora.stack(model, folder)
+    copy_as_stacked(model, folder)
     layers = [f"model.layers.{i}.self_attn.{name}" for i in range(2) for name in ("q_proj", "o_proj")]
     for number, rank in ((1, 4), (2, 3)):
         generator = torch.Generator().manual_seed(number)

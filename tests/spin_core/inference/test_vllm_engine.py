@@ -345,4 +345,4 @@ def test_a_vllm_job_is_started_with_its_own_interpreter(tmp_path, tiny_model):
         job = job_of(tmp_path, tiny_model, engine=engine, vllm=VllmConfig(python=shutil.which("sh")))
         path = launch.write_job(job)
         assert launch.command(path, "generate")[0] == python
-        assert launch.command(path, "shards")[0] == python
+        assert launch.command(path, "join")[0] == python
