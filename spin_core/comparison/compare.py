@@ -224,10 +224,10 @@ def left_out(config: RunConfig, methods: Sequence[str]) -> dict[str, str]:
 def _check_preferences(config: RunConfig) -> None:
     """Read the preference data, if DPO needs it: the runs before DPO take hours."""
     if config.controls.dpo is not None:
-        from spin_core.preflight.data import look_at_preferences
-        from spin_core.preflight.findings import Looks
+        from spin_core.preflight.data import inspect_preferences
+        from spin_core.preflight.findings import Inspection
 
-        look_at_preferences(Looks(), config)
+        inspect_preferences(Inspection(), config)
 
 
 def arms(game: Lineage) -> Iterator[Arm]:

@@ -1,4 +1,4 @@
-"""What `spin check` says: findings, how they are gathered, and how sizes and times are written in them."""
+"""The findings of `spin check`: what they hold, how they are collected, and how numbers are written in them."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
@@ -6,13 +6,13 @@ from typing import Any, Literal, TypeVar
 from spin_core.config.base import Frozen
 from spin_core.errors import SpinError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 Level = Literal["ok", "warn", "wrong"]
 
 
 class Finding(Frozen):
-    """One thing that was looked at."""
+    """The result of one look: a subject, whether it is all right, and one line of text."""
 
     subject: str
     level: Level
@@ -20,28 +20,40 @@ class Finding(Frozen):
 
 
 class Findings(Frozen):
-    """All that was looked at."""
+    """The results of all looks, in order."""
 
     findings: tuple[Finding, ...]
 
     @property
     def ok(self) -> bool:
-        """Nothing is wrong; there may be warnings."""
+        """Whether nothing is wrong. There may be warnings."""
         return not any(finding.level == "wrong" for finding in self.findings)
 
 
-class Looks:
-    """Gathers findings. A user's error is a finding too, and what needs that which it prevented is left out."""
+class Inspection:
+    """Collects findings.
+
+    A `SpinError` becomes a finding, so that one mistake does not hide others. A look that needs the result of one that
+    failed is skipped.
+    """
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
 
     def add(self, subject: str, text: str, level: Level = "ok") -> None:
-        """A finding."""
+        """Add a finding."""
         self.findings.append(Finding(subject=subject, level=level, text=text))
 
-    def judge(self, subject: str, text: str, need: float, free: float, cure: str) -> None:
-        """A finding about something that must fit: a warning from four fifths on, since the need is an estimate."""
+    def add_need(self, subject: str, text: str, need: float, free: float, cure: str) -> None:
+        """Add a finding about something that must fit. The need is an estimate, so four fifths of `free` is a warning.
+
+        Args:
+            subject: The finding's heading.
+            text: What is needed, and what is free.
+            need: The amount needed.
+            free: The amount available, in the same unit.
+            cure: How to need less, which follows the text unless all is well.
+        """
         level: Level = "ok" if need < 0.8 * free else "warn" if need < free else "wrong"
         self.add(subject, text if level == "ok" else f"{text}: {cure}", level)
 
@@ -54,8 +66,8 @@ class Looks:
             return False
         return True
 
-    def at(self, subject: str, look: Callable[..., T], *needs: Any) -> T | None:
-        """What `look` gives for its needs; None if one of these is missing, or if `look` finds an error."""
+    def run(self, subject: str, look: Callable[..., _T], *needs: Any) -> _T | None:
+        """The result of `look(self, *needs)`; None if one of the needs is None, or if `look` raises a `SpinError`."""
         if any(need is None for need in needs):
             return None
         try:

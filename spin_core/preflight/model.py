@@ -1,4 +1,4 @@
-"""The part of `spin check` that reads the model: its sizes, its adapter, its tokenizer, and what rows it can take."""
+"""The findings of `spin check` about the model: its sizes, its adapter, its tokenizer, and the rows it can train on."""
 
 import math
 from collections import Counter
@@ -10,12 +10,12 @@ from typing import Any
 from spin_core.config.base import at
 from spin_core.config.run import RunConfig
 from spin_core.errors import ModelError
-from spin_core.preflight.estimate import Shape
-from spin_core.preflight.findings import Looks, count
+from spin_core.preflight.findings import Inspection, count
+from spin_core.preflight.sizes import Shape
 
 
-def look_for_model(_looks: Looks, config: RunConfig, scratch: Path) -> Path:
-    """The model's folder, with a tokenizer. Weights that are on the hub, or still to be made, are not in it."""
+def find_model(_inspection: Inspection, config: RunConfig, scratch: Path) -> Path:
+    """The model's folder, with a tokenizer. It has no weights if they are on the hub, or not made yet."""
     from spin_core.data import demo
     from spin_core.models import base_model
 
@@ -27,8 +27,8 @@ def look_for_model(_looks: Looks, config: RunConfig, scratch: Path) -> Path:
     return scratch
 
 
-def look_at_model(looks: Looks, config: RunConfig, folder: Path) -> Shape:
-    """Sizes, from the weights' headers where weights are here, and from the configuration where not."""
+def inspect_model(inspection: Inspection, config: RunConfig, folder: Path) -> Shape:
+    """The model's sizes: from the headers of its weights if these are here, otherwise from its configuration."""
     from spin_core.data.tokenizer import load_config
     from spin_core.models import base_model
     from spin_core.runtime.devices import device_of
@@ -44,14 +44,14 @@ def look_at_model(looks: Looks, config: RunConfig, folder: Path) -> Shape:
         origin = f"{model.path}, stored as {stored}"
     else:
         origin = f"{model.path}, fetched from the hub when the run begins"
-    looks.add("model", f"{parameters:,} parameters, {model.dtype} on {device_of(model)}: {origin}")
+    inspection.add("model", f"{parameters:,} parameters, {model.dtype} on {device_of(model)}: {origin}")
     if model.trust_remote_code:
-        looks.add("model", "model.trust_remote_code is on: Python code that comes with the model will run", "warn")
+        inspection.add("model", "model.trust_remote_code is on: Python code that comes with the model will run", "warn")
     return Shape.of(settings, parameters, model.dtype)
 
 
-def look_at_adapter(looks: Looks, config: RunConfig, folder: Path, shape: Shape) -> Shape:
-    """The sizes with those of the adapter, if one is to be trained: the layers that get it are there."""
+def inspect_adapter(inspection: Inspection, config: RunConfig, folder: Path, shape: Shape) -> Shape:
+    """The sizes with those of the adapter, if one is trained. Its layers exist."""
     from spin_core.data.tokenizer import load_config
     from spin_core.models import base_model
     from spin_core.training.lora import adapted_layers
@@ -63,27 +63,27 @@ def look_at_adapter(looks: Looks, config: RunConfig, folder: Path, shape: Shape)
     layers: list[Any] = [skeleton.get_submodule(name) for name in adapted_layers(skeleton, lora.targets)]
     trained = sum(lora.rank * sum(layer.weight.shape) for layer in layers)
     scale = f"rank {lora.rank}, alpha {lora.alpha:g}"
-    looks.add("model", f"trains an adapter of {scale} on {count(len(layers), 'layer')}: {trained:,} parameters")
+    inspection.add("model", f"trains an adapter of {scale} on {count(len(layers), 'layer')}: {trained:,} parameters")
     return replace(shape, adapter=trained)
 
 
-def look_at_logits(looks: Looks, config: RunConfig, folder: Path) -> RunConfig:
-    """Whether the model's logits can be made a chunk at a time; the configuration by which its costs are reckoned."""
+def inspect_logits(inspection: Inspection, config: RunConfig, folder: Path) -> RunConfig:
+    """Whether the logits can be computed in chunks. Returns the configuration that costs are estimated with."""
     from spin_core.data.tokenizer import load_config
     from spin_core.models import probe
 
     speed, model = config.train.speed, config.model
     if not (speed.response_logits and probe.needs_all_logits(load_config(folder, model), model.trust_remote_code)):
         return config
-    looks.add("model", "computes all logits at once, because it does more to them than scale or cap them", "warn")
+    inspection.add("model", "computes all logits at once, because it does more to them than scale or cap them", "warn")
     whole = config.train.model_copy(update={"speed": speed.model_copy(update={"response_logits": False})})
     return config.model_copy(update={"train": whole})
 
 
-def look_at_packing(looks: Looks, config: RunConfig, folder: Path) -> RunConfig:
-    """Whether the model can take packed rows; the configuration by which its costs are reckoned, without them if not.
+def inspect_packing(inspection: Inspection, config: RunConfig, folder: Path) -> RunConfig:
+    """Whether the model can train on packed rows. Returns the configuration that its costs are estimated with.
 
-    Nothing is said of a model of which no tiny one can be made.
+    There is no finding if no tiny model of its kind can be made to try it.
     """
     from spin_core.data.tokenizer import load_config
     from spin_core.models import probe
@@ -95,15 +95,19 @@ def look_at_packing(looks: Looks, config: RunConfig, folder: Path) -> RunConfig:
     if reason is None:
         return config
     if not reason:
-        looks.add("model", "trains on packed rows")
+        inspection.add("model", "trains on packed rows")
         return config
-    looks.add("model", f"trains on padded rows, because {reason}", "warn")
+    inspection.add("model", f"trains on padded rows, because {reason}", "warn")
     padded = config.train.model_copy(update={"speed": speed.model_copy(update={"packing": False})})
     return config.model_copy(update={"train": padded})
 
 
 def read_headers(files: Iterable[Path]) -> tuple[int, str]:
-    """How many numbers safetensors files hold, and of what kind. `ModelError` if a file is cut short."""
+    """The number of weights in safetensors files, and their types, from the files' headers.
+
+    Raises:
+        ModelError: A file is cut short.
+    """
     from safetensors import SafetensorError, safe_open
 
     kinds: Counter[str] = Counter()
@@ -111,15 +115,15 @@ def read_headers(files: Iterable[Path]) -> tuple[int, str]:
         try:
             with safe_open(path, "np") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (it has no iterator)
-                    part = tensors.get_slice(name)
-                    kinds[part.get_dtype()] += math.prod(part.get_shape())
+                    weight = tensors.get_slice(name)
+                    kinds[weight.get_dtype()] += math.prod(weight.get_shape())
         except SafetensorError as error:
-            raise ModelError(f"{path} is no whole safetensors file ({error}): copy or fetch it again") from error
+            raise ModelError(f"{path} is not a whole safetensors file ({error}): copy or fetch it again") from error
     return kinds.total(), " and ".join(sorted(kinds))
 
 
-def look_at_tokenizer(looks: Looks, config: RunConfig, folder: Path) -> Any:
-    """A renderer: the tokenizer loads, fits the model, and can write what the configuration asks for."""
+def inspect_tokenizer(inspection: Inspection, config: RunConfig, folder: Path) -> Any:
+    """The tokenizer loads, fits the model, and can write prompts as configured. Returns its renderer."""
     from spin_core.data.chat import Renderer
     from spin_core.data.tokenizer import load_config
     from spin_core.models import base_model
@@ -129,5 +133,5 @@ def look_at_tokenizer(looks: Looks, config: RunConfig, folder: Path) -> Any:
     renderer = Renderer(tokenizer, config.chat)
     template = {"tokenizer": "its chat template", "plain": "bare text", "format": f"format {config.chat.format!r}"}
     tokens = f"{len(tokenizer):,} tokens; pad {tokenizer.pad_token}, responses end in {renderer.frame.end_of_turn}"
-    looks.add("tokenizer", f"{tokens}; prompts are written as {template[config.chat.template]}")
+    inspection.add("tokenizer", f"{tokens}; prompts are written as {template[config.chat.template]}")
     return renderer

@@ -212,14 +212,14 @@ def predicted(folder: Path, model: Model, batch_size: int, micro_batch_tokens: i
     from spin_core.config.train import TrainConfig
     from spin_core.data.sequences import read_token_ids
     from spin_core.data.tokenizer import load_config
-    from spin_core.preflight import estimate, measure
+    from spin_core.preflight import measure, memory, sizes, timing
 
     prompts, *responses = (
         [len(ids) for ids in column]
         for column in read_token_ids(folder / "pairs" / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids")
     )
     answers = responses[0] + responses[1]
-    texts = estimate.Texts(
+    texts = sizes.Texts(
         prompts=len(prompts), held_out=1, prompt_tokens=float(np.mean(prompts)),
         response_tokens=float(np.mean(answers)), longest_prompt=max(prompts),
         longest=max(p + max(pair) for p, *pair in zip(prompts, *responses, strict=True)),
@@ -227,7 +227,7 @@ def predicted(folder: Path, model: Model, batch_size: int, micro_batch_tokens: i
     settings, device = load_config(folder / "model", model.config), "cuda" if model.gpu else "cpu"
     with torch.device("meta"):
         parameters = AutoModelForCausalLM.from_config(settings).num_parameters()
-    shape = estimate.Shape.of(settings, parameters, model.config.dtype)
+    shape = sizes.Shape.of(settings, parameters, model.config.dtype)
     config = RunConfig(
         recipe="demo", model=model.config, generate=GenerateConfig(batch_size=1),
         train=TrainConfig(
@@ -236,10 +236,10 @@ def predicted(folder: Path, model: Model, batch_size: int, micro_batch_tokens: i
         ),
     )  # fmt: skip
     speed = measure.measure(shape, config, texts, torch.device(device))
-    tokens = batch_size * estimate.tokens_of_item(texts, config.train)
-    memory = sum(estimate.training_memory(shape, config.train, texts.longest, device).values())
-    memory += 0 if model.gpu else estimate.LIBRARIES
-    return memory / 2**20, estimate.training_seconds(shape, tokens, config.train, texts.longest, speed)
+    tokens = batch_size * sizes.tokens_of_item(texts, config.train)
+    total = sum(memory.training_memory(shape, config.train, texts.longest, device).values())
+    total += 0 if model.gpu else memory.LIBRARIES
+    return total / 2**20, timing.training_seconds(shape, tokens, config.train, texts.longest, speed)
 
 
 class ChildFailed(Exception):

@@ -22,10 +22,10 @@ from spin_core.leaderboard import gate
 from spin_core.models import logit_transform
 from spin_core.models.loading import load_model
 from spin_core.phases import prompts
-from spin_core.preflight import check, data, estimate, measure, model, resources
+from spin_core.preflight import check, data, disk, measure, memory, model, resources
 from spin_core.preflight.check import check_run
-from spin_core.preflight.estimate import Shape
-from spin_core.preflight.findings import Findings, Looks, duration, listed, size
+from spin_core.preflight.findings import Findings, Inspection, duration, listed, size
+from spin_core.preflight.sizes import Shape
 from spin_core.runtime import interpreter
 from spin_core.runtime.progress import Progress
 from spin_core.store.jobs import PromptsJob
@@ -109,11 +109,11 @@ def test_an_adapter_needs_no_gradient_nor_optimizer_state_of_the_weights_that_it
     shape = Shape.of(load_config(tiny_model, ModelConfig()), 1_000_000, "bfloat16")
     config = TrainConfig(optimizer="adamw")
     key = "weights, gradients and optimizer"
-    whole = estimate.training_memory(shape, config, 8)[key]
-    adapted = estimate.training_memory(dataclasses.replace(shape, adapter=1000), config, 8)[key]
+    whole = memory.training_memory(shape, config, 8)[key]
+    adapted = memory.training_memory(dataclasses.replace(shape, adapter=1000), config, 8)[key]
     assert whole == 1_000_000 * (2 + 4 + 4 + 8), "by hand: weight, master, its gradient, states"
     assert adapted == 1_000_000 * 2 + 1000 * (4 + 4 + 8)
-    assert estimate.checkpoint_disk(dataclasses.replace(shape, adapter=1000), config, 1000) == 3 * 12_000
+    assert disk.checkpoint_disk(dataclasses.replace(shape, adapter=1000), config, 1000) == 3 * 12_000
 
 
 def test_weights_are_chosen_by_what_is_measured(configured, tmp_path):
@@ -272,7 +272,7 @@ def test_a_model_that_is_not_whole_is_found_by_its_headers(configured, tiny_mode
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     line = wrong(check_run(configured(f"model.path={tmp_path / 'model'}"), tmp_path))
-    assert "is no whole safetensors file" in line
+    assert "is not a whole safetensors file" in line
     with pytest.raises(ModelError, match="copy or fetch it again"):
         model.read_headers([weights])
     assert model.read_headers([tiny_model / "model.safetensors"])[1] == "F32"
@@ -297,7 +297,9 @@ def test_a_model_that_cannot_take_packed_rows_is_told_with_the_reason_and_reckon
     configured, capped_model, tmp_path, monkeypatch
 ):
     reckoned = []
-    monkeypatch.setattr(check, "look_at_time", lambda _looks, config, *_: reckoned.append(config.train.speed.packing))
+    monkeypatch.setattr(
+        check, "inspect_time", lambda _inspection, config, *_: reckoned.append(config.train.speed.packing)
+    )
     found = check_run(configured(f"model.path={capped_model}"), tmp_path)
     assert found.ok
     assert texts(found, "model", "warn") == ["trains on padded rows, because Gemma2Attention asks for softcap"]
@@ -312,7 +314,7 @@ def test_a_model_that_needs_all_its_logits_at_once_is_told_and_reckoned_with(
 ):
     reckoned = []
     monkeypatch.setattr(
-        check, "look_at_time", lambda _looks, config, *_: reckoned.append(config.train.speed.response_logits)
+        check, "inspect_time", lambda _inspection, config, *_: reckoned.append(config.train.speed.response_logits)
     )
     monkeypatch.setattr(logit_transform, "_CAP", "no such setting")
     capped = configured(f"model.path={capped_model}", "train.speed.packing=false")
@@ -333,7 +335,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line_a_source(tmp_path):
     lines = {finding.subject: finding.text for finding in found.findings if finding.level == "wrong"}
     assert set(lines) == {"data", "model", "benchmarks"}
     assert lines["data"].startswith(
-        "HuggingFaceH4/ultrachat_200k is no file or folder here, and the hub did not answer"
+        "HuggingFaceH4/ultrachat_200k is not a file or folder here, and the hub did not answer"
     )
     assert lines["model"].startswith("alignment-handbook/zephyr-7b-sft-full is not a folder here, and the hub did not")
 
@@ -367,7 +369,7 @@ def hub(monkeypatch):
 def test_rows_on_the_hub_are_counted_by_their_card():
     assert data.rows_on_hub(SourceConfig(path="some/data")) == 1234
     assert data.rows_on_hub(SourceConfig(path="some/data", split="test")) is None
-    with pytest.raises(DataError, match="some/other is no file or folder here, and the hub did not answer for it"):
+    with pytest.raises(DataError, match="some/other is not a file or folder here, and the hub did not answer for it"):
         data.rows_on_hub(SourceConfig(path="some/other"))
 
 
@@ -376,7 +378,7 @@ def test_rows_on_the_hub_are_taken_to_be_as_long_as_allowed(configured, tmp_path
     found = check_run(configured("prompts.source.path=some/data"), tmp_path)
     assert found.ok
     assert texts(found, "data") == ["some/data is on the hub and has 1,234 rows; they are read when the run begins"]
-    assert texts(found, "lengths") == ["unknown: 1,234 prompts of 50 and responses of 24 tokens are reckoned with"]
+    assert texts(found, "lengths") == ["unknown: 1,234 prompts of 50 and responses of 24 tokens are assumed"]
 
 
 def test_scores_that_a_gate_may_watch_are_those_that_versions_get():
@@ -402,12 +404,12 @@ def test_numbers_are_written_for_people():
 
 
 def test_a_finding_that_nearly_does_not_fit_is_a_warning():
-    looks = Looks()
+    inspection = Inspection()
     for need in (79, 81, 101):
-        looks.judge("disk", "it takes much", need, 100, "take less")
-    assert [finding.level for finding in looks.findings] == ["ok", "warn", "wrong"]
-    assert looks.findings[0].text == "it takes much"
-    assert looks.findings[1].text == "it takes much: take less"
+        inspection.add_need("disk", "it takes much", need, 100, "take less")
+    assert [finding.level for finding in inspection.findings] == ["ok", "warn", "wrong"]
+    assert inspection.findings[0].text == "it takes much"
+    assert inspection.findings[1].text == "it takes much: take less"
 
 
 def test_settings_of_the_prompts_have_room_for_held_out_sources(configured, rows, tmp_path, monkeypatch):

@@ -1,0 +1,29 @@
+"""The device's measured speed."""
+
+import pytest
+import torch
+
+from spin_core.config.resolve import resolve
+from spin_core.preflight import measure
+from spin_core.preflight.sizes import Shape, Texts
+
+SHAPE = Shape(
+    parameters=1000, layers=2, hidden=8, intermediate=16, query_width=8, key_width=4, vocabulary=50, itemsize=4
+)
+TEXTS = Texts(prompts=100, held_out=10, prompt_tokens=20, response_tokens=30, longest_prompt=40, longest=80)
+
+
+@pytest.fixture(autouse=True)
+def quick_measurement(monkeypatch):
+    """The device is measured in milliseconds: no test here depends on its speed."""
+    monkeypatch.setattr(measure, "TRIED_SECONDS", 0.005)
+
+
+def test_a_device_is_measured_in_half_a_second_and_left_as_it_was():
+    threads = torch.get_num_threads()
+    speed = measure.measure(SHAPE, resolve("demo"), TEXTS, torch.device("cpu"))
+    assert speed.batch_flops > 1e6
+    assert speed.row_flops > 1e5
+    assert speed.bandwidth > 1e7
+    assert 0 < speed.start < 0.01
+    assert torch.get_num_threads() == threads

@@ -1,0 +1,37 @@
+"""Estimated time: what it grows and falls with."""
+
+import pytest
+
+from spin_core.config.resolve import resolve
+from spin_core.preflight import timing
+from spin_core.preflight.sizes import Shape, Texts
+from spin_core.preflight.timing import Speed
+
+SHAPE = Shape(
+    parameters=1000, layers=2, hidden=8, intermediate=16, query_width=8, key_width=4, vocabulary=50, itemsize=4
+)
+TEXTS = Texts(prompts=100, held_out=10, prompt_tokens=20, response_tokens=30, longest_prompt=40, longest=80)
+
+
+def test_time_grows_with_epochs_and_model_and_falls_with_speed():
+    speed = Speed(batch_flops=1e9, row_flops=1e8, bandwidth=1e9, start=1e-6)
+    faster = Speed(batch_flops=1e10, row_flops=1e9, bandwidth=1e10, start=1e-7)
+    config = resolve("demo", sets=["train.epochs=[1, 2]", "pairs.mix_previous=false"])
+    first, second = (timing.iteration_seconds(SHAPE, TEXTS, config, t, speed) for t in range(2))
+    assert second["training"] == pytest.approx(2 * first["training"])
+    assert first["training"] == pytest.approx(
+        10 * timing.iteration_seconds(SHAPE, TEXTS, config, 0, faster)["training"]
+    )
+    larger = Shape(**{**vars(SHAPE), "parameters": 10**7})
+    assert timing.iteration_seconds(larger, TEXTS, config, 0, speed)["scoring"] > 10 * first["scoring"]
+    assert timing.other_seconds(SHAPE, TEXTS, config, speed) > 0
+
+
+def test_ranks_with_a_device_each_share_the_scoring_of_one_node():
+    def seconds(own_device: bool, *sets: str) -> float:
+        speed = Speed(batch_flops=1e9, row_flops=1e8, bandwidth=1e9, start=1e-6, own_device=own_device)
+        return timing.iteration_seconds(SHAPE, TEXTS, resolve("demo", sets=sets), 0, speed)["scoring"]
+
+    ranks = ("train.speed.ranks=4", "train.speed.nodes=2", "train.speed.rendezvous=host:1")
+    assert seconds(True, *ranks) == pytest.approx(seconds(True) / 4)
+    assert seconds(False, *ranks) == pytest.approx(seconds(False))
