@@ -16,8 +16,8 @@ def compare_with_controls(game: Lineage, prompts: PromptSet, of_base: Reports) -
     base = records[0].opponent
     for control in controls.plan(game, records):
         start = records[-1].player if control.after else base
-        pairs, scores = (records[0].pairs, records[0].scores) if control.teaches == "pairs" else (None, None)
-        if control.teaches == "preferences":
+        pairs, scores = (records[0].pairs, records[0].scores) if control.learns_from == "pairs" else (None, None)
+        if control.learns_from == "preferences":
             pairs = read_preferences(game, control, base, prompts)
             scores = score_preferences(game, control, start, pairs)
         train_control(game, control, start, prompts, pairs, scores)
@@ -26,4 +26,4 @@ def compare_with_controls(game: Lineage, prompts: PromptSet, of_base: Reports) -
     for temperature in game.config.controls.temperatures:
         folder = game.control(f"temperature-{temperature:g}")
         evaluate(game, base, prompts, folder=folder / "eval", temperature=temperature)
-    rescore.set_aside_unlike(game, of_base)
+    rescore.set_aside_incomparable(game, of_base)

@@ -49,7 +49,7 @@ def evaluate(
     if not anew:
         rescore.check(jobs, game.name)
     for job in jobs:
-        tell(rescore.make_way(job))
+        tell(rescore.prepare_folder(job))
     ray = game.config.evaluate.speed.ray
     elsewhere = [job for job in jobs if launch.finished(job, EvalReport) is None] if ray is not None else []
     if ray is not None and elsewhere:

@@ -244,7 +244,7 @@ def arms(game: Lineage) -> Iterator[Arm]:
         if train is None:
             raise DamagedArtifact(f"{folder / 'train'} is missing: run the comparison again to build it")
         before = control.after  # iterations before the control's training
-        used = round(answered[1] * (control.share or 1)) if control.teaches == "pairs" else answered[before]
+        used = round(answered[1] * (control.share or 1)) if control.learns_from == "pairs" else answered[before]
         seen = controls.tokens_trained(train) + tokens[before]
         reports = reports_in(folder / "eval")
         yield Arm(control.method, control.label, control.x, reports, train.steps + steps[before], seen, used)

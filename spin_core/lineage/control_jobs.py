@@ -64,7 +64,7 @@ def train_job(
         start=start,
         pairs=pairs,
         scores=scores,
-        prompts=prompts if control.teaches == "prompts" else None,
+        prompts=prompts if control.learns_from == "prompts" else None,
         steps=control.steps,
         tokens=control.tokens,
         share=control.share,

@@ -1,4 +1,4 @@
-"""What an iteration made, for other programs: its pairs as data sets, its model as plain weights or as an adapter."""
+"""Export what an iteration made, for other programs: its pairs as data sets, its model as weights or as an adapter."""
 
 import json
 import os
@@ -14,29 +14,37 @@ from spin_core.config.model import ModelConfig
 from spin_core.errors import ConfigError, DataError
 from spin_core.store.files import storage_errors, sync
 
-Row = dict[str, Any]
+_Row = dict[str, Any]
 
 
 def export_pairs(pairs_folder: Path, out_file: Path, format: Literal["dpo", "spin"]) -> int:
-    """Write a published pair data set as JSONL or Parquet, as the suffix says; the number of rows.
+    """Write a published pair data set as JSONL or Parquet. The file appears whole or not at all.
 
-    `dpo`: `prompt`, `chosen`, `rejected`, as lists of turns where the prompt is a conversation, else as text.
-    `spin`: `real` and `generated`, each the whole conversation as a list of turns.
+    Args:
+        pairs_folder: The published folder.
+        out_file: The file to write. Its suffix says which kind it is.
+        format: `dpo` writes `prompt`, `chosen` and `rejected`, as lists of turns if the prompt is a conversation,
+            otherwise as text. `spin` writes `real` and `generated`, each the whole conversation as a list of turns.
 
-    The file appears whole or not at all.
+    Returns:
+        The number of rows.
+
+    Raises:
+        DataError: There are no pairs in the folder.
+        ConfigError: The suffix is neither `.jsonl` nor `.parquet`.
     """
     source = pairs_folder / "pairs.parquet"
     if not source.exists():
         raise DataError(f"{pairs_folder} holds no pairs: name an iteration whose pairs are built")
     if out_file.suffix not in (".jsonl", ".parquet"):
-        raise ConfigError(f"{out_file} is of no kind that is written here: give it the suffix .jsonl or .parquet")
-    convert: Callable[[Row], Row] = {"dpo": dpo_row, "spin": spin_row}[format]
+        raise ConfigError(f"{out_file} cannot be written: give it the suffix .jsonl or .parquet")
+    convert: Callable[[_Row], _Row] = {"dpo": _dpo_row, "spin": _spin_row}[format]
     rows = [convert(row) for row in pq.read_table(source).to_pylist()]
     scratch = out_file.with_name(f".{out_file.name}.{os.getpid()}")
     with storage_errors(out_file.parent):
         out_file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            write(rows, scratch, out_file.suffix)
+            _write(rows, scratch, out_file.suffix)
             scratch.replace(out_file)
         finally:
             scratch.unlink(missing_ok=True)
@@ -44,13 +52,18 @@ def export_pairs(pairs_folder: Path, out_file: Path, format: Literal["dpo", "spi
 
 
 def export_model(player: Path, out: Path, format: Literal["adapter", "merged"], config: ModelConfig) -> None:
-    """Write a published version as a folder that must not be there yet.
+    """Write a published version as a new folder, which appears whole or not at all.
 
-    `merged`: plain weights that `from_pretrained` and inference engines load, in the precision of `config.dtype`.
-    `adapter`: one adapter as peft loads it. Of a version that stacks, it holds all iterations and goes onto θ_0;
-    of one that was merged, it holds the last and goes onto the version that it was trained from.
+    Args:
+        player: The published folder of the version.
+        out: The folder to write, which must not exist.
+        format: `merged` writes plain weights that `from_pretrained` and inference engines load, in the precision of
+            `config.dtype`. `adapter` writes one adapter as peft loads it: of a stacked version, an adapter of θ_0
+            with all iterations; of a merged version, an adapter of the version that it was trained from.
+        config: The settings of the model.
 
-    The folder appears whole or not at all.
+    Raises:
+        ConfigError: The folder exists, or the version has no adapter.
     """
     from transformers.utils.logging import disable_progress_bar
 
@@ -63,7 +76,7 @@ def export_model(player: Path, out: Path, format: Literal["adapter", "merged"], 
     if format == "adapter" and not (player / ADAPTERS).is_dir():
         raise ConfigError(f"{player} was trained with all its weights, not train.lora: use --format merged")
     if out.exists():
-        raise ConfigError(f"{out} is there already: name another folder with -o, or remove it")
+        raise ConfigError(f"{out} exists already: name another folder with -o, or remove it")
     scratch = out.with_name(f".{out.name}.{os.getpid()}")
     with storage_errors(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +95,7 @@ def export_model(player: Path, out: Path, format: Literal["adapter", "merged"], 
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def write(rows: list[Row], path: Path, suffix: str) -> None:
+def _write(rows: list[_Row], path: Path, suffix: str) -> None:
     """Write rows and flush them to disk."""
     with path.open("wb") as file:
         if suffix == ".parquet":
@@ -93,22 +106,22 @@ def write(rows: list[Row], path: Path, suffix: str) -> None:
         os.fsync(file.fileno())
 
 
-def dpo_row(row: Row) -> Row:
-    """A pair as a preference: the human's response is the chosen one."""
+def _dpo_row(row: _Row) -> _Row:
+    """A pair as a preference: the human response is the chosen one."""
     messages = json.loads(row["messages"])
     if not messages:
         return {"prompt": row["prompt"], "chosen": row["real"], "rejected": row["generated"]}
-    return {"prompt": messages, "chosen": [answer(row["real"])], "rejected": [answer(row["generated"])]}
+    return {"prompt": messages, "chosen": [_answer(row["real"])], "rejected": [_answer(row["generated"])]}
 
 
-def spin_row(row: Row) -> Row:
+def _spin_row(row: _Row) -> _Row:
     """A pair as two conversations."""
     messages = json.loads(row["messages"]) or [{"role": "user", "content": row["prompt"]}]
-    return {"real": [*messages, answer(row["real"])], "generated": [*messages, answer(row["generated"])]}
+    return {"real": [*messages, _answer(row["real"])], "generated": [*messages, _answer(row["generated"])]}
 
 
-def answer(text: str) -> dict[str, str]:
+def _answer(text: str) -> dict[str, str]:
     """An assistant's turn."""
-    # White space around a turn is the template's. A generated text brings what its own template wrote, a human one
-    # does not, and nothing but the content should tell the two apart.
+    # White space around a turn belongs to the template. A generated text has what its template wrote, a human text does
+    # not, and the two should differ only in content.
     return {"role": "assistant", "content": text.strip()}

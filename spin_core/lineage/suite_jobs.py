@@ -1,12 +1,14 @@
-"""The jobs that score a version of a lineage."""
+"""The jobs that score a version of a lineage, one for each suite that the configuration names."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from spin_core.config.evaluate import EvaluateSpeedConfig, JudgeConfig, LmEvalConfig, MtBenchConfig
 from spin_core.config.generate import VllmConfig
 from spin_core.errors import ConfigError
+from spin_core.evaluation.suites import QUICK, benchmarks, mt_bench_suites
+from spin_core.lineage.lineage import Lineage
 from spin_core.runtime import interpreter
 from spin_core.store.evaluation_jobs import (
     BenchmarkConfig,
@@ -20,20 +22,16 @@ from spin_core.store.evaluation_jobs import (
 )
 from spin_core.store.records import EvalReport, ModelVersion, PromptSet
 
-if TYPE_CHECKING:
-    from spin_core.lineage.lineage import Lineage
-from spin_core.evaluation.suites import QUICK, benchmarks, mt_bench_suites
-
 SCORES = ".scores"
-"""Below the runs folder: what single tasks of lm-eval gave, by model, task and settings, and θ_0's diagnostics.
-Lineages share it."""
+"""Below the runs folder, shared by lineages: scores of single tasks of lm-eval, by model, task and settings, and the
+self-play diagnostics of θ_0."""
 
 ANSWERS = ".answers"
-"""Below the runs folder: what models answered to MT-Bench's questions, by model and sampling. Lineages share it."""
+"""Below the runs folder, shared by lineages: answers to MT-Bench's questions, by model and sampling."""
 
 
 def evaluate_jobs(
-    game: "Lineage",
+    lineage: Lineage,
     player: ModelVersion,
     prompts: PromptSet | None,
     opponent: EvalReport | None,
@@ -41,25 +39,32 @@ def evaluate_jobs(
     temperature: float | None = None,
     against: Sequence[EvalReport] = (),
 ) -> list[EvaluateJob | BenchmarkJob | MtBenchJob]:
-    """Every suite that the configuration asks for, on one model. `against` are all reports on its opponent.
+    """The jobs of all suites in the configuration, for one model.
 
-    With a `temperature` the model is scored as it samples then, and suites that do not sample are left out.
+    Args:
+        lineage: The lineage.
+        player: The model to score.
+        prompts: The SFT data; not needed without self-play scores.
+        opponent: The self-play report on the model's opponent, if it has one.
+        folder: The folder for the reports; by default the version's own.
+        temperature: The sampling temperature, if not the configured one. Suites that do not sample are left out then.
+        against: All reports on the model's opponent.
     """
     is_base = folder is None and player.t == 0
-    folder, config = folder or game.eval_folder(player.t), game.config.evaluate
+    folder, config = folder or lineage.eval_folder(player.t), lineage.config.evaluate
     jobs: list[EvaluateJob | BenchmarkJob | MtBenchJob] = []
     if config.self_play or config.exact:
-        assert prompts is not None, "self-play is about held-out prompts"
-        jobs.append(self_play_job(game, player, prompts, opponent, folder / "self-play", temperature))
+        assert prompts is not None, "self-play scores held-out prompts"
+        jobs.append(self_play_job(lineage, player, prompts, opponent, folder / "self-play", temperature))
     if temperature is None:
-        jobs += [benchmark_job(game, player, suite, tasks, folder / suite) for suite, tasks in benchmarks(config)]
-        others = {} if is_base else {"previous": against, "base": game.reports(0)}
-        jobs += [mt_bench_job(game, player, prompts, others, folder / suite) for suite in mt_bench_suites(config)]
+        jobs += [benchmark_job(lineage, player, suite, tasks, folder / suite) for suite, tasks in benchmarks(config)]
+        others = {} if is_base else {"previous": against, "base": lineage.reports(0)}
+        jobs += [mt_bench_job(lineage, player, prompts, others, folder / suite) for suite in mt_bench_suites(config)]
     return jobs
 
 
 def self_play_job(
-    game: "Lineage",
+    lineage: Lineage,
     player: ModelVersion,
     prompts: PromptSet,
     opponent: EvalReport | None,
@@ -67,8 +72,9 @@ def self_play_job(
     temperature: float | None,
 ) -> EvaluateJob:
     """The diagnostics on held-out prompts."""
-    config, generate = game.config.evaluate, game.config.generate
-    others = {
+    config, generate = lineage.config.evaluate, lineage.config.generate
+    # Settings of other suites are left out of the identity, so that changing them keeps these scores.
+    unused = {
         "suites": (),
         "lm_eval": LmEvalConfig(),
         "mt_bench": MtBenchConfig(),
@@ -77,26 +83,26 @@ def self_play_job(
         "headline": (),
         "speed": EvaluateSpeedConfig(),
     }
-    # The model that scores both sides is loaded, and answers too.
-    asked = {"temperature": temperature or config.temperature, "engine": "transformers", "vllm": VllmConfig()}
+    # The scores of both sides need the loaded model anyway, so it also answers.
+    sampling = {"temperature": temperature or config.temperature, "engine": "transformers", "vllm": VllmConfig()}
     return EvaluateJob(
         output=output,
-        seed=game.config.seed,
-        config=config.model_copy(update=others),
-        generate=generate.model_copy(update=asked),
-        model=game.config.model,
+        seed=lineage.config.seed,
+        config=config.model_copy(update=unused),
+        generate=generate.model_copy(update=sampling),
+        model=lineage.config.model,
         player=player,
         prompts=prompts,
         opponent=opponent,
-        speed=EvaluateSpeed(scores=game.runs / SCORES),
+        speed=EvaluateSpeed(scores=lineage.runs / SCORES),
     )
 
 
 def benchmark_job(
-    game: "Lineage", player: ModelVersion, suite: str, tasks: tuple[BenchmarkTask, ...], output: Path
+    lineage: Lineage, player: ModelVersion, suite: str, tasks: tuple[BenchmarkTask, ...], output: Path
 ) -> BenchmarkJob:
-    """A suite of lm-eval's. Lineages of any seed are asked the same items, so that they can be compared."""
-    config, vllm = game.config.evaluate.lm_eval, game.config.generate.vllm
+    """A suite of lm-eval's tasks. It does not depend on the seed, so that lineages can be compared item by item."""
+    config, vllm = lineage.config.evaluate.lm_eval, lineage.config.generate.vllm
     on_vllm = config.engine == "vllm"
     return BenchmarkJob(
         output=output,
@@ -104,23 +110,23 @@ def benchmark_job(
             suite=suite,
             tasks=tasks,
             local_data=config.local_data,
-            apply_chat_template=with_template(suite, config),
+            apply_chat_template=_applies_template(suite, config),
             engine=config.engine,
-            # Weights are scored as they are: neither rounded nor in another precision than the game's.
+            # Only what is needed: the weights are neither quantised nor cast to another precision.
             vllm=VllmConfig(python=vllm.python, max_length=vllm.max_length, speed=vllm.speed)
             if on_vllm
             else VllmConfig(),
-            speed=BenchmarkSpeed(batch_size=config.batch_size, scores=game.runs / SCORES),
+            speed=BenchmarkSpeed(batch_size=config.batch_size, scores=lineage.runs / SCORES),
         ),
-        model=game.config.model,
+        model=lineage.config.model,
         player=player,
     )
 
 
-def with_template(suite: str, config: LmEvalConfig) -> bool | None:
-    """Whether a suite's items are wrapped in the chat template; None if that is up to the model.
+def _applies_template(suite: str, config: LmEvalConfig) -> bool | None:
+    """Whether a suite's items are wrapped in the chat template; None if that depends on the model.
 
-    The paper's suites are asked without. IFEval is about what a chat model does that it is told to do.
+    The paper's suites use none. IFEval measures how well a chat model follows instructions.
     """
     if config.apply_chat_template is None and suite.removesuffix(QUICK) != "instruct":
         return False
@@ -128,17 +134,25 @@ def with_template(suite: str, config: LmEvalConfig) -> bool | None:
 
 
 def mt_bench_job(
-    game: "Lineage",
+    lineage: Lineage,
     player: ModelVersion,
     prompts: PromptSet | None,
     others: Mapping[str, Sequence[EvalReport]],
     output: Path,
 ) -> MtBenchJob:
-    """MT-Bench, with comparisons. `others` are the reports on whom there is to be compared with.
+    """MT-Bench, with the comparisons that `evaluate.mt_bench.pairwise` names.
 
-    `ConfigError` if a report that is asked for is not there.
+    Args:
+        lineage: The lineage.
+        player: The model to score.
+        prompts: The SFT data, for the comparison with human responses.
+        others: The reports on the models to compare with: `previous` and `base`. θ_0 has none.
+        output: The folder of the report.
+
+    Raises:
+        ConfigError: There is no report on a model to compare with.
     """
-    config, generate = game.config.evaluate, game.config.generate
+    config, generate = lineage.config.evaluate, lineage.config.generate
     pairwise = config.mt_bench.pairwise
 
     def report_on(name: Literal["previous", "base"]) -> EvalReport | None:
@@ -160,14 +174,14 @@ def mt_bench_job(
         generate=generate.model_copy(
             update={
                 "temperature": config.temperature,
-                "engine": interpreter.chosen(generate, game.config.model, output),
+                "engine": interpreter.chosen(generate, lineage.config.model, output),
             }
         ),
-        model=game.config.model,
-        chat=game.config.chat,
+        model=lineage.config.model,
+        chat=lineage.config.chat,
         player=player,
         previous=report_on("previous"),
         base=report_on("base"),
         prompts=prompts if "human" in pairwise else None,
-        speed=MtBenchSpeed(answers=game.runs / ANSWERS),
+        speed=MtBenchSpeed(answers=lineage.runs / ANSWERS),
     )

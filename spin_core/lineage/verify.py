@@ -1,4 +1,4 @@
-"""Whether a lineage on disk is what its manifests and records say."""
+"""Check that a lineage on disk is what its manifests and records say."""
 
 from spin_core.lineage.lineage import Lineage
 from spin_core.store import artifacts
@@ -6,24 +6,27 @@ from spin_core.store.records import Artifact, IterationRecord
 
 
 def verify(lineage: Lineage) -> tuple[list[str], int]:
-    """What is wrong with a lineage's published folders and records, one line each, and how many folders there are.
+    """Compare all published folders of a lineage with their manifests, and with the records that refer to them.
 
-    A θ_0 that lineages share lies elsewhere, and is looked at too.
+    A θ_0 that lineages share, which is outside the lineage's folder, is included.
+
+    Returns:
+        The problems, one line each, and the number of folders.
     """
-    records = lineage.records()
-    named = [(record.t, artifact) for record in records for artifact in artifacts_of(record)]
-    found = {folder: artifacts.verify(folder) for folder in {*lineage.published(), *(one.path for _, one in named)}}
-    problems = [problem for folder in sorted(found) for problem in found[folder]]
-    for t, artifact in named:
-        if not found[artifact.path]:
-            have = artifacts.read_record(artifact.path, type(artifact))
-            if have is not None and have.digest != artifact.digest:
+    referred = [(record.t, artifact) for record in lineage.records() for artifact in _artifacts_of(record)]
+    folders = {*lineage.published(), *(artifact.path for _, artifact in referred)}
+    problems_of = {folder: artifacts.verify(folder) for folder in folders}
+    problems = [problem for folder in sorted(folders) for problem in problems_of[folder]]
+    for t, artifact in referred:
+        if not problems_of[artifact.path]:
+            published = artifacts.read_record(artifact.path, type(artifact))
+            if published is not None and published.digest != artifact.digest:
                 problems.append(f"{artifact.path}: not what the record of iteration {t} names")
-    return problems, len(found)
+    return problems, len(folders)
 
 
-def artifacts_of(record: IterationRecord) -> list[Artifact]:
-    """Everything that an iteration's record names."""
+def _artifacts_of(record: IterationRecord) -> list[Artifact]:
+    """All artifacts that the record of an iteration refers to."""
     return [
         record.prompts,
         record.opponent,

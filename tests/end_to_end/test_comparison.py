@@ -204,7 +204,7 @@ def test_settings_of_evaluation_may_change_and_then_all_versions_are_scored_by_t
         shutil.copytree(compared.runs / name, tmp_path / name)
     before = player.digests("whole-seed-1")
     out = player.spin("next", "whole-seed-1", "--set=evaluate.temperature=0.9", one_process=True).stdout
-    assert "base · self-play is scored anew: config.temperature = 0.5, not 0.9" in " ".join(out.split())
+    assert "base · self-play is scored again: config.temperature = 0.5, not 0.9" in " ".join(out.split())
     after = player.digests("whole-seed-1")
     scored = {name for name in before if "/eval/" in name}
     assert {name: before[name] for name in before.keys() - scored}.items() <= after.items()

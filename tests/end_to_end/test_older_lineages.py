@@ -189,7 +189,7 @@ def test_the_job_that_every_phase_gets_today_is_found_finished(game):
 
     def evaluate(model: ModelVersion, against: EvalReport | None = None, folder: Path | None = None) -> EvalReport:
         (job,) = suite_jobs.evaluate_jobs(game, model, prompts, against, folder)
-        assert rescore.unlike(job) == "", "it would be scored again"
+        assert rescore.changed_settings(job) == "", "it would be scored again"
         return finished(job, EvalReport)
 
     untrained = finished(phase_jobs.base_job(game), ModelVersion)
@@ -208,7 +208,7 @@ def test_the_job_that_every_phase_gets_today_is_found_finished(game):
     records = game.records()
     for control in controls.plan(game, records):
         pairs = scores = None
-        if control.teaches == "preferences":
+        if control.learns_from == "preferences":
             pairs = finished(control_jobs.preferences_job(game, control, base, prompts), PairDataset)
             scores = finished(control_jobs.score_job(game, control, base, pairs), ScoredPairs)
         finished(control_jobs.train_job(game, control, base, prompts, pairs, scores), TrainRun)

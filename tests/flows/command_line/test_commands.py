@@ -253,7 +253,7 @@ def test_check_of_a_configuration_that_is_wrong_loads_nothing_heavy():
         (["leaderboard", "tale", "none"], "there is no lineage 'none' in "),
         (["verify", "a/b"], "'a/b' cannot name a lineage"),
         (["export", "tale", "9", "--format", "dpo"], "lineage tale has no finished iteration 9"),
-        (["export", "tale", "0", "--format", "dpo", "-o", "x.csv"], "x.csv is of no kind that is written here"),
+        (["export", "tale", "0", "--format", "dpo", "-o", "x.csv"], "x.csv cannot be written: give it the suffix"),
         (["recipes", "none"], "there is no recipe 'none'"),
         (["check", "none"], "there is no recipe 'none'"),
     ],

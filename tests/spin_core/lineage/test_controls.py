@@ -103,7 +103,7 @@ def test_dpo_is_the_logistic_loss_with_its_own_settings_and_the_players_optimize
     assert name == "dpo-beta-0.3-lr-0.02-epochs-3"
     folder = built.root / "controls" / name
     assert [job.output for job in (preferences, scores, train)] == [folder / n for n in ("pairs", "scores", "train")]
-    assert controls.dpo_rate(game.config, game.config.controls.dpo.model_copy(update={"learning_rate": 1e-4})) == 1e-4
+    assert controls._dpo_rate(game.config, game.config.controls.dpo.model_copy(update={"learning_rate": 1e-4})) == 1e-4
 
 
 def test_dpo_can_take_the_games_steps_and_follow_the_game(built):

@@ -161,5 +161,5 @@ def test_a_version_without_an_adapter_has_none_to_export(tiny_model, tmp_path):
 
 
 def test_an_exported_model_takes_no_folders_place(tiny_model, tmp_path):
-    with pytest.raises(ConfigError, match="is there already: name another folder with -o, or remove it"):
+    with pytest.raises(ConfigError, match="exists already: name another folder with -o, or remove it"):
         export_model(tiny_model, tmp_path, "merged", ModelConfig())

@@ -40,7 +40,7 @@ def score_all(game: Lineage, value: float) -> list[str]:
     notes, opponent = [], None
     for t, player in enumerate([game.records()[0].opponent, *(record.player for record in game.records())]):
         (job,) = suite_jobs.evaluate_jobs(game, player, game.records()[0].prompts, opponent)
-        notes.append(rescore.make_way(job))
+        notes.append(rescore.prepare_folder(job))
         opponent = artifacts.reusable(job.output, identity_of(job), EvalReport) or publish(
             job.output,
             job,
@@ -64,7 +64,7 @@ def test_a_changed_setting_scores_all_versions_anew_and_keeps_what_was_scored(ga
     before = digests(game)
     hotter = again(game, HOTTER)
     notes = score_all(hotter, 0.9)
-    assert notes[0].startswith("base · self-play is scored anew: config.temperature = 0.5, not 0.9")
+    assert notes[0].startswith("base · self-play is scored again: config.temperature = 0.5, not 0.9")
     assert "config.temperature" in notes[2]
     assert not set(before) & set(digests(hotter))
     kept = sorted((game.eval_folder(1) / rescore.EARLIER).iterdir())
@@ -77,9 +77,7 @@ def test_scores_come_back_with_the_settings_that_made_them(game):
     score_all(again(game, HOTTER), 0.9)
     changed = digests(game)
     notes = score_all(again(game), 7.0)
-    assert [note.partition(": ")[0].partition(" is ")[2] for note in notes] == [
-        "taken back as it was scored before"
-    ] * 3
+    assert [note.partition(": ")[0].partition(" is ")[2] for note in notes] == ["restored as it was scored before"] * 3
     assert digests(game) == before
     score_all(again(game, HOTTER), 7.0)
     assert digests(game) == changed
@@ -88,9 +86,9 @@ def test_scores_come_back_with_the_settings_that_made_them(game):
 def test_a_kill_between_setting_aside_and_scoring_loses_nothing(game):
     before = digests(game)
     (job,) = suite_jobs.evaluate_jobs(again(game, HOTTER), game.records()[0].opponent, game.records()[0].prompts, None)
-    rescore.make_way(job)
+    rescore.prepare_folder(job)
     assert not game.reports(0)
-    assert rescore.make_way(job) == ""
+    assert rescore.prepare_folder(job) == ""
     score_all(again(game), 7.0)
     assert digests(game) == before
 
@@ -98,7 +96,7 @@ def test_a_kill_between_setting_aside_and_scoring_loses_nothing(game):
 def test_a_report_on_another_model_is_never_set_aside(game):
     stranger = game.records()[0].player
     (job,) = suite_jobs.evaluate_jobs(game, stranger.model_copy(update={"t": 0}), game.records()[0].prompts, None)
-    assert rescore.make_way(job) == ""
+    assert rescore.prepare_folder(job) == ""
     with pytest.raises(StaleArtifact, match="was built with player"):
         artifacts.reusable(job.output, identity_of(job), EvalReport)
 
@@ -113,11 +111,11 @@ def test_scoring_alone_refuses_to_make_versions_incomparable(game):
 def test_controls_that_were_scored_otherwise_leave_the_table_until_they_are_asked_for(game):
     for name in ("sft", "dpo"):
         shutil.copytree(game.eval_folder(0) / "self-play", game.control(name) / "eval" / "self-play")
-    rescore.set_aside_unlike(game, game.reports(0))
+    rescore.set_aside_incomparable(game, game.reports(0))
     assert (game.control("sft") / "eval" / "self-play").exists()
     hotter = again(game, HOTTER)
     score_all(hotter, 0.9)
-    rescore.set_aside_unlike(hotter, hotter.reports(0))
+    rescore.set_aside_incomparable(hotter, hotter.reports(0))
     assert not (game.control("sft") / "eval" / "self-play").exists()
     assert len(list((game.control("dpo") / "eval" / rescore.EARLIER).iterdir())) == 1
 
