@@ -165,13 +165,13 @@ def installed_extras(script: str) -> set[str]:
 
 
 def known_extras() -> list[str]:
-    """Those of the project, less what only developers need."""
+    """The extras of the project, without those that only developers need."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [name for name in project["optional-dependencies"] if name != "dev"]
+    return [name for name in project["optional-dependencies"] if name not in ("dev", "docs")]
 
 
 def asked_extras() -> set[str]:
-    """Those that a setting can ask for: errors of ours name them, and sinks are called as theirs are."""
+    """The extras that a setting can ask for: our errors name them, and sinks have the names of their extras."""
     code = "".join(path.read_text() for folder in ("spin_core", "tasks") for path in (ROOT / folder).rglob("*.py"))
     named = set(re.findall(r"extra `(\w+)`|spin-loop\[(\w+)\]", code))
     return {name for pair in named for name in pair if name} | {*get_args(SinkName)} - {"tensorboard"}

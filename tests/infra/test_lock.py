@@ -18,10 +18,11 @@ def locked(name: str) -> dict[str, str]:
 
 
 def asked() -> list[str]:
-    """What the project wants, with all extras that the image has."""
+    """The requirements of the project, with all extras that the image has."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    return [*project["dependencies"], *(one for name in extras if name != "dev" for one in extras[name])]
+    installed = [name for name in extras if name not in ("dev", "docs")]
+    return [*project["dependencies"], *(requirement for name in installed for requirement in extras[name])]
 
 
 def asked_by_vllm() -> list[str]:
