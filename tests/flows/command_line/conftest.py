@@ -1,0 +1,21 @@
+"""A finished lineage, and the command `spin` in its runs folder."""
+
+import pytest
+from command_runner import Spin, run_spin
+from small_lineage import build
+
+from spin_core.lineage.lineage import Lineage
+
+
+@pytest.fixture(scope="session")
+def game(tmp_path_factory) -> Lineage:
+    """A finished lineage `tale`; tests must not change it."""
+    return build(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def spin(game, monkeypatch) -> Spin:
+    """`spin` in that lineage's runs folder, on a wide terminal."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("SPIN_RUNS", str(game.runs))
+    return run_spin

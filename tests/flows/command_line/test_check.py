@@ -1,0 +1,44 @@
+"""Commands that check: `spin check` and `spin verify`."""
+
+import shutil
+import subprocess
+import sys
+
+from spin_core.preflight.findings import Findings
+
+
+def test_verify_says_that_a_lineage_is_whole(spin):
+    assert spin("verify", "tale").stdout == "15 published folders of tale are whole, and its records agree with them\n"
+
+
+def test_verify_finds_a_flipped_byte(spin, game, tmp_path):
+    shutil.copytree(game.runs, tmp_path / "runs")
+    path = tmp_path / "runs" / "tale" / "iter_00" / "generations" / "shard-00000.parquet"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    result = spin("verify", "tale", "--runs", tmp_path / "runs", status=1)
+    assert result.stderr == f"damaged  {path}: changed since it was published\n"
+    assert result.stdout == ""
+
+
+def test_check_tells_what_is_ready_and_what_is_not(spin, tmp_path):
+    ready = spin("check", "demo", "--set", "prompts.sample=64", "--runs", tmp_path / "runs")
+    assert "ready: nothing stands in the way of the run" in ready.stdout
+    assert not (tmp_path / "runs").exists()
+    spoilt = spin("check", "demo", "--set", "prompts.max_prompt_tokens=3000", status=2)
+    assert "not ready: 1 thing is wrong" in spoilt.stdout
+    as_json = spin("check", "demo", "--set", "prompts.max_prompt_tokens=3000", "--json", status=2)
+    findings = Findings.model_validate_json(as_json.stdout)
+    assert [finding.subject for finding in findings.findings if finding.level == "wrong"] == ["context"]
+
+
+def test_check_of_a_configuration_that_is_wrong_loads_nothing_heavy():
+    code = (
+        "import sys\nfrom flows.command_line.main import main\n"
+        "try:\n    main(['check', 'demo', '--set', 'train.betta=1'])\n"
+        "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n"
+    assert "did you mean beta?" in done.stderr

@@ -1,0 +1,97 @@
+"""Commands that read: recipes, leaderboards, records and samples."""
+
+import csv
+import io
+import json
+
+import yaml
+
+from spin_core.config.recipes import RECIPES
+from spin_core.config.resolve import resolve
+from spin_core.leaderboard.board import Board, leaderboard
+from spin_core.store.records import IterationRecord
+
+
+def test_recipes_are_listed_with_what_they_are_for(spin):
+    output = spin("recipes").output
+    assert all(name in output for name in RECIPES)
+    assert "Start here" in output
+
+
+def test_a_recipe_is_shown_as_a_file_that_config_reads(spin, tmp_path):
+    file = tmp_path / "demo.yaml"
+    file.write_text(spin("recipes", "demo").stdout)
+    assert resolve("demo", file=file) == resolve("demo")
+    assert yaml.safe_load(file.read_text())["recipe"] == "demo"
+
+
+def test_every_setting_is_listed_with_its_help(spin):
+    output = spin("recipes", "--settings").output
+    for name in ("train.beta", "generate.temperature", "evaluate.lm_eval.tasks", "prompts.source.path", "gate.rule"):
+        assert f"{name} = " in output
+    assert "The paper's lambda." in output
+
+
+def test_the_leaderboard_shows_every_version_with_its_error(spin):
+    output = spin("leaderboard", "tale").output
+    assert "Leaderboard of tale" in output
+    assert [word for line in output.splitlines() for word in line.split()[:1] if word.startswith("θ_")] == [
+        "θ_0",
+        "θ_1",
+        "θ_2",
+    ]
+    assert "3.50" in output
+    assert "↓" in output
+
+
+def test_the_leaderboard_as_json_is_the_file(spin, game):
+    printed = json.loads(spin("leaderboard", "tale", "--json").stdout)
+    assert printed == json.loads((game.root / "leaderboard.json").read_text())
+    assert Board.model_validate(printed) == leaderboard(game)
+    assert json.loads(spin("leaderboard", "--json").stdout) == [printed]
+
+
+def test_the_leaderboard_as_csv_has_a_line_a_score(spin, game):
+    text = spin("leaderboard", "tale", "--csv").stdout
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert len(rows) == sum(len(row.scores) for row in leaderboard(game).rows)
+    assert rows[1] | {"value": "3.0"} == rows[1]
+    assert (rows[1]["lineage"], rows[1]["model"], rows[1]["task"], rows[1]["n"]) == ("tale", "θ_1", "heldout_nll", "8")
+    assert "\r" not in text
+
+
+def test_the_leaderboard_of_an_empty_folder_says_how_to_begin(spin, tmp_path):
+    assert "start one with spin run demo" in spin("leaderboard", "--runs", tmp_path).output
+    assert json.loads(spin("leaderboard", "--json", "--runs", tmp_path).stdout) == []
+
+
+def test_show_tells_what_an_iteration_was_made_from(spin, game):
+    output = spin("show", "tale").output
+    assert output.index("θ_0 → θ_1") < output.index("θ_1 → θ_2")
+    for told in (
+        "1 of 2; dropped: 1 empty",
+        "promote: θ_1 plays next",
+        "total 9.0",
+        game.records()[0].player.digest[:12],
+    ):
+        assert told in output
+    assert "θ_0 → θ_1" not in spin("show", "tale", 1).output
+
+
+def test_show_as_json_is_the_records(spin, game):
+    records = [IterationRecord.model_validate(value) for value in json.loads(spin("show", "tale", "--json").stdout)]
+    assert records == game.records()
+    assert IterationRecord.model_validate(json.loads(spin("show", "tale", 1, "--json").stdout)) == game.records()[1]
+
+
+def test_samples_show_the_human_and_every_version(spin):
+    output = spin("samples", "tale", "-n", 2).output
+    for told in ("tell me a story", "<b>bold</b> | *stars*", "human", "early 0", "late 0 0", "late 1 0"):
+        assert told in output
+    assert "late 1 2" not in output
+
+
+def test_samples_up_to_a_version(spin):
+    found = json.loads(spin("samples", "tale", 1, "--json").stdout)
+    assert len(found) == 4
+    assert [answer["text"] for answer in found[0]["answers"]] == ["early 0", "late 0 0"]

@@ -1,0 +1,113 @@
+"""The command `spin`: its help, its version, and how it reports errors."""
+
+import importlib.metadata
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_runner import refusal
+
+from flows.command_line.main import main
+
+COMMANDS = ["run", "next", "leaderboard", "show", "samples", "check", "verify", "export", "recipes", "up"]
+
+
+def test_help_takes_less_than_half_a_second():
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.command_line", "--help"], capture_output=True, text=True, check=True
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert "Self-play fine-tuning" in done.stdout
+        # Processor time, since others may be using this machine.
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_commands_are_listed_in_the_order_of_use(spin):
+    listed = spin("--help").output.split("Commands:\n")[1]
+    names = [line.split()[0] for line in listed.splitlines() if line.startswith("  ") and line[2] != " "]
+    assert [name for name in names if name in COMMANDS] == COMMANDS
+    assert names == list(main.commands)
+
+
+@pytest.mark.parametrize("command", main.commands)
+def test_every_command_says_what_it_is_for(spin, command):
+    about = spin(command, "--help").output.split("Usage: ")[1].split("Options:")[0]
+    assert about.strip().endswith(".")
+
+
+def test_the_version_is_the_packages(spin):
+    assert importlib.metadata.version("spin-loop") in spin("--version").output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "demmo"], "there is no recipe 'demmo'; did you mean demo?"),
+        (["run", "demo", "--set", "train.betta=1"], "train.betta is no setting; did you mean beta?"),
+        (["run", "demo", "--set", "train.beta=-1"], "train.beta cannot be -1: input should be greater than 0"),
+        (["run", "demo", "--set", "train.beta"], "--set 'train.beta' has no value"),
+        (["run", "demo", "--iterations", "0"], "iterations cannot be 0: input should be greater than 0"),
+        (["run", "demo", "--config", "/nowhere.yaml"], "/nowhere.yaml cannot be read (No such file or directory)"),
+        (["run", "demo", "--lineage", "../up"], "'../up' cannot name a lineage"),
+        (["run", "demo", "--lineage", "tale", "--set", "seed=9"], "lineage tale was started with "),
+        (["compare", "demo", "--set", "push.url=nowhere://x"], "nowhere"),
+        (["next", "none"], "there is no lineage 'none' in "),
+        (["show", "none"], "there is no lineage 'none' in "),
+        (["show", "tale", "7"], "lineage tale has no finished iteration 7 (there: 0 to 1)"),
+        (["samples", "none"], "there is no lineage 'none' in "),
+        (["leaderboard", "tale", "none"], "there is no lineage 'none' in "),
+        (["verify", "a/b"], "'a/b' cannot name a lineage"),
+        (["export", "tale", "9", "--format", "dpo"], "lineage tale has no finished iteration 9"),
+        (["export", "tale", "0", "--format", "dpo", "-o", "x.csv"], "x.csv cannot be written: give it the suffix"),
+        (["recipes", "none"], "there is no recipe 'none'"),
+        (["check", "none"], "there is no recipe 'none'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(spin, arguments, says):
+    assert says in refusal(spin(*arguments, status=2))
+
+
+def test_the_refusals_change_nothing(spin, game):
+    before = (game.root / "lineage.json").read_bytes()
+    spin("run", "demo", "--lineage", "tale", "--set", "seed=9", status=2)
+    assert (game.root / "lineage.json").read_bytes() == before
+
+
+def test_a_broken_settings_file_is_one_line(spin, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("train: [unclosed")
+    assert "is neither YAML nor TOML" in refusal(spin("run", "demo", "--config", file, status=2))
+
+
+def test_a_runs_folder_below_a_file_is_one_line(spin, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = refusal(spin("run", "demo", "--runs", tmp_path / "file" / "runs", status=2))
+    assert "a file stands in its way" in line
+
+
+def test_a_damaged_lineage_is_one_line(spin, game, tmp_path):
+    shutil.copytree(game.runs, tmp_path / "runs")
+    (tmp_path / "runs" / "tale" / "lineage.json").write_text("{")
+    assert "lineage.json is damaged" in refusal(spin("show", "tale", "--runs", tmp_path / "runs", status=2))
+
+
+def test_an_argument_that_click_refuses_is_status_2(spin):
+    assert "Missing argument" in spin("run", status=2).stderr
+    assert "No such command" in spin("ruin", status=2).stderr
+
+
+def test_the_installed_command_is_this_one(game):
+    command = Path(sys.executable).with_name("spin")
+    if not command.exists():
+        pytest.skip("the package is not installed")
+    done = subprocess.run(
+        [command, "verify", "tale", "--runs", game.runs], capture_output=True, text=True, check=True, cwd=game.runs
+    )
+    assert "are whole" in done.stdout

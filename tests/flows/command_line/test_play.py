@@ -1,0 +1,25 @@
+"""Commands that compute, as far as they need no Prefect server: their help, and lineages in use."""
+
+import os
+from typing import get_args
+
+import pytest
+from command_runner import refusal
+
+from spin_core.config.evaluate import SuiteName
+from spin_core.store import lock
+
+
+@pytest.mark.parametrize("command", [["run", "demo", "--lineage", "tale"], ["next", "tale"]])
+def test_a_lineage_in_use_names_its_holder(spin, game, command):
+    with lock.locked(game.root):
+        line = refusal(spin(*command, status=2))
+    assert line.startswith(f"lineage tale is in use by process {os.getpid()} on ")
+
+
+def test_the_help_of_evaluate_names_every_suite(spin):
+    said = " ".join(spin("evaluate", "--help").stdout.split())
+    for name in get_args(SuiteName):
+        assert name.removesuffix("-quick") in said
+    assert "-quick" in said
+    assert "self-play" in said
