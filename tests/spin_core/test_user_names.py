@@ -16,8 +16,8 @@ from spin_core.errors import ConfigError, DataError, ModelError, SpinError
 from spin_core.leaderboard import scoring
 from spin_core.lineage.find import find_lineage, lineage_folder
 from spin_core.lineage.start import start_lineage
-from spin_core.preflight.findings import Looks
-from spin_core.preflight.model import look_at_model, look_for_model
+from spin_core.preflight.findings import Inspection
+from spin_core.preflight.model import find_model, inspect_model
 
 LONG, LONGER, NUL = "x" * 300, "x/" * 3000, "a\0b"
 UNNAMEABLE = [LONG, LONGER, NUL, "~nobody-here/x"]
@@ -154,7 +154,7 @@ def test_code_that_comes_with_a_tokenizer_is_refused(tiny_model, tmp_path):
 def check_of(model: Path, runs: Path, **settings: bool) -> list[str]:
     """What `spin check` says of a model's folder."""
     change = {"model": {"path": str(model), **settings}, "controls": {}, "evaluate": {"exact": False}}
-    config, looks = resolve("demo", overrides=change), Looks()
-    folder = looks.at("model", look_for_model, config, runs)
-    looks.at("model", look_at_model, config, folder)
-    return [one.text for one in looks.findings]
+    config, inspection = resolve("demo", overrides=change), Inspection()
+    folder = inspection.run("model", find_model, config, runs)
+    inspection.run("model", inspect_model, config, folder)
+    return [finding.text for finding in inspection.findings]
