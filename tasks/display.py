@@ -1,4 +1,4 @@
-"""What a person at a terminal sees of a run. Elsewhere (in a worker) nothing is shown: Prefect has the log."""
+"""The display of a run in a terminal. In a worker nothing is displayed: Prefect has the log."""
 
 import time
 from collections.abc import Mapping
@@ -10,32 +10,32 @@ class Silent:
     """Shows nothing."""
 
     def started(self, title: str) -> None:
-        """A phase began."""
+        """A phase has started."""
 
     def progress(self, message: Mapping[str, Any]) -> None:
-        """The phase is so far."""
+        """The phase has made progress."""
 
     def log(self, line: str) -> None:
-        """A phase logged a line."""
+        """A phase has logged a line."""
 
     def finished(self, title: str, seconds: float) -> None:
-        """A phase is done."""
+        """A phase has finished."""
 
     def reused(self, title: str) -> None:
-        """A phase was found done."""
+        """A phase had been finished before."""
 
     def failed(self, title: str) -> None:
-        """A phase failed; the error itself is told elsewhere."""
+        """A phase has failed. The error itself is reported elsewhere."""
 
     def noted(self, text: str) -> None:
-        """Something that a person should know, and that ends nothing."""
+        """Show a warning that does not end the run."""
 
     def close(self) -> None:
         """The run is over."""
 
 
 class Terminal(Silent):
-    """One line a phase, with a live bar where the output is a terminal."""
+    """Prints one line per phase, with a live progress bar if the output is a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -95,26 +95,26 @@ class Terminal(Silent):
         self.live.stop()
 
 
-SHOWN = ("loss", "tokens/s")
-"""The metrics that a line has room for; the rest are in the record."""
+_SHOWN = ("loss", "tokens/s")
+"""The metrics that fit on a line. The others are in the record."""
 
 
 def numbers(message: Mapping[str, Any]) -> str:
     """The metrics of a progress message in one line."""
-    found = message.get("metrics", {})
-    return "  ".join(f"{name} {figure(found[name])}" for name in SHOWN if name in found)
+    metrics = message.get("metrics", {})
+    return "  ".join(f"{name} {_format(metrics[name])}" for name in _SHOWN if name in metrics)
 
 
 def time_left(message: Mapping[str, Any]) -> str:
-    """`  1:02:05 left`, where the phase knows."""
+    """`  1:02:05 left`, if the phase knows."""
     seconds = message.get("metrics", {}).get("seconds left")
     return f"  {timedelta(seconds=int(seconds))} left" if seconds is not None else ""
 
 
-def figure(value: float) -> str:
+def _format(value: float) -> str:
     """`0.5536`, or `34,890`."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 current: Silent = Silent()
-"""Set by the command line."""
+"""The display of this process, which the command line sets."""
