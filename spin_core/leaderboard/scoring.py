@@ -1,6 +1,6 @@
-"""What is to be scored after a game, or without one: a lineage's versions, or a model that is no lineage's.
+"""What `spin evaluate` scores: versions of a lineage, or a model that belongs to no lineage.
 
-A model becomes a lineage of its own that has played nothing, so that it has a leaderboard to stand in.
+Such a model becomes the θ_0 of a lineage without iterations, so that it has a leaderboard.
 """
 
 import re
@@ -17,7 +17,7 @@ from spin_core.errors import ConfigError
 from spin_core.evaluation import suites
 from spin_core.leaderboard import gate
 from spin_core.lineage.find import find_lineage, lineage_folder, lineage_names
-from spin_core.lineage.lineage import Lineage
+from spin_core.lineage.lineage import CONFIGURATION, Lineage
 from spin_core.lineage.start import start_lineage
 from spin_core.runtime import interpreter
 from spin_core.store import identity, lock
@@ -25,97 +25,126 @@ from spin_core.store.files import dump
 
 Suite = SuiteName | Literal["self-play"]
 
-OPEN = ("evaluate", "generate")
-"""Settings that scoring may change. A lineage's own stay as they are."""
+_MAY_CHANGE = ("evaluate", "generate")
+"""Sections that scoring may change. The lineage's own settings stay as they are."""
 
 
 def prepare(
     runs: Path,
     target: str,
-    asked: Sequence[str] = (),
+    suite_names: Sequence[str] = (),
     changes: Sequence[Mapping[str, Any]] = (),
     recipe: str = "",
-    lineage: str = "",
+    name: str = "",
 ) -> Lineage:
-    """The lineage to score, with the suites asked for in its configuration; without any, those that it has there.
+    """The lineage to score, with the suites to score it on in its configuration.
 
-    `target` names a lineage, or a model's folder. A model is scored under `recipe`'s settings, if one is named, and
-    called `lineage`, or as its folder is. Raises `ConfigError` with the cure.
+    Args:
+        runs: The folder that holds lineages.
+        target: The name of a lineage, or the folder of a model.
+        suite_names: The suites; those of the lineage's configuration if empty.
+        changes: Nested settings, each merged over the ones before it.
+        recipe: For a model, the recipe whose settings it has.
+        name: For a model, the name of its lineage; by default that of its folder.
+
+    Raises:
+        ConfigError: The target, the suites or the settings cannot be used; the message says how to fix it.
     """
     try:
         nameable(target)
     except ValueError as error:
         raise ConfigError(f"what to score: {error}") from error
-    if (runs / target / "lineage.json").exists():
-        if recipe or lineage:
+    if (runs / target / CONFIGURATION).exists():
+        if recipe or name:
             raise ConfigError(
                 f"{target} is a lineage, which has its recipe and its name: leave out --recipe and --lineage"
             )
-        return of_lineage(find_lineage(runs, target), asked, changes)
+        return _of_lineage(find_lineage(runs, target), suite_names, changes)
     folder = Path(target).expanduser()
     if not folder.is_dir() and "/" not in target:
-        there = ", ".join(lineage_names(runs)) or "none yet"
+        existing = ", ".join(lineage_names(runs)) or "none yet"
         raise ConfigError(
-            f"{target} is neither a lineage in {runs} (there: {there}) nor a model's folder: name one of them"
+            f"{target} is neither a lineage in {runs} (there: {existing}) nor a model's folder: name one of them"
         )
     model = str(folder.resolve()) if folder.is_dir() else target
-    name = lineage or re.sub(r"[^a-z0-9]+", "-", Path(model).name.lower()).strip("-")[:63]
+    name = name or re.sub(r"[^a-z0-9]+", "-", Path(model).name.lower()).strip("-")[:63]
+    return _of_model(runs, model, name, suite_names, changes, recipe)
+
+
+def versions(lineage: Lineage, wanted: Sequence[int]) -> list[int]:
+    """The versions to score: those wanted, or all. Raises `ConfigError` for one that does not exist."""
+    last = len(lineage.records())
+    for t in wanted:
+        if not 0 <= t <= last:
+            raise ConfigError(f"lineage {lineage.name} has no θ_{t}: choose from 0 to {last}")
+    return sorted(set(wanted)) or list(range(last + 1))
+
+
+def _of_lineage(lineage: Lineage, suite_names: Sequence[str], changes: Sequence[Mapping[str, Any]]) -> Lineage:
+    """An existing lineage with these suites in its configuration."""
+    rejected = [section for change in changes for section in change if section not in _MAY_CHANGE]
+    if rejected:
+        raise ConfigError(
+            f"scoring cannot change {rejected[0]} of lineage {lineage.name}: set only {' and '.join(_MAY_CHANGE)}"
+        )
+    config = _with_suites(lineage.config, suite_names, changes)
+    # Their scores will be on the same leaderboard.
+    suites.check_names([*suites.benchmarks(lineage.config.evaluate), *suites.benchmarks(config.evaluate)])
+    return replace(lineage, config=config)
+
+
+def _of_model(
+    runs: Path,
+    model: str,
+    name: str,
+    suite_names: Sequence[str],
+    changes: Sequence[Mapping[str, Any]],
+    recipe: str,
+) -> Lineage:
+    """The lineage of a model, started if it does not exist."""
     root = lineage_folder(runs, name)
-    if (root / "lineage.json").exists():
-        game = find_lineage(runs, name)
-        if game.config.model.path != model:
-            raise ConfigError(f"the name {name} is taken by another model: give this one another with --lineage")
-        if any(root.rglob(identity.MANIFEST)):
-            return of_lineage(game, asked, changes)
+    if (root / CONFIGURATION).exists():
+        lineage = find_lineage(runs, name)
+        if lineage.config.model.path != model:
+            raise ConfigError(f"the name {name} is taken by another model: choose another with --lineage")
+        if _has_results(root):
+            return _of_lineage(lineage, suite_names, changes)
     path = {"model": {"path": model}}
-    # Without a recipe nobody says which prompts are held out.
+    # Without a recipe there are no held-out prompts.
     plain = {"recipe": "model", "evaluate": {"self_play": False}, **path}
-    config = with_suites(resolve(recipe, overrides=path) if recipe else validate(plain), asked, changes)
+    settings = resolve(recipe, overrides=path) if recipe else validate(plain)
+    config = _with_suites(settings, suite_names, changes)
     with lock.locked(root):
-        if not any(root.rglob(identity.MANIFEST)):  # an earlier try came to nothing, perhaps for its settings
-            (root / "lineage.json").unlink(missing_ok=True)
+        if not _has_results(root):
+            # An earlier attempt has failed, perhaps because of its settings, which are dropped.
+            (root / CONFIGURATION).unlink(missing_ok=True)
         return start_lineage(runs, name, config)
 
 
-def of_lineage(game: Lineage, asked: Sequence[str], changes: Sequence[Mapping[str, Any]]) -> Lineage:
-    """A lineage that is there, scoring what is asked for."""
-    refused = [name for change in changes for name in change if name not in OPEN]
-    if refused:
-        raise ConfigError(f"scoring cannot change {refused[0]} of lineage {game.name}: set {' and '.join(OPEN)} alone")
-    config = with_suites(game.config, asked, changes)
-    # They will stand on one leaderboard.
-    suites.check_names([*suites.benchmarks(game.config.evaluate), *suites.benchmarks(config.evaluate)])
-    return replace(game, config=config)
+def _has_results(root: Path) -> bool:
+    """Whether anything of a lineage is published."""
+    return any(root.rglob(identity.MANIFEST))
 
 
-def with_suites(config: RunConfig, asked: Sequence[str], changes: Sequence[Mapping[str, Any]]) -> RunConfig:
-    """The configuration, scoring what is asked for and nothing else. `ConfigError` if that is nothing."""
+def _with_suites(config: RunConfig, suite_names: Sequence[str], changes: Sequence[Mapping[str, Any]]) -> RunConfig:
+    """The configuration with these suites and nothing else to score. Raises `ConfigError` if that is nothing."""
     values = dump(config)
-    if asked:
-        named = [suite for suite in asked if suite != "self-play"]
-        only = {"suites": named, "self_play": "self-play" in asked, "lm_eval": {"tasks": []}}
-        values = merge(values, {"evaluate": only if "self-play" in asked else {**only, "exact": False}})
+    if suite_names:
+        benchmarks = [suite for suite in suite_names if suite != "self-play"]
+        self_play = "self-play" in suite_names
+        only = {"suites": benchmarks, "self_play": self_play, "lm_eval": {"tasks": []}}
+        values = merge(values, {"evaluate": only if self_play else {**only, "exact": False}})
     for change in changes:
         values = merge(values, change)
     config = validate(values)
-    known = suites.score_names(config.evaluate)
-    if not (config.evaluate.self_play or config.evaluate.exact or config.evaluate.suites or known):
-        raise ConfigError(
-            "nothing is to be scored: name a suite with --suite, as in --suite open-llm-leaderboard-quick"
-        )
-    if not config.evaluate.self_play and config.evaluate.main_metric in gate.SELF_PLAY:
-        first = config.evaluate.suites[0] if config.evaluate.suites else known[0]
-        config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"main_metric": first})})
+    evaluate, scores = config.evaluate, suites.score_names(config.evaluate)
+    if not (evaluate.self_play or evaluate.exact or evaluate.suites or scores):
+        raise ConfigError("no suite is named: name one with --suite, as in --suite open-llm-leaderboard-quick")
+    if not evaluate.self_play and evaluate.main_metric in gate.SELF_PLAY:
+        # The main score of the leaderboard has to be one that is made.
+        first = evaluate.suites[0] if evaluate.suites else scores[0]
+        config = config.model_copy(update={"evaluate": evaluate.model_copy(update={"main_metric": first})})
     suites.check(config)
     if config.generate.engine == "vllm" and suites.mt_bench_suites(config.evaluate):
         interpreter.required_python(config.generate.vllm)
     return config
-
-
-def versions(game: Lineage, wanted: Sequence[int]) -> list[int]:
-    """The versions to score: those wanted, or all. `ConfigError` for one that is not there."""
-    last = len(game.records())
-    for t in wanted:
-        if not 0 <= t <= last:
-            raise ConfigError(f"lineage {game.name} has no θ_{t}: choose from 0 to {last}")
-    return sorted(set(wanted)) or list(range(last + 1))

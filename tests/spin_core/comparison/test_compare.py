@@ -213,7 +213,7 @@ PREFERENCES = "controls.dpo.source.path={}"
         ),
         ([], 3, ["dpo"], ConfigError, r"dpo needs preference data, .*--set controls\.dpo\.source\.path="),
         ([PREFERENCES.format("/nowhere.jsonl")], 3, [], DataError, r"/nowhere\.jsonl"),
-        (["evaluate.main_metric=beauty"], 3, [], ConfigError, r"main_metric 'beauty' is no score"),
+        (["evaluate.main_metric=beauty"], 3, [], ConfigError, r"main_metric 'beauty' is not a score"),
     ],
 )
 def test_invalid_values_are_rejected_before_anything_is_written(tmp_path, sets, seeds, methods, kind, message):

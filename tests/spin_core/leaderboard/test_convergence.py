@@ -50,9 +50,9 @@ def test_patience_of_0_never_looks(tmp_path):
 def test_small_gains_add_up(tmp_path):
     """Each version is within chance of the one before it; the last is not within chance of the first of them."""
     game = played(tmp_path, 0.0, 0.12, 0.24)
-    single = [convergence.gained(game, game.reports(t + 1), game.reports(t)) for t in (1, 2)]
+    single = [convergence.is_better(game, game.reports(t + 1), game.reports(t)) for t in (1, 2)]
     assert single == [False, False]
-    assert convergence.gained(game, game.reports(3), game.reports(1))
+    assert convergence.is_better(game, game.reports(3), game.reports(1))
     assert convergence.reason(game) is None
 
 

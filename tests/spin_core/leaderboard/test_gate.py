@@ -195,15 +195,15 @@ def test_an_open_gate_says_what_it_let_pass(tmp_path):
     [
         (
             ["evaluate.main_metric=elo"],
-            "evaluate.main_metric 'elo' is no score that every version will have, better or worse: choose",
+            "evaluate.main_metric 'elo' is not a score that every version has, better or worse: choose",
         ),
         (
             ["gate.metric=elo"],
-            "gate.metric 'elo' is no score that every version will have, better or worse: choose one of heldout_nll,",
+            "gate.metric 'elo' is not a score that every version has, better or worse: choose one of heldout_nll,",
         ),
-        (["gate.metric=real_tokens"], "gate.metric 'real_tokens' is no score that every version will have, better or"),
-        (["gate.metric=reward_accuracy"], "gate.metric 'reward_accuracy' is no score that every version will have"),
-        (["gate.metric=big-bench", "evaluate.suites=[instruct]"], "gate.metric 'big-bench' is no score that every"),
+        (["gate.metric=real_tokens"], "gate.metric 'real_tokens' is not a score that every version has, better or"),
+        (["gate.metric=reward_accuracy"], "gate.metric 'reward_accuracy' is not a score that every version has"),
+        (["gate.metric=big-bench", "evaluate.suites=[instruct]"], "gate.metric 'big-bench' is not a score that every"),
     ],
 )
 def test_a_metric_that_nobody_measures_is_refused_before_any_compute(sets, says):
@@ -223,6 +223,6 @@ def test_a_run_whose_gate_would_see_nothing_is_refused_before_its_lineage_is_beg
     done = CliRunner().invoke(main, ["run", "demo", "--set", "gate.metric=elo", "--runs", str(tmp_path)])
     assert done.exit_code == 2
     assert done.stderr.startswith(
-        "error  gate.metric 'elo' is no score that every version will have, better or worse: choose one of "
+        "error  gate.metric 'elo' is not a score that every version has, better or worse: choose one of "
     )
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ from small_game import version_of
 from spin_core.config.generate import GenerateConfig
 from spin_core.config.run import RunConfig
 from spin_core.inference.worker import plan_shards
-from spin_core.leaderboard.opponents import answerers, descent
+from spin_core.leaderboard.opponents import ancestors, answerers
 from spin_core.store.records import EvalReport, ModelVersion, Score
 from spin_core.training.losses import spin_losses
 
@@ -45,7 +45,7 @@ def test_the_opponent_answers_alone_unless_another_is_asked_for(versions):
 
 
 def test_a_mixture_is_of_the_versions_that_the_opponent_came_from(versions):
-    assert descent(versions[3], versions) == (versions[3], versions[1], versions[0])
+    assert ancestors(versions[3], versions) == (versions[3], versions[1], versions[0])
     assert answerers(game(kind="mixture", history=2), versions[3], versions, {}) == (versions[3], versions[1])
     assert answerers(game(kind="mixture", history=9), versions[2], versions, {}) == tuple(
         versions[t] for t in (2, 1, 0)

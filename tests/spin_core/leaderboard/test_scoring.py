@@ -46,9 +46,9 @@ def test_self_play_is_a_suite_to_name_and_single_tasks_are_a_setting(game):
     ("asked", "changes", "more", "message"),
     [
         (["beauty"], [], {}, r"evaluate\.suites cannot be 'beauty'"),
-        ([QUICK], [{"train": {"beta": 1.0}}], {}, "cannot change train of lineage tale: set evaluate and gen"),
+        ([QUICK], [{"train": {"beta": 1.0}}], {}, "cannot change train of lineage tale: set only evaluate and gen"),
         ([QUICK], [], {"recipe": "demo"}, "tale is a lineage, which has its recipe and its name: leave out --recipe"),
-        ([], [{"evaluate": {"self_play": False, "exact": False}}], {}, "nothing is to be scored: name a suite"),
+        ([], [{"evaluate": {"self_play": False, "exact": False}}], {}, "no suite is named: name one"),
         (["big-bench"], [{"evaluate": {"lm_eval": {"tasks": ["openbookqa"]}}}], {}, "both score openbookqa, in diff"),
     ],
 )  # fmt: skip
@@ -107,17 +107,15 @@ def test_a_first_try_that_came_to_nothing_may_be_repeated_with_other_settings(tm
 
 
 def test_a_model_under_a_recipe_has_its_prompts_and_may_be_asked_about_them(tmp_path, model):
-    game = prepare(tmp_path, str(model), ["self-play"], recipe="tinystories", lineage="mine")
+    game = prepare(tmp_path, str(model), ["self-play"], recipe="tinystories", name="mine")
     assert (game.name, game.config.recipe, game.config.model.path) == ("mine", "tinystories", str(model))
     assert game.config.evaluate.self_play
     assert game.config.evaluate.lm_eval.tasks == ()
 
 
 def test_a_name_that_another_model_bears_is_refused(tmp_path, model):
-    prepare(tmp_path, str(model), [QUICK], lineage="mine")
+    prepare(tmp_path, str(model), [QUICK], name="mine")
     other = tmp_path / "other"
     other.mkdir()
-    with pytest.raises(
-        ConfigError, match="the name mine is taken by another model: give this one another with --lineage"
-    ):
-        prepare(tmp_path, str(other), [QUICK], lineage="mine")
+    with pytest.raises(ConfigError, match="the name mine is taken by another model: choose another with --lineage"):
+        prepare(tmp_path, str(other), [QUICK], name="mine")

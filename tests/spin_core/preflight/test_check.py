@@ -234,7 +234,10 @@ def test_a_schedule_that_is_too_long_is_a_warning(configured, tmp_path):
         (["prompts.max_prompt_tokens=1020"], "context: prompts of 1020 tokens and responses of 24 exceed"),
         (["chat.template=tokenizer"], "tokenizer: the tokenizer has no chat template"),
         (["model.pad_token=<none>"], "tokenizer: model.pad_token '<none>' is not in the tokenizer's vocabulary"),
-        (["evaluate.main_metric=reward_margin"], "config: evaluate.main_metric 'reward_margin' is no score that every"),
+        (
+            ["evaluate.main_metric=reward_margin"],
+            "config: evaluate.main_metric 'reward_margin' is not a score",
+        ),
         (["evaluate.exact=true"], "config: evaluate.exact needs data whose distribution is known"),
         (["evaluate.self_play=false"], "set evaluate.self_play, or name evaluate.lm_eval.tasks"),
         (["evaluate.lm_eval={tasks: [arc_easy], local_data: /nowhere}"], "benchmarks: evaluate.lm_eval.local_data"),

@@ -21,8 +21,8 @@ from spin_core.store import lock
 from spin_core.store.files import write_json
 
 REJECTED = {
-    "metric": (["evaluate.main_metric=reward_margin"], "evaluate.main_metric 'reward_margin' is no score"),
-    "gate": (["gate.metric=mmlu"], "gate.metric 'mmlu' is no score that every version will have"),
+    "metric": (["evaluate.main_metric=reward_margin"], "evaluate.main_metric 'reward_margin' is not a score"),
+    "gate": (["gate.metric=mmlu"], "gate.metric 'mmlu' is not a score that every version has"),
     "exact": (["prompts.source.path=mine.jsonl"], "evaluate.exact needs data whose distribution is known"),
     "engine": (["generate.engine=vllm", "generate.vllm.python=/no/such"], "generate.engine"),
     "suites": (
