@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,12 @@ MOMENTS = (
     "iter_01/.train.partial",  # within training
     "iter_01/train/manifest.json",  # without its server, and asked to end: it waits for nobody
 )
+
+
+@pytest.fixture(scope="module")
+def served(finished: Any, server_url: str) -> Any:
+    """The player of the finished lineage, with a server that is up: its commands start none of their own."""
+    return replace(finished, api=server_url)
 
 
 def test_a_run_publishes_every_phase_of_every_iteration(finished):
@@ -46,10 +54,10 @@ def test_the_leaderboard_holds_every_version_and_the_controls(finished):
     assert json.loads(finished.spin("leaderboard", "whole", "--json").stdout) == board
 
 
-def test_a_second_run_reuses_every_phase_and_changes_nothing(finished):
+def test_a_second_run_reuses_every_phase_and_changes_nothing(finished, served):
     before = finished.digests("whole")
     stamps = finished.stamps("whole")
-    out = finished.spin(*finished.arguments("whole")).stdout
+    out = served.spin(*finished.arguments("whole")).stdout
     assert not [line for line in out.splitlines() if line.startswith("done")]
     tasks = [name for name in before if not name.endswith("/model")]  # weights are published by their training
     assert sum(line.startswith("reused") for line in out.splitlines()) == len(tasks) + len(("init", "train"))
@@ -69,13 +77,15 @@ def test_another_configuration_is_refused_before_any_compute(finished):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_run_killed_again_and_again_repeats_no_finished_phase_and_ends_with_the_same_digests(finished):
+def test_a_run_killed_again_and_again_repeats_no_finished_phase_and_ends_with_the_same_digests(finished, served):
     root = finished.runs / "killed"
     for moment in MOMENTS:
         before = finished.stamps("killed")
+        # The last two starts have a server of their own. The first of these ends with its run, since the second starts.
+        player = served if moment in MOMENTS[:2] else finished
         process = subprocess.Popen(
-            finished.play("killed"),
-            env=finished.environment(),
+            player.play("killed"),
+            env=player.environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -86,7 +96,7 @@ def test_a_run_killed_again_and_again_repeats_no_finished_phase_and_ends_with_th
             assert time.monotonic() < deadline
             time.sleep(0.01)
         if moment == MOMENTS[0]:
-            refused = finished.spin(*finished.arguments("killed"), check=False)
+            refused = served.spin(*finished.arguments("killed"), check=False)
             assert refused.returncode == 2
             assert f"in use by process {process.pid} " in refused.stderr
         if moment == MOMENTS[-1]:
@@ -99,7 +109,7 @@ def test_a_run_killed_again_and_again_repeats_no_finished_phase_and_ends_with_th
             process.communicate()
         assert before.items() <= finished.stamps("killed").items()
     before = finished.stamps("killed")
-    finished.spin(*finished.arguments("killed"))
+    served.spin(*finished.arguments("killed"), one_process=True)  # as `whole` was: only kills need processes
     assert before.items() <= finished.stamps("killed").items()
     assert finished.digests("killed") == finished.digests("whole")
 
@@ -119,13 +129,15 @@ def test_the_sft_model_is_shared_by_lineages(finished):
     ]
 
 
-def test_a_lineage_that_a_run_has_pushed_is_pulled_elsewhere_and_reused_there(finished, player_in, tmp_path):
+def test_a_lineage_that_a_run_has_pushed_is_pulled_elsewhere_and_reused_there(
+    finished, served, player_in, server_url, tmp_path
+):
     copy = f"--set=push.url=file://{tmp_path}/copy"
-    out = finished.spin(*finished.arguments("whole", copy, "--set=metrics.sinks=[tensorboard]")).stdout
+    out = served.spin(*finished.arguments("whole", copy, "--set=metrics.sinks=[tensorboard]")).stdout
     assert {line.split()[1] for line in out.splitlines() if line.startswith("done")} == {"push"}
     told = last_events(finished.runs / "whole" / "metrics" / "tensorboard")
     assert told == Last(step=STEPS, version=2)
-    elsewhere = player_in(tmp_path / "elsewhere")
+    elsewhere = player_in(tmp_path / "elsewhere", server_url)
     elsewhere.spin("pull", "whole", f"file://{tmp_path}/copy")
     assert elsewhere.digests("whole") == finished.digests("whole")
     out = elsewhere.spin(*elsewhere.arguments("whole", copy)).stdout

@@ -66,6 +66,7 @@ def claims_of(job) -> Shards:
     return Shards(phase.scratch_of(job.output), work_folder(job), 20)
 
 
+@pytest.mark.slow
 def test_three_workers_of_which_one_is_killed_make_the_same_as_one(tmp_path, tiny_model, many, alone):
     job = generate_job(tmp_path / "generations", tiny_model, many, **SETTINGS)
     helper, victim = (start_joining(job, tmp_path, name) for name in ("helper", "victim"))
@@ -84,6 +85,7 @@ def test_three_workers_of_which_one_is_killed_make_the_same_as_one(tmp_path, tin
     assert artifacts.verify(record.path) == []
 
 
+@pytest.mark.slow
 def test_the_phase_starts_its_own_workers_and_leaves_none_behind(tmp_path, tiny_model, many, alone):
     job = generate_job(tmp_path / "generations", tiny_model, many, speed={"workers": 2}, **SETTINGS)
     assert job.config.speed.workers == 2
@@ -107,6 +109,7 @@ def without_speed(job):
     return job.model_copy(update={"config": job.config.model_copy(update={"speed": type(job.config.speed)()})})
 
 
+@pytest.mark.slow
 def test_a_run_without_its_own_worker_waits_for_others(tmp_path, tiny_model, many, alone):
     job = generate_job(tmp_path / "generations", tiny_model, many, speed={"workers": 0}, **SETTINGS)
     worker = start_joining(job, tmp_path, "worker")
