@@ -12,8 +12,8 @@ from spin_core.config.resolve import resolve
 from spin_core.errors import ConfigError
 from spin_core.evaluation import suites
 from spin_core.evaluation.hub import is_hub_reachable
-from spin_core.preflight.check import look_at_benchmarks
-from spin_core.preflight.findings import Looks
+from spin_core.preflight.evaluation import inspect_benchmarks
+from spin_core.preflight.findings import Inspection
 
 COUNTED = {
     "key": 1,
@@ -59,9 +59,9 @@ def test_local_rows_of_ifeval_need_the_data_only_if_one_counts_sentences(tmp_pat
 
 
 def test_spin_check_says_that_the_hubs_rows_are_unreachable(tmp_path):
-    looks = Looks()
-    looks.at("benchmarks", look_at_benchmarks, asking(tasks=["arc_easy"]), tmp_path)
-    ((level, text),) = [(one.level, one.text) for one in looks.findings]
+    inspection = Inspection()
+    inspection.run("benchmarks", inspect_benchmarks, asking(tasks=["arc_easy"]), tmp_path)
+    ((level, text),) = [(one.level, one.text) for one in inspection.findings]
     assert level == "wrong"
     assert text.startswith("the rows of arc_easy did not come from the hub (")
     assert text.endswith("connect to it, or set evaluate.lm_eval.local_data to a folder with the rows")

@@ -31,8 +31,8 @@ from spin_core.errors import ConfigError, DataError
 from spin_core.evaluation.mt_bench.judge_prompts import OWN_PROMPTS
 from spin_core.lineage import suite_jobs
 from spin_core.lineage.lineage import Lineage
-from spin_core.preflight.check import look_at_judge
-from spin_core.preflight.findings import Looks
+from spin_core.preflight.evaluation import inspect_judge
+from spin_core.preflight.findings import Inspection
 from spin_core.store import artifacts
 from spin_core.store.evaluation_jobs import MtBenchJob
 from spin_core.store.records import EvalReport
@@ -207,9 +207,9 @@ def configured(url, data, *settings, suites_=("mt-bench",)):
 
 def test_spin_check_checks_the_judge(data, monkeypatch):
     def look(config):
-        looks = Looks()
-        looks.at("judge", look_at_judge, config)
-        return [(finding.level, finding.text) for finding in looks.findings]
+        inspection = Inspection()
+        inspection.run("judge", inspect_judge, config)
+        return [(finding.level, finding.text) for finding in inspection.findings]
 
     with serving() as endpoint:
         ((level, text),) = look(configured(endpoint.url, data))

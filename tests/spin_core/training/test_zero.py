@@ -26,8 +26,8 @@ from spin_core.config.run import RunConfig
 from spin_core.config.train import LoraConfig, SpeedConfig, TrainConfig
 from spin_core.errors import ConfigError, PhaseCrashed, Stopped
 from spin_core.models.loading import load_model
-from spin_core.preflight.check import look_at_ranks
-from spin_core.preflight.findings import Looks
+from spin_core.preflight.findings import Inspection
+from spin_core.preflight.settings import inspect_ranks
 from spin_core.runtime import launch, torchrun
 from spin_core.runtime.launch import run_phase
 from spin_core.store import artifacts
@@ -318,10 +318,10 @@ def game_config(**speed) -> TrainConfig:
 
 def test_the_check_reports_ranks_before_anything_is_computed(tmp_path):
     def findings(**train) -> list[str]:
-        looks = Looks()
+        inspection = Inspection()
         config = RunConfig(recipe="none", model=CPU, train={"batch_size": 2, **train})
-        looks.at("config", look_at_ranks, config)
-        return [finding.text for finding in looks.findings]
+        inspection.run("config", inspect_ranks, config)
+        return [finding.text for finding in inspection.findings]
 
     assert findings() == []
     assert findings(speed={"ranks": 2}) == ["trains on 2 ranks on 1 node, ZeRO stage 2"]
