@@ -26,7 +26,7 @@ PLAIN = {**COUNTED, "instruction_id_list": ["punctuation:no_comma"]}
 
 @pytest.fixture(autouse=True)
 def nltk_data(tmp_path, monkeypatch):
-    """The only folder in which NLTK looks for data; it is empty."""
+    """The only folder in which NLTK inspection for data; it is empty."""
     folder = tmp_path / "nltk_data"
     folder.mkdir()
     monkeypatch.setattr(nltk.data, "path", [str(folder)])
