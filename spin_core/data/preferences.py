@@ -143,7 +143,7 @@ def build_pairs(
                 kept.append(_pair_of(chosen, rejected))
             else:
                 drops[reason] += 1
-        progress.tell(min(first + BATCH, len(items)))
+        progress.report(min(first + BATCH, len(items)))
     return kept, drops
 
 

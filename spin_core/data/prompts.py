@@ -101,7 +101,7 @@ def load_examples(
                 examples.append(example)
             else:
                 drops[reason] += 1
-        progress.tell(min(first + BATCH, len(items)))
+        progress.report(min(first + BATCH, len(items)))
     if not examples:
         raise no_prompt_left(name, drops)
     log.info("%s: kept %d of %d rows%s", name, len(examples), len(examples) + drops.total(), list_drops(drops))

@@ -138,7 +138,7 @@ def answer_prompts(player: Player, held_out: pa.Table, progress: Progress) -> pa
     # The model is loaded anyway, to score both sides, so the engine that shares it is used.
     engine = TransformersEngine.from_config(player.model, player.tokenizer, player.stop_ids, job.generate, job.player.t)
     requests = requests_for(ids, prompt_ids, job.seed, "held out")
-    sampled = answer_requests(engine, requests, lambda rows, _tokens: progress.tell(rows))
+    sampled = answer_requests(engine, requests, lambda rows, _tokens: progress.report(rows))
     generated_ids = [answer.response_ids for answer in sampled]
     columns = {
         "id": ids,

@@ -65,7 +65,7 @@ def _score_tasks(
     reports, saved_seconds = {}, 0.0
 
     def show(tasks_done: int, share: float) -> None:
-        progress.tell(round(tasks_done + share, 2))
+        progress.report(round(tasks_done + share, 2))
 
     for number, (task, single) in enumerate(pairs):
         request = task_scores.identity(job, task, single.name, single.rows_digest, templated=templated)

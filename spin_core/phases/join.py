@@ -41,7 +41,7 @@ def main() -> None:
             if wait_until_begun(job, progress.check):
                 GenerationWorker(job, phase.scratch_of(job.output), progress).run()
     except SpinError as error:
-        phase.end(error, progress, Ranks())
+        phase.exit_with(error, progress, Ranks())
 
 
 def wait_until_begun(job: GenerateJob, check_stop: Callable[[], None]) -> bool:

@@ -39,7 +39,7 @@ def run(job: PairsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
         reasons = list(reasons_to_drop(pairs, job.config, seen, batch.answers))
         drops.update(reason for reason in reasons if reason is not None)
         kept.append(pairs.filter(pa.array([reason is None for reason in reasons])))
-        progress.tell(rows_in * number // len(batches))
+        progress.report(rows_in * number // len(batches))
     table = pa.concat_tables(kept)
     if not len(table):
         raise nothing_left("pair", drops, CURES)

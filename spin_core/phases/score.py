@@ -55,7 +55,7 @@ def run(job: ScoreJob, scratch: Path, progress: Progress) -> dict[str, Any]:
         digest: _score_all(job, version, prompt_ids, response_ids, blocks, progress, number)
         for number, (digest, version) in enumerate(versions.items())
     }
-    if not ranks.here().first:  # the first rank has all scores, and writes
+    if not ranks.current().first:  # the first rank has all scores, and writes
         return {}
     columns: dict[str, npt.NDArray[np.float32]] = {}
     for name, version in models.items():
@@ -108,7 +108,7 @@ def _score_all(
     Args:
         number: How many models were scored before this one.
     """
-    world, total = ranks.here(), len(prompt_ids)
+    world, total = ranks.current(), len(prompt_ids)
     saved = _saved_blocks(blocks, number) if world.first else []
     done = int(world.total(sum(map(len, saved)) if world.first else 0))
     logps: ResponseLogps | None = None

@@ -37,7 +37,7 @@ def run(job: TrainJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     items, held = held_out.split(data, job.config.held_out, job.held_out_seed)
     order = DataOrder(items, job.config.batch_size, job.seed)
     total = steps_planned(job, data.sequences, data.sides, order)
-    world = ranks.here()
+    world = ranks.current()
     version = artifacts.reusable(job.weights, identity_of(job), ModelVersion) if world.first else None
     if not world.any(version is not None and is_complete(job, scratch, total)):
         stepper, adapter = train(job, data, order, held, total, scratch, progress)

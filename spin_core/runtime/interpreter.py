@@ -1,4 +1,4 @@
-"""Which engine answers, and which interpreter runs it. Light to import: no engine is loaded here."""
+"""Which engine runs a model, and which interpreter runs the engine. Light to import: no engine is loaded here."""
 
 import os
 import sys
@@ -10,8 +10,8 @@ from spin_core.errors import ConfigError
 from spin_core.store import artifacts
 from spin_core.store.job_types import JOB_TYPES
 
-VENV = ".venv-vllm"
-"""vLLM's virtual environment, beside ours."""
+_VENV = ".venv-vllm"
+"""vLLM's virtual environment, next to Spin's own."""
 
 GPUS_ELSEWHERE = (
     "generate.engine=auto sees no GPU on this machine and does not look at those of generate.speed.ray: set it to vllm "
@@ -19,31 +19,11 @@ GPUS_ELSEWHERE = (
 )
 
 
-def vllm_python(config: VllmConfig) -> Path:
-    """The interpreter of vLLM's environment, whether it is there or not."""
-    return Path(config.python or Path(sys.prefix).parent / VENV / "bin" / "python").expanduser().absolute()
-
-
-def required_python(config: VllmConfig, setting: str = "generate.engine") -> Path:
-    """The interpreter of vLLM's environment. `ConfigError` if there is none; `setting` is what asks for it."""
-    python = vllm_python(config)
-    if not os.access(python, os.X_OK):
-        raise ConfigError(
-            f"vLLM's environment is missing ({python} is no interpreter): run `make vllm`, name another in "
-            f"generate.vllm.python, or set {setting} to transformers"
-        )
-    return python
-
-
-def sees_gpu() -> bool:
-    """Whether this machine has a GPU that a process started here would see."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1") and any(Path("/dev").glob("nvidia[0-9]*"))
-
-
 def chosen(config: GenerateConfig, model: ModelConfig, output: Path | None = None) -> str:
-    """`transformers` or `vllm`: what `auto` comes to here and now.
+    """The engine to use here and now: `transformers` or `vllm`.
 
-    What is published in `output` was answered by one of the two, and stays what it is wherever the run goes on.
+    If `output` is published already, its engine is kept, so that a run may continue on a machine where `auto` would
+    choose the other one.
     """
     if config.engine != "auto":
         return config.engine
@@ -55,17 +35,46 @@ def chosen(config: GenerateConfig, model: ModelConfig, output: Path | None = Non
     return "vllm" if ready else "transformers"
 
 
-def gpus_elsewhere(config: GenerateConfig, model: ModelConfig) -> bool:
-    """Whether `auto` saw no GPU, and workers on a Ray cluster have some."""
-    ray = config.speed.ray
-    return config.engine == "auto" and model.device != "cpu" and not sees_gpu() and ray is not None and ray.gpus > 0
-
-
 def reason(config: GenerateConfig, model: ModelConfig) -> str:
-    """Why that engine, for people."""
+    """Why `chosen` chooses its engine, for people."""
     if config.engine != "auto":
         return "as generate.engine says"
     if model.device == "cpu" or not sees_gpu():
         return GPUS_ELSEWHERE if gpus_elsewhere(config, model) else "there is no GPU to use"
     python = vllm_python(config.vllm)
     return "a GPU is there" if os.access(python, os.X_OK) else f"{python} is missing, make vllm installs it"
+
+
+def gpus_elsewhere(config: GenerateConfig, model: ModelConfig) -> bool:
+    """Whether `auto` sees no GPU here while workers on a Ray cluster have some."""
+    ray = config.speed.ray
+    return config.engine == "auto" and model.device != "cpu" and not sees_gpu() and ray is not None and ray.gpus > 0
+
+
+def sees_gpu() -> bool:
+    """Whether this machine has a GPU that a process started here would see."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1") and any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def vllm_python(config: VllmConfig) -> Path:
+    """The interpreter of vLLM's environment. It may not exist."""
+    return Path(config.python or Path(sys.prefix).parent / _VENV / "bin" / "python").expanduser().absolute()
+
+
+def required_python(config: VllmConfig, setting: str = "generate.engine") -> Path:
+    """The interpreter of vLLM's environment.
+
+    Args:
+        config: The settings of vLLM.
+        setting: The setting that chose vLLM, for the message.
+
+    Raises:
+        ConfigError: There is no such interpreter.
+    """
+    python = vllm_python(config)
+    if not os.access(python, os.X_OK):
+        raise ConfigError(
+            f"vLLM's environment is missing ({python} is not an interpreter): run `make vllm`, name another in "
+            f"generate.vllm.python, or set {setting} to transformers"
+        )
+    return python

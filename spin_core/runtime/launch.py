@@ -1,7 +1,8 @@
-"""Starting phases: the only place where command lines are built, but for torchrun's (`torchrun.py`).
+"""Start phases as processes and return their records.
 
-A phase runs in a process group of its own that ends with the one that started it, whichever way that ends. A training
-or a scoring of several ranks is such a phase, which becomes torchrun and starts a process for each rank.
+The command lines of phases are built here alone, except torchrun's (`torchrun.py`). A phase runs in its own process
+group, which ends when the process that started it ends, however that happens. A training or scoring with several ranks
+is started in the same way: its process becomes torchrun and starts the ranks.
 """
 
 import contextlib
@@ -11,9 +12,9 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from spin_core import errors
 from spin_core.config.generate import VllmConfig
@@ -32,42 +33,8 @@ R = TypeVar("R", bound=Artifact)
 Listener = Callable[[Mapping[str, Any]], None]
 """Called with each progress message: `{"done", "total", "unit", "metrics"}`."""
 
-
-def command(job_file: Path, phase: str) -> list[str]:
-    """The command line of a phase."""
-    return [_interpreter(job_file, phase), "-m", f"spin_core.phases.{phase}", str(job_file)]
-
-
-def _interpreter(job_file: Path, phase: str) -> str:
-    """The interpreter of a phase: this one, or that of vLLM's virtual environment if vLLM runs the model."""
-    kind = (
-        GenerateJob if phase == "join" else JOB_TYPES.get(phase)
-    )  # `join` takes the job file of the generation it joins
-    if kind is None or not kind.engine_in:
-        return sys.executable
-    config = json.loads(job_file.read_text("utf-8"))[kind.engine_in]
-    if config["engine"] != "vllm":
-        return sys.executable
-    return str(required_python(VllmConfig.model_validate(config["vllm"]), kind.engine_setting))
-
-
-def job_path(job: Job) -> Path:
-    """Where the job file of an output lies: `iter_01/jobs/train.json` for `iter_01/train`."""
-    return job.output.parent / "jobs" / f"{job.output.name}.json"
-
-
-def write_job(job: Job) -> Path:
-    """Write the job file."""
-    path = job_path(job)
-    with files.storage_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, job.model_dump(mode="json"))
-    return path
-
-
-def finished(job: Job, kind: type[R]) -> R | None:
-    """The record of a job that is done already; None if it is not."""
-    return artifacts.reusable(job.output, identity_of(job), kind)
+_TAIL_LINES = 20
+"""How many of the last lines of a phase's log an error message contains."""
 
 
 def run_phase(
@@ -76,49 +43,94 @@ def run_phase(
     on_progress: Listener = lambda _: None,
     on_log: Callable[[str], None] = lambda _: None,
 ) -> R:
-    """Run one phase in a process of its own and return its record.
+    """Run the phase of a job in a process of its own and return its record.
 
-    Raises the `SpinError` that the phase raised, or `errors.PhaseCrashed`. Whatever ends this call, the phase's process
-    group has ended when it returns.
+    The phase's process group has ended when this call returns, even by an exception.
+
+    Args:
+        job: What to do.
+        kind: The class of its record.
+        on_progress: Called with each progress message.
+        on_log: Called with each line of the log, from another thread.
+
+    Raises:
+        SpinError: The error that the phase raised.
+        PhaseCrashed: The phase ended in any other way.
     """
     path, grace = write_job(job), grace_of(job)
     end_leftover(path)
-    tail: deque[str] = deque(maxlen=20)
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
     last: dict[str, Any] = {}
-    with started(job.phase, path, grace) as process:
+    with _started(job.phase, path, grace) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        reader = threading.Thread(target=read_log, args=(process.stderr, tail, on_log), daemon=True)
+        reader = threading.Thread(target=_read_log, args=(process.stderr, tail, on_log), daemon=True)
         reader.start()
         for line in process.stdout:
-            message = parse(line)
+            message = parse_message(line)
             if "done" in message:
                 warm.prepare()
                 on_progress(message)
-            elif "error" not in last:  # the first rank's error to be told is the cause of the others'
+            elif "error" not in last:  # of several ranks' errors the first is the cause of the others
                 last = message
         status = process.wait()
-        end_group(process, grace)  # children that it left behind would hold its log open
+        # Children that the phase left behind would hold its log open, and the reader would wait for them.
+        end_group(process, grace)
         reader.join()
     if status == 0 and "record" in last:
         return kind.model_validate(last["record"])
     if "error" in last:
         error: type[errors.SpinError] = getattr(errors, last["error"], errors.SpinError)
         raise error(last["message"])
-    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-    starved = status == -signal.SIGKILL or any("OutOfMemoryError" in line for line in tail)
-    cure = f" {job.less_memory}, and the same lineage goes on" if job.less_memory else ""
-    hint = f" (out of memory?{cure})" if starved else ""
-    raise errors.PhaseCrashed(
-        f"phase {job.phase} {how}{hint}; run it alone with: {' '.join(command(path, job.phase))}\n" + "\n".join(tail)
-    )
+    raise errors.PhaseCrashed(_crash_message(job, path, status, tail))
+
+
+def finished(job: Job, kind: type[R]) -> R | None:
+    """The record of a job that is already done; None if it is not."""
+    return artifacts.reusable(job.output, identity_of(job), kind)
+
+
+def job_path(job: Job) -> Path:
+    """The path of a job's file: `iter_01/jobs/train.json` for the output `iter_01/train`."""
+    return job.output.parent / "jobs" / f"{job.output.name}.json"
+
+
+def write_job(job: Job) -> Path:
+    """Write the job's file and return its path."""
+    path = job_path(job)
+    with files.storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(path, job.model_dump(mode="json"))
+    return path
+
+
+def command(job_file: Path, phase: str) -> list[str]:
+    """The command line that runs a module of `spin_core.phases` on a job file.
+
+    Raises:
+        ConfigError: The phase needs vLLM's environment, which is not installed.
+    """
+    return [_interpreter(job_file, phase), "-m", f"spin_core.phases.{phase}", str(job_file)]
+
+
+def _interpreter(job_file: Path, phase: str) -> str:
+    """The interpreter of a phase: this one, or that of vLLM's virtual environment if vLLM runs the model."""
+    # `join` is not a phase with jobs of its own: it takes the job file of the generation that it joins.
+    kind = GenerateJob if phase == "join" else JOB_TYPES.get(phase)
+    if kind is None or not kind.engine_in:
+        return sys.executable
+    config = json.loads(job_file.read_text("utf-8"))[kind.engine_in]
+    if config["engine"] != "vllm":
+        return sys.executable
+    return str(required_python(VllmConfig.model_validate(config["vllm"]), kind.engine_setting))
 
 
 @contextlib.contextmanager
-def started(phase: str, job_file: Path, grace: float) -> Iterator[subprocess.Popen[str]]:
-    """The process of a phase, in a group of its own, which is ended on the way out."""
-    words = command(job_file, phase)
-    process = (words[0] == sys.executable and warm.take(phase, job_file)) or spawn(words, stdin=subprocess.DEVNULL)
+def _started(phase: str, job_file: Path, grace: float) -> Iterator[subprocess.Popen[str]]:
+    """The process of a phase, in a group of its own, which is ended when the context ends."""
+    arguments = command(job_file, phase)
+    ready = warm.take(phase, job_file) if arguments[0] == sys.executable else None
+    process = ready or spawn(arguments, stdin=subprocess.DEVNULL)
     pid_file = job_file.with_suffix(".pid")
     with process, guard(process.pid):
         try:
@@ -130,8 +142,8 @@ def started(phase: str, job_file: Path, grace: float) -> Iterator[subprocess.Pop
             pid_file.unlink(missing_ok=True)
 
 
-def read_log(stream: Any, tail: deque[str], on_log: Callable[[str], None]) -> None:
-    """Pass each line of a phase's log on, and keep the last ones."""
+def _read_log(stream: TextIO, tail: deque[str], on_log: Callable[[str], None]) -> None:
+    """Pass on each line of a phase's log, and keep the last ones."""
     for line in stream:
         text = line.rstrip()
         if text:
@@ -139,10 +151,21 @@ def read_log(stream: Any, tail: deque[str], on_log: Callable[[str], None]) -> No
             on_log(text)
 
 
-def parse(line: str) -> dict[str, Any]:
-    """A message of the protocol; anything else that came on stdout is nothing."""
+def parse_message(line: str) -> dict[str, Any]:
+    """The message in a line of a phase's output; empty if the line is anything else, printed by a library."""
     try:
         message = json.loads(line)
     except json.JSONDecodeError:
         return {}
     return message if isinstance(message, dict) else {}
+
+
+def _crash_message(job: Job, path: Path, status: int, tail: Sequence[str]) -> str:
+    """How a phase ended that reported neither a record nor an error, what may help, and the end of its log."""
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    # The kernel kills a process that takes too much memory; torch raises an error of this name on a GPU.
+    out_of_memory = status == -signal.SIGKILL or any("OutOfMemoryError" in line for line in tail)
+    cure = f" {job.less_memory}, and the same lineage goes on" if job.less_memory else ""
+    hint = f" (out of memory?{cure})" if out_of_memory else ""
+    again = " ".join(command(path, job.phase))
+    return f"phase {job.phase} {how}{hint}; run it alone with: {again}\n" + "\n".join(tail)

@@ -1,11 +1,11 @@
-"""The frame around every phase: `python -m spin_core.phases.<phase> job.json`.
+"""What every phase does around its own work: `python -m spin_core.phases.<phase> job.json`.
 
-Reads the job, reuses what is built, keeps unfinished work of the same job, publishes, and reports: progress as one
-JSON object a line on stdout, logs on stderr. Exit status: 0 done, 2 the user's input is wrong, 75 try again,
-143 stopped by SIGTERM with everything finished so far saved; anything else is a crash.
+`main` reads the job, returns a result that exists, keeps unfinished work of the same job, publishes, and reports:
+progress as one JSON object a line on stdout, logs on stderr. Exit status: 0 done, 2 the user's input is wrong, 75 try
+again, 143 stopped by SIGTERM with everything finished so far saved; anything else is a crash.
 
-A training of several ranks is one such process too: it starts the ranks, each of which comes here again, and ends as
-they do. The first rank reuses, publishes and reports; the others only take part, and report what ends them.
+A job with several ranks is one such process too: it becomes torchrun and starts the ranks, each of which calls `main`
+again. The first rank reuses, publishes and reports; the others only compute, and report the error that ends them.
 """
 
 import logging
@@ -36,54 +36,57 @@ J = TypeVar("J", bound=Job)
 
 
 def main(job_type: type[J], record_type: type[R], run: Callable[[J, Path, Progress], dict[str, Any]]) -> None:
-    """Run one phase from its command line.
+    """Run one phase from its command line, and exit.
 
-    `run(job, scratch, progress)` writes its files into `scratch`, which keeps what an earlier attempt at the same
-    job left there, and returns the record's fields but for path and digest.
+    Args:
+        job_type: The class of the phase's jobs.
+        record_type: The class of its records.
+        run: Does the work: `run(job, scratch, progress)` writes its files into the folder `scratch`, which keeps what
+            an earlier attempt at the same job left there, and returns the record's fields except path and digest.
     """
     die_with_parent()
-    us = ranks.here()
-    name = "" if us.size == 1 else f"rank {us.rank}: "
+    world = ranks.current()
+    name = "" if world.size == 1 else f"rank {world.rank}: "
     logging.basicConfig(
-        level=logging.INFO if us.first else logging.WARNING, format=f"{name}%(message)s", stream=sys.stderr
+        level=logging.INFO if world.first else logging.WARNING, format=f"{name}%(message)s", stream=sys.stderr
     )
     try:
         job = read_job(sys.argv[1:], job_type)
-        if not ranks.inside() and (speed := job.rank_settings):
+        if not ranks.is_rank() and (speed := job.rank_settings):
             torchrun.start_ranks(job, Path(sys.argv[1]), speed)  # ends this process
     except SpinError as error:
-        end(error, Progress(out=claim_stdout()), us)
-    progress = Progress(out=claim_stdout(), quiet=not us.first)
+        exit_with(error, Progress(out=claim_stdout()), world)
+    progress = Progress(out=claim_stdout(), quiet=not world.first)
     signal.signal(signal.SIGTERM, progress.stop)
     try:
         with files.storage_errors(job.output.parent):
-            ranks.meet(on_gpu(job))
+            ranks.join(_on_gpu(job))
             execute(job, record_type, run, progress)
-        ranks.part()
+        ranks.leave()
     except SpinError as error:
-        end(error, progress, us)
+        exit_with(error, progress, world)
     except RuntimeError:
-        if (failure := us.failure()) is None:
+        if (failure := world.failure()) is None:
             raise
-        # Another rank, perhaps on another node, ended first, and said why.
-        progress.say(failure)
+        # Another rank, perhaps on another node, failed first, and a call that waited for it raised here.
+        progress.send(failure)
         sys.exit(getattr(errors, failure["error"]).exit_code)
     finally:
-        ranks.part(failed=True)
+        ranks.leave(failed=True)
 
 
-def end(error: SpinError, progress: Progress, us: ranks.Ranks) -> NoReturn:
-    """Report the error and exit as it says."""
+def exit_with(error: SpinError, progress: Progress, world: ranks.Ranks) -> NoReturn:
+    """Report the error to the parent and to the other ranks, and exit with its status."""
     message = {"error": type(error).__name__, "message": str(error)}
-    progress.say(message)
-    us.fail(message)
+    progress.send(message)
+    world.fail(message)
     log.error("%s: %s", type(error).__name__, error)
     sys.exit(error.exit_code)
 
 
-def on_gpu(job: Job) -> bool:
-    """Whether the job's model will be on a GPU."""
-    if job.loaded_model is None or not ranks.inside():
+def _on_gpu(job: Job) -> bool:
+    """Whether the model of this rank is on a GPU."""
+    if job.loaded_model is None or not ranks.is_rank():
         return False
     from spin_core.runtime.devices import device_of  # loads torch
 
@@ -91,7 +94,7 @@ def on_gpu(job: Job) -> bool:
 
 
 def read_job(arguments: list[str], job_type: type[J]) -> J:
-    """The job in the file that the command line names."""
+    """The job in the file that the command line names. `ConfigError` if that is not a job of this phase."""
     if len(arguments) != 1:
         raise ConfigError(f"a phase takes one job file, and was given {len(arguments)} arguments")
     path = Path(arguments[0])
@@ -100,41 +103,45 @@ def read_job(arguments: list[str], job_type: type[J]) -> J:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}): give the path of a job file") from error
     except ValueError as error:
-        raise ConfigError(f"{path} is no job for this phase: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} is not a job of this phase: {' '.join(str(error).split())}") from error
 
 
 def execute(
     job: J, record_type: type[R], run: Callable[[J, Path, Progress], dict[str, Any]], progress: Progress
 ) -> R | None:
-    """Do the job, or find it done. None on all ranks but the first."""
-    us, identity = ranks.here(), identity_of(job)
-    record = artifacts.reusable(job.output, identity, record_type) if us.first else None
-    if not us.any(record is not None):
+    """Do the job, or find its result, and return the record; None on all ranks except the first."""
+    world, identity = ranks.current(), identity_of(job)
+    record = artifacts.reusable(job.output, identity, record_type) if world.first else None
+    if not world.any(record is not None):
         started = time.monotonic()
-        if us.first:
+        if world.first:
             workspace(job.output, identity)
-        us.wait()
+        world.wait()
         fields = run(job, scratch_of(job.output), progress)
         usage = {
             "seconds": round(time.monotonic() - started, 3),
-            "devices": us.size if job.devices is None else job.devices,
+            "devices": world.size if job.devices is None else job.devices,
             "peak_memory_mb": peak_memory_mb(),
             "environment": environment(),
         }
-        if us.first:
+        if world.first:
             record = artifacts.publish(scratch_of(job.output), job.output, identity, fields, record_type, usage=usage)
     if record is not None:
-        progress.say({"record": record.model_dump(mode="json")})
+        progress.send({"record": record.model_dump(mode="json")})
     return record
 
 
 def scratch_of(output: Path) -> Path:
-    """Where a job's unfinished work lies."""
+    """The folder of a job's unfinished work."""
     return output.with_name(f".{output.name}.partial")
 
 
 def workspace(output: Path, identity: Mapping[str, Any]) -> Path:
-    """The scratch folder of the job with this identity. What an attempt at another job left there is removed."""
+    """Create the scratch folder of the job with this identity. What another job left there is removed.
+
+    Raises:
+        StorageError: The disk is full.
+    """
     scratch = scratch_of(output)
     stamp = output.with_name(f".{output.name}.identity")
     digest = digest_of(identity)

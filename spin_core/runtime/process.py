@@ -1,4 +1,7 @@
-"""Processes: start them in groups, end whole groups, and make sure that none outlives its parent."""
+"""Processes: start them in groups, end whole groups, end them with their parent, and read what the kernel says of them.
+
+What is read comes from /proc; on systems without it, no process appears to run.
+"""
 
 import contextlib
 import ctypes
@@ -15,15 +18,18 @@ from spin_core.runtime.grace import GRACE_SECONDS
 
 DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
-    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait make everyone slow on a shared machine
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow down everyone on a shared machine
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_MININTERVAL": "10",
 }
-"""The environment of a phase, where ours does not say otherwise."""
+"""Environment variables of a phase, unless they are set already."""
 
 
 def spawn(arguments: list[str], *, stdin: int, stderr: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:
-    """A process that leads a group of its own and asks the kernel to end it with us."""
+    """Start a process that leads its own group, with its output in a pipe.
+
+    It ends with this process if it calls `die_with_parent`.
+    """
     return subprocess.Popen(
         arguments,
         stdin=stdin,
@@ -37,15 +43,16 @@ def spawn(arguments: list[str], *, stdin: int, stderr: int | IO[str] = subproces
 
 
 def guard(group: int) -> subprocess.Popen[bytes]:
-    """A process in the group that waits for our end, and then ends the group: even kill -9 closes our side of a pipe.
+    """Start a process in the group that ends the whole group when this process ends.
 
-    The phase itself asks the kernel for as much, but its own children do not.
+    It reads from a pipe that the kernel closes when this process ends, even by kill -9. The leader of the group asks
+    the kernel to end it too (`die_with_parent`), but its children do not.
     """
     return subprocess.Popen(["sh", "-c", "read -r _; kill -9 0"], stdin=subprocess.PIPE, process_group=group)
 
 
 def end_group(process: subprocess.Popen[str], grace: float | None = None) -> None:
-    """Ask the process to save and end, within so many seconds, and kill what is left of its group."""
+    """Ask the process to save and end, and kill what is left of its group after `grace` seconds (30 by default)."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -56,14 +63,14 @@ def end_group(process: subprocess.Popen[str], grace: float | None = None) -> Non
 
 
 def end_leftover(job_file: Path) -> None:
-    """End the process group that an earlier, killed run of this very job left behind."""
+    """End the process group that an earlier, killed run of the same job left behind."""
     pid_file = job_file.with_suffix(".pid")
     with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
-        number, born = pid_file.read_text("utf-8").split()
+        number, started = pid_file.read_text("utf-8").split()
         pid = int(number)
-        if start_time(pid) == born:  # else the number belongs to another program by now
+        if start_time(pid) == started:  # otherwise the kernel has given the number to another program
             os.killpg(pid, signal.SIGKILL)
-            while start_time(pid) == born:
+            while start_time(pid) == started:
                 time.sleep(0.05)
     pid_file.unlink(missing_ok=True)
 
@@ -133,7 +140,7 @@ def _pids_with(field: int, value: int) -> set[int]:
 def pid_scope() -> str:
     """Names the scope in which this process's id is unique: this boot of this machine, and this container.
 
-    Empty where the system does not tell.
+    Empty where the system does not say.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()
@@ -143,7 +150,7 @@ def pid_scope() -> str:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to end this process when the one that started it ends, so that no GPU is held by an orphan."""
+    """Ask the kernel to end this process when its parent ends, so that no orphan holds a GPU."""
     if sys.platform != "linux" or "SPIN_PARENT" not in os.environ:
         return
     PR_SET_PDEATHSIG = 1

@@ -1,4 +1,4 @@
-"""Progress of a phase, as JSON lines on stdout."""
+"""Progress of a phase, as JSON lines on its standard output."""
 
 import json
 import os
@@ -9,33 +9,39 @@ from typing import Any, TextIO
 
 from spin_core.errors import STOPPED, Stopped
 
+_INTERVAL_SECONDS = 0.25
+
 
 class Progress:
-    """What a phase tells while it works, at most four times a second, and whether it has been asked to stop."""
+    """Reports how far a phase is, at most four times a second, and knows whether the phase was asked to stop."""
 
     def __init__(self, unit: str = "item", total: int = 0, out: TextIO | None = None, *, quiet: bool = False) -> None:
-        """`quiet` for a process that is not the one to tell how far the work is."""
+        """Report to `out`, standard output by default; `quiet` is for ranks that report no progress."""
         self.unit, self.total, self.quiet = unit, total, quiet
         self._stop = False
-        self._told = 0.0
+        self._last_shown = 0.0
         self._out = out or sys.stdout
 
     def start(self, total: int, unit: str) -> None:
-        """Say how much there is to do."""
+        """Set how much there is to do, and in which unit."""
         self.unit, self.total = unit, total
-        self._told = 0.0
+        self._last_shown = 0.0
 
-    def tell(self, done: float, **metrics: float) -> None:
-        """Report `done` of the total. Raises `Stopped` if SIGTERM arrived: call it where everything is saved."""
+    def report(self, done: float, **metrics: float) -> None:
+        """Show `done`, then check for a stop. Call it where everything is saved.
+
+        Raises:
+            Stopped: SIGTERM arrived.
+        """
         self.show(done, **metrics)
         self.check()
 
     def show(self, done: float, **metrics: float) -> None:
-        """Report `done` of the total, and nothing else."""
+        """Send how much is done, unless the last message was just sent."""
         now = time.monotonic()
-        if not self.quiet and (now - self._told > 0.25 or done == self.total):
-            self._told = now
-            self.say({"done": done, "total": self.total, "unit": self.unit, "metrics": metrics})
+        if not self.quiet and (now - self._last_shown > _INTERVAL_SECONDS or done == self.total):
+            self._last_shown = now
+            self.send({"done": done, "total": self.total, "unit": self.unit, "metrics": metrics})
 
     def check(self) -> None:
         """Raise `Stopped` if SIGTERM arrived."""
@@ -44,21 +50,24 @@ class Progress:
 
     @property
     def stopping(self) -> bool:
-        """SIGTERM arrived: save and call `check`."""
+        """SIGTERM arrived: save, and call `check`."""
         return self._stop
 
     def stop(self, *_: object) -> None:
-        """The SIGTERM handler."""
+        """Note that the phase is asked to stop. This is the SIGTERM handler."""
         self._stop = True
 
-    def say(self, message: Mapping[str, Any]) -> None:
-        """One JSON object on the protocol's line."""
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Write one message, a JSON object on a line."""
         print(json.dumps(message), file=self._out, flush=True)
 
 
 def claim_stdout() -> TextIO:
-    """What was stdout, for the protocol alone: all else that is printed, be it from C or by a child, goes to stderr."""
-    ours = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    """Take standard output for messages alone.
+
+    Whatever else the process prints, from C code or from a child too, goes to standard error from now on.
+    """
+    messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.stdout = sys.stderr
-    return ours
+    return messages

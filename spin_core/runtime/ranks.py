@@ -1,9 +1,9 @@
-"""The processes that train together, as the training loop sees them.
+"""The ranks of a distributed job: processes that train or score together, each with a device of its own.
 
-A rank is a process with a device of its own. One rank alone needs no process group, and then nothing here costs
-anything. Which ranks there are, torchrun tells each in its environment (see `torchrun.start_ranks`).
+A job on one device is rank 0 of 1. It needs no process group, and nothing here costs it anything. torchrun tells each
+process in its environment which rank it is, see `torchrun.start_ranks`.
 
-Light to import: torch is loaded where several ranks speak to one another.
+Light to import: torch is loaded where several ranks communicate.
 """
 
 import contextlib
@@ -19,31 +19,32 @@ from spin_core.errors import ConfigError, TryAgain
 if TYPE_CHECKING:
     from torch import Tensor
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 RUN_ID = "spin-"
-"""How the names of our runs begin, by which a rank knows that it is one of ours."""
+"""How the torchrun ids of Spin's own jobs begin."""
 
-PATIENCE = timedelta(minutes=30)
-"""How long ranks wait for one another: for the last node to come, or for rank 0 to write."""
+TIMEOUT = timedelta(minutes=30)
+"""How long ranks wait for one another: for the last node to join, or for rank 0 to write."""
 
-FAILED = "spin/failed"
+_FAILURE = "spin/failed"
+"""The key under which a rank leaves the error that ends it."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among them."""
+    """This process's rank, the number of ranks, and how they communicate. All ranks must make the same calls."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def first(self) -> bool:
-        """This is the rank that writes files and speaks."""
+        """This is the rank that writes files and reports."""
         return self.rank == 0
 
     def sum(self, tensor: "Tensor") -> "Tensor":
-        """The sum over all ranks, in place, the same on each."""
+        """The sum of a tensor over all ranks, in place, the same on each."""
         if self.size > 1:
             import torch
 
@@ -51,11 +52,11 @@ class Ranks:
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so."""
+        """Whether the flag is set on any rank."""
         return self.total(float(flag)) > 0 if self.size > 1 else flag
 
     def total(self, number: float) -> float:
-        """The sum of a number over all ranks."""
+        """The sum of a number over all ranks, in float64."""
         if self.size == 1:
             return number
         import torch
@@ -64,99 +65,107 @@ class Ranks:
         return self.sum(torch.tensor(number, dtype=torch.float64, device=device)).item()
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Return when all ranks have made this call."""
         self.total(0.0)
 
     def gather(self, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-        """The tensors of all ranks, on the first; the others get none."""
+        """The tensors of all ranks on the first one; an empty dictionary on the others."""
         if self.size == 1:
             return dict(tensors)
         import torch
 
-        found: list[dict[str, Tensor]] | None = [{} for _ in range(self.size)] if self.first else None
-        torch.distributed.gather_object(dict(tensors), found)
-        return {name: tensor for share in found or () for name, tensor in share.items()}
+        gathered: list[dict[str, Tensor]] | None = [{} for _ in range(self.size)] if self.first else None
+        torch.distributed.gather_object(dict(tensors), gathered)
+        return {name: tensor for share in gathered or () for name, tensor in share.items()}
 
-    def told(self, value: T) -> T:
-        """What the first rank has."""
+    def broadcast(self, value: _T) -> _T:
+        """The value that the first rank passes."""
         if self.size == 1:
             return value
         import torch
 
-        box = [value]
-        torch.distributed.broadcast_object_list(box)
-        return box[0]
+        values = [value]
+        torch.distributed.broadcast_object_list(values)
+        return values[0]
 
     def fail(self, message: Mapping[str, Any]) -> None:
-        """Leave the error that ends this rank where the others find it."""
-        if self.size > 1 and (store := meeting_place()) is not None:
+        """Leave the error that ends this rank for the others to read."""
+        if self.size > 1 and (store := _store()) is not None:
             with contextlib.suppress(RuntimeError):
-                store.set(FAILED, json.dumps(message))
+                store.set(_FAILURE, json.dumps(message))
 
     def failure(self) -> dict[str, Any] | None:
-        """The error that ended another rank, if one did."""
-        if self.size > 1 and (store := meeting_place()) is not None:
+        """The error that ended another rank; None if there is none."""
+        if self.size > 1 and (store := _store()) is not None:
             with contextlib.suppress(RuntimeError):
-                if store.check([FAILED]):
-                    found: dict[str, Any] = json.loads(store.get(FAILED))
-                    return found
+                if store.check([_FAILURE]):
+                    message: dict[str, Any] = json.loads(store.get(_FAILURE))
+                    return message
         return None
 
 
-def here() -> Ranks:
-    """This process's place, from the environment that torchrun sets."""
-    if not inside():
+def current() -> Ranks:
+    """The rank of this process, from torchrun's environment variables."""
+    if not is_rank():
         return Ranks()
     return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
-def inside() -> bool:
-    """Whether this process is a rank that we started, and not, say, in a container that belongs to another program."""
+def is_rank() -> bool:
+    """Whether Spin has started this process as a rank.
+
+    The variables alone do not say so: another program that uses torchrun may have started Spin.
+    """
     return os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(RUN_ID)
 
 
-def meet(on_gpu: bool) -> Ranks:
-    """Form the process group of all ranks, if there is more than this process; each takes the GPU of its number."""
-    us = here()
-    if not inside():
-        return us
+def join(on_gpu: bool) -> Ranks:
+    """Join the process group of all ranks, if this process is one; on GPUs, take the one with the rank's number.
+
+    Raises:
+        ConfigError: This node has fewer GPUs than ranks.
+        TryAgain: Not all ranks joined in time.
+    """
+    world = current()
+    if not is_rank():
+        return world
     import torch
 
     if on_gpu:
-        local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if local >= there:
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= gpus:
             raise ConfigError(
-                f"train.speed.ranks is {os.environ['LOCAL_WORLD_SIZE']}, and this node has {there} GPUs: one is needed "
+                f"train.speed.ranks is {os.environ['LOCAL_WORLD_SIZE']}, and this node has {gpus} GPUs: one is needed "
                 "for each rank"
             )
         torch.cuda.set_device(local)
     if not torch.distributed.is_initialized():
         try:
-            torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
-            us.wait()
+            torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+            world.wait()
         except RuntimeError as error:
             raise TryAgain(
-                f"not all {us.size} ranks met: start all nodes, and let each reach {os.environ['MASTER_ADDR']} "
+                f"not all {world.size} ranks joined: start all nodes, and let each reach {os.environ['MASTER_ADDR']} "
                 f"({(str(error).splitlines() or ['no reason given'])[0]})"
             ) from error
-    return us
+    return world
 
 
-def part(*, failed: bool = False) -> None:
+def leave(*, failed: bool = False) -> None:
     """Leave the process group, if this process is in one.
 
-    A process that ends without having left gloo aborts, which hides how it ended. One that has `failed` does not try
-    to leave NCCL, which might wait for the others.
+    A process that ends without leaving gloo aborts, and its exit status is lost. One that has `failed` does not try to
+    leave NCCL, which could wait for the other ranks.
     """
-    if inside():
+    if is_rank():
         import torch
 
         if torch.distributed.is_initialized() and not (failed and torch.distributed.get_backend() == "nccl"):
             torch.distributed.destroy_process_group()
 
 
-def meeting_place() -> Any:
-    """The key-value store that all ranks know; None if they have not met."""
+def _store() -> Any:
+    """The key-value store that all ranks share; None before they have joined."""
     import torch
 
     if not torch.distributed.is_initialized():

@@ -1,4 +1,4 @@
-"""Becoming torchrun, for a training or a scoring of several ranks."""
+"""Start the ranks of a training or a scoring with torchrun."""
 
 import contextlib
 import logging
@@ -17,12 +17,23 @@ from spin_core.store.jobs import Job
 
 log = logging.getLogger("spin_core")
 
+NODE_RANK = "SPIN_NODE_RANK"
+"""The environment variable with the number of this node, from 0, when several train together. Node 0 runs the flow."""
+
 
 def start_ranks(job: Job, job_file: Path, speed: SpeedConfig) -> NoReturn:
-    """Become torchrun: start this node's ranks, wait for all, and end as the first that failed, or with 0.
+    """Become torchrun: start this node's ranks, wait for all, and exit as the first that failed, or with 0.
 
-    torchrun sets each rank in a session of its own, out of reach for what ends our process group. So each asks the
-    kernel to end it with us (`phase.die_with_parent`), and we are ended with our group.
+    torchrun puts each rank into a session of its own, so signals to the process group of this process do not reach it.
+    Therefore each rank asks the kernel to end it with this process (`process.die_with_parent`).
+
+    Args:
+        job: What the ranks do.
+        job_file: The file with the job.
+        speed: How many ranks and nodes there are, and where they join.
+
+    Raises:
+        TryAgain: torchrun could not start the ranks.
     """
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -32,18 +43,20 @@ def start_ranks(job: Job, job_file: Path, speed: SpeedConfig) -> NoReturn:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ |= {**process.DEFAULTS, "OMP_NUM_THREADS": str(max(1, cores // speed.ranks)), **os.environ}
     os.environ["SPIN_PARENT"] = str(os.getpid())
-    if network := interface_to(speed.rendezvous.rpartition(":")[0] or "127.0.0.1"):
+    if network := _interface_to(speed.rendezvous.rpartition(":")[0] or "127.0.0.1"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", network)
     if speed.nodes > 1 and node == 0:
         line = " ".join(launch.command(job_file, job.phase))
-        log.info("this is node 0 of %d: on each other, by its number, run %s=1 %s", speed.nodes, NODE_RANK, line)
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what failed is told below
+        log.info(
+            "this is node 0 of %d: on each other node, run %s=1 %s, with its own number", speed.nodes, NODE_RANK, line
+        )
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # failures are reported below
     try:
         run.main(rank_arguments(job, job_file, speed, node))
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         if failure.exitcode == -signal.SIGKILL:
-            os.kill(os.getpid(), signal.SIGKILL)  # so that it is told as what it was
+            os.kill(os.getpid(), signal.SIGKILL)  # so that the parent sees a kill
         sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
     except SignalException:
         sys.exit(errors.Stopped.exit_code)
@@ -56,11 +69,11 @@ def start_ranks(job: Job, job_file: Path, speed: SpeedConfig) -> NoReturn:
 
 
 def rank_arguments(job: Job, job_file: Path, speed: SpeedConfig, node: int) -> list[str]:
-    """torchrun's arguments for one node. Nodes that were started for different jobs do not meet."""
+    """The arguments of torchrun on one node. The id keeps nodes apart that were started for different jobs."""
     name = ranks.RUN_ID + identity.digest_of(job.model_dump(mode="json"))[:16]
     host, _, port = speed.rendezvous.rpartition(":")
     module = sys.modules["__main__"].__spec__  # None for a phase that is a script
-    meeting = (
+    rendezvous = (
         ["--node-rank", str(node), "--master-addr", host, "--master-port", port]
         if speed.nodes > 1
         else ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
@@ -69,23 +82,26 @@ def rank_arguments(job: Job, job_file: Path, speed: SpeedConfig, node: int) -> l
         "--nnodes", str(speed.nodes),
         "--nproc-per-node", str(speed.ranks),
         "--rdzv-id", name,
-        "--rdzv-conf", f"timeout={int(ranks.PATIENCE.total_seconds())}",
-        *(["--shutdown-timeout", str(int(grace.grace_of(job)))] if torchrun_knows("--shutdown-timeout") else []),
-        *meeting,
+        "--rdzv-conf", f"timeout={int(ranks.TIMEOUT.total_seconds())}",
+        *(["--shutdown-timeout", str(int(grace.grace_of(job)))] if torchrun_has("--shutdown-timeout") else []),
+        *rendezvous,
         *(["--module", module.name] if module else [str(Path(sys.argv[0]).resolve())]),
         str(job_file),
     ]  # fmt: skip
 
 
-def torchrun_knows(option: str) -> bool:
-    """Whether this version of torchrun has an option; where it has not, its own default holds."""
+def torchrun_has(option: str) -> bool:
+    """Whether this version of torchrun has an option."""
     from torch.distributed import run
 
     return any(option in action.option_strings for action in run.get_args_parser()._actions)
 
 
-def interface_to(host: str) -> str:
-    """The network interface from which a host is reached; empty if that is not to be found out."""
+def _interface_to(host: str) -> str:
+    """The network interface from which a host is reached; empty if it cannot be found.
+
+    Without it gloo takes the interface of this machine's own name, which other nodes may be unable to reach.
+    """
     if sys.platform != "linux":
         return ""
     import fcntl
@@ -93,13 +109,9 @@ def interface_to(host: str) -> str:
     SIOCGIFADDR = 0x8915
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, 9))  # sends nothing
-        ours = socket.inet_aton(probe.getsockname()[0])
+        own_address = socket.inet_aton(probe.getsockname()[0])
         for _, name in socket.if_nameindex():
             with contextlib.suppress(OSError):
-                if fcntl.ioctl(probe, SIOCGIFADDR, name.encode().ljust(256, b"\0"))[20:24] == ours:
+                if fcntl.ioctl(probe, SIOCGIFADDR, name.encode().ljust(256, b"\0"))[20:24] == own_address:
                     return name
     return ""
-
-
-NODE_RANK = "SPIN_NODE_RANK"
-"""Which node this is, from 0, when several train together. Node 0 is the one that runs the flow."""

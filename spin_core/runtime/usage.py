@@ -1,4 +1,4 @@
-"""What a phase used: memory, device, package versions."""
+"""What a phase used: memory, device and package versions. Its manifest keeps this."""
 
 import platform
 import resource
@@ -7,7 +7,7 @@ from importlib import metadata
 
 
 def peak_memory_mb() -> float:
-    """The most memory that this process has had: allocated on its GPU if it computes on one, else resident."""
+    """The peak memory of this process in MiB: allocated on its GPU if it uses one, else resident."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return round(float(torch.cuda.max_memory_allocated()) / 2**20, 1)
@@ -15,18 +15,18 @@ def peak_memory_mb() -> float:
 
 
 def environment() -> dict[str, str]:
-    """What did the work: versions of the packages that this phase loaded, and its device."""
+    """The versions of the packages that this process has loaded, and its device."""
     packages = ("torch", "transformers", "datasets", "lm_eval", "numpy", "pyarrow", "vllm", "deepspeed")
-    found = {name: installed_version(name) for name in packages if name in sys.modules}
-    found["python"] = platform.python_version()
+    versions = {name: _version(name) for name in packages if name in sys.modules}
+    versions["python"] = platform.python_version()
     torch = sys.modules.get("torch")
     on_gpu = torch is not None and torch.cuda.is_initialized()
-    found["device"] = torch.cuda.get_device_name() if torch is not None and on_gpu else f"CPU {platform.machine()}"
-    return found
+    versions["device"] = torch.cuda.get_device_name() if torch is not None and on_gpu else f"CPU {platform.machine()}"
+    return versions
 
 
-def installed_version(name: str) -> str:
-    """The version of a package that is loaded; its own word for it where it was installed under another name."""
+def _version(name: str) -> str:
+    """The version of a loaded package; the one that it states itself if it was installed under another name."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 from spin_core.runtime.process import end_group, spawn
 
+_LIGHT = ("pairs",)
+"""Phases that load nothing heavy."""
+
 
 class Warm:
-    """At most one process that has loaded what a phase needs, and waits for its job (see `spin_core.phases.warm`)."""
+    """At most one process that has loaded what a phase needs and waits for a job (see `spin_core.phases.warm`)."""
 
     def __init__(self) -> None:
         self._wanted = False
@@ -18,7 +21,7 @@ class Warm:
 
     @contextlib.contextmanager
     def phases(self) -> Iterator[None]:
-        """While this lasts, the process of the next phase is made ready as soon as the present one is at work."""
+        """Within this context, a process for the next phase is started once the current phase reports progress."""
         self._wanted = True
         try:
             yield
@@ -30,20 +33,20 @@ class Warm:
                 process.communicate()
 
     def prepare(self) -> None:
-        """Start a process for the next phase, if phases are to be kept warm and none is waiting."""
+        """Start a process for the next phase, within the context of `phases` and if none is waiting."""
         if self._wanted and self._process is None:
             self._process = spawn([sys.executable, "-m", "spin_core.phases.warm"], stdin=subprocess.PIPE)
 
     def take(self, phase: str, job_file: Path) -> subprocess.Popen[str] | None:
-        """The waiting process, told its job; None if none waits, or if the phase loads nothing heavy."""
-        if self._process is None or phase in LIGHT:
+        """Give the waiting process its job; None if none waits, or if the phase starts fast anyway."""
+        if self._process is None or phase in _LIGHT:
             return None
         process, self._process = self._process, None
         assert process.stdin is not None
         try:
             process.stdin.write(f"{phase}\t{job_file}\n")
             process.stdin.close()
-        except BrokenPipeError:  # it ended while it waited: the phase starts cold
+        except BrokenPipeError:  # it has ended; the caller starts the phase without it
             with process:
                 end_group(process)
             return None
@@ -51,6 +54,4 @@ class Warm:
 
 
 warm = Warm()
-
-LIGHT = ("pairs",)
-"""Phases that start at once without help."""
+"""The one of this program."""

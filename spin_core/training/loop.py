@@ -72,7 +72,7 @@ def train(
         Stopped: SIGTERM arrived; the last step is saved.
         TrainingDiverged: A monitor refuses to go on, or the first loss is wrong.
     """
-    config, world = job.config, ranks.here()
+    config, world = job.config, ranks.current()
     torch.manual_seed(job.seed)
     player = set_up_player(job, world)
     with Journal(scratch, config.keep_checkpoints, config.save_every, held_out=len(held) > 0, world=world) as journal:
@@ -137,7 +137,7 @@ class _Training:
         if tensors:
             self.stepper.load(tensors)
         # The first rank has just cut these files, and on a network disk another rank may still see their old content.
-        rows, self.held_rows = self.world.told((read_rows(scratch / METRICS), read_rows(scratch / HELD_OUT)))
+        rows, self.held_rows = self.world.broadcast((read_rows(scratch / METRICS), read_rows(scratch / HELD_OUT)))
         self.events = [event for row in rows for event in self.monitors.see(row)]
         # A stop may have come before this step was measured.
         if self.done and self.measure_if_due():

@@ -43,7 +43,7 @@ def set_up_player(job: TrainJob, world: Ranks) -> Player:
     adapter_config = lora.attach(model, config.lora, job.seed) if config.lora else {}
     network = network_of(model, config.speed)
     prepare(model, config)
-    stepper: Stepper = Zero(network, config, world) if ranks.inside() else SingleDevice(network, config)
+    stepper: Stepper = Zero(network, config, world) if ranks.is_rank() else SingleDevice(network, config)
     return Player(model, network, stepper, adapter_config)
 
 

@@ -48,7 +48,7 @@ def do_on_ranks(folder: Path, size: int, jobs: list[tuple[TrainJob | ScoreJob, i
 
 def main() -> None:
     """What each rank does."""
-    us = ranks.meet(on_gpu=False)
+    us = ranks.join(on_gpu=False)
     for text, stop in json.loads(Path(sys.argv[1]).read_text()):
         try:
             if json.loads(text)["phase"] == "score":
@@ -58,7 +58,7 @@ def main() -> None:
         except Stopped:
             assert stop is not None
         us.wait()
-    ranks.part()
+    ranks.leave()
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class ToyJob(Job):
 
 
 def run(job: ToyJob, scratch: Path, progress: Progress) -> dict[str, Any]:
-    us = ranks.here()
+    us = ranks.current()
     if us.first:
         print("toy is at work", file=sys.stderr, flush=True)
     DOES[job.does](job)
@@ -109,22 +109,22 @@ def family(job: ToyJob) -> None:
 
 def crowd(job: ToyJob) -> None:
     """Each rank tells its number, and that of the process which started it."""
-    rank = ranks.here().rank
+    rank = ranks.current().rank
     job.output.with_name(f"pids-{rank}").write_text(f"{os.getpid()} {os.getppid()}\n")
 
 
 def wrong_second(_job: ToyJob) -> None:
     """The second rank has an error of its own, while the others wait for it."""
-    if ranks.here().rank == 1:
+    if ranks.current().rank == 1:
         raise DataError("the data of one rank are wrong: mend them")
-    ranks.here().wait()
+    ranks.current().wait()
 
 
 def killed_second(_job: ToyJob) -> None:
     """The second rank is killed, as by a machine that is out of memory."""
-    if ranks.here().rank == 1:
+    if ranks.current().rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    ranks.here().wait()
+    ranks.current().wait()
 
 
 DOES = {

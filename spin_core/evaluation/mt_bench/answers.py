@@ -65,7 +65,7 @@ class Answerer:
     def answer_all(self, progress: Progress) -> None:
         """Sample all missing answers: all first turns, then all second turns, whose prompts contain the first."""
         progress.start(sum(len(question.turns) for question in self.questions), "answer")
-        progress.tell(len(self.rows))
+        progress.report(len(self.rows))
         if not any(self._missing(turn) for turn in (1, 2)):
             return
         job = self.job
@@ -148,7 +148,7 @@ class Answerer:
             }
             self.journal.add(row)
             self.rows[id, turn] = row
-            progress.tell(len(self.rows))
+            progress.report(len(self.rows))
 
         answer_requests(engine, requests, on_answer=keep)
 

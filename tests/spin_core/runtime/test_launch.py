@@ -119,7 +119,7 @@ def test_a_noisy_library_breaks_nothing(tmp_path):
 
 @pytest.mark.parametrize("line", ["", "text", "[1, 2]", "3", '{"done": 1', "null"])
 def test_what_is_no_message_is_nothing(line):
-    assert launch.parse(line) == {}
+    assert launch.parse_message(line) == {}
 
 
 def test_an_error_of_the_listener_ends_the_phase(tmp_path):

@@ -101,7 +101,7 @@ def test_a_disk_that_is_full_in_the_midst_of_a_phase_is_one_line(tmp_path):
     assert "is full: free some space and run the same command again" in messages[-1]["message"]
 
 
-@pytest.mark.parametrize(("content", "says"), [("{}", "is no job"), ("{", "is no job"), (None, "cannot be read")])
+@pytest.mark.parametrize(("content", "says"), [("{}", "is not a job"), ("{", "is not a job"), (None, "cannot be read")])
 def test_a_broken_job_file_is_one_line(tmp_path, content, says):
     file = tmp_path / "job.json"
     if content is not None:
@@ -122,7 +122,7 @@ def test_a_real_phase_is_started_by_its_module(tmp_path):
     file = tmp_path / "pairs.json"
     file.write_text("{}")
     process = subprocess.run(launch.command(file, "pairs"), capture_output=True, text=True, check=False, timeout=60)
-    assert (process.returncode, "is no job for this phase" in process.stdout) == (2, True)
+    assert (process.returncode, "is not a job of this phase" in process.stdout) == (2, True)
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGKILL", -signal.SIGKILL)])
@@ -192,7 +192,7 @@ def test_progress_is_told_at_most_four_times_a_second_and_at_the_end(capsys):
     progress.start(1000, "row")
     began = time.monotonic()
     for done in range(1, 1001):
-        progress.tell(done, loss=0.5)
+        progress.report(done, loss=0.5)
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert told[0]["done"] == 1
     assert told[-1] == {"done": 1000, "total": 1000, "unit": "row", "metrics": {"loss": 0.5}}

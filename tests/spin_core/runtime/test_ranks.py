@@ -47,7 +47,7 @@ def family(folder: Path) -> list[int]:
 
 
 def test_a_process_on_its_own_is_the_first_of_one_and_waits_for_nobody():
-    alone = ranks.meet(on_gpu=False)
+    alone = ranks.join(on_gpu=False)
     assert alone == Ranks(0, 1)
     assert alone.first
     assert (alone.total(3.0), alone.any(True), alone.any(False), alone.failure()) == (3.0, True, False, None)
@@ -60,9 +60,9 @@ def test_a_process_on_its_own_is_the_first_of_one_and_waits_for_nobody():
 def test_the_environment_of_another_programs_ranks_is_not_ours(monkeypatch):
     for name, value in {"RANK": "3", "WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "theirs"}.items():
         monkeypatch.setenv(name, value)
-    assert ranks.here() == Ranks(0, 1)
+    assert ranks.current() == Ranks(0, 1)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "spin-0123")
-    assert ranks.here() == Ranks(3, 8)
+    assert ranks.current() == Ranks(3, 8)
 
 
 def test_one_process_without_deepspeed_is_started_as_ever():
@@ -77,8 +77,8 @@ def test_torchrun_is_asked_for_nothing_that_its_version_does_not_know(tmp_path, 
     job = ToyJob(output=tmp_path / "toy")
     words = torchrun.rank_arguments(job, tmp_path / "job.json", SpeedConfig(ranks=2), 0)
     assert run.parse_args(words).nproc_per_node == "2"
-    assert ("--shutdown-timeout" in words) is torchrun.torchrun_knows("--shutdown-timeout")
-    monkeypatch.setattr(torchrun, "torchrun_knows", lambda _option: False)
+    assert ("--shutdown-timeout" in words) is torchrun.torchrun_has("--shutdown-timeout")
+    monkeypatch.setattr(torchrun, "torchrun_has", lambda _option: False)
     assert "--shutdown-timeout" not in torchrun.rank_arguments(job, tmp_path / "job.json", SpeedConfig(ranks=2), 0)
 
 
@@ -165,7 +165,7 @@ from spin_core.runtime import ranks, torchrun
 import toy_phase
 from toy_phase import ToyJob
 
-ranks.PATIENCE = ranks.timedelta(seconds=2)
+ranks.TIMEOUT = ranks.timedelta(seconds=2)
 try:
     torchrun.start_ranks(ToyJob(output=Path("toy")), Path("toy.json"), SpeedConfig(nodes=2, rendezvous="127.0.0.1:1"))
 except TryAgain as error:
