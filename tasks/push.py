@@ -13,7 +13,7 @@ from spin_core.errors import first_line
 from spin_core.lineage.lineage import Lineage
 from spin_core.preflight.findings import size
 from spin_core.remote import push as pushes
-from spin_core.remote.push import Moved
+from spin_core.remote.push import Transfer
 from tasks import display
 from tasks.phase_task import RETRIES, RETRY_DELAY_SECONDS, ProgressArtifact, may_pass
 
@@ -40,7 +40,7 @@ def push(game: Lineage) -> None:
     retry_delay_seconds=RETRY_DELAY_SECONDS,
     retry_condition_fn=may_pass,
 )
-def upload(game: Lineage) -> Moved | State[Moved]:
+def upload(game: Lineage) -> Transfer | State[Transfer]:
     """One push, shown as phases are."""
     shown, bar, began = display.current, ProgressArtifact("push"), 0.0
 
@@ -54,7 +54,7 @@ def upload(game: Lineage) -> Moved | State[Moved]:
         bar.update(message)
 
     try:
-        pushed = pushes.push(game, game.config.push, tell=tell)
+        pushed = pushes.push(game, game.config.push, on_bytes=tell)
     except BaseException:
         if began:
             shown.failed("push")

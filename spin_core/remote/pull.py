@@ -1,101 +1,123 @@
-"""Bringing a lineage back from its copy in a store, for who has lost the machine, or goes on at another."""
+"""Bring a lineage back from its copy in a store: after the loss of a machine, or to continue on another one."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 
 from spin_core.errors import ConfigError, DamagedArtifact
 from spin_core.lineage.find import lineage_folder
-from spin_core.lineage.lineage import SHARED
+from spin_core.lineage.lineage import CONFIGURATION, SHARED
 from spin_core.remote import storage
-from spin_core.remote.push import CONFIGURATION, MANIFEST, File, Moved, Tell, here, read_manifest
+from spin_core.remote.manifest import MANIFEST, File, local_path, read_manifest
+from spin_core.remote.push import OnBytes, Transfer
 from spin_core.remote.storage import Remote
-from spin_core.store import files as store_files
 from spin_core.store import identity, lock
+from spin_core.store.files import storage_errors, sync
 
 
-def pull(runs: Path, name: str, url: str, tell: Tell | None = None) -> Moved:
-    """Bring a lineage back from its copy; an interrupted pull goes on. What is counted is what was downloaded.
+def pull(runs: Path, name: str, url: str, on_bytes: OnBytes = lambda _done, _total: None) -> Transfer:
+    """Bring a lineage back from its copy. An interrupted pull continues.
 
-    Nothing counts as there before it is whole: a folder's manifest comes after its files, and the configuration, which
-    makes the folder a lineage, last of all. Raises `ConfigError` if the lineage is here already or there is no copy,
-    `DamagedArtifact` if a file of the copy no longer has its digest; all others are here then.
+    Nothing counts as present before it is whole: the manifest of a folder comes after its files, and the configuration,
+    which makes the folder a lineage, comes last.
+
+    Args:
+        runs: The folder that holds lineages.
+        name: The lineage's name.
+        url: The store's URL, without the name.
+        on_bytes: Called with the progress.
+
+    Raises:
+        ConfigError: The lineage is here already, or there is no copy.
+        DamagedArtifact: A file of the copy does not have its digest. All other files are here then.
     """
-    there = storage.connect(f"{url.rstrip('/')}/{name}")
+    remote = storage.connect(f"{url.rstrip('/')}/{name}")
     root = lineage_folder(runs, name)
     if (root / CONFIGURATION).exists():
         raise ConfigError(f"lineage {name} is in {runs} already: give another folder with --runs, or remove {root}")
-    found = read_manifest(there)
-    if found is None:
-        raise ConfigError(f"{url} holds no lineage {name} that was pushed: mend the URL, or push it first")
-    for path in found.files:
-        if Path(path).is_absolute() or ".." in Path(path).parts:
-            raise DamagedArtifact(
-                f"{there.name(MANIFEST)} names {path}, outside of the lineage: do not trust this copy"
-            )
-    with contextlib.ExitStack() as held:
-        held.enter_context(store_files.storage_errors(root))
-        held.enter_context(lock.locked(root))
-        if any(path.startswith(f"{SHARED}/") for path in found.files):
-            held.enter_context(lock.locked(runs / SHARED, wait=True))
-        fetched, damaged = fetch(there, root, found.files, tell or (lambda _done, _total: None))
+    manifest = read_manifest(remote)
+    if manifest is None:
+        raise ConfigError(f"{url} holds no lineage {name} that was pushed: fix the URL, or push it first")
+    _check_paths(remote, manifest.files)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(storage_errors(root))
+        stack.enter_context(lock.locked(root))
+        if any(path.startswith(f"{SHARED}/") for path in manifest.files):
+            stack.enter_context(lock.locked(runs / SHARED, wait=True))
+        fetched, damaged = _fetch(remote, root, manifest.files, on_bytes)
     if damaged:
         more = f" (nor do {len(damaged) - 1} more)" if len(damaged) > 1 else ""
         raise DamagedArtifact(
-            f"{there.name(damaged[0])} does not have the digest that was pushed{more}: where the lineage is whole, "
-            f"spin push {name} {url} --again mends the copy"
+            f"{remote.name(damaged[0])} does not have the digest that was pushed{more}: where the lineage is whole, "
+            f"spin push {name} {url} --again repairs the copy"
         )
-    return Moved(len(found.files), len(fetched), sum(file.bytes for file in fetched))
+    return Transfer(len(manifest.files), len(fetched), sum(file.bytes for file in fetched))
 
 
-def fetch(there: Remote, root: Path, files: Mapping[str, File], tell: Tell) -> tuple[list[File], list[str]]:
-    """Download what is not here. Returns that, and the places of what is damaged there: nothing is left of it here."""
-    sizes, done, total = there.sizes(), 0, sum(file.bytes for file in files.values())
+def _check_paths(remote: Remote, paths: Iterable[str]) -> None:
+    """Raise `DamagedArtifact` if a manifest would have files written outside the lineage."""
+    for path in paths:
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise DamagedArtifact(
+                f"{remote.name(MANIFEST)} names {path}, outside of the lineage: do not trust this copy"
+            )
 
-    def told(before: int, gone: int) -> None:
-        tell(before + gone, total)
 
+def _fetch(remote: Remote, root: Path, files: Mapping[str, File], on_bytes: OnBytes) -> tuple[list[File], list[str]]:
+    """Download the files that are not here.
+
+    Returns:
+        The downloaded files, and the paths in the store of damaged ones, of which nothing is kept here.
+    """
+    sizes, done, total = remote.sizes(), 0, sum(file.bytes for file in files.values())
     fetched: list[File] = []
     damaged: list[str] = []
-    for path in in_order(files):
-        file, target = files[path], here(root, path)
-        if not is_here(target, file, path):
+    for path in _in_order(files):
+        file, target = files[path], local_path(root, path)
+        if not _is_here(target, file, path):
             if path == CONFIGURATION and damaged:
-                break
-            if sizes.get(file.at) != file.bytes or not bring(there, file, target, partial(told, done)):
+                break  # an incomplete folder must not become a lineage
+
+            def on_file_bytes(received: int, before: int = done) -> None:
+                on_bytes(before + received, total)
+
+            if sizes.get(file.at) != file.bytes or not _download(remote, file, target, on_file_bytes):
                 damaged.append(file.at)
                 continue
             fetched.append(file)
         done += file.bytes
-        tell(done, total)
+        on_bytes(done, total)
     return fetched, damaged
 
 
-def in_order(paths: Iterable[str]) -> list[str]:
-    """What makes a folder count comes after what lies in it."""
+def _in_order(paths: Iterable[str]) -> list[str]:
+    """Paths in the order of download: a manifest makes a folder valid, so it comes after the folder's files."""
     return sorted(paths, key=lambda path: (path == CONFIGURATION, path.endswith(f"/{identity.MANIFEST}"), path))
 
 
-def is_here(target: Path, file: File, path: str) -> bool:
-    """The file is here already. A θ_0 that lineages share may have been timed differently, and no more than that."""
+def _is_here(target: Path, file: File, path: str) -> bool:
+    """Whether the file is here already. Of a shared θ_0 the timings may differ, but not the content.
+
+    Raises:
+        ConfigError: A shared θ_0 with the same settings, but other content, is here.
+    """
     if not target.exists():
         return False
     if identity.digest_file(target) == file.sha256:
         return True
     if path.startswith(f"{SHARED}/") and file.at == path:
-        raise ConfigError(f"{target} is another than the lineage was played from: give another folder with --runs")
+        raise ConfigError(f"{target} differs from what the lineage started from: give another folder with --runs")
     return path.startswith(f"{SHARED}/")
 
 
-def bring(there: Remote, file: File, target: Path, tell: Callable[[int], None]) -> bool:
-    """Download a file; false if it does not have its digest."""
+def _download(remote: Remote, file: File, target: Path, on_bytes: Callable[[int], None]) -> bool:
+    """Download a file. False, and nothing is written, if it does not have its digest."""
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.pulled")
-    there.download(file.at, scratch, tell)
+    remote.download(file.at, scratch, on_bytes)
     if identity.digest_file(scratch) != file.sha256:
         scratch.unlink()
         return False
-    store_files.sync(scratch)
+    sync(scratch)
     scratch.replace(target)
     return True

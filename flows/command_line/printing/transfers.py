@@ -12,7 +12,7 @@ from spin_core.lineage.find import find_lineage
 from spin_core.preflight.findings import size
 from spin_core.remote import pull as remote_pull
 from spin_core.remote import push as remote_push
-from spin_core.remote.push import Moved
+from spin_core.remote.push import Transfer
 from spin_core.store import lock
 
 
@@ -24,7 +24,7 @@ def push(runs: Path, name: str, url: str | None, *, again: bool, replace: bool) 
     if not settings.url:
         raise ConfigError(f"lineage {name} has no push.url: name one, as in spin push {name} s3://bucket/folder")
     with lock.locked(game.root), _progress_bar("push") as on_progress:
-        pushed = remote_push.push(game, settings, again=again, replace=replace, tell=on_progress)
+        pushed = remote_push.push(game, settings, again=again, replace=replace, on_bytes=on_progress)
     how = "and read back" if settings.read_back else "not read back"
     return f"{settings.url}/{name} holds {_amount(pushed)} uploaded now, {how}"
 
@@ -36,7 +36,7 @@ def pull(runs: Path, name: str, url: str) -> str:
     return f"{runs / name} holds {_amount(pulled)} downloaded now; all have the digests that were pushed"
 
 
-def _amount(done: Moved) -> str:
+def _amount(done: Transfer) -> str:
     """`96 files, 12 of them (3.1 MB)`."""
     return f"{done.files:,} files, {done.moved:,} of them ({size(done.bytes)})"
 

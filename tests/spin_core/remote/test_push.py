@@ -26,8 +26,9 @@ from spin_core.lineage.start import start_lineage
 from spin_core.lineage.verify import verify
 from spin_core.remote import push as pushes
 from spin_core.remote import storage
+from spin_core.remote.manifest import MANIFEST, TEXTS, files_of, local_path
 from spin_core.remote.pull import pull
-from spin_core.remote.push import MANIFEST, TEXTS, files_of, here, push
+from spin_core.remote.push import push
 from spin_core.remote.storage import Remote
 from spin_core.store import artifacts, files, identity
 
@@ -98,7 +99,7 @@ def s3(server: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bucke
 
 def contents(game: Lineage) -> dict[str, bytes]:
     """The bytes of all that a copy is to hold."""
-    return {path: here(game.root, path).read_bytes() for path in files_of(game)}
+    return {path: local_path(game.root, path).read_bytes() for path in files_of(game)}
 
 
 def test_a_pulled_lineage_has_the_bytes_that_were_pushed_and_goes_on_there(game, tmp_path):
@@ -125,7 +126,7 @@ def test_the_copy_can_be_read_without_spin_at_the_paths_that_files_have_here(gam
 
 def test_a_second_push_uploads_nothing_and_a_later_one_what_is_new(game, away, tmp_path):
     first = push(game, away)
-    assert push(game, away) == pushes.Moved(first.files, 0, 0)
+    assert push(game, away) == pushes.Transfer(first.files, 0, 0)
     files.write_text(game.root / "report.html", "<p>and more</p>")
     later = push(game, away)
     assert (later.files, later.moved, later.bytes) == (first.files, 1, 15)
@@ -257,7 +258,7 @@ def test_a_pull_beside_another_theta_0_of_the_same_settings_is_refused(game, awa
     shutil.copytree(game.runs / ".sft", tmp_path / "elsewhere" / ".sft")
     (weights,) = (tmp_path / "elsewhere" / ".sft").rglob("model/model.safetensors")
     weights.write_bytes(b"trained on another machine")
-    with pytest.raises(ConfigError, match="another than the lineage was played from"):
+    with pytest.raises(ConfigError, match="differs from what the lineage started from"):
         pull(tmp_path / "elsewhere", "tale", away.url)
 
 
