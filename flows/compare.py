@@ -37,7 +37,7 @@ def compare(
     overrides: Overrides = Overrides(),  # noqa: B008 (frozen)
     runs: str = "",
 ) -> None:
-    """Play a recipe's game over several seeds, train what it is compared with, and put all into one table.
+    """Run a recipe over several seeds, train what it is compared with, and put all into one table.
 
     Args:
         recipe: A named, complete configuration.

@@ -50,7 +50,7 @@ def spin(
     overrides: Overrides = Overrides(),  # noqa: B008 (frozen)
     runs: str = "",
 ) -> None:
-    """Play a recipe's game, or continue the lineage of that name.
+    """Run a recipe, or continue the lineage of that name.
 
     Args:
         recipe: A complete configuration: demo (generated data, minutes on a CPU), tinystories (a real small model, on

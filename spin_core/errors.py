@@ -63,7 +63,7 @@ class PhaseCrashed(Exception):
     """A phase ended in a way that is no user's fault. The message ends with the last lines of its log."""
 
 
-STOPPED = "stopped on request; the same command goes on from here"
+STOPPED = "stopped on request; the same command continues from here"
 
 
 def first_line(error: BaseException) -> str:

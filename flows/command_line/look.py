@@ -35,7 +35,7 @@ def leaderboard(
         except DamagedArtifact:
             if lineages:
                 raise
-            click.echo(unreadable_line(name), err=True)
+            click.echo(unreadable_line(name, runs), err=True)
     if as_json:
         values = [each.model_dump(mode="json") for each in boards]
         click.echo(json.dumps(values[0] if len(lineages) == 1 else values, indent=2, ensure_ascii=False))
@@ -44,8 +44,11 @@ def leaderboard(
     elif not boards:
         click.echo(f"no lineages in {runs} yet: start one with spin run demo")
     else:
-        print_them = leaderboards.print_differences if differences else leaderboards.print_leaderboards
-        print_them([(each, game.config) for game, each in zip(games, boards, strict=True)], everything=everything)
+        pairs = [(each, game.config) for game, each in zip(games, boards, strict=True)]
+        if differences:
+            leaderboards.print_differences(pairs, everything=everything)
+        else:
+            leaderboards.print_leaderboards(pairs, runs, everything=everything)
 
 
 @click.command()

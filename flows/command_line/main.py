@@ -30,7 +30,7 @@ class _Commands(click.Group):
             click.echo(f"{click.style('crash', fg='red', bold=True)}  {error}", err=True)
             sys.exit(1)
         except KeyboardInterrupt:
-            click.echo("stopped; the same command goes on from here", err=True)
+            click.echo("stopped; the same command continues from here", err=True)
             sys.exit(130)
 
 

@@ -1,5 +1,7 @@
 """Options that several commands share."""
 
+import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +22,12 @@ def runs_option(command: F) -> F:
         callback=lambda _context, _parameter, value: value.absolute(),
         help="The folder that holds lineages.",
     )(command)
+
+
+def runs_argument(runs: Path) -> str:
+    """` --runs PATH`, for a command that is shown to a user; empty if the command finds this folder without it."""
+    default = Path(os.environ.get("SPIN_RUNS", "") or "runs").absolute()
+    return "" if runs.absolute() == default else f" --runs {shlex.quote(str(runs))}"
 
 
 def config_options(command: F) -> F:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def run(
     recipe: str, lineage: str | None, iterations: int | None, file: Path | None, sets: tuple[str, ...], runs: Path
 ) -> None:
-    """Play a recipe's game, or continue a lineage."""
+    """Run a recipe, or continue a lineage."""
     from spin_core.config.resolve import resolve
 
     config = resolve(recipe, file=file, sets=sets, iterations=iterations)
@@ -128,7 +128,7 @@ def evaluate(
 
     with _live_display():
         board = evaluate_local(game, versions)
-    print_leaderboards([(board, game.config)])
+    print_leaderboards([(board, game.config)], runs)
 
 
 def _play(runs: Path, name: str, config: "RunConfig") -> None:
@@ -146,7 +146,7 @@ def _play(runs: Path, name: str, config: "RunConfig") -> None:
 
     with _live_display():
         board = run_local(lineage)
-    print_leaderboards([(board, config)])
+    print_leaderboards([(board, config)], runs)
     print_summary(runs, name)
 
 

@@ -75,10 +75,10 @@ def _end_with_server(pid: int, exiting: threading.Event) -> None:
     try:
         display.current.close()
         if _interrupted.is_set():
-            click.echo("stopped; the same command goes on from here", err=True)
+            click.echo("stopped; the same command continues from here", err=True)
         else:
             error = click.style("error", fg="red", bold=True)
-            message = "Prefect's temporary server ended during the run: the same command goes on from here"
+            message = "Prefect's temporary server ended during the run: the same command continues from here"
             click.echo(f"{error}  {message}", err=True)
     finally:
         os._exit(status)

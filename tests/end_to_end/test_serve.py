@@ -469,5 +469,5 @@ def test_a_killed_one_leaves_no_process_and_the_next_one_sets_things_right(tmp_p
     assert one.end() == 0
     assert not one.alive()
     assert one.spin("down").stdout == f"nothing is up for {one.runs}\n"
-    assert one.spin("status").stdout.startswith(f"nothing is up for {one.runs}: spin up starts it\n")
+    assert one.spin("status").stdout.startswith(f"nothing is up for {one.runs}: spin up --runs {one.runs} starts it\n")
     assert not (one.runs / ".prefect" / "server.url").read_text()

@@ -22,4 +22,4 @@ def print_findings(findings: Findings) -> None:
     if wrong:
         console.print(f"\n[red]not ready[/]: {count(wrong, 'thing')} {'is' if wrong == 1 else 'are'} wrong{warnings}")
     else:
-        console.print(f"\n[green]ready[/]: nothing prevents the run{warnings}")
+        console.print(f"\n[green]ready[/]: no problems found{warnings}")

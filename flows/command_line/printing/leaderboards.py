@@ -4,11 +4,13 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from flows.command_line.options import runs_argument
 from flows.command_line.printing.console import console
 from spin_core.config.run import RunConfig
 from spin_core.leaderboard.board import (
@@ -29,11 +31,12 @@ Leaderboards = Sequence[tuple[Board, RunConfig]]
 """The leaderboards of lineages, each with the configuration that says which scores are its headline."""
 
 
-def print_leaderboards(leaderboards: Leaderboards, *, everything: bool = False) -> None:
+def print_leaderboards(leaderboards: Leaderboards, runs: Path, *, everything: bool = False) -> None:
     """Print one or several lineages in the same tables: as much of the headline as fits, then suite by suite.
 
     Args:
         leaderboards: What to print.
+        runs: The folder that holds the lineages.
         everything: Print every score of every suite.
     """
     boards = [board for board, _ in leaderboards]
@@ -52,7 +55,7 @@ def print_leaderboards(leaderboards: Leaderboards, *, everything: bool = False) 
         if tasks:
             console.print(f"[bold]{suite}[/]")
             _print_tables(scored, list(tasks), suite=suite)
-    console.print(f"[dim]{'; '.join(_legend(boards, everything))}[/]")
+    console.print(f"[dim]{'; '.join(_legend(boards, runs, everything))}[/]")
     for board in boards:
         for note in board.head_notes():
             console.print(f"[dim]{escape(f'{board.lineage}, {note}' if len(boards) > 1 else note)}[/]")
@@ -99,7 +102,7 @@ def _headline(leaderboards: Leaderboards, everything: bool) -> list[str]:
     return tasks if everything else tasks[: _scores_per_table([board for board, _ in leaderboards])]
 
 
-def _legend(boards: Sequence[Board], everything: bool) -> list[str]:
+def _legend(boards: Sequence[Board], runs: Path, everything: bool) -> list[str]:
     """What a reader must know to read the tables."""
     outcomes = dict.fromkeys(outcome for board in boards for row in board.rows if (outcome := _rejection(row)))
     sources = dict.fromkeys(f"paper: {row.model}" for board in boards for row in board.references)
@@ -110,7 +113,11 @@ def _legend(boards: Sequence[Board], everything: bool) -> list[str]:
         *([f"{CHOSEN} the gate's choice"] if any(board.choice is not None for board in boards) else []),
         *([f"{' and '.join(outcomes)}: the gate found that version worse"] if outcomes else []),
         *sources,
-        *([] if everything else [f"all scores: spin leaderboard {boards[0].lineage} --all"]),
+        *(
+            []
+            if everything
+            else [f"all scores: spin leaderboard {boards[0].lineage} --all{escape(runs_argument(runs))}"]
+        ),
     ]
 
 

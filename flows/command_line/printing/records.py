@@ -49,7 +49,11 @@ def _record_rows(record: IterationRecord) -> list[tuple[str, str]]:
         ("pairs", f"{record.pairs.rows:,} of {record.pairs.rows_in:,}; dropped: {drops}"),
         ("training", f"{_steps(record)}, first loss {record.train.first_loss:.5f}; {metrics}"),
         ("gate", f"{record.gate.outcome}: {record.gate.reason}"),
-        ("seconds", f"{seconds}; total {cost.seconds:.1f}, {cost.device_hours:.3g} device hours"),
+        # Phases measure their own time, from when their processes have started.
+        (
+            "seconds",
+            f"{seconds}; total {cost.seconds:.1f} without starting processes, {cost.device_hours:.3g} device hours",
+        ),
         ("memory", f"{megabytes:,.0f} MB at most, in {phase}"),
         ("made by", ", ".join(f"{name} {value}" for name, value in record.environment.items())),
     ]
@@ -71,7 +75,7 @@ def answer_rows(batch: GenerationBatch) -> list[tuple[str, str]]:
     counts = ", ".join(f"{share(number, generated.responses)} {fault}" for fault, number in faults.items() if number)
     smallest = batch.smallest_batch
     return [
-        ("answers", f"{generated.responses:,} of {batch.tokens:,} tokens" + (f"; {counts}" if counts else "")),
+        ("answers", f"{generated.responses:,} answers, {batch.tokens:,} tokens" + (f"; {counts}" if counts else "")),
         *([("  memory", f"ran out; continued with {smallest:,} prompts at a time at the least")] if smallest else []),
         ("lengths", f"{_sparkline(generated.histogram)} {middle(generated)}"),
         ("  human", f"{_sparkline(real.histogram)} {middle(real)}"),

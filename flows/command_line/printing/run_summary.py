@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+from rich.markup import escape
+
+from flows.command_line.options import runs_argument
 from flows.command_line.printing.console import console
 from spin_core.lineage.find import find_lineage
 from spin_core.reports.formatting import report_path
 
 
 def print_summary(runs: Path, name: str) -> None:
-    """Print whether the gate ended the game, the paths of the artifacts, and the commands that show them."""
+    """Print whether the gate ended the run, the paths of the artifacts, and the commands that show them."""
     from prefect.settings import PREFECT_UI_URL
 
     from flows.labels import artifact_url
@@ -18,8 +21,10 @@ def print_summary(runs: Path, name: str) -> None:
     if records and records[-1].gate.outcome == "stop":
         console.print(f"\n[yellow]gate[/]       {records[-1].gate.reason}")
     console.print(f"\nartifacts  {runs / name}")
-    console.print(f"samples    spin samples {name}        records    spin show {name}")
+    where = escape(runs_argument(runs))
+    between = "\n" if where else "        "
+    console.print(f"samples    spin samples {name}{where}{between}records    spin show {name}{where}", soft_wrap=True)
     console.print(f"report     {report_path(game)}")
     # Without a server, the address is the one that `spin up` serves later.
-    up = "" if PREFECT_UI_URL.value() else "spin up, then open "
+    up = "" if PREFECT_UI_URL.value() else f"spin up{where}, then open "
     console.print(f"in the UI  {up}{artifact_url('leaderboard', name)}", soft_wrap=True)

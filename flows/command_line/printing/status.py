@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flows.command_line.options import runs_argument
+
 if TYPE_CHECKING:
     from flows.server.status import Head, Run, Status
 
@@ -19,14 +21,14 @@ def print_status(status: "Status", runs: Path) -> None:
     elif status.elsewhere:
         click.echo(f"up         on {status.elsewhere}: run spin status there to see more")
     else:
-        click.echo(f"nothing is up for {runs}: spin up starts it")
-    lines = [_head_line(head) for head in status.lineages] + [unreadable_line(name) for name in status.unreadable]
+        click.echo(f"nothing is up for {runs}: spin up{runs_argument(runs)} starts it")
+    lines = [_head_line(head) for head in status.lineages] + [unreadable_line(name, runs) for name in status.unreadable]
     click.echo(f"lineages   {_column(lines) or f'none yet in {runs}'}")
 
 
-def unreadable_line(name: str) -> str:
-    """`old  cannot be read by this version …`."""
-    return f"{name}  cannot be read by this version: spin show {name} says why"
+def unreadable_line(name: str, runs: Path) -> str:
+    """`old  cannot be read …`."""
+    return f"{name}  cannot be read: spin show {name}{runs_argument(runs)} says why"
 
 
 def _column(lines: Sequence[str]) -> str:

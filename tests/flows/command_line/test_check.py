@@ -24,7 +24,7 @@ def test_verify_finds_a_flipped_byte(spin, game, tmp_path):
 
 def test_check_tells_what_is_ready_and_what_is_not(spin, tmp_path):
     ready = spin("check", "demo", "--set", "prompts.sample=64", "--runs", tmp_path / "runs")
-    assert "ready: nothing prevents the run" in ready.stdout
+    assert "ready: no problems found" in ready.stdout
     assert not (tmp_path / "runs").exists()
     spoilt = spin("check", "demo", "--set", "prompts.max_prompt_tokens=3000", status=2)
     assert "not ready: 1 thing is wrong" in spoilt.stdout

@@ -6,6 +6,8 @@ import json
 
 import yaml
 
+from flows.command_line.options import runs_argument
+from flows.command_line.printing.run_summary import print_summary
 from spin_core.config.recipes import RECIPES
 from spin_core.config.resolve import resolve
 from spin_core.leaderboard.board import Board, leaderboard
@@ -44,6 +46,28 @@ def test_the_leaderboard_shows_every_version_with_its_error(spin):
     assert "↓" in output
 
 
+def test_hints_name_the_runs_folder_unless_it_is_the_default(spin, game, monkeypatch):
+    assert "all scores: spin leaderboard tale --all\n" in spin("leaderboard", "tale").output
+    monkeypatch.delenv("SPIN_RUNS")
+    output = spin("leaderboard", "tale", "--runs", game.runs).output
+    assert f"all scores: spin leaderboard tale --all --runs {game.runs}" in "".join(output.splitlines())
+    status = spin("status", "--runs", game.runs).output
+    assert status.startswith(f"nothing is up for {game.runs}: spin up --runs {game.runs} starts it\n")
+
+
+def test_the_summary_of_a_run_names_the_runs_folder_unless_it_is_the_default(game, monkeypatch, capsys):
+    monkeypatch.setenv("SPIN_RUNS", str(game.runs))
+    print_summary(game.runs, "tale")
+    assert "spin samples tale        records    spin show tale\n" in capsys.readouterr().out
+    monkeypatch.delenv("SPIN_RUNS")
+    print_summary(game.runs, "tale")
+    output = capsys.readouterr().out
+    assert f"spin samples tale --runs {game.runs}\nrecords    spin show tale --runs {game.runs}\n" in output
+    monkeypatch.chdir(game.runs)
+    assert runs_argument(game.runs / "runs") == ""
+    assert runs_argument(game.runs / "my runs") == f" --runs '{game.runs}/my runs'"
+
+
 def test_the_leaderboard_as_json_is_the_file(spin, game):
     printed = json.loads(spin("leaderboard", "tale", "--json").stdout)
     assert printed == json.loads((game.root / "leaderboard.json").read_text())
@@ -71,7 +95,7 @@ def test_show_tells_what_an_iteration_was_made_from(spin, game):
     for told in (
         "1 of 2; dropped: 1 empty",
         "promote: θ_1 plays next",
-        "total 9.0",
+        "total 9.0 without starting processes, ",
         game.records()[0].player.digest[:12],
     ):
         assert told in output

@@ -104,7 +104,7 @@ def test_a_phase_that_someone_stops_says_so(tmp_path):
     def stop(_message):
         os.kill(int((tmp_path / "jobs" / "toy.pid").read_text().split()[0]), signal.SIGTERM)
 
-    with pytest.raises(Stopped, match="goes on from here"):
+    with pytest.raises(Stopped, match="continues from here"):
         run_phase(job(tmp_path, items=1000, seconds=0.01), ScoredPairs, stop)
     assert run_phase(job(tmp_path, items=1000, seconds=0.0), ScoredPairs)
 

@@ -147,7 +147,7 @@ def test_sigterm_is_a_stop_that_says_how_to_go_on(tmp_path):
     process.terminate()
     status, messages, _ = finish(process)
     assert (status, messages[-1]["error"]) == (143, "Stopped")
-    assert messages[-1]["message"] == "stopped on request; the same command goes on from here"
+    assert messages[-1]["message"] == "stopped on request; the same command continues from here"
 
 
 def test_unfinished_work_of_another_job_is_dropped(tmp_path):

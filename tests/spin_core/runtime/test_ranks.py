@@ -119,7 +119,7 @@ def test_sigterm_stops_all_ranks_at_one_step_and_the_same_call_goes_on(tmp_path)
         os.kill(int((tmp_path / "jobs" / "toy.pid").read_text().split()[0]), signal.SIGTERM)
 
     slow = job(tmp_path, does="crowd", items=10_000, seconds=0.01)
-    with pytest.raises(Stopped, match="goes on from here"):
+    with pytest.raises(Stopped, match="continues from here"):
         run_phase(slow, ScoredPairs, stop)
     assert not any(runs(pid) for pid in family(tmp_path))
     done = len((tmp_path / ".toy.partial" / "counted.txt").read_text().split())
