@@ -102,7 +102,7 @@ def test_the_distance_to_the_players_own_distribution_is_0():
 
 def test_a_prompt_that_the_source_does_not_have_is_rejected():
     tokenizer = demo.build_tokenizer()
-    with pytest.raises(DataError, match="no prompt of the demo"):
+    with pytest.raises(DataError, match="not a prompt of the demo"):
         exact_distances(
             player(), tokenizer, demo.support, ["12="], spelled(tokenizer, ["12="]),
             end_id=2, temperature=1.0, micro_batch_tokens=100,

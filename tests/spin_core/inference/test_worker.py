@@ -99,7 +99,7 @@ def test_the_phase_starts_its_own_workers_and_leaves_none_behind(tmp_path, tiny_
 
     record = launch.run_phase(job, type(alone), watch)
     assert record.digest == alone.digest
-    assert [pid for pid in seen if process.birth(pid)] == []
+    assert [pid for pid in seen if process.start_time(pid)] == []
     assert messages[-1]["done"] == messages[-1]["total"] == 60
     assert messages[-1]["metrics"]["answers/s"] > 0
     assert messages[-1]["metrics"]["seconds left"] == 0
