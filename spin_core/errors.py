@@ -1,12 +1,12 @@
-"""Errors that a user can mend. Each message says what is wrong and how to mend it, in one line.
+"""Errors that a user can fix. Each message says what is wrong and how to fix it, in one line.
 
 A phase that raises one of these exits with its `exit_code`, and the line reaches the user unchanged.
-Anything else that escapes a phase is our own bug, and keeps its traceback.
+Any other exception from a phase is a bug in spin-loop, and keeps its traceback.
 """
 
 
 class SpinError(Exception):
-    """Base of all errors that the user's input or surroundings caused."""
+    """Base of all errors caused by the user's input or environment."""
 
     exit_code = 2
 
@@ -16,7 +16,7 @@ class ConfigError(SpinError):
 
 
 class DataError(SpinError):
-    """A data set cannot be read, or lacks what the game needs."""
+    """A data set cannot be read, or does not have what the run needs."""
 
 
 class ModelError(SpinError):
@@ -24,11 +24,11 @@ class ModelError(SpinError):
 
 
 class StaleArtifact(SpinError):
-    """What stands in the output folder was built from something else."""
+    """The content of the output folder was built from other inputs."""
 
 
 class DamagedArtifact(SpinError):
-    """A published file is missing or no longer has the digest its manifest names."""
+    """A published file is missing or no longer has the digest in its manifest."""
 
 
 class LineageBusy(SpinError):
@@ -40,27 +40,27 @@ class TrainingDiverged(SpinError):
 
 
 class StorageError(SpinError):
-    """The disk is full or the folder cannot be written."""
+    """The disk is full, or a folder cannot be created or written."""
 
 
 class WorkersLost(SpinError):
-    """All workers elsewhere that were to do what is not done here have failed for good."""
+    """All workers on other machines have failed, and this machine does not do their work."""
 
 
 class TryAgain(SpinError):
-    """A passing fault (a port was taken, an engine lost a race): the same call may succeed later."""
+    """A temporary fault (a port was taken, an engine lost a race): the same call may succeed later."""
 
     exit_code = 75
 
 
 class Stopped(SpinError):
-    """SIGTERM arrived; what was finished is saved, and the same call goes on from there."""
+    """SIGTERM arrived; finished work is saved, and the same call continues from there."""
 
     exit_code = 143
 
 
 class PhaseCrashed(Exception):
-    """A phase ended in a way that is no user's fault. The message ends with the last lines of its log."""
+    """A phase ended because of a bug, not of a user's mistake. The message ends with the last lines of its log."""
 
 
 STOPPED = "stopped on request; the same command continues from here"

@@ -1,1 +1,1 @@
-"""Thin Prefect tasks, one file a phase."""
+"""Thin Prefect tasks, one file for each phase."""

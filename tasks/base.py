@@ -9,7 +9,7 @@ from tasks.phase_task import phase_task
 
 @phase_task(ModelVersion, "base model")
 def base_model(game: Lineage) -> BaseJob:
-    """Bring in the SFT model, or make an untrained one."""
+    """Import the SFT model, or create an untrained one."""
     return phase_jobs.base_job(game)
 
 

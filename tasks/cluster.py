@@ -10,55 +10,58 @@ from spin_core.config.generate import RayConfig
 from spin_core.errors import ConfigError, TryAgain, first_line
 
 LOOK_SECONDS = 1.0
-"""How long a look at a task on the cluster may wait for its end."""
+"""How long one check of a task on the cluster waits for its end."""
 
 
 class Future(Protocol):
-    """What is asked of Prefect's futures."""
+    """The interface of Prefect's futures that is used here."""
 
     def wait(self, timeout: float | None = None) -> None:
-        """Return when the task has ended, or after so many seconds."""
+        """Return when the task has ended, or after `timeout` seconds."""
 
     def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> Any:
-        """What the task gave, or its error; `TimeoutError` while it is at work."""
+        """Return the task's result or its error; raise `TimeoutError` while it is running."""
 
 
 class Runner(Protocol):
-    """What is asked of prefect-ray's task runner."""
+    """The interface of prefect-ray's task runner that is used here."""
 
     def submit(self, task: Task[..., Any], parameters: dict[str, Any]) -> Future:
-        """Have a task run on the cluster."""
+        """Run a task on the cluster."""
 
 
 @contextlib.contextmanager
 def runner_on(ray: RayConfig, section: str, restarts: int) -> Iterator[Runner]:
-    """What runs tasks on the cluster while this lasts, each with its GPUs.
+    """Provide a runner of tasks on the cluster, each with its GPUs.
 
-    A task whose process has died, alone or with its machine, is begun again so often, always if that is -1; one that
-    failed is Prefect's to retry. `section` is whose settings these are.
+    Args:
+        ray: The cluster, and the GPUs of each task.
+        section: The section of the configuration that these settings belong to, for messages.
+        restarts: How often a task whose process died, alone or with its machine, is started again; -1 for no limit.
+            A task that failed with an error is retried by Prefect.
     """
     try:
         from prefect_ray import RayTaskRunner
         from prefect_ray.context import remote_options
     except ImportError as error:
         raise ConfigError(
-            f"{section}.speed.ray needs prefect-ray, which is not installed: install Spin with its extra `ray`, or set "
-            f"{section}.speed.ray to null"
+            f"{section}.speed.ray needs prefect-ray, which is not installed: install spin-loop with its extra `ray`, "
+            f"or set {section}.speed.ray to null"
         ) from error
     with contextlib.ExitStack() as stack:
         try:
             runner = stack.enter_context(RayTaskRunner(address=ray.address))
         except ConnectionError as error:
             raise TryAgain(
-                f"the Ray cluster of {section}.speed.ray cannot be reached ({first_line(error)}): see that it is up, "
-                "and that RAY_AUTH_MODE=token is set if it wants a token"
+                f"the Ray cluster of {section}.speed.ray cannot be reached ({first_line(error)}): check that it is "
+                "running, and that RAY_AUTH_MODE=token is set if it needs a token"
             ) from error
         stack.enter_context(remote_options(num_gpus=ray.gpus, max_retries=restarts))
         yield runner
 
 
 def has_ended(future: Future, seconds: float = LOOK_SECONDS) -> bool:
-    """Whether a task has ended, as it turns out within so many seconds."""
+    """Wait for a task for at most `seconds`, and return whether it has ended."""
     future.wait(seconds)
     try:
         future.result(0, raise_on_failure=False)

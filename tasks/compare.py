@@ -1,4 +1,4 @@
-"""What the UI and the disk show of a comparison."""
+"""The pages of a comparison, on disk and in the UI."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from tasks.publish import is_new, show
 def publish_comparison(runs: Path, table: Table, game: Lineage) -> None:
     """Write `compare.json` and `report.html`, and a new version of the artifact `comparison-<name>`.
 
-    `game` is the first seed's.
+    `game` is the lineage of the first seed.
     """
     compare.save(runs, table)
     comparison_page.write(runs / table.name / "report.html", table, game.records()[0].environment["spin"])
     spin, name, page = table.of("spin")[-1], f"comparison-{table.name}", comparison_page.markdown(table)
     if is_new(name, page):
-        said = f"{spin.name}: {table.main_metric} {comparison_page.score(spin.scores.get(table.main_metric))}"
-        show(name, page, f"{table.name}: {said}")
+        result = f"{spin.name}: {table.main_metric} {comparison_page.score(spin.scores.get(table.main_metric))}"
+        show(name, page, f"{table.name}: {result}")

@@ -1,4 +1,4 @@
-"""Scoring model versions, on this machine, or on a Ray cluster where the configuration names one."""
+"""Scoring model versions, on this machine, or on a Ray cluster if the configuration has one."""
 
 import time
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ Reports = tuple[EvalReport, ...]
 
 @phase_task(EvalReport, "evaluate {model} {job.output.name}")
 def run_suite(model: str, job: SuiteJob) -> SuiteJob:  # noqa: ARG001 (for its name)
-    """One suite on one model."""
+    """Run one suite on one model."""
     return job
 
 
@@ -39,9 +39,19 @@ def evaluate(
     temperature: float | None = None,
     anew: bool = True,
 ) -> Reports:
-    """Every suite that the configuration asks for, on one model. `against` are its opponent's reports.
+    """Score one model with every suite of the configuration, and return the reports.
 
-    What was scored under other settings is scored `anew`, or else refused with `StaleArtifact`.
+    Args:
+        game: The lineage.
+        player: The model.
+        prompts: The SFT data, for suites that use held-out prompts.
+        against: The reports of the player's opponent.
+        folder: The folder of the reports; None for that of the version.
+        temperature: The sampling temperature; None for the configuration's.
+        anew: Whether suites scored with other settings are scored again.
+
+    Raises:
+        StaleArtifact: A suite was scored with other settings, and `anew` is off.
     """
     opponent = next((report for report in against if report.suite == "self-play"), None)
     model = folder.parent.name if folder else f"θ_{player.t}"
@@ -51,21 +61,21 @@ def evaluate(
     for job in jobs:
         tell(rescore.prepare_folder(job))
     ray = game.config.evaluate.speed.ray
-    elsewhere = [job for job in jobs if launch.finished(job, EvalReport) is None] if ray is not None else []
-    if ray is not None and elsewhere:
-        run_on_cluster(ray, model, elsewhere)
-    return tuple(published(job) if job in elsewhere else run_suite(model, job) for job in jobs)
+    remote = [job for job in jobs if launch.finished(job, EvalReport) is None] if ray is not None else []
+    if ray is not None and remote:
+        run_on_cluster(ray, model, remote)
+    return tuple(_published(job) if job in remote else run_suite(model, job) for job in jobs)
 
 
 def tell(note: str) -> None:
-    """Tell a person, if there is something to tell."""
+    """Show a note to the user and log it, unless it is empty."""
     if note:
         display.current.noted(note)
         get_run_logger().info(note)
 
 
-def published(job: SuiteJob) -> EvalReport:
-    """The record of a suite that has been run elsewhere, as it lies in the shared folder."""
+def _published(job: SuiteJob) -> EvalReport:
+    """Read the report of a suite that ran on another machine from the shared folder."""
     record = launch.finished(job, EvalReport)
     assert record is not None, f"{job.output} is published"
     return record
@@ -81,30 +91,30 @@ def published(job: SuiteJob) -> EvalReport:
     retry_condition_fn=may_pass,
 )
 def run_suite_there(model: str, job: SuiteJob) -> None:  # noqa: ARG001 (for its name)
-    """One suite on one model, on whichever machine of the cluster this runs on."""
-    # A machine that Ray has taken for dead may still be at work on the same suite, in the same scratch folder.
+    """Run one suite on one model, on the machine of the cluster that executes this task."""
+    # A machine that Ray takes for dead may still be running the same suite in the same scratch folder.
     with lock.locked(launch.job_path(job).with_suffix(""), wait=True):
         run(job, EvalReport)
 
 
 def run_on_cluster(ray: RayConfig, model: str, jobs: Sequence[SuiteJob]) -> None:
-    """Run suites on the cluster, `ray.workers` at a time. The first failure is raised when all have ended."""
+    """Run suites on the cluster, `ray.workers` at a time. When all have ended, raise the first failure."""
     shown, name, began = display.current, f"evaluate {model} on ray", time.monotonic()
     shown.started(name)
     failures: list[BaseException] = []
-    todo, at_work, done = list(jobs), list[tuple[SuiteJob, Future]](), 0
+    waiting, running, done = list(jobs), list[tuple[SuiteJob, Future]](), 0
     try:
         with runner_on(ray, "evaluate", restarts=RETRIES) as runner:
-            while todo or at_work:
-                while todo and len(at_work) < ray.workers:
-                    job = todo.pop(0)
-                    at_work.append((job, runner.submit(run_suite_there, {"model": model, "job": job})))
+            while waiting or running:
+                while waiting and len(running) < ray.workers:
+                    job = waiting.pop(0)
+                    running.append((job, runner.submit(run_suite_there, {"model": model, "job": job})))
                 shown.progress({"done": done, "total": len(jobs), "unit": "suite"})
-                for job, future in at_work[:]:
+                for job, future in running[:]:
                     if has_ended(future):
-                        at_work.remove((job, future))
+                        running.remove((job, future))
                         done += 1
-                        failures += failure_of(job, future)
+                        failures += _log_failure(job, future)
         shown.progress({"done": done, "total": len(jobs), "unit": "suite"})
         if failures:
             raise failures[0]
@@ -114,8 +124,11 @@ def run_on_cluster(ray: RayConfig, model: str, jobs: Sequence[SuiteJob]) -> None
     shown.finished(name, time.monotonic() - began)
 
 
-def failure_of(job: SuiteJob, future: Future) -> list[BaseException]:
-    """Why a suite that has ended failed, told at once: the others may be at work for long. Empty if it did not."""
+def _log_failure(job: SuiteJob, future: Future) -> list[BaseException]:
+    """Log why a suite failed, and return its error; empty if it succeeded.
+
+    The error is logged at once, because the other suites may run for a long time.
+    """
     error = future.result(raise_on_failure=False)
     if not isinstance(error, BaseException):
         return []
@@ -123,8 +136,8 @@ def failure_of(job: SuiteJob, future: Future) -> list[BaseException]:
     if isinstance(error, PhaseCrashed | SpinError):
         return [error]
     lost = WorkersLost(
-        f"{job.output} was begun {RETRIES + 1} times on the cluster, and its worker died each time "
-        f"({first_line(error)}): see the nodes' logs and memory, and run the same command again"
+        f"{job.output} was started {RETRIES + 1} times on the cluster, and its worker died each time "
+        f"({first_line(error)}): check the nodes' logs and memory, and run the same command again"
     )
     lost.__cause__ = error
     return [lost]

@@ -1,4 +1,4 @@
-"""The opponent answers, by workers on this machine, and on a Ray cluster where the configuration names one."""
+"""The opponent's answers, by workers on this machine, and on a Ray cluster if the configuration has one."""
 
 import contextlib
 import threading
@@ -26,7 +26,7 @@ from tasks.phase_task import phase_task
 def generate(
     game: Lineage, t: int, opponent: ModelVersion, prompts: PromptSet, answerers: Sequence[ModelVersion] = ()
 ) -> GenerationBatch:
-    """y' ~ p_θt(.|x) for every training prompt."""
+    """Sample y' ~ p_θt(.|x) for every training prompt."""
     job = phase_jobs.generate_job(game, t, opponent, prompts, answerers)
     ray = job.config.speed.ray
     if ray is None or launch.finished(job, GenerationBatch) is not None:
@@ -42,19 +42,19 @@ def generate(
 def answer(
     game: Lineage, t: int, opponent: ModelVersion, prompts: PromptSet, answerers: Sequence[ModelVersion]
 ) -> GenerateJob:
-    """The phase itself: it begins the shards, sees to it that all are done, and publishes."""
+    """Run the phase: create the shards, wait until all are answered, and publish them."""
     return phase_jobs.generate_job(game, t, opponent, prompts, answerers)
 
 
 @task(name="answer-on-ray", cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=1)
 def join(job_file: Path) -> None:
-    """Answer shards on whichever machine of the cluster this runs on, until all are there."""
+    """Answer shards on the machine of the cluster that executes this task, until all are answered."""
     workers.join_generation(job_file)
 
 
 @contextlib.contextmanager
 def workers_on(ray: RayConfig, job: GenerateJob) -> Iterator[None]:
-    """Workers on the cluster while this lasts. One that dies is started again; its shard goes to another meanwhile."""
+    """Run workers on the cluster. One that dies is started again; meanwhile another worker takes its shard."""
     path = launch.write_job(job)
     with runner_on(ray, "generate", restarts=-1) as runner:
         futures = [runner.submit(join, {"job_file": path}) for _ in range(ray.workers)]
@@ -66,25 +66,26 @@ def workers_on(ray: RayConfig, job: GenerateJob) -> Iterator[None]:
 
 @contextlib.contextmanager
 def watched(futures: Sequence[Future], job: GenerateJob) -> Iterator[None]:
-    """While this lasts, look whether a worker is left. The phase learns from the last one's end, so that it ends too
-    if there is still something to do and nobody here to do it.
+    """Watch the workers on the cluster. When the last one has ended, tell the phase with a file.
+
+    So the phase also ends if shards are left and this machine has no workers to answer them.
     """
     note = shards.work_folder(job) / shards.WORKERS_ENDED
-    note.unlink(missing_ok=True)  # an earlier attempt's
+    note.unlink(missing_ok=True)  # from an earlier attempt
     over = threading.Event()
 
     def watch() -> None:
-        words = []
+        last_lines = []
         for future in futures:
-            while (word := last_word(future)) is None:
+            while (line := last_word(future)) is None:
                 if over.is_set():
                     return
-            words.append(word)
-        while not note.parent.exists():  # the phase has not begun
+            last_lines.append(line)
+        while not note.parent.exists():  # the phase has not started
             if over.wait(shards.POLL_SECONDS):
                 return
-        with contextlib.suppress(FileNotFoundError):  # it has published meanwhile
-            files.write_text(note, "; ".join(f"{count} said: {word}" for word, count in Counter(words).items()))
+        with contextlib.suppress(FileNotFoundError):  # it has published in the meantime
+            files.write_text(note, "; ".join(f"{count} said: {line}" for line, count in Counter(last_lines).items()))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -96,7 +97,7 @@ def watched(futures: Sequence[Future], job: GenerateJob) -> Iterator[None]:
 
 
 def last_word(future: Future) -> str | None:
-    """The last line that a worker said; None while it is at work."""
+    """The last line of a worker's error, or `all is done`; None while it is running."""
     if not has_ended(future, LOOK_SECONDS):
         return None
     error = future.result(raise_on_failure=False)

@@ -1,4 +1,4 @@
-"""The lineage's points go to TensorBoard, W&B and MLflow while it is played."""
+"""Sending a lineage's metrics to TensorBoard, W&B and MLflow during a run."""
 
 import contextlib
 import subprocess
@@ -15,14 +15,14 @@ from spin_core.tracking.points import folder_of
 from tasks import display
 
 GRACE_SECONDS = 60.0
-"""How long sinks may take at the end of a run for what they have not got yet."""
+"""How long sinks may take at the end of a run for the remaining points."""
 HURRIED_SECONDS = 5.0
-"""The same, of a run that failed or was stopped."""
+"""The same for a run that failed or was stopped."""
 
 
 @contextlib.contextmanager
 def followed(game: Lineage) -> Iterator[None]:
-    """While this lasts, a process follows the lineage. Nothing that happens to it ends the game."""
+    """Run a process that sends the lineage's metrics. Its failure does not end the run."""
     if not game.config.metrics.sinks:
         yield
         return
@@ -58,8 +58,8 @@ def followed(game: Lineage) -> Iterator[None]:
             process.wait(grace)
         except subprocess.TimeoutExpired:
             runtime_process.end_group(process)
-            note(f"metrics: not all were taken within {grace:.0f} s; the next run makes up for it")
+            note(f"metrics: not all were sent within {grace:.0f} s; the next run sends the rest")
         reader.join(1.0)
         process.stdout.close()
         if process.returncode > 0:
-            note(f"metrics: the process that tells them ended with {process.returncode}: see {log.name}")
+            note(f"metrics: the process that sends them ended with {process.returncode}: see {log.name}")

@@ -16,11 +16,11 @@ def build_pairs(
     previous: GenerationBatch | None,
     initial: GenerationBatch | None,
 ) -> PairsJob:
-    """D_t = hygiene(real, generated) ∪ D_{t-1}."""
+    """D_t = filter(real, generated) ∪ D_{t-1}."""
     return phase_jobs.pairs_job(game, t, prompts, generations, previous, initial)
 
 
 @phase_task(ScoredPairs, "score t={t}")
 def score(game: Lineage, t: int, opponent: ModelVersion, pairs: PairDataset, base: ModelVersion) -> ScoreJob:
-    """log p_θt of every pair, once, so that training holds one model."""
+    """Compute log p_θt of every pair once, so that training needs only one model in memory."""
     return phase_jobs.score_job(game, t, opponent, pairs, base)

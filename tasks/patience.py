@@ -1,4 +1,4 @@
-"""Waiting for Prefect's server while it is away: `spin up` starts it anew if it ends, and runs are to outlive that."""
+"""Waiting for Prefect's server while it is not available: `spin up` restarts it if it ends, and runs survive that."""
 
 import time
 from collections.abc import Callable
@@ -8,17 +8,17 @@ import httpx
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 300.0
-EVERY_SECONDS = 3.0
+_TIMEOUT_SECONDS = 300.0
+_RETRY_SECONDS = 3.0
 
 
-def patiently(ask: Callable[[], T]) -> T:
-    """What the server answers, as soon as it does; the error of the last attempt when patience is at its end."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def patiently(request: Callable[[], T]) -> T:
+    """Repeat a request until the server answers, and return the answer. After the timeout, raise the last error."""
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
     while True:
         try:
-            return ask()
+            return request()
         except httpx.TransportError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(EVERY_SECONDS)
+            time.sleep(_RETRY_SECONDS)

@@ -1,7 +1,7 @@
-"""The frame of every task: look whether the phase is done, run it in its own process, show how far it is.
+"""What all tasks have in common: check whether the phase is done, run it in its own process, and show its progress.
 
-The store knows what is built, so Prefect must not keep a second cache beside it: NO_CACHE, and a phase that is found
-done completes as "Reused".
+The store knows which results exist, so Prefect must not keep a second cache: NO_CACHE, and a phase whose result exists
+completes as "Reused".
 """
 
 import contextlib
@@ -39,9 +39,9 @@ RETRY_DELAY_SECONDS = 10
 
 
 def phase_task(kind: type[R], run_name: str) -> Callable[[Callable[P, Job]], Callable[P, R]]:
-    """Turn a function that writes a job into a function that has it done as a Prefect task and returns its record.
+    """Turn a function that writes a job into one that runs it as a Prefect task and returns its record.
 
-    `run_name` is what the UI calls a run of it, with the function's parameters in braces.
+    `run_name` is the name of its runs in the UI, with the function's parameters in braces.
     """
 
     def decorate(write_job: Callable[P, Job]) -> Callable[P, R]:
@@ -79,12 +79,12 @@ def phase_task(kind: type[R], run_name: str) -> Callable[[Callable[P, Job]], Cal
 
 
 def may_pass(_task: Any, _run: TaskRun, state: "State[Any]") -> bool:
-    """Retry only what can pass: a user's mistake and a crash of ours would come again."""
+    """Whether a retry may help: only for temporary faults, not for a user's mistake or a bug."""
     return isinstance(state.result(raise_on_failure=False), TryAgain)
 
 
 def run(job: Job, kind: type[R]) -> R:
-    """Run the phase, passing its progress to the terminal and to a progress artifact, and its log to the run's."""
+    """Run the phase. Show its progress in the terminal and in a progress artifact, and copy its log to the run's."""
     shown, logger = display.current, get_run_logger()
     bar = ProgressArtifact(job.title)
     shown.started(job.title)
@@ -109,10 +109,10 @@ def run(job: Job, kind: type[R]) -> R:
 
 
 class ProgressArtifact:
-    """How far a phase is, in the UI, updated every two seconds. A phase that is done sooner needs none."""
+    """A phase's progress in the UI, updated every two seconds. A phase that ends sooner gets none."""
 
     def __init__(self, title: str) -> None:
-        self.title, self.told = title, time.monotonic()
+        self.title, self.updated = title, time.monotonic()
         self.last: Mapping[str, Any] = {}
         self.id: UUID | None = None
 
@@ -122,28 +122,28 @@ class ProgressArtifact:
         if not message.get("total"):
             return
         self.last = message
-        if now - self.told >= PROGRESS_EVERY_SECONDS:
-            self.told = now
-            self.show(round(100.0 * message["done"] / message["total"], 1))
+        if now - self.updated >= PROGRESS_EVERY_SECONDS:
+            self.updated = now
+            self._show(round(100.0 * message["done"] / message["total"], 1))
 
     def finish(self) -> None:
-        """Say that all is done."""
+        """Show that all is done."""
         if self.id is not None:
-            self.show(100.0)
+            self._show(100.0)
 
-    def show(self, percent: float) -> None:
-        """Tell the server, if it is there: no phase ends for the sake of its bar."""
-        text = f"{self.title}: {so_far(self.last)}"
+    def _show(self, percent: float) -> None:
+        """Update the artifact if the server is available. A failure of this does not end the phase."""
+        text = f"{self.title}: {_progress_text(self.last)}"
         with contextlib.suppress(httpx.TransportError, PrefectHTTPStatusError):
             if self.id is None:
-                made = create_progress_artifact(progress=percent, description=text)
-                assert isinstance(made, UUID), "called from a sync task"
-                self.id = made
+                artifact_id = create_progress_artifact(progress=percent, description=text)
+                assert isinstance(artifact_id, UUID), "called from a sync task"
+                self.id = artifact_id
             else:
                 update_progress_artifact(self.id, progress=percent, description=text)
 
 
-def so_far(message: Mapping[str, Any]) -> str:
+def _progress_text(message: Mapping[str, Any]) -> str:
     """`1,200 of 6,000 steps  loss 0.5536  0:12:03 left`."""
     amount = f"{message['done']:,} of {message['total']:,} {message['unit']}s"
     return f"{amount}  {display.numbers(message)}{display.time_left(message)}".rstrip()

@@ -1,4 +1,4 @@
-"""What the UI shows of an iteration, and the gate."""
+"""The pages of an iteration in the UI, and the gate's event."""
 
 import re
 import uuid
@@ -20,10 +20,10 @@ from tasks.patience import patiently
 
 @task(name="publish", task_run_name="publish t={record.t}", cache_policy=NO_CACHE, persist_result=False)
 def publish_iteration(game: Lineage, record: IterationRecord) -> None:
-    """The iteration's page, the leaderboard's next version, the lineage's report, and the gate's event.
+    """Publish the iteration's page, a new version of the leaderboard, the lineage's report, and the gate's event.
 
-    The page also lies beside the record: where it does, it is not drawn again. Prefect is asked all the same, since a
-    kill, or another server, may have left it without.
+    The page is also kept on disk next to the record, and is written only once. Prefect is checked every time, because
+    after a kill, or with another server, it may not have the page.
     """
     path = game.page(record.t)
     if not path.exists():
@@ -38,7 +38,7 @@ def publish_iteration(game: Lineage, record: IterationRecord) -> None:
 
 
 def emit_decision(game: Lineage, record: IterationRecord) -> None:
-    """The gate's event. The same decision has the same id, so that a server which has it already keeps one."""
+    """Emit the gate's event. The same decision has the same id, so a server that already has it does not keep two."""
     gate = record.gate
     emit_event(
         event=f"spin.gate.{gate.outcome}",
@@ -50,27 +50,27 @@ def emit_decision(game: Lineage, record: IterationRecord) -> None:
 
 def publish_leaderboard(game: Lineage) -> board.Board:
     """Write `leaderboard.json` and `report.html`, and a new version of the artifact `leaderboard-<lineage>`."""
-    standing = board.save(game)
-    html.write(game, board=standing)
-    page = markdown.leaderboard_page(standing, game.config)
+    leaderboard = board.save(game)
+    html.write(game, board=leaderboard)
+    page = markdown.leaderboard_page(leaderboard, game.config)
     name = f"leaderboard-{game.name}"
     if is_new(name, page):
-        show(name, page, markdown.leader(standing))
-    return standing
+        show(name, page, markdown.leader(leaderboard))
+    return leaderboard
 
 
 def is_new(name: str, page: str) -> bool:
-    """Whether the artifact's last version, if there is any, says something else."""
+    """Whether the artifact does not exist yet, or its last version has another text."""
     last = patiently(lambda: Artifact.get(artifact_key(name)))
     assert not isinstance(last, Coroutine), "called from a sync task"
     return last is None or last.data != page
 
 
 def show(name: str, page: str, description: str) -> None:
-    """Make a new version of an artifact."""
+    """Create a new version of an artifact."""
     patiently(lambda: create_markdown_artifact(page, key=artifact_key(name), description=description))
 
 
 def artifact_key(text: str) -> str:
-    """Prefect's keys hold lower-case letters, digits and dashes."""
+    """Turn a text into an artifact's key: lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9-]+", "-", text.lower())

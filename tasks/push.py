@@ -1,4 +1,4 @@
-"""The lineage's copy in a store. One that is away stops no game, and the next push makes up for it."""
+"""The lineage's copy in a store. If the store is not available, the run continues, and the next push uploads it."""
 
 import time
 from typing import Any
@@ -19,14 +19,14 @@ from tasks.phase_task import RETRIES, RETRY_DELAY_SECONDS, ProgressArtifact, may
 
 
 def push(game: Lineage) -> None:
-    """Upload what the copy lacks, if the configuration names one. A failure is told, and the game goes on."""
+    """Upload what is missing in the copy, if the configuration has one. A failure is shown, and the run continues."""
     if not game.config.push.url:
         return
     state: State[Any] = upload(game, return_state=True)
     if not state.is_completed():
-        why = state.result(raise_on_failure=False)
-        said = first_line(why) if isinstance(why, BaseException) else state.message
-        note = f"not pushed: {said}; all is kept here, and the next push makes up for it"
+        error = state.result(raise_on_failure=False)
+        reason = first_line(error) if isinstance(error, BaseException) else state.message
+        note = f"not pushed: {reason}; nothing is lost here, and the next push uploads the rest"
         display.current.noted(note)
         get_run_logger().warning("%s", note)
 
@@ -41,20 +41,20 @@ def push(game: Lineage) -> None:
     retry_condition_fn=may_pass,
 )
 def upload(game: Lineage) -> Transfer | State[Transfer]:
-    """One push, shown as phases are."""
+    """Push once, with the progress of a phase."""
     shown, bar, began = display.current, ProgressArtifact("push"), 0.0
 
-    def tell(gone: int, total: int) -> None:
+    def show_progress(sent: int, total: int) -> None:
         nonlocal began
         if not began:
             began = time.monotonic()
             shown.started("push")
-        message = {"done": round(gone / 1e6), "total": max(1, round(total / 1e6)), "unit": "megabyte"}
+        message = {"done": round(sent / 1e6), "total": max(1, round(total / 1e6)), "unit": "megabyte"}
         shown.progress(message)
         bar.update(message)
 
     try:
-        pushed = pushes.push(game, game.config.push, on_bytes=tell)
+        pushed = pushes.push(game, game.config.push, on_bytes=show_progress)
     except BaseException:
         if began:
             shown.failed("push")

@@ -1,4 +1,4 @@
-"""Training: the player of an iteration, and what it is compared with."""
+"""Training the player of an iteration, and the controls that it is compared with."""
 
 from spin_core.lineage import control_jobs, phase_jobs
 from spin_core.lineage.controls import Control
@@ -10,19 +10,19 @@ from tasks.phase_task import phase_task
 
 @phase_task(TrainRun, "train t={t}")
 def train(game: Lineage, t: int, opponent: ModelVersion, pairs: PairDataset, scores: ScoredPairs) -> TrainJob:
-    """θ_{t+1}: started from θ_t, it learns to tell real from generated."""
+    """Train θ_{t+1}: it starts from θ_t and learns to tell real from generated responses."""
     return phase_jobs.train_job(game, t, opponent, pairs, scores)
 
 
 @phase_task(PairDataset, "read preferences")
 def read_preferences(game: Lineage, control: Control, base: ModelVersion, prompts: PromptSet) -> PreferencesJob:
-    """Preference data as pairs."""
+    """Read preference data as pairs."""
     return control_jobs.preferences_job(game, control, base, prompts)
 
 
 @phase_task(ScoredPairs, "score preferences")
 def score_preferences(game: Lineage, control: Control, start: ModelVersion, pairs: PairDataset) -> ScoreJob:
-    """The reference's log-probability of every preference."""
+    """Compute the reference's log-probability of every preference."""
     return control_jobs.score_job(game, control, start, pairs)
 
 
@@ -35,5 +35,5 @@ def train_control(
     pairs: PairDataset | None,
     scores: ScoredPairs | None,
 ) -> TrainJob:
-    """A training beside the game."""
+    """Train a control."""
     return control_jobs.train_job(game, control, start, prompts, pairs, scores)

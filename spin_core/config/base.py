@@ -16,12 +16,12 @@ P = TypeVar("P", str, Path)
 SCHEDULE = "schedule"
 
 Schedule = Annotated[Union[T, Annotated[tuple[T, ...], Field(min_length=1)]], SCHEDULE]
-"""One value, or one value an iteration; past its end, the last value holds."""
+"""One value, or one value for each iteration; after its end, the last value is used."""
 
 EXECUTION = "execution"
 
 Execution = Annotated[T, EXECUTION]
-"""A setting of how, where or at whose cost a result is computed. It has no influence on the result, so the identity of
+"""A setting of how, where or at what cost a result is computed. It has no influence on the result, so the identity of
 a job leaves it out, and it may change while a lineage grows."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -30,14 +30,18 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 
 def nameable(path: P) -> P:
-    """A path, if a file system can have one like it. `ValueError` if not: asking for it would raise, not say no."""
+    """Return the path if a file system allows such a path. Otherwise raise an error that pydantic reports.
+
+    Without this check, looking for such a path would raise an error instead of answering that it does not exist.
+    """
     try:
         text = os.fsencode(Path(path).expanduser())
     except (RuntimeError, UnicodeEncodeError):
         text = b"\0"
     if b"\0" in text or len(text) > 4095 or any(len(part) > 255 for part in text.split(b"/")):
-        said = f"{str(path)[:100]!r} can be no path (a name in it is too long, unknown, or holds odd signs): mend it"
-        raise PydanticCustomError("no_path", "{said}", {"said": said})
+        reason = "a name in it is too long, names an unknown user, or has invalid characters"
+        message = f"{str(path)[:100]!r} cannot be a path ({reason}): correct it"
+        raise PydanticCustomError("no_path", "{message}", {"message": message})
     return path
 
 

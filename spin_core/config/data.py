@@ -14,10 +14,10 @@ class SourceConfig(Frozen):
     """A hub name, a local folder, or a JSON, JSONL, Parquet or CSV file. `demo` is the built-in source."""
 
     split: str = "train"
-    """The split to read, where the source has several."""
+    """The split to read, if the source has several."""
 
     subset: str | None = None
-    """The configuration of a hub data set, where it has several."""
+    """The configuration of a data set on the hub, if it has several."""
 
     revision: str | None = None
     """Branch, tag or commit on the hub."""
@@ -30,19 +30,20 @@ class PromptsConfig(Frozen):
     """Where the rows come from."""
 
     format: Literal["auto", "messages", "prompt-response", "instruction", "spin", "text"] = "auto"
-    """Which columns hold what; `auto` looks at their names. `text` cuts each text in two at `text_prompt_chars`."""
+    """The layout of the columns; `auto` decides by their names. `text` splits each text at `text_prompt_chars`."""
 
     columns: dict[str, str] = {}
     """New names for columns, `{"question": "prompt", "answer": "response"}`, applied before anything else."""
 
     rounds: Literal["all", "first"] = "all"
-    """Of a conversation, answer the last assistant turn (`all`), or only the first one (`first`, as the paper)."""
+    """Which assistant turn of a conversation to answer: the last one (`all`) or only the first (`first`, as the
+    paper)."""
 
     text_prompt_chars: PositiveInt = 64
-    """With `format: text`: the prompt is the text up to the last space within so many characters."""
+    """With `format: text`: the prompt is the text up to the last space within this many characters."""
 
     sample: PositiveInt | None = None
-    """A seeded sample of so many training prompts; None takes all."""
+    """Train on a seeded sample of this many prompts; None takes all."""
 
     held_out: PositiveInt = 256
     """How many prompts are kept out of training, for evaluation."""
@@ -54,15 +55,16 @@ class PromptsConfig(Frozen):
     """Longest prompt, in tokens of the rendered prompt."""
 
     too_long: Literal["drop", "refuse"] = "drop"
-    """What happens to a prompt that is longer: dropped and counted, or the run is refused."""
+    """What happens to a longer prompt: `drop` leaves it out and counts it, `refuse` ends with an error."""
 
 
 class PairsConfig(Frozen):
-    """What becomes of real and generated responses before they train."""
+    """How real and generated responses become training pairs."""
 
     answers: Literal["all", "first", "nearest-length"] = "all"
-    """Of several answers to a prompt (`generate.answers`): a pair of each, or one pair of those that hygiene keeps, of
-    the first or of the one whose tokens are nearest in number to the real response's, so that length tells less."""
+    """With several answers to a prompt (`generate.answers`): which of those that the filters (`pairs.drop_*`) keep
+    become pairs. `all`: each; `first`: the first; `nearest-length`: the one with the number of tokens nearest to the
+    real response's, so that length gives less away."""
 
     mix_previous: Schedule[bool] = True
     """Train on D_{t-1} ∪ D_t, as the paper does, or on D_t alone."""
@@ -74,10 +76,10 @@ class PairsConfig(Frozen):
     """Drop pairs with an empty response on either side."""
 
     drop_looping: bool = True
-    """Drop pairs whose generated response repeats one phrase over and over."""
+    """Drop pairs whose generated response repeats one phrase many times."""
 
     drop_duplicates: bool = True
-    """Drop pairs that occur a second time, token by token."""
+    """Drop pairs that have occurred before, compared token by token."""
 
     drop_cut: bool = False
     """Drop pairs whose generated response was cut at `max_new_tokens`."""

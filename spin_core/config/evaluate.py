@@ -1,4 +1,4 @@
-"""Settings of evaluation and of the gate that reads it."""
+"""Settings of evaluation and of the gate that uses its scores."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -23,43 +23,43 @@ SuiteName = Literal[
 
 
 class LmEvalConfig(Frozen):
-    """Benchmarks run by lm-eval: how suites of them are run, and which single tasks are beside the suites."""
+    """Benchmarks run by lm-eval: how suites run, and which single tasks run in addition."""
 
     tasks: tuple[str, ...] = ()
-    """Tasks by lm-eval's names (`arc_challenge`, `hellaswag`, …), beside those of `evaluate.suites`."""
+    """Tasks by lm-eval's names (`arc_challenge`, `hellaswag`, …), in addition to those of `evaluate.suites`."""
 
     local_data: Folder | None = None
     """A folder with the tasks' rows as JSONL; None fetches them from the hub."""
 
     limit: PositiveInt | None = None
-    """A seeded subset of so many items a task; None takes all, or what a quick suite says."""
+    """Score a seeded subset of this many items of each task; None takes all, or the number that a quick suite sets."""
 
     num_fewshot: int | None = None
-    """Examples in the prompts of `tasks`; None is each task's own number. Suites have theirs."""
+    """Examples in the prompts of `tasks`; None takes each task's default. Suites set their own numbers."""
 
     engine: Literal["transformers", "vllm"] = "transformers"
-    """What computes. vLLM has an environment of its own, which `generate.vllm` describes."""
+    """What runs the model. vLLM has its own environment, which `generate.vllm` describes."""
 
     batch_size: PositiveInt | Literal["auto"] = 16
-    """Items a forward pass; `auto` finds the largest that fits."""
+    """Items in a forward pass; `auto` finds the largest number that fits."""
 
     apply_chat_template: bool | None = None
-    """Wrap each item in the model's chat template. None: those of `instruct` where the model has one, and no others, as
-    the paper's suites are asked."""
+    """Wrap each item in the model's chat template. None: only items of `instruct`, if the model has a template; the
+    paper's suites are run without it."""
 
 
 class MtBenchConfig(Frozen):
     """MT-Bench: 80 questions of two turns each, answered by the model and judged by another."""
 
     data: Folder | None = None
-    """A folder with `question.jsonl` and `reference_answer_gpt-4.jsonl`, and `judge_prompts.jsonl` where the original
-    prompts of the judge are wanted; None fetches the questions from the hub."""
+    """A folder with `question.jsonl` and `reference_answer_gpt-4.jsonl`, and `judge_prompts.jsonl` to use the
+    original prompts of the judge; None fetches the questions from the hub."""
 
     max_new_tokens: PositiveInt = 1024
-    """Longest answer a turn."""
+    """Longest answer in one turn, in tokens."""
 
     pairwise: tuple[Literal["previous", "base", "human"], ...] = ()
-    """Whom a version is also compared with, answer by answer: the version that it was trained from, θ_0, or the human
+    """What a version is also compared with, answer by answer: the version that it was trained from, θ_0, or the human
     responses to held-out prompts."""
 
     pairwise_prompts: PositiveInt = 80
@@ -67,25 +67,25 @@ class MtBenchConfig(Frozen):
 
 
 class JudgeSpeedConfig(Frozen):
-    """How the judge is asked. Nothing here changes what it says."""
+    """How requests are sent to the judge. Nothing here changes its verdicts."""
 
     parallel: PositiveInt = 8
-    """Requests in flight at a time."""
+    """Requests that are open at the same time, at most."""
 
     retries: PositiveInt = 8
-    """Attempts at one verdict, with growing pauses between them, before the judge counts as down. A wait that a rate
-    limit asks for is none."""
+    """Attempts at one verdict, with growing pauses between them, before the judge counts as unavailable.
+    A wait because of a rate limit is not counted."""
 
     timeout_seconds: PositiveFloat = 120.0
     """Longest wait for one verdict."""
 
 
 JUDGE_URL = re.compile(r"(https?://[^\s/@?#\\]+(/[^\s@?#\\]*)?)?")
-"""Neither a user nor a query: a password or a key in them would stand in records."""
+"""Neither a user nor a query is allowed: records would contain a password or a key in them."""
 
 
 def check_judge_url(url: str) -> str:
-    """The address of a judge. The error leaves out what was given, since that may be a secret."""
+    """Return the address of a judge if it is valid. The error does not show the value, because it may hold a secret."""
     if not JUDGE_URL.fullmatch(url):
         raise ValueError(
             "evaluate.judge.base_url must be like http://127.0.0.1:8000/v1, without users, passwords or keys: give the "
@@ -105,81 +105,82 @@ class JudgeConfig(Frozen):
     """The model that judges, behind an endpoint that speaks OpenAI's protocol."""
 
     base_url: JudgeUrl = ""
-    """The endpoint, as `http://127.0.0.1:8000/v1`; empty is OpenAI's own."""
+    """The address of the endpoint, like `http://127.0.0.1:8000/v1`; empty is OpenAI's."""
 
     model: str = "gpt-4"
-    """Its name there."""
+    """The judge's name at the endpoint."""
 
     api_key_env: Execution[Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]] = "OPENAI_API_KEY"
-    """The environment variable that holds the key, which is sent to that endpoint. The key itself stands in no
-    configuration and no record. An endpoint of your own may want none."""
+    """The environment variable that holds the key, which is sent to that endpoint. The key itself is never written to a
+    configuration or a record. Your own endpoint may not need a key."""
 
     temperature: NonNegativeFloat | None = 0.0
-    """How it samples its verdicts; None leaves that to the endpoint, as models that reason want it."""
+    """Sampling temperature of the verdicts; None leaves it to the endpoint, which reasoning models may require."""
 
     max_tokens: PositiveInt | None = 2048
-    """Longest verdict, with what is reasoned before it; None leaves that to the endpoint."""
+    """Longest verdict in tokens, including the reasoning before it; None leaves it to the endpoint."""
 
     extra_body: dict[str, Any] = {}
-    """Further fields of each request, by the endpoint's own names, as `{"reasoning_effort": "low"}`."""
+    """Further fields of each request, with the endpoint's names, like `{"reasoning_effort": "low"}`."""
 
     speed: Execution[JudgeSpeedConfig] = JudgeSpeedConfig()
-    """How it is asked."""
+    """How requests are sent."""
 
 
 class EvaluateSpeedConfig(Frozen):
-    """Where versions are scored. Nothing here changes a score, but for rounding where devices or threads differ."""
+    """Where versions are scored. Nothing here changes a score, except for rounding if devices or threads differ."""
 
     ray: RayConfig | None = None
     """Run a version's suites on a Ray cluster (extra `ray`), each as one of its workers; None runs them on this
-    machine, one after the other."""
+    machine, one after another."""
 
 
 class EvaluateConfig(Frozen):
     """How every model version is scored."""
 
     suites: tuple[SuiteName, ...] = ()
-    """Benchmarks as the paper ran them. A `-quick` one takes a seeded subset of the items."""
+    """Benchmarks as the paper ran them. Suites named `-quick` take a seeded subset of the items."""
 
     lm_eval: LmEvalConfig = LmEvalConfig()
-    """How lm-eval runs, and single tasks of it."""
+    """How lm-eval runs, and which single tasks run in addition."""
 
     mt_bench: MtBenchConfig = MtBenchConfig()
     """The suite `mt-bench`."""
 
     judge: JudgeConfig = JudgeConfig()
-    """Who judges there."""
+    """The judge of `mt-bench`."""
 
     self_play: bool = True
-    """Diagnostics of the game on held-out prompts."""
+    """Measure the player against its opponent on held-out prompts: rewards, likelihoods, lengths and repetition."""
 
     exact: bool = False
     """Exact distance to p_data, for sources whose distribution is known (the demo's)."""
 
     temperature: PositiveFloat = 1.0
-    """The temperature at which versions answer here: the one at which the model will be used."""
+    """The temperature at which versions answer in evaluation. Choose the one at which the model will be used."""
 
     main_metric: str = "heldout_nll"
-    """The score that the gate and the leaderboard's plot look at: a task's, or a suite's name for its average."""
+    """The score that the gate and the leaderboard's plot use: the name of a task, or of a suite for its average."""
 
     headline: tuple[str, ...] = ("heldout_nll", "reward_accuracy", "length_classifier", "repeated_trigrams")
-    """The scores that the terminal's leaderboard shows beside the main metric and the benchmarks."""
+    """The scores that the leaderboard in the terminal shows in addition to the main metric and the benchmarks."""
 
     batch_size: PositiveInt = 64
-    """Rows a forward pass."""
+    """Rows in a forward pass."""
 
     speed: Execution[EvaluateSpeedConfig] = EvaluateSpeedConfig()
-    """Where it runs."""
+    """Where evaluation runs."""
 
 
 class GateConfig(Frozen):
     """Whether θ_{t+1} becomes the next opponent."""
 
     rule: Literal["always", "stop", "best"] = "stop"
-    """When the gate's metric falls: promote the player always, stop, or play on from the best version so far."""
+    """What happens when the gate's metric gets worse. `always`: promote the player all the same; `stop`: end the run;
+    `best`: continue from the best version so far."""
 
     metric: str = ""
-    """The score it looks at: a task's, or a suite's name for its average. Empty: `evaluate.main_metric`."""
+    """The score that decides: the name of a task, or of a suite for its average. Empty: `evaluate.main_metric`."""
 
     tolerance: NonNegativeFloat = 2.0
-    """How many standard errors a fall may measure before it counts."""
+    """By how many standard errors the metric may get worse before it counts."""

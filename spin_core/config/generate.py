@@ -8,50 +8,50 @@ from spin_core.config.base import Execution, Frozen, NonNegativeFloat, Schedule
 
 
 class VllmSpeedConfig(Frozen):
-    """What vLLM may take of the machine. Nothing here changes what is said, but for rounding."""
+    """How much of the machine vLLM uses. Nothing here changes the answers, except for rounding."""
 
     tensor_parallel: PositiveInt = 1
-    """GPUs that hold one copy of the model together, for a model that does not fit on one."""
+    """GPUs that share one copy of the model, for a model that does not fit on one."""
 
     memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Part of a GPU's memory for weights, keys and values."""
+    """Fraction of a GPU's memory for weights, keys and values."""
 
     cache_gb: PositiveFloat | None = None
     """GiB for keys and values; None takes what `memory_fraction` leaves on a GPU, and 2 on a CPU."""
 
     batch_size: PositiveInt = 256
-    """Answers in flight at a time, at most."""
+    """Answers generated at the same time, at most."""
 
     prefix_caching: bool = True
-    """Compute once what prompts have in common: a system prompt, or the prompt of several answers."""
+    """Compute what prompts have in common once: a system prompt, or the prompt of several answers."""
 
     eager: bool = False
-    """Skip CUDA graphs: a faster start, slower steps. A CPU has none."""
+    """Do not use CUDA graphs: a faster start, slower steps. On a CPU there are none."""
 
 
 class VllmConfig(Frozen):
-    """vLLM, in a virtual environment of its own: `make vllm` installs it."""
+    """vLLM, in its own virtual environment: `make vllm` installs it."""
 
     python: Execution[str] = ""
-    """Its interpreter. Empty: `.venv-vllm/bin/python` beside the virtual environment that Spin runs in."""
+    """Its interpreter. Empty: `.venv-vllm/bin/python` next to the virtual environment in which spin-loop runs."""
 
     dtype: Literal["model", "float32", "bfloat16", "float16"] = "model"
-    """Precision in which it computes; `model` is `model.dtype`."""
+    """Precision of the computation; `model` takes `model.dtype`."""
 
     quantization: str = ""
-    """A method that vLLM knows (`fp8`, `bitsandbytes`, …). The opponent's answers are then the rounded model's, while
-    scores and training take the weights as they are. Empty: none beyond what the model's own configuration says."""
+    """A method that vLLM knows (`fp8`, `bitsandbytes`, …). The opponent's answers then come from the rounded model,
+    while scores and training use the exact weights. Empty: only what the model's own configuration sets."""
 
     adapters: Literal["merge", "apply"] = "merge"
-    """For versions that stack adapters: merge them into a copy of the weights in a temporary folder, the very weights
-    that scores and training see; or let vLLM apply them beside θ_0's, which takes no space on disk."""
+    """For versions that stack adapters. `merge`: merge them into a copy of the weights in a temporary folder, which
+    gives the same weights that scores and training use. `apply`: let vLLM apply them to θ_0's weights, without copy."""
 
     max_length: PositiveInt | None = None
-    """Longest prompt and answer together, in tokens; None takes the model's own context. A lower one needs less memory
-    to start."""
+    """Longest prompt and answer together, in tokens; None takes the model's own context. A lower value needs less
+    memory at the start."""
 
     speed: Execution[VllmSpeedConfig] = VllmSpeedConfig()
-    """What it may take of the machine."""
+    """How much of the machine it uses."""
 
 
 def devices_of_engine(engine: str, vllm: VllmConfig) -> int:
@@ -60,75 +60,77 @@ def devices_of_engine(engine: str, vllm: VllmConfig) -> int:
 
 
 class OpponentsConfig(Frozen):
-    """Which versions answer in an iteration. What the player starts from and is measured against stays θ_t."""
+    """Which versions answer in an iteration. In every case the player starts from θ_t and is measured against it."""
 
     kind: Literal["current", "mixture", "best"] = "current"
-    """`current`: θ_t. `mixture`: each prompt is answered by one of θ_t and the versions that it came from, by its seed
-    (arXiv 2404.04291). `best`: the version that is best so far by the gate's metric."""
+    """`current`: θ_t. `mixture`: each prompt is answered by θ_t or one of the versions before it, chosen by the
+    prompt's seed (arXiv 2404.04291). `best`: the best version so far by the gate's metric."""
 
     history: PositiveInt = 3
-    """`mixture`: how many versions, θ_t among them."""
+    """With `mixture`: how many versions, including θ_t."""
 
 
 class RayConfig(Frozen):
     """Workers on a Ray cluster whose machines see the runs folder under the same path."""
 
     address: str
-    """Of the cluster: `auto` on one of its machines, else `ray://HOST:10001`."""
+    """The cluster's address: `auto` on one of its machines, otherwise `ray://HOST:10001`."""
 
     workers: PositiveInt = 1
     """How many workers run there, at most."""
 
     gpus: NonNegativeFloat = 1.0
-    """GPUs of each worker. 0 on a cluster without any; as many as `vllm.speed.tensor_parallel` where that is more."""
+    """GPUs of each worker. Set 0 on a cluster without GPUs, and `vllm.speed.tensor_parallel` if that is more than 1."""
 
 
 class GenerateSpeedConfig(Frozen):
-    """Who generates. Nothing here changes what is said, but for rounding where devices or threads differ."""
+    """Which workers generate. Nothing here changes the answers, except for rounding if devices or threads differ."""
 
     workers: Annotated[int, Field(ge=0)] = 1
-    """Processes on this machine, one a device; on a CPU they share the cores. 0: it only waits for workers elsewhere,
-    which join with `python -m spin_core.phases.join JOB`."""
+    """Processes on this machine, one for each device; on a CPU they share the cores. 0: only workers on other machines
+    answer. They join with `python -m spin_core.phases.join JOB`."""
 
     ray: RayConfig | None = None
-    """Workers on a Ray cluster too (extra `ray`); None starts none."""
+    """Also start workers on a Ray cluster (extra `ray`); None starts none."""
 
 
 class GenerateConfig(Frozen):
     """How the opponent answers."""
 
     opponents: OpponentsConfig = OpponentsConfig()
-    """Who answers."""
+    """Which versions answer."""
 
     engine: Literal["auto", "transformers", "vllm"] = "auto"
-    """What runs the model; `auto` is vLLM where this machine has a GPU and vLLM's environment, else transformers."""
+    """What runs the model; `auto` takes vLLM if this machine has a GPU and vLLM's environment, else transformers."""
 
     temperature: Schedule[PositiveFloat] = 1.0
-    """Sampling temperature. The theory holds for samples of the opponent itself, which is 1."""
+    """Sampling temperature. The paper's theory assumes samples of the opponent itself, that is 1."""
 
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus sampling: the smallest set of tokens with so much probability; 1 takes all."""
+    """Nucleus sampling: sample from the smallest set of tokens with this total probability; 1 takes all."""
 
     top_k: Annotated[int, Field(ge=0)] = 0
-    """Sample from the so many likeliest tokens; 0 takes all."""
+    """Sample from the k likeliest tokens; 0 takes all."""
 
     min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Leave out tokens less likely than so many times the likeliest; 0 takes all. It cuts before top_k and top_p."""
+    """Leave out tokens less likely than this fraction of the likeliest token's probability; 0 takes all. It is applied
+    before top_k and top_p."""
 
     repetition_penalty: PositiveFloat = 1.0
-    """Divide the logits of tokens that the prompt or the answer has already by this (multiply negative ones)."""
+    """Divide the logits of tokens that already occur in the prompt or the answer by this (negative logits are
+    multiplied)."""
 
     stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Texts that end an answer, which keeps the tokens up to the one that completes such a text."""
+    """Texts that end an answer. The answer keeps the tokens up to the one that completes such a text."""
 
     stop_ids: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """Token ids that end an answer, beside those of the chat format."""
+    """Token ids that end an answer, in addition to those of the chat format."""
 
     answers: PositiveInt = 1
-    """Answers to each prompt, each with a seed of its own."""
+    """Answers to each prompt, each with its own seed."""
 
     max_new_tokens: PositiveInt = 256
-    """Longest response in tokens, on both sides: a human response is cut to it too."""
+    """Longest response in tokens, on both sides: human responses are cut to it too."""
 
     batch_size: PositiveInt = 32
     """Prompts answered at a time by transformers; vLLM has `vllm.speed.batch_size`."""
@@ -137,7 +139,7 @@ class GenerateConfig(Frozen):
     """How vLLM runs."""
 
     shard_size: PositiveInt = 512
-    """Prompts in a shard. A shard is published whole, so a worker that is killed loses at most one."""
+    """Prompts in a shard. A shard is published as a whole, so a worker that is killed loses at most one."""
 
     speed: Execution[GenerateSpeedConfig] = GenerateSpeedConfig()
-    """Who generates."""
+    """Which workers generate."""

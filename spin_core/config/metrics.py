@@ -1,4 +1,4 @@
-"""Settings of where curves are drawn, beside the reports."""
+"""Settings of the metrics' sinks: TensorBoard, W&B and MLflow."""
 
 from importlib.util import find_spec
 from typing import Literal
@@ -12,11 +12,11 @@ SinkName = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class MetricsConfig(Frozen):
-    """Where the metrics of every step and every version go. What is on disk is told once, also after a crash."""
+    """Where the metrics of every step and every version are sent. Each point is sent once, also after a crash."""
 
     sinks: tuple[SinkName, ...] = ("tensorboard",)
-    """`tensorboard` writes below the lineage's folder; `wandb` and `mlflow` need the extras of these names, and take
-    server and key from the environment (WANDB_API_KEY, WANDB_MODE; MLFLOW_TRACKING_URI, else a file among the runs)."""
+    """`tensorboard` writes into the lineage's folder; `wandb` and `mlflow` need the extras of these names, and read
+    server and key from the environment (WANDB_API_KEY, WANDB_MODE; MLFLOW_TRACKING_URI, else a file in the runs)."""
 
     project: str = Field(default="spin", min_length=1)
     """W&B's project, and MLflow's experiment."""
@@ -25,8 +25,8 @@ class MetricsConfig(Frozen):
 def check(config: MetricsConfig) -> None:
     """Raise `ConfigError` if a sink's package is not installed."""
     for name in config.sinks:
-        if find_spec(name) is None:  # packages are called as sinks are
+        if find_spec(name) is None:  # packages have the names of the sinks
             raise ConfigError(
-                f"metrics.sinks has {name}, which is not installed: install Spin with its extra `{name}`, or take it "
-                "out of metrics.sinks"
+                f"metrics.sinks has {name}, which is not installed: install spin-loop with its extra `{name}`, or "
+                "remove it from metrics.sinks"
             )

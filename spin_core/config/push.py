@@ -12,7 +12,7 @@ STORE_URL = re.compile(r"[a-z][a-z0-9+.-]*://([^:@/?#]+@)?[^@?#]+")
 
 
 def check_url(url: str) -> str:
-    """The URL of a folder in a store. The error leaves out what was given, since that may be a secret."""
+    """Return the URL of a folder in a store if it is valid. The error does not show it, since it may hold a secret."""
     if not STORE_URL.fullmatch(url):
         raise ValueError(
             "push.url must be like s3://bucket/folder, gs://bucket/folder, hf://buckets/me/name/folder or "
@@ -29,12 +29,12 @@ StoreUrl = Annotated[
 
 
 class PushConfig(Frozen):
-    """A copy of the lineage in a store, brought up to date after every iteration. Credentials are the environment's."""
+    """A copy of the lineage in a store, updated after every iteration. Credentials are read from the environment."""
 
     url: StoreUrl = ""
-    """The folder that shall hold the copy, for anything that fsspec reaches: `s3://bucket/spin`, `gs://…`, `hf://…`,
+    """The folder for the copy, in any store that fsspec supports: `s3://bucket/spin`, `gs://…`, `hf://…`,
     `file:///mnt/backup`. The lineage's name is added to it. Empty makes no copy."""
 
     read_back: bool = True
-    """Read every file back once it is there, and compare its SHA-256. Off, the store's word is taken for it, which
-    halves the traffic."""
+    """Read every file back after the upload, and compare its SHA-256. Off: trust the store,
+    which halves the traffic."""

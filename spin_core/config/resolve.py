@@ -29,13 +29,21 @@ def resolve(
     overrides: Mapping[str, Any] | None = None,
     **top: Any,
 ) -> RunConfig:
-    """The configuration of a run. `top` are values of the top level; None leaves the recipe's.
+    """Return the configuration of a run.
 
-    Raises `ConfigError` with one line for each value that is wrong.
+    Args:
+        recipe: The name of the recipe to start from.
+        file: A YAML or TOML file with settings.
+        sets: Assignments like `train.beta=0.1`.
+        overrides: Nested settings, as the form in the UI gives them.
+        top: Settings of the top level; None keeps the value that the other sources give.
+
+    Raises:
+        ConfigError: One line that names each invalid value.
     """
     if recipe not in RECIPES:
         raise ConfigError(
-            f"there is no recipe {recipe!r}{suggestion(recipe, RECIPES)}: choose one of {', '.join(RECIPES)}"
+            f"there is no recipe {recipe!r}{_suggestion(recipe, RECIPES)}: choose one of {', '.join(RECIPES)}"
         )
     values: dict[str, Any] = {**RECIPES[recipe], "recipe": recipe}
     for change in (*changes(file, sets), overrides or {}):
@@ -45,25 +53,30 @@ def resolve(
 
 
 def validate(values: Mapping[str, Any]) -> RunConfig:
-    """A configuration from plain values; `ConfigError` names each field that is wrong, and the cure."""
+    """Return a configuration from plain values.
+
+    Raises:
+        ConfigError: One line that names each invalid field and how to fix it.
+    """
     try:
-        return RunConfig.model_validate(expand(values))
+        return RunConfig.model_validate(expand_environment(values))
     except ValidationError as error:
-        raise ConfigError("; ".join(dict.fromkeys(explain(item) for item in relevant(error.errors())))) from error
+        messages = [_error_message(item) for item in _without_unused_forms(error.errors())]
+        raise ConfigError("; ".join(dict.fromkeys(messages))) from error
 
 
-def relevant(found: Sequence[Any]) -> list[Any]:
-    """Pydantic's errors without those about the form of a schedule that the user did not choose."""
+def _without_unused_forms(errors: Sequence[Any]) -> list[Any]:
+    """Pydantic's errors without those about the form of a schedule (value or list) that the user did not choose."""
     return [
         item
-        for item in found
+        for item in errors
         if not (item["type"] == "tuple_type" or (item["type"].endswith("_type") and isinstance(item["input"], tuple)))
-        or len(found) == 1
+        or len(errors) == 1
     ]
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `change` laid over it, level by level. An empty level takes back all that `base` has in it."""
+    """Return `base` with the values of `change`, level by level. An empty level of `change` empties that level."""
     merged = dict(base)
     for key, value in change.items():
         below = merged.get(key)
@@ -74,59 +87,73 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changes(file: Path | None, sets: Iterable[str]) -> list[dict[str, Any]]:
-    """What a file and each `--set` say, to be laid over a configuration one after the other."""
+    """Return the settings of the file and of each `--set`, in the order in which they are merged."""
     return [*([read_file(file)] if file is not None else ()), *(read_assignment(assignment) for assignment in sets)]
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Settings from a YAML or TOML file."""
+    """Read settings from a YAML or TOML file."""
     try:
         text = path.read_text("utf-8")
         values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}): give the path of a YAML or TOML file") from error
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is neither YAML nor TOML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text in UTF-8 ({error.reason}): save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {' '.join(str(error).split())}: fix that line") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML, {_yaml_problem(error)}: fix that line") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no settings: write them as in train:\\n  beta: 0.1")
+        raise ConfigError(f'{path} has no settings: write them as "train: {{beta: 0.1}}"')
     return values
 
 
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """Where and why a text is not YAML: `line 2, column 6: could not find expected ':'`."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', None) or 'invalid syntax'}"
+
+
 def read_assignment(text: str) -> dict[str, Any]:
-    """`train.beta=0.1` as nested settings; the value is read as YAML."""
+    """Return `train.beta=0.1` as nested settings; the value is read as YAML."""
     name, sign, value = text.partition("=")
     if not sign or not name.strip():
         raise ConfigError(f"--set {text!r} has no value: write it as --set train.beta=0.1")
     try:
         settings: Any = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text!r} has a value that cannot be read: {' '.join(str(error).split())}") from error
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ConfigError(f"--set {text!r} has a value that is not valid YAML ({reason}): fix or quote it") from error
     for key in reversed(name.strip().split(".")):
         settings = {key: settings}
     return dict(settings)
 
 
-def expand(value: Any) -> Any:
-    """Replace `${SPIN_NAME:-default}` in texts by the environment's value.
+def expand_environment(value: Any) -> Any:
+    """Replace `${SPIN_NAME:-default}` in texts by the environment variable's value, or else by the default.
 
-    No other variable: what stands in a configuration stands in records, too.
+    Other variables are not replaced, because they may be secret and a configuration is stored in records.
     """
     if isinstance(value, Mapping):
-        return {key: expand(item) for key, item in value.items()}
+        return {key: expand_environment(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return tuple(expand(item) for item in value)
+        return tuple(expand_environment(item) for item in value)
     if isinstance(value, str):
         return re.sub(r"\$\{(SPIN_\w+):-([^}]*)\}", lambda match: os.environ.get(match[1]) or match[2], value)
     return value
 
 
-def explain(error: Any) -> str:
-    """One line for one of pydantic's errors: the field, what is wrong, and the cure."""
+def _error_message(error: Any) -> str:
+    """One line for one of pydantic's errors: the field, what is wrong, and how to fix it."""
     path = [part for part in error["loc"] if isinstance(part, str) and not part.startswith(("tuple[", "function-"))]
     names = [part for part in path if part not in ("float", "int", "bool", "constrained-float", "constrained-int")]
     field = ".".join(names)
     if error["type"] == "extra_forbidden":
-        return f"{field} is no setting{suggestion(names[-1], known_fields(names[:-1]))}: see `spin recipes --settings`"
+        hint = _suggestion(names[-1], _known_fields(names[:-1]), prefix="".join(f"{name}." for name in names[:-1]))
+        return f"{field} is not a setting{hint}: see `spin recipes --settings`"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     if error["type"] == "no_path":
@@ -135,8 +162,8 @@ def explain(error: Any) -> str:
     return f"{field} cannot be {given!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
-def known_fields(path: list[str]) -> list[str]:
-    """The fields of the configuration below a dotted path; none if the path leads nowhere."""
+def _known_fields(path: list[str]) -> list[str]:
+    """The fields of the configuration below a path; empty if there is no such path."""
     model: Any = RunConfig
     for name in path:
         field = getattr(model, "model_fields", {}).get(name)
@@ -145,7 +172,7 @@ def known_fields(path: list[str]) -> list[str]:
     return list(getattr(model, "model_fields", {}))
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """`; did you mean beta?` if something known is close."""
+def _suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """` (did you mean train.beta?)` if a known name is similar; empty otherwise."""
     close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f" (did you mean {prefix}{close[0]}?)" if close else ""

@@ -26,17 +26,17 @@ class RunConfig(Frozen):
     """A complete run. A recipe is a named value of this."""
 
     recipe: str
-    """The recipe that this configuration began as."""
+    """The recipe that this configuration is based on."""
 
     iterations: PositiveInt = 3
-    """How many iterations of the game to play."""
+    """How many iterations to run."""
 
     seed: int = 0
     """The seed that every other seed comes from."""
 
     play_seed: int = 0
-    """Another number plays another game from the same θ_0 on the same data: it is added to the seed of what opponents
-    answer and of the order in which players and controls train."""
+    """Repeat a run with another number, from the same θ_0 on the same data: it is added to the seeds of the opponents'
+    answers and of the order in which players and controls train."""
 
     model: ModelConfig = ModelConfig()
     """The SFT model."""
@@ -48,7 +48,7 @@ class RunConfig(Frozen):
     """The SFT data."""
 
     chat: ChatConfig = ChatConfig()
-    """Prompt rendering."""
+    """How prompts are written for the model."""
 
     generate: GenerateConfig = GenerateConfig()
     """The opponent's answers."""
@@ -66,7 +66,7 @@ class RunConfig(Frozen):
     """Promotion of a player to the next opponent."""
 
     nightly: NightlyConfig = NightlyConfig()
-    """When nights stop by themselves."""
+    """When nightly runs stop by themselves."""
 
     metrics: MetricsConfig = MetricsConfig()
     """Curves in TensorBoard, W&B or MLflow."""
@@ -75,7 +75,7 @@ class RunConfig(Frozen):
     """The lineage's copy in a store."""
 
     controls: ControlsConfig = ControlsConfig()
-    """Comparisons."""
+    """Controls that self-play is compared with."""
 
     @property
     def game_seed(self) -> int:
@@ -83,28 +83,30 @@ class RunConfig(Frozen):
         return self.seed + self.play_seed
 
     @model_validator(mode="after")
-    def _loss_is_a_game(self) -> Self:
+    def _loss_is_for_self_play(self) -> Self:
         if self.train.loss == "sft":
-            raise ValueError("train.loss sft is no game: set controls.sft_continued to compare with it")
+            raise ValueError(
+                "train.loss sft is not a loss for self-play: set controls.sft_continued to compare with it"
+            )
         return self
 
     @model_validator(mode="after")
-    def _vllm_has_room(self) -> Self:
+    def _vllm_length_is_sufficient(self) -> Self:
         longest, most = self.prompts.max_prompt_tokens + self.generate.max_new_tokens, self.generate.vllm.max_length
         if most is not None and most < longest:
             raise ValueError(
-                f"generate.vllm.max_length {most} has no room for prompts of {self.prompts.max_prompt_tokens} tokens "
+                f"generate.vllm.max_length {most} is too short for prompts of {self.prompts.max_prompt_tokens} tokens "
                 f"and answers of {self.generate.max_new_tokens}: raise it to {longest}, or lower "
                 "prompts.max_prompt_tokens"
             )
         return self
 
     @model_validator(mode="after")
-    def _anchor_holds(self) -> Self:
+    def _anchor_is_usable(self) -> Self:
         if self.train.loss in ("t-spin", "space") and any(at(self.train.anchor, t) for t in range(self.iterations)):
             raise ValueError(
-                f"train.anchor needs a loss of margins, and {self.train.loss} is none, since the mixture is not "
-                "normalised: set train.anchor to 0, or train.loss to logistic, hinge, exponential or correlation"
+                f"train.anchor needs a loss of margins, and {self.train.loss} is not one, because the mixture is "
+                "not normalised: set train.anchor to 0, or train.loss to logistic, hinge, exponential or correlation"
             )
         if not self.train.speed.cached_scores and any(self.train.anchor_in(t) for t in range(self.iterations)):
             raise ValueError("train.anchor is read from scores: set train.speed.cached_scores to true")

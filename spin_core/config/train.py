@@ -10,7 +10,7 @@ Loss = Literal["logistic", "hinge", "exponential", "correlation", "t-spin", "spa
 
 
 class LoraConfig(Frozen):
-    """Training of low-rank adapters in place of all weights."""
+    """Training of low-rank adapters instead of all weights."""
 
     rank: PositiveInt = 16
     """Rank of each adapter."""
@@ -19,64 +19,65 @@ class LoraConfig(Frozen):
     """Scale: an adapter's product counts alpha / rank times."""
 
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout on the adapters' inputs, in training alone."""
+    """Dropout on the adapters' inputs, in training only."""
 
     targets: tuple[str, ...] = ()
-    """Names of the linear layers that get an adapter (`q_proj`, …); empty takes all but the output layer."""
+    """Names of the linear layers that get an adapter (`q_proj`, …); empty takes all except the output layer."""
 
     across: Literal["merge", "stack"] = "merge"
-    """From one iteration to the next: the adapter is merged into the weights in float32, or stays beside those of θ_0,
-    which then are stored once and never rounded. Inference engines take a stack through `spin export`."""
+    """What happens to an adapter after its iteration. `merge`: it is merged into the weights in float32. `stack`: it is
+    kept separate from θ_0's weights, which are stored once and never rounded; use `spin export` for inference
+    engines."""
 
 
 class SpeedConfig(Frozen):
-    """How the same numbers are reached. Nothing here changes what is learned, but for rounding."""
+    """How the training is computed. Nothing here changes the result, except for rounding."""
 
     packing: bool = True
-    """Lay sequences end to end in one row, so that no token is padding."""
+    """Join sequences end to end in one row, so that no token is padding."""
 
     prefix_sharing: bool = True
     """Compute a prompt once for all its responses (needs `packing`)."""
 
     response_logits: bool = True
-    """Project to the vocabulary at response tokens alone, a chunk at a time; off: all logits at once."""
+    """Project to the vocabulary at response tokens only, one chunk at a time; off: all logits at once."""
 
     cached_scores: bool = True
-    """Score the opponent once an iteration; off: keep it in memory and score it at every step."""
+    """Compute the opponent's scores once for each iteration; off: keep it in memory and compute them at every step."""
 
     compile: bool = False
-    """Compile layers and the passes over logits with torch.compile. It takes half a minute; on a GPU a step of a model
-    of 1B parameters then takes a fifth less, on a CPU large models gain nothing."""
+    """Compile layers and the passes over logits with torch.compile. It takes half a minute; then, on a GPU, a step of
+    a model of 1B parameters takes a fifth less time. On a CPU large models gain nothing."""
 
     attention: Literal["auto", "sdpa", "varlen"] = "auto"
-    """Kernel of packed attention: SDPA on gathered sequences, or FlashAttention of variable length, which wants a GPU
-    and half precision. `auto` takes that where it can be had."""
+    """Kernel of packed attention: SDPA on gathered sequences, or FlashAttention of variable length, which needs a GPU
+    and half precision. `auto` takes FlashAttention if it is available."""
 
     prefetch: bool = True
-    """Lay out the next step's tensors while the present one computes."""
+    """Prepare the next step's tensors during the current step."""
 
     ranks: PositiveInt = 1
-    """Processes on each node, one a device. They train together, and those of the first node score together."""
+    """Processes on each node, one for each device. All train together; those of the first node also score together."""
 
     nodes: PositiveInt = 1
     """Machines that train together."""
 
     rendezvous: str = ""
-    """`host:port` of the first node, where the others meet it; needed for more than one node. On node i, start
+    """`host:port` of the first node, to which the others connect; needed for more than one node. On node i, start
     `SPIN_NODE_RANK=i python -m spin_core.phases.train JOB`, with the job file that the first node's log names."""
 
     deepspeed: str = ""
-    """A DeepSpeed configuration: `zero0` to `zero3`, `zero2-offload`, `zero3-offload`, or a JSON file of your own.
+    """A DeepSpeed configuration: `zero0` to `zero3`, `zero2-offload`, `zero3-offload`, or the path of a JSON file.
     Empty: none on one device, `zero2` on several. In bfloat16 `zero0` sums the gradients of a batch's parts in
     bfloat16, all others in float32."""
 
     @property
     def distributed(self) -> bool:
-        """Several processes train together, or one trains under DeepSpeed."""
+        """Whether several processes train together, or one trains with DeepSpeed."""
         return self.ranks * self.nodes > 1 or bool(self.deepspeed)
 
     @model_validator(mode="after")
-    def _nodes_know_where_to_meet(self) -> Self:
+    def _nodes_have_a_rendezvous(self) -> Self:
         host, _, port = self.rendezvous.rpartition(":")
         if self.nodes > 1 and not (host and port.isdecimal()):
             raise ValueError("several nodes need train.speed.rendezvous: the first node's address as host:port")
@@ -84,44 +85,44 @@ class SpeedConfig(Frozen):
 
 
 class MonitorsConfig(Frozen):
-    """What is watched in training, and what is done when it fires. Each acts once a run."""
+    """Monitors of training, and what each does when it fires. Each acts once in a run."""
 
     saturated: Literal["off", "warn", "stop", "roll-back"] = "warn"
     """Reward accuracy stays near 1. `stop` ends training early and publishes the weights as they are; `roll-back`
-    does too, with those of the last checkpoint before. With `keep_best` both publish the best so far."""
+    does the same with the weights of the last checkpoint before. With `keep_best` both publish the best so far."""
 
     exploded: Literal["off", "warn", "stop", "roll-back"] = "warn"
-    """Reward margins so large that the loss is flat."""
+    """Reward margins are so large that the loss is flat."""
 
     fallen: Literal["off", "warn", "stop", "roll-back"] = "warn"
-    """log p of the real responses falls below where it started."""
+    """log p of the real responses falls below its starting value."""
 
     gradient: Literal["off", "warn", "stop", "roll-back"] = "warn"
-    """The gradient's norm leaps far above what it was."""
+    """The gradient's norm is suddenly much higher than before."""
 
     length: Literal["off", "warn", "stop", "roll-back"] = "warn"
-    """The reward margin follows the difference in length."""
+    """The reward margin depends mostly on the difference in length."""
 
     not_finite: Literal["refuse", "roll-back"] = "refuse"
     """A loss or gradient that is not finite: end the run with an error, or with the weights that `roll-back` takes."""
 
     window: Annotated[int, Field(ge=2)] = 20
-    """Steps over which a monitor looks, so that one odd batch does not set it off."""
+    """Steps that a monitor takes into account, so that one unusual batch does not trigger it."""
 
     saturated_accuracy: Fraction = 0.99
-    """`saturated`: the accuracy that all steps in the window reach."""
+    """`saturated`: it fires when all steps in the window reach this accuracy."""
 
     exploded_margin: PositiveFloat = 20.0
-    """`exploded`: the mean margin in the window."""
+    """`exploded`: it fires when the mean margin in the window reaches this."""
 
     fallen_nats: PositiveFloat = 1.0
     """`fallen`: how far the mean log p of the real responses may fall, in nats a response."""
 
     gradient_factor: PositiveFloat = 10.0
-    """`gradient`: how many times the median norm in the window, three steps running."""
+    """`gradient`: how many times the window's median norm the norm must be, in three steps in a row."""
 
     length_correlation: Fraction = 0.8
-    """`length`: correlation within a batch between reward margin and difference in length, its mean in the window."""
+    """`length`: correlation within a batch between reward margin and difference in length, its mean over the window."""
 
 
 class TrainConfig(Frozen):
@@ -132,14 +133,14 @@ class TrainConfig(Frozen):
     T-SPIN (arXiv 2601.08198) and SPACE (2512.07175); `sft` is continued fine-tuning on the real responses."""
 
     beta: Schedule[PositiveFloat] = 0.1
-    """The paper's lambda. Larger keeps the player closer to the opponent. T-SPIN's alpha and the scale of SPACE's
-    rewards too; their papers take 1 for both."""
+    """The paper's lambda. Larger keeps the player closer to the opponent. It is also T-SPIN's alpha and the scale of
+    SPACE's rewards; their papers use 1 for both."""
 
     nll_weight: Schedule[NonNegativeFloat] = 0.0
-    """Add so many times the real response's negative log-likelihood, a token's mean."""
+    """Add this many times the real response's negative log-likelihood, as the mean over its tokens."""
 
     anchor: Schedule[Fraction] = 0.0
-    """Part of θ_0 in the reference: log p_t gives way to (1 - anchor) log p_t + anchor log p_0 (arXiv 2404.04291)."""
+    """Weight of θ_0 in the reference: log p_t becomes (1 - anchor) log p_t + anchor log p_0 (arXiv 2404.04291)."""
 
     t_spin_weight: Schedule[NonNegativeFloat] = 0.1
     """T-SPIN: weight of the term that keeps the opponent's responses above θ_0's; iteration 0 has none."""
@@ -157,9 +158,9 @@ class TrainConfig(Frozen):
     """Pairs in an optimizer step, over all devices and accumulated micro-batches."""
 
     micro_batch_tokens: Execution[PositiveInt] = 16384
-    """Tokens in one forward and backward pass of a device, padding counted; a batch is split to fit, but never the
-    responses to one prompt. It may change at any time, as memory asks: it changes rounding alone, and what an adapter's
-    dropout drops."""
+    """Tokens in one forward and backward pass of a device, including padding; a batch is split to fit, but never
+    the responses to one prompt. It may change at any time, for example to save memory: it changes only rounding and
+    what an adapter's dropout drops."""
 
     optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
     """RMSProp is the paper's choice."""
@@ -171,55 +172,55 @@ class TrainConfig(Frozen):
     """How the learning rate falls after the warm-up."""
 
     warmup: Fraction = 0.1
-    """The part of the steps in which the learning rate rises; the first step has a rate already."""
+    """The fraction of the steps in which the learning rate rises; it is above zero from the first step on."""
 
     max_grad_norm: NonNegativeFloat = 1.0
-    """Clip the gradient to this norm; 0 leaves it alone."""
+    """Clip the gradient to this norm; 0 turns clipping off."""
 
     gradient_checkpointing: Execution[bool] = False
-    """Recompute activations in the backward pass: less memory, a third more time, the same bits. It may change at any
-    time."""
+    """Recompute activations in the backward pass: less memory, a third more time, identical results. It may change at
+    any time."""
 
     lora: LoraConfig | None = None
-    """Train adapters of low rank; None trains all weights."""
+    """Train low-rank adapters; None trains all weights."""
 
     speed: Execution[SpeedConfig] = SpeedConfig()
-    """How the same numbers are reached."""
+    """How the training is computed."""
 
     save_every: PositiveInt = 100
-    """Steps between checkpoints. A kill costs at most so many steps."""
+    """Steps between checkpoints. A kill costs at most this many steps."""
 
     keep_checkpoints: Execution[PositiveInt] = 2
-    """How many checkpoints stay. It may change at any time."""
+    """How many checkpoints to keep. It may change at any time."""
 
     held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    """Part of the prompts whose pairs are kept out of training, the same in all iterations, to measure the loss on."""
+    """Fraction of the prompts whose pairs are used to measure the loss, not to train; the same in all iterations."""
 
     evaluate_every: PositiveInt = 50
-    """Steps between two measurements on the held-out pairs; the last step is measured in any case."""
+    """Steps between two measurements on the held-out pairs; the last step is always measured."""
 
     keep_best: Literal["", "loss", "rewards/accuracies", "rewards/margins", "logps/real"] = ""
     """Publish the weights that were best by this metric on the held-out pairs; empty publishes the last."""
 
     monitors: MonitorsConfig = MonitorsConfig()
-    """What is watched, and what is done when it fires."""
+    """Monitors of training, and what each does when it fires."""
 
     first_loss_tolerance: Execution[PositiveFloat] = 1e-3
-    """How far apart player and opponent may be before the first step, in nats a token, in float32; bfloat16 allows 20
-    times as much. The first loss may be as far from log 2, times beta / 0.1 where that is more than 1. It may change
-    at any time."""
+    """How much player and opponent may differ before the first step, in nats a token, in float32; bfloat16 allows 20
+    times as much. The first loss may differ from log 2 by the same amount, times beta / 0.1 if that is more
+    than 1. It may change at any time."""
 
     def history_weight_in(self, t: int) -> float:
         """The weight of T-SPIN's second term in iteration `t`. It needs θ_0's answers, which iteration 0 trains on."""
         return at(self.t_spin_weight, t) if self.loss == "t-spin" and t > 0 else 0.0
 
     def anchor_in(self, t: int) -> float:
-        """The part of θ_0 in the reference in iteration `t`. In iteration 0 the opponent is θ_0."""
+        """The weight of θ_0 in the reference in iteration `t`. In iteration 0 the opponent is θ_0."""
         return at(self.anchor, t) if self.loss not in ("sft", "t-spin", "space") and t > 0 else 0.0
 
 
 class SftTrainConfig(TrainConfig):
-    """Training on the real responses alone."""
+    """Training on the real responses only."""
 
     loss: Loss = "sft"
     """Always `sft`."""
@@ -234,11 +235,11 @@ class SftTrainConfig(TrainConfig):
     """RMSProp or AdamW."""
 
     @model_validator(mode="after")
-    def _plays_no_game(self) -> Self:
+    def _has_no_self_play_settings(self) -> Self:
         if self.loss != "sft":
             raise ValueError(f"sft.train.loss is always sft, not {self.loss}: leave it out")
         for name in ("nll_weight", "anchor"):
             value = getattr(self, name)
             if any(value) if isinstance(value, tuple) else value:
-                raise ValueError(f"sft.train.{name} would do nothing, since sft plays against nobody: leave it out")
+                raise ValueError(f"sft.train.{name} has no effect, because sft has no opponent: leave it out")
         return self

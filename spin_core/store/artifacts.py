@@ -1,8 +1,9 @@
-"""The store: what is built, from what, and whether it is still whole.
+"""The store: which results exist, what they were built from, and whether their files are unchanged.
 
 A phase's output is published atomically: it is written to a scratch folder, flushed, given a manifest, and renamed
-into place. So a folder that bears its final name is complete, and half a result is invisible. The manifest names the
-identity (the inputs' digest), so that the same work is reused and other work is refused, naming the field that differs.
+into place. So a folder with its final name is complete, and an unfinished result is not visible. The manifest has the
+identity (the digest of the inputs), so that the same job reuses the result, and another job gets an error that names
+the field that differs.
 """
 
 import json
@@ -43,7 +44,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
             f"{folder / MANIFEST} is not JSON ({error}): remove {folder} to build it again"
         ) from error
     if not isinstance(manifest, dict) or not {"identity", "record", "usage", "files"} <= manifest.keys():
-        raise DamagedArtifact(f"{folder / MANIFEST} is no manifest: remove {folder} to build it again")
+        raise DamagedArtifact(f"{folder / MANIFEST} is not a manifest: remove {folder} to build it again")
     return manifest
 
 
@@ -56,7 +57,7 @@ def read_record(folder: Path, kind: type[R]) -> R | None:
         record = _RECORD.validate_python({**manifest["record"], "path": str(folder)})
     except (TypeError, ValidationError) as error:
         raise DamagedArtifact(
-            f"{folder / MANIFEST} holds no record that can be read: remove {folder} to build it again"
+            f"{folder / MANIFEST} has no readable record: remove {folder} to build it again"
         ) from error
     assert isinstance(record, kind), f"{folder} holds a {type(record).__name__}, not a {kind.__name__}"
     return record
@@ -93,15 +94,15 @@ def publish(
     """Make the scratch folder the final one, and return its record.
 
     Everything is flushed to disk before the rename, and the manifest is the last file written. Hidden files are not
-    published: they are what a kill left of files that were being written.
+    published: they are files that a killed process was still writing.
 
     Args:
         scratch: The folder with the result's files. It does not exist afterwards.
-        final: Its new place.
+        final: Its new path.
         identity: The identity of the job that made it.
         fields: The record's fields except path and digest.
         kind: The record's class.
-        usage: Seconds, memory and versions. They are kept in the manifest and count in no digest.
+        usage: Seconds, memory and versions. They are kept in the manifest and are not part of any digest.
     """
     for path in [path for path in scratch.rglob(".*") if path.is_file()]:
         path.unlink()
@@ -115,11 +116,11 @@ def publish(
     }
     for path in scratch.rglob("*"):
         sync(path)
-    # Written in place, since nobody sees it before the rename: a kill here leaves no stray file to be published.
+    # Written in place, because nothing reads it before the rename; so a kill here leaves no extra file behind.
     dump_json(scratch / MANIFEST, manifest)
     sync(scratch)
     if final.exists():
-        # Only an unpublished leftover can stand here: `reusable` has spoken for anything with a manifest.
+        # Only an unpublished leftover can be here: `reusable` has checked any folder with a manifest.
         shutil.rmtree(final)
     scratch.replace(final)
     sync(final.parent)
@@ -127,7 +128,7 @@ def publish(
 
 
 def verify(folder: Path) -> list[str]:
-    """What is wrong with a published folder, one line each; empty if it is whole."""
+    """Return the problems of a published folder, one line each; empty if its files are unchanged."""
     try:
         manifest = read_manifest(folder)
         record = read_record(folder, Artifact)

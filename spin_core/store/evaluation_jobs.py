@@ -28,10 +28,10 @@ class SuiteJob(Job):
 
 
 class EvaluateSpeed(Frozen):
-    """Where what is known already is found."""
+    """Where existing results are found."""
 
     scores: Path | None = None
-    """The folder of reports that lineages share: those of versions without an opponent, as θ_0 is. None shares none."""
+    """The folder of reports that lineages share: those of versions without an opponent, like θ_0. None: no sharing."""
 
 
 class EvaluateJob(SuiteJob):
@@ -57,13 +57,13 @@ class BenchmarkTask(Frozen):
     name: str
     """lm-eval's name for it."""
     num_fewshot: int | None = None
-    """Examples in the prompt; None is the task's own number."""
+    """Examples in the prompt; None takes the task's default."""
     limit: int | None = None
-    """A seeded subset of so many items of each task; None takes all."""
+    """A seeded subset of this many items of each task; None takes all."""
     metric: str = ""
-    """The metric and filter whose score bears the task's name, `acc,none`. Empty: acc_norm, or else the first."""
+    """The metric and filter whose score has the task's name, like `acc,none`. Empty: acc_norm, or else the first."""
     score: str = ""
-    """The name that this score bears; empty is the task's. A quick suite has its own, beside that of all items."""
+    """The name of this score; empty is the task's. A quick suite's score has another name than that of all items."""
 
     @property
     def title(self) -> str:
@@ -76,36 +76,36 @@ class BenchmarkTask(Frozen):
 
 
 class BenchmarkSpeed(Frozen):
-    """How the tasks are run, and where what is known already is found."""
+    """How the tasks run, and where existing results are found."""
 
     batch_size: int | Literal["auto"]
     scores: Path
-    """The folder of single tasks' results."""
+    """The folder of the results of single tasks."""
 
 
 class BenchmarkConfig(Frozen):
-    """What lm-eval is to do."""
+    """What lm-eval does."""
 
     suite: str
     """The name of the suite, and of its average."""
     tasks: tuple[BenchmarkTask, ...]
     local_data: Path | None = None
     apply_chat_template: bool | None = False
-    """None: if the model has one."""
+    """None applies it if the model has one."""
     engine: Literal["transformers", "vllm"] = "transformers"
     vllm: VllmConfig = VllmConfig()
     speed: Execution[BenchmarkSpeed]
 
 
 class MtBenchSpeed(Frozen):
-    """Where answers that were given already are found."""
+    """Where existing answers are found."""
 
     answers: Path
-    """The folder of all models' answers. The judge has no part in them."""
+    """The folder of all models' answers, which do not depend on the judge."""
 
 
 class MtBenchJob(SuiteJob):
-    """Answer MT-Bench's questions and have a judge grade the answers, and compare them with others' if asked for."""
+    """Answer MT-Bench's questions and have a judge grade the answers, and compare them with others' if configured."""
 
     engine_in: ClassVar[str] = "generate"
 
@@ -115,14 +115,14 @@ class MtBenchJob(SuiteJob):
     config: MtBenchConfig
     judge: JudgeConfig
     generate: GenerateConfig
-    """The engine, and how held-out prompts are answered: MT-Bench has temperatures and a length of its own."""
+    """The engine, and how held-out prompts are answered: MT-Bench has its own temperatures and length."""
     chat: ChatConfig
     previous: EvalReport | None = None
-    """This suite's report on the version that the player was trained from, where the two are to be compared."""
+    """This suite's report on the version that the player was trained from, if the two are compared."""
     base: EvalReport | None = None
-    """That on θ_0."""
+    """This suite's report on θ_0, if the two are compared."""
     prompts: PromptSet | None = None
-    """The held-out prompts, where answers are to be compared with the human responses."""
+    """The held-out prompts, if answers are compared with the human responses."""
     speed: Execution[MtBenchSpeed]
 
     @property

@@ -1,4 +1,4 @@
-"""Reading and writing small files atomically, and what storage errors mean for a user."""
+"""Reading and writing small files atomically, and messages for storage errors."""
 
 import contextlib
 import errno
@@ -27,12 +27,12 @@ def sync(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a part."""
+    """Write JSON so that a reader sees the old file or the new one, never a part of one."""
     write_text(path, json_text(value))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part."""
+    """Write a file so that a reader sees the old one or the new one, never a part of one."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     with storage_errors(path.parent):
         try:
@@ -49,7 +49,7 @@ def dump_json(path: Path, value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """JSON as files have it."""
+    """Format a value as JSON for a file."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -63,11 +63,15 @@ def dump_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def storage_errors(folder: Path) -> Iterator[None]:
-    """Turn a full disk or a read-only folder into a line that says what to do."""
+    """Turn a full disk, a read-only folder, or a folder that cannot be created into a `StorageError` with one line.
+
+    Args:
+        folder: The folder that the block writes to. It may be created in the block.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        number, name = errno_of(error), getattr(error, "filename", None) or folder
+        number, name = _errno_of(error), getattr(error, "filename", None) or folder
         if number in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(
                 f"the disk that holds {folder} is full: free some space and run the same command again; "
@@ -79,32 +83,45 @@ def storage_errors(folder: Path) -> Iterator[None]:
             ) from error
         if number in (errno.ENOTDIR, errno.EEXIST):
             raise StorageError(
-                f"{name} cannot be made, since a file stands in its way: remove that, or choose another folder "
+                f"{name} cannot be created, because a file is in the way: remove that file, or choose another folder "
                 "with --runs"
+            ) from error
+        # Only an error about the folder or one above it: others concern single files, and callers may expect them.
+        if isinstance(error, OSError) and error.strerror and Path(name) in (folder, *folder.parents):
+            raise StorageError(
+                f"{name} cannot be created ({error.strerror}): choose another folder with --runs"
             ) from error
         raise
 
 
-def errno_of(error: OSError | SafetensorError) -> int | None:
-    """The number of what the system refused. Safetensors has it in its text alone: `... (os error 28)`."""
+def _errno_of(error: OSError | SafetensorError) -> int | None:
+    """The system's error number. Safetensors has it only in its text: `... (os error 28)`."""
     if isinstance(error, OSError):
         return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match else None
 
 
 def dump(config: BaseModel) -> dict[str, Any]:
-    """A record or configuration as JSON values."""
+    """Return a record or configuration as JSON values."""
     return config.model_dump(mode="json")
 
 
 def load(kind: type[M], path: Path, key: str | None = None) -> M:
-    """A record from a JSON file, or from one key of it."""
+    """Read a record from a JSON file, or from one key of it.
+
+    Raises:
+        DamagedArtifact: The file has no such record. The message says how to go on.
+    """
     try:
         values = json.loads(path.read_text("utf-8"))
         return kind.model_validate(values[key] if key else values)
     except (ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DamagedArtifact(
-            f"{path} is damaged ({reason}): restore it, or remove {path.parent} to start over"
-        ) from error
+        # All else in a lineage can be written again from its results. Its configuration is in lineage.json alone.
+        fix = (
+            f"restore it, or remove the folder {path.parent} to start over"
+            if path.name == "lineage.json"
+            else "remove that file and run the same command again; what is built is reused"
+        )
+        raise DamagedArtifact(f"{path} is damaged ({reason}): {fix}") from error

@@ -1,4 +1,4 @@
-"""All classes of jobs, by the phase that does them."""
+"""All classes of jobs, by phase."""
 
 from spin_core.store.evaluation_jobs import BenchmarkJob, EvaluateJob, MtBenchJob
 from spin_core.store.jobs import (

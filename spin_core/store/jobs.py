@@ -1,7 +1,7 @@
-"""What each phase is asked to do. A job file is one of these as JSON.
+"""The jobs of the phases. A job file is one of these as JSON.
 
 A job holds all that its result depends on and nothing more: schedules are resolved to iteration t, inputs are records
-with digests. Light to import, so that flows and tasks can write jobs without loading torch.
+with digests. This module is fast to import, so that flows and tasks can write jobs without loading torch.
 """
 
 from pathlib import Path
@@ -19,22 +19,22 @@ CHECKPOINT_FACTOR = 6
 
 
 class Job(Frozen):
-    """Base of all jobs, with what the runtime has to know of each: subclasses say it where they differ."""
+    """Base of all jobs, with what the runtime needs to know about each; subclasses override what differs."""
 
     engine_in: ClassVar[str] = ""
-    """The field whose `engine` and `vllm` say what runs the model; empty for a phase without this choice."""
+    """The field whose `engine` and `vllm` choose what runs the model; empty for a phase without this choice."""
 
     engine_setting: ClassVar[str] = "generate.engine"
     """The user's setting that chooses this engine, for messages."""
 
     less_memory: ClassVar[str] = ""
-    """How a user makes the phase take less memory, for messages; empty if no setting does."""
+    """How a user reduces the phase's memory, for messages; empty if no setting does."""
 
     phase: str
-    """The module that does it: `python -m spin_core.phases.<phase> job.json`."""
+    """The module that runs the job: `python -m spin_core.phases.<phase> job.json`."""
 
     version: int
-    """Raised when a phase's code comes to give another result, so that old results are not taken for new ones."""
+    """Increased when a phase's code gives another result, so that old results are not taken for new ones."""
 
     output: Execution[Path]
     """The folder to publish."""
@@ -43,7 +43,7 @@ class Job(Frozen):
 
     @property
     def title(self) -> str:
-        """What people see while the job runs: `iter 01 · train`. The folder has the name of what the job is for."""
+        """What people see while the job runs: `iter 01 · train`. The folder is named after the job's purpose."""
         return title_of(self.output.parent, self.output.name)
 
     @property
@@ -58,7 +58,7 @@ class Job(Frozen):
 
     @property
     def devices(self) -> int | None:
-        """How many devices the job occupies; None for one a rank."""
+        """How many devices the job occupies; None for one for each rank."""
         return 0
 
     def bytes_to_save(self) -> int:
@@ -71,7 +71,7 @@ def title_of(folder: Path, action: str) -> str:
 
 
 class BaseJob(Job):
-    """Bring in a model and its tokenizer from a folder or the hub, or make a fresh one of the `sft` shape."""
+    """Bring in a model and its tokenizer from a folder or the hub, or make an untrained one of the size in `sft`."""
 
     phase: Literal["base"] = "base"
     version: int = 1
@@ -97,9 +97,9 @@ class PromptsJob(Job):
     chat: ChatConfig
     tokenizer: ModelVersion
     max_new_tokens: int
-    """Both sides are capped alike: human responses are cut here, the opponent's in generation."""
+    """The limit of both sides: human responses are cut here, the opponent's in generation."""
     trust_remote_code: bool = False
-    """Whether a tokenizer that brings its own code may run it."""
+    """Whether a tokenizer may run code that comes with it."""
 
 
 class PreferencesJob(Job):
@@ -117,7 +117,7 @@ class PreferencesJob(Job):
     max_prompt_tokens: int
     max_new_tokens: int
     trust_remote_code: bool = False
-    """Whether a tokenizer that brings its own code may run it."""
+    """Whether a tokenizer may run code that comes with it."""
 
 
 class GenerateJob(Job):
@@ -133,7 +133,7 @@ class GenerateJob(Job):
     opponent: ModelVersion
     prompts: PromptSet
     answerers: tuple[ModelVersion, ...] = ()
-    """Who answers, where it is not the opponent alone: each prompt gets one of them."""
+    """The versions that answer, if not only the opponent: each prompt is answered by one of them."""
 
     @property
     def loaded_model(self) -> ModelConfig:
@@ -147,7 +147,7 @@ class GenerateJob(Job):
 
 
 class PairsJob(Job):
-    """D_t: this iteration's pairs, with hygiene, joined with the previous iteration's."""
+    """D_t: this iteration's pairs, filtered, together with the previous iteration's."""
 
     phase: Literal["pairs"] = "pairs"
     version: int = 1
@@ -157,11 +157,11 @@ class PairsJob(Job):
     generations: GenerationBatch
     previous: GenerationBatch | None
     initial: GenerationBatch | None = None
-    """θ_0's answers, for an objective that reads them too."""
+    """θ_0's answers, for a loss that uses them too."""
 
 
 class ScoreJob(Job):
-    """The opponent's log-probabilities of every pair, once an iteration."""
+    """The opponent's log-probabilities of every pair, once for each iteration."""
 
     less_memory: ClassVar[str] = "lower train.micro_batch_tokens"
 
@@ -174,7 +174,7 @@ class ScoreJob(Job):
     micro_batch_tokens: Execution[int]
     speed: Execution[SpeedConfig] = SpeedConfig()
     base: ModelVersion | None = None
-    """θ_0, where the reference is anchored in it: the pairs are scored under it too."""
+    """θ_0, if the reference contains it (`train.anchor`): the pairs are scored with it too."""
 
     @property
     def loaded_model(self) -> ModelConfig:
@@ -182,7 +182,7 @@ class ScoreJob(Job):
 
     @property
     def rank_settings(self) -> SpeedConfig | None:
-        """The ranks of this node. Nothing is summed over ranks but their results, so DeepSpeed has no use here."""
+        """The ranks of this node. Only results are gathered from ranks, so DeepSpeed is not needed."""
         if self.speed.ranks == 1:
             return None
         return self.speed.model_copy(update={"nodes": 1, "rendezvous": "", "deepspeed": ""})
@@ -200,7 +200,7 @@ class TrainJob(Job):
     phase: Literal["train"] = "train"
     version: int = 1
     t: int
-    """The iteration. The model that comes out is version t + 1."""
+    """The iteration. The result is version t + 1."""
     config: TrainConfig
     model: ModelConfig
     start: ModelVersion
@@ -210,13 +210,14 @@ class TrainJob(Job):
     prompts: PromptSet | None = None
     """The SFT data, when the loss is `sft`."""
     steps: int | None = None
-    """Train for exactly so many steps, whatever `config.epochs` says."""
+    """Train for exactly this many steps, whatever `config.epochs` says."""
     tokens: int | None = None
-    """Train for as many steps as come nearest to so many tokens of prompts and responses, whatever the epochs."""
+    """Train for the number of steps that comes nearest to this many tokens of prompts and responses, whatever
+    `config.epochs` says."""
     share: float | None = None
-    """Train on the items of about this share of the prompts alone; a smaller share lies within a larger one."""
+    """Train only on about this share of the prompts; a larger share contains all prompts of a smaller one."""
     held_out_seed: int = 0
-    """Chooses the prompts that are held out. One for all iterations, so that what one holds out none trains on."""
+    """Chooses the prompts that are held out. It is the same in all iterations, so that no iteration trains on them."""
 
     @property
     def loaded_model(self) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""A journal: rows that are kept one by one, so that what ends a process costs none that was there."""
+"""A journal: a file of rows that are written one by one, so that the end of a process loses none of them."""
 
 import json
 import threading
@@ -9,7 +9,7 @@ Row = dict[str, Any]
 
 
 class Journal:
-    """Rows in a file, one JSON object a line. What is added is there, whatever ends this process afterwards."""
+    """Rows in a file, one JSON object a line. An added row stays, whatever ends this process afterwards."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.lock = path, threading.Lock()
@@ -20,7 +20,7 @@ class Journal:
         self.rows: list[Row] = [json.loads(line) for line in whole.splitlines()]
 
     def add(self, row: Row) -> None:
-        """Write one row. Any thread may."""
+        """Write one row. Can be called from any thread."""
         line = json.dumps(row, ensure_ascii=False) + "\n"
         with self.lock, self.path.open("a", encoding="utf-8") as file:
             file.write(line)

@@ -12,9 +12,10 @@ from spin_core.store.files import storage_errors
 
 @contextlib.contextmanager
 def locked(lineage: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the folder's lock. The kernel frees it when this process ends, however it ends.
+    """Hold the folder's lock. The kernel releases it when this process ends, for whatever reason.
 
-    Raises `LineageBusy`, naming the holder, if another process has it and `wait` is off.
+    Raises:
+        LineageBusy: Another process holds the lock and `wait` is off. The message names that process.
     """
     with storage_errors(lineage):
         lineage.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""What each phase leaves behind: small, frozen, and enough to say where a number came from.
+"""The records of the phases' results: small, immutable, and enough to tell where a number came from.
 
-`digest` is the digest of the published files, so that records made from equal inputs are equal. Paths are where a
-file lies, never what it is: they take no part in any identity.
+`digest` is the digest of the published files, so that records made from equal inputs are equal. A path says where
+a file is, not what it is, so paths are not part of any identity.
 """
 
 from pathlib import Path
@@ -46,7 +46,7 @@ class ModelVersion(Artifact):
 
 
 class ResponseStatistics(Frozen):
-    """What one side's responses look like. Counts are of responses."""
+    """Statistics of one side's responses. Counts are of responses."""
 
     responses: int
     mean_tokens: float
@@ -58,22 +58,22 @@ class ResponseStatistics(Frozen):
     empty: int
     """Without text."""
     looping: int
-    """Round and round in one phrase."""
+    """Repeating one phrase many times."""
     repeated: int
-    """Token for token what an earlier response of this side is, whatever its prompt."""
+    """Equal, token by token, to an earlier response of this side, whatever its prompt."""
     distinct: tuple[float, ...]
-    """distinct-1, -2, -3: different word n-grams over all of them. Falls as responses are added."""
+    """distinct-1, -2, -3: different word n-grams, divided by all of them. They fall as responses are added."""
 
 
 class AnswerStatistics(Frozen):
-    """The opponent's answers beside the human responses."""
+    """The opponent's answers and the human responses."""
 
     bin_tokens: int
     """Width of the histograms' bins."""
     real: ResponseStatistics
     generated: ResponseStatistics
     same_as_real: int
-    """Answers that are, token for token, the human response that they are paired with."""
+    """Answers that equal, token by token, the human response that they are paired with."""
 
 
 class GenerationBatch(Artifact):
@@ -84,9 +84,9 @@ class GenerationBatch(Artifact):
     opponent: str
     """Digest of θ_t."""
     opponents: dict[str, int] = {}
-    """Answers by the version that gave them: `{"1": 250, "2": 262}`. Empty in batches of θ_t alone from earlier on."""
+    """Answers by the version that gave them: `{"1": 250, "2": 262}`. Empty in older batches, which are all θ_t's."""
     rows: int
-    """Answers, of all prompts together."""
+    """Answers to all prompts together."""
     answers: int = 1
     """Answers to each prompt."""
     shards: int
@@ -95,10 +95,10 @@ class GenerationBatch(Artifact):
     finish_reasons: dict[str, int]
     """`stop`: the model ended its answer; `length`: it was cut."""
     smallest_batch: int | None = None
-    """Prompts at a time, at the least, where memory ran out in mid-run and the batch was halved; None where it never
-    was, and in batches from before this was kept."""
+    """The smallest number of prompts at a time, if memory ran out during the run and the batch was halved; None if it
+    was not halved, and in older batches."""
     statistics: AnswerStatistics | None = None
-    """The answers beside the human responses; None in batches from before this was measured."""
+    """Statistics of the answers and the human responses; None in older batches."""
 
 
 class PairDataset(Artifact):
@@ -116,7 +116,7 @@ class PairDataset(Artifact):
 class ScoredPairs(Artifact):
     """`logps.parquet`: the opponent's log-probability of both sides of each pair, in the pairs' order.
 
-    θ_0's too, where the reference is anchored in it.
+    θ_0's too, if the reference contains it (`train.anchor`).
     """
 
     kind: Literal["scores"] = "scores"
@@ -125,20 +125,20 @@ class ScoredPairs(Artifact):
 
 
 class Event(Frozen):
-    """Something that a monitor saw in training, and what was done about it."""
+    """Something that a monitor detected in training, and the action."""
 
     kind: str
     """The monitor: a field of `MonitorsConfig`."""
     step: int
     message: str
-    """What it means and what helps, in one line."""
+    """What it means and how to fix it, in one line."""
     action: Literal["warn", "stop", "roll-back", "refuse"]
 
 
 class TrainRun(Artifact):
-    """`metrics.jsonl`: what every step measured; `held_out.jsonl`: what was measured on held-out pairs, if any are.
+    """`metrics.jsonl`: the metrics of every step; `held_out.jsonl`: the metrics on held-out pairs, if there are any.
 
-    The weights are published beside it, as a ModelVersion.
+    The weights are published separately, as a ModelVersion.
     """
 
     kind: Literal["train"] = "train"
@@ -148,16 +148,16 @@ class TrainRun(Artifact):
     steps: int
     """Steps that were trained: fewer than planned if an event ended the training."""
     ranks: tuple[tuple[int, int], ...] = ()
-    """How many steps were taken by how many ranks, in their order: `((40, 2), (24, 1))`."""
+    """How many steps ran on how many ranks, in order: `((40, 2), (24, 1))`."""
     published: int | None = None
     """The step whose weights were published; None means the last."""
     first_loss: float
     metrics: dict[str, float]
-    """The metrics of the published step, under the field's names."""
+    """The metrics of the published step, with the names common in the field."""
     held_out: dict[str, float] = {}
-    """What was measured on the held-out pairs, with the published weights or last before them."""
+    """The metrics on the held-out pairs, of the published weights or the last measurement before them."""
     events: tuple[Event, ...] = ()
-    """What the monitors saw."""
+    """What the monitors detected."""
 
 
 class Score(Frozen):
@@ -165,18 +165,18 @@ class Score(Frozen):
 
     value: float
     stderr: float | None
-    """None where it is not known, as that of a single item."""
+    """None if it is not known, as for a single item."""
     n: int
     """Items."""
     higher_is_better: bool | None = True
-    """None where neither is: see `target`."""
+    """None if neither is better: see `target`."""
     target: float | None = None
-    """The best value of a score that may be too high and too low: what the human responses to these prompts have."""
+    """The best value of a score that can be too high or too low: that of the human responses to these prompts."""
     interval: tuple[float, float] | None = None
-    """The ends of its 95 % interval, where that is not 1.96 standard errors to each side: a win rate's."""
+    """The ends of its 95 % interval, if that is not 1.96 standard errors to each side, as for a win rate."""
 
     def merit(self) -> float | None:
-        """The more the better; None of a score that tells nothing of better and worse."""
+        """Return a number that is higher for a better score; None if the score does not say what is better."""
         if self.target is not None:
             return -abs(self.value - self.target)
         if self.higher_is_better is None:
@@ -185,25 +185,25 @@ class Score(Frozen):
 
 
 class EvalReport(Artifact):
-    """`items.parquet`: for paired tests, one row an item (task, item, value). Other files are the suite's own."""
+    """`items.parquet`: for paired tests, one row for each item (task, item, value). Other files depend on the suite."""
 
     kind: Literal["eval"] = "eval"
     model: str
     """Digest of the model."""
     suite: str
     harness: str
-    """Versions of what did the scoring."""
+    """Versions of the software that scored."""
     scores: dict[str, Score]
     averages: dict[str, tuple[str, ...]] = {}
-    """Scores that are the mean of others, by name: a suite's average, and a group's. Their items are those others'."""
+    """Scores that are the mean of others, by name: averages of suites and groups. Their items are the others' items."""
     notes: tuple[str, ...] = ()
-    """What a reader of the scores should know: prompts that did not fit into the model's context, for instance."""
+    """Notes for readers of the scores, for example about prompts that did not fit into the model's context."""
     apart: str = ""
-    """Why they do not compare with what others publish of this suite; empty where they may."""
+    """Why the scores cannot be compared with published scores of this suite; empty if they can."""
 
 
 class Comparison(Frozen):
-    """A paired difference: the items are the same, so their differences are what varies."""
+    """A paired difference: both versions are scored on the same items, so only the differences of the items vary."""
 
     against: int
     """The version t that this one is compared with."""
@@ -211,27 +211,26 @@ class Comparison(Frozen):
     stderr: float
     low: float | None
     high: float | None
-    """The ends of the interval that holds the difference with 95 % probability, by bootstrap over the items; None with
-    too few of them."""
+    """The ends of the 95 % interval of the difference, by bootstrap over the items; None with too few of them."""
 
 
 class GateDecision(Frozen):
-    """What the gate made of θ_{t+1}."""
+    """The gate's decision about θ_{t+1}."""
 
     outcome: Literal["promote", "keep-best", "stop"]
     reason: str
     next_opponent: int
-    """The version t that plays next."""
+    """The version t that is the next opponent."""
     metric: str = ""
-    """The score that was looked at."""
+    """The score that decided."""
     delta: float | None = None
-    """θ_{t+1} less the best version before it; None if that was not measured."""
+    """The score of θ_{t+1} minus that of the best version before it; None if that was not measured."""
     stderr: float | None = None
-    """The standard error of that difference, paired where single items are known."""
+    """The standard error of that difference, paired if single items are known."""
 
 
 class IterationRecord(Frozen):
-    """All of one iteration: enough to repeat it, and to say whether it helped."""
+    """Everything about one iteration: enough to repeat it, and to tell whether it helped."""
 
     lineage: str
     t: int
@@ -248,22 +247,22 @@ class IterationRecord(Frozen):
     seconds: dict[str, float]
     """Seconds by phase, as they were when the phase ran."""
     peak_memory_mb: dict[str, float]
-    """Largest resident memory by phase."""
+    """Peak resident memory by phase."""
     devices: dict[str, int] = {}
-    """Devices that each phase held; empty in records from before this was kept."""
+    """Devices that each phase occupied; empty in older records."""
     tokens: dict[str, int] = {}
-    """Tokens that phases worked on: those generated, and those of prompts and responses that training read."""
+    """Tokens that phases processed: those generated, and those of prompts and responses that training read."""
     environment: dict[str, str]
     """Git commit, package versions, device."""
     scored_with: dict[str, dict[str, Any]] = {}
-    """The settings that scored each suite. They may change as the game goes on; `config` has the latest."""
+    """The settings that scored each suite. They may change during a lineage; `config` has the latest."""
 
 
 Record = PromptSet | ModelVersion | GenerationBatch | PairDataset | ScoredPairs | TrainRun | EvalReport
 
 
 def moved(value: Any, was: Path, now: Path) -> Any:
-    """A record's JSON value with the paths of all artifacts below `was` set below `now`."""
+    """Return a record's JSON value with the paths of all artifacts moved from the folder `was` to the folder `now`."""
     if isinstance(value, list):
         return [moved(item, was, now) for item in value]
     if not isinstance(value, dict):

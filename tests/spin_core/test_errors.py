@@ -1,4 +1,4 @@
-"""Errors that users can mend: every one has its exit status, and survives the way from a phase's process."""
+"""Errors that users can fix: every one has its exit status, and survives the way from a phase's process."""
 
 import pytest
 

@@ -86,17 +86,17 @@ def test_what_can_be_no_path_is_refused_with_its_setting(setting, path):
     with pytest.raises(ConfigError) as refused:
         resolve("demo", overrides=change)
     assert one_line(refused.value).startswith(f"{setting} ")
-    assert "can be no path" in one_line(refused.value)
+    assert "cannot be a path" in one_line(refused.value)
 
 
 @pytest.mark.parametrize("path", UNNAMEABLE, ids=short)
 def test_nor_does_it_name_a_model_or_a_folder_of_runs(path, tmp_path):
     with pytest.raises(ConfigError) as refused:
         scoring.prepare(tmp_path, path)
-    assert "can be no path" in one_line(refused.value)
+    assert "cannot be a path" in one_line(refused.value)
     with pytest.raises(ConfigError) as refused:
         runs_folder(path)
-    assert "can be no path" in one_line(refused.value)
+    assert "cannot be a path" in one_line(refused.value)
 
 
 @pytest.mark.parametrize("name", ["../x.jsonl", "loop.jsonl", "gone.jsonl", "away.txt"])
@@ -112,7 +112,9 @@ def test_a_source_that_leads_nowhere_is_refused(name, tmp_path):
 def test_a_setting_can_name_no_secret_of_the_environment(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "planted")
     monkeypatch.setenv("SPIN_DATA", "/data")
-    expanded = config_resolve.expand({"path": "${OPENAI_API_KEY:-none}", "source": "${SPIN_DATA:-none}/train.jsonl"})
+    expanded = config_resolve.expand_environment(
+        {"path": "${OPENAI_API_KEY:-none}", "source": "${SPIN_DATA:-none}/train.jsonl"}
+    )
     assert expanded == {"path": "${OPENAI_API_KEY:-none}", "source": "/data/train.jsonl"}
 
 

@@ -94,7 +94,7 @@ def test_a_suite_that_fails_ends_the_run_when_the_others_are_done(played):
 def test_a_suite_whose_workers_die_again_and_again_is_said_to_be_lost_in_one_line(played):
     _, error = played({"mt-bench": RuntimeError("the worker died\nat night")}, workers=4)
     assert isinstance(error, WorkersLost)
-    assert "eval/mt-bench was begun 3 times on the cluster" in str(error)
+    assert "eval/mt-bench was started 3 times on the cluster" in str(error)
     assert "(the worker died)" in str(error)
 
 

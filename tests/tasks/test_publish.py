@@ -149,7 +149,7 @@ def test_a_run_brings_the_copy_up_to_date_and_goes_on_where_it_cannot(tmp_path, 
     else:
         assert (
             shown.said
-            == ["not pushed: Protocol not known: nowhere; all is kept here, and the next push makes up for it"] * 2
+            == ["not pushed: Protocol not known: nowhere; nothing is lost here, and the next push uploads the rest"] * 2
         )
 
 

@@ -41,4 +41,4 @@ def test_check_of_a_configuration_that_is_wrong_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "2 False\n"
-    assert "did you mean beta?" in done.stderr
+    assert "did you mean train.beta?" in done.stderr

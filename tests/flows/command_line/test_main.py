@@ -49,8 +49,8 @@ def test_the_version_is_the_packages(spin):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["run", "demmo"], "there is no recipe 'demmo'; did you mean demo?"),
-        (["run", "demo", "--set", "train.betta=1"], "train.betta is no setting; did you mean beta?"),
+        (["run", "demmo"], "there is no recipe 'demmo' (did you mean demo?): choose one of"),
+        (["run", "demo", "--set", "train.betta=1"], "train.betta is not a setting (did you mean train.beta?)"),
         (["run", "demo", "--set", "train.beta=-1"], "train.beta cannot be -1: input should be greater than 0"),
         (["run", "demo", "--set", "train.beta"], "--set 'train.beta' has no value"),
         (["run", "demo", "--iterations", "0"], "iterations cannot be 0: input should be greater than 0"),
@@ -83,13 +83,18 @@ def test_the_refusals_change_nothing(spin, game):
 def test_a_broken_settings_file_is_one_line(spin, tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text("train: [unclosed")
-    assert "is neither YAML nor TOML" in refusal(spin("run", "demo", "--config", file, status=2))
+    assert "is not valid YAML, line 1, column 17: " in refusal(spin("run", "demo", "--config", file, status=2))
 
 
 def test_a_runs_folder_below_a_file_is_one_line(spin, tmp_path):
     (tmp_path / "file").write_text("")
     line = refusal(spin("run", "demo", "--runs", tmp_path / "file" / "runs", status=2))
-    assert "a file stands in its way" in line
+    assert "a file is in the way" in line
+
+
+def test_a_runs_folder_that_cannot_be_created_is_one_line(spin):
+    line = refusal(spin("run", "demo", "--runs", "/proc/spin-runs", status=2))
+    assert "/proc/spin-runs cannot be created (No such file or directory): choose another folder with --runs" in line
 
 
 def test_a_damaged_lineage_is_one_line(spin, game, tmp_path):

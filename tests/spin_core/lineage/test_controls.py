@@ -56,7 +56,7 @@ def test_other_objectives_have_the_same_jobs_as_before(built):
 
 @pytest.mark.parametrize("loss", ["t-spin", "space"])
 def test_an_anchor_is_refused_where_there_is_no_margin_to_cancel_its_constant(loss):
-    with pytest.raises(ConfigError, match=rf"train\.anchor needs a loss of margins, and {loss} is none"):
+    with pytest.raises(ConfigError, match=rf"train\.anchor needs a loss of margins, and {loss} is not one"):
         resolve("demo", sets=["train.anchor=0.3", f"train.loss={loss}"])
 
 

@@ -271,7 +271,7 @@ def test_settings_are_laid_over_a_lineages_own(built):
     asked = one_more_iteration(with_settings(built, changes))
     assert (asked.evaluate.suites, asked.evaluate.temperature) == (("big-bench",), 0.9)
     assert asked.model_copy(update={"evaluate": built.config.evaluate}) == one_more_iteration(built)
-    with pytest.raises(ConfigError, match=r"evaluate\.temprature is no setting"):
+    with pytest.raises(ConfigError, match=r"evaluate\.temprature is not a setting"):
         with_settings(built, [{"evaluate": {"temprature": 1}}])
 
 

@@ -167,7 +167,7 @@ def test_which_engine_answers_is_told_and_that_it_is_there(tmp_path, monkeypatch
 
 
 def test_a_length_that_leaves_vllm_no_room_is_refused():
-    with pytest.raises(ConfigError, match=r"generate.vllm.max_length 100 has no room for prompts of 512 tokens"):
+    with pytest.raises(ConfigError, match=r"generate.vllm.max_length 100 is too short for prompts of 512 tokens"):
         resolve("zephyr-7b", sets=["generate.vllm.max_length=100", "prompts.max_prompt_tokens=512"])
 
 

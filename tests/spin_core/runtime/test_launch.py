@@ -227,7 +227,7 @@ def test_phases_of_several_threads_do_not_meet(tmp_path):
 
 def test_a_job_file_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "jobs").write_text("a file where the folder should be")
-    with pytest.raises(StorageError, match="a file stands in its way"):
+    with pytest.raises(StorageError, match="a file is in the way"):
         run_phase(job(tmp_path), ScoredPairs)
 
 

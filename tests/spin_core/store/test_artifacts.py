@@ -150,7 +150,7 @@ def test_a_record_that_cannot_be_read_says_how_to_mend_it(tmp_path):
     publish(tmp_path / "model", {"a": "1"})
     manifest = tmp_path / "model" / MANIFEST
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "record": {"kind": "from the future"}}))
-    with pytest.raises(DamagedArtifact, match="holds no record that can be read: remove"):
+    with pytest.raises(DamagedArtifact, match="has no readable record: remove"):
         artifacts.read_record(tmp_path / "model", ModelVersion)
 
 
@@ -235,14 +235,38 @@ def test_a_lock_is_free_again_after_an_error(tmp_path):
 
 def test_a_file_where_a_folder_should_be_is_one_line(tmp_path):
     (tmp_path / "runs").write_text("a file")
-    refused = pytest.raises(StorageError, match=r"a file stands in its way: .* choose another folder with --runs")
+    refused = pytest.raises(StorageError, match=r"a file is in the way: .* choose another folder with --runs")
     with refused, lock.locked(tmp_path / "runs" / "tale"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("runs", "reason"),
+    [("/proc/spin-runs", "No such file or directory"), ("{tmp_path}/" + "x" * 300, "File name too long")],
+)
+def test_a_folder_that_cannot_be_created_is_one_line(tmp_path, runs, reason):
+    lineage = Path(runs.format(tmp_path=tmp_path)) / "tale"
+    with pytest.raises(StorageError) as refused, lock.locked(lineage):
+        pass
+    line = str(refused.value)
+    assert f" cannot be created ({reason}): choose another folder with --runs" in line
+    assert "\n" not in line
 
 
 def test_other_errors_of_the_system_stay_what_they_are(tmp_path):
     with pytest.raises(FileNotFoundError), store_files.storage_errors(tmp_path):
         (tmp_path / "none").read_text()
+    with pytest.raises(FileNotFoundError):
+        store_files.write_text(tmp_path / "none" / "file", "text")
+
+
+def test_a_damaged_file_says_how_to_go_on_without_loss(tmp_path):
+    for name in ("lineage.json", "record.json"):
+        (tmp_path / name).write_text("{")
+    with pytest.raises(DamagedArtifact, match=rf"or remove the folder {tmp_path} to start over$"):
+        store_files.load(ModelVersion, tmp_path / "lineage.json")
+    with pytest.raises(DamagedArtifact, match=r"remove that file and run the same command again; what is built is reu"):
+        store_files.load(ModelVersion, tmp_path / "record.json")
 
 
 WRITERS = """

@@ -201,7 +201,9 @@ def test_of_a_server_that_is_away_its_password_is_not_told(game, monkeypatch):
 
 def test_a_sink_that_is_not_installed_is_refused_and_an_unknown_one_too(monkeypatch):
     monkeypatch.setattr(metrics, "find_spec", lambda _name: None)
-    with pytest.raises(ConfigError, match="has wandb, which is not installed: install Spin with its extra `wandb`"):
+    with pytest.raises(
+        ConfigError, match="has wandb, which is not installed: install spin-loop with its extra `wandb`"
+    ):
         metrics.check(MetricsConfig(sinks=("wandb",)))
     metrics.check(MetricsConfig(sinks=()))
     with pytest.raises(ConfigError, match=r"metrics\.sinks"):
