@@ -35,7 +35,7 @@ import prefect_aside
 import served
 from served import Up, free_port, wait_for
 
-served.PATIENCE = 900.0
+served.TIMEOUT_SECONDS = 900.0
 served.PAUSE = 0.1
 
 LIMIT_SECONDS = 5.0

@@ -45,7 +45,7 @@ LAST = ITERATIONS - 1
 @pytest.fixture(scope="module")
 def up(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:  # noqa: ARG001 (or none is served)
     if pictures_folder():
-        served.PATIENCE = 3600.0
+        served.TIMEOUT_SECONDS = 3600.0
     one = Up(tmp_path_factory.mktemp("ui") / "runs", free_port(), options=("--reruns", "0"))
     one.start()
     yield one
@@ -148,7 +148,7 @@ def training(up: Up, ui: Ui, played: Any) -> Training:
 
 @dataclass
 class Retried:
-    """A run whose process was killed while it trained, and which was told to try again."""
+    """A run whose process was killed in training, and that was retried."""
 
     steps_before: int
     crashed_at: str

@@ -1,4 +1,4 @@
-"""Comparisons and scoring afterwards through the command line and a real Prefect server."""
+"""Comparisons, and scoring after a game, through the command line and a real Prefect server."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ def standing(compared) -> Table:
 
 
 @pytest.fixture(scope="module")
-def everything(compared, standing) -> Table:  # noqa: ARG001 (which is read before it is written anew)
+def everything(compared, standing) -> Table:  # noqa: ARG001 (which is read before it is overwritten)
     """The table of the first seed alone, with every method."""
     compared.spin(*arguments(compared, "whole", "--seeds", "1"), one_process=True)
     return table(compared, "whole")

@@ -1,4 +1,4 @@
-"""What becomes of lost runs, and of what users have set, when `spin up` starts again, asked of a real server."""
+"""What happens to lost runs, and to settings of users, when `spin up` starts again, with a real server."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ THERE = "ProcessWorker 6b2d5f4e"
 
 
 def start(client: SyncPrefectClient, deployment: Any, worker: str, state: Any, starts: int = 1) -> Any:
-    """A run that a worker has put its name to, with a task under way, in a state, started so many times."""
+    """A run with a worker's label and a running task, in a state, that was started this many times."""
     run = client.create_flow_run_from_deployment(deployment)
     client.update_flow_run_labels(run.id, {watch.WORKER_LABEL: worker})
     task = client.request(
@@ -58,7 +58,7 @@ def client(shared_server: str) -> Iterator[SyncPrefectClient]:  # noqa: ARG001 (
 
 @pytest.fixture(scope="module")
 def became(client: SyncPrefectClient) -> dict[str, tuple[str, str]]:
-    """The states of run and task of each run, once the server's `spin up` has looked after what was lost."""
+    """The states of each run and of its task, after `spin up` has rescheduled lost runs."""
     deployment = client.create_deployment(client.create_flow_from_name("spin"), "spin", work_pool_name=local.POOL)
     runs = {
         "here": start(client, deployment, local.WORKER, Running()),
@@ -110,7 +110,7 @@ def test_a_run_of_the_command_line_has_crashed_once_the_process_that_signed_it_i
 
 @pytest.mark.parametrize("play", [evaluate.evaluate, compare.compare], ids=lambda play: play.name)
 def test_a_run_that_is_started_again_waits_for_its_own_end(client, tmp_path, monkeypatch, play):
-    """It had been taken for dead, and holds the lock still. Nothing is computed here."""
+    """Its first process was taken for dead, and still has the lock. Nothing is computed here."""
     build(tmp_path)
     monkeypatch.setattr(evaluate, "_start", lambda game: (game.records()[0].opponent, None))
     monkeypatch.setattr(evaluate, "score", lambda *_, **__: None)

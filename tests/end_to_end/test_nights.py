@@ -1,4 +1,4 @@
-"""Nights of a lineage: which of them play, and which are left out. What they would compute is published by hand."""
+"""Nightly runs of a lineage: which of them play, and which are skipped. Results are published by hand."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_server")]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A night's game takes no time."""
+    """A night's game is replaced, so that it takes no time."""
     monkeypatch.setattr(nights, "continue_lineage", publish)
 
 
@@ -33,7 +33,7 @@ def publish(runs: str, name: str, config: Any) -> None:
 
 
 def night(runs: Path, lineage: str, due: timedelta = timedelta()) -> State[Any]:
-    """A night that a schedule made for so long ago, and whose turn has come now: its final state."""
+    """The final state of a run that was due some time ago and starts now."""
     parameters = {"lineage": lineage, "until_converged": False, "runs": str(runs)}
     with get_client(sync_client=True) as client:
         scheduled = Scheduled(scheduled_time=datetime.now(UTC) - due)

@@ -1,4 +1,4 @@
-"""Runs that die are seen and go on: kill -9 of what runs them, in the middle of a run, by a real server and worker.
+"""Runs that die are detected and continued: kill -9 of what runs them, during a run, with a real server and worker.
 
 Each game is the second iteration of one that the command line has played, less what its training and all after it made.
 It must end with the same leaderboard.
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def up(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """Serves nothing at first; the database is that of the command line."""
+    """Serves no lineage at first; its database is the command line's."""
     one = Up(tmp_path_factory.mktemp("recovery") / "runs", free_port())
     shutil.copytree(finished.runs / ".prefect", one.runs / ".prefect")
     one.start()
@@ -87,7 +87,7 @@ LONGER = [
 def test_a_run_that_is_struck_ends_with_the_same_leaderboard(
     up, finished, in_training: Callable[[Up, Path], None], strike: Callable[[Up, Path], None]
 ):
-    """It is struck as the evaluation of the last version has just begun, and some have been before."""
+    """The kill comes when the evaluation of the last version has just begun; some had one in training before."""
     root, run = begun(up, finished, f"{in_training.__name__}-{strike.__name__}")
     in_training(up, root)
     wait_for((root / "iter_01" / "eval" / "jobs" / "self-play.pid").exists)

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_server")]
 
 METRIC = "heldout_nll"
 RATES = [1e-3, 3.0, 1e-3]
-"""Of the three trainings. The second leaves nothing of what the model had learnt."""
+"""Of the three trainings. The second destroys what the model has learnt."""
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def runs(tmp_path_factory) -> Path:
 
 @flow(validate_parameters=False)
 def game(runs: Path, name: str, config: RunConfig) -> Board:
-    """What the command line's flow plays, which would also end this process together with the server."""
+    """The game of the command line's flow, without ending this process together with the server."""
     return continue_lineage(runs, name, config)
 
 
@@ -53,7 +53,7 @@ def play(player, runs: Path, rule: str) -> tuple[Lineage, dict]:
 
 
 def events(lineage: str, least: int) -> list[dict]:
-    """What Prefect was told of the gate, the oldest first, once it has taken in so many."""
+    """The gate's events that Prefect has, the oldest first, once there are `least` of them."""
     since = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
     wanted = {
         "occurred": {"since": since},
@@ -96,7 +96,7 @@ def test_a_regression_ends_a_game_whose_gate_stops(runs, player_in):
     assert (len(board["rows"]), board["choice"]) == (3, 1)
     assert len(events("stop", 2)) == 2
     assert game.ended_by_gate()
-    # Asked again for three iterations, it plays none, and nobody is told twice.
+    # A second run for three iterations plays none, and sends no event again.
     before = {path: path.stat().st_mtime_ns for path in game.root.rglob("*.json")}
     _, again = play(player_in, runs, "stop")
     assert again == board

@@ -1,4 +1,4 @@
-"""`spin up` as a user has it: a real server and a real worker, runs through its API, kills and signals."""
+"""`spin up` as a user runs it: a real server and a real worker, runs started through its API, kills and signals."""
 
 import base64
 import contextlib
@@ -55,7 +55,7 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
 
 @pytest.fixture(scope="module")
 def up(finished: Any, bucket: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """Serves a copy of the finished lineage `whole`, which the command line has played: to all, behind a password."""
+    """Serves a copy of the finished lineage `whole`, which the command line has played, to all, with a password."""
     known = bucket.environment | SECRETS | SINKS
     one = Up(tmp_path_factory.mktemp("served") / "runs", free_port(), "0.0.0.0", known)
     for name in ("whole", ".sft", ".prefect"):
@@ -68,13 +68,13 @@ def up(finished: Any, bucket: Bucket, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def replayed(up: Up) -> Any:
-    """The lineage `whole` once more, with every setting given in the form."""
+    """A second run of the lineage `whole`, with every setting filled in in the form."""
     return up.finish(up.trigger("spin", as_in_form(up.runs / "whole")))
 
 
 @dataclass
 class Night:
-    """What a night was like whose flow was killed in its second phase, and what people were told of it."""
+    """A nightly run whose flow was killed in its second phase, and the notifications about it."""
 
     meanwhile: Any
     at_kill: dict[str, int]
@@ -304,7 +304,7 @@ def install(up: Up, *arguments: str, **environment: str) -> subprocess.Completed
 
 @pytest.mark.usefixtures("night")
 def test_a_game_that_has_converged_ends_the_nights_and_people_are_told(up):
-    """Its players gain something every night; so its gate is told to watch a score that no version can change."""
+    """Its players improve every night, so its gate watches a score that no version can change."""
     root = up.runs / "whole"
     settings = json.loads((root / "lineage.json").read_text())
     settings["config"]["nightly"] = {"patience": 1}
@@ -414,7 +414,7 @@ def test_no_secret_stands_in_anything_that_is_written_or_shown(up):
         with contextlib.suppress(OSError):
             shown[str(path)] = path.read_text(errors="replace")
     assert up.end() == 0
-    shown["terminal"] = "".join(up.said)
+    shown["terminal"] = "".join(up.output)
     files = {str(path): path for path in up.runs.rglob("*") if path.is_file() and path.name != "password"}
     assert {"prefect.db", "server.log", "record.json", "leaderboard.json"} <= {path.name for path in files.values()}
     for name in [*shown, *files]:

@@ -145,6 +145,6 @@ def test_a_lineage_that_a_run_has_pushed_is_pulled_elsewhere_and_reused_there(
     assert elsewhere.digests("whole") == finished.digests("whole")
     out = elsewhere.spin(*elsewhere.arguments("whole", copy)).stdout
     assert "reused  push" in out.splitlines()
-    # The report says where models lie, so it is drawn, and pushed, anew.
+    # The report names the paths of models, so it is written, and pushed, again.
     assert {line.split()[1] for line in out.splitlines() if line.startswith("done")} <= {"push"}
     assert elsewhere.digests("whole") == finished.digests("whole")

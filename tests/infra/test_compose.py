@@ -62,14 +62,14 @@ def test_a_secret_reaches_only_what_needs_it(whole):
 
 
 def test_the_file_of_secrets_reaches_workers_alone_and_may_be_missing(whole):
-    """Whatever stands in it (keys of stores, of a judge, of sinks) is in the environment of workers and so of runs."""
+    """All its variables (keys of stores, of a judge, of sinks) are in the environment of workers, and so of runs."""
     files = {name: service["env_file"] for name, service in whole["services"].items() if "env_file" in service}
     optional = [{"path": "secrets.env", "required": False}]
     assert files == {"worker": optional, "worker-cpu": optional}
     # What `environment` gives comes before it, even where that is empty.
     ours = [name for name in whole["services"]["worker"]["environment"] if not name.startswith("PREFECT_")]
     assert sorted(ours) == ["DO_NOT_TRACK", "HF_TOKEN", "SPIN_ALLOW"]
-    # Of these the token is a secret, and stands nowhere else.
+    # The token is a secret, and is nowhere else.
     assert {name for name, one in whole["services"].items() if "HF_TOKEN" in one.get("environment", {})} == set(files)
     example = (FILE.parent / "example.env").read_text()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "WANDB_API_KEY"):

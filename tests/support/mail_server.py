@@ -1,4 +1,4 @@
-"""A mail server on this machine that takes mails from whoever logs in as `spin`."""
+"""A mail server on this machine that accepts mails from clients that log in as `spin`."""
 
 import email
 import email.policy
@@ -15,7 +15,7 @@ from aiosmtpd.smtp import AuthResult, Envelope, LoginPassword, Session
 
 
 class Mailbox:
-    """What was sent, in order."""
+    """The mails that were sent, in order."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -27,7 +27,7 @@ class Mailbox:
         return "250 OK"
 
     def next(self) -> tuple[Envelope, EmailMessage]:
-        """The next mail, and how it was addressed."""
+        """The next mail, with its envelope."""
         envelope = self.envelopes.get(timeout=60)
         assert isinstance(envelope.content, bytes)
         return envelope, email.message_from_bytes(envelope.content, policy=email.policy.default)
@@ -35,7 +35,7 @@ class Mailbox:
 
 @contextmanager
 def mailbox(password: str, certificate: ssl.SSLContext | None = None, *, at_once: bool = False) -> Iterator[Mailbox]:
-    """A server on a free port. With a certificate it encrypts: at once, or when it is asked to."""
+    """A server on a free port. With a certificate it encrypts: from the start, or after STARTTLS."""
     box = Mailbox()
 
     def log_in(*given: Any) -> AuthResult:

@@ -1,6 +1,6 @@
-"""The `spin` command with every phase in its own process: for tests of what is played, not of how it is started.
+"""The `spin` command with all phases in its own process: for tests of what is played, not of how phases are started.
 
-A phase's process spends seconds on loading torch, where a game in miniature computes for a tenth of one.
+A phase's process spends seconds on loading torch, while a phase of a small game computes for a tenth of a second.
 """
 
 import importlib
@@ -16,8 +16,8 @@ from spin_core.store.records import Artifact
 R = TypeVar("R", bound=Artifact)
 
 
-class Told(progress.Progress):
-    """Progress that goes to a listener, not to a pipe."""
+class ListenedProgress(progress.Progress):
+    """Progress that is reported to a listener, not to a pipe."""
 
     def __init__(self, listener: launch.Listener) -> None:
         super().__init__()
@@ -29,9 +29,11 @@ class Told(progress.Progress):
 
 
 def run_phase(job: Job, kind: type[R], on_progress: launch.Listener, *_: Any) -> R:
-    """The phase, here: its job file is written, its module runs, its output is published as ever."""
+    """Run the phase in this process: write its job file, run its module, publish its output."""
     launch.write_job(job)
-    record = phase.execute(job, kind, importlib.import_module(f"spin_core.phases.{job.phase}").run, Told(on_progress))
+    record = phase.execute(
+        job, kind, importlib.import_module(f"spin_core.phases.{job.phase}").run, ListenedProgress(on_progress)
+    )
     assert record is not None, "one process is the first of its ranks"
     return record
 

@@ -1,4 +1,4 @@
-"""Prefect's pages as a person has them: where things are, and how they are done there."""
+"""Prefect's pages as a person uses them: where things are, and how to do them."""
 
 import io
 import json
@@ -26,22 +26,22 @@ def is_elsewhere(url: str) -> bool:
 
 @dataclass
 class Ui:
-    """A page of the server of `spin up`, and what is done there."""
+    """A page of the server of `spin up`, and actions on it."""
 
     up: Up
     page: Page
     folder: Path
-    """Where pictures go."""
+    """The folder of pictures."""
 
     def go(self, path: str) -> None:
         self.page.goto(f"http://127.0.0.1:{self.up.port}/v2{path}")
 
     def leave(self) -> None:
-        """Look away: a run's page draws its graph anew all the time, without a GPU at the cost of a core."""
+        """Leave the page: a run's page redraws its graph all the time, which takes a core where there is no GPU."""
         self.page.goto("about:blank")
 
     def shown(self, locator: Locator) -> Locator:
-        """The same, once it is there: the page is loaded again until then, since not all of it follows what happens."""
+        """The same locator, once it is visible. Reloads the page until then, since not all of it updates itself."""
 
         def is_there() -> bool:
             try:
@@ -55,7 +55,7 @@ class Ui:
         return locator
 
     def picture(self, name: str, height: int = 900) -> None:
-        """What is seen now in a window that is so high."""
+        """Take a picture of the page in a window of this height."""
         self.page.set_viewport_size({"width": 1280, "height": height})
         self.page.mouse.move(0, 0)
         self.page.screenshot(path=self.folder / f"{name}.png", animations="disabled")
@@ -63,7 +63,7 @@ class Ui:
     # The form
 
     def open_form(self) -> None:
-        """The form of a run, from the list of deployments."""
+        """Open the form of a run from the list of deployments."""
         self.go("/deployments")
         self.page.get_by_role("link", name="spin", exact=True).first.click()
         self.page.get_by_role("button", name="Run", exact=True).click()
@@ -75,7 +75,7 @@ class Ui:
         return self.page.locator("div.group").filter(has=self.page.get_by_text(f"{name} (Optional)", exact=True)).last
 
     def choices(self, name: str) -> list[str]:
-        """What a field's drop-down offers."""
+        """The options of a field's drop-down."""
         self.field(name).locator("fieldset button").first.click()
         options = self.page.get_by_role("option")
         expect(options.first).to_be_visible()
@@ -91,7 +91,7 @@ class Ui:
         self.page.keyboard.press("Escape")
 
     def chosen(self, name: str) -> str:
-        """What a field's drop-down stands on."""
+        """The selected option of a field's drop-down."""
         return self.field(name).locator("fieldset button").first.inner_text()
 
     def fill(self, lineage: str, iterations: int) -> None:
@@ -100,7 +100,7 @@ class Ui:
         self.field("iterations").get_by_role("spinbutton").fill(str(iterations))
 
     def fill_overrides(self, values: Mapping[str, Any]) -> None:
-        """All other settings at once, as JSON."""
+        """Fill in all other settings at once, as JSON."""
         self.show_overrides_as("JSON")
         editor = self.field("overrides").locator(".cm-content")
         expect(editor).to_contain_text('"controls"')
@@ -110,7 +110,7 @@ class Ui:
         expect(editor).to_have_text(json.dumps(values))
 
     def show_overrides_as(self, kind: str) -> None:
-        """As a form, or as JSON. What was filled in stays."""
+        """Show them as a form, or as JSON. What was filled in stays."""
         self.field("overrides").get_by_role("button", name="Open menu").first.click()
         self.page.get_by_role("menuitem", name=f"Use {kind} input").click()
 
@@ -121,18 +121,18 @@ class Ui:
         expect(self.field("suites").locator("fieldset")).to_contain_text(suite)
 
     def submit(self) -> None:
-        # By the keyboard: the button moves while the editor above it shrinks, and a click may fall beside it.
+        # By the keyboard: the button moves while the editor above it shrinks, and a click may miss it.
         self.page.get_by_role("button", name="Submit").press("Enter")
 
     def answered(self, path: str, act: Callable[[], None]) -> bool:
-        """Whether the server did what the page asked of it. It says 503 where the database is busy."""
+        """Whether the server has accepted the request of an action. It answers 503 if the database is busy."""
         with self.page.expect_response(lambda answer: answer.url.endswith(path)) as answer:
             act()
         assert answer.value.ok or answer.value.status == 503, answer.value.text()
         return answer.value.ok
 
     def start(self, name: str) -> Any:
-        """Submit, and go to the run; what the API says of it."""
+        """Submit, and open the run; returns the run from the API."""
         wait_for(lambda: self.answered("/create_flow_run", self.submit))
         expect(self.page.get_by_role("tab", name="Upcoming")).to_be_visible()
         runs = self.page.get_by_role("tabpanel").get_by_role("listitem").filter(has_text="Running")
@@ -147,7 +147,7 @@ class Ui:
         self.page.get_by_role("tab", name=tab, exact=True).click()
 
     def state(self, name: str) -> Locator:
-        """The run's state, as it stands below the run's name."""
+        """The run's state, below the run's name."""
         return self.page.get_by_role("main").get_by_text(name, exact=True).first
 
     def task(self, name: str, state: str) -> Locator:
@@ -165,7 +165,7 @@ class Ui:
             wait_for(lambda: self.answered("/set_state", confirm.click))
 
     def graph_has(self, colour: tuple[int, int, int]) -> Callable[[], bool]:
-        """Whether the run's graph has drawn bars of that colour. It is a canvas, of which the text tells nothing."""
+        """Whether the run's graph has bars of that colour. It is a canvas, so only its pixels can be read."""
 
         def has() -> bool:
             drawn = Image.open(io.BytesIO(self.page.locator("canvas").first.screenshot())).convert("RGB")
@@ -177,25 +177,25 @@ class Ui:
     # Artifacts
 
     def versions(self, key: str) -> Locator:
-        """The versions on an artifact's timeline, the newest first, from the list of artifacts."""
+        """The versions of an artifact's timeline, the newest first, from the list of artifacts."""
         self.go("/artifacts")
         self.page.get_by_role("link", name=key).click()
         expect(self.page.get_by_text(f"Created {key}")).to_be_visible()
         return self.page.locator("main a[href*='/artifacts/artifact/']")
 
     def pictures(self) -> dict[str, int]:
-        """The width of each picture of a page, 0 for one that has not loaded, by what it shows."""
+        """The width of each picture of a page, by its alternative text; 0 if it has not loaded."""
         found = self.page.locator("main img[alt]:not([alt=''])").all()
         return {str(one.get_attribute("alt")): int(one.evaluate("one => one.naturalWidth")) for one in found}
 
     def sideways(self) -> int:
-        """By how much the page is wider than what one sees of it."""
+        """By how many pixels the page is wider than the window."""
         root = "document.documentElement"
         return int(self.page.evaluate(f"{root}.scrollWidth - {root}.clientWidth"))
 
 
 def open_context(browser: Browser) -> BrowserContext:
-    """A window on a desktop, without any network but this machine."""
+    """A desktop window that can only connect to this machine."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.set_default_timeout(MILLISECONDS)
     context.route(is_elsewhere, lambda route: route.abort())
@@ -204,5 +204,5 @@ def open_context(browser: Browser) -> BrowserContext:
 
 
 def pictures_folder() -> Path | None:
-    """Where the README's pictures are wanted, if they are."""
+    """The folder for the README's pictures; None if they are not asked for."""
     return Path(os.environ["SPIN_SCREENSHOTS"]) if "SPIN_SCREENSHOTS" in os.environ else None

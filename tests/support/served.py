@@ -1,4 +1,4 @@
-"""A `spin up` with a folder of its own, as tests use it: a real server and a real worker, through the API."""
+"""A `spin up` with its own folder, for tests: a real server and a real worker, used through the API."""
 
 import contextlib
 import json
@@ -16,19 +16,19 @@ from typing import Any, TypeVar
 import httpx
 
 T = TypeVar("T")
-PATIENCE = 240.0
-"""Seconds that anything here may take on a busy machine."""
+TIMEOUT_SECONDS = 240.0
+"""How long anything here may take on a busy machine."""
 PAUSE = 0.25
 """Seconds between two looks: each costs the server as much as the one who asks."""
 
 
-def wait_for(what: Callable[[], T]) -> T:
-    """What `what` gives, as soon as it gives something."""
-    deadline = time.monotonic() + PATIENCE
-    while not (found := what()):
-        assert time.monotonic() < deadline, "waited in vain"
+def wait_for(condition: Callable[[], T]) -> T:
+    """The first true value that `condition` returns. Calls it again and again."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it has not become true in time"
         time.sleep(PAUSE)
-    return found
+    return value
 
 
 def new_client() -> httpx.Client:
@@ -38,25 +38,25 @@ def new_client() -> httpx.Client:
 
 @dataclass
 class Up:
-    """A `spin up` with a folder of its own."""
+    """A `spin up` with its own folder."""
 
     runs: Path
     port: int
     host: str = "127.0.0.1"
     secrets: dict[str, str] = field(default_factory=dict)
-    """What its environment holds beyond ours, and that of nobody else."""
+    """Variables that only its environment has."""
     options: tuple[str, ...] = ()
     process: subprocess.Popen[str] = field(init=False)
     client: httpx.Client = field(default_factory=new_client)
     """For all requests. One for each request would read all certificates each time."""
     headers: dict[str, str] = field(default_factory=dict)
-    """What requests bring: the token without which the server lets nobody change anything."""
-    said: list[str] = field(default_factory=list)
-    """What stood in its terminal until it was up."""
+    """Headers of requests: the token that the server requires for changes."""
+    output: list[str] = field(default_factory=list)
+    """What it has printed."""
 
     def command(self, *more: str) -> list[str]:
-        place = ["--runs", str(self.runs), "--port", str(self.port), "--host", self.host]
-        return [sys.executable, "-m", "flows.command_line", "up", *place, *self.options, *more]
+        options = ["--runs", str(self.runs), "--port", str(self.port), "--host", self.host]
+        return [sys.executable, "-m", "flows.command_line", "up", *options, *self.options, *more]
 
     def spin(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run another command for the same folder."""
@@ -67,8 +67,8 @@ class Up:
 
     @staticmethod
     def all_environment() -> dict[str, str]:
-        ours = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        return {**ours, "OMP_NUM_THREADS": "1"}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        return {**kept, "OMP_NUM_THREADS": "1"}
 
     def start(self) -> None:
         """Start it, and return when it says that it is up."""
@@ -76,14 +76,14 @@ class Up:
         self.process = subprocess.Popen(self.command(), env=environment, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.said.append(line)
+            self.output.append(line)
             if line.startswith("up: "):
                 return
         raise AssertionError((self.runs / ".prefect" / "server.log").read_text()[-2000:])
 
     @property
     def auth(self) -> tuple[str, str] | None:
-        """The name and password of a client, as they stand in the file for clients of this machine."""
+        """A client's name and password, from the file for clients of this machine."""
         file = self.runs / ".prefect" / "password"
         if not file.exists():
             return None
@@ -91,42 +91,44 @@ class Up:
         return name, password
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal, where it has not ended yet, and wait for the end: the exit status."""
+        """Send a signal and wait until it has ended; returns the exit status."""
         self.client.close()
         self.client = new_client()
         self.process.send_signal(number)
-        self.said.append(self.process.communicate(timeout=60)[0])
+        self.output.append(self.process.communicate(timeout=60)[0])
         return self.process.returncode
 
     def alive(self, *words: str) -> list[int]:
-        """The processes that it has started, their children among them, whose command lines have these words."""
-        mark, found = f"SPIN_RUNS={self.runs}".encode(), []
+        """Processes that it has started, directly or not, whose command lines have all these words."""
+        mark, pids = f"SPIN_RUNS={self.runs}".encode(), []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 command = (folder / "cmdline").read_bytes().decode().split("\0")
                 if mark in (folder / "environ").read_bytes().split(b"\0") and set(words) <= set(command):
-                    found.append(int(folder.name))
-        return found
+                    pids.append(int(folder.name))
+        return pids
 
     def ask(self, method: str, path: str, body: Any = None, status: int | None = None) -> Any:
-        """An answer of the API. 503 says that the database is busy: Prefect's own client asks again, too.
+        """The API's answer to a request.
 
-        So it does while a server that was killed is started again.
+        Retries at 503, which means that the database is busy, and while a server that was killed is started again. So
+        does Prefect's own client.
         """
         base = f"http://127.0.0.1:{self.port}/api"
         url = f"{base}{path}"
 
-        def answered() -> httpx.Response | None:
+        def send() -> httpx.Response | None:
             with contextlib.suppress(httpx.TransportError):
-                found = self.client.request(method, url, json=body, headers=self.headers, auth=self.auth)
-                if found.status_code == 403:
+                response = self.client.request(method, url, json=body, headers=self.headers, auth=self.auth)
+                if response.status_code == 403:
                     token = self.client.get(f"{base}/csrf-token?client=test", auth=self.auth)
                     self.headers |= {"Prefect-Csrf-Client": "test", "Prefect-Csrf-Token": token.json()["token"]}
                     return None
-                return found if found.status_code != 503 else None
+                return response if response.status_code != 503 else None
             return None
 
-        (answer,) = wait_for(lambda: [found for found in [answered()] if found is not None])
+        # In a list, since a response is false if its status is an error.
+        (answer,) = wait_for(lambda: [response for response in [send()] if response is not None])
         assert answer.status_code == status or (status is None and answer.is_success), answer.text
         return answer.json() if answer.content else None
 
@@ -139,7 +141,7 @@ class Up:
         return self.ask("POST", f"/deployments/{self.deployment(name)['id']}/create_flow_run", body, status)
 
     def finish(self, run: Any) -> Any:
-        """The run, once it is in a final state. One that crashed is started again by itself."""
+        """The run, once it is in a final state. A run that crashed is started again by `spin up`."""
 
         def final() -> Any:
             now = self.ask("GET", f"/flow_runs/{run['id']}")
@@ -179,7 +181,7 @@ def as_in_form(root: Path) -> Any:
 
 
 def holder(root: Path) -> int:
-    """The process that holds the lineage's lock."""
+    """The process that has locked the lineage."""
     return int((root / ".lock").read_text().split()[1])
 
 
@@ -189,7 +191,7 @@ def stamps(root: Path) -> dict[str, int]:
 
 
 def board(root: Path) -> Any:
-    """A lineage's leaderboard, less where it lies and what it cost."""
+    """A lineage's leaderboard, without its path and its costs."""
     found = json.loads((root / "leaderboard.json").read_text().replace(str(root.parent), ""))
     for row in found["rows"]:
         row["costs"] = None

@@ -1,4 +1,4 @@
-"""infra/compose.yaml, read as Docker reads it, and its services run as processes of this machine."""
+"""infra/compose.yaml, read as Docker reads it, with its services as processes of this machine."""
 
 import os
 import re
@@ -20,24 +20,24 @@ T = TypeVar("T")
 
 FILE = ROOT / "infra" / "compose.yaml"
 VARIABLE = re.compile(r"\$\{(\w+)(?:(:-|:\?)([^}]*))?\}")
-PATIENCE = 400.0
-"""Seconds that anything here may take on a busy machine."""
-PAUSE = 0.25
-"""Seconds between two looks."""
+TIMEOUT_SECONDS = 400.0
+"""How long anything here may take on a busy machine."""
+PAUSE_SECONDS = 0.25
+"""The time between two checks."""
 
 
-def wait_for(what: Callable[[], T], alive: Callable[[], None] = lambda: None) -> T:
-    """What `what` gives, as soon as it gives something."""
-    deadline = time.monotonic() + PATIENCE
-    while not (found := what()):
+def wait_for(condition: Callable[[], T], alive: Callable[[], None] = lambda: None) -> T:
+    """The first true value that `condition` returns. `alive` is called in between, and may fail."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not (value := condition()):
         alive()
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(PAUSE)
-    return found
+        assert time.monotonic() < deadline, "it has not become true in time"
+        time.sleep(PAUSE_SECONDS)
+    return value
 
 
 def compose(variables: Mapping[str, str]) -> Any:
-    """The file with its variables filled in. `KeyError` names one that must have a value and has none."""
+    """The file with its variables filled in; `KeyError` with the name of a required variable that has no value."""
 
     def value(found: re.Match[str]) -> str:
         name, sign, rest = found.groups()
@@ -64,7 +64,7 @@ def documented() -> dict[str, str]:
 
 
 class Stack:
-    """The services as processes, on free ports of loopback. What differs from the containers is in `places`."""
+    """The services as processes, on free ports of loopback. `places` has the addresses and paths that differ."""
 
     def __init__(self, folder: Path, variables: Mapping[str, str], places: Mapping[str, str]) -> None:
         self.folder, self.places = folder, places
@@ -72,19 +72,19 @@ class Stack:
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def environment(self, name: str) -> dict[str, str]:
-        """What the file gives a service, at the places of this test."""
+        """The environment of a service in the file, with the addresses and paths of this test."""
         given = {key: str(value) for key, value in self.services[name]["environment"].items()}
         kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
         home = {"PREFECT_HOME": str(self.folder / f"home-{name}"), "OMP_NUM_THREADS": "1"}
         return {**kept, **home, **given, **{key: value for key, value in self.places.items() if key in given}}
 
     def command(self, name: str) -> list[str]:
-        """The service's command line, run by our interpreter."""
+        """The service's command line, with this interpreter."""
         program, *arguments = self.services[name]["command"]
         return [sys.executable, *(["-m", program] if program != "python" else []), *arguments]
 
     def start(self, name: str, **more: str) -> None:
-        """Start a service in a process group of its own."""
+        """Start a service in its own process group."""
         with self.log(name).open("ab") as log:
             self.running[name] = subprocess.Popen(
                 self.command(name),
@@ -100,7 +100,7 @@ class Stack:
         """Run a service that ends by itself; or wait for it, if it was started."""
         if name not in self.running:
             self.start(name, **more)
-        status = self.running.pop(name).wait(PATIENCE)
+        status = self.running.pop(name).wait(TIMEOUT_SECONDS)
         assert status == 0, self.log(name).read_text()[-3000:]
 
     def end(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
@@ -115,7 +115,7 @@ class Stack:
         process.wait(20)
 
     def alive(self) -> None:
-        """Fail with the last words of a service that has ended by itself."""
+        """Fail with the end of the log of a service that has ended by itself."""
         for name, process in self.running.items():
             assert not process.poll(), f"{name}: {self.log(name).read_text()[-3000:]}"
 
@@ -125,7 +125,7 @@ class Stack:
 
 @contextmanager
 def postgres(port: int, password: str) -> Iterator[None]:
-    """Debian's PostgreSQL with a folder, a user and a database of its own. It refuses to run as root."""
+    """Debian's PostgreSQL with its own folder, user and database. It does not run as root."""
     programs = postgres_programs()
     assert programs is not None
     home = Path(tempfile.mkdtemp(prefix="spin-postgres-"))  # pytest's own folders are closed to other users
@@ -159,13 +159,13 @@ def postgres(port: int, password: str) -> Iterator[None]:
 
 
 def postgres_programs() -> Path | None:
-    """Where initdb and its like are; None where there is no PostgreSQL."""
+    """The folder of initdb and pg_ctl; None without PostgreSQL."""
     return max((path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")), default=None)
 
 
 @contextmanager
 def redis(folder: Path, port: int, command: list[str]) -> Iterator[None]:
-    """Debian's Redis, started as in the file, with a folder of its own."""
+    """Debian's Redis, started as in the file, with its own folder."""
     place = ["--dir", str(folder), "--port", str(port), "--bind", "127.0.0.1"]
     process = subprocess.Popen([*command, *place], stdout=subprocess.DEVNULL)
     try:
