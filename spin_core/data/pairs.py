@@ -1,10 +1,10 @@
 """D_t: the real and the generated response to each prompt, without those the player cannot learn from.
 
 These are the steps of phase `pairs`. It writes this iteration's pairs in the order of the training prompts, then those
-that are carried over from the previous iteration, in the same order. Both go through the same hygiene, and every pair
+that are carried over from the previous iteration, in the same order. Both go through the same filters, and every pair
 that is left out is counted under the first reason that applies.
 
-Where a prompt has several answers, either each of them makes a pair, or one of those that hygiene keeps does and the
+Where a prompt has several answers, either each of them makes a pair, or one of those that the filters keep does and the
 others are counted as spare. Where the job brings θ_0's answers, each pair has its prompt's in a column of its own.
 """
 

@@ -119,7 +119,7 @@ def test_a_share_of_the_prompts_is_smaller_for_spin_and_for_fine_tuning_alike(co
         sum(seen(root / name / "train")) for name in ("share-0.5", "sft-lr-0.001-share-0.5", "sft-lr-0.001-share-1")
     )
     assert 0.25 * whole < sft < 0.75 * whole
-    assert 0.5 * sft < spin / 2 <= sft * 1.1  # two responses to a prompt, less those that hygiene drops
+    assert 0.5 * sft < spin / 2 <= sft * 1.1  # two responses to a prompt, less those that the filters drop
 
 
 def test_a_comparison_run_again_reuses_everything_and_says_the_same(compared, standing):

@@ -190,7 +190,7 @@ def test_each_of_several_answers_makes_a_pair(tmp_path):
         ("nearest-length", ["no", "oh well"], {"identical": 1, "spare": 3}),
     ],
 )
-def test_one_of_several_answers_is_chosen_among_those_that_hygiene_keeps(tmp_path, rule, chosen, drops):
+def test_one_of_several_answers_is_chosen_among_those_that_the_filters_keep(tmp_path, rule, chosen, drops):
     built = build(tmp_path, TWO, SEVERAL, each=3, answers=rule)
     assert [row["generated"] for row in built.rows] == chosen
     assert built.drops == drops
@@ -250,7 +250,7 @@ def test_a_pair_that_comes_again_is_dropped_also_when_carried_over(tmp_path):
     assert len(build(tmp_path, REAL, FAKE, before, t=1, drop_duplicates=False).rows) == 10
 
 
-def test_carried_over_pairs_go_through_the_same_hygiene(tmp_path):
+def test_carried_over_pairs_go_through_the_same_filters(tmp_path):
     before = [("q0", "answer 0"), ("q1", " "), *FAKE[2:4], ("q4", "else")]
     built = build(tmp_path, REAL, FAKE, before, t=1)
     assert built.drops == {"duplicate": 2, "empty": 1, "identical": 1}
