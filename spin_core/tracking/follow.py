@@ -1,8 +1,8 @@
-"""Tells a lineage's points to its sinks while it is played: `python -m spin_core.tracking.follow RUNS LINEAGE`.
+"""Send a lineage's points to its sinks while it runs: `python -m spin_core.tracking.follow RUNS LINEAGE`.
 
-A process of its own, so that a sink that is slow, or away, keeps nobody waiting. It reads the lineage's folder alone,
-until its stdin ends; then once more. Each line on stdout is something that a person should know. A sink that fails is
-told once and left: what it did not get, it gets in the next run.
+This is a process of its own, so that a slow or unreachable sink delays no phase. It only reads the lineage's folder,
+every two seconds until its stdin ends, and then a last time. Each line on stdout is a message for the user. A sink that
+fails is reported once and then skipped: the next run sends it the missing points.
 """
 
 import os
@@ -18,71 +18,71 @@ from spin_core.lineage.lineage import Lineage
 from spin_core.runtime.process import die_with_parent
 from spin_core.runtime.progress import claim_stdout
 from spin_core.tracking.points import VERSION, Last, Point, points
-from spin_core.tracking.sinks import Sink, opened
+from spin_core.tracking.sinks import Sink, open_sink
 
-EVERY_SECONDS = 2.0
+_INTERVAL_SECONDS = 2.0
 
-REPORTS_NOTHING = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
-"""Sinks take a lineage's points; how they are used is no one's business."""
+_NO_TELEMETRY = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
+"""Environment variables that keep sinks from reporting how they are used."""
 
 
-class Follower:
-    """One sink, and how far it is."""
+class _Follower:
+    """One sink, and the last points that it has."""
 
     def __init__(self, name: str, sink: Sink) -> None:
         self.name, self.sink, self.last = name, sink, sink.last()
 
-    def follow(self, game: Lineage) -> None:
-        """Tell it what is new."""
-        new = list(points(game, self.last))
+    def follow(self, lineage: Lineage) -> None:
+        """Send the sink the points that it lacks."""
+        new = list(points(lineage, self.last))
         if new:
             self.sink.write(new)
-            self.last = after(self.last, new)
+            self.last = _after(self.last, new)
 
 
-def after(last: Last, new: list[Point]) -> Last:
-    """The last points, once these have been told."""
+def _after(last: Last, new: list[Point]) -> Last:
+    """The last points of a sink that had `last` and has got these."""
     for point in new:
         last = last._replace(version=point.at) if point.kind == VERSION else last._replace(step=point.at)
     return last
 
 
-def without_users(text: str) -> str:
-    """The text with whoever stands before a host left out of its URLs, since that brings a password."""
+def _without_users(text: str) -> str:
+    """The text without the user part of its URLs, which may contain a password."""
     return re.sub(r"://\S*@", "://", text)
 
 
 def main() -> None:
-    """Follow until stdin ends."""
+    """Send points until stdin ends."""
     die_with_parent()
     out = claim_stdout()
     warnings.simplefilter("ignore")
-    for name, value in REPORTS_NOTHING.items():
+    for name, value in _NO_TELEMETRY.items():
         os.environ.setdefault(name, value)
-    game = find_lineage(Path(sys.argv[1]), sys.argv[2])
+    lineage = find_lineage(Path(sys.argv[1]), sys.argv[2])
 
-    def failed(name: str, error: Exception) -> None:
-        said = without_users(first_line(error))
-        print(f"metrics: {name} takes none any more: {said}; the next run makes up for it", file=out)
+    def report_failure(name: str, error: Exception) -> None:
+        reason = _without_users(first_line(error))
+        print(f"metrics: {name} failed and gets no more points: {reason}; the next run sends them", file=out)
         out.flush()
 
-    followers: list[Follower] = []
-    for name in game.config.metrics.sinks:
+    followers: list[_Follower] = []
+    for name in lineage.config.metrics.sinks:
         try:
-            followers.append(Follower(name, opened(name, game)))
-        except Exception as error:  # whatever a sink does, the game goes on
-            failed(name, error)
+            followers.append(_Follower(name, open_sink(name, lineage)))
+        except Exception as error:  # no error of a sink may end the run
+            report_failure(name, error)
     ended = False
     while followers and not ended:
-        ended = bool(select.select([sys.stdin], [], [], EVERY_SECONDS)[0])
-        for one in list(followers):
+        ended = bool(select.select([sys.stdin], [], [], _INTERVAL_SECONDS)[0])
+        for follower in list(followers):
             try:
-                one.follow(game)
+                follower.follow(lineage)
                 if ended:
-                    one.sink.close()
+                    follower.sink.close()
             except Exception as error:  # as above
-                failed(one.name, error)
-                followers.remove(one)
+                report_failure(follower.name, error)
+                followers.remove(follower)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What a lineage has to tell a curve, read from its folder alone: a point for every step, and one for every version.
+"""The points of a lineage's curves, read only from its folder: one for every training step, and one for every version.
 
-Training steps are counted on through the iterations. So the lineage has one order of points, which grows at its end and
-never changes: whoever knows the last ones that he has goes on after them.
+Training steps are counted through all iterations. So the points of a lineage have one order, which grows at its end and
+never changes. A sink that knows the last points it has can continue after them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,10 +18,11 @@ from spin_core.store.records import EvalReport, IterationRecord, TrainRun
 from spin_core.store.training_log import HELD_OUT, METRICS, TIMING, read_rows
 
 STEP, VERSION = "train/step", "version"
+"""The two kinds of points."""
 
 
 class Last(NamedTuple):
-    """The last points that somebody has."""
+    """The last step and the last version that a sink has."""
 
     step: int = 0
     version: int = -1
@@ -29,71 +30,71 @@ class Last(NamedTuple):
 
 @dataclass(frozen=True)
 class Point:
-    """Numbers that belong together."""
+    """The values of one step or one version, by their names."""
 
     kind: str
     """`train/step` or `version`."""
     at: int
     """The number of the step or of the version."""
     order: int
-    """How many points come before this one."""
+    """The number of points before this one."""
     values: Mapping[str, float]
 
 
-def points(game: Lineage, last: Last) -> Iterator[Point]:
-    """All points after the last ones, in their order, as far as the lineage has come."""
-    if not game.iteration(0).joinpath("generations", identity.MANIFEST).exists():
-        return  # θ_0 may not have all its scores yet
+def points(lineage: Lineage, last: Last) -> Iterator[Point]:
+    """All points after the last ones, in order, as far as the lineage has come."""
+    if not lineage.iteration(0).joinpath("generations", identity.MANIFEST).exists():
+        return  # the scores of θ_0 may not be complete yet
     if last.version < 0:
-        yield Point(VERSION, 0, 0, scores(game.reports(0)))
+        yield Point(VERSION, 0, 0, _scores(lineage.reports(0)))
     done = 0
     for t in count():
-        run = artifacts.read_record(game.iteration(t) / "train", TrainRun)
+        run = artifacts.read_record(lineage.iteration(t) / "train", TrainRun)
         if run is None or last.step < done + run.steps:
-            for row in rows(game, t, run):
+            for row in _rows(lineage, t, run):
                 step = done + int(row["step"])
                 if step > last.step:
-                    yield Point(STEP, step, step + t, step_values(row, t))
-        record = game.record(t)
+                    yield Point(STEP, step, step + t, _step_values(row, t))
+        record = lineage.record(t)
         if run is None or record is None:
             return
         done += run.steps
         if last.version <= t:
-            yield Point(VERSION, t + 1, done + t + 1, version_values(record))
+            yield Point(VERSION, t + 1, done + t + 1, _version_values(record))
 
 
-def rows(game: Lineage, t: int, run: TrainRun | None) -> list[dict[str, float]]:
-    """What the steps of iteration t measured, with their times, and the held-out pairs' metrics where they were taken.
+def _rows(lineage: Lineage, t: int, run: TrainRun | None) -> list[dict[str, float]]:
+    """The metrics of each step of iteration t, with its speed, and the metrics of held-out pairs if there are any.
 
-    While it trains, the last step is left out: more of it may come.
+    While training runs (`run` is None), the last step is left out, because some of its metrics may not be written yet.
     """
-    folder = scratch_of(game.iteration(t) / "train") if run is None else run.path
-    found = read_rows(folder / METRICS)
-    times, held = ({row["step"]: row for row in read_rows(folder / name)} for name in (TIMING, HELD_OUT))
-    told = []
-    for row in found if run else found[:-1]:
-        time, measured = times.get(row["step"], {}), held.get(row["step"], {})
-        told.append(
+    folder = scratch_of(lineage.iteration(t) / "train") if run is None else run.path
+    steps = read_rows(folder / METRICS)
+    times, held_out = ({row["step"]: row for row in read_rows(folder / name)} for name in (TIMING, HELD_OUT))
+    rows = []
+    for row in steps if run else steps[:-1]:
+        time, measured = times.get(row["step"], {}), held_out.get(row["step"], {})
+        rows.append(
             {
                 **row,
                 **{f"{name}/s": time[name] / time["seconds"] for name in ("tokens", "pairs") if time.get(name)},
                 **{f"held_out/{name}": value for name, value in measured.items() if name != "step"},
             }
         )
-    return told
+    return rows
 
 
-def step_values(row: Mapping[str, float], t: int) -> dict[str, float]:
-    """A step's numbers by their names in a curve."""
+def _step_values(row: Mapping[str, float], t: int) -> dict[str, float]:
+    """The values of a step by their names in curves."""
     return {**{f"train/{name}": value for name, value in row.items() if name != "step"}, "train/iteration": t}
 
 
-def version_values(record: IterationRecord) -> dict[str, float]:
-    """What a version scored, what it was trained on, and what it cost."""
+def _version_values(record: IterationRecord) -> dict[str, float]:
+    """A version's scores, the pairs it was trained on, and its costs."""
     pairs, spent = record.pairs, costs.of(record)
     return {
-        **scores(record.evaluations),
-        **answers(record),
+        **_scores(record.evaluations),
+        **_answers(record),
         "pairs/kept": pairs.rows,
         **{f"pairs/dropped/{reason}": dropped for reason, dropped in pairs.drops.items()},
         "gate/promoted": float(record.gate.outcome == "promote"),
@@ -105,23 +106,23 @@ def version_values(record: IterationRecord) -> dict[str, float]:
     }
 
 
-def scores(reports: Iterable[EvalReport]) -> dict[str, float]:
-    """What the leaderboard shows."""
+def _scores(reports: Iterable[EvalReport]) -> dict[str, float]:
+    """The scores of the leaderboard."""
     return {f"scores/{task}": score.value for report in reports for task, score in report.scores.items()}
 
 
-def answers(record: IterationRecord) -> dict[str, float]:
-    """What the opponent's answers looked like, as shares of them."""
-    found = record.generations.statistics
-    if found is None or not found.generated.responses:
+def _answers(record: IterationRecord) -> dict[str, float]:
+    """Properties of the opponent's answers, as shares of them."""
+    statistics = record.generations.statistics
+    if statistics is None or not statistics.generated.responses:
         return {}
-    side = found.generated
+    side = statistics.generated
     share = {
         "empty": side.empty,
         "looping": side.looping,
         "repeated": side.repeated,
         "cut": side.finish_reasons.get("length", 0),
-        "same_as_real": found.same_as_real,
+        "same_as_real": statistics.same_as_real,
     }
     return {
         "answers/mean_tokens": side.mean_tokens,
@@ -130,6 +131,6 @@ def answers(record: IterationRecord) -> dict[str, float]:
     }
 
 
-def folder_of(game: Lineage) -> Path:
-    """Where sinks keep what is theirs. Removed, all points are told anew."""
-    return game.root / "metrics"
+def folder_of(lineage: Lineage) -> Path:
+    """The folder in which sinks keep their files. If it is removed, all points are sent again."""
+    return lineage.root / "metrics"

@@ -1,7 +1,7 @@
 """TensorBoard, W&B and MLflow: each takes points, and knows the last ones that it has.
 
-What a sink holds is asked of the sink itself (its files, or its server), never of a note beside it. So a kill at any
-moment neither loses a point nor tells one twice.
+A sink finds these in its own files or on its server, not in a note next to them. So a kill at any moment neither loses
+a point nor sends one twice.
 """
 
 import json
@@ -14,53 +14,52 @@ from typing import Any, Protocol
 
 from spin_core.config.metrics import SinkName
 from spin_core.lineage.lineage import Lineage
-from spin_core.store import files as store_files
-from spin_core.store.files import dump
+from spin_core.store.files import dump, write_json
 from spin_core.tracking.points import STEP, VERSION, Last, Point, folder_of
 from spin_core.tracking.wandb_log import read_history
 
-PARAMETERS_AT_ONCE = 100
+_PARAMETERS_PER_BATCH = 100
 
-PARAMETER_CHARACTERS = 500
-"""MLflow's bounds."""
+_PARAMETER_CHARACTERS = 500
+"""Limits of MLflow."""
 
 
 class Sink(Protocol):
-    """Where points go."""
+    """A place where points are shown as curves."""
 
     def last(self) -> Last:
-        """The last points that it has."""
+        """The last points that the sink has."""
 
     def write(self, points: Iterable[Point]) -> None:
-        """Take points, in their order."""
+        """Write points, in order."""
 
     def close(self) -> None:
-        """See that all has arrived."""
+        """Wait until all points have arrived."""
 
 
-def opened(name: SinkName, game: Lineage) -> Sink:
-    """The sink of that name."""
+def open_sink(name: SinkName, lineage: Lineage) -> Sink:
+    """The sink of that name, which continues the lineage's curves."""
     kinds: dict[SinkName, Callable[[Lineage], Sink]] = {
-        "tensorboard": TensorBoard,
-        "wandb": WeightsAndBiases,
-        "mlflow": Mlflow,
+        "tensorboard": _TensorBoard,
+        "wandb": _WeightsAndBiases,
+        "mlflow": _Mlflow,
     }
-    folder_of(game).mkdir(parents=True, exist_ok=True)
-    return kinds[name](game)
+    folder_of(lineage).mkdir(parents=True, exist_ok=True)
+    return kinds[name](lineage)
 
 
-class TensorBoard:
-    """Event files. One event holds a whole point, so that a kill leaves no part of one."""
+class _TensorBoard:
+    """Event files. One event holds a whole point, so that a kill leaves no half of one."""
 
-    def __init__(self, game: Lineage) -> None:
+    def __init__(self, lineage: Lineage) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self.folder = folder_of(game) / "tensorboard"
-        self.found = last_events(self.folder)
+        self.folder = folder_of(lineage) / "tensorboard"
+        self.last_found = last_events(self.folder)
         self.writer = EventFileWriter(str(self.folder))
 
     def last(self) -> Last:
-        return self.found
+        return self.last_found
 
     def write(self, points: Iterable[Point]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -76,7 +75,7 @@ class TensorBoard:
 
 
 def last_events(folder: Path) -> Last:
-    """The last points in event files; what a kill cut short is none."""
+    """The last points in event files. An event that a kill cut short does not count."""
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
     step, version = Last()
@@ -90,20 +89,20 @@ def last_events(folder: Path) -> Last:
     return Last(step, version)
 
 
-class WeightsAndBiases:
-    """One W&B run for the lineage, which every run of ours goes on with."""
+class _WeightsAndBiases:
+    """One W&B run for the lineage, which each of its runs continues."""
 
-    def __init__(self, game: Lineage) -> None:
+    def __init__(self, lineage: Lineage) -> None:
         import wandb
 
-        self.folder = folder_of(game)
+        self.folder = folder_of(lineage)
         self.run = wandb.init(
-            project=game.config.metrics.project,
-            id=own_id(self.folder / "wandb.json", lambda: uuid.uuid4().hex[:12]),
-            name=game.name,
+            project=lineage.config.metrics.project,
+            id=_run_id(self.folder / "wandb.json", lambda: uuid.uuid4().hex[:12]),
+            name=lineage.name,
             resume="allow",
             dir=str(self.folder),
-            config=dump(game.config),
+            config=dump(lineage.config),
             settings=wandb.Settings(console="off", silent=True, disable_git=True, save_code=False),
         )
         self.run.define_metric("train/*", step_metric=STEP)
@@ -112,11 +111,11 @@ class WeightsAndBiases:
 
     def last(self) -> Last:
         if not self.run.offline:
-            found = [{name: self.run.summary.get(name) for name in (STEP, VERSION)}]
+            rows = [{name: self.run.summary.get(name) for name in (STEP, VERSION)}]
         else:
             files = sorted(self.folder.glob(f"wandb/offline-run-*-{self.run.id}/*.wandb"))
-            found = [row for path in files for row in read_history(path)]
-        steps, versions = ([int(row[name]) for row in found if row.get(name) is not None] for name in (STEP, VERSION))
+            rows = [row for path in files for row in read_history(path)]
+        steps, versions = ([int(row[name]) for row in rows if row.get(name) is not None] for name in (STEP, VERSION))
         return Last(max(steps, default=0), max(versions, default=-1))
 
     def write(self, points: Iterable[Point]) -> None:
@@ -127,32 +126,32 @@ class WeightsAndBiases:
         self.run.finish()
 
 
-class Mlflow:
-    """One MLflow run for the lineage, at MLFLOW_TRACKING_URI or in a file that all lineages of the folder share."""
+class _Mlflow:
+    """One MLflow run for the lineage, at MLFLOW_TRACKING_URI or in a file that lineages of the runs folder share."""
 
-    def __init__(self, game: Lineage) -> None:
+    def __init__(self, lineage: Lineage) -> None:
         from mlflow import MlflowClient
 
-        self.client: Any = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{game.runs}/mlflow.db")
-        self.run_id = own_id(folder_of(game) / "mlflow.json", lambda: self.begin(game))
+        self.client: Any = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{lineage.runs}/mlflow.db")
+        self.run_id = _run_id(folder_of(lineage) / "mlflow.json", lambda: self._begin(lineage))
         self.client.update_run(self.run_id, status="RUNNING")
 
-    def begin(self, game: Lineage) -> str:
-        """Make the run, with the configuration as its parameters."""
+    def _begin(self, lineage: Lineage) -> str:
+        """Create the run, with the configuration as its parameters. Returns its id."""
         from mlflow.entities import Param
 
-        project = game.config.metrics.project
+        project = lineage.config.metrics.project
         experiment = self.client.get_experiment_by_name(project)
         experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(project)
-        run_id: str = self.client.create_run(experiment_id, run_name=game.name).info.run_id
-        settings = [Param(name, str(value)[:PARAMETER_CHARACTERS]) for name, value in flat(dump(game.config))]
-        for first in range(0, len(settings), PARAMETERS_AT_ONCE):
-            self.client.log_batch(run_id, params=settings[first : first + PARAMETERS_AT_ONCE])
+        run_id: str = self.client.create_run(experiment_id, run_name=lineage.name).info.run_id
+        settings = [Param(name, str(value)[:_PARAMETER_CHARACTERS]) for name, value in _flat(dump(lineage.config))]
+        for first in range(0, len(settings), _PARAMETERS_PER_BATCH):
+            self.client.log_batch(run_id, params=settings[first : first + _PARAMETERS_PER_BATCH])
         return run_id
 
     def last(self) -> Last:
-        found = self.client.get_run(self.run_id).data.metrics
-        return Last(int(found.get(STEP, 0)), int(found.get(VERSION, -1)))
+        metrics = self.client.get_run(self.run_id).data.metrics
+        return Last(int(metrics.get(STEP, 0)), int(metrics.get(VERSION, -1)))
 
     def write(self, points: Iterable[Point]) -> None:
         from mlflow.entities import Metric
@@ -168,18 +167,18 @@ class Mlflow:
         self.client.set_terminated(self.run_id)
 
 
-def own_id(note: Path, make: Callable[[], str]) -> str:
-    """The id of the lineage's run, made once. Remove the note to begin another run."""
+def _run_id(note: Path, create: Callable[[], str]) -> str:
+    """The id of the lineage's run, which is created once. If the note is removed, another run is created."""
     if note.exists():
         return str(json.loads(note.read_text("utf-8"))["run"])
-    made = make()
-    store_files.write_json(note, {"run": made})
-    return made
+    run_id = create()
+    write_json(note, {"run": run_id})
+    return run_id
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Nested settings by their dotted names."""
-    found: list[tuple[str, Any]] = []
+    settings: list[tuple[str, Any]] = []
     for name, value in values.items():
-        found += flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
-    return found
+        settings += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return settings

@@ -1,4 +1,4 @@
-"""Reading the file that W&B writes where it has no server: a log of protocol buffers, framed as LevelDB frames its own.
+"""Read the file that W&B writes without a server: a log of protocol buffers in the format of LevelDB's logs.
 
 After a header of 7 bytes, blocks of 32 KiB hold chunks: checksum (4 bytes), length (2), kind (1), data. A record is one
 chunk (kind 1), or a first, middle ones and a last (2, 3, 4). https://github.com/google/leveldb/blob/main/doc/log_format.md
@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-HEADER, BLOCK, CHUNK = 7, 2**15, 7
+_HEADER, _BLOCK, _CHUNK_HEADER = 7, 2**15, 7
+"""Bytes of the file's header, of a block, and of the header of a chunk."""
 
-WHOLE, FIRST, LAST = 1, 2, 4
+_WHOLE, _FIRST, _LAST = 1, 2, 4
+"""Kinds of chunks. Kind 3 is a middle one."""
 
 
 def read_history(path: Path) -> Iterator[dict[str, Any]]:
-    """What was logged, row by row, up to where a kill cut the file short."""
+    """The logged rows, up to where a kill cut the file short."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     for data in read_records(path.read_bytes()):
@@ -26,17 +28,17 @@ def read_history(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_records(content: bytes) -> Iterator[bytes]:
-    """The records of a log."""
-    place, record = HEADER, b""
-    while place + CHUNK <= len(content):
-        if (left := BLOCK - place % BLOCK) < CHUNK:  # too little for another chunk: zeros
-            place += left
+    """The records of a log, up to the first incomplete one."""
+    offset, record = _HEADER, b""
+    while offset + _CHUNK_HEADER <= len(content):
+        if (left := _BLOCK - offset % _BLOCK) < _CHUNK_HEADER:  # no room for another chunk: zeros until the next block
+            offset += left
             continue
-        length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
-        data = content[place + CHUNK : place + CHUNK + length]
-        if len(data) < length or not WHOLE <= kind <= LAST:
+        length, kind = int.from_bytes(content[offset + 4 : offset + 6], "little"), content[offset + 6]
+        data = content[offset + _CHUNK_HEADER : offset + _CHUNK_HEADER + length]
+        if len(data) < length or not _WHOLE <= kind <= _LAST:
             return
-        place += CHUNK + length
-        record = data if kind in (WHOLE, FIRST) else record + data
-        if kind in (WHOLE, LAST):
+        offset += _CHUNK_HEADER + length
+        record = data if kind in (_WHOLE, _FIRST) else record + data
+        if kind in (_WHOLE, _LAST):
             yield record

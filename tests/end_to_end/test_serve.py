@@ -396,7 +396,7 @@ def test_a_run_has_pushed_its_copy_and_told_its_sinks_with_the_keys_of_the_envir
     assert "whole/.pushed/manifest.json" in bucket.versions()
     assert list((up.runs / "whole" / "metrics").glob("wandb/offline-run-*/*.wandb"))
     said = json.dumps(up.ask("POST", "/logs/filter", {"sort": "TIMESTAMP_DESC"}))
-    assert "metrics: mlflow takes none any more: " in said
+    assert "metrics: mlflow failed and gets no more points: " in said
 
 
 @pytest.mark.usefixtures("told_elsewhere")

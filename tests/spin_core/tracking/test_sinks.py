@@ -179,7 +179,7 @@ def test_mlflow_goes_on_in_the_same_run_though_another_sink_fails_and_logs_no_st
     begin_training(game, 8)
     (game.root / "metrics" / "tensorboard").write_text("a file stands in its way")
     (said,) = follow(game, "tensorboard", "mlflow").splitlines()
-    assert said.startswith("metrics: tensorboard takes none any more: ")
+    assert said.startswith("metrics: tensorboard failed and gets no more points: ")
     with contextlib.closing(sqlite3.connect(game.runs / "mlflow.db")) as data:
         steps = [step for (step,) in data.execute("select step from metrics where key = 'train/loss' order by step")]
         runs = list(data.execute("select name, status from runs"))
@@ -194,7 +194,7 @@ def test_of_a_server_that_is_away_its_password_is_not_told(game, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setitem(HELD, "MLFLOW_TRACKING_URI", "http://me:planted@127.0.0.1:9")
     said = follow(game, "mlflow")
-    assert said.startswith("metrics: mlflow takes none any more: ")
+    assert said.startswith("metrics: mlflow failed and gets no more points: ")
     assert "127.0.0.1" in said
     assert "planted" not in said
 
