@@ -236,8 +236,8 @@ def _notes(values: Values, scores: dict[str, Score]) -> list[str]:
     error = "" if score.stderr is None else f" ± {score.stderr:.3f}"
     by_chance = two_sample_p(values["text_classifier"])
     return [
-        f"a classifier tells human from generated text in {score.value:.3f}{error} of cases; if there "
-        f"were no difference, so much would come by chance with probability {by_chance:.2g}"
+        f"a classifier tells human from generated text in {score.value:.3f}{error} of cases; "
+        f"by chance, this accuracy or more has probability {by_chance:.2g}"
     ]
 
 

@@ -1,7 +1,9 @@
 """The findings of `spin check` about the configuration alone: schedules, metrics that are kept, ranks."""
 
+import os
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -32,6 +34,14 @@ def inspect_settings(inspection: Inspection, config: RunConfig) -> None:
             inspection.add("config", f"{text}: the last {unused} go unused", "warn")
     if train.loss in ("t-spin", "space") and any(at(train.beta, t) != 1 for t in steps):
         inspection.add("config", f"train.loss {train.loss} is made for train.beta 1, which its paper takes", "warn")
+
+
+def inspect_recipe_data(inspection: Inspection, config: RunConfig) -> None:
+    """The model and data of `tinystories` are not part of this repository: where they come from, if they are absent."""
+    folder = os.environ.get("SPIN_DATA") or "../shared/data"
+    if config.recipe == "tinystories" and not Path(folder).is_dir():
+        text = f"{folder} does not exist: set SPIN_DATA to a folder with BabyLlama's tok105 weights (EN10, MIT)"
+        inspection.add("data", f"{text} and TinyStories (Eldan & Li, CDLA-Sharing-1.0); see docs/benchmarks.md", "warn")
 
 
 def inspect_kept_metric(_inspection: Inspection, config: RunConfig) -> None:

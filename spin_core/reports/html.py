@@ -125,7 +125,8 @@ def _standings(lineage: Lineage, board: Board) -> list[Html]:
     shown = board.headline(lineage.config)
     note = (
         "value ± standard error. * differs from θ_0: the 95 % interval of the paired difference, by bootstrap over "
-        f"the items, excludes 0; green is better, red worse. {ARROWS}. {CHOSEN}: the gate's choice."
+        f"the items, excludes 0; green is better, red worse. A marked difference may be smaller than the digits shown: "
+        f"spin leaderboard --differences. {ARROWS}. {CHOSEN}: the gate's choice."
     )
     parts = [_score_table(board, shown, headline=True), tag("p", note, class_="note")]
     for suite, tasks in board.suites.items():

@@ -26,7 +26,10 @@ _SAMPLES = 10
 _COLUMNS = 5
 """Score columns in a table. More would run into the margin of Prefect's page."""
 
-_MARKS = "`*` differs from θ_0: the 95 % interval of the paired difference, by bootstrap over the items, excludes 0"
+_MARKS = (
+    "`*` differs from θ_0: the 95 % interval of the paired difference, by bootstrap over the items, excludes 0"
+    " (a marked difference may be smaller than the digits shown: spin leaderboard --differences)"
+)
 
 _CHOICE = f"{CHOSEN}: the gate's choice"
 

@@ -109,6 +109,7 @@ def _legend(boards: Sequence[Board], runs: Path, everything: bool) -> list[str]:
     return [
         "value ± standard error",
         "* differs from θ_0: the 95 % interval of the paired difference leaves out 0",
+        "a marked difference may be smaller than the digits shown: spin leaderboard --differences",
         ARROWS,
         *([f"{CHOSEN} the gate's choice"] if any(board.choice is not None for board in boards) else []),
         *([f"{' and '.join(outcomes)}: the gate found that version worse"] if outcomes else []),

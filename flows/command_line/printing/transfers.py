@@ -1,6 +1,7 @@
 """`spin push` and `spin pull`, with a bar that shows their progress."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def _amount(done: Transfer) -> str:
 def _progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Yields a function that shows how many bytes of how many are transferred."""
     columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, transient=True) as live:
+    # On a pipe there is nothing to update, and rich would print an empty line.
+    with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as live:
         bar = live.add_task(title, total=None)
         yield lambda done, total: live.update(bar, completed=done, total=total)

@@ -18,3 +18,9 @@ def test_exported_pairs_have_a_name_of_their_own(spin, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     spin("export", "tale", 0, "--format", "dpo")
     assert [path.name for path in tmp_path.iterdir()] == ["tale-iteration-00-dpo.jsonl"]
+
+
+def test_an_error_of_push_or_pull_is_one_line(spin):
+    for command in ("push", "pull"):
+        result = spin(command, "tale", "bogus://bucket/folder", status=2)
+        assert (result.stdout, result.stderr) == ("", "error  Protocol not known: bogus\n")

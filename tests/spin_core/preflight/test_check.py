@@ -179,6 +179,15 @@ def test_the_small_real_recipe_is_ready(tmp_path, monkeypatch):
     assert "7,215 rows" in texts(found, "data")[0]
 
 
+def test_the_small_real_recipe_says_where_its_data_come_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPIN_DATA", str(tmp_path / "none"))
+    (line,) = texts(check_run(resolve("tinystories"), tmp_path), "data", "warn")
+    assert (
+        f"{tmp_path}/none does not exist: set SPIN_DATA to a folder with BabyLlama's tok105 weights (EN10, MIT)" in line
+    )
+    assert "TinyStories (Eldan & Li, CDLA-Sharing-1.0); see docs/benchmarks.md" in line
+
+
 def test_a_models_size_is_its_own(configured, tiny_model, tmp_path):
     found = check_run(configured(), tmp_path)
     parameters = load_model(tiny_model, ModelConfig()).num_parameters()
