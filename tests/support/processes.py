@@ -1,19 +1,24 @@
-"""Wait for processes, and see which of them run."""
+"""Start processes that run some Python code, wait for conditions, and see which processes run."""
 
+import subprocess
+import sys
+import textwrap
 import time
-from pathlib import Path
+
+from spin_core.runtime.process import is_running as runs
+
+__all__ = ["python", "runs", "wait_for"]
 
 
-def runs(pid: int) -> bool:
-    """The process exists and has not ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+def python(code: str, *arguments: object, **kwargs) -> subprocess.Popen:
+    """A process of its own that runs `code`."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], text=True, stdout=subprocess.PIPE, **kwargs
+    )
 
 
 def wait_for(condition, seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, f"the condition did not become true within {seconds} s"
         time.sleep(0.02)

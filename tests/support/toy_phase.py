@@ -43,7 +43,7 @@ class ToyJob(Job):
 def run(job: ToyJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     us = ranks.current()
     if us.first:
-        print("toy is at work", file=sys.stderr, flush=True)
+        print("toy is running", file=sys.stderr, flush=True)
     DOES[job.does](job)
     progress.start(job.items, "item")
     counted = scratch / "counted.txt"
@@ -64,7 +64,7 @@ def count(_job: ToyJob) -> None:
 
 
 def wrong(_job: ToyJob) -> None:
-    raise DataError("the data are wrong: mend them")
+    raise DataError("the data are wrong: correct them")
 
 
 def again(_job: ToyJob) -> None:
@@ -116,7 +116,7 @@ def crowd(job: ToyJob) -> None:
 def wrong_second(_job: ToyJob) -> None:
     """The second rank has an error of its own, while the others wait for it."""
     if ranks.current().rank == 1:
-        raise DataError("the data of one rank are wrong: mend them")
+        raise DataError("the data of one rank are wrong: correct them")
     ranks.current().wait()
 
 

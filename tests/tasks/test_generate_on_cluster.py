@@ -124,22 +124,22 @@ def test_what_one_attempt_said_last_does_not_end_the_next(folder, tmp_path, tiny
 
 
 @pytest.mark.parametrize(
-    ("gpu_here", "gpus", "engine", "told"),
+    ("gpu_here", "gpus", "engine", "is_warned"),
     [(False, 1, "auto", True), (True, 1, "auto", False), (False, 0, "auto", False), (False, 1, "transformers", False)],
 )
 def test_auto_says_that_it_looks_at_this_machine_where_only_the_workers_have_gpus(
-    tmp_path, tiny_model, prompts, monkeypatch, gpu_here, gpus, engine, told
+    tmp_path, tiny_model, prompts, monkeypatch, gpu_here, gpus, engine, is_warned
 ):
     speed = {"workers": 0, "ray": {"address": "auto", "gpus": gpus}}
     config = resolve("demo").model_copy(update={"generate": GenerateConfig(engine=engine, speed=speed)})
     config = config.model_copy(update={"model": ModelConfig()})
     monkeypatch.setattr(interpreter, "sees_gpu", lambda: gpu_here)
     monkeypatch.setattr(interpreter, "vllm_python", lambda _: Path("/no/vllm"))
-    assert (interpreter.reason(config.generate, config.model) == interpreter.GPUS_ELSEWHERE) == told
+    assert (interpreter.reason(config.generate, config.model) == interpreter.GPUS_ELSEWHERE) == is_warned
     lines = []
     monkeypatch.setattr(generate.display.current, "noted", lines.append)
     monkeypatch.setattr(generate, "get_run_logger", lambda: logging.getLogger("spin_core"))
     monkeypatch.setattr(generate, "workers_on", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(generate, "answer", lambda *_: None)
     generate.generate(Lineage(tmp_path, "tale", config), 0, version_of(tiny_model), prompts)
-    assert lines == ([interpreter.GPUS_ELSEWHERE] if told else [])
+    assert lines == ([interpreter.GPUS_ELSEWHERE] if is_warned else [])

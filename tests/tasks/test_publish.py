@@ -68,12 +68,12 @@ def test_every_decision_of_the_gate_is_an_event_of_its_lineage(tmp_path):
     first, second = events("falls", 2)
     assert (first["event"], second["event"]) == ("spin.gate.promote", "spin.gate.stop")
     assert second["resource"]["prefect.resource.name"] == "falls"
-    told = second["payload"]
-    assert (told["t"], told["next_opponent"], told["metric"]) == (2, 1, "heldout_nll")
+    payload = second["payload"]
+    assert (payload["t"], payload["next_opponent"], payload["metric"]) == (2, 1, "heldout_nll")
     # NLLS[0] less NLLS[1] item by item: .5, .6, .4, .5, twice.
-    assert (told["delta"], told["stderr"]) == (pytest.approx(0.5), pytest.approx(0.0267261))
-    assert told["reason"].startswith("stopped: heldout_nll 3.5 against 3 of θ_1")
-    assert game.records()[1].gate.delta == told["delta"]
+    assert (payload["delta"], payload["stderr"]) == (pytest.approx(0.5), pytest.approx(0.0267261))
+    assert payload["reason"].startswith("stopped: heldout_nll 3.5 against 3 of θ_1")
+    assert game.records()[1].gate.delta == payload["delta"]
     page = (game.iteration(1) / "report.md").read_text("utf-8")
     assert "**Gate: stop.** stopped: heldout_nll" in page
     assert "| θ_1 ◂ |" in artifacts("leaderboard-falls")[0]["data"].replace("\u00a0", " ")
@@ -92,7 +92,7 @@ def test_publishing_again_adds_nothing(tmp_path):
 
 @pytest.mark.parametrize("killed_in", ["emit_decision", "show"])
 def test_what_a_kill_left_out_is_made_up_for_by_the_next_run(tmp_path, monkeypatch, killed_in):
-    """The page is on disk, and Prefect has not been told, or not of all."""
+    """The page is on disk, and Prefect has not received it, or only a part."""
     name = f"killed-{killed_in.replace('_', '-')}"
     game = build(tmp_path, name, nlls=NLLS[:2])
     record, real = game.records()[0], getattr(publish, killed_in)
@@ -116,7 +116,7 @@ def test_what_a_kill_left_out_is_made_up_for_by_the_next_run(tmp_path, monkeypat
 
 
 class Shown(display.Silent):
-    """What a terminal would be told."""
+    """What a terminal would show."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -224,7 +224,7 @@ def test_a_comparison_is_found_by_its_name_and_its_games_by_their_lineages(tmp_p
     assert two[0] == "trial-seed-2"
 
 
-def test_a_comparison_with_a_store_that_a_person_must_mend_begins_nothing(tmp_path):
+def test_a_comparison_with_a_store_that_a_person_must_fix_begins_nothing(tmp_path):
     overrides = Overrides.model_validate({"push": {"url": "nowhere://copy"}})
     with pytest.raises(ConfigError, match="nowhere"):
         compare.compare(name="trial", overrides=overrides, runs=str(tmp_path))

@@ -101,11 +101,11 @@ def test_a_wrong_value_names_the_setting_the_value_and_the_bound():
     assert refusal(sets=["train.loss=dpo"]) == f"train.loss cannot be 'dpo': input should be {wanted}"
 
 
-def test_settings_that_do_not_go_together_are_told_without_the_rest():
+def test_incompatible_settings_are_reported_without_the_rest():
     assert refusal(sets=["train.loss=sft"]).startswith("train.loss sft is not a loss for self-play: ")
 
 
-def test_every_wrong_value_is_told_at_once():
+def test_every_wrong_value_is_reported_at_once():
     line = refusal(sets=["train.beta=0", "generate.top_p=2", "seed=x"])
     assert all(name in line for name in ("train.beta", "generate.top_p", "seed"))
 

@@ -44,21 +44,21 @@ def pids(folder: Path) -> list[int]:
 
 
 def test_a_phase_that_is_done_gives_its_record_and_its_progress(tmp_path):
-    told, logged = [], []
-    record = run_phase(job(tmp_path), ScoredPairs, told.append, logged.append)
+    messages, logged = [], []
+    record = run_phase(job(tmp_path), ScoredPairs, messages.append, logged.append)
     assert record == artifacts.read_record(tmp_path / "toy", ScoredPairs)
-    assert told[-1] == {"done": 3, "total": 3, "unit": "item", "metrics": {"loss": 1 / 3}}
-    assert logged == ["toy is at work"]
+    assert messages[-1] == {"done": 3, "total": 3, "unit": "item", "metrics": {"loss": 1 / 3}}
+    assert logged == ["toy is running"]
 
 
-def test_the_job_lies_where_it_can_be_run_by_hand(tmp_path):
+def test_the_job_file_can_be_run_by_hand(tmp_path):
     asked = job(tmp_path, seed=3)
     run_phase(asked, ScoredPairs)
     assert ToyJob.model_validate_json((tmp_path / "jobs" / "toy.json").read_text()) == asked
     assert [path.name for path in (tmp_path / "jobs").iterdir()] == ["toy.json"]
 
 
-def test_what_is_done_is_known_without_a_process(tmp_path):
+def test_a_finished_job_is_found_without_a_process(tmp_path):
     assert launch.finished(job(tmp_path), ScoredPairs) is None
     record = run_phase(job(tmp_path), ScoredPairs)
     assert launch.finished(job(tmp_path), ScoredPairs) == record
@@ -68,7 +68,7 @@ def test_what_is_done_is_known_without_a_process(tmp_path):
 
 @pytest.mark.parametrize(
     ("does", "kind", "says"),
-    [("wrong", DataError, "mend them"), ("again", TryAgain, "port 29500"), ("full", StorageError, "is full")],
+    [("wrong", DataError, "correct them"), ("again", TryAgain, "port 29500"), ("full", StorageError, "is full")],
 )
 def test_a_users_error_comes_through_unchanged(tmp_path, does, kind, says):
     with pytest.raises(kind, match=says) as caught:
@@ -85,12 +85,12 @@ def test_a_crash_brings_the_end_of_its_log_and_how_to_run_it_alone(tmp_path):
     assert text.endswith("ValueError: a bug of our own")
 
 
-def test_a_phase_that_is_killed_is_said_to_be_out_of_memory_perhaps(tmp_path):
+def test_a_killed_phase_may_have_been_out_of_memory(tmp_path):
     with pytest.raises(PhaseCrashed, match=r"phase toy was killed by SIGKILL \(out of memory\?\)"):
         run_phase(job(tmp_path, does="killed"), ScoredPairs)
 
 
-def test_a_training_without_memory_is_told_what_needs_less(tmp_path, monkeypatch):
+def test_a_training_without_memory_gets_a_hint_about_what_needs_less(tmp_path, monkeypatch):
     monkeypatch.setattr(ToyJob, "less_memory", TrainJob.less_memory)
     cure = (
         r"\(out of memory\? lower train\.micro_batch_tokens or set train\.gradient_checkpointing, and the same lineage"
@@ -110,15 +110,15 @@ def test_a_phase_that_someone_stops_says_so(tmp_path):
 
 
 def test_a_noisy_library_breaks_nothing(tmp_path):
-    told, logged = [], []
-    record = run_phase(job(tmp_path, does="noisy"), ScoredPairs, told.append, logged.append)
+    messages, logged = [], []
+    record = run_phase(job(tmp_path, does="noisy"), ScoredPairs, messages.append, logged.append)
     assert record.pairs == "p"
-    assert {message["total"] for message in told} == {3}
+    assert {message["total"] for message in messages} == {3}
     assert len([line for line in logged if "not text" in line]) == 20_000
 
 
 @pytest.mark.parametrize("line", ["", "text", "[1, 2]", "3", '{"done": 1', "null"])
-def test_what_is_no_message_is_nothing(line):
+def test_other_lines_are_not_messages(line):
     assert launch.parse_message(line) == {}
 
 
@@ -137,7 +137,7 @@ def test_children_of_a_phase_end_with_it(tmp_path):
     wait_for(lambda: not any(runs(pid) for pid in pids(tmp_path)))
 
 
-def test_a_training_has_as_long_to_save_as_its_checkpoint_needs_or_as_it_is_told(tmp_path, tiny_model, monkeypatch):
+def test_a_training_has_as_long_to_save_as_its_checkpoint_needs_or_as_configured(tmp_path, tiny_model, monkeypatch):
     assert grace.grace_of(job(tmp_path)) == grace.GRACE_SECONDS
     training = game(tmp_path, tiny_model)
     assert 0 < grace.grace_of(training) - grace.GRACE_SECONDS < 1

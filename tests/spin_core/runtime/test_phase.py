@@ -47,17 +47,17 @@ def counted(folder: Path) -> list[str]:
 def test_a_phase_publishes_and_tells_its_progress_and_its_record(tmp_path):
     status, messages, log = finish(start(tmp_path, seconds=0.3))
     assert status == 0
-    *told, last = messages
-    assert [(one["done"], one["total"], one["unit"]) for one in told] == [
+    *shown, last = messages
+    assert [(one["done"], one["total"], one["unit"]) for one in shown] == [
         (1, 3, "item"),
         (2, 3, "item"),
         (3, 3, "item"),
     ]
-    assert told[1]["metrics"] == {"loss": 0.5}
+    assert shown[1]["metrics"] == {"loss": 0.5}
     record = ScoredPairs.model_validate(last["record"])
     assert record == artifacts.read_record(tmp_path / "toy", ScoredPairs)
     assert artifacts.verify(tmp_path / "toy") == []
-    assert log == "toy is at work\n"
+    assert log == "toy is running\n"
 
 
 def test_the_manifest_says_what_it_cost_and_what_made_it(tmp_path):
@@ -78,8 +78,8 @@ def test_what_is_built_is_reused(tmp_path):
 def test_a_users_error_is_one_line_and_status_2(tmp_path):
     status, messages, log = finish(start(tmp_path, does="wrong"))
     assert status == 2
-    assert messages == [{"error": "DataError", "message": "the data are wrong: mend them"}]
-    assert log.splitlines()[-1] == "DataError: the data are wrong: mend them"
+    assert messages == [{"error": "DataError", "message": "the data are wrong: correct them"}]
+    assert log.splitlines()[-1] == "DataError: the data are wrong: correct them"
     assert not (tmp_path / "toy").exists()
 
 
@@ -187,16 +187,16 @@ def test_a_phase_whose_parent_is_gone_does_not_begin(tmp_path):
     assert not (tmp_path / "toy").exists()
 
 
-def test_progress_is_told_at_most_four_times_a_second_and_at_the_end(capsys):
+def test_progress_is_sent_at_most_four_times_a_second_and_at_the_end(capsys):
     progress = Progress()
     progress.start(1000, "row")
     began = time.monotonic()
     for done in range(1, 1001):
         progress.report(done, loss=0.5)
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert told[0]["done"] == 1
-    assert told[-1] == {"done": 1000, "total": 1000, "unit": "row", "metrics": {"loss": 0.5}}
-    assert len(told) <= 2 + 4 * (time.monotonic() - began) + 1
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert shown[0]["done"] == 1
+    assert shown[-1] == {"done": 1000, "total": 1000, "unit": "row", "metrics": {"loss": 0.5}}
+    assert len(shown) <= 2 + 4 * (time.monotonic() - began) + 1
 
 
 def test_the_environment_names_the_packages_that_were_loaded():

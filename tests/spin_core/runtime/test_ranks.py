@@ -57,7 +57,7 @@ def test_a_process_on_its_own_is_the_first_of_one_and_waits_for_nobody():
     assert not torch.distributed.is_initialized()
 
 
-def test_the_environment_of_another_programs_ranks_is_not_ours(monkeypatch):
+def test_the_environment_of_another_programs_ranks_is_ignored(monkeypatch):
     for name, value in {"RANK": "3", "WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "theirs"}.items():
         monkeypatch.setenv(name, value)
     assert ranks.current() == Ranks(0, 1)
@@ -65,13 +65,13 @@ def test_the_environment_of_another_programs_ranks_is_not_ours(monkeypatch):
     assert ranks.current() == Ranks(3, 8)
 
 
-def test_one_process_without_deepspeed_is_started_as_ever():
+def test_one_process_without_deepspeed_needs_no_torchrun():
     assert ToyJob(output=Path("toy")).rank_settings is None
     for speed in (SpeedConfig(ranks=2), SpeedConfig(deepspeed="zero1")):
         assert ToyJob(output=Path("toy"), config=ToyConfig(speed=speed)).rank_settings == speed
 
 
-def test_torchrun_is_asked_for_nothing_that_its_version_does_not_know(tmp_path, monkeypatch):
+def test_torchrun_gets_no_option_that_its_version_lacks(tmp_path, monkeypatch):
     from torch.distributed import run
 
     job = ToyJob(output=tmp_path / "toy")
@@ -82,7 +82,7 @@ def test_torchrun_is_asked_for_nothing_that_its_version_does_not_know(tmp_path, 
     assert "--shutdown-timeout" not in torchrun.rank_arguments(job, tmp_path / "job.json", SpeedConfig(ranks=2), 0)
 
 
-def test_several_nodes_must_be_told_where_to_meet():
+def test_several_nodes_need_a_rendezvous():
     for rendezvous in ("", "host", "host:", ":29500"):
         with pytest.raises(ValueError, match=r"several nodes need train\.speed\.rendezvous"):
             SpeedConfig(nodes=2, rendezvous=rendezvous)
@@ -91,11 +91,11 @@ def test_several_nodes_must_be_told_where_to_meet():
 
 @pytest.mark.slow
 def test_only_the_first_of_two_ranks_speaks_and_publishes(tmp_path):
-    told, logged = [], []
-    record = run_phase(job(tmp_path, does="crowd"), ScoredPairs, told.append, logged.append)
+    messages, logged = [], []
+    record = run_phase(job(tmp_path, does="crowd"), ScoredPairs, messages.append, logged.append)
     assert record == artifacts.read_record(tmp_path / "toy", ScoredPairs)
-    assert [message["done"] for message in told] == sorted({message["done"] for message in told})
-    assert logged == ["toy is at work"]
+    assert [message["done"] for message in messages] == sorted({message["done"] for message in messages})
+    assert logged == ["toy is running"]
     assert (tmp_path / "toy" / "counted.txt").read_text().split() == ["0", "1", "2"]
     assert not any(runs(pid) for pid in family(tmp_path))
     assert run_phase(job(tmp_path, does="crowd"), ScoredPairs) == record
@@ -103,12 +103,12 @@ def test_only_the_first_of_two_ranks_speaks_and_publishes(tmp_path):
 
 @pytest.mark.slow
 def test_the_error_of_any_rank_reaches_the_user_as_its_one_line(tmp_path):
-    with pytest.raises(DataError, match=r"^the data of one rank are wrong: mend them$"):
+    with pytest.raises(DataError, match=r"^the data of one rank are wrong: correct them$"):
         run_phase(job(tmp_path, does="wrong_second"), ScoredPairs)
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_killed_is_told_as_such(tmp_path):
+def test_a_rank_that_is_killed_is_reported_as_killed(tmp_path):
     with pytest.raises(PhaseCrashed, match=r"phase toy was killed by SIGKILL \(out of memory\?\)"):
         run_phase(job(tmp_path, does="killed_second"), ScoredPairs)
 
@@ -218,8 +218,8 @@ def test_two_nodes_meet_over_the_network(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_error_on_another_node_is_told_where_the_flow_runs(tmp_path):
+def test_an_error_on_another_node_is_reported_where_the_flow_runs(tmp_path):
     ended = on_two_nodes(tmp_path, does="wrong_second")
     for status, messages, _ in ended:
         assert status == 2
-        assert messages[-1] == {"error": "DataError", "message": "the data of one rank are wrong: mend them"}
+        assert messages[-1] == {"error": "DataError", "message": "the data of one rank are wrong: correct them"}

@@ -1,4 +1,4 @@
-"""Records and jobs: small, frozen, and the same after a trip through JSON."""
+"""Records: small, frozen, and the same after a trip through JSON."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,6 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from small_lineage import build
 
-from spin_core.config import base
-from spin_core.evaluation import suites
-from spin_core.lineage import control_jobs, controls, phase_jobs, suite_jobs
-from spin_core.store import identity
-from spin_core.store.files import dump
-from spin_core.store.job_types import JOB_TYPES
 from spin_core.store.records import (
     Comparison,
     EvalReport,
@@ -82,38 +76,3 @@ def test_no_score_is_a_not_a_number():
 def test_an_iterations_record_survives_json(tmp_path):
     for record in build(tmp_path).records():
         assert IterationRecord.model_validate_json(record.model_dump_json()) == record
-
-
-def test_every_job_survives_json_and_its_identity_knows_no_folder(tmp_path):
-    game = build(tmp_path, sets=["controls.dpo.source.path=preferences.jsonl"])
-    record = game.records()[1]
-    generations = record.generations
-    (control,) = controls.plan(game, [record])
-    made = [
-        phase_jobs.base_job(game),
-        phase_jobs.prompts_job(game, record.opponent),
-        phase_jobs.sft_job(game, record.opponent, record.prompts),
-        phase_jobs.generate_job(game, 1, record.opponent, record.prompts),
-        phase_jobs.pairs_job(game, 1, record.prompts, generations, generations),
-        phase_jobs.score_job(game, 1, record.opponent, record.pairs),
-        phase_jobs.train_job(game, 1, record.opponent, record.pairs, record.scores),
-        control_jobs.preferences_job(game, control, record.opponent, record.prompts),
-        control_jobs.score_job(game, control, record.opponent, record.pairs),
-        control_jobs.train_job(game, control, record.opponent, record.prompts, record.pairs, record.scores),
-        *suite_jobs.evaluate_jobs(game, record.player, record.prompts, record.evaluations[0]),
-    ]
-    tasks = suites.benchmark_tasks("instruct", game.config.evaluate.lm_eval)
-    made.append(suite_jobs.benchmark_job(game, record.player, "instruct", tasks, tmp_path / "instruct"))
-    made.append(suite_jobs.mt_bench_job(game, record.player, record.prompts, {}, tmp_path / "mt-bench"))
-    assert {type(job) for job in made} == {*JOB_TYPES.values()}
-    for job in made:
-        assert dump(type(job).model_validate_json(job.model_dump_json())) == dump(job)
-        assert str(tmp_path) not in json.dumps(identity.identity_of(job))
-
-
-def test_a_job_holds_no_schedule(tmp_path):
-    game = build(tmp_path, sets=["train.beta=[0.1, 5.0]", "generate.temperature=[1.0, 0.5]"])
-    record = game.records()[1]
-    assert phase_jobs.train_job(game, 1, record.opponent, record.pairs, record.scores).config.beta == 5.0
-    assert phase_jobs.generate_job(game, 0, record.opponent, record.prompts).config.temperature == 1.0
-    assert base.resolved(game.config, 7).train.beta == 5.0
