@@ -80,7 +80,7 @@ def _score_versions(game: Lineage, wanted: Sequence[int]) -> Board:
         for t in scoring.versions(game, wanted):
             player = game.player(t - 1) if t else base
             against = game.reports(records[t - 1].opponent.t) if t else ()
-            score(game, player, prompts, tuple(against), anew=False)
+            score(game, player, prompts, tuple(against), score_again=False)
         if not wanted:
             _score_controls(game, base, prompts)
         # Published with the lineage's own settings, whose main score and headline may differ from those of `game`.
@@ -101,9 +101,9 @@ def _score_controls(game: Lineage, base: ModelVersion, prompts: PromptSet | None
         tell(f"scored too: {', '.join(folder.name for folder in (*trained, *sampled))}")
     for folder in trained:
         model = trained_model(folder / "model")
-        score(game, model, prompts, of_base, folder=folder / "eval", anew=False)
+        score(game, model, prompts, of_base, folder=folder / "eval", score_again=False)
     for folder in sampled:
-        score(game, base, prompts, folder=folder / "eval", temperature=temperatures[folder], anew=False)
+        score(game, base, prompts, folder=folder / "eval", temperature=temperatures[folder], score_again=False)
 
 
 def _start(game: Lineage) -> tuple[ModelVersion, PromptSet | None]:

@@ -37,7 +37,7 @@ def evaluate(
     *,
     folder: Path | None = None,
     temperature: float | None = None,
-    anew: bool = True,
+    score_again: bool = True,
 ) -> Reports:
     """Score one model with every suite of the configuration, and return the reports.
 
@@ -48,15 +48,15 @@ def evaluate(
         against: The reports of the player's opponent.
         folder: The folder of the reports; None for that of the version.
         temperature: The sampling temperature; None for the configuration's.
-        anew: Whether suites scored with other settings are scored again.
+        score_again: Whether suites scored with other settings are scored again.
 
     Raises:
-        StaleArtifact: A suite was scored with other settings, and `anew` is off.
+        StaleArtifact: A suite was scored with other settings, and `score_again` is off.
     """
     opponent = next((report for report in against if report.suite == "self-play"), None)
     model = folder.parent.name if folder else f"θ_{player.t}"
     jobs = suite_jobs.evaluate_jobs(game, player, prompts, opponent, folder, temperature, against)
-    if not anew:
+    if not score_again:
         rescore.check(jobs, game.name)
     for job in jobs:
         tell(rescore.prepare_folder(job))

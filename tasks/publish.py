@@ -15,7 +15,7 @@ from spin_core.lineage.lineage import Lineage
 from spin_core.reports import html, markdown
 from spin_core.store import files
 from spin_core.store.records import IterationRecord
-from tasks.patience import patiently
+from tasks.retry import with_retries
 
 
 @task(name="publish", task_run_name="publish t={record.t}", cache_policy=NO_CACHE, persist_result=False)
@@ -61,14 +61,14 @@ def publish_leaderboard(game: Lineage) -> board.Board:
 
 def is_new(name: str, page: str) -> bool:
     """Whether the artifact does not exist yet, or its last version has another text."""
-    last = patiently(lambda: Artifact.get(artifact_key(name)))
+    last = with_retries(lambda: Artifact.get(artifact_key(name)))
     assert not isinstance(last, Coroutine), "called from a sync task"
     return last is None or last.data != page
 
 
 def show(name: str, page: str, description: str) -> None:
     """Create a new version of an artifact."""
-    patiently(lambda: create_markdown_artifact(page, key=artifact_key(name), description=description))
+    with_retries(lambda: create_markdown_artifact(page, key=artifact_key(name), description=description))
 
 
 def artifact_key(text: str) -> str:

@@ -59,7 +59,7 @@ class Suite:
 
 @pytest.fixture
 def played(tmp_path, monkeypatch):
-    """Scores θ_0's suites anew on a cluster where some have errors; gives the cluster and the reports."""
+    """Scores θ_0's suites again on a cluster where some have errors; gives the cluster and the reports."""
 
     def play(errors=(), **given):
         speed = {"address": "none", **given}
