@@ -1,4 +1,4 @@
-"""An S3 server on this machine, moto's, in a process of its own, and a bucket in it that keeps every version."""
+"""A local S3 server (moto's) in its own process, with a bucket that keeps every version of an object."""
 
 import os
 import re
@@ -31,14 +31,14 @@ class Bucket:
     def versions(self) -> Counter[str]:
         """How often each object below the folder was written."""
         answer = self.fs.call_s3("list_object_versions", Bucket="models", Prefix=f"{self.folder}/")
-        return Counter(one["Key"].removeprefix(f"{self.folder}/") for one in answer.get("Versions", ()))
+        return Counter(version["Key"].removeprefix(f"{self.folder}/") for version in answer.get("Versions", ()))
 
 
 @contextmanager
 def serve(folder: Path) -> Iterator[Bucket]:
-    """The server while this lasts."""
+    """A running server with its bucket."""
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-    # Its log goes to a file: nobody would read a pipe.
+    # The log goes to a file, because a pipe that is not read would fill up.
     with (folder / "moto.log").open("w") as log, subprocess.Popen(command, stderr=log, stdout=log) as server:
         try:
             environment = {**NO_ACCOUNT, **ACCOUNT, "AWS_ENDPOINT_URL": address(folder / "moto.log")}
@@ -48,7 +48,7 @@ def serve(folder: Path) -> Iterator[Bucket]:
 
 
 def address(log: Path) -> str:
-    """Where the server listens."""
+    """The address on which the server listens, from its log."""
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline:
         if found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text()):
@@ -58,10 +58,10 @@ def address(log: Path) -> str:
 
 
 def bucket(environment: dict[str, str]) -> Any:
-    """Make the bucket; returns its driver."""
+    """Create the bucket. Returns its driver."""
     import s3fs
 
-    had = dict(os.environ)
+    before = dict(os.environ)
     os.environ.update(environment)
     try:
         fs = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
@@ -71,4 +71,4 @@ def bucket(environment: dict[str, str]) -> Any:
         return fs
     finally:
         os.environ.clear()
-        os.environ.update(had)
+        os.environ.update(before)

@@ -1,4 +1,4 @@
-"""A lineage built by hand through the real store: two iterations of `demo` whose numbers are chosen."""
+"""A lineage of two iterations of `demo` with chosen numbers, published through the real store without any model."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""When nights end: gains worked out by hand on eight held-out items, and accuracies by the size of their error."""
+"""When nightly runs end: gains on eight held-out items, computed by hand, and accuracies with their errors."""
 
 import shutil
 
@@ -15,7 +15,7 @@ NOISE = np.array([0.1, -0.1] * 4)
 
 
 def played(folder, *falls, patience=2, sets=()):
-    """A lineage whose version t + 1 has a negative log-likelihood so much lower than θ_0's, give or take noise."""
+    """A lineage whose version t + 1 has a negative log-likelihood lower than that of θ_0 by `falls[t]`, with noise."""
     nlls = [BASE, *(BASE - fall + NOISE * (-1) ** t for t, fall in enumerate(falls))]
     return build(folder, nlls=nlls, sets=["gate.rule=always", f"nightly.patience={patience}", *sets])
 
@@ -69,7 +69,7 @@ def test_the_gates_metric_counts_and_higher_may_be_better(tmp_path):
 
 
 def changed(config):
-    """The gate looks at a benchmark, and one version decides."""
+    """Settings with which the gate reads a benchmark, and one version decides."""
     return {
         "gate": config.gate.model_copy(update={"metric": "arc_easy"}),
         "nightly": config.nightly.model_copy(update={"patience": 1}),
@@ -77,7 +77,7 @@ def changed(config):
 
 
 def with_accuracy(folder, value, n, **settings):
-    """A lineage that gains, whose last player tells so many of n held-out pairs apart."""
+    """Why a lineage that gains has converged, if its last player is right in this share of n held-out pairs."""
     game = played(folder, 0.5, 1.0, sets=[f"nightly.{name}={value}" for name, value in settings.items()])
     suite = game.eval_folder(2) / "self-play"
     digest = game.reports(2)[0].model
@@ -108,7 +108,7 @@ def test_chance_has_to_be_shown(tmp_path, value, n, settings):
     assert with_accuracy(tmp_path, value, n, **settings) is None
 
 
-def test_a_converged_game_is_refused_with_the_way_on(tmp_path):
+def test_a_converged_game_is_rejected_with_the_way_on(tmp_path):
     with pytest.raises(ConfigError, match=r"lineage tale has converged \(.*\): .*spin next tale --anyway"):
         convergence.check(played(tmp_path, 1.0, 1.0, 1.0))
 

@@ -1,4 +1,4 @@
-"""The gate, with regressions planted by hand, and what of it reaches Prefect."""
+"""The gate, with regressions that are made by hand."""
 
 import numpy as np
 import pytest
@@ -116,7 +116,7 @@ def test_a_fall_of_unknown_error_shows_nothing(tmp_path):
     assert "(difference -0.3 of unknown error)" in decision.reason
 
 
-def test_a_score_that_tells_nothing_of_better_and_worse_gates_nothing(tmp_path):
+def test_a_score_that_has_no_better_and_worse_gates_nothing(tmp_path):
     score = Score(value=0.5, stderr=0.1, n=4, higher_is_better=None)
     with pytest.raises(ConfigError, match=r"ipm is neither better nor worse where it is higher: set gate\.metric to"):
         best(gate(metric="ipm"), {0: made(tmp_path, (1, 2), ipm=score)}, 0)
@@ -129,7 +129,7 @@ def test_the_best_version_is_the_earliest_of_equals(tmp_path):
     assert best(gate(), reports, 0)[0] == 0
 
 
-def test_a_main_metric_that_nobody_gives_names_those_there_are(tmp_path):
+def test_a_main_metric_that_no_suite_gives_names_those_there_are(tmp_path):
     with pytest.raises(ConfigError, match="'elo', which no suite gives: choose one of heldout_nll"):
         best(gate(metric="elo"), {0: made(tmp_path, (1, 2))}, 0)
 
@@ -206,7 +206,7 @@ def test_an_open_gate_says_what_it_let_pass(tmp_path):
         (["gate.metric=big-bench", "evaluate.suites=[instruct]"], "gate.metric 'big-bench' is not a score that every"),
     ],
 )
-def test_a_metric_that_nobody_measures_is_refused_before_any_compute(sets, says):
+def test_a_metric_that_is_not_measured_is_rejected_before_any_compute(sets, says):
     with pytest.raises(ConfigError) as raised:
         check_metrics(settings(*sets))
     assert says in str(raised.value)
@@ -219,7 +219,7 @@ def test_metrics_of_suites_and_of_single_tasks_are_known_beforehand():
     check_metrics(settings("gate.metric=gsm8k/flexible", "evaluate.lm_eval.tasks=[gsm8k]"))
 
 
-def test_a_run_whose_gate_would_see_nothing_is_refused_before_its_lineage_is_begun(tmp_path):
+def test_a_run_whose_gate_would_see_nothing_is_rejected_before_its_lineage_is_begun(tmp_path):
     done = CliRunner().invoke(main, ["run", "demo", "--set", "gate.metric=elo", "--runs", str(tmp_path)])
     assert done.exit_code == 2
     assert done.stderr.startswith(

@@ -1,4 +1,4 @@
-"""Who answers in an iteration, and what that makes of the game."""
+"""Which models answer in an iteration, and how that changes the fixed point."""
 
 import pyarrow.parquet as pq
 import pytest

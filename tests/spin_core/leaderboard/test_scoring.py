@@ -1,4 +1,4 @@
-"""What `spin evaluate` is asked: which versions of what, on which suites, under whose settings."""
+"""What `spin evaluate` scores: which versions, on which suites, with which settings."""
 
 import pytest
 from small_lineage import build
@@ -52,13 +52,13 @@ def test_self_play_is_a_suite_to_name_and_single_tasks_are_a_setting(game):
         (["big-bench"], [{"evaluate": {"lm_eval": {"tasks": ["openbookqa"]}}}], {}, "both score openbookqa, in diff"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_scored_is_refused_in_one_line(game, asked, changes, more, message):
+def test_what_cannot_be_scored_is_rejected_in_one_line(game, asked, changes, more, message):
     with pytest.raises(ConfigError, match=message) as refused:
         prepare(game.runs, "tale", asked, changes, **more)
     assert "\n" not in str(refused.value)
 
 
-def test_a_name_that_is_no_lineage_and_no_folder_is_refused(game):
+def test_a_name_that_is_no_lineage_and_no_folder_is_rejected(game):
     with pytest.raises(ConfigError, match=r"tail is neither a lineage in .* \(there: tale\) nor a model's folder"):
         prepare(game.runs, "tail", [QUICK])
 
@@ -77,7 +77,7 @@ def score_something(runs, name):
     (folder / "manifest.json").touch()
 
 
-def test_a_model_becomes_a_lineage_that_has_played_nothing(tmp_path, model):
+def test_a_model_becomes_a_lineage_that_without_iterations(tmp_path, model):
     game = prepare(tmp_path, str(model), [QUICK])
     assert (game.name, versions(game, ())) == ("my-sft-7b", [0])
     assert game.config.model.path == str(model)
@@ -89,7 +89,7 @@ def test_a_model_becomes_a_lineage_that_has_played_nothing(tmp_path, model):
     assert prepare(tmp_path, "my-sft-7b", [QUICK]).config.evaluate.suites == (QUICK,)
 
 
-def test_a_suite_that_would_give_a_score_of_the_leaderboard_another_value_is_refused(tmp_path, model):
+def test_a_suite_that_would_give_a_score_of_the_leaderboard_another_value_is_rejected(tmp_path, model):
     prepare(tmp_path, str(model), ["bbh-quick"], [{"evaluate": {"lm_eval": {"tasks": ["hellaswag"]}}}])
     score_something(tmp_path, "my-sft-7b")
     with pytest.raises(ConfigError, match="lm-eval and open-llm-leaderboard both score hellaswag, in different ways"):
@@ -98,7 +98,7 @@ def test_a_suite_that_would_give_a_score_of_the_leaderboard_another_value_is_ref
         assert prepare(tmp_path, str(model), [suite]).config.evaluate.suites == (suite,)
 
 
-def test_a_first_try_that_came_to_nothing_may_be_repeated_with_other_settings(tmp_path, model):
+def test_a_first_try_that_failed_may_be_repeated_with_other_settings(tmp_path, model):
     prepare(tmp_path, str(model), [QUICK], [{"chat": {"template": "plain"}}])
     assert prepare(tmp_path, str(model), [QUICK], [{"chat": {"template": "format"}}]).config.chat.template == "format"
     score_something(tmp_path, "my-sft-7b")
@@ -113,7 +113,7 @@ def test_a_model_under_a_recipe_has_its_prompts_and_may_be_asked_about_them(tmp_
     assert game.config.evaluate.lm_eval.tasks == ()
 
 
-def test_a_name_that_another_model_bears_is_refused(tmp_path, model):
+def test_a_name_that_another_model_has_is_rejected(tmp_path, model):
     prepare(tmp_path, str(model), [QUICK], name="mine")
     other = tmp_path / "other"
     other.mkdir()

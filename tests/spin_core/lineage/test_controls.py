@@ -1,4 +1,4 @@
-"""Jobs of objectives that read more than two responses, and of DPO beside the game."""
+"""The jobs of controls, and of objectives that read more than two responses."""
 
 import dataclasses
 from functools import partial
@@ -20,18 +20,18 @@ def built(tmp_path_factory):
 
 
 def under(built: Lineage, *sets: str) -> Lineage:
-    """The same lineage, played otherwise."""
+    """The same lineage with other settings."""
     return dataclasses.replace(built, config=resolve("demo", sets=sets))
 
 
 def pairs_and_scores(game: Lineage):
     """The jobs of three iterations."""
     record = game.records()[0]
-    found = []
+    jobs = []
     for t in range(3):
         pairs = phase_jobs.pairs_job(game, t, record.prompts, record.generations, None, record.generations)
-        found.append((pairs, phase_jobs.score_job(game, t, record.player, record.pairs, record.opponent)))
-    return record, found
+        jobs.append((pairs, phase_jobs.score_job(game, t, record.player, record.pairs, record.opponent)))
+    return record, jobs
 
 
 def test_t_spin_brings_the_initial_policys_answers_to_all_iterations_but_the_first(built):
@@ -49,24 +49,24 @@ def test_an_anchored_reference_scores_the_initial_policy_in_all_iterations_but_t
 def test_other_objectives_have_the_same_jobs_as_before(built):
     _, jobs = pairs_and_scores(under(built))
     for job in (job for both in jobs for job in both):
-        asked = identity.identity_of(job)
-        before = {name: value for name, value in asked.items() if name not in ("initial", "base")}
-        assert identity.differences(before, asked) == []
+        now = identity.identity_of(job)
+        before = {name: value for name, value in now.items() if name not in ("initial", "base")}
+        assert identity.differences(before, now) == []
 
 
 @pytest.mark.parametrize("loss", ["t-spin", "space"])
-def test_an_anchor_is_refused_where_there_is_no_margin_to_cancel_its_constant(loss):
+def test_an_anchor_is_rejected_where_there_is_no_margin_to_cancel_its_constant(loss):
     with pytest.raises(ConfigError, match=rf"train\.anchor needs a loss of margins, and {loss} is not one"):
         resolve("demo", sets=["train.anchor=0.3", f"train.loss={loss}"])
 
 
 @pytest.mark.parametrize("setting", ["nll_weight=0.5", "anchor=[0.0, 0.3]", "loss=logistic"])
-def test_what_only_a_game_has_is_refused_for_the_training_of_the_first_model(setting):
+def test_what_only_a_game_has_is_rejected_for_the_training_of_the_first_model(setting):
     with pytest.raises(ConfigError, match=rf"sft\.train\.{setting.split('=')[0]} .*: leave it out"):
         resolve("demo", sets=[f"sft.train.{setting}"])
 
 
-def test_an_anchor_without_cached_scores_is_refused():
+def test_an_anchor_without_cached_scores_is_rejected():
     sets = ("train.anchor=[0.0, 0.3]", "train.speed.cached_scores=false")
     with pytest.raises(ConfigError, match=r"train\.anchor is read from scores: set train\.speed\.cached_scores"):
         resolve("demo", sets=[*sets, "iterations=2"])
@@ -123,7 +123,7 @@ def test_dpo_after_the_game_needs_preference_data():
         resolve("demo", sets=["controls.dpo_after=true"])
 
 
-def test_fine_tuning_runs_at_the_players_own_rate_unless_told(built):
+def test_fine_tuning_runs_at_the_players_own_rate_unless_configured(built):
     def rates(*sets):
         game = under(built, "controls.temperatures=[]", *sets)
         return [
@@ -142,13 +142,19 @@ def test_fine_tuning_runs_at_the_players_own_rate_unless_told(built):
 def test_training_longer_and_on_less_takes_the_pairs_of_iteration_0(built):
     sets = ("controls={}", "controls.longer=[2, 5]", "controls.shares=[0.25]", "train.epochs=[3, 1]")
     game, record = under(built, *sets), built.records()[0]
-    found = planned(game)
-    assert list(found) == ["epochs-6", "epochs-15", "share-0.25", "sft-lr-0.001-share-0.25", "sft-lr-0.001-share-1"]
-    longer, longest, small, sft, whole = (job_of(game, control) for control in found.values())
+    by_name = planned(game)
+    assert list(by_name) == [
+        "epochs-6",
+        "epochs-15",
+        "share-0.25",
+        "sft-lr-0.001-share-0.25",
+        "sft-lr-0.001-share-1",
+    ]
+    longer, longest, small, sft, whole = (job_of(game, control) for control in by_name.values())
     assert [job.config.epochs for job in (longer, longest, small, sft, whole)] == [6, 15, 3, 3, 3]
     assert [job.share for job in (longer, longest, small, sft, whole)] == [None, None, 0.25, 0.25, None]
-    asked = phase_jobs.train_job(game, 0, record.opponent, record.pairs, record.scores).model_dump()
-    changed = {key for key, value in longer.model_dump().items() if value != asked[key]}
+    own = phase_jobs.train_job(game, 0, record.opponent, record.pairs, record.scores).model_dump()
+    changed = {key for key, value in longer.model_dump().items() if value != own[key]}
     assert changed == {"output", "weights", "config"}
     assert (sft.prompts, sft.config.loss) == (record.prompts, "sft")
 
@@ -170,6 +176,6 @@ def test_another_game_from_the_same_start_changes_answers_and_trainings_alone(bu
             job_of(game, control),
         ]
 
-    seeds = [(one.seed, another.seed) for one, another in zip(jobs(same), jobs(other), strict=True)]
+    seeds = [(job.seed, other_job.seed) for job, other_job in zip(jobs(same), jobs(other), strict=True)]
     assert seeds == [*[(5, 5)] * 4, (5, 12), (6, 13), (5, 12)]
     assert {job.held_out_seed for job in jobs(other)[-2:]} == {5}

@@ -1,4 +1,4 @@
-"""Pairs as other programs read them."""
+"""Exported pairs and models, as other programs read them."""
 
 import json
 import os
@@ -139,7 +139,7 @@ def test_a_folder_without_pairs_is_named(tmp_path):
         export_pairs(tmp_path, tmp_path / "out.jsonl", "dpo")
 
 
-def test_another_suffix_is_refused(pairs, tmp_path):
+def test_another_suffix_is_rejected(pairs, tmp_path):
     with pytest.raises(ConfigError, match=r"give it the suffix .jsonl or .parquet"):
         export_pairs(pairs(), tmp_path / "out.csv", "dpo")
 

@@ -1,4 +1,4 @@
-"""Lineages: what may change, what is refused, where things lie, and whether they are whole."""
+"""Lineages: what may change, what is rejected, where files are, and whether they are whole."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def test_a_lineage_that_is_not_there_is_one_line_naming_those_that_are(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "/etc", "", ".hidden", "-x", "A", "a b", "a" * 64, "a\n", "ä", "a.b"])
-def test_a_name_that_could_leave_the_folder_is_refused(tmp_path, name):
+def test_a_name_that_could_leave_the_folder_is_rejected(tmp_path, name):
     with pytest.raises(ConfigError, match="cannot name a lineage: use lower-case letters, digits and -"):
         find_lineage(tmp_path, name)
 
@@ -65,7 +65,7 @@ def test_a_plain_name_is_taken(tmp_path, name):
     assert start(tmp_path, name).root == tmp_path / name
 
 
-def test_another_configuration_is_refused_naming_the_field_and_both_values(tmp_path):
+def test_another_configuration_is_rejected_naming_the_field_and_both_values(tmp_path):
     start(tmp_path, sets=["train.beta=0.1"])
     with pytest.raises(StaleArtifact) as caught:
         start(tmp_path, sets=["train.beta=0.2"])
@@ -74,7 +74,7 @@ def test_another_configuration_is_refused_naming_the_field_and_both_values(tmp_p
 
 
 @pytest.mark.parametrize("change", ["seed=1", "model.dtype=bfloat16", "generate.top_k=5", "prompts.held_out=64"])
-def test_whatever_touches_what_is_built_is_refused(tmp_path, change):
+def test_whatever_touches_what_is_built_is_rejected(tmp_path, change):
     start(tmp_path)
     with pytest.raises(StaleArtifact, match=change.split("=")[0]):
         start(tmp_path, sets=[change])
@@ -104,13 +104,13 @@ def test_a_schedule_written_in_another_way_is_the_same(tmp_path):
     start(tmp_path, sets=["train.beta=0.1"])
 
 
-def test_a_damaged_lineage_file_says_how_to_mend_it(game):
+def test_a_damaged_lineage_file_says_how_to_fix_it(game):
     (game.root / "lineage.json").write_bytes(b"\xff{")
     with pytest.raises(DamagedArtifact, match=r"lineage.json is damaged \(.*\): restore it, or remove"):
         find_lineage(game.runs, game.name)
 
 
-def test_a_damaged_record_says_how_to_mend_it(game):
+def test_a_damaged_record_says_how_to_fix_it(game):
     path = game.iteration(0) / "record.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "t": "zero"}))
     with pytest.raises(DamagedArtifact, match=r"record.json is damaged"):

@@ -1,4 +1,4 @@
-"""Settings of evaluation change while a lineage goes on: what was scored is kept, and scored anew for all."""
+"""Settings of evaluation change during a lineage: earlier scores are kept, and all versions are scored again."""
 
 import shutil
 
@@ -36,7 +36,7 @@ def game(built, tmp_path):
 
 
 def score_all(game: Lineage, value: float) -> list[str]:
-    """Score all versions as `tasks.evaluate` does, with a made-up value; what a person is told of each."""
+    """Score all versions as `tasks.evaluate` does, with a made-up value. Returns the message about each."""
     notes, opponent = [], None
     for t, player in enumerate([game.records()[0].opponent, *(record.player for record in game.records())]):
         (job,) = suite_jobs.evaluate_jobs(game, player, game.records()[0].prompts, opponent)
@@ -60,7 +60,7 @@ def again(game: Lineage, *sets: str) -> Lineage:
         return start_lineage(game.runs, game.name, settings(*sets))
 
 
-def test_a_changed_setting_scores_all_versions_anew_and_keeps_what_was_scored(game):
+def test_a_changed_setting_scores_all_versions_again_and_keeps_what_was_scored(game):
     before = digests(game)
     hotter = again(game, HOTTER)
     notes = score_all(hotter, 0.9)
@@ -108,7 +108,7 @@ def test_scoring_alone_refuses_to_make_versions_incomparable(game):
     assert game.reports(0)
 
 
-def test_controls_that_were_scored_otherwise_leave_the_table_until_they_are_asked_for(game):
+def test_controls_that_were_scored_with_other_settings_leave_the_table_until_they_are_asked_for(game):
     for name in ("sft", "dpo"):
         shutil.copytree(game.eval_folder(0) / "self-play", game.control(name) / "eval" / "self-play")
     rescore.set_aside_incomparable(game, game.reports(0))
@@ -145,7 +145,7 @@ def test_the_record_says_what_scored_and_keeps_what_played(game):
     assert [problem for problem in verify(hotter)[0] if "iteration 0" in problem] == []
 
 
-def test_a_decision_that_was_played_on_stands_whatever_the_settings(game):
+def test_a_decision_that_was_played_on_stays_whatever_the_settings(game):
     assert history.decided(game, 0) == game.record(0).gate
     assert history.decided(game, 1) is None, "the head's decision hangs on today's settings"
     assert history.decided(game, 2) is None

@@ -156,7 +156,7 @@ def test_any_two_suites_go_together_and_no_score_of_theirs_is_asked_for_in_two_w
 
 
 @pytest.mark.parametrize("task", ["mmlu_pro", "mmlu_flan_cot_zeroshot", "arc_easy", "arc_challenge_chat", "hellaswag"])
-def test_a_single_task_goes_with_a_suite_that_has_no_such_task_or_asks_it_alike(task):
+def test_a_single_task_goes_with_a_suite_that_has_no_such_task_or_asks_it_in_the_same_way(task):
     alike = ["evaluate.lm_eval.num_fewshot=10"] if task == "hellaswag" else []
     suites.check(settings("evaluate.suites=[open-llm-leaderboard, bbh]", f"evaluate.lm_eval.tasks=[{task}]", *alike))
     suites.check(settings("evaluate.suites=[open-llm-leaderboard-quick]", f"evaluate.lm_eval.tasks=[{task}]"))
@@ -197,9 +197,9 @@ def write(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
 
-def test_a_second_lineage_scores_nothing_anew_and_a_changed_setting_does(tmp_path, tiny_model, data):
+def test_a_second_lineage_scores_nothing_again_and_a_changed_setting_does(tmp_path, tiny_model, data):
     player = version_of(tiny_model)
-    # Whatever is computed needs the weights: a model without any shows that nothing was.
+    # All computation needs the weights, so a model without weights shows that nothing was computed.
     hollow = player.model_copy(update={"path": tmp_path / "nowhere"})
     base = [f"evaluate.lm_eval.local_data={data}", "evaluate.lm_eval.tasks=[arc_easy, mmlu]"]
     (first,) = jobs_of(tmp_path, player, *base)
@@ -220,7 +220,7 @@ def test_a_second_lineage_scores_nothing_anew_and_a_changed_setting_does(tmp_pat
     (job,) = jobs_of(tmp_path, trained_on, *base, name="trained-on")
     with pytest.raises(Exception, match="nowhere"):
         do(job)
-    # The changed rows are arc_easy's: mmlu, of the same rows, was found again.
+    # The changed rows are those of arc_easy. The scores of mmlu, whose rows are the same, were reused.
     (job,) = jobs_of(tmp_path, player, *base, f"evaluate.lm_eval.local_data={rows}", name="changed")
     there = len(list((tmp_path / suite_jobs.SCORES).glob("*/scores")))
     do(job)
@@ -254,7 +254,7 @@ def test_a_group_weighs_items_and_a_suite_weighs_tasks(tmp_path, tiny_model, dat
         assert difference(name, values, nothing, means).mean == pytest.approx(scores[name].value)
 
 
-def test_a_part_of_a_group_says_so_and_what_lm_eval_does_not_know_is_refused(tmp_path, tiny_model, data):
+def test_a_part_of_a_group_says_so_and_what_lm_eval_does_not_know_is_rejected(tmp_path, tiny_model, data):
     sets = [f"evaluate.lm_eval.local_data={data}", "evaluate.lm_eval.tasks=[mmlu]"]
     (job,) = jobs_of(tmp_path, version_of(tiny_model), *sets)
     assert do(job).notes == ("mmlu: 2 of its 57 tasks have rows, and the score is theirs alone",)

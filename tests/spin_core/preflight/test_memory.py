@@ -15,7 +15,7 @@ from spin_core.data.tokenizer import load_config
 from spin_core.models.loading import load_model
 from spin_core.models.logps import hidden_states
 from spin_core.models.packing import padded_rows
-from spin_core.preflight import memory
+from spin_core.preflight import disk, memory
 from spin_core.preflight.sizes import Shape
 
 SHAPE = Shape(
@@ -124,3 +124,14 @@ def test_keys_and_values_by_hand():
     # 16 rows, 100 columns and 64 to spare, 2 layers, keys and values of width 4 in float32.
     assert parts["keys and values"] == 16 * 164 * 2 * 2 * 4 * 4
     assert parts["weights"] == 4000
+
+
+def test_an_adapter_needs_no_gradient_nor_optimizer_state_of_the_weights_that_it_leaves_alone(tiny_model):
+    shape = Shape.of(load_config(tiny_model, ModelConfig()), 1_000_000, "bfloat16")
+    config = TrainConfig(optimizer="adamw")
+    key = "weights, gradients and optimizer"
+    whole = memory.training_memory(shape, config, 8)[key]
+    adapted = memory.training_memory(dataclasses.replace(shape, adapter=1000), config, 8)[key]
+    assert whole == 1_000_000 * (2 + 4 + 4 + 8), "by hand: weight, master, its gradient, states"
+    assert adapted == 1_000_000 * 2 + 1000 * (4 + 4 + 8)
+    assert disk.checkpoint_disk(dataclasses.replace(shape, adapter=1000), config, 1000) == 3 * 12_000

@@ -40,3 +40,9 @@ def test_offloading_is_a_cure_where_it_would_help(monkeypatch, sets, cure):
     assert len(inspection.findings) == (1 if cure else 2)
     if not cure:
         assert inspection.findings[1].text.startswith("training offloads about ")
+
+
+def test_free_memory_is_less_than_there_is():
+    free, where = resources.free_memory("cpu")
+    assert 50 * 2**20 < free < 2**50
+    assert where in ("in memory", "in this container")

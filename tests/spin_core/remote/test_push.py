@@ -1,4 +1,4 @@
-"""A lineage's copy in a store: pushed, interrupted, read back, and brought back. S3 is moto's server, a real one."""
+"""A lineage's copy in a store: pushed, interrupted, read back, and pulled. S3 is a real server, moto's."""
 
 import json
 import shutil
@@ -52,12 +52,12 @@ def upload(self, *given, **named):
 Remote.upload = upload
 push.push(find_lineage(runs, "tale"), PushConfig(url=url))
 """
-"""Pushes, and is killed with -9 by itself when so many files have gone."""
+"""Pushes, and kills itself with SIGKILL after so many uploaded files."""
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs with a lineage `tale`, which has a θ_0 beside it."""
+    """A runs folder with a lineage `tale` and its shared θ_0."""
     runs = tmp_path_factory.mktemp("built")
     game = build(runs)
     files.write_text(game.root / "report.html", "<p>as it was</p>")
@@ -66,20 +66,20 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def game(built: Path, tmp_path: Path) -> Lineage:
-    """That lineage, to be changed."""
+    """A copy of that lineage, which a test may change."""
     shutil.copytree(built, tmp_path / "runs")
     return find_lineage(tmp_path / "runs", "tale")
 
 
 @pytest.fixture
 def short(tmp_path: Path) -> Lineage:
-    """A lineage of one iteration: S3 takes its time."""
+    """A lineage of one iteration, because S3 is slow."""
     return build(tmp_path / "runs", nlls=NLLS[:2])
 
 
 @pytest.fixture
 def away(tmp_path: Path) -> PushConfig:
-    """A folder that is a store."""
+    """The settings of a store that is a folder."""
     return PushConfig(url=f"file://{tmp_path}/away")
 
 
@@ -91,21 +91,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
 
 @pytest.fixture
 def s3(server: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bucket:
-    """A folder of its own in the bucket, and the environment that leads there."""
+    """A folder of the test's own in the bucket. The environment has its credentials."""
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     return replace(server, folder=tmp_path.name)
 
 
 def contents(game: Lineage) -> dict[str, bytes]:
-    """The bytes of all that a copy is to hold."""
+    """The bytes of all files of a copy, by path."""
     return {path: local_path(game.root, path).read_bytes() for path in files_of(game)}
 
 
 def test_a_pulled_lineage_has_the_bytes_that_were_pushed_and_goes_on_there(game, tmp_path):
     url = f"memory://{tmp_path.name}"
     pushed = push(game, PushConfig(url=url))
-    assert pushed.moved == pushed.files - 1 > 30, "the two trainings' timings are equal, and lie there once"
+    assert pushed.moved == pushed.files - 1 > 30, "the timings of both trainings are equal, and stored once"
     pulled = pull(tmp_path / "elsewhere", "tale", url)
     assert pulled.moved == pushed.files
     found = find_lineage(tmp_path / "elsewhere", "tale")
@@ -163,9 +163,9 @@ def test_a_push_neither_replaces_another_lineage_nor_loses_what_only_the_copy_ha
     build(tmp_path / "other", nlls=((3.0, 3.1), (2.0, 2.1)))
     other = find_lineage(tmp_path / "other", "tale")
     push(game, away)
-    with pytest.raises(ConfigError, match=r"away/tale (has another|also has) .* spin push --replace") as refused:
+    with pytest.raises(ConfigError, match=r"away/tale (has another|also has) .* spin push --replace") as raised:
         push(other, away)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(raised.value)
     shutil.rmtree(game.iteration(1))
     with pytest.raises(ConfigError, match="also has iter_01/"):
         push(game, away)
@@ -186,10 +186,10 @@ def test_a_copy_whose_manifest_is_damaged_is_not_taken_for_none(game, away, tmp_
         lambda: pushes.check_copy(tmp_path / "elsewhere", "tale", away),
         lambda: pull(tmp_path / "elsewhere", "tale", away.url),
     ):
-        with pytest.raises(DamagedArtifact, match=r"manifest.json is damaged .* spin push --replace; what") as refused:
+        with pytest.raises(DamagedArtifact, match=r"manifest.json is damaged .* spin push --replace; what") as raised:
             call()
-        assert "\n" not in str(refused.value)
-    assert push(game, away, replace=True).moved == 0, "all of it lies there whole"
+        assert "\n" not in str(raised.value)
+    assert push(game, away, replace=True).moved == 0, "all of it is there and whole"
     pull(tmp_path / "elsewhere", "tale", away.url)
     assert contents(find_lineage(tmp_path / "elsewhere", "tale")) == contents(game)
 
@@ -232,7 +232,7 @@ def test_a_pull_names_what_is_damaged_and_brings_the_rest_and_the_next_one_what_
     with pytest.raises(ConfigError, match="there is no lineage"):
         find_lineage(elsewhere, "tale")
     assert not list(elsewhere.rglob("*.pulled"))
-    assert push(game, away).moved == 0, "what the manifest names is taken to be there"
+    assert push(game, away).moved == 0, "files that the manifest names are assumed to be there"
     assert push(game, away, again=True).moved == 2
     assert pull(elsewhere, "tale", away.url).moved == 3  # the two, and the configuration
     assert contents(find_lineage(elsewhere, "tale")) == contents(game)
@@ -253,7 +253,7 @@ def test_a_pull_overwrites_no_lineage_and_writes_nowhere_else(game, away, tmp_pa
     assert not (tmp_path / "escaped").exists()
 
 
-def test_a_pull_beside_another_theta_0_of_the_same_settings_is_refused(game, away, tmp_path):
+def test_a_pull_next_to_another_theta_0_of_the_same_settings_is_rejected(game, away, tmp_path):
     push(game, away)
     shutil.copytree(game.runs / ".sft", tmp_path / "elsewhere" / ".sft")
     (weights,) = (tmp_path / "elsewhere" / ".sft").rglob("model/model.safetensors")
@@ -263,12 +263,12 @@ def test_a_pull_beside_another_theta_0_of_the_same_settings_is_refused(game, awa
 
 
 @pytest.mark.parametrize("url", ["s3://AKIA:hush@bucket/x", "sftp://me:hush@host/x", "https://host/x?token=hush", "x"])
-def test_a_url_with_a_secret_is_refused_and_not_repeated(url, game):
-    with pytest.raises(ConfigError, match=r"push\.url must be like s3://") as refused:
+def test_a_url_with_a_secret_is_rejected_and_not_repeated(url, game):
+    with pytest.raises(ConfigError, match=r"push\.url must be like s3://") as raised:
         resolve("demo", sets=[f"push.url={url}"])
     done = CliRunner().invoke(main, ["push", "tale", url, "--runs", str(game.runs)])
     assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
-    assert "hush" not in str(refused.value) + done.output
+    assert "hush" not in str(raised.value) + done.output
 
 
 @pytest.mark.parametrize("url", ["s3://b/x", "abfs://box@account.dfs.core.windows.net/x", "file:///mnt/x", ""])
@@ -277,10 +277,10 @@ def test_urls_without_secrets_are_taken(url):
 
 
 @pytest.mark.parametrize(
-    ("url", "said"), [("gs://bucket/x", "driver that is not installed: .*gcsfs"), ("s4://bucket/x", "not known: s4")]
+    ("url", "message"), [("gs://bucket/x", "driver that is not installed: .*gcsfs"), ("s4://bucket/x", "not known: s4")]
 )
-def test_a_store_without_a_driver_is_one_line(url, said):
-    with pytest.raises(ConfigError, match=said):
+def test_a_store_without_a_driver_is_one_line(url, message):
+    with pytest.raises(ConfigError, match=message):
         storage.check(url)
 
 
@@ -309,7 +309,7 @@ def test_s3_a_push_killed_with_9_goes_on_with_what_is_missing_and_pull_gives_equ
     assert contents(find_lineage(tmp_path / "elsewhere", "tale")) == contents(short)
 
 
-def test_s3_a_corrupted_object_is_found_and_mended(short, s3, tmp_path):
+def test_s3_a_corrupted_object_is_found_and_repaired(short, s3, tmp_path):
     push(short, PushConfig(url=s3.url))
     path = f"models/{s3.folder}/tale/iter_00/model/model.safetensors"
     whole = s3.fs.cat_file(path)
@@ -325,18 +325,18 @@ def test_s3_a_corrupted_object_is_found_and_mended(short, s3, tmp_path):
 def test_s3_an_upload_that_arrives_changed_is_noticed(short, s3, monkeypatch):
     real = Remote.upload
 
-    def meddle(self, source, path, *more) -> None:
+    def change(self, source, path, *more) -> None:
         real(self, source, path, *more)
         if path.endswith("iter_00/model/model.safetensors"):
             self.fs.pipe_file(self.at(path), b"something")
 
-    monkeypatch.setattr(Remote, "upload", meddle)
+    monkeypatch.setattr(Remote, "upload", change)
     with pytest.raises(TryAgain, match="did not arrive as it was sent"):
         push(short, PushConfig(url=s3.url))
     assert f"tale/{MANIFEST}" not in s3.versions()
 
 
-def test_s3_what_is_wrong_with_a_store_is_one_line_that_says_how_to_mend_it(s3, monkeypatch):
+def test_s3_what_is_wrong_with_a_store_is_one_line_that_says_how_to_fix_it(s3, monkeypatch):
     storage.check(s3.url)
     assert s3.fs.find(f"models/{s3.folder}") == []
     with pytest.raises(ConfigError, match=r"s3://nowhere/x: .*bucket does not exist: make the bucket"):
@@ -354,6 +354,6 @@ def test_s3_what_is_wrong_with_a_store_is_one_line_that_says_how_to_mend_it(s3, 
 
 def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises((ConfigError, TryAgain), match="file:///") as refused:
+    with pytest.raises((ConfigError, TryAgain), match="file:///") as raised:
         storage.check(f"file://{tmp_path}/file/below")
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(raised.value)

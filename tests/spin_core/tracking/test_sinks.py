@@ -1,4 +1,4 @@
-"""A lineage's points, and who takes them: TensorBoard's files, W&B's SDK offline, MLflow's client on a file."""
+"""A lineage's points and their sinks: TensorBoard's files, W&B's SDK offline, MLflow's client on a file."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ from spin_core.tracking.points import STEP, VERSION, Last, points
 from spin_core.tracking.sinks import last_events
 from spin_core.tracking.wandb_log import read_history, read_records
 
-HELD = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "MLFLOW_TRACKING_URI": ""}
+OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "MLFLOW_TRACKING_URI": ""}
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +46,12 @@ def game(built: Path, tmp_path: Path) -> Lineage:
     return find_lineage(tmp_path / "runs", "tale")
 
 
-def told(game: Lineage, last: Last = Last()) -> list[tuple[str, int, int]]:  # noqa: B008 (frozen)
+def order_of(game: Lineage, last: Last = Last()) -> list[tuple[str, int, int]]:  # noqa: B008 (frozen)
     return [(point.kind, point.at, point.order) for point in points(game, last)]
 
 
 def begin_training(game: Lineage, steps: int) -> Path:
-    """Have iteration 2 train, and be so many steps far."""
+    """Let iteration 2 be in training, with so many finished steps."""
     folder = scratch_of(game.iteration(2) / "train")
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{"step": step, "loss": 0.7 - step / 100, "grad_norm": None} for step in range(1, steps + 1)]
@@ -60,7 +60,7 @@ def begin_training(game: Lineage, steps: int) -> Path:
 
 
 def test_steps_are_counted_through_the_iterations_and_versions_stand_between_them(game):
-    whole = told(game)
+    whole = order_of(game)
     kinds = [VERSION, STEP, STEP, VERSION, STEP, STEP, VERSION]
     assert whole == list(zip(kinds, (0, 1, 2, 1, 3, 4, 2), range(7), strict=True))
     for known in range(8):
@@ -69,7 +69,7 @@ def test_steps_are_counted_through_the_iterations_and_versions_stand_between_the
             max((at for kind, at, _ in before if kind == STEP), default=0),
             max((at for kind, at, _ in before if kind == VERSION), default=-1),
         )
-        assert told(game, last) == whole[known:]
+        assert order_of(game, last) == whole[known:]
 
 
 def test_points_hold_what_was_measured_scored_and_spent(game):
@@ -87,22 +87,22 @@ def test_points_hold_what_was_measured_scored_and_spent(game):
     assert second["cost/device_hours"] == pytest.approx(4 * 1.5 / 3600, abs=1e-6)
 
 
-def test_of_a_training_that_goes_on_all_steps_but_the_last_are_told(game):
+def test_of_a_training_that_goes_on_all_steps_but_the_last_are_reported(game):
     begin_training(game, 3)
     *_, before, last = points(game, Last())
     assert (before.at, last.at, last.order) == (5, 6, 8)
     assert math.isnan(last.values["train/grad_norm"])
     shutil.rmtree(game.iteration(0) / "generations")
-    assert told(game) == []
+    assert order_of(game) == []
 
 
 def follow(game: Lineage, *sinks: str, kill_after: float | None = None) -> str:
-    """Tell the lineage's points to sinks in the process that runs use; what it said."""
+    """Send the lineage's points to sinks in the process that runs use. Returns its messages."""
     config = game.config.model_copy(update={"metrics": MetricsConfig(sinks=sinks)})
     store_files.write_json(game.root / "lineage.json", {"lineage": "tale", "config": config.model_dump(mode="json")})
     command = [sys.executable, "-m", "spin_core.tracking.follow", str(game.runs), "tale"]
     with subprocess.Popen(
-        command, env={**os.environ, **HELD}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, env={**os.environ, **OFFLINE}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         if kill_after is not None:
             deadline = time.monotonic() + 60
@@ -110,13 +110,13 @@ def follow(game: Lineage, *sinks: str, kill_after: float | None = None) -> str:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
             process.send_signal(signal.SIGKILL)
-        said, _ = process.communicate(timeout=120)
+        messages, _ = process.communicate(timeout=120)
         assert process.returncode == (0 if kill_after is None else -signal.SIGKILL)
-        return said
+        return messages
 
 
 def events(game: Lineage) -> Counter[tuple[str, int]]:
-    """How often each number stands in TensorBoard's files, as its own reader has it."""
+    """How often each value is in TensorBoard's files, by its own reader."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     found: Counter[tuple[str, int]] = Counter()
@@ -127,7 +127,7 @@ def events(game: Lineage) -> Counter[tuple[str, int]]:
     return found
 
 
-def test_tensorboard_has_each_point_once_though_the_teller_and_the_training_were_killed(game):
+def test_tensorboard_has_each_point_once_though_the_follower_and_the_training_were_killed(game):
     begin_training(game, 40)
     follow(game, "tensorboard", kill_after=43)
     (file,) = (game.root / "metrics" / "tensorboard").iterdir()
@@ -178,8 +178,8 @@ def test_mlflow_goes_on_in_the_same_run_though_another_sink_fails_and_logs_no_st
     assert follow(game, "mlflow") == ""
     begin_training(game, 8)
     (game.root / "metrics" / "tensorboard").write_text("a file stands in its way")
-    (said,) = follow(game, "tensorboard", "mlflow").splitlines()
-    assert said.startswith("metrics: tensorboard failed and gets no more points: ")
+    (message,) = follow(game, "tensorboard", "mlflow").splitlines()
+    assert message.startswith("metrics: tensorboard failed and gets no more points: ")
     with contextlib.closing(sqlite3.connect(game.runs / "mlflow.db")) as data:
         steps = [step for (step,) in data.execute("select step from metrics where key = 'train/loss' order by step")]
         runs = list(data.execute("select name, status from runs"))
@@ -190,16 +190,16 @@ def test_mlflow_goes_on_in_the_same_run_though_another_sink_fails_and_logs_no_st
 
 
 @pytest.mark.skipif(find_spec("mlflow") is None, reason="the extra mlflow is not installed")
-def test_of_a_server_that_is_away_its_password_is_not_told(game, monkeypatch):
+def test_of_a_server_that_is_away_its_password_is_not_reported(game, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setitem(HELD, "MLFLOW_TRACKING_URI", "http://me:planted@127.0.0.1:9")
-    said = follow(game, "mlflow")
-    assert said.startswith("metrics: mlflow failed and gets no more points: ")
-    assert "127.0.0.1" in said
-    assert "planted" not in said
+    monkeypatch.setitem(OFFLINE, "MLFLOW_TRACKING_URI", "http://me:planted@127.0.0.1:9")
+    message = follow(game, "mlflow")
+    assert message.startswith("metrics: mlflow failed and gets no more points: ")
+    assert "127.0.0.1" in message
+    assert "planted" not in message
 
 
-def test_a_sink_that_is_not_installed_is_refused_and_an_unknown_one_too(monkeypatch):
+def test_a_sink_that_is_not_installed_is_rejected_and_an_unknown_one_too(monkeypatch):
     monkeypatch.setattr(metrics, "find_spec", lambda _name: None)
     with pytest.raises(
         ConfigError, match="has wandb, which is not installed: install spin-loop with its extra `wandb`"
