@@ -1,0 +1,34 @@
+"""The jobs of the phases."""
+
+from small_lineage import settings
+
+from spin_core.lineage import phase_jobs
+from spin_core.lineage.find import lineage_names
+from spin_core.lineage.lineage import Lineage
+from spin_core.lineage.start import start_lineage
+from spin_core.store import lock
+
+
+def start(runs, name="tale", *, sets=()) -> Lineage:
+    with lock.locked(runs / name):
+        return start_lineage(runs, name, settings(*sets))
+
+
+def test_jobs_take_each_iterations_settings(built):
+    config = settings("train.beta=[0.1, 5.0]", "pairs.mix_previous=[false, true]", "seed=10")
+    game = Lineage(built.runs, "tale", config)
+    record = game.records()[0]
+    jobs = [phase_jobs.train_job(game, t, record.opponent, record.pairs, record.scores) for t in range(3)]
+    assert [job.config.beta for job in jobs] == [0.1, 5.0, 5.0]
+    assert [job.seed for job in jobs] == [10, 11, 12]
+    pairs = [phase_jobs.pairs_job(game, t, record.prompts, record.generations, record.generations) for t in range(2)]
+    assert [job.previous is not None for job in pairs] == [False, True]
+
+
+def test_models_that_recipes_train_are_shared_by_what_made_them(tmp_path):
+    one, same = start(tmp_path, "one"), start(tmp_path, "same", sets=["train.beta=0.7"])
+    other = start(tmp_path, "other", sets=["sft.hidden_size=48"])
+    assert phase_jobs.base_job(one) == phase_jobs.base_job(same)
+    assert phase_jobs.base_job(one).output != phase_jobs.base_job(other).output
+    assert phase_jobs.base_job(one).output.parent.parent == tmp_path / ".sft"
+    assert lineage_names(tmp_path) == ["one", "other", "same"]
