@@ -95,10 +95,10 @@ def player_in() -> type[Player]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Player:
-    """A lineage `whole`, played from start to end without a disturbance.
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder with the lineage `whole`, played from start to end without a disturbance.
 
-    Where several processes share the tests, the first one plays it, and all take a copy.
+    Where several processes share the tests, the first one plays it for all.
     """
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -110,9 +110,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Player:
             player.runs.mkdir()
             player.spin(*player.arguments("whole"), one_process=True)
             played.touch()
+    return player.runs
+
+
+@pytest.fixture(scope="module")
+def finished(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Player:
+    """The `spin` command for a copy of that folder, which a file's tests may change."""
     copy = tmp_path_factory.mktemp("finished") / "runs"
-    shutil.copytree(player.runs, copy)
+    shutil.copytree(whole, copy)
     for name in ("leaderboard.json", "report.html"):  # they name the paths of models
         path = copy / "whole" / name
-        path.write_text(path.read_text("utf-8").replace(str(player.runs), str(copy)), "utf-8")
+        path.write_text(path.read_text("utf-8").replace(str(whole), str(copy)), "utf-8")
     return Player(copy)
