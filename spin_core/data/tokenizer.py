@@ -13,7 +13,7 @@ from spin_core.errors import ModelError, first_line
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder. Raises `ModelError` if there is none that loads."""
+    """The tokenizer in a folder. Raises `ModelError` if it is missing or cannot be loaded."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=config.trust_remote_code
@@ -34,7 +34,7 @@ def context_length(folder: Path, config: ModelConfig) -> int | None:
 
 
 def load_config(folder: Path, config: ModelConfig) -> Any:
-    """The model's own configuration. Raises `ModelError` if there is none that loads."""
+    """The model's own configuration. Raises `ModelError` if it is missing or cannot be loaded."""
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:

@@ -15,7 +15,7 @@ HELD_OUT = "held_out.jsonl"
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """Read the rows of a file without a last line that a kill cut short; empty if there is no file."""
+    """The rows of a file, without an incomplete last line as a kill leaves it; empty if the file is missing."""
     if not path.exists():
         return []
     *whole, _ = path.read_text("utf-8").split("\n")

@@ -269,19 +269,10 @@ def runs_held(
 def team_server(folder: Path) -> Iterator[tuple[dict[str, str], Callable[[], list[int]]]]:
     """Server and services of infra/compose.yaml over PostgreSQL and Redis: what clients need, and its processes."""
     import httpx
-    from stack import Stack, documented, postgres, redis
+    from stack import Stack, documented, loopback_addresses, postgres, redis
 
     database, cache, api = (free_port() for _ in range(3))
-    places = {
-        "PREFECT_SERVER_DATABASE_HOST": "127.0.0.1",
-        "PREFECT_SERVER_DATABASE_PORT": str(database),
-        "PREFECT_REDIS_MESSAGING_URL": f"redis://127.0.0.1:{cache}/0",
-        "PREFECT_SERVER_DOCKET_URL": f"redis://127.0.0.1:{cache}/1",
-        "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL": f"redis://127.0.0.1:{cache}/2",
-        "PREFECT_SERVER_API_HOST": "127.0.0.1",
-        "PREFECT_SERVER_API_PORT": str(api),
-        "PREFECT_API_URL": f"http://127.0.0.1:{api}/api",
-    }
+    places = loopback_addresses(database, cache, api)
     stack = Stack(folder, documented() | {"SPIN_AUTH": "team:benchmark", "SPIN_DATABASE_PASSWORD": "benchmark"}, places)
 
     def ready() -> bool:

@@ -208,7 +208,7 @@ def test_a_run_of_a_lineage_in_use_fails_naming_the_holder(night):
     message = night.meanwhile["state"]["message"]
     assert "LineageBusy: lineage whole is in use by process" in message
     assert "choose another lineage name" in message
-    assert night.meanwhile["run_count"] == 1, "what a user has to mend is not tried again"
+    assert night.meanwhile["run_count"] == 1, "what a user has to fix is not tried again"
 
 
 def test_a_killed_flow_is_said_to_have_crashed_and_is_started_again(night):

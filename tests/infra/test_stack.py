@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from served import board, holder, new_client
-from stack import ROOT, Stack, documented, postgres, postgres_programs, redis, wait_for
+from stack import ROOT, Stack, documented, loopback_addresses, postgres, postgres_programs, redis, wait_for
 
 from flows.server.local import RERUNS
 
@@ -95,15 +95,7 @@ def free_ports(count: int) -> list[int]:
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     folder = tmp_path_factory.mktemp("team")
     database, cache, api, health = free_ports(4)
-    places = {
-        "PREFECT_SERVER_DATABASE_HOST": "127.0.0.1",
-        "PREFECT_SERVER_DATABASE_PORT": str(database),
-        "PREFECT_REDIS_MESSAGING_URL": f"redis://127.0.0.1:{cache}/0",
-        "PREFECT_SERVER_DOCKET_URL": f"redis://127.0.0.1:{cache}/1",
-        "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL": f"redis://127.0.0.1:{cache}/2",
-        "PREFECT_SERVER_API_HOST": "127.0.0.1",
-        "PREFECT_SERVER_API_PORT": str(api),
-        "PREFECT_API_URL": f"http://127.0.0.1:{api}/api",
+    places = loopback_addresses(database, cache, api) | {
         "PREFECT_WORKER_WEBSERVER_PORT": str(health),
         "PREFECT_WORKER_QUERY_SECONDS": "2",
     }

@@ -37,7 +37,7 @@ class Endpoint:
     key: str | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)
     answered: list[str] = field(default_factory=list)
-    """Conversations that were answered with 200, and read to the end by whoever asked."""
+    """Conversations that were answered with 200, and read to the end by the client."""
     keys: set[str] = field(default_factory=set)
     flying: int = 0
     most_flying: int = 0

@@ -63,6 +63,20 @@ def documented() -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
+def loopback_addresses(database: int, cache: int, api: int) -> dict[str, str]:
+    """The variables that tell the services the ports of database, Redis and API on this machine."""
+    return {
+        "PREFECT_SERVER_DATABASE_HOST": "127.0.0.1",
+        "PREFECT_SERVER_DATABASE_PORT": str(database),
+        "PREFECT_REDIS_MESSAGING_URL": f"redis://127.0.0.1:{cache}/0",
+        "PREFECT_SERVER_DOCKET_URL": f"redis://127.0.0.1:{cache}/1",
+        "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL": f"redis://127.0.0.1:{cache}/2",
+        "PREFECT_SERVER_API_HOST": "127.0.0.1",
+        "PREFECT_SERVER_API_PORT": str(api),
+        "PREFECT_API_URL": f"http://127.0.0.1:{api}/api",
+    }
+
+
 class Stack:
     """The services as processes, on free ports of loopback. `places` has the addresses and paths that differ."""
 

@@ -27,8 +27,6 @@ from spin_core.runtime.progress import Progress
 from spin_core.store.jobs import PromptsJob
 from spin_core.store.records import ModelVersion
 
-MIB = 2**20
-
 
 @pytest.fixture(autouse=True)
 def quick_measurement(monkeypatch):

@@ -293,7 +293,7 @@ def test_a_damaged_adapter_is_named(tmp_path, tiny_model):
         {"lora": {"rank": 4, "dropout": 0.1}, "gradient_checkpointing": True, "micro_batch_tokens": 64},
         {"lora": {"rank": 4, "across": "stack"}},
     ],
-    ids=["plain", "recomputed", "padded", "scored-anew", "dropout", "stack"],
+    ids=["plain", "recomputed", "padded", "scored-again", "dropout", "stack"],
 )
 def test_an_adapter_learns_from_a_first_loss_of_log_2(request, tmp_path, fixture, settings):
     folder = request.getfixturevalue(fixture)
@@ -319,10 +319,10 @@ def test_recomputing_drops_what_the_forward_pass_dropped(tmp_path, tiny_model):
 
 def test_scoring_the_opponent_at_every_step_skips_the_adapter(tmp_path, tiny_model):
     settings = {"lora": {"rank": 4}, "epochs": 4, "learning_rate": 2e-3}
-    cached, anew = (
+    cached, rescored = (
         do(game(tmp_path / str(kept), tiny_model, **settings, speed={"cached_scores": kept})) for kept in (True, False)
     )
-    assert anew.metrics == pytest.approx(cached.metrics, rel=5e-3, abs=1e-5)
+    assert rescored.metrics == pytest.approx(cached.metrics, rel=5e-3, abs=1e-5)
 
 
 def test_a_checkpoint_holds_only_the_adapter(tmp_path, tiny_model):
