@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
-import shared_server as prefect_server
-from helpers import tiny_model  # noqa: F401
-from shared_server import server_url, shared_server  # noqa: F401
+
+from tests.support.helpers import tiny_model  # noqa: F401
+from tests.support.servers import shared_server as prefect_server
+from tests.support.servers.shared_server import server_url, shared_server  # noqa: F401
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

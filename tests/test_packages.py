@@ -12,7 +12,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+
+from tests.support.helpers import ROOT
 
 LEVELS = (
     ("errors",),

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 DATA = Path(os.environ.get("SPIN_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 TASKS = {"arc_easy": 60, "winogrande": 100, "gsm8k": 16}
@@ -36,8 +36,9 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 def make(folder: Path) -> None:
     """The model, with heads as wide as vLLM's kernels want them."""
     import torch
-    from helpers import character_tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tests.support.helpers import character_tokenizer
 
     torch.manual_seed(0)
     tokenizer = character_tokenizer()
@@ -66,10 +67,9 @@ def chosen() -> dict[str, list[int]]:
 
 def job_of(folder: Path, lineage: str, engine: str) -> Any:
     """Our phase's job."""
-    from small_game import CPU, version_of
-
     from spin_core.config.generate import VllmConfig, VllmSpeedConfig
     from spin_core.store.evaluation_jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
+    from tests.support.lineages.small_game import CPU, version_of
 
     tasks = [BenchmarkTask(name=name, num_fewshot=SHOTS, limit=limit) for name, limit in TASKS.items()]
     config = BenchmarkConfig(

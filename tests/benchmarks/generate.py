@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 VOCABULARY, CONTEXT, NEW_TOKENS, SEED = 32_000, 512, 128, 0
 STOPS = list(range(2, VOCABULARY, 128))
@@ -37,7 +37,8 @@ def make(folder: Path, count: int) -> None:
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from bare_model import save_bare_model
+
+    from tests.support.models.bare_model import save_bare_model
 
     save_bare_model(
         folder / "model", VOCABULARY, SEED, hidden_size=288, intermediate_size=768, num_hidden_layers=6,
@@ -62,12 +63,11 @@ def make(folder: Path, count: int) -> None:
 
 def job_of(folder: Path, name: str, dtype: str = "float32", **config: Any) -> Any:
     """The phase's job."""
-    from small_game import CPU, version_of
-
     from spin_core.config.generate import GenerateConfig
     from spin_core.store import identity
     from spin_core.store.jobs import GenerateJob
     from spin_core.store.records import PromptSet
+    from tests.support.lineages.small_game import CPU, version_of
 
     path = folder / "prompts"
     prompts = PromptSet(

@@ -29,11 +29,12 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import prefect_aside
-import served
-from served import Up, free_port, wait_for
+
+from tests.support.servers import served
+from tests.support.servers.served import Up, free_port, wait_for
 
 served.TIMEOUT_SECONDS = 900.0
 served.PAUSE = 0.1
@@ -269,7 +270,8 @@ def runs_held(
 def team_server(folder: Path) -> Iterator[tuple[dict[str, str], Callable[[], list[int]]]]:
     """Server and services of infra/compose.yaml over PostgreSQL and Redis: what clients need, and its processes."""
     import httpx
-    from stack import Stack, documented, loopback_addresses, postgres, redis
+
+    from tests.support.servers.stack import Stack, documented, loopback_addresses, postgres, redis
 
     database, cache, api = (free_port() for _ in range(3))
     places = loopback_addresses(database, cache, api)
@@ -295,7 +297,7 @@ def team_server(folder: Path) -> Iterator[tuple[dict[str, str], Callable[[], lis
 
 def runs(up: Up, folder: Path, quick: bool) -> list[Row]:
     """Both servers."""
-    from stack import postgres_programs
+    from tests.support.servers.stack import postgres_programs
 
     seconds, held = (8.0, [30, 60]) if quick else (20.0, [60, 120, 240, 480, 960])
     environment = {

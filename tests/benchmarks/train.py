@@ -30,7 +30,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 from rich.console import Console
@@ -56,8 +56,9 @@ def chat_pairs(rng: np.random.Generator, pairs: int) -> list[list[list[int]]]:
 
 def gsm8k_pairs(rng: np.random.Generator, pairs: int) -> list[list[list[int]]]:
     """Real questions and solutions, in tokens of a BPE that is trained on them."""
-    from helpers import data_folder
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    from tests.support.helpers import data_folder
 
     rows = [json.loads(line) for line in data_folder("gsm8k", "train.jsonl").read_text("utf-8").splitlines()]
     tokenizer = Tokenizer(models.BPE())
@@ -74,8 +75,8 @@ def gsm8k_pairs(rng: np.random.Generator, pairs: int) -> list[list[list[int]]]:
 
 def make(folder: Path, data: str, model: Model, pairs: int, vocabulary: int) -> None:
     """The model and the pairs that all ways train on."""
-    from bare_model import save_bare_model
-    from small_game import do, score_job, version_of, write_pairs
+    from tests.support.lineages.small_game import do, score_job, version_of, write_pairs
+    from tests.support.models.bare_model import save_bare_model
 
     save_bare_model(
         folder / "model", vocabulary, SEED, gpu=model.gpu, weights=not model.in_memory,

@@ -102,11 +102,10 @@ def ways_of(model: Model, more: bool) -> list[str]:
 
 def ours(folder: Path, model: Model, change: dict[str, Any], batch_size: int, most: int) -> dict[str, Any]:
     """Our phase; seconds of each step, and what the first two measured."""
-    from small_game import do, train_job
-
     from spin_core.store import artifacts, identity
     from spin_core.store.records import ModelVersion, PairDataset, ScoredPairs
     from spin_core.store.training_log import METRICS, TIMING, read_rows
+    from tests.support.lineages.small_game import do, train_job
 
     pairs = PairDataset(
         path=folder / "pairs",
@@ -330,5 +329,5 @@ def child(name: str, folder: Path, shape: str, batch_size: int, micro_batch_toke
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     child(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from playwright.sync_api import expect
-from small_lineage import suite_report
 
 from spin_core.comparison import compare
 from spin_core.comparison import page as comparison_page
 from spin_core.comparison.compare import Arm, Table
+from tests.support.lineages.small_lineage import suite_report
 
 pytestmark = pytest.mark.slow
 

@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Page, expect
-from small_lineage import build, suite_report
-from small_lineage import report as publish_report
 
 from spin_core.reports import html
+from tests.support.lineages.small_lineage import build, suite_report
+from tests.support.lineages.small_lineage import report as publish_report
 
 HOSTILE = [
     '</td></table><script>window.ran = 1</script><img src=x onerror="window.ran = 1">',

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import served
 from playwright.sync_api import Browser, expect
-from prefect_ui import FINISHED, RUNNING, Ui, open_context, pictures_folder
-from served import Up, free_port, holder, wait_for
 
 from spin_core.config.evaluate import SuiteName
 from spin_core.config.recipes import RECIPES
+from tests.support.servers import served
+from tests.support.servers.prefect_ui import FINISHED, RUNNING, Ui, open_context, pictures_folder
+from tests.support.servers.served import Up, free_port, holder, wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -9,12 +9,12 @@ from typing import get_args
 import click
 import pytest
 import yaml
-from pages import EXAMPLES, ROOT, TEXTS, blocks, code_of
 
 from flows.command_line.main import main
 from spin_core.config.recipes import RECIPES
 from spin_core.config.resolve import changes, resolve
 from spin_core.config.run import RunConfig
+from tests.support.pages import EXAMPLES, ROOT, TEXTS, blocks, code_of
 
 STAND_INS = {"RECIPE": "demo", "T": "0", "NAME": "demo"}
 """Words in a command for something of the user's that is neither a lineage nor a file."""

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from pages import EXAMPLES, FENCE, ROOT, TEXTS
 
 from spin_core.config.resolve import resolve
 from spin_core.evaluation import suites
 from spin_core.leaderboard import gate
+from tests.support.pages import EXAMPLES, FENCE, ROOT, TEXTS
 
 PAGE = TEXTS["docs/architecture.md"]
 SECTIONS = dict(re.findall(r"^### (Add an? \w+)\n(.*?)(?=^###? |\Z)", PAGE, re.MULTILINE | re.DOTALL))

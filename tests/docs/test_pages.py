@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from pages import DOCS, ROOT, TEXTS, anchors_of, links_of, prose
+
+from tests.support.pages import DOCS, ROOT, TEXTS, anchors_of, links_of, prose
 
 LONGEST_README = 150
 

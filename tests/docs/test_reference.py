@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
-from pages import ROOT, TEXTS
 
 from spin_core.config.run import RunConfig
+from tests.support.pages import ROOT, TEXTS
 
 SOURCES = [
     path for folder in ("spin_core", "flows", "tasks", "infra") for path in sorted((ROOT / folder).rglob("*.py"))
@@ -86,7 +86,7 @@ def test_no_variable_is_in_the_table_twice_or_unused():
     rows = re.findall(r"^\| (`[^|]+`) \|", TEXTS["docs/reference/environment.md"], re.MULTILINE)
     names = [name for row in rows for name in re.findall(r"`([A-Z_0-9]+)`", row)]
     assert len(names) == len(set(names))
-    tests = [ROOT / "tests" / "support" / "prefect_ui.py"]
+    tests = [ROOT / "tests" / "support" / "servers" / "prefect_ui.py"]
     code = "\n".join(path.read_text("utf-8") for path in [*SOURCES, *tests, *every_other_file()])
     elsewhere = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_MODE"}  # read by s3fs and Ray
     assert [name for name in names if name.startswith("SPIN_") and name not in code and name not in elsewhere] == []

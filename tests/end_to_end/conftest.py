@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers import SUPPORT
+
+from tests.support.helpers import SUPPORT
 
 TINY = {
     "sft.hidden_size": 8,
@@ -45,7 +46,7 @@ class Player:
 
     def command(self, *arguments: str, one_process: bool = False) -> list[str]:
         """The command line; with `one_process`, that of a stand-in which starts no process for a phase."""
-        spin = [str(SUPPORT / "one_process.py")] if one_process else ["-m", "flows.command_line"]
+        spin = [str(SUPPORT / "processes" / "one_process.py")] if one_process else ["-m", "flows.command_line"]
         return [sys.executable, *spin, *arguments, "--runs", str(self.runs)]
 
     def environment(self) -> dict[str, str]:

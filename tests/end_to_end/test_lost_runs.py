@@ -10,7 +10,6 @@ from uuid import UUID
 
 import httpx
 import pytest
-from helpers import HOLDS
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
@@ -21,11 +20,12 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL
 from prefect.states import AwaitingRetry, Cancelling, Running
-from small_lineage import build
 
 from flows import compare, evaluate
 from flows.server import deploy, local, watch
 from flows.server.api import Server
+from tests.support.helpers import HOLDS
+from tests.support.lineages.small_lineage import build
 
 pytestmark = pytest.mark.slow
 

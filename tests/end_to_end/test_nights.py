@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import HOLDS
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.flow_engine import run_flow
 from prefect.states import Scheduled
-from small_lineage import NLLS, build
 
 from flows import nightly as nights
 from flows import spin
 from spin_core.errors import LineageBusy
+from tests.support.helpers import HOLDS
+from tests.support.lineages.small_lineage import NLLS, build
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_server")]
 

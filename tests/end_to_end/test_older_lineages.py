@@ -16,7 +16,6 @@ from typing import TypeVar
 
 import pytest
 from click.testing import CliRunner
-from helpers import ROOT, SUPPORT
 
 from flows.command_line.main import main
 from spin_core.lineage import control_jobs, controls, phase_jobs, rescore, suite_jobs
@@ -39,11 +38,12 @@ from spin_core.store.records import (
     ScoredPairs,
     TrainRun,
 )
+from tests.support.helpers import ROOT, SUPPORT
 
 R = TypeVar("R", bound=Artifact)
 
 PUBLISHED = ROOT / "tests" / "fixtures" / "lineages" / "03bedde"
-ONE_PROCESS = SUPPORT / "one_process.py"
+ONE_PROCESS = SUPPORT / "processes" / "one_process.py"
 NAME = "tiny"
 SETTINGS = {
     "sft": {"hidden_size": 8, "intermediate_size": 16, "layers": 1, "train": {"epochs": 1}},

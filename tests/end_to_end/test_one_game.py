@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import Up, as_in_form, board, free_port, holder, stamps, wait_for
+
+from tests.support.servers.served import Up, as_in_form, board, free_port, holder, stamps, wait_for
 
 ITERATIONS = ["--iterations", "1"]
 SETTINGS = ["--set=controls={}", "--set=prompts.sample=48", "--set=generate.shard_size=2"]

@@ -13,12 +13,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from judge_model import grade, save_judge
-from mt_bench_game import VLLM, data, do, job_of, models, needs_vllm, people, rows_of, short_pauses
 
 from spin_core.errors import ConfigError
 from spin_core.runtime import launch
 from spin_core.store.records import EvalReport
+from tests.support.lineages.mt_bench_game import (
+    VLLM,
+    data,
+    do,
+    job_of,
+    models,
+    needs_vllm,
+    people,
+    rows_of,
+    short_pauses,
+)
+from tests.support.models.judge_model import grade, save_judge
 
 NAMES = ("Ann", "Ben", "Cat", "Dan", "Eve", "Fox")
 PLACES = ("sea", "wood", "town", "farm", "hill", "lake")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import Up, as_in_form, board, free_port, holder, stamps, wait_for
+
+from tests.support.servers.served import Up, as_in_form, board, free_port, holder, stamps, wait_for
 
 pytestmark = pytest.mark.slow
 

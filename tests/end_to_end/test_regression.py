@@ -7,7 +7,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from one_process import run_phase
 from prefect import flow
 from prefect.settings import PREFECT_API_URL
 
@@ -17,6 +16,7 @@ from spin_core.config.run import RunConfig
 from spin_core.leaderboard.board import Board
 from spin_core.lineage.lineage import Lineage
 from spin_core.runtime import launch
+from tests.support.processes.one_process import run_phase
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_server")]
 

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import object_store
 import pytest
-from endpoint import serving
-from mail_server import mailbox
-from object_store import Bucket
-from served import Up, as_in_form, free_port, holder, stamps, wait_for
 
 from flows.server import local, watch
+from tests.support.servers import object_store
+from tests.support.servers.endpoint import serving
+from tests.support.servers.mail_server import mailbox
+from tests.support.servers.object_store import Bucket
+from tests.support.servers.served import Up, as_in_form, free_port, holder, stamps, wait_for
 
 pytestmark = pytest.mark.slow
 

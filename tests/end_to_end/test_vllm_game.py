@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from small_game import CPU, version_of
-from vllm_models import save_model, save_stacked
 
 from spin_core.config.generate import VllmConfig
 from spin_core.config.resolve import resolve
@@ -28,6 +26,8 @@ from spin_core.runtime.launch import run_phase
 from spin_core.store import identity as store_identity
 from spin_core.store import lock
 from spin_core.store.records import GenerationBatch, ModelVersion, PairDataset, PromptSet, ScoredPairs, TrainRun
+from tests.support.lineages.small_game import CPU, version_of
+from tests.support.models.vllm_models import save_model, save_stacked
 
 pytestmark = [
     pytest.mark.slow,

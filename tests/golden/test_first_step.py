@@ -7,12 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import data_folder
-from small_game import CPU, do, pass_over, random_pairs, score_job, stepper_of, train_job, version_of, write_pairs
 
 from spin_core.data.sequences import read_token_ids
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.models.loading import load_model
+from tests.support.helpers import data_folder
+from tests.support.lineages.small_game import (
+    CPU,
+    do,
+    pass_over,
+    random_pairs,
+    score_job,
+    stepper_of,
+    train_job,
+    version_of,
+    write_pairs,
+)
 
 
 def stories(count: int) -> list[str]:

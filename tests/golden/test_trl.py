@@ -6,11 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import save_tiny_model
-from small_game import CPU, do, pass_over, score_job, stepper_of, train_job, version_of, write_pairs
 
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.models.loading import load_model
+from tests.support.helpers import save_tiny_model
+from tests.support.lineages.small_game import (
+    CPU,
+    do,
+    pass_over,
+    score_job,
+    stepper_of,
+    train_job,
+    version_of,
+    write_pairs,
+)
 
 ROWS = [
     ("What is two and two? ", "Four.", "It is five, I believe."),

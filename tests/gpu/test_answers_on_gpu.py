@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from engines import AS_IS, GREEDY, answers, gpt2, llama, mistral, requests
 
 from spin_core.inference.transformers_engine import TransformersEngine
+from tests.support.models.engines import AS_IS, GREEDY, answers, gpt2, llama, mistral, requests
 
 
 @pytest.mark.parametrize("make", [llama, gpt2, mistral])

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from attention_families import APART, FAMILIES, SEQUENCES, TOGETHER, model_of, values_and_gradients
 
 from spin_core.models.attention import PACKED, VARLEN, choose_implementation
 from spin_core.models.logps import ResponseLogps
 from spin_core.models.packing import packed_rows, padded_rows
+from tests.support.models.attention_families import APART, FAMILIES, SEQUENCES, TOGETHER, model_of, values_and_gradients
 
 WIDER = {
     family: type(config)(**{**config.to_diff_dict(), "hidden_size": 64, "head_dim": 16})

@@ -2,10 +2,7 @@
 
 import pytest
 import torch
-from helpers import character_tokenizer
-from many_jobs import StopsAt
 from safetensors.torch import load_file
-from small_game import CPU, do, game, start
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -15,6 +12,9 @@ from spin_core.errors import Stopped
 from spin_core.models.vocabulary_loss import ItemLosses, fused_loss
 from spin_core.store.training_log import read_rows
 from spin_core.training.losses import LOG_2
+from tests.support.helpers import character_tokenizer
+from tests.support.lineages.small_game import CPU, do, game, start
+from tests.support.processes.many_jobs import StopsAt
 
 GPU = ModelConfig(device="cuda", dtype="float32")
 BF16 = ModelConfig(device="cuda", dtype="bfloat16")

@@ -10,9 +10,9 @@ from typing import get_args
 
 import pytest
 import yaml
-from stack import FILE, ROOT, VARIABLE, compose, documented
 
 from spin_core.config.metrics import SinkName
+from tests.support.servers.stack import FILE, ROOT, VARIABLE, compose, documented
 
 SECRETS = {"SPIN_AUTH": "someone:passing", "SPIN_DATABASE_PASSWORD": "planted-password"}
 DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"

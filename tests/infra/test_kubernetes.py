@@ -9,10 +9,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from kubernetes_validate import ValidationError, validate
-from stack import ROOT
 
 from infra import node
 from spin_core.errors import SpinError
+from tests.support.servers.stack import ROOT
 
 FOLDER = ROOT / "infra" / "kubernetes"
 VERSION = "1.33"

@@ -7,7 +7,8 @@ import tomllib
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from stack import ROOT
+
+from tests.support.servers.stack import ROOT
 
 FOLDER = ROOT / "infra" / "docker"
 

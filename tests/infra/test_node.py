@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from stack import ROOT
 
 from infra import node
 from spin_core.errors import ConfigError
 from spin_core.runtime import launch, torchrun
 from spin_core.runtime import process as runtime_process
+from tests.support.servers.stack import ROOT
 
 VLLM = {"python": sys.executable, "speed": {"tensor_parallel": 2}}
 

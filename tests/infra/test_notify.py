@@ -10,7 +10,6 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from mail_server import mailbox
 from prefect.blocks.abstract import NotificationError
 from prefect.events.actions import SendNotification
 from pydantic import SecretStr
@@ -18,6 +17,7 @@ from pydantic import SecretStr
 from infra import notify
 from infra.email_block import Email
 from spin_core.errors import ConfigError
+from tests.support.servers.mail_server import mailbox
 
 PASSWORD = "a password"
 

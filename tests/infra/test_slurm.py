@@ -10,11 +10,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from generation import generate_job, prompt_set
-from stack import ROOT
 
 from spin_core.runtime import launch
 from spin_core.store.records import GenerationBatch
+from tests.support.lineages.generation import generate_job, prompt_set
+from tests.support.servers.stack import ROOT
 
 FOLDER = ROOT / "infra" / "slurm"
 GAME, GENERATE = FOLDER / "game.sbatch", FOLDER / "generate.sbatch"
@@ -117,7 +117,7 @@ def test_a_game_on_two_nodes_is_answered_by_the_second_and_trained_by_both(tmp_p
     root = tmp_path / "runs" / "mine"
     assert [row["t"] for row in json.loads((root / "leaderboard.json").read_text())["rows"]] == [0, 1]
     for name in ("generations", "train"):
-        assert f"node 1: {root}/iter_00/jobs/{name}.json: begun on the first node, taking part" in log
+        assert f"node 1: {root}/iter_00/jobs/{name}.json: begun on the first node, joining" in log
         assert f"node 1: {root}/iter_00/jobs/{name}.json: ended here\n" in log
     speed = json.loads((root / "iter_00" / "jobs" / "train.json").read_text())["config"]["speed"]
     assert speed["nodes"] == 2

@@ -14,10 +14,19 @@ from typing import Any
 
 import httpx
 import pytest
-from served import board, holder, new_client
-from stack import ROOT, Stack, documented, loopback_addresses, postgres, postgres_programs, redis, wait_for
 
 from flows.server.local import RERUNS
+from tests.support.servers.served import board, holder, new_client
+from tests.support.servers.stack import (
+    ROOT,
+    Stack,
+    documented,
+    loopback_addresses,
+    postgres,
+    postgres_programs,
+    redis,
+    wait_for,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,7 +39,7 @@ pytestmark = [
 AUTH = ("team", "planted-pass:word")
 PASSWORD = "planted-database-password"
 LINEAGE = "team"
-ONE_PROCESS = str(ROOT / "tests" / "support" / "one_process.py")
+ONE_PROCESS = str(ROOT / "tests" / "support" / "processes" / "one_process.py")
 OVERRIDES = {
     "sft": {"hidden_size": 8, "intermediate_size": 16, "layers": 1, "train": {"epochs": 1}},
     "prompts": {"sample": 48, "held_out": 16},

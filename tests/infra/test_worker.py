@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from stack import ROOT, compose, documented, wait_for
 
 from infra import worker
 from spin_core.runtime import grace
 from spin_core.runtime.process import children_of
+from tests.support.servers.stack import ROOT, compose, documented, wait_for
 
 RUN = """
 import pathlib, signal, sys, time

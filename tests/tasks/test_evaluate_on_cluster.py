@@ -4,7 +4,6 @@ import contextlib
 
 import pytest
 from prefect.logging import disable_run_logger
-from small_lineage import build, publish
 
 from spin_core.config.generate import RayConfig
 from spin_core.errors import DataError, WorkersLost
@@ -13,6 +12,7 @@ from spin_core.runtime import launch
 from spin_core.store import artifacts, identity
 from spin_core.store.records import EvalReport
 from tasks import evaluate
+from tests.support.lineages.small_lineage import build, publish
 
 NAMES = ["evaluate.suites=[open-llm-leaderboard,big-bench,mt-bench]"]
 FIELDS = {"model": "m", "suite": "by hand", "harness": "none", "scores": {}}

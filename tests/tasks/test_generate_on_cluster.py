@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from generation import EOS, do, generate_job, prompt_set
-from small_game import version_of
 
 from spin_core.config.generate import GenerateConfig
 from spin_core.config.model import ModelConfig
@@ -23,6 +21,8 @@ from spin_core.lineage.lineage import Lineage
 from spin_core.runtime import interpreter, launch, phase
 from spin_core.store.identity import identity_of
 from tasks import generate
+from tests.support.lineages.generation import EOS, do, generate_job, prompt_set
+from tests.support.lineages.small_game import version_of
 
 
 @dataclass

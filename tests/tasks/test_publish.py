@@ -8,7 +8,6 @@ import httpx
 import pytest
 from prefect import flow, tags
 from prefect.settings import PREFECT_API_URL
-from small_lineage import NLLS, build, suite_report
 
 from flows import compare, evaluate, nightly, spin
 from flows.parameters import Overrides
@@ -17,6 +16,7 @@ from spin_core.errors import ConfigError
 from spin_core.remote import push as pushes
 from tasks import display, publish
 from tasks.push import push
+from tests.support.lineages.small_lineage import NLLS, build, suite_report
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_server")]
 

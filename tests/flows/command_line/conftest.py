@@ -1,10 +1,10 @@
 """A finished lineage, and the command `spin` in its runs folder."""
 
 import pytest
-from command_runner import Spin, run_spin
-from small_lineage import build
 
 from spin_core.lineage.lineage import Lineage
+from tests.support.lineages.small_lineage import build
+from tests.support.processes.command_runner import Spin, run_spin
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_lineage import build
+
+from tests.support.lineages.small_lineage import build
 
 HEAVY = (
     *("torch", "transformers", "datasets", "lm_eval", "peft", "accelerate", "sklearn", "scipy", "matplotlib"),

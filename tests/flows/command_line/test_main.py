@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_runner import refusal
 
 from flows.command_line.main import main
+from tests.support.processes.command_runner import refusal
 
 COMMANDS = ["run", "next", "leaderboard", "show", "samples", "check", "verify", "export", "recipes", "up"]
 

@@ -4,10 +4,10 @@ import os
 from typing import get_args
 
 import pytest
-from command_runner import refusal
 
 from spin_core.config.evaluate import SuiteName
 from spin_core.store import lock
+from tests.support.processes.command_runner import refusal
 
 
 @pytest.mark.parametrize("command", [["run", "demo", "--lineage", "tale"], ["next", "tale"]])

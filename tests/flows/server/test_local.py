@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from small_lineage import build
 
 from flows.command_line.main import main
 from flows.server import api, local, serve, status
 from spin_core.errors import ConfigError, TryAgain
 from spin_core.runtime.process import pid_scope
+from tests.support.lineages.small_lineage import build
 
 NOWHERE = "http://127.0.0.1:9"
 

@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from small_lineage import NLLS, build, lines, publish, report, settings, suite_report
 
 from spin_core.comparison import compare
 from spin_core.comparison import page as comparison_page
@@ -22,6 +21,7 @@ from spin_core.lineage import controls
 from spin_core.lineage.find import lineage_names
 from spin_core.lineage.lineage import Lineage
 from spin_core.store.records import ModelVersion, Score, TrainRun
+from tests.support.lineages.small_lineage import NLLS, build, lines, publish, report, settings, suite_report
 
 SETS = ("controls.sft_continued=true", "controls.longer=[2]", "controls.shares=[0.5]", "iterations=2", "train.epochs=3")
 NAMES = ["θ_0", "θ_1", "θ_2", "SFT, equal steps, lr 0.001", "iteration 0, 6 epochs"]

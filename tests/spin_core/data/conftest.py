@@ -1,8 +1,9 @@
 """Fixtures of the tests that run phase `prompts`."""
 
 import pytest
-from built_prompts import BuiltPrompts
-from helpers import character_tokenizer, save_tiny_model
+
+from tests.support.helpers import character_tokenizer, save_tiny_model
+from tests.support.lineages.built_prompts import BuiltPrompts
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"

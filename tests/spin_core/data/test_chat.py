@@ -1,12 +1,12 @@
 """Prompts and responses as token ids, over the chat formats that models use."""
 
 import pytest
-from helpers import character_tokenizer, data_folder
 
 from spin_core.config.model import ChatConfig, ModelConfig
 from spin_core.data.chat import Renderer, decode_responses
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ConfigError, DataError, ModelError
+from tests.support.helpers import character_tokenizer, data_folder
 
 TURN = "{% for m in messages %}"
 END = "{% endfor %}"

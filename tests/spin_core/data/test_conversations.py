@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from built_prompts import rows_of
 
 from spin_core.config.model import ChatConfig, ModelConfig
 from spin_core.data.chat import Renderer
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import DataError
+from tests.support.lineages.built_prompts import rows_of
 
 FORMATS = {
     "messages": lambda q, a: {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]},

@@ -5,8 +5,6 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import data_folder
-from small_game import CPU, do, score_job, train_job, version_of
 
 from spin_core.config.data import SourceConfig
 from spin_core.config.model import ChatConfig
@@ -22,6 +20,8 @@ from spin_core.runtime.progress import Progress
 from spin_core.store.jobs import PreferencesJob
 from spin_core.store.records import ModelVersion, PairDataset, PromptSet
 from spin_core.training.losses import LOG_2
+from tests.support.helpers import data_folder
+from tests.support.lineages.small_game import CPU, do, score_job, train_job, version_of
 
 FORMAT = ChatConfig(template="format", format="Q: {prompt} A: ")
 

@@ -4,8 +4,6 @@ import json
 import shutil
 
 import pytest
-from built_prompts import rows_of, write_jsonl
-from helpers import data_folder, save_tiny_model
 
 from spin_core.config.data import SourceConfig
 from spin_core.config.model import ModelConfig
@@ -13,6 +11,8 @@ from spin_core.data import demo
 from spin_core.data.sources import read_rows
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ConfigError, DataError
+from tests.support.helpers import data_folder, save_tiny_model
+from tests.support.lineages.built_prompts import rows_of, write_jsonl
 
 
 def test_prompt_and_response_columns_become_token_ids(build, tiny_model):

@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 import pytest
-from helpers import data_folder
 
 from spin_core.data.repetition import distinct, distinct_shares, is_looping, ngrams, repeated_share, repeated_trigrams
 from spin_core.evaluation.statistics import paired
+from tests.support.helpers import data_folder
 
 
 def test_repeated_share_by_hand():

@@ -6,11 +6,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from built_prompts import rows_of, write_jsonl
 
 from spin_core.config.data import SourceConfig
 from spin_core.data.sources import _commit_of, _from_datasets
 from spin_core.errors import DataError
+from tests.support.lineages.built_prompts import rows_of, write_jsonl
 
 CARD = """---
 configs:

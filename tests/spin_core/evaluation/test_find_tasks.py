@@ -11,8 +11,6 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from parity import save_ending_model, write_data_set
-from small_game import CPU, version_of
 
 from spin_core.errors import DataError
 from spin_core.evaluation import local_tasks
@@ -21,6 +19,8 @@ from spin_core.phases.benchmark import run
 from spin_core.runtime import phase, progress
 from spin_core.store.evaluation_jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
 from spin_core.store.records import EvalReport
+from tests.support.lineages.parity import save_ending_model, write_data_set
+from tests.support.lineages.small_game import CPU, version_of
 
 GROUP = "mmlu_social_sciences"
 SIZES = (1, 2, 3, 4)

@@ -8,10 +8,19 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from parity import Asked, Rows, assert_same_items, named, ours_of, save_ending_model, score_ours, score_theirs
 
 from spin_core.evaluation.task_rows import SINGLE_TASKS
 from spin_core.store.records import EvalReport
+from tests.support.lineages.parity import (
+    Asked,
+    Rows,
+    assert_same_items,
+    named,
+    ours_of,
+    save_ending_model,
+    score_ours,
+    score_theirs,
+)
 
 SENTENCE = "red sun dog runs fast over the old green hill and sleeps near a blue lake while cold rain falls"
 WORDS = SENTENCE.split()

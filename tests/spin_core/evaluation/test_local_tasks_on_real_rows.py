@@ -17,11 +17,19 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from helpers import data_folder
-from parity import Asked, Rows, assert_same_items, ours_of, save_ending_model, score_ours, score_theirs
 
 from spin_core.evaluation.task_rows import SINGLE_TASKS
 from spin_core.store.records import EvalReport
+from tests.support.helpers import data_folder
+from tests.support.lineages.parity import (
+    Asked,
+    Rows,
+    assert_same_items,
+    ours_of,
+    save_ending_model,
+    score_ours,
+    score_theirs,
+)
 
 FEW = 24
 SUBJECTS = ("abstract_algebra", "global_facts", "marketing", "moral_scenarios", "professional_law", "us_foreign_policy")

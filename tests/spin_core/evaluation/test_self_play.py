@@ -10,8 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import data_folder, save_tiny_model
-from small_game import CPU, version_of
 
 from spin_core.config.evaluate import EvaluateConfig
 from spin_core.config.generate import GenerateConfig
@@ -29,6 +27,8 @@ from spin_core.runtime import phase, progress
 from spin_core.store import artifacts, identity
 from spin_core.store.evaluation_jobs import EvaluateJob, EvaluateSpeed
 from spin_core.store.records import EvalReport, PromptSet
+from tests.support.helpers import data_folder, save_tiny_model
+from tests.support.lineages.small_game import CPU, version_of
 
 ROWS = 24
 ALWAYS = {

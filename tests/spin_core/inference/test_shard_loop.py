@@ -7,10 +7,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from claimers import shards_in
-from full_disk import FULL
 
 from spin_core.inference.shard_loop import make_shards
+from tests.support.processes.claimers import shards_in
+from tests.support.processes.full_disk import FULL
 
 
 def test_a_worker_waits_for_shards_of_others_and_makes_those_that_they_drop(tmp_path):

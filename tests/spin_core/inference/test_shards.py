@@ -4,7 +4,7 @@ import json
 import os
 import time
 
-from claimers import race, shards_in
+from tests.support.processes.claimers import race, shards_in
 
 
 def test_racing_processes_get_different_shards_and_a_later_one_takes_over_dead_claims(tmp_path):

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from claimers import race, refuse, shards_in
-from generation import EOS, do, generate_job, prompt_set
+
+from tests.support.lineages.generation import EOS, do, generate_job, prompt_set
+from tests.support.processes.claimers import race, refuse, shards_in
 
 
 @pytest.fixture

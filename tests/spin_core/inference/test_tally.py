@@ -4,11 +4,11 @@ import time
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from generation import EOS, do, generate_job, prompt_set
 
 from spin_core.inference.shards import Shards, shard_name
 from spin_core.inference.tally import Tally
 from spin_core.runtime.progress import Progress
+from tests.support.lineages.generation import EOS, do, generate_job, prompt_set
 
 
 def test_rates_are_of_all_workers_together_and_give_the_time_left(tmp_path, tiny_model, monkeypatch):

@@ -3,7 +3,6 @@ from collections import Counter
 
 import pytest
 import torch
-from engines import AS_IS, GREEDY, VOCABULARY, answers, gpt2, llama, mistral, requests
 from tokenizers import Tokenizer, decoders, models
 from transformers import (
     MambaConfig,
@@ -15,6 +14,7 @@ from spin_core.errors import DataError, ModelError
 from spin_core.inference.engine import Answer, Request
 from spin_core.inference.sampling import Sampling
 from spin_core.inference.transformers_engine import TransformersEngine, ends_in_stop_string
+from tests.support.models.engines import AS_IS, GREEDY, VOCABULARY, answers, gpt2, llama, mistral, requests
 
 
 class Counting:

@@ -13,9 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import vllm_probe
-from small_game import CPU, version_of
-from vllm_models import EOS, save_model, save_stacked
 
 from spin_core.config.generate import GenerateConfig, VllmConfig
 from spin_core.config.model import ModelConfig
@@ -34,6 +31,9 @@ from spin_core.runtime import interpreter, launch
 from spin_core.runtime.launch import run_phase
 from spin_core.store import files, identity
 from spin_core.store.records import GenerationBatch, PromptSet
+from tests.support.lineages.small_game import CPU, version_of
+from tests.support.models import vllm_probe
+from tests.support.models.vllm_models import EOS, save_model, save_stacked
 
 PYTHON = interpreter.vllm_python(VllmConfig())
 without_vllm = pytest.mark.skipif(not PYTHON.exists(), reason=f"no vLLM at {PYTHON}: make vllm installs it")

@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from generation import EOS, do, generate_job, prompt_set
 
 from spin_core.inference.shards import Shards, shard_name, work_folder
 from spin_core.phases import join as join_phase
 from spin_core.runtime import launch, phase, process
 from spin_core.store import artifacts
 from spin_core.store.identity import identity_of
+from tests.support.lineages.generation import EOS, do, generate_job, prompt_set
 
 
 def start_joining(job, folder: Path, name: str) -> subprocess.Popen:

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from small_lineage import NLLS, build, report, suite_report
 
 from spin_core.leaderboard import board, reference_rows
 from spin_core.leaderboard.board import Board, format_score, leaderboard
 from spin_core.store.records import Score
+from tests.support.lineages.small_lineage import NLLS, build, report, suite_report
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ import shutil
 
 import numpy as np
 import pytest
-from small_lineage import build, report, suite_report
 
 from spin_core.errors import ConfigError
 from spin_core.leaderboard import convergence
 from spin_core.store.records import Score
+from tests.support.lineages.small_lineage import build, report, suite_report
 
 BASE = np.array([2.0, 3.0, 4.0, 5.0] * 2)
 NOISE = np.array([0.1, -0.1] * 4)

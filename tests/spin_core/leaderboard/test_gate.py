@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from small_lineage import report, settings, suite_report
 
 from flows.command_line.main import main
 from spin_core.errors import ConfigError
 from spin_core.leaderboard.gate import best, check_metrics, decide, lead
 from spin_core.store.records import Score
+from tests.support.lineages.small_lineage import report, settings, suite_report
 
 
 def made(folder, values, name="m", **scores):

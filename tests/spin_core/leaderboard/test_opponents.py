@@ -3,9 +3,6 @@
 import pyarrow.parquet as pq
 import pytest
 import torch
-from generation import do, generate_job, prompt_set, rows_of
-from helpers import character_tokenizer, save_tiny_model
-from small_game import version_of
 
 from spin_core.config.generate import GenerateConfig
 from spin_core.config.run import RunConfig
@@ -13,6 +10,9 @@ from spin_core.inference.worker import plan_shards
 from spin_core.leaderboard.opponents import ancestors, answerers
 from spin_core.store.records import EvalReport, ModelVersion, Score
 from spin_core.training.losses import spin_losses
+from tests.support.helpers import character_tokenizer, save_tiny_model
+from tests.support.lineages.generation import do, generate_job, prompt_set, rows_of
+from tests.support.lineages.small_game import version_of
 
 
 def version(folder, t, parent):

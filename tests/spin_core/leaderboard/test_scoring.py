@@ -1,11 +1,11 @@
 """What `spin evaluate` scores: which versions, on which suites, with which settings."""
 
 import pytest
-from small_lineage import build
 
 from spin_core.errors import ConfigError
 from spin_core.leaderboard.scoring import prepare, versions
 from spin_core.lineage.find import find_lineage
+from tests.support.lineages.small_lineage import build
 
 QUICK = "open-llm-leaderboard-quick"
 

@@ -3,10 +3,10 @@
 import shutil
 
 import pytest
-from small_lineage import build
 
 from spin_core.lineage.find import find_lineage
 from spin_core.lineage.lineage import Lineage
+from tests.support.lineages.small_lineage import build
 
 
 @pytest.fixture(scope="package")

@@ -4,7 +4,6 @@ import dataclasses
 from functools import partial
 
 import pytest
-from small_lineage import build
 
 from spin_core.config.resolve import resolve
 from spin_core.errors import ConfigError
@@ -12,6 +11,7 @@ from spin_core.lineage import control_jobs, controls, phase_jobs, suite_jobs
 from spin_core.lineage.controls import Control
 from spin_core.lineage.lineage import Lineage
 from spin_core.store import identity
+from tests.support.lineages.small_lineage import build
 
 
 @pytest.fixture(scope="module")

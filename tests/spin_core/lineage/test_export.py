@@ -99,7 +99,7 @@ def test_trl_recognises_the_preferences(pairs, tmp_path, messages):
     assert set(row) == {"prompt", "chosen", "rejected"}
     if not messages:
         return
-    from helpers import character_tokenizer
+    from tests.support.helpers import character_tokenizer
 
     template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '</s>' }}{% endfor %}"
     template += "{% if add_generation_prompt %}assistant: {% endif %}"

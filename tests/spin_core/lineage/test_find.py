@@ -1,13 +1,13 @@
 """Names of lineages, and finding one by its name."""
 
 import pytest
-from small_lineage import settings
 
 from spin_core.errors import ConfigError
 from spin_core.lineage.find import find_lineage, lineage_names
 from spin_core.lineage.lineage import Lineage
 from spin_core.lineage.start import start_lineage
 from spin_core.store import lock
+from tests.support.lineages.small_lineage import settings
 
 
 def start(runs, name="tale", *, sets=()) -> Lineage:

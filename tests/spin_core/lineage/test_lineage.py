@@ -4,13 +4,13 @@ import json
 import shutil
 
 import pytest
-from small_lineage import settings
 
 from spin_core.errors import DamagedArtifact
 from spin_core.lineage import suite_jobs
 from spin_core.lineage.find import find_lineage
 from spin_core.lineage.lineage import Lineage
 from spin_core.store.records import EvalReport
+from tests.support.lineages.small_lineage import settings
 
 
 def test_a_damaged_lineage_file_says_how_to_fix_it(game):

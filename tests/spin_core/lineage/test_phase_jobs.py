@@ -1,12 +1,11 @@
 """The jobs of the phases."""
 
-from small_lineage import settings
-
 from spin_core.lineage import phase_jobs
 from spin_core.lineage.find import lineage_names
 from spin_core.lineage.lineage import Lineage
 from spin_core.lineage.start import start_lineage
 from spin_core.store import lock
+from tests.support.lineages.small_lineage import settings
 
 
 def start(runs, name="tale", *, sets=()) -> Lineage:

@@ -3,7 +3,6 @@
 import shutil
 
 import pytest
-from small_lineage import build, publish, settings
 
 from spin_core.errors import StaleArtifact
 from spin_core.lineage import history, rescore, suite_jobs
@@ -14,6 +13,7 @@ from spin_core.lineage.verify import verify
 from spin_core.store import artifacts, lock
 from spin_core.store.identity import identity_of
 from spin_core.store.records import EvalReport
+from tests.support.lineages.small_lineage import build, publish, settings
 
 HOTTER = "evaluate.temperature=0.9"
 

@@ -1,7 +1,6 @@
 """Starting and continuing a lineage: which settings may change."""
 
 import pytest
-from small_lineage import build, settings
 
 from spin_core.config import base
 from spin_core.config.resolve import resolve
@@ -11,6 +10,7 @@ from spin_core.lineage.lineage import Lineage
 from spin_core.lineage.start import start_lineage
 from spin_core.store import identity, lock
 from spin_core.store.files import dump
+from tests.support.lineages.small_lineage import build, settings
 
 
 def start(runs, name="tale", *, sets=()) -> Lineage:

@@ -10,8 +10,6 @@ from typing import get_args
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import character_tokenizer, data_folder
-from small_game import version_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from spin_core.config.evaluate import LmEvalConfig, SuiteName
@@ -28,6 +26,8 @@ from spin_core.runtime import interpreter, launch, phase, progress
 from spin_core.store import identity as store_identity
 from spin_core.store.evaluation_jobs import BenchmarkJob
 from spin_core.store.records import EvalReport, ModelVersion, PromptSet
+from tests.support.helpers import character_tokenizer, data_folder
+from tests.support.lineages.small_game import version_of
 
 NO_PROMPTS = PromptSet(path=Path(), digest="0" * 64, source="", revision=None, rows=0, held_out=0, drops={})
 BENCHMARKS = ("open-llm-leaderboard", "big-bench", "bbh", "instruct")

@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from attention_families import (
+
+from spin_core.models.attention import PACKED
+from spin_core.models.logps import ResponseLogps
+from spin_core.models.packing import packed_rows, padded_rows
+from tests.support.models.attention_families import (
     APART,
     FAMILIES,
     SEQUENCES,
@@ -11,10 +15,6 @@ from attention_families import (
     model_of,
     values_and_gradients,
 )
-
-from spin_core.models.attention import PACKED
-from spin_core.models.logps import ResponseLogps
-from spin_core.models.packing import packed_rows, padded_rows
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from helpers import character_tokenizer, data_folder
 
 from spin_core.config.model import ChatConfig, ModelConfig, SftConfig
 from spin_core.data.tokenizer import context_length, load_tokenizer
@@ -18,6 +17,7 @@ from spin_core.runtime.progress import Progress
 from spin_core.store import artifacts
 from spin_core.store.jobs import BaseJob
 from spin_core.store.records import ModelVersion
+from tests.support.helpers import character_tokenizer, data_folder
 
 CPU = ModelConfig(device="cpu")
 

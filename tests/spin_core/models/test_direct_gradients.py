@@ -5,11 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from attention_families import model_of
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma2Config, Gemma3TextConfig, GPT2Config, LlamaConfig
-from wide_model import WIDE
 
 from spin_core.config.train import TrainConfig
 from spin_core.data.sequences import Sequences
@@ -17,6 +15,8 @@ from spin_core.models.logps import ResponseLogps
 from spin_core.models.packing import padded_rows
 from spin_core.models.vocabulary_loss import ItemLosses
 from spin_core.training.optim import SingleDevice
+from tests.support.models.attention_families import model_of
+from tests.support.models.wide_model import WIDE
 
 SEQUENCES = Sequences.of([[5, 6, 0], [5, 6, 0], [9, 9], [9, 9]], [[20, 21, 2], [20], [0, 24, 9, 9], [30, 2]])
 TOKENS_PB = np.array([[3, 4], [1, 2]])

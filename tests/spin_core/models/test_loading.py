@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from helpers import data_folder
 from safetensors.torch import load_file, save_file
 
 from spin_core.config.model import ModelConfig
@@ -14,6 +13,7 @@ from spin_core.errors import ModelError
 from spin_core.models.files import save_model
 from spin_core.models.loading import load_model
 from spin_core.runtime.devices import device_of
+from tests.support.helpers import data_folder
 
 CPU = ModelConfig(device="cpu")
 

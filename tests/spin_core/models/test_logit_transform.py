@@ -4,7 +4,6 @@ import logging
 
 import pytest
 import torch
-from logit_models import cohere, gemma2, gpt2, granite, llama
 from transformers import CohereConfig, Gemma2Config
 
 from spin_core.data.sequences import Sequences
@@ -12,6 +11,7 @@ from spin_core.models import logit_transform, probe
 from spin_core.models.logit_transform import LogitTransform, logit_transform_of
 from spin_core.models.logps import ResponseLogps, sequence_logps
 from spin_core.models.packing import padded_rows
+from tests.support.models.logit_models import cohere, gemma2, gpt2, granite, llama
 
 PROMPTS = [[5, 6, 7], [8], [9, 10], [11, 12, 13, 14, 15]]
 RESPONSES = [[20, 21, 2], [22], [23, 24, 25, 26, 27, 2], []]

@@ -4,15 +4,15 @@ import math
 
 import pytest
 import torch
-from logit_models import cohere, gemma2, gpt2, granite, llama
-from tensor_sizes import LargestFloat32
 from torch.nn import functional as F
-from wide_model import VOCABULARY
 
 from spin_core.data.sequences import Sequences
 from spin_core.models.logps import ResponseLogps, sequence_logps
 from spin_core.models.packing import padded_rows
 from spin_core.models.vocabulary_loss import ItemLosses
+from tests.support.models.logit_models import cohere, gemma2, gpt2, granite, llama
+from tests.support.models.tensor_sizes import LargestFloat32
+from tests.support.models.wide_model import VOCABULARY
 
 PROMPTS = [[5, 6, 7], [8], [9, 10], [11, 12, 13, 14, 15]]
 RESPONSES = [[20, 21, 2], [22], [23, 24, 25, 26, 27, 2], []]

@@ -6,7 +6,6 @@ import logging
 import numpy as np
 import pytest
 import torch
-from attention_families import FAMILIES, SEQUENCES, WIDE, model_of
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -20,6 +19,7 @@ from spin_core.models.attention import PACKED
 from spin_core.models.logps import ResponseLogps
 from spin_core.models.packing import padded_rows
 from spin_core.models.packing_check import why_not_packed
+from tests.support.models.attention_families import FAMILIES, SEQUENCES, WIDE, model_of
 
 HYBRIDS = {
     "conv": Lfm2Config(**WIDE, layer_types=["conv", "full_attention"]),

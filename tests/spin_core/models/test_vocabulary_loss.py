@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tensor_sizes import LargestFloat32
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spin_core.models.vocabulary_loss import ItemLosses, fused_loss
 from spin_core.models.vocabulary_projection import linear_logps
+from tests.support.models.tensor_sizes import LargestFloat32
 
 
 def weighted(grad_R: torch.Tensor) -> ItemLosses:

@@ -8,9 +8,7 @@ from random import Random
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import character_tokenizer, data_folder, save_tiny_model
 from lm_eval.models.huggingface import HFLM
-from small_game import CPU, start, version_of, wait_for
 
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ConfigError, DataError, Stopped
@@ -25,6 +23,8 @@ from spin_core.runtime import progress as runtime_progress
 from spin_core.store import artifacts
 from spin_core.store.evaluation_jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
 from spin_core.store.records import EvalReport
+from tests.support.helpers import character_tokenizer, data_folder, save_tiny_model
+from tests.support.lineages.small_game import CPU, start, version_of, wait_for
 
 SENTENCE = "red sun dog runs fast over the old green hill and sleeps near a blue lake while cold rain falls"
 WORDS = SENTENCE.split()

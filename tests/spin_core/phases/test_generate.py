@@ -12,9 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from generation import END_OF_TURN, EOS, do, generate_job, prompt_set, rows_of
-from helpers import character_tokenizer, data_folder, save_tiny_model
-from small_game import CPU, version_of
 
 from spin_core.config.data import PairsConfig, PromptsConfig, SourceConfig
 from spin_core.config.generate import GenerateConfig
@@ -34,6 +31,9 @@ from spin_core.runtime import progress as runtime_progress
 from spin_core.store import artifacts
 from spin_core.store.jobs import GenerateJob, PairsJob, PromptsJob
 from spin_core.store.records import GenerationBatch, PairDataset, PromptSet
+from tests.support.helpers import character_tokenizer, data_folder, save_tiny_model
+from tests.support.lineages.generation import END_OF_TURN, EOS, do, generate_job, prompt_set, rows_of
+from tests.support.lineages.small_game import CPU, version_of
 
 
 @pytest.fixture(scope="module")

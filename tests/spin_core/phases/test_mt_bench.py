@@ -7,8 +7,18 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from endpoint import Reply, serving
-from mt_bench_game import (
+
+from spin_core.config.resolve import resolve
+from spin_core.errors import ConfigError, DataError
+from spin_core.evaluation.mt_bench.judge_prompts import OWN_PROMPTS
+from spin_core.lineage import suite_jobs
+from spin_core.lineage.lineage import Lineage
+from spin_core.preflight.evaluation import inspect_judge
+from spin_core.preflight.findings import Inspection
+from spin_core.store import artifacts
+from spin_core.store.evaluation_jobs import MtBenchJob
+from spin_core.store.records import EvalReport
+from tests.support.lineages.mt_bench_game import (
     CATEGORIES,
     EACH,
     QUESTIONS,
@@ -24,18 +34,8 @@ from mt_bench_game import (
     rows_of,
     short_pauses,
 )
-from small_game import version_of
-
-from spin_core.config.resolve import resolve
-from spin_core.errors import ConfigError, DataError
-from spin_core.evaluation.mt_bench.judge_prompts import OWN_PROMPTS
-from spin_core.lineage import suite_jobs
-from spin_core.lineage.lineage import Lineage
-from spin_core.preflight.evaluation import inspect_judge
-from spin_core.preflight.findings import Inspection
-from spin_core.store import artifacts
-from spin_core.store.evaluation_jobs import MtBenchJob
-from spin_core.store.records import EvalReport
+from tests.support.lineages.small_game import version_of
+from tests.support.servers.endpoint import Reply, serving
 
 __all__ = ["data", "models", "people", "short_pauses"]
 

@@ -6,9 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-from endpoint import Reply, serving
-from mt_bench_game import QUESTIONS, data, do, grades, job_of, models, rows_of, short_pauses
-from small_game import start
 
 from spin_core.errors import ConfigError, Stopped, TryAgain
 from spin_core.evaluation.mt_bench.answers import answers_folder
@@ -18,6 +15,9 @@ from spin_core.runtime import phase, progress
 from spin_core.store.evaluation_jobs import MtBenchJob
 from spin_core.store.journal import Journal
 from spin_core.store.records import EvalReport
+from tests.support.lineages.mt_bench_game import QUESTIONS, data, do, grades, job_of, models, rows_of, short_pauses
+from tests.support.lineages.small_game import start
+from tests.support.servers.endpoint import Reply, serving
 
 __all__ = ["data", "models", "short_pauses"]
 

@@ -3,11 +3,21 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from endpoint import Reply, serving
-from mt_bench_game import QUESTIONS, data, do, grades, job_of, likes, models, rows_of, short_pauses
 
 from spin_core.errors import ConfigError
 from spin_core.evaluation.mt_bench.judge import verdicts_folder
+from tests.support.lineages.mt_bench_game import (
+    QUESTIONS,
+    data,
+    do,
+    grades,
+    job_of,
+    likes,
+    models,
+    rows_of,
+    short_pauses,
+)
+from tests.support.servers.endpoint import Reply, serving
 
 __all__ = ["data", "models", "short_pauses"]
 

@@ -6,9 +6,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import character_tokenizer, save_tiny_model
-from many_jobs import StopsAt, do_on_ranks
-from small_game import CPU, do, game, random_pairs, score_job, token_ids, version_of, write_pairs
 
 from spin_core.config.train import SpeedConfig
 from spin_core.data.sequences import read_token_ids
@@ -20,6 +17,9 @@ from spin_core.runtime import progress as runtime_progress
 from spin_core.runtime.launch import run_phase
 from spin_core.store import artifacts, identity
 from spin_core.store.records import ScoredPairs
+from tests.support.helpers import character_tokenizer, save_tiny_model
+from tests.support.lineages.small_game import CPU, do, game, random_pairs, score_job, token_ids, version_of, write_pairs
+from tests.support.processes.many_jobs import StopsAt, do_on_ranks
 
 
 def read(record) -> np.ndarray:

@@ -8,7 +8,6 @@ import threading
 
 import pytest
 import torch
-from helpers import character_tokenizer, data_folder, save_tiny_model
 from huggingface_hub import constants
 
 from spin_core.config.data import PromptsConfig, SourceConfig
@@ -26,6 +25,7 @@ from spin_core.runtime import interpreter
 from spin_core.runtime.progress import Progress
 from spin_core.store.jobs import PromptsJob
 from spin_core.store.records import ModelVersion
+from tests.support.helpers import character_tokenizer, data_folder, save_tiny_model
 
 
 @pytest.fixture(autouse=True)

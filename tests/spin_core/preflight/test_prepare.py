@@ -5,7 +5,6 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from small_lineage import build, settings
 
 from flows import compare, nightly, spin
 from flows.command_line.main import main
@@ -19,6 +18,7 @@ from spin_core.preflight.prepare import prepare_run
 from spin_core.remote import push as pushes
 from spin_core.store import lock
 from spin_core.store.files import write_json
+from tests.support.lineages.small_lineage import build, settings
 
 REJECTED = {
     "metric": (["evaluate.main_metric=reward_margin"], "evaluate.main_metric 'reward_margin' is not a score"),

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from object_store import NO_ACCOUNT, Bucket, serve
-from small_lineage import NLLS, build
 
 from flows.command_line.main import main
 from spin_core.config.push import PushConfig
@@ -31,6 +29,8 @@ from spin_core.remote.pull import pull
 from spin_core.remote.push import push
 from spin_core.remote.storage import Remote
 from spin_core.store import artifacts, files, identity
+from tests.support.lineages.small_lineage import NLLS, build
+from tests.support.servers.object_store import NO_ACCOUNT, Bucket, serve
 
 KILLED = """
 import os, signal, sys

@@ -7,14 +7,14 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from small_lineage import build, suite_report
-from small_lineage import report as publish_report
 
 from spin_core.errors import ConfigError
 from spin_core.leaderboard.board import leaderboard
 from spin_core.reports import formatting, markdown, plots
 from spin_core.reports import html as reports_html
 from spin_core.store.records import Comparison, Event
+from tests.support.lineages.small_lineage import build, suite_report
+from tests.support.lineages.small_lineage import report as publish_report
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
-from small_lineage import NLLS, build
 
 from flows.command_line.main import main
 from flows.command_line.printing.samples import pages
 from spin_core.errors import ConfigError
 from spin_core.lineage.lineage import Lineage
 from spin_core.reports import markdown, samples, samples_page
+from tests.support.lineages.small_lineage import NLLS, build
 
 TURNS = [
     {"role": "system", "content": "Be brief."},

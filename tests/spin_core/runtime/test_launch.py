@@ -10,10 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import toy_phase
-from processes import runs, wait_for
-from small_game import game
-from toy_phase import ToyJob
 
 from spin_core.errors import ConfigError, DataError, PhaseCrashed, StaleArtifact, Stopped, StorageError, TryAgain
 from spin_core.runtime import grace, launch, process
@@ -22,6 +18,11 @@ from spin_core.runtime.launch import run_phase
 from spin_core.store import artifacts
 from spin_core.store.jobs import CHECKPOINT_FACTOR, TrainJob
 from spin_core.store.records import ScoredPairs
+from tests.support.helpers import ROOT
+from tests.support.lineages import toy_phase
+from tests.support.lineages.small_game import game
+from tests.support.lineages.toy_phase import ToyJob
+from tests.support.processes.children import runs, wait_for
 
 TOY = Path(toy_phase.__file__)
 
@@ -168,7 +169,7 @@ PARENT = """
     from pathlib import Path
     from spin_core.runtime import launch
     from spin_core.store.records import ScoredPairs
-    from toy_phase import ToyJob
+    from tests.support.lineages.toy_phase import ToyJob
 
     # A shell ignores it for what it starts in the background, the whole test run perhaps.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -182,7 +183,7 @@ PARENT = """
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
 def test_a_phase_and_its_children_end_with_the_parent_however_that_ends(tmp_path, name):
     parent = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PARENT), TOY, tmp_path], cwd=TOY.parent, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", textwrap.dedent(PARENT), TOY, tmp_path], cwd=ROOT, stderr=subprocess.DEVNULL
     )
     family = pids(tmp_path)
     assert [pid for pid in family if runs(pid)] == family

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import toy_phase
-from toy_phase import ToyJob
 
 from spin_core.runtime import launch
 from spin_core.runtime import usage as runtime_usage
@@ -21,6 +19,8 @@ from spin_core.runtime.progress import Progress
 from spin_core.runtime.usage import environment
 from spin_core.store import artifacts
 from spin_core.store.records import ScoredPairs
+from tests.support.lineages import toy_phase
+from tests.support.lineages.toy_phase import ToyJob
 
 TOY = Path(toy_phase.__file__)
 

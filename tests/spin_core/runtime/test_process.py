@@ -4,8 +4,6 @@ import os
 import subprocess
 import sys
 
-from processes import wait_for
-
 from spin_core.runtime.process import (
     children_of,
     command_line,
@@ -14,6 +12,7 @@ from spin_core.runtime.process import (
     members_of_group,
     start_time,
 )
+from tests.support.processes.children import wait_for
 
 
 def test_a_process_is_described_while_it_runs_and_not_after_it_has_ended():

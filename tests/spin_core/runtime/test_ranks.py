@@ -9,10 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import toy_phase
-from nodes import ADDRESSES, two_nodes
-from processes import runs, wait_for
-from toy_phase import ToyConfig, ToyJob
 
 from spin_core.config.train import SpeedConfig
 from spin_core.errors import DataError, PhaseCrashed, Stopped
@@ -22,6 +18,11 @@ from spin_core.runtime.launch import run_phase
 from spin_core.runtime.ranks import Ranks
 from spin_core.store import artifacts
 from spin_core.store.records import ScoredPairs
+from tests.support.helpers import ROOT
+from tests.support.lineages import toy_phase
+from tests.support.lineages.toy_phase import ToyConfig, ToyJob
+from tests.support.processes.children import runs, wait_for
+from tests.support.servers.nodes import ADDRESSES, two_nodes
 
 TOY = Path(toy_phase.__file__)
 TWO = ToyConfig(speed=SpeedConfig(ranks=2))
@@ -132,8 +133,8 @@ import sys
 from pathlib import Path
 from spin_core.runtime import launch
 from spin_core.store.records import ScoredPairs
-import toy_phase
-from toy_phase import ToyJob
+from tests.support.lineages import toy_phase
+from tests.support.lineages.toy_phase import ToyJob
 
 toy, job_file = sys.argv[1:]
 launch.command = lambda job_file, _phase: [sys.executable, toy, str(job_file)]
@@ -147,7 +148,7 @@ def test_no_rank_outlives_the_one_that_started_it(tmp_path, whom):
     asked = job(tmp_path, does="crowd", items=100_000, seconds=0.02)
     (tmp_path / "asked.json").write_text(asked.model_dump_json())
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, TOY, tmp_path / "asked.json"], cwd=TOY.parent, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", PARENT, TOY, tmp_path / "asked.json"], cwd=ROOT, stderr=subprocess.DEVNULL
     )
     first, second, torchrun = family(tmp_path)
     assert all(runs(pid) for pid in (first, second, torchrun))
@@ -162,8 +163,8 @@ from pathlib import Path
 from spin_core.config.train import SpeedConfig
 from spin_core.errors import TryAgain
 from spin_core.runtime import ranks, torchrun
-import toy_phase
-from toy_phase import ToyJob
+from tests.support.lineages import toy_phase
+from tests.support.lineages.toy_phase import ToyJob
 
 ranks.TIMEOUT = ranks.timedelta(seconds=2)
 try:
@@ -176,7 +177,7 @@ except TryAgain as error:
 @pytest.mark.slow
 def test_a_node_that_nobody_waits_for_says_where_it_looked():
     process = subprocess.run(
-        [sys.executable, "-c", LATE], cwd=TOY.parent, env={**os.environ, runtime_torchrun.NODE_RANK: "1"},
+        [sys.executable, "-c", LATE], cwd=ROOT, env={**os.environ, runtime_torchrun.NODE_RANK: "1"},
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert process.stdout.startswith("the ranks could not be started"), process.stderr

@@ -5,12 +5,12 @@ import signal
 from pathlib import Path
 
 import pytest
-from processes import python
 
 from spin_core.errors import DamagedArtifact, StaleArtifact
 from spin_core.store import artifacts
 from spin_core.store.identity import MANIFEST
 from spin_core.store.records import ModelVersion, ScoredPairs
+from tests.support.processes.children import python
 
 FIELDS = {"t": 0, "parent": None}
 

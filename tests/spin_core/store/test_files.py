@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from full_disk import FULL
-from processes import python
 
 from spin_core.errors import DamagedArtifact, StorageError
 from spin_core.store import files, lock
 from spin_core.store.records import ModelVersion
+from tests.support.processes.children import python
+from tests.support.processes.full_disk import FULL
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):

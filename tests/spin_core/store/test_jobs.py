@@ -2,14 +2,13 @@
 
 import json
 
-from small_lineage import build
-
 from spin_core.config import base
 from spin_core.evaluation import suites
 from spin_core.lineage import control_jobs, controls, phase_jobs, suite_jobs
 from spin_core.store import identity
 from spin_core.store.files import dump
 from spin_core.store.job_types import JOB_TYPES
+from tests.support.lineages.small_lineage import build
 
 
 def test_every_job_survives_json_and_its_identity_knows_no_folder(tmp_path):

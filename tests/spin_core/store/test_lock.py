@@ -5,10 +5,10 @@ import signal
 import time
 
 import pytest
-from processes import python
 
 from spin_core.errors import LineageBusy
 from spin_core.store import lock
+from tests.support.processes.children import python
 
 HOLDER = """
     import sys, time

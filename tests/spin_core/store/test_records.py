@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
-from small_lineage import build
 
 from spin_core.store.records import (
     Comparison,
@@ -22,6 +21,7 @@ from spin_core.store.records import (
     ScoredPairs,
     TrainRun,
 )
+from tests.support.lineages.small_lineage import build
 
 HERE = {"path": Path("/runs/x"), "digest": "d" * 64}
 SCORE = Score(value=0.5, stderr=0.1, n=4)

@@ -15,7 +15,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from small_lineage import build, lines
 
 from spin_core.config import metrics
 from spin_core.config.metrics import MetricsConfig
@@ -28,6 +27,7 @@ from spin_core.store import files as store_files
 from spin_core.tracking.points import STEP, VERSION, Last, points
 from spin_core.tracking.sinks import last_events
 from spin_core.tracking.wandb_log import read_history, read_records
+from tests.support.lineages.small_lineage import build, lines
 
 OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "MLFLOW_TRACKING_URI": ""}
 

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from small_game import do, game, random_pairs, random_prompts, score_job, train_job, version_of
 
 from spin_core.data.batches import DataOrder
 from spin_core.data.sequences import read_token_ids
@@ -13,6 +12,7 @@ from spin_core.lineage import controls
 from spin_core.store.jobs import TrainJob
 from spin_core.training.budget import in_share, steps_for
 from spin_core.training.train_data import read_data
+from tests.support.lineages.small_game import do, game, random_pairs, random_prompts, score_job, train_job, version_of
 
 PROMPTS = [[number, number + 1] for number in range(400)]
 

@@ -6,7 +6,6 @@ import signal
 
 import pytest
 import torch
-from small_game import do, game, random_pairs, score_job, start, train_job, version_of, wait_for
 
 from spin_core.errors import DamagedArtifact
 from spin_core.phases import train as train_phase
@@ -14,6 +13,7 @@ from spin_core.store.identity import digest_file
 from spin_core.store.training_log import METRICS, TIMING, read_rows
 from spin_core.training import checkpoint
 from spin_core.training.checkpoint import CHECKPOINTS, Journal, checkpoints, latest_checkpoint, save_checkpoint, step_of
+from tests.support.lineages.small_game import do, game, random_pairs, score_job, start, train_job, version_of, wait_for
 
 
 def tensors(value: float) -> dict[str, torch.Tensor]:

@@ -7,20 +7,6 @@ import signal
 import numpy as np
 import pytest
 import torch
-from small_game import (
-    CPU,
-    do,
-    game,
-    random_pairs,
-    random_prompts,
-    score_job,
-    start,
-    token_ids,
-    train_job,
-    version_of,
-    wait_for,
-    write_pairs,
-)
 
 from spin_core.config.train import TrainConfig
 from spin_core.data.sequences import read_token_ids
@@ -34,6 +20,20 @@ from spin_core.store.training_log import HELD_OUT, read_rows
 from spin_core.training.checkpoint import Journal, checkpoints, step_of
 from spin_core.training.held_out import best, is_best, published_step, split
 from spin_core.training.train_data import read_data
+from tests.support.lineages.small_game import (
+    CPU,
+    do,
+    game,
+    random_pairs,
+    random_prompts,
+    score_job,
+    start,
+    token_ids,
+    train_job,
+    version_of,
+    wait_for,
+    write_pairs,
+)
 
 PART = 0.3
 WILD = {"learning_rate": 3e-2, "epochs": 8, "lr_schedule": "constant", "warmup": 0}

@@ -7,9 +7,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import character_tokenizer
-from many_jobs import StopsAt
-from small_game import CPU, do, game, pass_over, random_prompts, stepper_of, train_job, version_of
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from spin_core.config.model import ModelConfig
@@ -28,6 +25,18 @@ from spin_core.training.checkpoint import CHECKPOINTS, latest_checkpoint
 from spin_core.training.losses import LOG_2
 from spin_core.training.player import prepare
 from spin_core.training.train_data import read_data
+from tests.support.helpers import character_tokenizer
+from tests.support.lineages.small_game import (
+    CPU,
+    do,
+    game,
+    pass_over,
+    random_prompts,
+    stepper_of,
+    train_job,
+    version_of,
+)
+from tests.support.processes.many_jobs import StopsAt
 
 BF16 = ModelConfig(device="cpu", dtype="bfloat16")
 
@@ -239,7 +248,7 @@ def test_damaged_weights_stop_the_training_with_one_line(tmp_path, tiny_model):
 
 
 def test_no_pairs_is_an_error_with_the_fix(tmp_path, tiny_model):
-    from small_game import score_job, write_pairs
+    from tests.support.lineages.small_game import score_job, write_pairs
 
     start, pairs = version_of(tiny_model), write_pairs(tmp_path / "pairs", [], [], [])
     scores = do(score_job(tmp_path / "scores", start, pairs))

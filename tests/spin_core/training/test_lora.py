@@ -6,9 +6,7 @@ import shutil
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import character_tokenizer
 from safetensors.torch import load_file
-from small_game import do, game, start
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from flows.command_line.main import main
@@ -41,6 +39,8 @@ from spin_core.store.training_log import METRICS, read_rows
 from spin_core.training import lora
 from spin_core.training.checkpoint import CHECKPOINTS, latest_checkpoint
 from spin_core.training.losses import LOG_2
+from tests.support.helpers import character_tokenizer
+from tests.support.lineages.small_game import do, game, start
 
 CPU = ModelConfig(device="cpu")
 BF16 = ModelConfig(device="cpu", dtype="bfloat16")

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from small_game import do, game
 
 from spin_core.config.train import MonitorsConfig, TrainConfig
 from spin_core.errors import TrainingDiverged
@@ -17,6 +16,7 @@ from spin_core.store.training_log import read_rows
 from spin_core.training.losses import LOG_2, length_correlation
 from spin_core.training.monitors import LEAP, Monitors, check_first_loss, ending, events_of
 from spin_core.training.objective import Objective, objective_of
+from tests.support.lineages.small_game import do, game
 
 HEALTHY = {
     "loss": 0.5, "rewards/real": 0.1, "rewards/margins": 0.5, "rewards/accuracies": 0.8, "grad_norm": 1.0,
@@ -200,7 +200,7 @@ WILD = {"learning_rate": 3e-2, "epochs": 8, "lr_schedule": "constant", "warmup":
 
 
 def weights(folder) -> torch.Tensor:
-    from small_game import CPU
+    from tests.support.lineages.small_game import CPU
 
     return torch.cat([weight.flatten() for weight in load_model(folder, CPU).parameters()])
 

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import character_tokenizer, save_tiny_model
-from small_game import do, random_pairs, score_job, token_ids, train_job, version_of
 
 from spin_core.config.train import TrainConfig
 from spin_core.training.losses import LOG_2
 from spin_core.training.objective import objective_of
+from tests.support.helpers import character_tokenizer, save_tiny_model
+from tests.support.lineages.small_game import do, random_pairs, score_job, token_ids, train_job, version_of
 
 GAMES = ("logistic", "hinge", "exponential", "correlation", "space")
 PLAYER = torch.tensor([[-4.0, -9.0, -2.0], [-5.0, -8.0, -2.5], [-6.0, -7.0, -3.0]])

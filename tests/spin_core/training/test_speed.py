@@ -6,7 +6,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from small_game import do, game, stepper_of
 
 from spin_core.config.train import SpeedConfig
 from spin_core.data.batches import DataOrder
@@ -19,6 +18,7 @@ from spin_core.training.gradient import forward_backward
 from spin_core.training.objective import objective_of
 from spin_core.training.player import opponent_of
 from spin_core.training.train_data import ahead, batches, read_data
+from tests.support.lineages.small_game import do, game, stepper_of
 
 
 def with_speed(job: TrainJob, folder, **speed) -> TrainJob:

@@ -14,11 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, character_tokenizer, save_tiny_model
-from many_jobs import StopsAt, do_on_ranks
-from nodes import ADDRESSES, two_nodes
 from safetensors.torch import load_file
-from small_game import CPU, do, game
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from spin_core.config.model import ModelConfig
@@ -36,6 +32,10 @@ from spin_core.store.records import TrainRun
 from spin_core.store.training_log import read_rows
 from spin_core.training.checkpoint import CHECKPOINTS, latest_checkpoint
 from spin_core.training.deepspeed_config import NAMES, read_settings, zero_settings
+from tests.support.helpers import ROOT, character_tokenizer, save_tiny_model
+from tests.support.lineages.small_game import CPU, do, game
+from tests.support.processes.many_jobs import StopsAt, do_on_ranks
+from tests.support.servers.nodes import ADDRESSES, two_nodes
 
 BF16 = ModelConfig(device="cpu", dtype="bfloat16")
 STEPS = 21

@@ -6,10 +6,10 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from small_lineage import NLLS, build, report, suite_report
 
 from flows.command_line.main import main
 from spin_core.store.records import Score
+from tests.support.lineages.small_lineage import NLLS, build, report, suite_report
 
 SUITE = "open-llm-leaderboard"
 TASKS = {"arc_challenge": [1, 0, 1, 1], "gsm8k": [0, 0, 1, 0], "gsm8k/flexible": [0, 1, 1, 0]}

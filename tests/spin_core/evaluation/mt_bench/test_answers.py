@@ -5,10 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from endpoint import serving
-from helpers import character_tokenizer
-from mt_bench_game import QUESTIONS, data, do, grades, job_of, models, needs_vllm, rows_of, short_pauses
-from small_game import CPU
 
 from spin_core.config.generate import GenerateConfig
 from spin_core.data.seeds import seed_of
@@ -17,6 +13,20 @@ from spin_core.inference.engine import Request
 from spin_core.inference.factory import make_engine
 from spin_core.runtime import launch
 from spin_core.store.records import EvalReport
+from tests.support.helpers import character_tokenizer
+from tests.support.lineages.mt_bench_game import (
+    QUESTIONS,
+    data,
+    do,
+    grades,
+    job_of,
+    models,
+    needs_vllm,
+    rows_of,
+    short_pauses,
+)
+from tests.support.lineages.small_game import CPU
+from tests.support.servers.endpoint import serving
 
 __all__ = ["data", "models", "short_pauses"]
 

@@ -3,13 +3,13 @@
 import logging
 
 import pytest
-from endpoint import Reply, serving
-from judging import ask_all, asks, config, in_turn, short_pauses
 
 from spin_core.config.resolve import resolve
 from spin_core.errors import ConfigError, TryAgain
 from spin_core.evaluation.mt_bench.endpoint import JudgeEndpoint, read_retry_after
 from spin_core.store import identity
+from tests.support.lineages.judging import ask_all, asks, config, in_turn, short_pauses
+from tests.support.servers.endpoint import Reply, serving
 
 __all__ = ["short_pauses"]
 

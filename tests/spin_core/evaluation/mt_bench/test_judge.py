@@ -3,8 +3,6 @@
 import threading
 
 import pytest
-from endpoint import Reply, serving
-from judging import ask_all, asks, in_turn, short_pauses
 
 from spin_core.errors import ConfigError, Stopped, TryAgain
 from spin_core.evaluation.mt_bench.judge import REFUSALS
@@ -12,6 +10,8 @@ from spin_core.evaluation.mt_bench.judge_prompts import PAIR, SINGLE
 from spin_core.evaluation.mt_bench.verdicts import REMINDERS
 from spin_core.runtime.progress import Progress
 from spin_core.store.journal import Journal
+from tests.support.lineages.judging import ask_all, asks, in_turn, short_pauses
+from tests.support.servers.endpoint import Reply, serving
 
 __all__ = ["short_pauses"]
 

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from helpers import data_folder
 
 from spin_core.errors import DataError
 from spin_core.evaluation.mt_bench.judge_prompts import (
@@ -17,6 +16,7 @@ from spin_core.evaluation.mt_bench.judge_prompts import (
     read_prompts,
 )
 from spin_core.evaluation.mt_bench.verdicts import parse_choice, parse_grade
+from tests.support.helpers import data_folder
 
 
 @pytest.mark.parametrize(("kind", "reference", "turn"), KINDS)

@@ -4,11 +4,11 @@ import json
 from collections import Counter
 
 import pytest
-from helpers import data_folder
 
 from spin_core.errors import DataError
 from spin_core.evaluation.mt_bench.answers import TEMPERATURES
 from spin_core.evaluation.mt_bench.questions import load_questions, quick_questions
+from tests.support.helpers import data_folder
 
 
 def test_the_real_questions_are_read():

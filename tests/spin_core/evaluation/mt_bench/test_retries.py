@@ -4,13 +4,13 @@ import threading
 import time
 
 import pytest
-from endpoint import Reply, serving
-from judging import ask_all, asks, config, in_turn, short_pauses
 
 from spin_core.errors import TryAgain
 from spin_core.evaluation.mt_bench import retries
 from spin_core.evaluation.mt_bench.endpoint import JudgeEndpoint
 from spin_core.evaluation.mt_bench.retries import SharedPause
+from tests.support.lineages.judging import ask_all, asks, config, in_turn, short_pauses
+from tests.support.servers.endpoint import Reply, serving
 
 __all__ = ["short_pauses"]
 

@@ -1,4 +1,4 @@
-"""Ask vLLM in its own environment: `.venv-vllm/bin/python tests/support/vllm_probe.py questions.json results.json`.
+"""Questions for vLLM, asked in its own environment: `.venv-vllm/bin/python vllm_probe.py questions.json results.json`.
 
 The environment has no pytest and starts slowly, so `test_vllm_engine.py` asks everything in one process. A question has
 a model's folder, settings of `GenerateConfig` and prompts with seeds; a result has the answers, or the error.

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
-from helpers import character_tokenizer
 
 from spin_core.models.adapters import Adapter, copy_as_stacked, write_adapter
 from spin_core.models.files import ADAPTERS
+from tests.support.helpers import character_tokenizer
 
 EOS = 2
 

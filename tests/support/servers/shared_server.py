@@ -23,7 +23,8 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from prefect.logging.handlers import APILogWorker
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
-    from served import free_port
+
+    from tests.support.servers.served import free_port
 
     database = f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('server')}/prefect.db"
     server = SubprocessASGIServer(port=free_port())

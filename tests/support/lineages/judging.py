@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from endpoint import Reply
 
 from spin_core.config.evaluate import JudgeConfig
 from spin_core.evaluation.mt_bench import retries
@@ -13,6 +12,7 @@ from spin_core.evaluation.mt_bench.judge_prompts import SINGLE
 from spin_core.evaluation.mt_bench.verdicts import VerdictRequest
 from spin_core.runtime.progress import Progress
 from spin_core.store.journal import Journal
+from tests.support.servers.endpoint import Reply
 
 
 @pytest.fixture(autouse=True)

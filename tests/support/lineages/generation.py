@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from small_game import CPU, token_ids, version_of
 
 from spin_core.config.generate import GenerateConfig
 from spin_core.phases.generate import run
@@ -14,6 +13,7 @@ from spin_core.runtime.progress import Progress
 from spin_core.store import identity
 from spin_core.store.jobs import GenerateJob
 from spin_core.store.records import GenerationBatch, PromptSet
+from tests.support.lineages.small_game import CPU, token_ids, version_of
 
 EOS, END_OF_TURN = 2, 30
 

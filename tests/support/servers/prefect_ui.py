@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, TimeoutError, expect
-from served import Up, wait_for
+
+from tests.support.servers.served import Up, wait_for
 
 MILLISECONDS = 60_000
 """How long a page may take on a busy machine."""

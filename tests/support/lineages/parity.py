@@ -6,18 +6,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import helpers  # noqa: F401 (first: it keeps libraries from the network)
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from helpers import character_tokenizer, save_tiny_model
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from small_game import CPU, version_of
 
+import tests.support.helpers  # noqa: F401 (keeps libraries from the network)
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.evaluation import local_tasks
 from spin_core.models.files import save_model
@@ -26,6 +24,8 @@ from spin_core.phases.benchmark import run
 from spin_core.runtime import phase, progress
 from spin_core.store.evaluation_jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
 from spin_core.store.records import EvalReport
+from tests.support.helpers import character_tokenizer, save_tiny_model
+from tests.support.lineages.small_game import CPU, version_of
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from endpoint import Reply
-from helpers import character_tokenizer, save_tiny_model
-from small_game import CPU, version_of
 
 from spin_core.config.evaluate import JudgeConfig, MtBenchConfig
 from spin_core.config.generate import GenerateConfig, VllmConfig
@@ -19,6 +16,9 @@ from spin_core.phases.mt_bench import run
 from spin_core.runtime import interpreter, phase, progress
 from spin_core.store.evaluation_jobs import MtBenchJob
 from spin_core.store.records import EvalReport, PromptSet
+from tests.support.helpers import character_tokenizer, save_tiny_model
+from tests.support.lineages.small_game import CPU, version_of
+from tests.support.servers.endpoint import Reply
 
 VLLM = interpreter.vllm_python(VllmConfig())
 needs_vllm = pytest.mark.skipif(not VLLM.exists(), reason=f"no vLLM at {VLLM}: make vllm installs it")

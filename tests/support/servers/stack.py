@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from helpers import ROOT
+
+from tests.support.helpers import ROOT
 
 T = TypeVar("T")
 

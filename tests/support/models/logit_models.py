@@ -12,7 +12,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
 )
-from wide_model import SMALL, WIDE
+
+from tests.support.models.wide_model import SMALL, WIDE
 
 
 def llama() -> LlamaForCausalLM:
