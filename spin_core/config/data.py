@@ -70,7 +70,9 @@ class PairsConfig(Frozen):
     """Train on D_{t-1} ∪ D_t, as the paper does, or on D_t alone."""
 
     drop_identical: bool = True
-    """Drop pairs whose generated response equals the real one: their gradient is zero."""
+    """Drop pairs whose generated response equals the real one where their gradient is zero: for losses of the margin
+    alone. With `sft`, `space`, `train.nll_weight` or T-SPIN's second term they count and are kept: without them the
+    minimum would be away from the data."""
 
     drop_empty: bool = True
     """Drop pairs with an empty response on either side."""

@@ -214,6 +214,11 @@ class TrainConfig(Frozen):
         """The weight of T-SPIN's second term in iteration `t`. It needs θ_0's answers, which iteration 0 trains on."""
         return at(self.t_spin_weight, t) if self.loss == "t-spin" and t > 0 else 0.0
 
+    def needs_identical_pairs(self, t: int) -> bool:
+        """Whether pairs of equal responses have a gradient in iteration `t`. Those of a margin loss have none."""
+        other_terms = at(self.nll_weight, t) or self.history_weight_in(t)
+        return self.loss in ("sft", "space") or bool(other_terms)
+
     def anchor_in(self, t: int) -> float:
         """The weight of θ_0 in the reference in iteration `t`. In iteration 0 the opponent is θ_0."""
         return at(self.anchor, t) if self.loss not in ("sft", "t-spin", "space") and t > 0 else 0.0

@@ -101,6 +101,8 @@ def pairs_job(
         initial: The answers of iteration 0, which are added if the objective reads them.
     """
     config = resolved(lineage.config.pairs, t)
+    if lineage.config.train.needs_identical_pairs(t):
+        config = config.model_copy(update={"drop_identical": False})
     return PairsJob(
         output=lineage.iteration(t) / "pairs",
         seed=lineage.config.game_seed,

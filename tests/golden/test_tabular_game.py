@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from spin_core.training.objective import Objective
+from spin_core.config.train import TrainConfig
+from spin_core.training.objective import Objective, objective_of
 
 S = 8
 
@@ -26,13 +27,23 @@ def total_variation(p: Tensor, q: Tensor) -> float:
     return (p - q).abs().sum().item() / 2
 
 
-def expected_loss(game: Objective, logits_S: Tensor, p_data: Tensor, p_t: Tensor, p_0: Tensor | None = None) -> Tensor:
-    """L(theta, theta_t), exactly: eq. 4.7 for the margin losses."""
+def expected_loss(
+    game: Objective,
+    logits_S: Tensor,
+    p_data: Tensor,
+    p_t: Tensor,
+    p_0: Tensor | None = None,
+    *,
+    drop_identical: bool = False,
+) -> Tensor:
+    """L(theta, theta_t), exactly: eq. 4.7 for the margin losses; with `drop_identical` without pairs of equal ones."""
     player_S, opponent_S = torch.log_softmax(logits_S, 0), p_t.log()
     sources = [p_data, p_t] if p_0 is None else [p_data, p_t, p_0]
     sources = sources[: game.sides]
-    index_PC = [index.reshape(-1) for index in torch.meshgrid(*[torch.arange(S)] * game.sides, indexing="ij")]
+    index_PC = [index.reshape(-1) for index in torch.meshgrid(*[torch.arange(len(p_data))] * game.sides, indexing="ij")]
     weight_C = math.prod(source[index] for source, index in zip(sources, index_PC, strict=True))
+    if drop_identical:
+        weight_C = weight_C * (index_PC[0] != index_PC[1])
     player_PC = torch.stack([player_S[index] for index in index_PC])
     opponent_PC = torch.stack([opponent_S[index] for index in index_PC[:2]])
     initial_PC = None if p_0 is None else torch.stack([p_0.log()[index] for index in index_PC[:2]])
@@ -41,7 +52,9 @@ def expected_loss(game: Objective, logits_S: Tensor, p_data: Tensor, p_t: Tensor
     return (weight_C * game.losses(player_PC, game.reference(opponent_PC, initial_PC), tokens_PC)).sum()
 
 
-def best_response(game: Objective, p_data: Tensor, p_t: Tensor, p_0: Tensor | None = None) -> Tensor:
+def best_response(
+    game: Objective, p_data: Tensor, p_t: Tensor, p_0: Tensor | None = None, *, drop_identical: bool = False
+) -> Tensor:
     """The player that minimises the expected loss, from the opponent's own logits."""
     logits_S = p_t.log().clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
@@ -50,7 +63,7 @@ def best_response(game: Objective, p_data: Tensor, p_t: Tensor, p_0: Tensor | No
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = expected_loss(game, logits_S, p_data, p_t, p_0)
+        loss = expected_loss(game, logits_S, p_data, p_t, p_0, drop_identical=drop_identical)
         loss.backward()
         return loss
 
@@ -164,6 +177,52 @@ def test_every_iteration_brings_the_player_nearer_to_p_data(game, seed):
         distances.append(total_variation(p_t, p_data))
     assert distances == sorted(distances, reverse=True)
     assert distances[-1] < 0.95 * distances[0]
+
+
+# Pairs of two equal responses
+
+
+@pytest.mark.parametrize("kind", MARGIN[:1] + MARGIN[2:3])
+def test_without_identical_pairs_the_best_response_of_a_margin_loss_is_the_same(kind):
+    p_data, p_t = distribution(0), distribution(100)
+    game = Objective(kind, beta=1.0)
+    without = best_response(game, p_data, p_t, drop_identical=True)
+    torch.testing.assert_close(without, best_response(game, p_data, p_t), rtol=1e-4, atol=1e-7)
+
+
+def test_without_identical_pairs_space_does_not_reach_the_data():
+    p_data, p_t = (torch.tensor(p, dtype=torch.float64) for p in ((0.7, 0.2, 0.1), (0.6, 0.3, 0.1)))
+    game = Objective("space", beta=1.0)
+    torch.testing.assert_close(best_response(game, p_data, p_t), p_data, rtol=1e-4, atol=1e-7)
+    biased = best_response(game, p_data, p_t, drop_identical=True)
+    torch.testing.assert_close(biased, torch.tensor([0.743, 0.164, 0.093], dtype=torch.float64), rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize("t", [0, 1])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"loss": kind} for kind in (*MARGIN, "space", "sft", "t-spin")),
+        {"nll_weight": 0.5},
+        {"nll_weight": (0.0, 0.5)},
+        {"anchor": 0.3},
+        {"loss": "t-spin", "t_spin_weight": 0.0},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_identical_pairs_are_needed_exactly_where_they_have_a_gradient(settings, t):
+    config = TrainConfig(**settings)
+    objective = objective_of(config, t)
+    player_PB = torch.full((objective.sides, 1), -3.0, dtype=torch.float64)
+    player_PB[2:] = -4.0
+    # Both responses of the pair are one, so they share a log-probability.
+    shared_B = player_PB[0].clone().requires_grad_()
+    reference_PB = torch.full((2, 1), -2.5, dtype=torch.float64)
+    responses_PB = torch.cat([shared_B.expand(min(2, objective.sides), 1), player_PB[2:]])
+    tokens_PB = torch.full((objective.sides, 1), 4)
+    loss = objective.losses(responses_PB, reference_PB, tokens_PB).sum()
+    (gradient,) = torch.autograd.grad(loss, shared_B)
+    assert config.needs_identical_pairs(t) == bool(gradient.abs().max() > 1e-12)
 
 
 # SPACE

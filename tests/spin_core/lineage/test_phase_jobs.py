@@ -24,6 +24,19 @@ def test_jobs_take_each_iterations_settings(built):
     assert [job.previous is not None for job in pairs] == [False, True]
 
 
+def test_identical_pairs_are_dropped_only_where_they_have_no_gradient(built):
+    record = Lineage(built.runs, "tale", settings()).records()[0]
+
+    def drops(*sets: str) -> bool:
+        lineage = Lineage(built.runs, "tale", settings(*sets))
+        return phase_jobs.pairs_job(lineage, 0, record.prompts, record.generations, None).config.drop_identical
+
+    assert drops() is True
+    assert drops("train.loss=space") is False
+    assert drops("train.nll_weight=0.1") is False
+    assert drops("pairs.drop_identical=false") is False
+
+
 def test_models_that_recipes_train_are_shared_by_what_made_them(tmp_path):
     one, same = start(tmp_path, "one"), start(tmp_path, "same", sets=["train.beta=0.7"])
     other = start(tmp_path, "other", sets=["sft.hidden_size=48"])
