@@ -25,8 +25,9 @@ from jinja2 import TemplateError
 from spin_core.config.model import ChatConfig
 from spin_core.errors import ConfigError, DataError, ModelError
 
-Message = dict[str, str]
-"""One turn: `role` (system, user, assistant) and `content`."""
+Message = dict[str, Any]
+"""One turn: `role` (system, user, assistant, tool), `content`, which is text, and other keys that a template may write,
+such as `tool_calls`."""
 
 FinishReason = Literal["stop", "length"]
 

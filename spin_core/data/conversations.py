@@ -6,20 +6,21 @@ A source's format is recognised by the names of its columns:
     spin              `real`: a list of turns, as in SPIN's own data
     prompt-response   `prompt` and `response`: text or turns
     instruction       `instruction`, `output` and perhaps `input`; or `instances` of the latter two
-    text              `text`, cut in two; or split at its marks where all rows read "### Human: … ### Assistant: …"
-
-A turn has `role` and `content`, or ShareGPT's `from` and `value`.
+    text              `text`, cut in two; or split at its marks where most rows read "### Human: … ### Assistant: …"
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from spin_core.config.data import PromptsConfig
 from spin_core.data.chat import Message
-from spin_core.data.sources import Row
+from spin_core.data.formats.marked import mostly_marked, split_marked
+from spin_core.data.formats.turns import UNLEARNED, Dropped, Row, describe, text_of, turns_of
 from spin_core.errors import DataError
+
+_JUDGED = 1000
+"""How many texts decide whether a source's texts have marks."""
 
 _COLUMNS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -30,28 +31,14 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """The columns that each format needs; also the order in which `auto` tries them."""
 
-_ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-}
-
-_MARKED = re.compile(r"\s*### Human:(?P<prompt>.*?)### Assistant:(?P<response>.*)", re.DOTALL)
-
 
 class Conversation(NamedTuple):
-    """Turns that end in a user's, and the response to them."""
+    """Turns that end in a user's or a tool's, and the response to them."""
 
     messages: list[Message]
     response: str
-
-
-class Dropped(Exception):
-    """A row without a usable conversation. The message is the reason under which it is counted."""
+    extra: Message = {}
+    """The other keys of the response's turn that a template may write, such as `reasoning_content`."""
 
 
 def conversations(rows: Sequence[Row], config: PromptsConfig, name: str) -> tuple[list[Conversation], Counter[str]]:
@@ -113,7 +100,7 @@ def _format_of(rows: Sequence[Row], config: PromptsConfig, name: str) -> str:
             f"{name} has the columns {', '.join(sorted(rows[0]))}, but needs one of: {wanted}. "
             'Name them in prompts.columns, for instance {"question": "prompt", "answer": "response"}'
         )
-    if format == "text" and all(isinstance(row.get("text"), str) and _MARKED.match(row["text"]) for row in rows):
+    if format == "text" and mostly_marked([row.get("text") for row in rows[:_JUDGED]]):
         return "marked"
     return format
 
@@ -123,9 +110,7 @@ def _turns_in(row: Row, kind: str, config: PromptsConfig) -> list[Message]:
     if kind == "text":
         return _split_text(text_of(row, "text"), config)
     if kind == "marked":
-        match = _MARKED.match(text_of(row, "text"))
-        assert match, "_format_of matched every row"
-        return _exchange(match["prompt"].strip(), match["response"].strip())
+        return split_marked(text_of(row, "text"))
     if kind == "instruction":
         input = text_of(row, "input") if row.get("input") else ""
         instruction = text_of(row, "instruction")
@@ -135,29 +120,54 @@ def _turns_in(row: Row, kind: str, config: PromptsConfig) -> list[Message]:
         response = turns_of(row, "response", "assistant")
         # Preference data repeat the prompt's turns in their responses.
         return response if response and response[0]["role"] != "assistant" else prompt + response
-    column = "real" if kind == "spin" else "messages" if "messages" in row else "conversations"
-    if not isinstance(row.get(column), list):
-        raise DataError(f"{column} is {_describe(row.get(column))}, not a list of turns: fix that row")
+    column = "real" if kind == "spin" else "messages" if row.get("messages") is not None else "conversations"
+    if row.get(column) is None:
+        return []
+    if not isinstance(row[column], list):
+        raise DataError(f"{column} is {describe(row[column])}, not a list of turns: fix that row")
     return turns_of(row, column, "user")
 
 
 def check_conversation(turns: list[Message], config: PromptsConfig) -> Conversation:
-    """Separate the turns into a prompt and its response. Raises `Dropped` if that is not possible."""
+    """Separate the turns into a prompt and its response: a text of the assistant that may be learned.
+
+    Raises `Dropped` if that is not possible.
+    """
     answers = [index for index, turn in enumerate(turns) if turn["role"] == "assistant"]
     if not answers:
         raise Dropped("no-response")
+    answers = [index for index in answers if UNLEARNED not in turns[index]]
+    if not answers:
+        raise Dropped("not-to-be-learned")
+    # A text before a call is not a whole response: the model would learn to stop where it should go on.
+    answers = [index for index in answers if "tool_calls" not in turns[index]]
+    if not answers:
+        raise Dropped("tool-call")
     chosen = answers[0] if config.rounds == "first" else answers[-1]
-    messages, response = turns[:chosen], turns[chosen]["content"]
-    first_turn = 1 if messages and messages[0]["role"] == "system" else 0
-    expected = ["user", "assistant"] * len(messages)
-    roles = [turn["role"] for turn in messages[first_turn:]]
-    if len(roles) % 2 == 0 or roles != expected[: len(roles)]:
+    messages = [{key: turn[key] for key in turn if key != UNLEARNED} for turn in turns[:chosen]]
+    extra = dict(turns[chosen])
+    del extra["role"]
+    response = extra.pop("content")
+    if any(turn["role"] == "tool" or "tool_calls" in turn for turn in messages):
+        raise Dropped("tool-turns")
+    if not _is_in_order([turn["role"] for turn in messages]):
         raise Dropped("turns-out-of-order")
-    if not messages[-1]["content"].strip():
+    if not messages[-1]["content"].strip() and messages[-1]["role"] == "user":
         raise Dropped("empty-prompt")
     if not response.strip():
         raise Dropped("empty-response")
-    return Conversation(messages, response)
+    return Conversation(messages, response, extra)
+
+
+def _is_in_order(roles: Sequence[str]) -> bool:
+    """Whether user and assistant take turns up to a turn to respond to; tools may answer the assistant in between."""
+    allowed = {"": "user", "user": "assistant", "assistant": "user tool", "tool": "tool assistant"}
+    last = ""
+    for role in roles[1:] if roles[:1] == ["system"] else roles:
+        if role not in allowed[last].split():
+            return False
+        last = role
+    return last in ("user", "tool")
 
 
 def _split_text(text: str, config: PromptsConfig) -> list[Message]:
@@ -173,45 +183,3 @@ def _split_text(text: str, config: PromptsConfig) -> list[Message]:
 def _exchange(prompt: str, response: str) -> list[Message]:
     """One question and its answer."""
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-
-
-def turns_of(row: Row, column: str, role: str) -> list[Message]:
-    """A column's turns. Bare text is one turn of `role`."""
-    value = row.get(column)
-    if isinstance(value, str):
-        return [{"role": role, "content": text_of(row, column)}]
-    turns = [value] if isinstance(value, dict) else value
-    if not isinstance(turns, list):
-        raise DataError(f"{column} is {_describe(value)}, not text or a list of turns: fix that row")
-    return [_turn_of(turn, column) for turn in turns]
-
-
-def _turn_of(turn: Any, column: str) -> Message:
-    """One turn under the names `role` and `content`."""
-    names = ("from", "value") if isinstance(turn, dict) and "from" in turn else ("role", "content")
-    if not isinstance(turn, dict) or not set(names) <= set(turn):
-        raise DataError(f"{column} holds {_describe(turn)}, not a turn with role and content: fix that row")
-    role = _ROLES.get(str(turn[names[0]]).lower())
-    if role is None:
-        raise Dropped("unknown-role")
-    return {"role": role, "content": text_of(turn, names[1])}
-
-
-def text_of(row: Row, column: str) -> str:
-    """A column's text. Raises `DataError` if it is something else."""
-    value = row.get(column)
-    if not isinstance(value, str):
-        raise DataError(f"{column} is {_describe(value)}, not text: fix that row")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{column} holds half a character (a lone surrogate): fix that row") from error
-    return value
-
-
-def _describe(value: Any) -> str:
-    """A value as it appears in a message."""
-    if value is None:
-        return "missing"
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 40 else text[:40] + '…'}"

@@ -29,7 +29,11 @@ CURES = {
     "control-token": "take the chat format's control tokens out of the texts: they are added here",
     "text-too-short": "lower prompts.text_prompt_chars",
     "turns-out-of-order": "let user and assistant take turns, the user first",
-    "unknown-role": "use the roles system, user and assistant",
+    "unknown-role": "use the roles system, user, assistant and tool",
+    "not-to-be-learned": "give rows with an assistant's turn whose weight is not 0",
+    "tool-call": "give rows in which the assistant answers in text",
+    "not-text": "give turns of text alone",
+    "without-marks": 'begin each text with "### Human:", or set prompts.format to text',
 }
 """What to do if no row is left, by the reason for which most rows were dropped."""
 
@@ -129,5 +133,5 @@ def random_rank(id: str, seed: int) -> str:
 def _readable(messages: Sequence[Message]) -> str:
     """A conversation for people: a single question bare, several turns with their roles."""
     if len(messages) == 1:
-        return messages[0]["content"]
+        return str(messages[0]["content"])
     return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in messages)

@@ -19,10 +19,10 @@ import numpy as np
 
 from spin_core.config.data import PromptsConfig
 from spin_core.data.chat import Message
-from spin_core.data.conversations import Conversation, Dropped, check_conversation, text_of, turns_of
+from spin_core.data.conversations import Conversation, check_conversation
 from spin_core.data.drops import Drops, nothing_left
 from spin_core.data.examples import BATCH, CURES, Example, ExampleBuilder
-from spin_core.data.sources import Row
+from spin_core.data.formats.turns import Dropped, Row, text_of, turns_of
 from spin_core.errors import DataError
 from spin_core.runtime.progress import Progress
 

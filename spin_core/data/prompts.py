@@ -21,7 +21,8 @@ from spin_core.data.chat import Renderer
 from spin_core.data.conversations import conversations
 from spin_core.data.drops import Drops, list_drops, nothing_left
 from spin_core.data.examples import BATCH, CURES, Example, ExampleBuilder, random_rank, sample
-from spin_core.data.sources import Row, read_rows
+from spin_core.data.formats.turns import Row
+from spin_core.data.sources import read_rows
 from spin_core.data.tokenizer import context_length
 from spin_core.errors import ConfigError, DataError
 from spin_core.runtime.progress import Progress

@@ -19,9 +19,8 @@ import pyarrow.parquet as pq
 
 from spin_core.config.data import SourceConfig
 from spin_core.data import demo
+from spin_core.data.formats.turns import Row
 from spin_core.errors import DataError, first_line
-
-Row = dict[str, Any]
 
 _SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
 

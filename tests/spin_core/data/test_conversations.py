@@ -105,7 +105,7 @@ def test_conversations_that_cannot_be_answered_are_counted(build):
         {"messages": CONVERSATION[:1]},
         {"messages": CONVERSATION[1:2]},
         {"messages": [CONVERSATION[0], *CONVERSATION]},
-        {"messages": [{"role": "tool", "content": "42"}, *CONVERSATION]},
+        {"messages": [{"role": "narrator", "content": "42"}, *CONVERSATION]},
         {"messages": [{"role": "user", "content": " "}, CONVERSATION[1]]},
         {"messages": [CONVERSATION[0], {"role": "assistant", "content": "\n"}]},
     ]
@@ -132,10 +132,8 @@ def test_missing_columns_name_what_was_found_and_what_is_needed(build):
     ("row", "message"),
     [
         ({"prompt": 5, "response": "x"}, "row 3: prompt is int 5, not text"),
-        ({"prompt": "x", "response": None}, "row 3: response is missing, not text"),
-        ({"prompt": "x"}, "row 3: response is missing"),
         (
-            {"prompt": [{"role": "user"}], "response": "x"},
+            {"prompt": [{"content": "x"}], "response": "x"},
             "row 3: prompt holds dict .*, not a turn with role and content",
         ),
         ({"prompt": "x", "response": {"from": "gpt", "value": 1}}, "row 3: value is int 1, not text"),
@@ -158,3 +156,89 @@ def test_rows_of_which_none_has_a_response_are_refused(build):
         DataError, match=r"no row of .* is left \(2 of 2 dropped as no-response\): give rows with an assist"
     ):
         build([{"messages": CONVERSATION[:1]}] * 2)
+
+
+# Turns that are not to be learned
+
+
+ASK, SAY = {"role": "user", "content": "Again?"}, {"role": "assistant", "content": "Wrong."}
+
+
+@pytest.mark.parametrize(
+    "mark", [{"weight": 0}, {"weight": 0.0}, {"weight": "0"}, {"train": False}, {"training": "false"}, {"loss": False}]
+)
+def test_a_turn_that_is_not_to_be_learned_is_never_the_response(build, mark):
+    rows = [{"messages": [*CONVERSATION[:2], ASK, {**SAY, **mark}]}] * 2
+    rows.append({"messages": [ASK, {**SAY, **mark}]})
+    rows.append({"messages": [ASK, {**SAY, "weight": 1, "train": None, "loss": 0.0}]})
+    built = build(rows)
+    assert built.pairs == [("Again?", "Wrong."), ("Hi", "Hello.")]
+    assert built.drops == {"duplicate": 1, "not-to-be-learned": 1}
+
+
+def test_the_first_round_is_the_first_turn_that_may_be_learned(build, chat_model):
+    rows = [{"messages": [{**turn, "weight": int(turn != CONVERSATION[1])} for turn in CONVERSATION]}]
+    rows.append({"messages": CONVERSATION[:2]})
+    built = build(rows, rounds="first", model=chat_model, chat="tokenizer")
+    by_response = {row["response"]: json.loads(row["messages"]) for row in built.train + built.held_out}
+    assert by_response == {"Bye.": CONVERSATION[:3], "Hello.": CONVERSATION[:1]}, "no mark reaches the messages"
+
+
+def test_a_mark_that_is_neither_true_nor_false_is_named_by_its_row(build):
+    rows = [*rows_of(2), {"messages": [ASK, {**SAY, "weight": "half"}]}]
+    with pytest.raises(DataError, match="row 3: weight is str 'half', not a number, true or false"):
+        build([{"messages": CONVERSATION}, {"messages": CONVERSATION}, rows[2]])
+
+
+# Missing values
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "x", "response": None}, "empty-response"),
+        ({"prompt": "x", "response": ""}, "empty-response"),
+        ({"prompt": "x"}, "empty-response"),
+        ({"prompt": None, "response": "x"}, "empty-prompt"),
+        ({"prompt": "", "response": "x"}, "empty-prompt"),
+        ({"prompt": [{"role": "user"}], "response": "x"}, "empty-prompt"),
+        ({"prompt": [{"role": "user", "content": None}], "response": "x"}, "empty-prompt"),
+        ({"prompt": "x", "response": [{"role": "assistant", "content": None}]}, "empty-response"),
+        ({"prompt": "x", "response": []}, "no-response"),
+    ],
+)
+def test_a_missing_value_is_dropped_and_counted_as_an_empty_one(build, row, reason):
+    assert build([*rows_of(2), row]).drops == {reason: 1}
+
+
+def test_missing_turns_are_dropped_and_counted(build):
+    rows = [{"messages": CONVERSATION}, {"messages": CONVERSATION[:2]}, {"messages": None}, {"messages": []}]
+    assert build(rows).drops == {"no-response": 2}
+
+
+def test_keys_that_arrow_fills_with_null_are_absent(build, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    turns = [{"from": "human", "value": "Hey"}, {"from": "gpt", "value": "Ho"}]
+    rows = [{"messages": CONVERSATION[:2]}, {"messages": turns}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    assert pq.read_table(tmp_path / "rows.parquet").to_pylist()[0]["messages"][0]["from"] is None
+    assert build(tmp_path / "rows.parquet").pairs == [("Hey", "Ho"), ("Hi", "Hello.")]
+
+
+# Marked texts
+
+
+def test_all_turns_of_a_marked_text_are_read(build, chat_model):
+    text = "### Human: Hi### Assistant: Hello.\n### Human: And\nnow?### Assistant: Bye.### Human: Thanks"
+    built = build([{"text": text}, {"text": "### Human: A### Assistant: B"}], model=chat_model, chat="tokenizer")
+    by_response = {row["response"]: json.loads(row["messages"]) for row in built.train + built.held_out}
+    assert set(by_response) == {"Bye.", "B"}
+    assert [turn["content"] for turn in by_response["Bye."]] == ["Hi", "Hello.", "And\nnow?"]
+
+
+def test_texts_without_marks_among_marked_ones_are_counted(build):
+    texts = [f"### Human: {i}### Assistant: {i}!" for i in range(4)]
+    built = build([{"text": text} for text in ["Once upon a time there was a cat. It slept.", *texts, "### Human: Hm"]])
+    assert built.drops == {"without-marks": 1, "no-response": 1}
