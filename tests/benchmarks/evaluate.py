@@ -69,7 +69,7 @@ def job_of(folder: Path, lineage: str, engine: str) -> Any:
     """Our phase's job."""
     from spin_core.config.generate import VllmConfig, VllmSpeedConfig
     from spin_core.store.evaluation_jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
-    from tests.support.lineages.small_game import CPU, version_of
+    from tests.support.lineages.small_jobs import CPU, version_of
 
     tasks = [BenchmarkTask(name=name, num_fewshot=SHOTS, limit=limit) for name, limit in TASKS.items()]
     config = BenchmarkConfig(

@@ -67,7 +67,7 @@ def job_of(folder: Path, name: str, dtype: str = "float32", **config: Any) -> An
     from spin_core.store import identity
     from spin_core.store.jobs import GenerateJob
     from spin_core.store.records import PromptSet
-    from tests.support.lineages.small_game import CPU, version_of
+    from tests.support.lineages.small_jobs import CPU, version_of
 
     path = folder / "prompts"
     prompts = PromptSet(

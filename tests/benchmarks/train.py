@@ -75,7 +75,7 @@ def gsm8k_pairs(rng: np.random.Generator, pairs: int) -> list[list[list[int]]]:
 
 def make(folder: Path, data: str, model: Model, pairs: int, vocabulary: int) -> None:
     """The model and the pairs that all ways train on."""
-    from tests.support.lineages.small_game import do, score_job, version_of, write_pairs
+    from tests.support.lineages.small_jobs import run_job, score_job, version_of, write_pairs
     from tests.support.models.bare_model import save_bare_model
 
     save_bare_model(
@@ -89,7 +89,7 @@ def make(folder: Path, data: str, model: Model, pairs: int, vocabulary: int) -> 
     version = version_of(folder / "model")
     (folder / "version.json").write_text(version.model_dump_json(), "utf-8")
     most = 16384 if model.gpu else 4096
-    do(score_job(folder / "scores", version, dataset, micro_batch_tokens=most, model=model.config))
+    run_job(score_job(folder / "scores", version, dataset, micro_batch_tokens=most, model=model.config))
 
 
 def useful(folder: Path, batch_size: int, model: Model, vocabulary: int) -> tuple[list[int], list[float]]:

@@ -105,7 +105,7 @@ def ours(folder: Path, model: Model, change: dict[str, Any], batch_size: int, mo
     from spin_core.store import artifacts, identity
     from spin_core.store.records import ModelVersion, PairDataset, ScoredPairs
     from spin_core.store.training_log import METRICS, TIMING, read_rows
-    from tests.support.lineages.small_game import do, train_job
+    from tests.support.lineages.small_jobs import run_job, train_job
 
     pairs = PairDataset(
         path=folder / "pairs",
@@ -124,7 +124,7 @@ def ours(folder: Path, model: Model, change: dict[str, Any], batch_size: int, mo
             batch_size=batch_size, micro_batch_tokens=most, lr_schedule="constant", warmup=0.0,
             gradient_checkpointing=model.in_memory, speed={"compile": model.gpu, **change},
         )  # fmt: skip
-        do(job)
+        run_job(job)
         rows, timing = read_rows(job.output / METRICS), read_rows(job.output / TIMING)
     return {
         "seconds": [row["seconds"] + row["wait"] for row in timing],

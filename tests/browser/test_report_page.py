@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from spin_core.reports import html
-from tests.support.lineages.small_lineage import build, suite_report
+from tests.support.lineages.small_lineage import build_lineage, suite_report
 from tests.support.lineages.small_lineage import report as publish_report
 
 HOSTILE = [
@@ -24,7 +24,7 @@ PAPER = [*(f"paper θ_{t}" for t in range(5)), "paper SFT +1 epoch", "paper DPO"
 @pytest.fixture(scope="module")
 def path(tmp_path_factory) -> Path:
     """The report of three versions with a suite, a control, and answers that would be markup."""
-    game = build(tmp_path_factory.mktemp("runs"), sets=[f"evaluate.suites=[{SUITE}]"])
+    game = build_lineage(tmp_path_factory.mktemp("runs"), sets=[f"evaluate.suites=[{SUITE}]"])
     publish_report(game.control("sft-lr-0.001") / "eval" / "self-play", "c" * 64, (1.9, 2.9, 3.9, 4.9))
     for t in range(3):
         values = {f"task_number_{n}": [0, 1, n % 2, float(t > 0)] for n in range(9)} | {"gsm8k": [0, 1, 1, 0]}

@@ -25,7 +25,7 @@ from flows import compare, evaluate
 from flows.server import deploy, local, watch
 from flows.server.api import Server
 from tests.support.helpers import HOLDS
-from tests.support.lineages.small_lineage import build
+from tests.support.lineages.small_lineage import build_lineage
 
 pytestmark = pytest.mark.slow
 
@@ -111,7 +111,7 @@ def test_a_run_of_the_command_line_has_crashed_once_the_process_that_signed_it_i
 @pytest.mark.parametrize("play", [evaluate.evaluate, compare.compare], ids=lambda play: play.name)
 def test_a_run_that_is_started_again_waits_for_its_own_end(client, tmp_path, monkeypatch, play):
     """Its first process was taken for dead, and still has the lock. Nothing is computed here."""
-    build(tmp_path)
+    build_lineage(tmp_path)
     monkeypatch.setattr(evaluate, "_start", lambda game: (game.records()[0].opponent, None))
     monkeypatch.setattr(evaluate, "score", lambda *_, **__: None)
     monkeypatch.setattr(compare, "_play_seed", lambda _game: None)

@@ -17,7 +17,7 @@ from flows import nightly as nights
 from flows import spin
 from spin_core.errors import LineageBusy
 from tests.support.helpers import HOLDS
-from tests.support.lineages.small_lineage import NLLS, build
+from tests.support.lineages.small_lineage import NLLS, build_lineage
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_server")]
 
@@ -29,7 +29,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def publish(runs: str, name: str, config: Any) -> None:
-    build(Path(runs), name, [[value - t / 10 for value in NLLS[0]] for t in range(config.iterations + 1)])
+    build_lineage(Path(runs), name, [[value - t / 10 for value in NLLS[0]] for t in range(config.iterations + 1)])
 
 
 def night(runs: Path, lineage: str, due: timedelta = timedelta()) -> State[Any]:
@@ -87,7 +87,7 @@ def test_a_night_that_died_is_made_up_for_by_the_one_that_waited(tmp_path, monke
 
 @pytest.mark.parametrize("by", ["a night", "someone else"])
 def test_a_lineage_in_use_leaves_a_night_out_if_a_night_plays_it_and_fails_it_otherwise(tmp_path, monkeypatch, by):
-    root = build(tmp_path, "tale").root
+    root = build_lineage(tmp_path, "tale").root
     monkeypatch.setattr(nights, "continue_lineage", spin.continue_lineage)
     holder = [sys.executable, "-c", HOLDS, str(root)]
     with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

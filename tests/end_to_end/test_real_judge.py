@@ -17,15 +17,15 @@ import pytest
 from spin_core.errors import ConfigError
 from spin_core.runtime import launch
 from spin_core.store.records import EvalReport
-from tests.support.lineages.mt_bench_game import (
+from tests.support.lineages.mt_bench_jobs import (
     VLLM,
     data,
-    do,
-    job_of,
+    human_answers,
     models,
+    mt_bench_job,
     needs_vllm,
-    people,
     rows_of,
+    run_mt_bench,
     short_pauses,
 )
 from tests.support.models.judge_model import grade, save_judge
@@ -33,7 +33,7 @@ from tests.support.models.judge_model import grade, save_judge
 NAMES = ("Ann", "Ben", "Cat", "Dan", "Eve", "Fox")
 PLACES = ("sea", "wood", "town", "farm", "hill", "lake")
 
-__all__ = ["data", "models", "people", "short_pauses"]
+__all__ = ["data", "human_answers", "models", "short_pauses"]
 
 pytestmark = [pytest.mark.slow, needs_vllm]
 
@@ -79,22 +79,24 @@ def url(tmp_path_factory) -> Iterator[str]:
         yield found
 
 
-def test_a_judge_behind_vllms_own_server_grades_and_compares(tmp_path, data, models, people, url):
+def test_a_judge_behind_vllms_own_server_grades_and_compares(tmp_path, data, models, human_answers, url):
     brief = {"judge": {"max_tokens": 64}}
-    base = do(job_of(tmp_path / "base", data, models[0], url, **brief))
+    base = run_mt_bench(mt_bench_job(tmp_path / "base", data, models[0], url, **brief))
     some = {"pairwise_prompts": 4}
-    job = job_of(tmp_path / "next", data, models[1], url, t=1, base=base, prompts=people, config=some, **brief)
+    job = mt_bench_job(
+        tmp_path / "next", data, models[1], url, t=1, base=base, prompts=human_answers, config=some, **brief
+    )
     report = launch.run_phase(job, EvalReport)
     with pytest.raises(ConfigError, match=r"has no model 'gpt-9'.*tiny-judge"):
-        do(job_of(tmp_path / "unknown", data, models[0], url, judge={"model": "gpt-9"}))
+        run_mt_bench(mt_bench_job(tmp_path / "unknown", data, models[0], url, judge={"model": "gpt-9"}))
     with pytest.raises(ConfigError, match=r"refuses our request \(400 max_tokens=2048 cannot be greater"):
-        do(job_of(tmp_path / "verbose", data, models[0], url))
+        run_mt_bench(mt_bench_job(tmp_path / "verbose", data, models[0], url))
     (folder := tmp_path / "long").mkdir()
     asked = {"question_id": 1, "category": "stem", "turns": ["why " * 1200, "and why?"]}
     (folder / "question.jsonl").write_text(json.dumps(asked))
     (folder / "reference_answer_gpt-4.jsonl").write_text("")
     with pytest.raises(ConfigError, match=r"exceed its context: lower evaluate.judge.max_tokens"):
-        do(job_of(tmp_path / "long-answers", folder, models[0], url, **brief))
+        run_mt_bench(mt_bench_job(tmp_path / "long-answers", folder, models[0], url, **brief))
     for row in rows_of(report, "verdicts"):
         prompt = json.loads(row["prompt"])[-1]["content"]
         want = f"{grade(prompt):g}" if row["task"] == "grade" else "B"

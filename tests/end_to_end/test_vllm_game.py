@@ -26,7 +26,7 @@ from spin_core.runtime.launch import run_phase
 from spin_core.store import identity as store_identity
 from spin_core.store import lock
 from spin_core.store.records import GenerationBatch, ModelVersion, PairDataset, PromptSet, ScoredPairs, TrainRun
-from tests.support.lineages.small_game import CPU, version_of
+from tests.support.lineages.small_jobs import CPU, version_of
 from tests.support.models.vllm_models import save_model, save_stacked
 
 pytestmark = [

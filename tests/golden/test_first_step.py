@@ -12,11 +12,11 @@ from spin_core.data.sequences import read_token_ids
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.models.loading import load_model
 from tests.support.helpers import data_folder
-from tests.support.lineages.small_game import (
+from tests.support.lineages.small_jobs import (
     CPU,
-    do,
-    pass_over,
+    batch_metrics,
     random_pairs,
+    run_job,
     score_job,
     stepper_of,
     train_job,
@@ -41,8 +41,8 @@ def test_the_first_loss_on_a_real_model_and_real_text_is_log_2(tmp_path: Path, b
     ends = [story[60:] for story in ids]
     pairs = write_pairs(tmp_path / "pairs", [story[:60] for story in ids], ends, ends[1:] + ends[:1])
     start = version_of(folder)
-    scores = do(score_job(tmp_path / "scores", start, pairs, micro_batch_tokens=1024))
-    record = do(train_job(tmp_path, start, pairs, scores, batch_size=16, beta=beta))
+    scores = run_job(score_job(tmp_path / "scores", start, pairs, micro_batch_tokens=1024))
+    record = run_job(train_job(tmp_path, start, pairs, scores, batch_size=16, beta=beta))
     assert record.first_loss == pytest.approx(math.log(2), abs=1e-5 * max(1, beta / 0.1))
 
 
@@ -50,10 +50,10 @@ def test_the_gradient_of_the_output_layer_by_hand(tmp_path: Path, tiny_model: Pa
     """dL/dW = -(beta / B) sum over pairs of sigmoid(-margin) * (real - generated), where each side is the sum over its
     response tokens of (onehot(token) - softmax(W h)) h'. Here the player is its opponent, so every sigmoid is 1/2."""
     start, pairs, beta = version_of(tiny_model), random_pairs(tmp_path / "pairs", rows=5), 0.7
-    scores = do(score_job(tmp_path / "scores", start, pairs))
+    scores = run_job(score_job(tmp_path / "scores", start, pairs))
     job = train_job(tmp_path, start, pairs, scores, beta=beta)
     stepper = stepper_of(job)
-    measured = pass_over(job, stepper, np.arange(5))
+    measured = batch_metrics(job, stepper, np.arange(5))
     model = load_model(tiny_model, CPU)
 
     want = torch.zeros_like(model.lm_head.weight)

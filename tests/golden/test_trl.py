@@ -10,10 +10,10 @@ import torch
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.models.loading import load_model
 from tests.support.helpers import save_tiny_model
-from tests.support.lineages.small_game import (
+from tests.support.lineages.small_jobs import (
     CPU,
-    do,
-    pass_over,
+    batch_metrics,
+    run_job,
     score_job,
     stepper_of,
     train_job,
@@ -65,11 +65,11 @@ def test_loss_gradient_and_metrics_equal_trls(tmp_path: Path, tiny_model: Path):
 
     columns = ([list(row[name]) for row in rows] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
     pairs = write_pairs(tmp_path / "pairs", *columns)
-    scores = do(score_job(tmp_path / "scores", version_of(tiny_model), pairs))
+    scores = run_job(score_job(tmp_path / "scores", version_of(tiny_model), pairs))
     job = train_job(tmp_path, version_of(tiny_model), pairs, scores, beta=beta)
     stepper = stepper_of(job)
     stepper.network.model.load_state_dict(load_model(player, CPU).state_dict())
-    ours = pass_over(job, stepper, np.arange(len(rows)))
+    ours = batch_metrics(job, stepper, np.arange(len(rows)))
 
     assert ours["loss"] == pytest.approx(theirs.item(), rel=1e-5)
     assert abs(theirs.item() - np.log(2)) > 0.01

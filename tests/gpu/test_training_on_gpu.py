@@ -13,7 +13,7 @@ from spin_core.models.vocabulary_loss import ItemLosses, fused_loss
 from spin_core.store.training_log import read_rows
 from spin_core.training.losses import LOG_2
 from tests.support.helpers import character_tokenizer
-from tests.support.lineages.small_game import CPU, do, game, start
+from tests.support.lineages.small_jobs import CPU, random_train_job, run_job, start_job
 from tests.support.processes.many_jobs import StopsAt
 
 GPU = ModelConfig(device="cuda", dtype="float32")
@@ -39,8 +39,10 @@ def losses(job) -> list[float]:
 
 
 def test_float32_training_equals_the_cpus(tmp_path, model):
-    there, here = (game(tmp_path / name, model, where, epochs=8) for name, where in (("gpu", GPU), ("cpu", CPU)))
-    do(there), do(here)
+    there, here = (
+        random_train_job(tmp_path / name, model, where, epochs=8) for name, where in (("gpu", GPU), ("cpu", CPU))
+    )
+    run_job(there), run_job(here)
     assert len(losses(here)) == 24
     assert losses(there) == pytest.approx(losses(here), abs=2e-4)
     assert losses(here)[-1] < LOG_2 - 0.02
@@ -62,37 +64,37 @@ def test_float32_training_equals_the_cpus(tmp_path, model):
     ids=str,
 )
 def test_bfloat16_training_starts_at_log_2_and_learns_the_same_with_each_speed_setting(tmp_path, model, speed):
-    want = game(tmp_path / "cpu", model, CPU, epochs=8)
-    have = game(tmp_path / "gpu", model, BF16, epochs=8, speed=SpeedConfig(**speed))
-    do(want), do(have)
+    want = random_train_job(tmp_path / "cpu", model, CPU, epochs=8)
+    have = random_train_job(tmp_path / "gpu", model, BF16, epochs=8, speed=SpeedConfig(**speed))
+    run_job(want), run_job(have)
     assert losses(have)[0] == pytest.approx(LOG_2, abs=2e-2)
     assert losses(have) == pytest.approx(losses(want), abs=3e-2)
 
 
 def test_a_stopped_training_ends_like_an_uninterrupted_one(tmp_path, model):
-    whole, parted = (game(tmp_path / name, model, BF16, epochs=8) for name in ("whole", "parted"))
-    do(whole)
+    whole, parted = (random_train_job(tmp_path / name, model, BF16, epochs=8) for name in ("whole", "parted"))
+    run_job(whole)
     with pytest.raises(Stopped):
-        do(parted, StopsAt(9))
-    do(parted)
+        run_job(parted, StopsAt(9))
+    run_job(parted)
     assert losses(parted) == pytest.approx(losses(whole), abs=2e-3)
     one, other = (load_file(job.weights / "model.safetensors") for job in (whole, parted))
     assert all(torch.allclose(one[name], other[name], atol=1e-2) for name in one)
 
 
 def test_an_adapter_trains_too(tmp_path, model):
-    job = game(tmp_path, model, BF16, epochs=8, lora={"rank": 4})
-    do(job)
+    job = random_train_job(tmp_path, model, BF16, epochs=8, lora={"rank": 4})
+    run_job(job)
     assert losses(job)[0] == pytest.approx(LOG_2, abs=2e-2)
     assert losses(job)[-1] < losses(job)[0]
 
 
 def test_one_rank_with_nccl_and_deepspeed_learns_what_one_device_does(tmp_path, model):
     pytest.importorskip("deepspeed")
-    alone = game(tmp_path / "alone", model, BF16, epochs=8)
-    do(alone)
-    shared = game(tmp_path / "shared", model, BF16, epochs=8, speed=SpeedConfig(deepspeed="zero2"))
-    process = start(shared, tmp_path / "log")
+    alone = random_train_job(tmp_path / "alone", model, BF16, epochs=8)
+    run_job(alone)
+    shared = random_train_job(tmp_path / "shared", model, BF16, epochs=8, speed=SpeedConfig(deepspeed="zero2"))
+    process = start_job(shared, tmp_path / "log")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output + (tmp_path / "log" / "stderr.txt").read_text()[-3000:]
     assert losses(shared) == pytest.approx(losses(alone), abs=3e-3)

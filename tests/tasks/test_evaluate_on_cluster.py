@@ -12,7 +12,7 @@ from spin_core.runtime import launch
 from spin_core.store import artifacts, identity
 from spin_core.store.records import EvalReport
 from tasks import evaluate
-from tests.support.lineages.small_lineage import build, publish
+from tests.support.lineages.small_lineage import build_lineage, publish
 
 NAMES = ["evaluate.suites=[open-llm-leaderboard,big-bench,mt-bench]"]
 FIELDS = {"model": "m", "suite": "by hand", "harness": "none", "scores": {}}
@@ -63,7 +63,7 @@ def played(tmp_path, monkeypatch):
 
     def play(errors=(), **given):
         speed = {"address": "none", **given}
-        game = build(tmp_path, sets=[*NAMES, f"evaluate.speed.ray={speed}".replace("'", '"')])
+        game = build_lineage(tmp_path, sets=[*NAMES, f"evaluate.speed.ray={speed}".replace("'", '"')])
         artifacts.shutil.rmtree(game.eval_folder(0))
         cluster = Cluster(dict(errors))
         monkeypatch.setattr(evaluate, "runner_on", lambda *_, **__: contextlib.nullcontext(cluster))
@@ -100,7 +100,7 @@ def test_a_suite_whose_workers_die_again_and_again_is_said_to_be_lost_in_one_lin
 
 def test_where_suites_are_run_is_no_part_of_what_they_are_known_by(tmp_path):
     here, there = (
-        build(tmp_path / name, sets=[*NAMES, *more])
+        build_lineage(tmp_path / name, sets=[*NAMES, *more])
         for name, more in (("here", []), ("there", ['evaluate.speed.ray={"address": "auto", "workers": 3}']))
     )
     assert there.config.evaluate.speed.ray == RayConfig(address="auto", workers=3)

@@ -21,8 +21,8 @@ from spin_core.lineage.lineage import Lineage
 from spin_core.runtime import interpreter, launch, phase
 from spin_core.store.identity import identity_of
 from tasks import generate
-from tests.support.lineages.generation import EOS, do, generate_job, prompt_set
-from tests.support.lineages.small_game import version_of
+from tests.support.lineages.generation import EOS, generate_job, prompt_set, run_generation
+from tests.support.lineages.small_jobs import version_of
 
 
 @dataclass
@@ -53,7 +53,7 @@ def prompts(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_run_whose_workers_all_die_says_why_and_keeps_what_is_done(tmp_path, tiny_model, prompts):
-    whole = do(generate_job(tmp_path / "whole", tiny_model, prompts))
+    whole = run_generation(generate_job(tmp_path / "whole", tiny_model, prompts))
     job = generate_job(tmp_path / "generations", tiny_model, prompts, speed={"workers": 0})
     scratch = phase.workspace(job.output, identity_of(job))
     (scratch / f"{shard_name(2)}.parquet").write_bytes((whole.path / f"{shard_name(2)}.parquet").read_bytes())
@@ -65,7 +65,7 @@ def test_a_run_whose_workers_all_die_says_why_and_keeps_what_is_done(tmp_path, t
     with ThreadPoolExecutor(1) as pool:
         futures = [Worker(other), Worker(pool.submit(workers.join_generation, path)), Worker(other)]
         with generate.watched(futures, job), pytest.raises(WorkersLost) as lost:
-            do(job)
+            run_generation(job)
     said = str(lost.value)
     assert "no worker is left, and 3 of 4 shards are missing (2 said: the machine is gone; 1 said: ModelError: " in said
     assert "/nowhere/model" in said
@@ -73,7 +73,7 @@ def test_a_run_whose_workers_all_die_says_why_and_keeps_what_is_done(tmp_path, t
     assert "\n" not in said
     assert [path.name for path in scratch.glob("shard-*")] == [f"{shard_name(2)}.parquet"]
     again = job.model_copy(update={"config": job.config.model_copy(update={"speed": type(job.config.speed)()})})
-    assert do(again).digest == whole.digest
+    assert run_generation(again).digest == whole.digest
 
 
 @pytest.mark.parametrize("error", [None, ValueError("one\ntwo"), KeyError()])

@@ -16,7 +16,7 @@ from spin_core.errors import ConfigError
 from spin_core.remote import push as pushes
 from tasks import display, publish
 from tasks.push import push
-from tests.support.lineages.small_lineage import NLLS, build, suite_report
+from tests.support.lineages.small_lineage import NLLS, build_lineage, suite_report
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_server")]
 
@@ -63,7 +63,7 @@ def artifacts(key: str) -> list[dict]:
 
 
 def test_every_decision_of_the_gate_is_an_event_of_its_lineage(tmp_path):
-    game = build(tmp_path, "falls", nlls=(*NLLS[:2], NLLS[0]), sets=["gate.rule=stop"])
+    game = build_lineage(tmp_path, "falls", nlls=(*NLLS[:2], NLLS[0]), sets=["gate.rule=stop"])
     publish_all(game)
     first, second = events("falls", 2)
     assert (first["event"], second["event"]) == ("spin.gate.promote", "spin.gate.stop")
@@ -81,7 +81,7 @@ def test_every_decision_of_the_gate_is_an_event_of_its_lineage(tmp_path):
 
 
 def test_publishing_again_adds_nothing(tmp_path):
-    game = build(tmp_path, "twice")
+    game = build_lineage(tmp_path, "twice")
     publish_all(game)
     before = (game.root / "report.html").stat().st_mtime_ns
     publish_all(game)
@@ -94,7 +94,7 @@ def test_publishing_again_adds_nothing(tmp_path):
 def test_what_a_kill_left_out_is_made_up_for_by_the_next_run(tmp_path, monkeypatch, killed_in):
     """The page is on disk, and Prefect has not received it, or only a part."""
     name = f"killed-{killed_in.replace('_', '-')}"
-    game = build(tmp_path, name, nlls=NLLS[:2])
+    game = build_lineage(tmp_path, name, nlls=NLLS[:2])
     record, real = game.records()[0], getattr(publish, killed_in)
 
     def kill(*given) -> None:
@@ -134,7 +134,7 @@ class Shown(display.Silent):
 @pytest.mark.parametrize("store", ["file", "nowhere"])
 def test_a_run_brings_the_copy_up_to_date_and_goes_on_where_it_cannot(tmp_path, monkeypatch, store):
     monkeypatch.setattr(display, "current", shown := Shown())
-    game = build(tmp_path / "runs", sets=[f"push.url={store}://{tmp_path}/copy"])
+    game = build_lineage(tmp_path / "runs", sets=[f"push.url={store}://{tmp_path}/copy"])
 
     @flow
     def push_twice() -> str:
@@ -157,7 +157,7 @@ def test_a_run_brings_the_copy_up_to_date_and_goes_on_where_it_cannot(tmp_path, 
 def test_scoring_afterwards_brings_the_copy_up_to_date_too(tmp_path, monkeypatch, store):
     """The scores are made by hand here; all else is `spin evaluate`."""
     monkeypatch.setattr(display, "current", shown := Shown())
-    game = build(tmp_path / "runs", "later", sets=[f"push.url={store}://{tmp_path}/copy"])
+    game = build_lineage(tmp_path / "runs", "later", sets=[f"push.url={store}://{tmp_path}/copy"])
     copy = tmp_path / "copy" / "later"
     if store == "file":
         pushes.push(game, game.config.push)
@@ -191,7 +191,7 @@ def stands(key: str) -> str:
 
 def test_runs_are_found_by_recipe_and_lineage_and_say_where_the_leaderboard_stands(tmp_path, monkeypatch):
     """Nothing is played or scored here: a night finds that the gate has ended the game."""
-    game = build(tmp_path, "found", nlls=(*NLLS[:2], NLLS[0]), sets=["gate.rule=stop"])
+    game = build_lineage(tmp_path, "found", nlls=(*NLLS[:2], NLLS[0]), sets=["gate.rule=stop"])
     board = publish.board.save(game)
     monkeypatch.setattr(spin, "play", lambda _game: board)
     monkeypatch.setattr(evaluate, "score", lambda *_, **__: None)

@@ -3,14 +3,14 @@
 import pytest
 
 from spin_core.lineage.lineage import Lineage
-from tests.support.lineages.small_lineage import build
+from tests.support.lineages.small_lineage import build_lineage
 from tests.support.processes.command_runner import Spin, run_spin
 
 
 @pytest.fixture(scope="session")
 def game(tmp_path_factory) -> Lineage:
     """A finished lineage `tale`; tests must not change it."""
-    return build(tmp_path_factory.mktemp("runs"))
+    return build_lineage(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.lineages.small_lineage import build
+from tests.support.lineages.small_lineage import build_lineage
 
 HEAVY = (
     *("torch", "transformers", "datasets", "lm_eval", "peft", "accelerate", "sklearn", "scipy", "matplotlib"),
@@ -34,7 +34,7 @@ finally:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    return build(tmp_path_factory.mktemp("runs")).runs
+    return build_lineage(tmp_path_factory.mktemp("runs")).runs
 
 
 def loaded_modules(*arguments: str) -> set[str]:

@@ -18,7 +18,7 @@ from flows.command_line.main import main
 from flows.server import api, local, serve, status
 from spin_core.errors import ConfigError, TryAgain
 from spin_core.runtime.process import pid_scope
-from tests.support.lineages.small_lineage import build
+from tests.support.lineages.small_lineage import build_lineage
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -145,8 +145,8 @@ def test_a_server_that_dies_in_mid_answer_is_asked_another_time(answer):
 
 
 def test_a_lineage_of_another_version_hides_no_other(tmp_path):
-    build(tmp_path, "mine")
-    old = build(tmp_path, "old").root / "lineage.json"
+    build_lineage(tmp_path, "mine")
+    old = build_lineage(tmp_path, "old").root / "lineage.json"
     settings = json.loads(old.read_text())
     old.write_text(json.dumps(settings | {"config": settings["config"] | {"of-another-version": 1}}))
     line = f"old  cannot be read: spin show old --runs {tmp_path} says why"

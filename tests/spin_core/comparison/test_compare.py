@@ -21,7 +21,15 @@ from spin_core.lineage import controls
 from spin_core.lineage.find import lineage_names
 from spin_core.lineage.lineage import Lineage
 from spin_core.store.records import ModelVersion, Score, TrainRun
-from tests.support.lineages.small_lineage import NLLS, build, lines, publish, report, settings, suite_report
+from tests.support.lineages.small_lineage import (
+    NLLS,
+    build_lineage,
+    demo_config,
+    json_lines,
+    publish,
+    report,
+    suite_report,
+)
 
 SETS = ("controls.sft_continued=true", "controls.longer=[2]", "controls.shares=[0.5]", "iterations=2", "train.epochs=3")
 NAMES = ["θ_0", "θ_1", "θ_2", "SFT, equal steps, lr 0.001", "iteration 0, 6 epochs"]
@@ -31,13 +39,13 @@ SIZES = ["SPIN, iteration 0, 50% of prompts", "SFT, 50% of prompts, lr 0.001", "
 def seed_of(runs, number: int, shift: float) -> Lineage:
     """A finished game whose last version is `shift` worse than the usual one, with its controls half a nat worse."""
     nlls = [*NLLS[:2], [value + shift for value in NLLS[2]]]
-    game = build(runs, f"trial-seed-{number}", nlls, sets=[*SETS, f"play_seed={number}"])
+    game = build_lineage(runs, f"trial-seed-{number}", nlls, sets=[*SETS, f"play_seed={number}"])
     for control in controls.plan(game, game.records()):
         folder = game.control(control.name)
         job = {"control": control.name, "seed": number}
         weights = publish(folder / "model", job, {"w": control.name.encode()}, {"t": 1, "parent": "x"}, ModelVersion)
         fields = {"t": 0, "model": weights.digest, "steps": 5, "first_loss": 0.7, "metrics": {}}
-        publish(folder / "train", job, {"log/timing.jsonl": lines([{"tokens": 9}] * 5)}, fields, TrainRun)
+        publish(folder / "train", job, {"log/timing.jsonl": json_lines([{"tokens": 9}] * 5)}, fields, TrainRun)
         report(folder / "eval" / "self-play", weights.digest, [value + 0.5 for value in NLLS[2]])
     return game
 
@@ -115,12 +123,12 @@ def test_the_probability_metric_and_win_rates_over_the_version_before_are_reward
 def test_a_difference_without_items_is_not_clear_and_the_page_says_so(tmp_path):
     spin = arms_of(tmp_path, "θ_1", NLLS[0], bleu=Score(value=0.5, stderr=0.01, n=4))
     other = arms_of(tmp_path, "SFT", NLLS[1], bleu=Score(value=0.1, stderr=0.01, n=4))
-    lines = (compare.line_of(spin, spin), compare.line_of(other, spin))
-    bleu, nll = (lines[1].versus[task] for task in ("bleu", "heldout_nll"))
+    json_lines = (compare.line_of(spin, spin), compare.line_of(other, spin))
+    bleu, nll = (json_lines[1].versus[task] for task in ("bleu", "heldout_nll"))
     assert (bleu.delta, bleu.low, bleu.clear) == (pytest.approx(-0.4), None, False)
     assert bleu.stderr < 1e-12, "the seeds alone would do"
     assert nll.clear
-    values = {**EMPTY, "lines": lines, "lineages": ("a", "b", "c"), "left_out": {}}
+    values = {**EMPTY, "lines": json_lines, "lineages": ("a", "b", "c"), "left_out": {}}
     by_bleu = compare.Table.model_validate({**values, "main_metric": "bleu"})
     (said,) = (note for note in comparison_page.notes(by_bleu) if note.startswith("Never marked"))
     assert "bleu of SFT" in said
@@ -287,8 +295,8 @@ def test_the_page_shows_the_suites_and_what_only_some_methods_have(tmp_path):
     late = {
         1: dataclasses.replace(other[1], name="late", reports=[suite_report(tmp_path / "late", "m", {"new": [1] * 8})])
     }
-    lines = tuple(compare.line_of(arms, spin) for arms in (spin, other, late))
-    found = compare.Table.model_validate({**EMPTY, "lines": lines, "headline": ("suite",), "left_out": {}})
+    json_lines = tuple(compare.line_of(arms, spin) for arms in (spin, other, late))
+    found = compare.Table.model_validate({**EMPTY, "lines": json_lines, "headline": ("suite",), "left_out": {}})
     assert comparison_page.shown(found) == ["heldout_nll", "suite"]
     head, further = "\n".join(comparison_page.parts(found, "here")).split("<h2>Further scores</h2>")
     assert "<th>suite ↑</th><th>minus SPIN</th>" in head
@@ -314,7 +322,7 @@ def test_the_artifact_has_the_same_table_with_pictures(standing):
 
 def test_figures_without_lines_are_not_drawn(games):
     bare = [
-        dataclasses.replace(game, config=game.config.model_copy(update={"controls": settings().controls}))
+        dataclasses.replace(game, config=game.config.model_copy(update={"controls": demo_config().controls}))
         for game in games
     ]
     assert list(comparison_page.figures(table("trial", bare, {}))) == ["figure 3"]

@@ -21,7 +21,7 @@ from spin_core.store.jobs import PreferencesJob
 from spin_core.store.records import ModelVersion, PairDataset, PromptSet
 from spin_core.training.losses import LOG_2
 from tests.support.helpers import data_folder
-from tests.support.lineages.small_game import CPU, do, score_job, train_job, version_of
+from tests.support.lineages.small_jobs import CPU, run_job, score_job, train_job, version_of
 
 FORMAT = ChatConfig(template="format", format="Q: {prompt} A: ")
 
@@ -218,7 +218,7 @@ def test_preferences_train_by_the_same_phases_as_the_game(tmp_path, tiny_model):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     made = execute(job_of(tmp_path, tiny_model, path), PairDataset, preferences.run, Progress())
     start = version_of(tiny_model)
-    scores = do(score_job(tmp_path / "scores", start, made))
-    trained = do(train_job(tmp_path, start, made, scores, epochs=4))
+    scores = run_job(score_job(tmp_path / "scores", start, made))
+    trained = run_job(train_job(tmp_path, start, made, scores, epochs=4))
     assert trained.first_loss == pytest.approx(LOG_2, abs=1e-4)
     assert trained.metrics["loss"] < 0.6

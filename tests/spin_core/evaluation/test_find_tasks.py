@@ -20,7 +20,7 @@ from spin_core.runtime import phase, progress
 from spin_core.store.evaluation_jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
 from spin_core.store.records import EvalReport
 from tests.support.lineages.parity import save_ending_model, write_data_set
-from tests.support.lineages.small_game import CPU, version_of
+from tests.support.lineages.small_jobs import CPU, version_of
 
 GROUP = "mmlu_social_sciences"
 SIZES = (1, 2, 3, 4)

@@ -12,14 +12,14 @@ import pytest
 from spin_core.evaluation.task_rows import SINGLE_TASKS
 from spin_core.store.records import EvalReport
 from tests.support.lineages.parity import (
-    Asked,
+    ParityTask,
     Rows,
     assert_same_items,
-    named,
-    ours_of,
+    local_samples,
     save_ending_model,
-    score_ours,
-    score_theirs,
+    score_local,
+    score_with_lm_eval,
+    task_names,
 )
 
 SENTENCE = "red sun dog runs fast over the old green hill and sleeps near a blue lake while cold rain falls"
@@ -123,39 +123,39 @@ def ifeval_rows() -> Rows:
     return Rows("ifeval_train", "train", rows, hub)
 
 
-def tasks() -> dict[str, Asked]:
+def tasks() -> dict[str, ParityTask]:
     """All tasks with their rows."""
     arc = {split: questions(seed) for seed, split in enumerate(("train", "test"))}
     book = {split: questions(10 + seed) for seed, split in enumerate(("train", "test"))}
     return {
-        "arc_challenge": Asked(
+        "arc_challenge": ParityTask(
             3, "arc/arc_challenge",
             [
                 Rows(f"arc_challenge_{split}", split, plain(rows), lettered(rows, "question"))
                 for split, rows in arc.items()
             ],
         ),
-        "openbookqa": Asked(
+        "openbookqa": ParityTask(
             1, "openbookqa/openbookqa",
             [
                 Rows(f"openbookqa_{split}", split, plain(rows), lettered(rows, "question_stem"))
                 for split, rows in book.items()
             ],
         ),
-        "hellaswag": Asked(
+        "hellaswag": ParityTask(
             2, "hellaswag/hellaswag", [hellaswag_rows(20, "train"), hellaswag_rows(21, "validation")]
         ),
-        "winogrande": Asked(
+        "winogrande": ParityTask(
             2, "winogrande/default", [winogrande_rows(22, "train"), winogrande_rows(23, "validation")]
         ),
-        "truthfulqa_mc2": Asked(0, "truthfulqa/truthfulqa_mc2", [truthfulqa_rows()]),
-        "gsm8k": Asked(2, "gsm8k/gsm8k", [gsm8k_rows(24, "train"), gsm8k_rows(25, "test")]),
-        "ifeval": Asked(0, "ifeval/ifeval", [ifeval_rows()]),
-        "bbh_cot_fewshot_sports_understanding": Asked(
+        "truthfulqa_mc2": ParityTask(0, "truthfulqa/truthfulqa_mc2", [truthfulqa_rows()]),
+        "gsm8k": ParityTask(2, "gsm8k/gsm8k", [gsm8k_rows(24, "train"), gsm8k_rows(25, "test")]),
+        "ifeval": ParityTask(0, "ifeval/ifeval", [ifeval_rows()]),
+        "bbh_cot_fewshot_sports_understanding": ParityTask(
             None, "bbh/cot_fewshot/sports_understanding", [bbh_rows("sports_understanding")]
         ),
         **{
-            f"mmlu_{subject}": Asked(
+            f"mmlu_{subject}": ParityTask(
                 5, f"mmlu/default/mmlu_{subject}", [mmlu_rows(subject, split) for split in ("dev", "test")]
             )
             for subject in SUBJECTS
@@ -170,22 +170,22 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory, model) -> EvalReport:
-    return score_ours(tasks(), tmp_path_factory.mktemp("ours"), model)
+    return score_local(tasks(), tmp_path_factory.mktemp("ours"), model)
 
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory, model) -> dict:
-    return score_theirs(tasks(), tmp_path_factory.mktemp("theirs"), model)
+    return score_with_lm_eval(tasks(), tmp_path_factory.mktemp("theirs"), model)
 
 
 @pytest.mark.parametrize("task", tasks())
 def test_a_local_task_asks_and_scores_item_by_item_as_lm_eval_does_with_the_hubs_rows(task, ours, theirs):
-    mine = ours_of(ours, task)
+    mine = local_samples(ours, task)
     assert len(mine) >= 2
     assert_same_items(mine, theirs["samples"][task])
 
 
-@pytest.mark.parametrize("task", named(tasks()))
+@pytest.mark.parametrize("task", task_names(tasks()))
 def test_scores_and_errors_are_lm_evals(task, ours, theirs):
     found = theirs["results"][task]
     keys = [key for key in found if "," in key and "_stderr," not in key]

@@ -22,13 +22,13 @@ from spin_core.evaluation.task_rows import SINGLE_TASKS
 from spin_core.store.records import EvalReport
 from tests.support.helpers import data_folder
 from tests.support.lineages.parity import (
-    Asked,
+    ParityTask,
     Rows,
     assert_same_items,
-    ours_of,
+    local_samples,
     save_ending_model,
-    score_ours,
-    score_theirs,
+    score_local,
+    score_with_lm_eval,
 )
 
 FEW = 24
@@ -57,10 +57,10 @@ def lettered(rows: Iterable[dict], question: str) -> Iterator[dict]:
         yield {"id": f"row-{i}", question: row["question"], "choices": choices, "answerKey": labels[row["label"]]}
 
 
-def with_letters(folder: str, task: str, question: str, shots: int) -> Asked:
+def with_letters(folder: str, task: str, question: str, shots: int) -> ParityTask:
     split_rows = {split: some(read("benchmarks", f"{task}_{split}.jsonl")) for split in ("train", "test")}
     rows = [Rows(f"{task}_{split}", split, few, list(lettered(few, question))) for split, few in split_rows.items()]
-    return Asked(shots, f"{folder}/{task}", rows)
+    return ParityTask(shots, f"{folder}/{task}", rows)
 
 
 def begun_at(row: dict, later: dict) -> int | None:
@@ -98,7 +98,7 @@ def hellaswag_columns(row: dict, place: int | None) -> dict:
             "endings": row["choices"], "label": str(row["label"])}  # fmt: skip
 
 
-def hellaswag() -> Asked:
+def hellaswag() -> ParityTask:
     rows = read("benchmarks", "hellaswag_val.jsonl")
     places = begun(rows)
     # Behind these come WikiHow's: two with brackets that the cleaning has left, in a context and in a choice.
@@ -107,26 +107,26 @@ def hellaswag() -> Asked:
     asked = [rows[i] for i in chosen]
     hub = [hellaswag_columns(rows[i], places.get(i)) for i in chosen]
     split = FEW // 3
-    return Asked(2, "hellaswag/hellaswag", [
+    return ParityTask(2, "hellaswag/hellaswag", [
         Rows("hellaswag_train", "train", asked[split : 2 * split], hub[split : 2 * split]),
         Rows("hellaswag_val", "validation", asked[:split] + asked[2 * split :], hub[:split] + hub[2 * split :]),
     ])  # fmt: skip
 
 
-def winogrande() -> Asked:
+def winogrande() -> ParityTask:
     rows = some(read("benchmarks", "winogrande_dev.jsonl"), 2 * FEW)
     hub = [
         {"sentence": row["question"], "option1": row["choices"][0], "option2": row["choices"][1],
          "answer": "12"[row["label"]]}
         for row in rows
     ]  # fmt: skip
-    return Asked(2, "winogrande/default", [
+    return ParityTask(2, "winogrande/default", [
         Rows("winogrande_train", "train", rows[FEW:], hub[FEW:]),
         Rows("winogrande_dev", "validation", rows[:FEW], hub[:FEW]),
     ])  # fmt: skip
 
 
-def truthfulqa(kind: str) -> Asked:
+def truthfulqa(kind: str) -> ParityTask:
     rows = some(read("benchmarks", "truthfulqa_mc.jsonl"))
     hub = [
         {"question": row["question"],
@@ -135,23 +135,23 @@ def truthfulqa(kind: str) -> Asked:
         for row in rows
     ]  # fmt: skip
     # Both tasks read one file, which the first of them writes.
-    return Asked(0, f"truthfulqa/truthfulqa_{kind}", [
+    return ParityTask(0, f"truthfulqa/truthfulqa_{kind}", [
         Rows("truthfulqa_mc", "validation", rows if kind == "mc1" else [], hub)
     ])  # fmt: skip
 
 
-def gsm8k() -> Asked:
+def gsm8k() -> ParityTask:
     splits = {split: some(read("gsm8k", f"{split}.jsonl")) for split in ("train", "test")}
-    return Asked(2, "gsm8k/gsm8k", [Rows(f"gsm8k_{split}", split, rows, rows) for split, rows in splits.items()])
+    return ParityTask(2, "gsm8k/gsm8k", [Rows(f"gsm8k_{split}", split, rows, rows) for split, rows in splits.items()])
 
 
-def mmlu(subject: str) -> Asked:
+def mmlu(subject: str) -> ParityTask:
     of_subject = {
         split: [row for row in read("benchmarks", f"mmlu_{split}.jsonl") if row["subject"] == subject]
         for split in ("dev", "test")
     }
     of_subject["test"] = some(of_subject["test"], 4)
-    return Asked(5, f"mmlu/default/mmlu_{subject}", [
+    return ParityTask(5, f"mmlu/default/mmlu_{subject}", [
         Rows(f"mmlu_{split}", split, rows, [
             {"question": row["question"], "subject": subject, "choices": row["choices"], "answer": row["label"]}
             for row in rows
@@ -160,12 +160,12 @@ def mmlu(subject: str) -> Asked:
     ])  # fmt: skip
 
 
-def bbh() -> dict[str, Asked]:
+def bbh() -> dict[str, ParityTask]:
     by_task: dict[str, list[dict]] = {}
     for row in read("benchmarks", "bbh.jsonl"):
         by_task.setdefault(row["task"], []).append(row)
     return {
-        f"bbh_cot_fewshot_{task}": Asked(None, f"bbh/cot_fewshot/{task}", [
+        f"bbh_cot_fewshot_{task}": ParityTask(None, f"bbh/cot_fewshot/{task}", [
             Rows("bbh", "test", few, [{"input": row["input"], "target": row["target"]} for row in few])
         ])
         for task, rows in by_task.items()
@@ -173,7 +173,7 @@ def bbh() -> dict[str, Asked]:
     }  # fmt: skip
 
 
-def tasks() -> dict[str, Asked]:
+def tasks() -> dict[str, ParityTask]:
     """All tasks with their rows; skips where there are none."""
     return {
         "arc_challenge": with_letters("arc", "arc_challenge", "question", 3),
@@ -189,7 +189,7 @@ def tasks() -> dict[str, Asked]:
 
 
 @pytest.fixture(scope="module")
-def asked() -> dict[str, Asked]:
+def asked() -> dict[str, ParityTask]:
     return tasks()
 
 
@@ -200,12 +200,12 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory, asked, model) -> EvalReport:
-    return score_ours(asked, tmp_path_factory.mktemp("ours"), model)
+    return score_local(asked, tmp_path_factory.mktemp("ours"), model)
 
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory, asked, model) -> dict:
-    return score_theirs(asked, tmp_path_factory.mktemp("theirs"), model)
+    return score_with_lm_eval(asked, tmp_path_factory.mktemp("theirs"), model)
 
 
 @pytest.mark.slow
@@ -214,9 +214,9 @@ def theirs(tmp_path_factory, asked, model) -> dict:
 )
 def test_a_local_task_asks_and_scores_real_rows_as_lm_eval_does_with_the_hubs(kind, asked, ours, theirs):
     names = [name for name in asked if name.startswith(kind)]
-    assert sum(len(ours_of(ours, name)) for name in names) >= FEW
+    assert sum(len(local_samples(ours, name)) for name in names) >= FEW
     for name in names:
-        assert_same_items(ours_of(ours, name), theirs["samples"][name])
+        assert_same_items(local_samples(ours, name), theirs["samples"][name])
 
 
 def test_hellaswags_sentences_are_split_where_the_row_that_follows_says():

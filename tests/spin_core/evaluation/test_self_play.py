@@ -28,7 +28,7 @@ from spin_core.store import artifacts, identity
 from spin_core.store.evaluation_jobs import EvaluateJob, EvaluateSpeed
 from spin_core.store.records import EvalReport, PromptSet
 from tests.support.helpers import data_folder, save_tiny_model
-from tests.support.lineages.small_game import CPU, version_of
+from tests.support.lineages.small_jobs import CPU, version_of
 
 ROWS = 24
 ALWAYS = {

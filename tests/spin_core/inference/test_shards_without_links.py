@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.lineages.generation import EOS, do, generate_job, prompt_set
+from tests.support.lineages.generation import EOS, generate_job, prompt_set, run_generation
 from tests.support.processes.claimers import race, refuse, shards_in
 
 
@@ -93,6 +93,6 @@ def test_an_empty_claim_is_alive_at_first_and_then_goes_stale(tmp_path):
 
 def test_a_generation_without_links_is_the_same_to_the_bit(tmp_path, tiny_model, monkeypatch):
     prompts = prompt_set(tmp_path / "prompts", rows=12, stop_ids=(EOS,))
-    linked = do(generate_job(tmp_path / "linked", tiny_model, prompts))
+    linked = run_generation(generate_job(tmp_path / "linked", tiny_model, prompts))
     monkeypatch.setattr(os, "link", refuse)
-    assert do(generate_job(tmp_path / "plain", tiny_model, prompts)).digest == linked.digest
+    assert run_generation(generate_job(tmp_path / "plain", tiny_model, prompts)).digest == linked.digest

@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 from spin_core.inference.shards import Shards, shard_name
 from spin_core.inference.tally import Tally
 from spin_core.runtime.progress import Progress
-from tests.support.lineages.generation import EOS, do, generate_job, prompt_set
+from tests.support.lineages.generation import EOS, generate_job, prompt_set, run_generation
 
 
 def test_rates_are_of_all_workers_together_and_give_the_time_left(tmp_path, tiny_model, monkeypatch):
     prompts = prompt_set(tmp_path / "prompts", rows=60, stop_ids=(EOS,))
-    generated = do(generate_job(tmp_path / "generations", tiny_model, prompts, shard_size=3))
+    generated = run_generation(generate_job(tmp_path / "generations", tiny_model, prompts, shard_size=3))
     (tmp_path / "final").mkdir()
     (tmp_path / "work").mkdir()
     shards = Shards(tmp_path / "final", tmp_path / "work", 20)

@@ -31,7 +31,7 @@ from spin_core.runtime import interpreter, launch
 from spin_core.runtime.launch import run_phase
 from spin_core.store import files, identity
 from spin_core.store.records import GenerationBatch, PromptSet
-from tests.support.lineages.small_game import CPU, version_of
+from tests.support.lineages.small_jobs import CPU, version_of
 from tests.support.models import vllm_probe
 from tests.support.models.vllm_models import EOS, save_model, save_stacked
 

@@ -15,7 +15,7 @@ from spin_core.phases import join as join_phase
 from spin_core.runtime import launch, phase, process
 from spin_core.store import artifacts
 from spin_core.store.identity import identity_of
-from tests.support.lineages.generation import EOS, do, generate_job, prompt_set
+from tests.support.lineages.generation import EOS, generate_job, prompt_set, run_generation
 
 
 def start_joining(job, folder: Path, name: str) -> subprocess.Popen:
@@ -51,7 +51,7 @@ SETTINGS = {"shard_size": 3, "max_new_tokens": 60}
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, tiny_model, many):
     """The generation of one worker."""
-    return do(generate_job(tmp_path_factory.mktemp("alone") / "generations", tiny_model, many, **SETTINGS))
+    return run_generation(generate_job(tmp_path_factory.mktemp("alone") / "generations", tiny_model, many, **SETTINGS))
 
 
 def kill_during_a_shard(worker: subprocess.Popen, job, log: Path) -> None:
@@ -72,7 +72,7 @@ def test_three_workers_of_which_one_is_killed_make_the_same_as_one(tmp_path, tin
     helper, victim = (start_joining(job, tmp_path, name) for name in ("helper", "victim"))
     killer = threading.Thread(target=kill_during_a_shard, args=(victim, job, tmp_path / "victim.log"))
     killer.start()
-    record = do(job)
+    record = run_generation(job)
     killer.join()
     assert helper.wait(60) == 0
     assert record.digest == alone.digest
@@ -113,7 +113,7 @@ def without_speed(job):
 def test_a_run_without_its_own_worker_waits_for_others(tmp_path, tiny_model, many, alone):
     job = generate_job(tmp_path / "generations", tiny_model, many, speed={"workers": 0}, **SETTINGS)
     worker = start_joining(job, tmp_path, "worker")
-    record = do(job)
+    record = run_generation(job)
     assert worker.wait(60) == 0
     assert record.digest == alone.digest
     lines = (record.path / "log" / "timing.jsonl").read_text().splitlines()
@@ -135,13 +135,13 @@ def test_damaged_shards_are_made_again(tmp_path, tiny_model, many, alone, caplog
     with (scratch / "shard-00001.parquet").open("r+b") as file:
         file.truncate(500)  # as after a power cut
     (scratch / "shard-00002.parquet").write_bytes((alone.path / "shard-00007.parquet").read_bytes())
-    assert do(job).digest == alone.digest
+    assert run_generation(job).digest == alone.digest
     assert [number for number in range(20) if f"{shard_name(number)}.parquet is damaged" in caplog.text] == [1, 2]
 
 
 def test_answers_of_a_model_that_never_stops_are_cut_counted_and_reported(tmp_path, tiny_model, caplog):
     prompts = prompt_set(tmp_path / "prompts", rows=6, stop_ids=(10_000,))
-    record = do(generate_job(tmp_path / "generations", tiny_model, prompts, max_new_tokens=9))
+    record = run_generation(generate_job(tmp_path / "generations", tiny_model, prompts, max_new_tokens=9))
     assert record.finish_reasons == {"length": 6}
     assert record.tokens == 6 * 9
     assert "none of the 6 answers ended by itself" in caplog.text

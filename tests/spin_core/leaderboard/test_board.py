@@ -8,12 +8,12 @@ import pytest
 from spin_core.leaderboard import board, reference_rows
 from spin_core.leaderboard.board import Board, format_score, leaderboard
 from spin_core.store.records import Score
-from tests.support.lineages.small_lineage import NLLS, build, report, suite_report
+from tests.support.lineages.small_lineage import NLLS, build_lineage, report, suite_report
 
 
 @pytest.fixture(scope="module")
 def game(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("runs"))
+    return build_lineage(tmp_path_factory.mktemp("runs"))
 
 
 def test_rows_are_the_versions_in_order(game):
@@ -44,7 +44,7 @@ def test_a_paired_error_is_smaller_than_that_of_the_means(game):
 
 
 def test_controls_are_in_the_same_table(tmp_path):
-    game = build(tmp_path)
+    game = build_lineage(tmp_path)
     report(game.control("sft-lr-0.001") / "eval" / "self-play", "c" * 64, (1.9, 2.9, 3.9, 4.9))
     report(game.control("temperature-0.7") / "eval" / "self-play", "d" * 64, (3, 3, 3, 3))
     table = leaderboard(game)
@@ -69,7 +69,7 @@ def test_the_file_has_the_same_values_as_the_table(game):
 
 
 def test_a_lineage_without_evaluations_has_an_empty_board(tmp_path):
-    game = build(tmp_path, nlls=NLLS[:1])
+    game = build_lineage(tmp_path, nlls=NLLS[:1])
     assert len(leaderboard(game).rows) == 1
     (game.eval_folder(0) / "self-play" / "manifest.json").unlink()
     assert leaderboard(game).rows == ()
@@ -94,7 +94,7 @@ def test_a_missing_score_is_a_dash():
 
 
 def test_notes_of_every_version_are_kept_by_suite_and_the_last_ones_shown(tmp_path):
-    game = build(tmp_path)
+    game = build_lineage(tmp_path)
     for t, notes in enumerate([(), ("one",), ("two", "three")]):
         suite_report(game.eval_folder(t) / "mt-bench", f"{t}" * 64, {"mt-bench": [1, 2]}, notes=notes)
     table = board.save(game)
@@ -129,7 +129,7 @@ def items_of(tasks):
 
 def with_suite(tmp_path, suite="open-llm-leaderboard", falls=0.0):
     """A lineage whose versions were scored on six tasks and their average."""
-    game = build(tmp_path)
+    game = build_lineage(tmp_path)
     rng = np.random.default_rng(0)
     right = {task: rng.random(60) for task in SIX}
     for t in range(3):
@@ -155,15 +155,15 @@ def test_a_suite_has_its_own_tasks_and_its_average_a_paired_difference(tmp_path)
 
 
 def test_the_gates_choice_and_its_decision_on_each_version_are_on_the_board(tmp_path):
-    table = leaderboard(build(tmp_path, nlls=(NLLS[0], NLLS[1], NLLS[0]), sets=["gate.rule=best"]))
+    table = leaderboard(build_lineage(tmp_path, nlls=(NLLS[0], NLLS[1], NLLS[0]), sets=["gate.rule=best"]))
     assert [row.gate for row in table.rows] == [None, "promote", "keep-best"]
     assert table.choice == 1
     assert [table.name_of(row) for row in table.rows] == ["θ_0", "θ_1 ◂", "θ_2"]
-    assert leaderboard(build(tmp_path, "new", nlls=NLLS[:1])).choice is None
+    assert leaderboard(build_lineage(tmp_path, "new", nlls=NLLS[:1])).choice is None
 
 
 def test_the_papers_rows_are_listed_with_the_suites_that_it_ran(tmp_path):
-    assert leaderboard(build(tmp_path, "other")).references == ()
+    assert leaderboard(build_lineage(tmp_path, "other")).references == ()
     table = leaderboard(with_suite(tmp_path, "open-llm-leaderboard-quick"))
     base = table.references[0]
     assert base.name == "paper θ_0"
@@ -189,7 +189,7 @@ def test_the_papers_rows_say_how_they_differ_from_the_measured_ones(tmp_path):
 
 def test_the_papers_grades_are_listed_only_with_those_of_the_published_prompts(tmp_path):
     for apart, names in (("graded by me", ()), ("", ("paper θ_0", "paper θ_1", "paper θ_2", "paper θ_3"))):
-        game = build(tmp_path / f"runs-{bool(apart)}")
+        game = build_lineage(tmp_path / f"runs-{bool(apart)}")
         for t in range(3):
             suite_report(game.eval_folder(t) / "mt-bench", f"{t}" * 64, {"mt-bench": [5.0] * 80}, apart=apart)
         references = leaderboard(game).references

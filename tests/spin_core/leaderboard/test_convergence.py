@@ -8,7 +8,7 @@ import pytest
 from spin_core.errors import ConfigError
 from spin_core.leaderboard import convergence
 from spin_core.store.records import Score
-from tests.support.lineages.small_lineage import build, report, suite_report
+from tests.support.lineages.small_lineage import build_lineage, report, suite_report
 
 BASE = np.array([2.0, 3.0, 4.0, 5.0] * 2)
 NOISE = np.array([0.1, -0.1] * 4)
@@ -17,7 +17,7 @@ NOISE = np.array([0.1, -0.1] * 4)
 def played(folder, *falls, patience=2, sets=()):
     """A lineage whose version t + 1 has a negative log-likelihood lower than that of θ_0 by `falls[t]`, with noise."""
     nlls = [BASE, *(BASE - fall + NOISE * (-1) ** t for t, fall in enumerate(falls))]
-    return build(folder, nlls=nlls, sets=["gate.rule=always", f"nightly.patience={patience}", *sets])
+    return build_lineage(folder, nlls=nlls, sets=["gate.rule=always", f"nightly.patience={patience}", *sets])
 
 
 def test_a_game_that_gains_goes_on(tmp_path):
@@ -60,7 +60,7 @@ def test_the_gates_metric_counts_and_higher_may_be_better(tmp_path):
     reasons = {}
     for name, last in (("gain", 1.0), ("none", 0.0)):
         runs = tmp_path / name
-        game = build(runs, nlls=(BASE, BASE), sets=["gate.rule=always"])
+        game = build_lineage(runs, nlls=(BASE, BASE), sets=["gate.rule=always"])
         game = type(game)(runs, game.name, game.config.model_copy(update=changed(game.config)))
         for t, value in enumerate((0.0, last)):
             suite_report(game.eval_folder(t) / "lm-eval", "m", {"arc_easy": [value] * 7 + [0.0]})
@@ -114,4 +114,4 @@ def test_a_converged_game_is_rejected_with_the_way_on(tmp_path):
 
 
 def test_a_lineage_without_an_iteration_has_not_converged(tmp_path):
-    assert convergence.reason(build(tmp_path, nlls=(BASE,))) is None
+    assert convergence.reason(build_lineage(tmp_path, nlls=(BASE,))) is None

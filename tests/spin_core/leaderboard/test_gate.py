@@ -8,7 +8,7 @@ from flows.command_line.main import main
 from spin_core.errors import ConfigError
 from spin_core.leaderboard.gate import best, check_metrics, decide, lead
 from spin_core.store.records import Score
-from tests.support.lineages.small_lineage import report, settings, suite_report
+from tests.support.lineages.small_lineage import demo_config, report, suite_report
 
 
 def made(folder, values, name="m", **scores):
@@ -17,7 +17,7 @@ def made(folder, values, name="m", **scores):
 
 
 def gate(rule="stop", tolerance=2.0, metric="heldout_nll"):
-    return settings(f"gate.rule={rule}", f"gate.tolerance={tolerance}", f"evaluate.main_metric={metric}")
+    return demo_config(f"gate.rule={rule}", f"gate.tolerance={tolerance}", f"evaluate.main_metric={metric}")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_an_average_that_falls_is_caught_while_the_main_task_rises(tmp_path):
     after = scored(tmp_path, "b", main=half, second=half, third=half)
     config = gate(metric="main")
     assert decide(config, candidate=(1, after), best=(0, before)).outcome == "promote"
-    config = settings("evaluate.main_metric=main", "gate.metric=suite")
+    config = demo_config("evaluate.main_metric=main", "gate.metric=suite")
     decision = decide(config, candidate=(1, after), best=(0, before))
     assert decision.outcome == "stop"
     assert (decision.metric, decision.delta) == ("suite", pytest.approx((0.5 - 0.5 - 0.5) / 3))
@@ -164,7 +164,7 @@ def test_an_average_that_falls_within_the_tolerance_is_noise(tmp_path):
     reports = scored(tmp_path, "a", **before), scored(tmp_path, "b", **after)
 
     def decided(tolerance):
-        config = settings("gate.metric=suite", f"gate.tolerance={tolerance}")
+        config = demo_config("gate.metric=suite", f"gate.tolerance={tolerance}")
         return decide(config, candidate=(1, reports[1]), best=(0, reports[0]))
 
     errors = -decided(0).delta / decided(0).stderr
@@ -180,7 +180,7 @@ def test_the_best_version_is_best_by_the_gates_own_metric(tmp_path):
         1: scored(tmp_path, "b", main=np.zeros(4), **values | {"second": np.ones(4), "third": np.ones(4)}),
     }
     assert best(gate(metric="main"), reports, 1)[0] == 0
-    assert best(settings("evaluate.main_metric=main", "gate.metric=suite"), reports, 1)[0] == 1
+    assert best(demo_config("evaluate.main_metric=main", "gate.metric=suite"), reports, 1)[0] == 1
 
 
 def test_an_open_gate_says_what_it_let_pass(tmp_path):
@@ -208,15 +208,15 @@ def test_an_open_gate_says_what_it_let_pass(tmp_path):
 )
 def test_a_metric_that_is_not_measured_is_rejected_before_any_compute(sets, says):
     with pytest.raises(ConfigError) as raised:
-        check_metrics(settings(*sets))
+        check_metrics(demo_config(*sets))
     assert says in str(raised.value)
 
 
 def test_metrics_of_suites_and_of_single_tasks_are_known_beforehand():
-    check_metrics(settings("gate.metric=big-bench", "evaluate.suites=[big-bench]"))
-    check_metrics(settings("gate.metric=gsm8k-quick", "evaluate.suites=[open-llm-leaderboard-quick]"))
-    check_metrics(settings("gate.metric=mmlu_anatomy", "evaluate.suites=[open-llm-leaderboard]"))
-    check_metrics(settings("gate.metric=gsm8k/flexible", "evaluate.lm_eval.tasks=[gsm8k]"))
+    check_metrics(demo_config("gate.metric=big-bench", "evaluate.suites=[big-bench]"))
+    check_metrics(demo_config("gate.metric=gsm8k-quick", "evaluate.suites=[open-llm-leaderboard-quick]"))
+    check_metrics(demo_config("gate.metric=mmlu_anatomy", "evaluate.suites=[open-llm-leaderboard]"))
+    check_metrics(demo_config("gate.metric=gsm8k/flexible", "evaluate.lm_eval.tasks=[gsm8k]"))
 
 
 def test_a_run_whose_gate_would_see_nothing_is_rejected_before_its_lineage_is_begun(tmp_path):

@@ -11,8 +11,8 @@ from spin_core.leaderboard.opponents import ancestors, answerers
 from spin_core.store.records import EvalReport, ModelVersion, Score
 from spin_core.training.losses import spin_losses
 from tests.support.helpers import character_tokenizer, save_tiny_model
-from tests.support.lineages.generation import do, generate_job, prompt_set, rows_of
-from tests.support.lineages.small_game import version_of
+from tests.support.lineages.generation import generate_job, prompt_set, rows_of, run_generation
+from tests.support.lineages.small_jobs import version_of
 
 
 def version(folder, t, parent):
@@ -72,11 +72,13 @@ def test_in_a_mixture_every_prompt_gets_what_one_version_alone_would_have_said(t
         for t in (0, 1)
     ]
     alone = {
-        (t, row["id"], i): row["response_ids"] for t, job in enumerate(jobs) for i, row in enumerate(rows_of(do(job)))
+        (t, row["id"], i): row["response_ids"]
+        for t, job in enumerate(jobs)
+        for i, row in enumerate(rows_of(run_generation(job)))
     }
     ids = pq.read_table(prompts.path / "train.parquet")["id"].to_pylist()
     mixed = jobs[1].model_copy(update={"output": tmp_path / "mixed", "answerers": (models[1], models[0])})
-    record = do(mixed)
+    record = run_generation(mixed)
     rows = rows_of(record)
     assert sorted(row["id"] for row in rows) == sorted(ids)
     assert min(record.opponents.values()) >= 6

@@ -5,7 +5,7 @@ import pytest
 from spin_core.errors import ConfigError
 from spin_core.leaderboard.scoring import prepare, versions
 from spin_core.lineage.find import find_lineage
-from tests.support.lineages.small_lineage import build
+from tests.support.lineages.small_lineage import build_lineage
 
 QUICK = "open-llm-leaderboard-quick"
 
@@ -13,7 +13,7 @@ QUICK = "open-llm-leaderboard-quick"
 @pytest.fixture(scope="module")
 def game(tmp_path_factory):
     """A finished lineage; tests must not change it."""
-    return build(tmp_path_factory.mktemp("runs"))
+    return build_lineage(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture

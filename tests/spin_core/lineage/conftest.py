@@ -6,13 +6,13 @@ import pytest
 
 from spin_core.lineage.find import find_lineage
 from spin_core.lineage.lineage import Lineage
-from tests.support.lineages.small_lineage import build
+from tests.support.lineages.small_lineage import build_lineage
 
 
 @pytest.fixture(scope="package")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Lineage:
     """A finished lineage of two iterations; tests must not change it."""
-    return build(tmp_path_factory.mktemp("runs"))
+    return build_lineage(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from spin_core.lineage import control_jobs, controls, phase_jobs, suite_jobs
 from spin_core.lineage.controls import Control
 from spin_core.lineage.lineage import Lineage
 from spin_core.store import identity
-from tests.support.lineages.small_lineage import build
+from tests.support.lineages.small_lineage import build_lineage
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("controls"))
+    return build_lineage(tmp_path_factory.mktemp("controls"))
 
 
 def under(built: Lineage, *sets: str) -> Lineage:

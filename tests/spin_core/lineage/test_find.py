@@ -7,12 +7,12 @@ from spin_core.lineage.find import find_lineage, lineage_names
 from spin_core.lineage.lineage import Lineage
 from spin_core.lineage.start import start_lineage
 from spin_core.store import lock
-from tests.support.lineages.small_lineage import settings
+from tests.support.lineages.small_lineage import demo_config
 
 
 def start(runs, name="tale", *, sets=()) -> Lineage:
     with lock.locked(runs / name):
-        return start_lineage(runs, name, settings(*sets))
+        return start_lineage(runs, name, demo_config(*sets))
 
 
 def test_a_lineage_is_found_as_it_was_started(tmp_path):

@@ -10,7 +10,7 @@ from spin_core.lineage import suite_jobs
 from spin_core.lineage.find import find_lineage
 from spin_core.lineage.lineage import Lineage
 from spin_core.store.records import EvalReport
-from tests.support.lineages.small_lineage import settings
+from tests.support.lineages.small_lineage import demo_config
 
 
 def test_a_damaged_lineage_file_says_how_to_fix_it(game):
@@ -62,7 +62,7 @@ def test_suites_follow_the_configuration(built):
     record = built.records()[0]
 
     def named(*sets, temperature=None):
-        game = Lineage(built.runs, "tale", settings("evaluate.exact=false", *sets))
+        game = Lineage(built.runs, "tale", demo_config("evaluate.exact=false", *sets))
         jobs = suite_jobs.evaluate_jobs(game, record.player, record.prompts, None, temperature=temperature)
         return [job.output.name for job in jobs]
 

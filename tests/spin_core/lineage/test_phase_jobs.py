@@ -5,16 +5,16 @@ from spin_core.lineage.find import lineage_names
 from spin_core.lineage.lineage import Lineage
 from spin_core.lineage.start import start_lineage
 from spin_core.store import lock
-from tests.support.lineages.small_lineage import settings
+from tests.support.lineages.small_lineage import demo_config
 
 
 def start(runs, name="tale", *, sets=()) -> Lineage:
     with lock.locked(runs / name):
-        return start_lineage(runs, name, settings(*sets))
+        return start_lineage(runs, name, demo_config(*sets))
 
 
 def test_jobs_take_each_iterations_settings(built):
-    config = settings("train.beta=[0.1, 5.0]", "pairs.mix_previous=[false, true]", "seed=10")
+    config = demo_config("train.beta=[0.1, 5.0]", "pairs.mix_previous=[false, true]", "seed=10")
     game = Lineage(built.runs, "tale", config)
     record = game.records()[0]
     jobs = [phase_jobs.train_job(game, t, record.opponent, record.pairs, record.scores) for t in range(3)]

@@ -13,7 +13,7 @@ from spin_core.lineage.verify import verify
 from spin_core.store import artifacts, lock
 from spin_core.store.identity import identity_of
 from spin_core.store.records import EvalReport
-from tests.support.lineages.small_lineage import build, publish, settings
+from tests.support.lineages.small_lineage import build_lineage, demo_config, publish
 
 HOTTER = "evaluate.temperature=0.9"
 
@@ -21,7 +21,7 @@ HOTTER = "evaluate.temperature=0.9"
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """A finished lineage of two iterations; tests must not change it."""
-    return build(tmp_path_factory.mktemp("runs"))
+    return build_lineage(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def digests(game: Lineage) -> list[str]:
 
 def again(game: Lineage, *sets: str) -> Lineage:
     with lock.locked(game.root):
-        return start_lineage(game.runs, game.name, settings(*sets))
+        return start_lineage(game.runs, game.name, demo_config(*sets))
 
 
 def test_a_changed_setting_scores_all_versions_again_and_keeps_what_was_scored(game):

@@ -10,12 +10,12 @@ from spin_core.lineage.lineage import Lineage
 from spin_core.lineage.start import start_lineage
 from spin_core.store import identity, lock
 from spin_core.store.files import dump
-from tests.support.lineages.small_lineage import build, settings
+from tests.support.lineages.small_lineage import build_lineage, demo_config
 
 
 def start(runs, name="tale", *, sets=()) -> Lineage:
     with lock.locked(runs / name):
-        return start_lineage(runs, name, settings(*sets))
+        return start_lineage(runs, name, demo_config(*sets))
 
 
 def test_another_configuration_is_rejected_naming_the_field_and_both_values(tmp_path):
@@ -43,7 +43,7 @@ def test_iterations_gate_controls_evaluation_and_what_saves_memory_may_change(tm
 
 
 def test_a_schedule_may_change_for_iterations_that_have_not_begun(tmp_path):
-    runs = build(tmp_path, sets=["train.beta=[0.1, 0.2]"]).runs  # two iterations
+    runs = build_lineage(tmp_path, sets=["train.beta=[0.1, 0.2]"]).runs  # two iterations
     start(runs, sets=["train.beta=[0.1, 0.2, 5.0]"])
     start(runs, sets=["train.beta=[0.1, 0.2, 0.3, 0.4]"])
     with pytest.raises(StaleArtifact, match=r"train\.beta = 0\.2, not 0\.5"):

@@ -27,7 +27,7 @@ from spin_core.store import identity as store_identity
 from spin_core.store.evaluation_jobs import BenchmarkJob
 from spin_core.store.records import EvalReport, ModelVersion, PromptSet
 from tests.support.helpers import character_tokenizer, data_folder
-from tests.support.lineages.small_game import version_of
+from tests.support.lineages.small_jobs import version_of
 
 NO_PROMPTS = PromptSet(path=Path(), digest="0" * 64, source="", revision=None, rows=0, held_out=0, drops={})
 BENCHMARKS = ("open-llm-leaderboard", "big-bench", "bbh", "instruct")

@@ -24,7 +24,7 @@ from spin_core.store import artifacts
 from spin_core.store.evaluation_jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
 from spin_core.store.records import EvalReport
 from tests.support.helpers import character_tokenizer, data_folder, save_tiny_model
-from tests.support.lineages.small_game import CPU, start, version_of, wait_for
+from tests.support.lineages.small_jobs import CPU, start_job, version_of, wait_for_progress
 
 SENTENCE = "red sun dog runs fast over the old green hill and sleeps near a blue lake while cold rain falls"
 WORDS = SENTENCE.split()
@@ -316,8 +316,8 @@ def test_a_run_that_is_killed_within_a_task_requests_only_the_rest(tmp_path, mod
     whole = do(undisturbed)
     assert batches == [1] * 5
     batches.clear()
-    with start(killed, tmp_path) as process:
-        before = round(5 * wait_for(process, 0.4))
+    with start_job(killed, tmp_path) as process:
+        before = round(5 * wait_for_progress(process, 0.4))
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert kept(tmp_path / "killed") == []

@@ -32,8 +32,8 @@ from spin_core.store import artifacts
 from spin_core.store.jobs import GenerateJob, PairsJob, PromptsJob
 from spin_core.store.records import GenerationBatch, PairDataset, PromptSet
 from tests.support.helpers import character_tokenizer, data_folder, save_tiny_model
-from tests.support.lineages.generation import END_OF_TURN, EOS, do, generate_job, prompt_set, rows_of
-from tests.support.lineages.small_game import CPU, version_of
+from tests.support.lineages.generation import END_OF_TURN, EOS, generate_job, prompt_set, rows_of, run_generation
+from tests.support.lineages.small_jobs import CPU, version_of
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def answers_of(record: GenerationBatch) -> list[tuple]:
 
 
 def test_every_prompt_is_answered_once_in_order_and_counted(tmp_path, tiny_model, prompts):
-    record = do(generate_job(tmp_path / "generations", tiny_model, prompts, t=1))
+    record = run_generation(generate_job(tmp_path / "generations", tiny_model, prompts, t=1))
     rows = rows_of(record)
     assert [row["id"] for row in rows] == pq.read_table(prompts.path / "train.parquet")["id"].to_pylist()
     assert [pq.read_metadata(record.path / f"shard-{i:05d}.parquet").num_rows for i in range(4)] == [6, 6, 6, 2]
@@ -64,7 +64,7 @@ def test_every_prompt_is_answered_once_in_order_and_counted(tmp_path, tiny_model
 
 def test_answers_end_in_a_stop_token_unless_they_are_cut(tmp_path, tiny_model, prompts):
     tokenizer = load_tokenizer(tiny_model, CPU)
-    for row in rows_of(do(generate_job(tmp_path / "generations", tiny_model, prompts))):
+    for row in rows_of(run_generation(generate_job(tmp_path / "generations", tiny_model, prompts))):
         stopped = row["response_ids"][-1] in (EOS, END_OF_TURN)
         assert row["finish_reason"] == ("stop" if stopped else "length")
         assert stopped or len(row["response_ids"]) == 24
@@ -73,27 +73,29 @@ def test_answers_end_in_a_stop_token_unless_they_are_cut(tmp_path, tiny_model, p
 
 
 def test_without_stop_ids_of_the_prompts_the_tokenizers_eos_ends_an_answer(tmp_path, tiny_model):
-    record = do(generate_job(tmp_path / "generations", tiny_model, prompt_set(tmp_path / "prompts", stop_ids=())))
+    record = run_generation(
+        generate_job(tmp_path / "generations", tiny_model, prompt_set(tmp_path / "prompts", stop_ids=()))
+    )
     assert {row["response_ids"][-1] for row in rows_of(record) if row["finish_reason"] == "stop"} <= {EOS}
 
 
 def test_answers_depend_on_neither_shards_nor_batches(tmp_path, tiny_model, prompts):
-    one = do(generate_job(tmp_path / "one", tiny_model, prompts))
-    other = do(generate_job(tmp_path / "other", tiny_model, prompts, shard_size=9, batch_size=1))
+    one = run_generation(generate_job(tmp_path / "one", tiny_model, prompts))
+    other = run_generation(generate_job(tmp_path / "other", tiny_model, prompts, shard_size=9, batch_size=1))
     assert answers_of(one) == answers_of(other)
 
 
 def test_the_same_job_gives_the_same_bytes_and_another_seed_or_iteration_does_not(tmp_path, tiny_model, prompts):
     job = generate_job(tmp_path / "one", tiny_model, prompts)
-    one, same = do(job), do(job.model_copy(update={"output": tmp_path / "same"}))
+    one, same = run_generation(job), run_generation(job.model_copy(update={"output": tmp_path / "same"}))
     assert one.digest == same.digest
-    seed = do(generate_job(tmp_path / "seed", tiny_model, prompts, seed=1))
-    later = do(generate_job(tmp_path / "later", tiny_model, prompts, t=1))
+    seed = run_generation(generate_job(tmp_path / "seed", tiny_model, prompts, seed=1))
+    later = run_generation(generate_job(tmp_path / "later", tiny_model, prompts, t=1))
     assert len({tuple(answers_of(record)) for record in (one, seed, later)}) == 3
 
 
 def test_a_prompt_that_comes_twice_gets_two_answers(tmp_path, tiny_model, prompts):
-    rows = rows_of(do(generate_job(tmp_path / "generations", tiny_model, prompts)))
+    rows = rows_of(run_generation(generate_job(tmp_path / "generations", tiny_model, prompts)))
     assert rows[0]["id"] == rows[-1]["id"]
     assert rows[0]["response_ids"] != rows[-1]["response_ids"]
 
@@ -109,8 +111,8 @@ def test_a_small_model_answers_on_one_thread(tiny_model):
 
 
 def test_more_answers_a_prompt_do_not_change_the_first(tmp_path, tiny_model, prompts):
-    one = do(generate_job(tmp_path / "one", tiny_model, prompts))
-    three = do(generate_job(tmp_path / "three", tiny_model, prompts, answers=3))
+    one = run_generation(generate_job(tmp_path / "one", tiny_model, prompts))
+    three = run_generation(generate_job(tmp_path / "three", tiny_model, prompts, answers=3))
     assert (three.rows, three.answers, three.shards, three.opponents) == (60, 3, 4, {"0": 60})
     rows = rows_of(three)
     assert [row["answer"] for row in rows] == [0, 1, 2] * 20
@@ -145,7 +147,7 @@ def test_a_conversation_of_several_turns_is_answered_and_paired_as_one_prompt(tm
         max_new_tokens=24,
     )
     prompts = phase.execute(prompts_job, PromptSet, make_prompts.run, runtime_progress.Progress())
-    generations = do(generate_job(tmp_path / "generations", model, prompts, answers=2))
+    generations = run_generation(generate_job(tmp_path / "generations", model, prompts, answers=2))
     pairs_job = PairsJob(
         output=tmp_path / "pairs", t=0, config=PairsConfig(), prompts=prompts, generations=generations, previous=None
     )
@@ -173,7 +175,7 @@ def test_seeds_belong_to_the_prompt_and_not_to_its_position():
 
 
 def test_timings_are_not_part_of_the_digest(tmp_path, tiny_model, prompts):
-    record = do(generate_job(tmp_path / "generations", tiny_model, prompts))
+    record = run_generation(generate_job(tmp_path / "generations", tiny_model, prompts))
     lines = [json.loads(line) for line in (record.path / "log" / "timing.jsonl").read_text().splitlines()]
     assert [line["shard"] for line in lines] == [f"shard-{i:05d}" for i in range(4)]
     assert sum(line["tokens"] for line in lines) == record.tokens
@@ -181,7 +183,7 @@ def test_timings_are_not_part_of_the_digest(tmp_path, tiny_model, prompts):
 
 
 def test_progress_counts_prompts_and_tokens_a_second(tmp_path, tiny_model, prompts, capfd):
-    do(generate_job(tmp_path / "generations", tiny_model, prompts))
+    run_generation(generate_job(tmp_path / "generations", tiny_model, prompts))
     messages = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith('{"done"')]
     assert messages[-1]["done"] == messages[-1]["total"] == 20
     assert messages[-1]["unit"] == "prompt"
@@ -198,14 +200,14 @@ class StoppedWithin(runtime_progress.Progress):
 
 
 def test_a_stop_finishes_the_shard_and_the_next_run_goes_on(tmp_path, tiny_model, prompts):
-    whole = do(generate_job(tmp_path / "whole", tiny_model, prompts))
+    whole = run_generation(generate_job(tmp_path / "whole", tiny_model, prompts))
     job, progress = generate_job(tmp_path / "stopped", tiny_model, prompts), StoppedWithin()
     with pytest.raises(Stopped):
         phase.execute(job, GenerationBatch, run, progress)
     scratch = tmp_path / ".stopped.partial"
     assert [path.name for path in scratch.glob("shard-*")] == ["shard-00000.parquet"]
     before = (scratch / "shard-00000.parquet").stat()
-    record = do(job)
+    record = run_generation(job)
     after = (record.path / "shard-00000.parquet").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)  # read, not written again
     assert record.digest == whole.digest
@@ -232,7 +234,7 @@ def test_a_terminated_and_then_killed_run_ends_with_the_same_digest(tmp_path, ti
     # Many shards, so that each process is still running when its signal arrives.
     prompts = prompt_set(tmp_path / "prompts", rows=50, stop_ids=(EOS,))
     config = {"shard_size": 2, "max_new_tokens": 100}
-    whole = do(generate_job(tmp_path / "whole", tiny_model, prompts, **config))
+    whole = run_generation(generate_job(tmp_path / "whole", tiny_model, prompts, **config))
     job = generate_job(tmp_path / "broken", tiny_model, prompts, **config)
     scratch = tmp_path / ".broken.partial"
 
@@ -253,7 +255,7 @@ def test_a_terminated_and_then_killed_run_ends_with_the_same_digest(tmp_path, ti
     assert terminated < len(kept) < whole.shards
     assert not job.output.exists()
 
-    record = do(job)
+    record = run_generation(job)
     assert record.digest == whole.digest
     assert {name: (record.path / name).stat().st_mtime_ns for name in kept} == kept
     assert artifacts.verify(record.path) == []
@@ -284,7 +286,7 @@ def test_when_memory_runs_out_the_batch_is_halved_and_answers_are_kept(error, ca
 
 
 def test_a_halved_batch_is_recorded_and_changes_no_answer(tmp_path, tiny_model, prompts, monkeypatch):
-    whole = do(generate_job(tmp_path / "whole", tiny_model, prompts, batch_size=8))
+    whole = run_generation(generate_job(tmp_path / "whole", tiny_model, prompts, batch_size=8))
     forward = TransformersEngine.forward
 
     def cramped(self, cache, input_ids_NT, **inputs):
@@ -293,7 +295,7 @@ def test_a_halved_batch_is_recorded_and_changes_no_answer(tmp_path, tiny_model, 
         return forward(self, cache, input_ids_NT, **inputs)
 
     monkeypatch.setattr(TransformersEngine, "forward", cramped)
-    record = do(generate_job(tmp_path / "cramped", tiny_model, prompts, batch_size=8))
+    record = run_generation(generate_job(tmp_path / "cramped", tiny_model, prompts, batch_size=8))
     assert answers_of(record) == answers_of(whole)
     assert (whole.smallest_batch, record.smallest_batch) == (None, 2)
     assert artifacts.read_record(record.path, GenerationBatch).smallest_batch == 2

@@ -18,37 +18,37 @@ from spin_core.preflight.findings import Inspection
 from spin_core.store import artifacts
 from spin_core.store.evaluation_jobs import MtBenchJob
 from spin_core.store.records import EvalReport
-from tests.support.lineages.mt_bench_game import (
+from tests.support.lineages.mt_bench_jobs import (
     CATEGORIES,
-    EACH,
+    PER_CATEGORY,
     QUESTIONS,
+    choosing_judge,
     data,
-    do,
-    grade_of,
-    grades,
+    expected_grade,
+    grade_by_question,
+    human_answers,
     items_of,
-    job_of,
-    likes,
     models,
-    people,
+    mt_bench_job,
     rows_of,
+    run_mt_bench,
     short_pauses,
 )
-from tests.support.lineages.small_game import version_of
+from tests.support.lineages.small_jobs import version_of
 from tests.support.servers.endpoint import Reply, serving
 
-__all__ = ["data", "models", "people", "short_pauses"]
+__all__ = ["data", "human_answers", "models", "short_pauses"]
 
 
 def test_scores_are_the_judges_grades_by_question_category_and_turn(tmp_path, data, models):
-    with serving(grades) as endpoint:
-        report = do(job_of(tmp_path / "mt-bench", data, models[0], endpoint.url))
+    with serving(grade_by_question) as endpoint:
+        report = run_mt_bench(mt_bench_job(tmp_path / "mt-bench", data, models[0], endpoint.url))
     assert len(endpoint.asked) == 2 * QUESTIONS
-    whole = {str(81 + i): (grade_of(81 + i, 1) + grade_of(81 + i, 2)) / 2 for i in range(QUESTIONS)}
+    whole = {str(81 + i): (expected_grade(81 + i, 1) + expected_grade(81 + i, 2)) / 2 for i in range(QUESTIONS)}
     found = items_of(report)
     assert found["mt-bench"] == whole
-    assert found["mt-bench/math"] == {id: whole[id] for id in list(whole)[EACH : 2 * EACH]}
-    assert found["mt-bench/turn-2"] == {str(81 + i): grade_of(81 + i, 2) for i in range(QUESTIONS)}
+    assert found["mt-bench/math"] == {id: whole[id] for id in list(whole)[PER_CATEGORY : 2 * PER_CATEGORY]}
+    assert found["mt-bench/turn-2"] == {str(81 + i): expected_grade(81 + i, 2) for i in range(QUESTIONS)}
     turns = {"mt-bench/turn-1", "mt-bench/turn-2"}
     assert set(report.scores) == set(found) == {"mt-bench", *turns, *(f"mt-bench/{name}" for name in CATEGORIES)}
     score = report.scores["mt-bench"]
@@ -61,8 +61,8 @@ def test_scores_are_the_judges_grades_by_question_category_and_turn(tmp_path, da
 
 
 def test_the_report_has_all_answers_and_verdicts(tmp_path, data, models):
-    with serving(grades) as endpoint:
-        report = do(job_of(tmp_path / "mt-bench", data, models[0], endpoint.url))
+    with serving(grade_by_question) as endpoint:
+        report = run_mt_bench(mt_bench_job(tmp_path / "mt-bench", data, models[0], endpoint.url))
     answers, verdicts = rows_of(report, "answers"), rows_of(report, "verdicts")
     assert [(row["id"], row["turn"]) for row in answers] == [(str(81 + i), t) for i in range(QUESTIONS) for t in (1, 2)]
     said = {(row["id"], row["turn"]): row for row in answers}
@@ -89,7 +89,7 @@ def test_a_grade_that_cannot_be_read_does_not_count(tmp_path, data, models):
         return Reply(text="ten") if "Q82.2?" in text or "Q83" in text else Reply(text="[[4]]")
 
     with serving(reply) as endpoint:
-        report = do(job_of(tmp_path / "mt-bench", data, models[0], endpoint.url))
+        report = run_mt_bench(mt_bench_job(tmp_path / "mt-bench", data, models[0], endpoint.url))
     assert report.scores["mt-bench"].value == report.scores["mt-bench/turn-2"].value == 4
     assert (report.scores["mt-bench"].n, report.scores["mt-bench/turn-2"].n) == (QUESTIONS - 1, QUESTIONS - 2)
     assert any(
@@ -104,7 +104,7 @@ def test_a_judge_that_never_gives_a_readable_grade_is_an_error(tmp_path, data, m
         serving(lambda _body, _before: Reply(text="I like it.")) as endpoint,
         pytest.raises(ConfigError, match=r"gives no grade that can be read \('I like it.'"),
     ):
-        do(job_of(tmp_path / "mt-bench", data, models[0], endpoint.url))
+        run_mt_bench(mt_bench_job(tmp_path / "mt-bench", data, models[0], endpoint.url))
 
 
 def test_two_versions_are_compared_turn_by_turn_in_both_orders(tmp_path, data, models):
@@ -112,10 +112,10 @@ def test_two_versions_are_compared_turn_by_turn_in_both_orders(tmp_path, data, m
         rank = lambda text: hashlib.sha256(text.encode()).hexdigest()  # noqa: E731
         return "A" if rank(a) < rank(b) else "B"
 
-    with serving(likes(better)) as endpoint:
-        base = do(job_of(tmp_path / "base", data, models[0], endpoint.url))
-        job = job_of(tmp_path / "next", data, models[1], endpoint.url, t=1, previous=base, base=base)
-        report = do(job)
+    with serving(choosing_judge(better)) as endpoint:
+        base = run_mt_bench(mt_bench_job(tmp_path / "base", data, models[0], endpoint.url))
+        job = mt_bench_job(tmp_path / "next", data, models[1], endpoint.url, t=1, previous=base, base=base)
+        report = run_mt_bench(job)
     ours, theirs = ({(r["id"], r["turn"]): r["answer"] for r in rows_of(one, "answers")} for one in (report, base))
     assert ours != theirs
     won = {where: float(better(ours[where], theirs[where]) == "A") for where in ours}
@@ -138,11 +138,11 @@ def test_two_versions_are_compared_turn_by_turn_in_both_orders(tmp_path, data, m
 
 
 def test_a_judge_that_prefers_the_first_answer_gives_ties(tmp_path, data, models):
-    with serving(likes(lambda _a, _b: "A")) as endpoint:
-        base = do(job_of(tmp_path / "base", data, models[0], endpoint.url))
-        report = do(job_of(tmp_path / "next", data, models[1], endpoint.url, t=1, base=base))
+    with serving(choosing_judge(lambda _a, _b: "A")) as endpoint:
+        base = run_mt_bench(mt_bench_job(tmp_path / "base", data, models[0], endpoint.url))
+        report = run_mt_bench(mt_bench_job(tmp_path / "next", data, models[1], endpoint.url, t=1, base=base))
         asked = len(endpoint.asked)
-        same = do(job_of(tmp_path / "same", data, models[0], endpoint.url, t=1, previous=base))
+        same = run_mt_bench(mt_bench_job(tmp_path / "same", data, models[0], endpoint.url, t=1, previous=base))
     assert report.scores["mt-bench/against-base"].value == same.scores["mt-bench/against-previous"].value == 0.5
     # Equal answers need no verdict, and the grades of this model are kept.
     assert len(endpoint.asked) == asked
@@ -156,9 +156,10 @@ def test_grades_by_spins_own_prompts_say_that_they_do_not_compare(tmp_path, data
         for name, one in OWN_PROMPTS.items()
     ]
     (published / "judge_prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with serving(grades) as endpoint:
+    with serving(grade_by_question) as endpoint:
         own, theirs = (
-            do(job_of(tmp_path / folder.name, folder, models[0], endpoint.url)) for folder in (data, published)
+            run_mt_bench(mt_bench_job(tmp_path / folder.name, folder, models[0], endpoint.url))
+            for folder in (data, published)
         )
     said = "graded by tiny-judge with Spin's own prompts: not comparable with published MT-Bench scores"
     assert (own.apart, own.notes[0]) == (said, said)
@@ -166,22 +167,24 @@ def test_grades_by_spins_own_prompts_say_that_they_do_not_compare(tmp_path, data
 
 
 def test_a_report_about_other_questions_is_rejected(tmp_path, data, models):
-    with serving(grades) as endpoint:
-        few = do(job_of(tmp_path / "few", data, models[0], endpoint.url, suite="mt-bench-quick"))
+    with serving(grade_by_question) as endpoint:
+        few = run_mt_bench(mt_bench_job(tmp_path / "few", data, models[0], endpoint.url, suite="mt-bench-quick"))
         assert report_ids(few) < {str(81 + i) for i in range(QUESTIONS)}
         with pytest.raises(DataError, match="answers other questions"):
-            do(job_of(tmp_path / "all", data, models[1], endpoint.url, previous=few))
+            run_mt_bench(mt_bench_job(tmp_path / "all", data, models[1], endpoint.url, previous=few))
 
 
 def report_ids(report: EvalReport) -> set[str]:
     return {row["id"] for row in rows_of(report, "answers")}
 
 
-def test_answers_are_compared_with_the_human_responses_to_held_out_prompts(tmp_path, data, models, people):
+def test_answers_are_compared_with_the_human_responses_to_held_out_prompts(tmp_path, data, models, human_answers):
     human = lambda a, _b: "A" if "PERSON" in a else "B"  # noqa: E731
-    with serving(likes(human)) as endpoint:
+    with serving(choosing_judge(human)) as endpoint:
         some = {"pairwise_prompts": 6}
-        report = do(job_of(tmp_path / "mt-bench", data, models[0], endpoint.url, prompts=people, config=some))
+        report = run_mt_bench(
+            mt_bench_job(tmp_path / "mt-bench", data, models[0], endpoint.url, prompts=human_answers, config=some)
+        )
     assert report.scores["mt-bench/against-human"].value == 0
     assert report.scores["mt-bench/against-human"].n == 6
     assert report.scores["mt-bench/against-human"].interval == pytest.approx((0, 0.3903), abs=1e-4)
@@ -230,23 +233,25 @@ def test_spin_check_checks_the_judge(data, monkeypatch):
     assert look(configured("", data, suites_=())) == []
 
 
-def test_a_lineages_jobs_name_the_versions_to_compare_with(tmp_path, data, models, people):
-    with serving(grades) as endpoint:
-        base = do(job_of(tmp_path / "runs" / "game" / "base" / "eval" / "mt-bench", data, models[0], endpoint.url))
-        other = do(job_of(tmp_path / "other" / "mt-bench", data, models[1], endpoint.url))
+def test_a_lineages_jobs_name_the_versions_to_compare_with(tmp_path, data, models, human_answers):
+    with serving(grade_by_question) as endpoint:
+        base = run_mt_bench(
+            mt_bench_job(tmp_path / "runs" / "game" / "base" / "eval" / "mt-bench", data, models[0], endpoint.url)
+        )
+        other = run_mt_bench(mt_bench_job(tmp_path / "other" / "mt-bench", data, models[1], endpoint.url))
     config = configured("http://127.0.0.1:1/v1", data)
     pairwise = config.evaluate.mt_bench.model_copy(update={"pairwise": ("previous", "base", "human")})
     config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"mt_bench": pairwise})})
     game = Lineage(runs=tmp_path / "runs", name="game", config=config)
 
     def job(t, **others):
-        jobs = suite_jobs.evaluate_jobs(game, version_of(models[0], t), people, None, **others)
+        jobs = suite_jobs.evaluate_jobs(game, version_of(models[0], t), human_answers, None, **others)
         (found,) = [one for one in jobs if isinstance(one, MtBenchJob)]
         return found
 
     first, later = job(0), job(2, against=(other,))
-    assert (first.previous, first.base, first.prompts) == (None, None, people)
-    assert (later.previous, later.base, later.prompts) == (other, base, people)
+    assert (first.previous, first.base, first.prompts) == (None, None, human_answers)
+    assert (later.previous, later.base, later.prompts) == (other, base, human_answers)
     assert later.output == game.eval_folder(2) / "mt-bench"
     assert later.generate.temperature == config.evaluate.temperature
     with pytest.raises(ConfigError, match=r"pairwise names previous, and there is no report on that version"):

@@ -15,8 +15,17 @@ from spin_core.runtime import phase, progress
 from spin_core.store.evaluation_jobs import MtBenchJob
 from spin_core.store.journal import Journal
 from spin_core.store.records import EvalReport
-from tests.support.lineages.mt_bench_game import QUESTIONS, data, do, grades, job_of, models, rows_of, short_pauses
-from tests.support.lineages.small_game import start
+from tests.support.lineages.mt_bench_jobs import (
+    QUESTIONS,
+    data,
+    grade_by_question,
+    models,
+    mt_bench_job,
+    rows_of,
+    run_mt_bench,
+    short_pauses,
+)
+from tests.support.lineages.small_jobs import start_job
 from tests.support.servers.endpoint import Reply, serving
 
 __all__ = ["data", "models", "short_pauses"]
@@ -37,7 +46,7 @@ def stop(job: MtBenchJob, _log: Path) -> None:
 
 
 def kill(job: MtBenchJob, log: Path) -> None:
-    with start(job, log) as process:
+    with start_job(job, log) as process:
         for line in process.stdout:
             event = json.loads(line)
             if event.get("unit") == "verdict" and event["done"] >= 5:
@@ -51,15 +60,15 @@ def kill(job: MtBenchJob, log: Path) -> None:
 @pytest.mark.parametrize(("end", "in_flight"), [(kill, 2), (stop, 0)])
 def test_a_phase_that_ends_during_the_verdicts_requests_nothing_twice(tmp_path, data, models, end, in_flight):
     slow = {"judge": {"speed": {"parallel": 2}}}
-    with serving(lambda body, before: Reply(text=grades(body, before).text, seconds=0.15)) as endpoint:
-        job = job_of(tmp_path / "mt-bench", data, models[0], endpoint.url, **slow)
+    with serving(lambda body, before: Reply(text=grade_by_question(body, before).text, seconds=0.15)) as endpoint:
+        job = mt_bench_job(tmp_path / "mt-bench", data, models[0], endpoint.url, **slow)
         end(job, tmp_path / "first")
         time.sleep(0.4)  # requests in flight end
         kept = {row["key"] for row in Journal(verdicts_folder(job) / "verdicts.jsonl").rows}
         answered = (answers_folder(job) / "answers.jsonl").read_text()
         asked = len(endpoint.asked)
         assert 5 <= len(kept) < 2 * QUESTIONS
-        report = do(job)
+        report = run_mt_bench(job)
     again = {key_of(body) for body in endpoint.asked[asked:]}
     assert again & kept == set()
     lost = asked - len(kept)
@@ -78,37 +87,37 @@ def key_of(body: dict) -> str:
 
 def test_a_judge_that_is_down_ends_the_phase_before_anything_is_computed(tmp_path, data, models):
     with serving() as endpoint:
-        job = job_of(tmp_path / "mt-bench", data, models[0], endpoint.url)
+        job = mt_bench_job(tmp_path / "mt-bench", data, models[0], endpoint.url)
     with pytest.raises(TryAgain, match=f"the judge at {endpoint.url} gives no answer") as told:
-        do(job)
+        run_mt_bench(job)
     assert "\n" not in str(told.value)
     assert not answers_folder(job).exists()
 
 
 def test_verdicts_before_the_judge_goes_down_are_kept(tmp_path, data, models):
     def reply(body, before):
-        return Reply(503, "gone") if len(endpoint.answered) >= 7 else grades(body, before)
+        return Reply(503, "gone") if len(endpoint.answered) >= 7 else grade_by_question(body, before)
 
     with serving(reply) as endpoint:
-        job = job_of(
+        job = mt_bench_job(
             tmp_path / "mt-bench", data, models[0], endpoint.url, judge={"speed": {"retries": 2, "parallel": 1}}
         )
         with pytest.raises(TryAgain, match="503 gone; attempt 2 of 2"):
-            do(job)
-        endpoint.reply = grades
-        report = do(job)
+            run_mt_bench(job)
+        endpoint.reply = grade_by_question
+        report = run_mt_bench(job)
     assert len(endpoint.answered) == len(set(endpoint.answered)) == 2 * QUESTIONS
     assert report.scores["mt-bench"].n == QUESTIONS
 
 
 def test_a_key_that_is_missing_or_wrong_ends_the_phase_before_anything_is_computed(tmp_path, data, models, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    job = job_of(tmp_path / "mt-bench", data, models[0], "")
+    job = mt_bench_job(tmp_path / "mt-bench", data, models[0], "")
     with pytest.raises(ConfigError, match="OPENAI_API_KEY holds no key"):
-        do(job)
+        run_mt_bench(job)
     with serving() as endpoint:
         endpoint.key = "right"
-        job = job_of(tmp_path / "mt-bench", data, models[0], endpoint.url)
+        job = mt_bench_job(tmp_path / "mt-bench", data, models[0], endpoint.url)
         with pytest.raises(ConfigError, match=r"refuses a request without a key: OPENAI_API_KEY \(401\)"):
-            do(job)
+            run_mt_bench(job)
     assert not answers_folder(job).exists()

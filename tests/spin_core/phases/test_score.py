@@ -18,7 +18,16 @@ from spin_core.runtime.launch import run_phase
 from spin_core.store import artifacts, identity
 from spin_core.store.records import ScoredPairs
 from tests.support.helpers import character_tokenizer, save_tiny_model
-from tests.support.lineages.small_game import CPU, do, game, random_pairs, score_job, token_ids, version_of, write_pairs
+from tests.support.lineages.small_jobs import (
+    CPU,
+    random_pairs,
+    random_train_job,
+    run_job,
+    score_job,
+    token_ids,
+    version_of,
+    write_pairs,
+)
 from tests.support.processes.many_jobs import StopsAt, do_on_ranks
 
 
@@ -30,7 +39,7 @@ def read(record) -> np.ndarray:
 
 def test_scores_are_the_models_log_probabilities_in_the_pairs_order(tmp_path, tiny_model):
     opponent, pairs = version_of(tiny_model, t=1), random_pairs(tmp_path / "pairs")
-    record = do(score_job(tmp_path / "scores", opponent, pairs))
+    record = run_job(score_job(tmp_path / "scores", opponent, pairs))
     prompts, real, generated = read_token_ids(pairs.path / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids")
     model = load_model(tiny_model, CPU)
     want = torch.stack([sequence_logps(model, prompts, side, 1) for side in (real, generated)])
@@ -58,23 +67,23 @@ def test_the_border_of_prompt_and_response_counts():
 
 def test_the_same_job_gives_the_same_bytes(tmp_path, tiny_model):
     opponent, pairs = version_of(tiny_model), random_pairs(tmp_path / "pairs")
-    one, other = (do(score_job(tmp_path / name, opponent, pairs)) for name in ("one", "other"))
+    one, other = (run_job(score_job(tmp_path / name, opponent, pairs)) for name in ("one", "other"))
     assert one.digest == other.digest
 
 
 def test_a_stopped_scoring_resumes_to_the_same_end(tmp_path, tiny_model, monkeypatch):
     monkeypatch.setattr(score, "BLOCK", 10)
     opponent, pairs = version_of(tiny_model), random_pairs(tmp_path / "pairs")
-    whole = do(score_job(tmp_path / "whole", opponent, pairs))
+    whole = run_job(score_job(tmp_path / "whole", opponent, pairs))
     job, progress = score_job(tmp_path / "stopped", opponent, pairs), runtime_progress.Progress()
     progress.stop()
     with pytest.raises(Stopped):
-        do(job, progress)
+        run_job(job, progress)
     (block,) = (tmp_path / ".stopped.partial" / "blocks").iterdir()
     kept = block.stat().st_mtime_ns, np.load(block)
     assert len(kept[1]) == 10
     np.save(block, kept[1] + 1)  # so that it shows whether the block was read or made again
-    marked = read(do(job))
+    marked = read(run_job(job))
     assert (marked - read(whole)).max() == pytest.approx(1, abs=1e-4)
     assert ((marked - read(whole)).round() == 1).sum() == 10
     assert sorted(path.name for path in job.output.iterdir()) == ["logps.parquet", "manifest.json"]
@@ -87,25 +96,25 @@ def test_scores_are_the_same_with_each_speed_setting_off(tmp_path, tiny_model, o
         score_job(tmp_path / str(on), opponent, pairs, speed=SpeedConfig(**{off: on})) for on in (True, False)
     )
     assert identity.identity_of(fast) == identity.identity_of(slow)
-    np.testing.assert_allclose(read(do(fast)), read(do(slow)), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(read(run_job(fast)), read(run_job(slow)), rtol=1e-5, atol=1e-4)
 
 
 def test_pairs_are_scored_under_the_initial_policy_too_if_the_job_names_it(tmp_path, tiny_model):
     opponent, pairs = version_of(tiny_model, t=1), random_pairs(tmp_path / "pairs")
     base = version_of(save_tiny_model(tmp_path / "base", character_tokenizer(), seed=1))
-    plain = do(score_job(tmp_path / "plain", opponent, pairs))
-    both = do(score_job(tmp_path / "both", opponent, pairs, base=base))
+    plain = run_job(score_job(tmp_path / "plain", opponent, pairs))
+    both = run_job(score_job(tmp_path / "both", opponent, pairs, base=base))
     table = pq.read_table(both.path / "logps.parquet")
     assert table.column_names == ["real_logps", "generated_logps", "real_base_logps", "generated_base_logps"]
     assert table.select([0, 1]).equals(pq.read_table(plain.path / "logps.parquet"))
-    own = do(score_job(tmp_path / "own", base.model_copy(update={"t": 1}), pairs))
+    own = run_job(score_job(tmp_path / "own", base.model_copy(update={"t": 1}), pairs))
     assert [column.to_pylist() for column in table.columns[2:]] == read(own).tolist()
 
 
 def test_an_opponent_that_is_the_initial_policy_is_scored_once(tmp_path, tiny_model):
     opponent, pairs = version_of(tiny_model), random_pairs(tmp_path / "pairs")
     progress = runtime_progress.Progress(out=io.StringIO())
-    record = do(score_job(tmp_path / "scores", opponent, pairs, base=opponent), progress)
+    record = run_job(score_job(tmp_path / "scores", opponent, pairs, base=opponent), progress)
     table = pq.read_table(record.path / "logps.parquet")
     assert table["real_logps"].equals(table["real_base_logps"])
     assert progress.total == 2 * pairs.rows
@@ -113,13 +122,13 @@ def test_an_opponent_that_is_the_initial_policy_is_scored_once(tmp_path, tiny_mo
 
 def test_no_pairs_give_no_scores(tmp_path, tiny_model):
     pairs = write_pairs(tmp_path / "pairs", [], [], [])
-    assert read(do(score_job(tmp_path / "scores", version_of(tiny_model), pairs))).shape == (2, 0)
+    assert read(run_job(score_job(tmp_path / "scores", version_of(tiny_model), pairs))).shape == (2, 0)
 
 
 def test_an_empty_response_has_log_probability_zero(tmp_path, tiny_model):
     prompts, real = token_ids(np.random.default_rng(0), 2, 1, 4), [[5, 6], [7]]
     pairs = write_pairs(tmp_path / "pairs", prompts, real, [[], [8]])
-    logps = read(do(score_job(tmp_path / "scores", version_of(tiny_model), pairs)))
+    logps = read(run_job(score_job(tmp_path / "scores", version_of(tiny_model), pairs)))
     assert logps[1, 0] == 0
     assert (logps[0] < 0).all()
 
@@ -130,7 +139,7 @@ TWO = SpeedConfig(ranks=2)
 
 
 def test_scoring_takes_this_nodes_ranks_without_deepspeed(tmp_path, tiny_model):
-    job = game(tmp_path, tiny_model)
+    job = random_train_job(tmp_path, tiny_model)
     scoring = score_job(tmp_path / "scores", job.start, job.pairs)
     for alone in (SpeedConfig(), SpeedConfig(deepspeed="zero1"), SpeedConfig(nodes=2, rendezvous="host:1")):
         assert scoring.model_copy(update={"speed": alone}).rank_settings is None
@@ -168,14 +177,14 @@ def test_two_ranks_give_what_one_device_gives(tmp_path, tiny_model):
 
     stopped = job("many", 2, "stopped")
     with pytest.raises(Stopped):
-        do(job("many", 1, "taken over"), StopsAt(score.BLOCK + 1))
+        run_job(job("many", 1, "taken over"), StopsAt(score.BLOCK + 1))
     do_on_ranks(
         tmp_path / "torchrun", 2,
         [(job(name, 2), None) for name in cases]
         + [(job("many", 2, "again"), None), (job("many", 2, "taken over"), None), (stopped, 2 * score.BLOCK + 1)],
     )  # fmt: skip
     for name in cases:
-        one, two = do(job(name, 1)), artifacts.read_record(tmp_path / f"{name} on 2", ScoredPairs)
+        one, two = run_job(job(name, 1)), artifacts.read_record(tmp_path / f"{name} on 2", ScoredPairs)
         assert (two.pairs, two.opponent) == (one.pairs, one.opponent)
         tables = [pq.read_table(record.path / "logps.parquet").to_pandas() for record in (one, two)]
         assert list(tables[0]) == list(tables[1])
@@ -187,7 +196,7 @@ def test_two_ranks_give_what_one_device_gives(tmp_path, tiny_model):
     (block,) = (tmp_path / ".stopped.partial" / "blocks").iterdir()
     assert len(np.load(block)) == 2 * score.BLOCK
     np.save(block, np.load(block) + 1)  # so that it shows that it is read
-    whole, marked = read(do(job("many", 1))), read(do(stopped))
+    whole, marked = read(run_job(job("many", 1))), read(run_job(stopped))
     assert ((marked - whole).round() == 1).sum() == 2 * score.BLOCK
     np.testing.assert_allclose(
         read(artifacts.read_record(tmp_path / "taken over", ScoredPairs)), whole, rtol=1e-5, atol=1e-5
@@ -204,5 +213,5 @@ def test_a_scoring_of_two_ranks_is_started_published_once_and_counted_for_two_de
     usage = artifacts.read_manifest(record.path)["usage"]
     assert usage["devices"] == 2
     assert "deepspeed" not in usage["environment"]
-    one = do(score_job(tmp_path / "one", opponent, pairs))
+    one = run_job(score_job(tmp_path / "one", opponent, pairs))
     np.testing.assert_allclose(read(record), read(one), rtol=1e-5, atol=1e-5)

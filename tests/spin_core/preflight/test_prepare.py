@@ -18,7 +18,7 @@ from spin_core.preflight.prepare import prepare_run
 from spin_core.remote import push as pushes
 from spin_core.store import lock
 from spin_core.store.files import write_json
-from tests.support.lineages.small_lineage import build, settings
+from tests.support.lineages.small_lineage import build_lineage, demo_config
 
 REJECTED = {
     "metric": (["evaluate.main_metric=reward_margin"], "evaluate.main_metric 'reward_margin' is not a score"),
@@ -107,8 +107,8 @@ def test_every_way_to_start_a_run_rejects_a_configuration_with_the_same_sentence
     ("sets", "says"), [REJECTED["gate"], REJECTED["sinks"], REJECTED["store"]], ids=["gate", "sinks", "store"]
 )
 def test_another_iteration_is_checked_as_a_first_one_is(tmp_path, sets, says):
-    lineage = build(tmp_path)
-    config = settings(*sets)
+    lineage = build_lineage(tmp_path)
+    config = demo_config(*sets)
     write_json(lineage.root / "lineage.json", {"lineage": "tale", "config": config.model_dump(mode="json")})
     sentence = error_of(lambda: prepare_run(config, tmp_path, "tale"))
     assert says in sentence
@@ -118,21 +118,21 @@ def test_another_iteration_is_checked_as_a_first_one_is(tmp_path, sets, says):
 
 
 def test_a_run_that_can_start_is_started_with_its_settings(tmp_path):
-    lineage = prepare_run(settings("iterations=2"), tmp_path, "tale")
+    lineage = prepare_run(demo_config("iterations=2"), tmp_path, "tale")
     assert lineage == find_lineage(tmp_path, "tale")
-    assert prepare_run(settings("iterations=3"), tmp_path, "tale").config.iterations == 3
+    assert prepare_run(demo_config("iterations=3"), tmp_path, "tale").config.iterations == 3
 
 
 def test_settings_that_the_versions_depend_on_are_compared_before_any_compute(tmp_path):
-    prepare_run(settings(), tmp_path, "tale")
+    prepare_run(demo_config(), tmp_path, "tale")
     with pytest.raises(StaleArtifact, match=r"lineage tale was started with train\.beta"):
-        prepare_run(settings("train.beta=0.7"), tmp_path, "tale")
+        prepare_run(demo_config("train.beta=0.7"), tmp_path, "tale")
 
 
 def test_a_name_that_is_not_allowed_is_rejected_before_the_store_is_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "check_copy", lambda *_: pytest.fail("the store was asked"))
     with pytest.raises(ConfigError, match="cannot name a lineage"):
-        prepare_run(settings(), tmp_path, "../up")
+        prepare_run(demo_config(), tmp_path, "../up")
 
 
 def test_a_store_that_is_not_reachable_is_a_warning(tmp_path, monkeypatch):
@@ -141,14 +141,14 @@ def test_a_store_that_is_not_reachable_is_a_warning(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pushes.storage, "check", unreachable)
     warnings: list[str] = []
-    lineage = prepare_run(settings("push.url=s3://bucket"), tmp_path, "tale", warn=warnings.append)
+    lineage = prepare_run(demo_config("push.url=s3://bucket"), tmp_path, "tale", warn=warnings.append)
     assert warnings == ["s3://bucket cannot be reached (timeout); the run starts without it"]
     assert lineage == find_lineage(tmp_path, "tale")
-    config = settings("push.url=s3://bucket", "controls={}")
+    config = demo_config("push.url=s3://bucket", "controls={}")
     comparisons.begin(tmp_path, "trial", config, 1, ["sft-steps"], warn=warnings.append)
     assert len(warnings) == 2
 
 
 def test_a_lineage_in_use_is_not_started(tmp_path):
     with lock.locked(tmp_path / "tale"), pytest.raises(LineageBusy, match="lineage tale is in use by process"):
-        prepare_run(settings(), tmp_path, "tale")
+        prepare_run(demo_config(), tmp_path, "tale")

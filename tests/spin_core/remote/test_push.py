@@ -29,7 +29,7 @@ from spin_core.remote.pull import pull
 from spin_core.remote.push import push
 from spin_core.remote.storage import Remote
 from spin_core.store import artifacts, files, identity
-from tests.support.lineages.small_lineage import NLLS, build
+from tests.support.lineages.small_lineage import NLLS, build_lineage
 from tests.support.servers.object_store import NO_ACCOUNT, Bucket, serve
 
 KILLED = """
@@ -59,7 +59,7 @@ push.push(find_lineage(runs, "tale"), PushConfig(url=url))
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs folder with a lineage `tale` and its shared θ_0."""
     runs = tmp_path_factory.mktemp("built")
-    game = build(runs)
+    game = build_lineage(runs)
     files.write_text(game.root / "report.html", "<p>as it was</p>")
     return runs
 
@@ -74,7 +74,7 @@ def game(built: Path, tmp_path: Path) -> Lineage:
 @pytest.fixture
 def short(tmp_path: Path) -> Lineage:
     """A lineage of one iteration, because S3 is slow."""
-    return build(tmp_path / "runs", nlls=NLLS[:2])
+    return build_lineage(tmp_path / "runs", nlls=NLLS[:2])
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_what_is_here_and_damaged_is_not_pushed(game, away):
 
 
 def test_a_push_neither_replaces_another_lineage_nor_loses_what_only_the_copy_has(game, away, tmp_path):
-    build(tmp_path / "other", nlls=((3.0, 3.1), (2.0, 2.1)))
+    build_lineage(tmp_path / "other", nlls=((3.0, 3.1), (2.0, 2.1)))
     other = find_lineage(tmp_path / "other", "tale")
     push(game, away)
     with pytest.raises(ConfigError, match=r"away/tale (has another|also has) .* spin push --replace") as raised:
@@ -179,7 +179,7 @@ def test_a_copy_whose_manifest_is_damaged_is_not_taken_for_none(game, away, tmp_
     push(game, away)
     manifest = tmp_path / "away/tale" / MANIFEST
     manifest.write_bytes(manifest.read_bytes()[:kept])
-    build(tmp_path / "other", nlls=((3.0, 3.1), (2.0, 2.1)))
+    build_lineage(tmp_path / "other", nlls=((3.0, 3.1), (2.0, 2.1)))
     for call in (
         lambda: push(find_lineage(tmp_path / "other", "tale"), away),
         lambda: push(game, away, again=True),

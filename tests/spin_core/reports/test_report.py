@@ -13,7 +13,7 @@ from spin_core.leaderboard.board import leaderboard
 from spin_core.reports import formatting, markdown, plots
 from spin_core.reports import html as reports_html
 from spin_core.store.records import Comparison, Event
-from tests.support.lineages.small_lineage import build, suite_report
+from tests.support.lineages.small_lineage import build_lineage, suite_report
 from tests.support.lineages.small_lineage import report as publish_report
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -21,7 +21,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture(scope="module")
 def game(tmp_path_factory):
-    made = build(tmp_path_factory.mktemp("runs"))
+    made = build_lineage(tmp_path_factory.mktemp("runs"))
     publish_report(made.control("sft-lr-0.001") / "eval" / "self-play", "c" * 64, (1.9, 2.9, 3.9, 4.9) * 2)
     return made
 
@@ -68,7 +68,7 @@ def test_scores_are_next_to_their_change_against_the_version_before_and_the_firs
 
 
 def test_notes_of_the_version_are_below_its_scores(page, tmp_path):
-    made = build(tmp_path)
+    made = build_lineage(tmp_path)
     for t in range(3):
         suite_report(made.eval_folder(t) / "instruct", f"{t}" * 64, {"ifeval": [0, 1]}, notes=[f"{t}*_cut"])
     said, _ = written(made, 0).split("## Training")
@@ -177,7 +177,7 @@ def test_the_leaderboard_holds_versions_controls_and_stars(game):
 
 
 def test_a_suite_has_a_table_of_its_own_with_the_papers_rows(game, tmp_path):
-    made = build(tmp_path)
+    made = build_lineage(tmp_path)
     suite, tasks = "open-llm-leaderboard", {"arc_challenge": [1, 0, 1, 1], "gsm8k": [0, 0, 1, 0]}
     for t in range(3):
         suite_report(made.eval_folder(t) / suite, f"{t}" * 64, tasks, {suite: tuple(tasks)})
@@ -203,7 +203,7 @@ def test_a_plots_name_may_hold_anything():
 
 
 def test_a_score_without_a_direction_has_neither_arrow_nor_colour(tmp_path):
-    made = build(tmp_path)
+    made = build_lineage(tmp_path)
     for name, better in (("up", True), ("neither", None)):
         for t in range(3):
             suite_report(made.eval_folder(t) / name, f"{t}" * 64, {name: np.arange(8.0) + t}, higher_is_better=better)
@@ -247,7 +247,7 @@ def test_the_report_has_a_legend_for_the_controls_lines(game):
 
 
 def test_a_lineage_of_which_only_the_first_version_is_scored_has_a_report(tmp_path):
-    made = build(tmp_path, nlls=[(2.0, 3.0, 4.0, 5.0)])
+    made = build_lineage(tmp_path, nlls=[(2.0, 3.0, 4.0, 5.0)])
     page = reports_html.write(made, tmp_path / "report.html").read_text("utf-8")
     assert re.findall("<h2>(.*?)</h2>", page) == ["Leaderboard", "Samples"]
     assert "3.50" in page

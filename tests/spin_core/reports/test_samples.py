@@ -15,7 +15,7 @@ from flows.command_line.printing.samples import pages
 from spin_core.errors import ConfigError
 from spin_core.lineage.lineage import Lineage
 from spin_core.reports import markdown, samples, samples_page
-from tests.support.lineages.small_lineage import NLLS, build
+from tests.support.lineages.small_lineage import NLLS, build_lineage
 
 TURNS = [
     {"role": "system", "content": "Be brief."},
@@ -37,7 +37,7 @@ def rewrite(path: Path, **columns: object) -> None:
 @pytest.fixture(scope="module")
 def game(tmp_path_factory) -> Lineage:
     """A lineage in which one held-out prompt has several turns, and some answers are odd."""
-    made = build(tmp_path_factory.mktemp("runs"))
+    made = build_lineage(tmp_path_factory.mktemp("runs"))
     plain = [json.dumps([{"role": "user", "content": text}]) for text in ("a", "b", "c")]
     rewrite(made.iteration(0) / "prompts" / "held_out.parquet", messages=[json.dumps(TURNS), *plain])
     rewrite(
@@ -92,7 +92,7 @@ def test_training_prompts_have_one_answer_an_iteration(game):
 
 
 def test_a_training_answer_has_a_margin_where_the_next_iteration_scored_the_pair_again(tmp_path):
-    made = build(tmp_path)
+    made = build_lineage(tmp_path)
     first, second = made.iteration(0), made.iteration(1)
     carried = pq.read_table(first / "pairs" / "pairs.parquet")
     own = pq.read_table(second / "pairs" / "pairs.parquet")
@@ -106,7 +106,7 @@ def test_a_training_answer_has_a_margin_where_the_next_iteration_scored_the_pair
 
 
 def test_several_answers_of_several_opponents_are_distinguished(tmp_path):
-    made = build(tmp_path)
+    made = build_lineage(tmp_path)
     said = {
         "id": ["0", "0", "1", "1"],
         "opponent": [1, 0, 1, 1],
@@ -157,7 +157,7 @@ def test_a_request_that_cannot_be_shown_fails_with_one_line(game, arguments, say
 
 
 def test_a_lineage_that_has_generated_nothing_says_so(tmp_path):
-    made = build(tmp_path, nlls=NLLS[:1])
+    made = build_lineage(tmp_path, nlls=NLLS[:1])
     with pytest.raises(ConfigError, match=r"no training prompt of lineage tale is answered yet: .* with --held-out"):
         samples.read(made, "train")
     (made.eval_folder(0) / "self-play" / "manifest.json").unlink()
@@ -195,7 +195,7 @@ def test_turns_marks_and_margins_are_printed(held_out):
 
 
 def test_control_characters_of_a_model_reach_no_terminal(tmp_path):
-    made = build(tmp_path)
+    made = build_lineage(tmp_path)
     hostile = "\x1b[2Jgone \x07 [red]markup[/] \x9b"
     rewrite(made.eval_folder(0) / "self-play" / "held_out.parquet", generated=[hostile] * 4)
     text = printed(samples.read(made), 160)

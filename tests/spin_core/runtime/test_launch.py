@@ -20,7 +20,7 @@ from spin_core.store.jobs import CHECKPOINT_FACTOR, TrainJob
 from spin_core.store.records import ScoredPairs
 from tests.support.helpers import ROOT
 from tests.support.lineages import toy_phase
-from tests.support.lineages.small_game import game
+from tests.support.lineages.small_jobs import random_train_job
 from tests.support.lineages.toy_phase import ToyJob
 from tests.support.processes.children import runs, wait_for
 
@@ -140,7 +140,7 @@ def test_children_of_a_phase_end_with_it(tmp_path):
 
 def test_a_training_has_as_long_to_save_as_its_checkpoint_needs_or_as_configured(tmp_path, tiny_model, monkeypatch):
     assert grace.grace_of(job(tmp_path)) == grace.GRACE_SECONDS
-    training = game(tmp_path, tiny_model)
+    training = random_train_job(tmp_path, tiny_model)
     assert 0 < grace.grace_of(training) - grace.GRACE_SECONDS < 1
     monkeypatch.setattr(grace, "DISK_BYTES_A_SECOND", (tiny_model / "model.safetensors").stat().st_size)
     assert grace.grace_of(training) == grace.GRACE_SECONDS + CHECKPOINT_FACTOR

@@ -8,11 +8,11 @@ from spin_core.lineage import control_jobs, controls, phase_jobs, suite_jobs
 from spin_core.store import identity
 from spin_core.store.files import dump
 from spin_core.store.job_types import JOB_TYPES
-from tests.support.lineages.small_lineage import build
+from tests.support.lineages.small_lineage import build_lineage
 
 
 def test_every_job_survives_json_and_its_identity_knows_no_folder(tmp_path):
-    game = build(tmp_path, sets=["controls.dpo.source.path=preferences.jsonl"])
+    game = build_lineage(tmp_path, sets=["controls.dpo.source.path=preferences.jsonl"])
     record = game.records()[1]
     generations = record.generations
     (control,) = controls.plan(game, [record])
@@ -39,7 +39,7 @@ def test_every_job_survives_json_and_its_identity_knows_no_folder(tmp_path):
 
 
 def test_a_job_holds_no_schedule(tmp_path):
-    game = build(tmp_path, sets=["train.beta=[0.1, 5.0]", "generate.temperature=[1.0, 0.5]"])
+    game = build_lineage(tmp_path, sets=["train.beta=[0.1, 5.0]", "generate.temperature=[1.0, 0.5]"])
     record = game.records()[1]
     assert phase_jobs.train_job(game, 1, record.opponent, record.pairs, record.scores).config.beta == 5.0
     assert phase_jobs.generate_job(game, 0, record.opponent, record.prompts).config.temperature == 1.0
@@ -47,7 +47,7 @@ def test_a_job_holds_no_schedule(tmp_path):
 
 
 def test_the_title_says_for_which_version_or_control_a_job_is(tmp_path):
-    game = build(tmp_path, sets=["controls.dpo.source.path=preferences.jsonl"])
+    game = build_lineage(tmp_path, sets=["controls.dpo.source.path=preferences.jsonl"])
     record = game.records()[1]
     (control,) = controls.plan(game, [record])
     made = [
@@ -72,7 +72,7 @@ def test_the_title_says_for_which_version_or_control_a_job_is(tmp_path):
 
 def test_a_job_says_how_many_devices_and_ranks_it_has(tmp_path):
     vllm = ["generate.engine=vllm", "generate.vllm.speed.tensor_parallel=2", "generate.speed.workers=3"]
-    game = build(tmp_path, sets=["train.speed.ranks=4", *vllm])
+    game = build_lineage(tmp_path, sets=["train.speed.ranks=4", *vllm])
     record = game.records()[1]
     generate = phase_jobs.generate_job(game, 1, record.opponent, record.prompts)
     score = phase_jobs.score_job(game, 1, record.opponent, record.pairs)

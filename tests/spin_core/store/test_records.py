@@ -21,7 +21,7 @@ from spin_core.store.records import (
     ScoredPairs,
     TrainRun,
 )
-from tests.support.lineages.small_lineage import build
+from tests.support.lineages.small_lineage import build_lineage
 
 HERE = {"path": Path("/runs/x"), "digest": "d" * 64}
 SCORE = Score(value=0.5, stderr=0.1, n=4)
@@ -74,5 +74,5 @@ def test_no_score_is_a_not_a_number():
 
 
 def test_an_iterations_record_survives_json(tmp_path):
-    for record in build(tmp_path).records():
+    for record in build_lineage(tmp_path).records():
         assert IterationRecord.model_validate_json(record.model_dump_json()) == record

@@ -27,7 +27,7 @@ from spin_core.store import files as store_files
 from spin_core.tracking.points import STEP, VERSION, Last, points
 from spin_core.tracking.sinks import last_events
 from spin_core.tracking.wandb_log import read_history, read_records
-from tests.support.lineages.small_lineage import build, lines
+from tests.support.lineages.small_lineage import build_lineage, json_lines
 
 OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "MLFLOW_TRACKING_URI": ""}
 
@@ -35,7 +35,7 @@ OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "MLFLOW_TRACKING_URI
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("built")
-    build(runs)
+    build_lineage(runs)
     return runs
 
 
@@ -55,7 +55,7 @@ def begin_training(game: Lineage, steps: int) -> Path:
     folder = scratch_of(game.iteration(2) / "train")
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{"step": step, "loss": 0.7 - step / 100, "grad_norm": None} for step in range(1, steps + 1)]
-    (folder / "metrics.jsonl").write_bytes(lines(rows) + b'{"step": ')
+    (folder / "metrics.jsonl").write_bytes(json_lines(rows) + b'{"step": ')
     return folder
 
 

@@ -12,7 +12,15 @@ from spin_core.lineage import controls
 from spin_core.store.jobs import TrainJob
 from spin_core.training.budget import in_share, steps_for
 from spin_core.training.train_data import read_data
-from tests.support.lineages.small_game import do, game, random_pairs, random_prompts, score_job, train_job, version_of
+from tests.support.lineages.small_jobs import (
+    random_pairs,
+    random_prompts,
+    random_train_job,
+    run_job,
+    score_job,
+    train_job,
+    version_of,
+)
 
 PROMPTS = [[number, number + 1] for number in range(400)]
 
@@ -54,7 +62,7 @@ def test_tokens_are_counted_in_the_order_in_which_they_are_trained_on():
 def scored(tmp_path, tiny_model):
     """Pairs, scored under the tiny model."""
     start, pairs = version_of(tiny_model), random_pairs(tmp_path / "pairs", rows=40)
-    return start, pairs, do(score_job(tmp_path / "scores", start, pairs))
+    return start, pairs, run_job(score_job(tmp_path / "scores", start, pairs))
 
 
 def test_training_on_a_share_has_only_its_pairs_and_their_scores(tmp_path, scored):
@@ -81,8 +89,8 @@ def test_fine_tuning_on_a_share_takes_the_same_prompts_as_the_game_does(tmp_path
 
 
 def test_a_training_for_a_number_of_tokens_is_within_half_a_step_of_it(tmp_path, tiny_model):
-    job = game(tmp_path, tiny_model).model_copy(update={"tokens": 1234})
-    run = do(job)
+    job = random_train_job(tmp_path, tiny_model).model_copy(update={"tokens": 1234})
+    run = run_job(job)
     steps = [json.loads(line)["tokens"] for line in (run.path / controls.TIMING).read_text().splitlines()]
     assert len(steps) == run.steps > 3
     assert abs(controls.tokens_trained(run) - 1234) <= max(steps) / 2

@@ -13,7 +13,16 @@ from spin_core.store.identity import digest_file
 from spin_core.store.training_log import METRICS, TIMING, read_rows
 from spin_core.training import checkpoint
 from spin_core.training.checkpoint import CHECKPOINTS, Journal, checkpoints, latest_checkpoint, save_checkpoint, step_of
-from tests.support.lineages.small_game import do, game, random_pairs, score_job, start, train_job, version_of, wait_for
+from tests.support.lineages.small_jobs import (
+    random_pairs,
+    random_train_job,
+    run_job,
+    score_job,
+    start_job,
+    train_job,
+    version_of,
+    wait_for_progress,
+)
 
 
 def tensors(value: float) -> dict[str, torch.Tensor]:
@@ -179,15 +188,15 @@ def test_a_training_killed_anywhere_in_a_save_resumes_to_the_same_end(tmp_path, 
 def test_a_killed_run_resumes_to_the_same_digest(tmp_path, tiny_model):
     """SIGKILL twice, SIGTERM once, each in a process of its own; then the end is that of a run left in peace."""
     version, pairs = version_of(tiny_model), random_pairs(tmp_path / "pairs", rows=96, longest=60)
-    scores = do(score_job(tmp_path / "scores", version, pairs))
+    scores = run_job(score_job(tmp_path / "scores", version, pairs))
     settings = {"batch_size": 32, "steps": 64, "save_every": 3, "micro_batch_tokens": 2048}
-    whole = do(train_job(tmp_path / "whole", version, pairs, scores, **settings))
+    whole = run_job(train_job(tmp_path / "whole", version, pairs, scores, **settings))
     job = train_job(tmp_path / "killed", version, pairs, scores, **settings)
     scratch, stderr = tmp_path / "killed" / ".train.partial", tmp_path / "log" / "stderr.txt"
     reached = 0
     for stop, status in ((signal.SIGKILL, -9), (signal.SIGKILL, -9), (signal.SIGTERM, 143)):
-        process = start(job, tmp_path / "log")
-        reached = wait_for(process, reached + 4)
+        process = start_job(job, tmp_path / "log")
+        reached = wait_for_progress(process, reached + 4)
         process.send_signal(stop)
         assert process.wait(60) == status
         process.stdout.close()
@@ -199,7 +208,7 @@ def test_a_killed_run_resumes_to_the_same_digest(tmp_path, tiny_model):
     starts = [line for line in stderr.read_text().splitlines() if "items, step" in line]
     assert ["step 0 to 64" in line for line in starts] == [True, False, False]
     assert "stopped on request" in stderr.read_text()
-    resumed = do(job)
+    resumed = run_job(job)
     assert resumed.model == whole.model
     assert resumed.digest == whole.digest
     for name in ("model.safetensors", "config.json"):
@@ -211,7 +220,7 @@ def test_a_killed_run_resumes_to_the_same_digest(tmp_path, tiny_model):
 def test_a_checkpoint_at_every_step_changes_nothing(tmp_path, tiny_model, dtype):
     from spin_core.config.model import ModelConfig
 
-    job = game(tmp_path, tiny_model, ModelConfig(device="cpu", dtype=dtype), epochs=3)
+    job = random_train_job(tmp_path, tiny_model, ModelConfig(device="cpu", dtype=dtype), epochs=3)
     often = job.model_copy(
         update={
             "output": tmp_path / "often" / "train",
@@ -219,11 +228,11 @@ def test_a_checkpoint_at_every_step_changes_nothing(tmp_path, tiny_model, dtype)
             "config": job.config.model_copy(update={"save_every": 1}),
         }
     )
-    assert do(job).model == do(often).model
+    assert run_job(job).model == run_job(often).model
 
 
 def test_a_kill_between_weights_and_metrics_trains_nothing_again(tmp_path, tiny_model, monkeypatch):
-    job = game(tmp_path, tiny_model)
+    job = random_train_job(tmp_path, tiny_model)
     calls = []
     keep = train_phase.summary
 
@@ -232,12 +241,12 @@ def test_a_kill_between_weights_and_metrics_trains_nothing_again(tmp_path, tiny_
 
     monkeypatch.setattr(train_phase, "summary", killed)
     with pytest.raises(KeyboardInterrupt):
-        do(job)
+        run_job(job)
     assert (job.weights / "manifest.json").exists()
     assert not job.output.exists()
     monkeypatch.setattr(train_phase, "summary", keep)
     monkeypatch.setattr(train_phase, "train", lambda *_: calls.append("trained"))
-    record = do(job)
+    record = run_job(job)
     assert calls == []
     assert record.model == json.loads((job.weights / "manifest.json").read_text())["record"]["digest"]
     assert record.steps == 3
@@ -246,7 +255,7 @@ def test_a_kill_between_weights_and_metrics_trains_nothing_again(tmp_path, tiny_
 def test_weights_whose_metrics_were_lost_are_trained_again_to_the_same_digest(tmp_path, tiny_model):
     import shutil
 
-    job = game(tmp_path, tiny_model)
-    first = do(job)
+    job = random_train_job(tmp_path, tiny_model)
+    first = run_job(job)
     shutil.rmtree(job.output)
-    assert do(job) == first
+    assert run_job(job) == first

@@ -20,18 +20,18 @@ from spin_core.store.training_log import HELD_OUT, read_rows
 from spin_core.training.checkpoint import Journal, checkpoints, step_of
 from spin_core.training.held_out import best, is_best, published_step, split
 from spin_core.training.train_data import read_data
-from tests.support.lineages.small_game import (
+from tests.support.lineages.small_jobs import (
     CPU,
-    do,
-    game,
     random_pairs,
     random_prompts,
+    random_train_job,
+    run_job,
     score_job,
-    start,
+    start_job,
     token_ids,
     train_job,
     version_of,
-    wait_for,
+    wait_for_progress,
     write_pairs,
 )
 
@@ -55,7 +55,7 @@ def test_all_pairs_of_a_prompt_are_on_one_side_in_every_iteration(tmp_path, tiny
     for name, prompts in (("t0", first), ("t1", later + first)):
         answers = [token_ids(rng, len(prompts), 2, 5) for _ in range(2)]
         pairs = write_pairs(tmp_path / name / "pairs", prompts, *answers)
-        scores = do(score_job(tmp_path / name / "scores", version_of(tiny_model), pairs))
+        scores = run_job(score_job(tmp_path / name / "scores", version_of(tiny_model), pairs))
         job = train_job(tmp_path / name, version_of(tiny_model), pairs, scores)
         trained, held = split(read_data(job), PART, seed=5)
         assert sorted([*trained, *held]) == list(range(len(prompts)))
@@ -67,7 +67,7 @@ def test_all_pairs_of_a_prompt_are_on_one_side_in_every_iteration(tmp_path, tiny
 
 
 def test_another_seed_holds_out_others_and_a_fraction_of_0_holds_out_none(tmp_path, tiny_model):
-    data = read_data(game(tmp_path, tiny_model))
+    data = read_data(random_train_job(tmp_path, tiny_model))
     assert split(data, PART, 0)[1].tolist() != split(data, PART, 1)[1].tolist()
     trained, held = split(data, 0.0, 0)
     assert (len(trained), len(held)) == (24, 0)
@@ -75,19 +75,19 @@ def test_another_seed_holds_out_others_and_a_fraction_of_0_holds_out_none(tmp_pa
 
 def test_a_fraction_that_holds_out_nothing_is_rejected(tmp_path, tiny_model):
     with pytest.raises(DataError, match=r"train\.held_out 0\.0001 of 24 holds none out: choose another fraction"):
-        do(game(tmp_path, tiny_model, held_out=1e-4))
+        run_job(random_train_job(tmp_path, tiny_model, held_out=1e-4))
 
 
 def test_a_metric_that_is_not_measured_cannot_choose_the_weights(tmp_path, tiny_model):
     with pytest.raises(ConfigError, match=r"none are held out: set train\.held_out to 0\.05"):
-        do(game(tmp_path, tiny_model, keep_best="loss"))
+        run_job(random_train_job(tmp_path, tiny_model, keep_best="loss"))
     with pytest.raises(ConfigError, match=r"loss sft has no rewards/margins"):
-        do(game(tmp_path / "b", tiny_model, keep_best="rewards/margins", held_out=PART, loss="sft"))
+        run_job(random_train_job(tmp_path / "b", tiny_model, keep_best="rewards/margins", held_out=PART, loss="sft"))
 
 
 def test_every_n_steps_and_at_the_end_the_held_out_pairs_are_measured_and_never_trained_on(tmp_path, tiny_model):
-    job = game(tmp_path, tiny_model, held_out=PART, evaluate_every=4, epochs=5, batch_size=4)
-    record = do(job)
+    job = random_train_job(tmp_path, tiny_model, held_out=PART, evaluate_every=4, epochs=5, batch_size=4)
+    record = run_job(job)
     rows = read_rows(job.output / HELD_OUT)
     assert [row["step"] for row in rows] == [*range(4, record.steps, 4), record.steps]
     assert record.held_out == rows[-1]
@@ -105,9 +105,9 @@ def test_every_n_steps_and_at_the_end_the_held_out_pairs_are_measured_and_never_
 
 
 def test_measuring_changes_no_weight(tmp_path, tiny_model):
-    often = game(tmp_path / "often", tiny_model, held_out=PART, evaluate_every=1, epochs=3)
-    never = game(tmp_path / "never", tiny_model, held_out=PART, evaluate_every=1000, epochs=3)
-    assert do(often).model == do(never).model
+    often = random_train_job(tmp_path / "often", tiny_model, held_out=PART, evaluate_every=1, epochs=3)
+    never = random_train_job(tmp_path / "never", tiny_model, held_out=PART, evaluate_every=1000, epochs=3)
+    assert run_job(often).model == run_job(never).model
 
 
 def test_fine_tuning_holds_out_prompts(tmp_path, tiny_model):
@@ -119,21 +119,21 @@ def test_fine_tuning_holds_out_prompts(tmp_path, tiny_model):
         output=tmp_path / "train", weights=tmp_path / "model", t=-1, model=CPU, start=version_of(tiny_model),
         prompts=random_prompts(tmp_path / "prompts"), config=config,
     )  # fmt: skip
-    record = do(job)
+    record = run_job(job)
     assert list(record.held_out) == ["step", "loss", "logps/real"]
     assert record.held_out["loss"] == min(row["loss"] for row in read_rows(job.output / HELD_OUT))
 
 
 @pytest.mark.parametrize("metric", ["loss", "rewards/accuracies", "rewards/margins", "logps/real"])
 def test_the_best_by_each_metric_is_published(tmp_path, tiny_model, metric):
-    job = game(tmp_path / "best", tiny_model, **WILD, held_out=PART, evaluate_every=1, keep_best=metric)
-    record = do(job)
+    job = random_train_job(tmp_path / "best", tiny_model, **WILD, held_out=PART, evaluate_every=1, keep_best=metric)
+    record = run_job(job)
     rows = read_rows(job.output / HELD_OUT)
     want = min(rows, key=lambda row: row[metric] if metric == "loss" else -row[metric])
     assert record.published == want["step"]
     assert record.held_out == want
     assert record.metrics["loss"] == read_rows(job.output / "metrics.jsonl")[record.published - 1]["loss"]
-    do(game(tmp_path / "short", tiny_model, **WILD, held_out=PART, steps=record.published))
+    run_job(random_train_job(tmp_path / "short", tiny_model, **WILD, held_out=PART, steps=record.published))
     assert torch.equal(weights(job.weights), weights(tmp_path / "short" / "model"))
     assert record.steps == len(rows)
     if metric == "loss":  # a rate so high spoils it, at a step that depends on how sums are rounded
@@ -218,16 +218,16 @@ def test_a_stop_during_a_measurement_is_handled_and_changes_nothing(tmp_path, ti
         "batch_size": 16, "monitors": monitors, "save_every": 100,
     }  # fmt: skip
     looks = StopsAsked(10**6)
-    whole = do(game(tmp_path / "whole", tiny_model, **settings), looks)
+    whole = run_job(random_train_job(tmp_path / "whole", tiny_model, **settings), looks)
     looked = 10**6 - looks.left
     assert looked > 2 * whole.steps, "in the middle of measuring too"
-    job = game(tmp_path / "stopped", tiny_model, **settings)
+    job = random_train_job(tmp_path / "stopped", tiny_model, **settings)
     for number in (2, 3, 4, 9, looked):
         with pytest.raises(Stopped):
-            do(job, StopsAsked(number))
+            run_job(job, StopsAsked(number))
         if number == 9:  # the next one from the beginning
             shutil.rmtree(tmp_path / "stopped" / ".train.partial")
-    record = do(job)
+    record = run_job(job)
     assert (record.digest, record.model, record.published) == (whole.digest, whole.model, whole.published)
 
 
@@ -240,22 +240,22 @@ LORA = {"rank": 2, "dropout": 0.3}
 )
 def test_killed_and_stopped_with_held_out_pairs_and_dropout_the_result_has_the_same_bits(tmp_path, tiny_model, lora):
     version, pairs = version_of(tiny_model), random_pairs(tmp_path / "pairs", rows=96, longest=60)
-    scores = do(score_job(tmp_path / "scores", version, pairs))
+    scores = run_job(score_job(tmp_path / "scores", version, pairs))
     settings = {
         "batch_size": 16, "steps": 48, "save_every": 5, "micro_batch_tokens": 1024, "lora": lora, "held_out": 0.2,
         "evaluate_every": 3, "keep_best": "logps/real", "learning_rate": 1e-2,
     }  # fmt: skip
-    whole = do(train_job(tmp_path / "whole", version, pairs, scores, **settings))
+    whole = run_job(train_job(tmp_path / "whole", version, pairs, scores, **settings))
     job = train_job(tmp_path / "killed", version, pairs, scores, **settings)
     reached = 0
     for stop in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
-        process = start(job, tmp_path / "log")
-        reached = wait_for(process, reached + 7)
+        process = start_job(job, tmp_path / "log")
+        reached = wait_for_progress(process, reached + 7)
         process.send_signal(stop)
         process.wait(60)
         process.stdout.close()
         assert not job.output.exists()
-    record = do(job)
+    record = run_job(job)
     assert record.model == whole.model
     assert record.digest == whole.digest
     assert record.published == whole.published < 48, "or the best checkpoint was not asked for"
@@ -263,6 +263,6 @@ def test_killed_and_stopped_with_held_out_pairs_and_dropout_the_result_has_the_s
 
 
 def test_held_out_metrics_are_reported_as_progress(tmp_path, tiny_model, capfd):
-    do(game(tmp_path, tiny_model, held_out=PART, evaluate_every=1))
+    run_job(random_train_job(tmp_path, tiny_model, held_out=PART, evaluate_every=1))
     messages = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert any("held out loss" in message.get("metrics", {}) for message in messages)

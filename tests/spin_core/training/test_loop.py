@@ -26,12 +26,12 @@ from spin_core.training.losses import LOG_2
 from spin_core.training.player import prepare
 from spin_core.training.train_data import read_data
 from tests.support.helpers import character_tokenizer
-from tests.support.lineages.small_game import (
+from tests.support.lineages.small_jobs import (
     CPU,
-    do,
-    game,
-    pass_over,
+    batch_metrics,
     random_prompts,
+    random_train_job,
+    run_job,
     stepper_of,
     train_job,
     version_of,
@@ -72,8 +72,8 @@ def table_of(path):
 
 
 def test_training_learns_and_publishes_the_next_version(tmp_path, tiny_model):
-    job = game(tmp_path, tiny_model, epochs=10)
-    record = do(job)
+    job = random_train_job(tmp_path, tiny_model, epochs=10)
+    record = run_job(job)
     rows = rows_of(job)
     assert record.first_loss == rows[0]["loss"] == pytest.approx(LOG_2, abs=1e-5)
     assert record.steps == len(rows) == 30
@@ -91,8 +91,8 @@ def test_training_learns_and_publishes_the_next_version(tmp_path, tiny_model):
 
 
 def test_the_published_weights_have_the_margins_that_training_ended_with(tmp_path, tiny_model):
-    job = game(tmp_path, tiny_model, batch_size=24, epochs=2, lr_schedule="constant", warmup=0)
-    do(job)
+    job = random_train_job(tmp_path, tiny_model, batch_size=24, epochs=2, lr_schedule="constant", warmup=0)
+    run_job(job)
     prompts, real, generated = read_token_ids(
         job.pairs.path / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids"
     )
@@ -100,8 +100,8 @@ def test_the_published_weights_have_the_margins_that_training_ended_with(tmp_pat
     moved = [sequence_logps(after, prompts, ids, 512) - sequence_logps(before, prompts, ids, 512)
              for ids in (real, generated)]  # fmt: skip
     assert (moved[0] - moved[1]).mean() > 0
-    again = game(tmp_path / "again", tiny_model, batch_size=24, epochs=3, lr_schedule="constant", warmup=0)
-    do(again)
+    again = random_train_job(tmp_path / "again", tiny_model, batch_size=24, epochs=3, lr_schedule="constant", warmup=0)
+    run_job(again)
     assert rows_of(again)[0] == rows_of(job)[0]
     third = rows_of(again)[2]  # measured before the third step, so on the weights that two steps made
     assert third["rewards/real"] == pytest.approx(0.1 * moved[0].mean().item(), abs=1e-4)
@@ -109,28 +109,28 @@ def test_the_published_weights_have_the_margins_that_training_ended_with(tmp_pat
 
 
 def test_the_same_job_gives_the_same_digests(tmp_path, tiny_model):
-    records = [do(game(tmp_path / name, tiny_model, epochs=2)) for name in ("one", "other")]
+    records = [run_job(random_train_job(tmp_path / name, tiny_model, epochs=2)) for name in ("one", "other")]
     assert records[0].digest == records[1].digest
     assert records[0].model == records[1].model
 
 
 def test_another_seed_trains_in_another_order(tmp_path, tiny_model):
-    job = game(tmp_path, tiny_model)
-    do(job)
+    job = random_train_job(tmp_path, tiny_model)
+    run_job(job)
     other = job.model_copy(update={"seed": 1, "output": tmp_path / "o" / "train", "weights": tmp_path / "o" / "model"})
-    do(other)
+    run_job(other)
     assert rows_of(job)[0]["logps/real"] != rows_of(other)[0]["logps/real"]
 
 
 def gradients(job: TrainJob, batch: np.ndarray) -> tuple[dict[str, float], list[torch.Tensor]]:
     """Metrics and gradient of one batch."""
     stepper = stepper_of(job)
-    return pass_over(job, stepper, batch), [master.grad for master in stepper.masters]
+    return batch_metrics(job, stepper, batch), [master.grad for master in stepper.masters]
 
 
 @pytest.mark.parametrize("loss", ["logistic", "hinge", "sft"])
 def test_however_a_batch_is_split_loss_and_gradient_are_the_same(tmp_path, tiny_model, loss):
-    job = game(tmp_path, tiny_model, loss=loss)
+    job = random_train_job(tmp_path, tiny_model, loss=loss)
     job = with_scores(job, lambda logps: logps + np.linspace(-1, 1, len(logps), dtype=np.float32))
     job = job.model_copy(update={"prompts": random_prompts(tmp_path / "prompts")})
     want = None
@@ -149,7 +149,7 @@ def test_fine_tuning_is_the_mean_over_the_real_responses_tokens(tmp_path, tiny_m
         prompts=prompts,
         config=TrainConfig(loss="sft", optimizer="adamw", learning_rate=3e-2, batch_size=24, epochs=20),
     )  # fmt: skip
-    record = do(job)
+    record = run_job(job)
     rows = rows_of(job)
     prompt_ids, response_ids = read_token_ids(prompts.path / "train.parquet", "prompt_ids", "response_ids")
     logps = sequence_logps(load_model(tiny_model, CPU), prompt_ids, response_ids, 512)
@@ -162,31 +162,33 @@ def test_fine_tuning_is_the_mean_over_the_real_responses_tokens(tmp_path, tiny_m
 
 
 def test_steps_override_epochs(tmp_path, tiny_model):
-    job = game(tmp_path, tiny_model, epochs=1, steps=8)
-    assert do(job).steps == 8
+    job = random_train_job(tmp_path, tiny_model, epochs=1, steps=8)
+    assert run_job(job).steps == 8
     assert [row["epoch"] for row in rows_of(job)] == pytest.approx([step / 3 for step in range(1, 9)], abs=1e-6)
     assert rows_of(job)[-1]["learning_rate"] == pytest.approx(1e-3 / 8)
 
 
 def test_schedules_give_the_iterations_value(tmp_path, tiny_model):
-    job = game(tmp_path, tiny_model, beta=(0.1, 5.0), learning_rate=(1e-3, 1e-4), epochs=(1, 2), lr_schedule="constant")
-    assert do(job).steps == 3
+    job = random_train_job(
+        tmp_path, tiny_model, beta=(0.1, 5.0), learning_rate=(1e-3, 1e-4), epochs=(1, 2), lr_schedule="constant"
+    )
+    assert run_job(job).steps == 3
     later = job.model_copy(update={"t": 1, "output": tmp_path / "b" / "train", "weights": tmp_path / "b" / "model"})
-    assert do(later).steps == 6
+    assert run_job(later).steps == 6
     assert rows_of(later)[-1]["learning_rate"] == 1e-4
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_dropout_is_off_so_that_the_player_starts_as_its_opponent(tmp_path, dropout_model, recompute):
-    job = game(tmp_path, dropout_model, gradient_checkpointing=recompute)
-    assert do(job).first_loss == pytest.approx(LOG_2, abs=1e-6)
+    job = random_train_job(tmp_path, dropout_model, gradient_checkpointing=recompute)
+    assert run_job(job).first_loss == pytest.approx(LOG_2, abs=1e-6)
     kept = json.loads((job.weights / "config.json").read_text())
     assert kept["resid_pdrop"] == 0.3
 
 
 @pytest.mark.parametrize("fixture", ["tiny_model", "dropout_model"])
 def test_recomputing_activations_changes_no_gradient_and_runs_layers_twice(tmp_path, request, fixture):
-    job = game(tmp_path, request.getfixturevalue(fixture))
+    job = random_train_job(tmp_path, request.getfixturevalue(fixture))
     again = job.model_copy(update={"config": job.config.model_copy(update={"gradient_checkpointing": True})})
     batch = np.arange(8)
     torch.testing.assert_close(gradients(again, batch), gradients(job, batch), rtol=1e-5, atol=1e-6)
@@ -195,7 +197,7 @@ def test_recomputing_activations_changes_no_gradient_and_runs_layers_twice(tmp_p
         "model.layers.0.mlp" if fixture == "tiny_model" else "transformer.h.0.mlp"
     )
     layer.register_forward_pre_hook(lambda *_: calls.append(1))
-    pass_over(again, stepper, batch)
+    batch_metrics(again, stepper, batch)
     assert len(calls) == 2  # the forward pass, the backward pass
 
 
@@ -205,8 +207,8 @@ def test_a_model_that_cannot_recompute_activations_is_rejected_with_the_fix(tiny
 
 
 def test_bfloat16_starts_near_log_2_and_publishes_bfloat16(tmp_path, tiny_model):
-    job = game(tmp_path, tiny_model, BF16, learning_rate=5e-7, steps=2, save_every=1)
-    assert do(job).first_loss == pytest.approx(LOG_2, abs=0.02)
+    job = random_train_job(tmp_path, tiny_model, BF16, learning_rate=5e-7, steps=2, save_every=1)
+    assert run_job(job).first_loss == pytest.approx(LOG_2, abs=0.02)
     assert load_model(job.weights, BF16).dtype == torch.bfloat16
     assert json.loads((job.weights / "config.json").read_text())["dtype"] == "bfloat16"
 
@@ -214,29 +216,29 @@ def test_bfloat16_starts_near_log_2_and_publishes_bfloat16(tmp_path, tiny_model)
 def test_bfloat16_learns_as_float32_does(tmp_path, tiny_model):
     losses = []
     for name, dtype in (("bf16", BF16), ("fp32", CPU)):
-        job = game(tmp_path / name, tiny_model, dtype, epochs=10)
-        do(job)
+        job = random_train_job(tmp_path / name, tiny_model, dtype, epochs=10)
+        run_job(job)
         losses.append(rows_of(job)[-1]["loss"])
     assert losses[0] == pytest.approx(losses[1], abs=0.03)
 
 
 def test_wrong_scores_stop_a_training_before_the_first_step_with_the_reason(tmp_path, tiny_model):
     # All by the same amount, so that the margins, and with them the loss, are those of the right ones.
-    job = with_scores(game(tmp_path, tiny_model, BF16, beta=5.0), lambda logps: logps - 1)
+    job = with_scores(random_train_job(tmp_path, tiny_model, BF16, beta=5.0), lambda logps: logps - 1)
     path = job.scores.path / "logps.parquet"
     with pytest.raises(TrainingDiverged, match=r"player and opponent are 0\.1\d* nats a token apart, .* scores folder"):
-        do(with_scores(job, lambda logps: logps))
+        run_job(with_scores(job, lambda logps: logps))
     assert path.exists()
     assert not job.output.exists()
     assert not job.weights.exists()
 
 
 def test_hinge_starts_at_one(tmp_path, tiny_model):
-    assert do(game(tmp_path, tiny_model, loss="hinge")).first_loss == pytest.approx(1.0, abs=1e-5)
+    assert run_job(random_train_job(tmp_path, tiny_model, loss="hinge")).first_loss == pytest.approx(1.0, abs=1e-5)
 
 
 def test_damaged_weights_stop_the_training_with_one_line(tmp_path, tiny_model):
-    job = game(tmp_path, tiny_model)
+    job = random_train_job(tmp_path, tiny_model)
     model = load_model(tiny_model, CPU)
     with torch.no_grad():
         model.lm_head.weight[5, 0] = float("nan")
@@ -244,60 +246,60 @@ def test_damaged_weights_stop_the_training_with_one_line(tmp_path, tiny_model):
     load_tokenizer(tiny_model, CPU).save_pretrained(tmp_path / "nan")
     job = job.model_copy(update={"start": job.start.model_copy(update={"path": tmp_path / "nan"})})
     with pytest.raises(TrainingDiverged, match=r"the loss of step 1 is not finite"):
-        do(job)
+        run_job(job)
 
 
 def test_no_pairs_is_an_error_with_the_fix(tmp_path, tiny_model):
-    from tests.support.lineages.small_game import score_job, write_pairs
+    from tests.support.lineages.small_jobs import score_job, write_pairs
 
     start, pairs = version_of(tiny_model), write_pairs(tmp_path / "pairs", [], [], [])
-    scores = do(score_job(tmp_path / "scores", start, pairs))
+    scores = run_job(score_job(tmp_path / "scores", start, pairs))
     with pytest.raises(DataError, match="nothing is left to train on"):
-        do(train_job(tmp_path, start, pairs, scores))
+        run_job(train_job(tmp_path, start, pairs, scores))
 
 
 def test_a_stop_saves_the_current_step(tmp_path, tiny_model):
-    job, progress = game(tmp_path, tiny_model, save_every=100, epochs=3), runtime_progress.Progress()
+    job, progress = random_train_job(tmp_path, tiny_model, save_every=100, epochs=3), runtime_progress.Progress()
     progress.stop()
     with pytest.raises(Stopped):
-        do(job, progress)
+        run_job(job, progress)
     assert latest_checkpoint(tmp_path / ".train.partial" / CHECKPOINTS)[0]["step"] == 1
-    whole = do(game(tmp_path / "whole", tiny_model, save_every=100, epochs=3))
-    assert do(job).model == whole.model
+    whole = run_job(random_train_job(tmp_path / "whole", tiny_model, save_every=100, epochs=3))
+    assert run_job(job).model == whole.model
 
 
 def test_a_stop_in_the_last_step_is_saved_too_so_that_nothing_is_trained_again(tmp_path, tiny_model):
-    whole = do(game(tmp_path / "whole", tiny_model, save_every=100))
-    job = game(tmp_path, tiny_model, save_every=100)
+    whole = run_job(random_train_job(tmp_path / "whole", tiny_model, save_every=100))
+    job = random_train_job(tmp_path, tiny_model, save_every=100)
     with pytest.raises(Stopped):
-        do(job, StopsAt(3))
+        run_job(job, StopsAt(3))
     scratch = tmp_path / ".train.partial"
     assert latest_checkpoint(scratch / CHECKPOINTS)[0]["step"] == whole.steps == 3
     before = (scratch / "log" / "timing.jsonl").read_bytes()
-    assert do(job).model == whole.model
+    assert run_job(job).model == whole.model
     assert (job.output / "log" / "timing.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize("less", [{"gradient_checkpointing": True}, {"micro_batch_tokens": 40, "keep_checkpoints": 1}])
 def test_a_training_that_ran_out_of_memory_resumes_with_settings_that_need_less(tmp_path, tiny_model, less):
-    whole = game(tmp_path / "whole", tiny_model, epochs=3)
-    job = game(tmp_path, tiny_model, epochs=3)
+    whole = random_train_job(tmp_path / "whole", tiny_model, epochs=3)
+    job = random_train_job(tmp_path, tiny_model, epochs=3)
     with pytest.raises(Stopped):
-        do(job, StopsAt(4))
+        run_job(job, StopsAt(4))
     tighter = job.model_copy(update={"config": job.config.model_copy(update=less)})
-    want, record = do(whole), do(tighter)
+    want, record = run_job(whole), run_job(tighter)
     steps = [row["step"] for row in read_rows(job.output / "log" / "timing.jsonl")]
     assert steps == list(range(1, 10)), "the first four were not made again"
     if "gradient_checkpointing" in less:
         assert record.model == want.model
     ours, theirs = (load_model(one.weights, CPU).state_dict() for one in (tighter, whole))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    assert do(job) == record, "and what is done is done"
+    assert run_job(job) == record, "and what is done is done"
 
 
 def test_timings_are_kept_and_are_not_part_of_the_digest(tmp_path, tiny_model):
-    job = game(tmp_path, tiny_model)
-    record = do(job)
+    job = random_train_job(tmp_path, tiny_model)
+    record = run_job(job)
     timings = read_rows(job.output / "log" / "timing.jsonl")
     assert [row["step"] for row in timings] == [1, 2, 3]
     assert all(row["seconds"] > 0 and row["wait"] >= 0 for row in timings)

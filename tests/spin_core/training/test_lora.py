@@ -40,7 +40,7 @@ from spin_core.training import lora
 from spin_core.training.checkpoint import CHECKPOINTS, latest_checkpoint
 from spin_core.training.losses import LOG_2
 from tests.support.helpers import character_tokenizer
-from tests.support.lineages.small_game import do, game, start
+from tests.support.lineages.small_jobs import random_train_job, run_job, start_job
 
 CPU = ModelConfig(device="cpu")
 BF16 = ModelConfig(device="cpu", dtype="bfloat16")
@@ -73,11 +73,13 @@ def trained(folder, config=CPU, seed=0, **settings):
     return model, adapter_config, {f"weight/{name}": weight.detach().float() for name, weight in weights.items()}
 
 
-def publish(folder, start, t, config=CPU, **settings):
+def publish(folder, start_job, t, config=CPU, **settings):
     """The version that iteration `t` makes of an adapter; the model as it was in training."""
-    model, adapter_config, tensors = trained(start, config, seed=t, **settings)
+    model, adapter_config, tensors = trained(start_job, config, seed=t, **settings)
     settings = LoraConfig(**{"rank": 2, "alpha": 8.0, **settings})
-    lora.publish(folder, adapter=lora.trained(adapter_config, tensors), start=start, t=t, lora=settings, model=config)
+    lora.publish(
+        folder, adapter=lora.trained(adapter_config, tensors), start=start_job, t=t, lora=settings, model=config
+    )
     return model
 
 
@@ -104,14 +106,14 @@ def test_the_player_starts_with_its_opponents_bits_and_trains_only_its_adapter(r
 
 
 def test_the_adapters_start_depends_only_on_the_seed(tiny_model):
-    def start(seed):
+    def start_job(seed):
         torch.rand(3)
         model = load_model(tiny_model, CPU)
         lora.attach(model, LoraConfig(), seed)
         return torch.cat([weight.flatten() for weight in model.parameters() if weight.requires_grad])
 
-    assert torch.equal(start(1), start(1))
-    assert not torch.equal(start(1), start(2))
+    assert torch.equal(start_job(1), start_job(1))
+    assert not torch.equal(start_job(1), start_job(2))
 
 
 def test_all_linear_layers_but_the_output_get_an_adapter_unless_targets_are_named(tiny_model, gpt2):
@@ -167,9 +169,9 @@ def test_a_detached_adapter_leaves_the_opponent(tiny_model):
 @pytest.mark.parametrize("fixture", ["tiny_model", "gpt2"])
 @pytest.mark.parametrize("across", ["merge", "stack"])
 def test_a_published_version_has_the_logits_of_the_trained_player(request, tmp_path, fixture, across):
-    start = request.getfixturevalue(fixture)
-    player = publish(tmp_path / "v1", start, 0, across=across)
-    assert not torch.allclose(logits(player), logits(load_model(start, CPU)), atol=1e-3)
+    start_job = request.getfixturevalue(fixture)
+    player = publish(tmp_path / "v1", start_job, 0, across=across)
+    assert not torch.allclose(logits(player), logits(load_model(start_job, CPU)), atol=1e-3)
     close(load_model(tmp_path / "v1", CPU), player)
     second = publish(tmp_path / "v2", tmp_path / "v1", 1, across=across)
     close(load_model(tmp_path / "v2", CPU), second)
@@ -210,14 +212,14 @@ def test_merging_adds_in_float32_and_rounds_once(tmp_path, tiny_model):
 
 
 def test_a_stack_never_changes_the_weights_it_started_with(tmp_path, tiny_model):
-    start = shutil.copytree(tiny_model, tmp_path / "v0")
-    (start / "manifest.json").write_text("{}")
+    start_job = shutil.copytree(tiny_model, tmp_path / "v0")
+    (start_job / "manifest.json").write_text("{}")
     for t in range(3):
         publish(tmp_path / f"v{t + 1}", tmp_path / f"v{t}", t, BF16, across="stack")
     base = tmp_path / "v3" / "base" / "model.safetensors"
-    assert base.samefile(start / "model.safetensors")
+    assert base.samefile(start_job / "model.safetensors")
     assert not (tmp_path / "v3" / "manifest.json").exists()
-    exact = load_model(start, BF16).float()
+    exact = load_model(start_job, BF16).float()
     adapters = read_adapters(tmp_path / "v3")
     assert len(adapters) == 3
     merge_adapters(exact, adapters)
@@ -226,13 +228,13 @@ def test_a_stack_never_changes_the_weights_it_started_with(tmp_path, tiny_model)
 
 
 def test_a_stack_on_linked_weights_links_to_their_target(tmp_path, tiny_model):
-    start = tmp_path / "v0"
-    start.mkdir()
+    start_job = tmp_path / "v0"
+    start_job.mkdir()
     for file in tiny_model.iterdir():
-        (start / file.name).symlink_to(file)
-    publish(tmp_path / "v1", start, 0, across="stack")
+        (start_job / file.name).symlink_to(file)
+    publish(tmp_path / "v1", start_job, 0, across="stack")
     assert (tmp_path / "v1" / "base" / "model.safetensors").is_symlink()
-    shutil.rmtree(start)
+    shutil.rmtree(start_job)
     load_model(tmp_path / "v1", CPU)
 
 
@@ -297,8 +299,10 @@ def test_a_damaged_adapter_is_named(tmp_path, tiny_model):
 )
 def test_an_adapter_learns_from_a_first_loss_of_log_2(request, tmp_path, fixture, settings):
     folder = request.getfixturevalue(fixture)
-    job = game(tmp_path, folder, **{"lora": {"rank": 4}, "epochs": 8, "learning_rate": 2e-2, "beta": 2.0, **settings})
-    record = do(job)
+    job = random_train_job(
+        tmp_path, folder, **{"lora": {"rank": 4}, "epochs": 8, "learning_rate": 2e-2, "beta": 2.0, **settings}
+    )
+    record = run_job(job)
     assert record.first_loss == pytest.approx(LOG_2, abs=1e-5)
     losses = [row["loss"] for row in read_rows(job.output / METRICS)]
     assert sum(losses[-6:]) / 6 < 0.6, "the last two epochs; dropout makes a single step noisy"
@@ -309,10 +313,14 @@ def test_an_adapter_learns_from_a_first_loss_of_log_2(request, tmp_path, fixture
 def test_recomputing_drops_what_the_forward_pass_dropped(tmp_path, tiny_model):
     settings = {"lora": {"rank": 4, "dropout": 0.5}, "epochs": 4, "learning_rate": 2e-2}
     losses = [
-        do(game(tmp_path / str(again), tiny_model, **settings, gradient_checkpointing=again)).metrics["loss"]
+        run_job(random_train_job(tmp_path / str(again), tiny_model, **settings, gradient_checkpointing=again)).metrics[
+            "loss"
+        ]
         for again in (False, True)
     ]
-    still = do(game(tmp_path / "still", tiny_model, **{**settings, "lora": {"rank": 4}})).metrics["loss"]
+    still = run_job(random_train_job(tmp_path / "still", tiny_model, **{**settings, "lora": {"rank": 4}})).metrics[
+        "loss"
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert losses[0] != pytest.approx(still, rel=1e-2)
 
@@ -320,16 +328,17 @@ def test_recomputing_drops_what_the_forward_pass_dropped(tmp_path, tiny_model):
 def test_scoring_the_opponent_at_every_step_skips_the_adapter(tmp_path, tiny_model):
     settings = {"lora": {"rank": 4}, "epochs": 4, "learning_rate": 2e-3}
     cached, rescored = (
-        do(game(tmp_path / str(kept), tiny_model, **settings, speed={"cached_scores": kept})) for kept in (True, False)
+        run_job(random_train_job(tmp_path / str(kept), tiny_model, **settings, speed={"cached_scores": kept}))
+        for kept in (True, False)
     )
     assert rescored.metrics == pytest.approx(cached.metrics, rel=5e-3, abs=1e-5)
 
 
 def test_a_checkpoint_holds_only_the_adapter(tmp_path, tiny_model):
-    job, progress = game(tmp_path, tiny_model, lora={"rank": 2}), runtime_progress.Progress()
+    job, progress = random_train_job(tmp_path, tiny_model, lora={"rank": 2}), runtime_progress.Progress()
     progress.stop()
     with pytest.raises(Stopped):
-        do(job, progress)
+        run_job(job, progress)
     _, tensors = latest_checkpoint(tmp_path / ".train.partial" / CHECKPOINTS)
     names = [name for name in tensors if not name.startswith("random/")]
     assert {name.partition("/")[0] for name in names} == {"weight", "square_avg", "step"}
@@ -338,8 +347,8 @@ def test_a_checkpoint_holds_only_the_adapter(tmp_path, tiny_model):
 
 
 def test_bfloat16_adapters_move_by_steps_that_bfloat16_would_lose(tmp_path, tiny_model):
-    job = game(tmp_path, tiny_model, BF16, lora={"rank": 2}, learning_rate=5e-7, epochs=2)
-    do(job)
+    job = random_train_job(tmp_path, tiny_model, BF16, lora={"rank": 2}, learning_rate=5e-7, epochs=2)
+    run_job(job)
     (adapter,) = read_adapters(job.weights)
     b = adapter.factors["model.layers.0.mlp.up_proj"][1]
     assert 0 < b.abs().max() < 1e-4
@@ -422,10 +431,10 @@ def test_two_ranks_train_the_adapter_that_one_trains(tmp_path, tiny_model, deeps
         "lora": {"rank": 2, "across": "stack"}, "steps": 6, "optimizer": "adamw", "learning_rate": 1e-3, "beta": 1.0,
         "held_out": 0.2, "evaluate_every": 2, "keep_best": "loss", "save_every": 2,
     }  # fmt: skip
-    one = game(tmp_path / "one", tiny_model, **settings)
-    two = game(tmp_path / "two", tiny_model, **settings, speed={"ranks": 2, "deepspeed": deepspeed})
-    want = do(one)
-    process = start(two, tmp_path / "log")
+    one = random_train_job(tmp_path / "one", tiny_model, **settings)
+    two = random_train_job(tmp_path / "two", tiny_model, **settings, speed={"ranks": 2, "deepspeed": deepspeed})
+    want = run_job(one)
+    process = start_job(two, tmp_path / "log")
     process.communicate(timeout=240)
     assert process.returncode == 0, (tmp_path / "log" / "stderr.txt").read_text()
     have = artifacts.read_record(two.output, TrainRun)

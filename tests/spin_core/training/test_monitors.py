@@ -16,7 +16,7 @@ from spin_core.store.training_log import read_rows
 from spin_core.training.losses import LOG_2, length_correlation
 from spin_core.training.monitors import LEAP, Monitors, check_first_loss, ending, events_of
 from spin_core.training.objective import Objective, objective_of
-from tests.support.lineages.small_game import do, game
+from tests.support.lineages.small_jobs import random_train_job, run_job
 
 HEALTHY = {
     "loss": 0.5, "rewards/real": 0.1, "rewards/margins": 0.5, "rewards/accuracies": 0.8, "grad_norm": 1.0,
@@ -200,7 +200,7 @@ WILD = {"learning_rate": 3e-2, "epochs": 8, "lr_schedule": "constant", "warmup":
 
 
 def weights(folder) -> torch.Tensor:
-    from tests.support.lineages.small_game import CPU
+    from tests.support.lineages.small_jobs import CPU
 
     return torch.cat([weight.flatten() for weight in load_model(folder, CPU).parameters()])
 
@@ -210,8 +210,10 @@ def monitors(**settings):
 
 
 def test_a_warning_is_logged_and_recorded_and_changes_nothing(tmp_path, tiny_model, caplog):
-    quiet = do(game(tmp_path / "quiet", tiny_model, **WILD, monitors=monitors(saturated="off", gradient="off")))
-    record = do(game(tmp_path / "warned", tiny_model, **WILD, monitors=monitors()))
+    quiet = run_job(
+        random_train_job(tmp_path / "quiet", tiny_model, **WILD, monitors=monitors(saturated="off", gradient="off"))
+    )
+    record = run_job(random_train_job(tmp_path / "warned", tiny_model, **WILD, monitors=monitors()))
     event = next(event for event in record.events if event.kind == "saturated")
     assert event.action == "warn"
     assert event.message in caplog.text
@@ -220,29 +222,33 @@ def test_a_warning_is_logged_and_recorded_and_changes_nothing(tmp_path, tiny_mod
 
 
 def test_a_stop_publishes_the_weights_as_they_are_and_the_run_is_complete(tmp_path, tiny_model):
-    job = game(tmp_path / "stop", tiny_model, **WILD, monitors=monitors(saturated="stop"))
-    record = do(job)
+    job = random_train_job(tmp_path / "stop", tiny_model, **WILD, monitors=monitors(saturated="stop"))
+    record = run_job(job)
     (event,) = (event for event in record.events if event.action == "stop")
     assert record.steps == record.published == event.step == len(read_rows(job.output / "metrics.jsonl")) < 24
-    so_far = do(game(tmp_path / "short", tiny_model, **WILD, monitors=monitors(), steps=record.steps))
+    so_far = run_job(random_train_job(tmp_path / "short", tiny_model, **WILD, monitors=monitors(), steps=record.steps))
     assert torch.equal(weights(job.weights), weights(tmp_path / "short" / "model"))
     assert so_far.metrics == record.metrics
-    assert do(job) == record, "it is reused"
+    assert run_job(job) == record, "it is reused"
     assert artifacts.verify(job.output) == artifacts.verify(job.weights) == []
 
 
 def test_a_kill_after_a_stop_has_published_its_weights_trains_nothing_again(tmp_path, tiny_model, monkeypatch):
-    job, keep, calls = game(tmp_path, tiny_model, **WILD, monitors=monitors(saturated="stop")), train_phase.summary, []
+    job, keep, calls = (
+        random_train_job(tmp_path, tiny_model, **WILD, monitors=monitors(saturated="stop")),
+        train_phase.summary,
+        [],
+    )
 
     def killed(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_phase, "summary", killed)
     with pytest.raises(KeyboardInterrupt):
-        do(job)
+        run_job(job)
     monkeypatch.setattr(train_phase, "summary", keep)
     monkeypatch.setattr(train_phase, "train", lambda *_: calls.append("trained"))
-    record = do(job)
+    record = run_job(job)
     assert calls == []
     assert record.steps == record.events[-1].step < 24
     assert record.model == artifacts.read_record(job.weights, ModelVersion).digest
@@ -253,33 +259,37 @@ def test_a_stop_on_request_does_not_change_the_step_of_a_roll_back(tmp_path, tin
     from spin_core.runtime import progress as runtime_progress
 
     # When it ends depends on the machine's rounding.
-    ends = do(game(tmp_path / "measure", tiny_model, **WILD, monitors=monitors(saturated="stop"))).steps
+    ends = run_job(
+        random_train_job(tmp_path / "measure", tiny_model, **WILD, monitors=monitors(saturated="stop"))
+    ).steps
     settings = {**WILD, "monitors": monitors(saturated="roll-back"), "save_every": ends - 3, "keep_checkpoints": 1}
-    whole = do(game(tmp_path / "whole", tiny_model, **settings))
-    job = game(tmp_path / "stopped", tiny_model, **settings)
+    whole = run_job(random_train_job(tmp_path / "whole", tiny_model, **settings))
+    job = random_train_job(tmp_path / "stopped", tiny_model, **settings)
     for _ in range(whole.steps - 1):
         progress = runtime_progress.Progress()
         progress.stop()
         with pytest.raises(Stopped):
-            do(job, progress)  # one step further, and a checkpoint of it
-    assert do(job) == whole.model_copy(update={"path": job.output})
+            run_job(job, progress)  # one step further, and a checkpoint of it
+    assert run_job(job) == whole.model_copy(update={"path": job.output})
     assert whole.published == whole.steps - 3
 
 
 def test_a_roll_back_publishes_the_last_checkpoint_before_the_event(tmp_path, tiny_model):
-    job = game(tmp_path / "back", tiny_model, **WILD, monitors=monitors(saturated="roll-back"), save_every=2)
-    record = do(job)
+    job = random_train_job(
+        tmp_path / "back", tiny_model, **WILD, monitors=monitors(saturated="roll-back"), save_every=2
+    )
+    record = run_job(job)
     (event,) = (event for event in record.events if event.action == "roll-back")
     assert record.published == (event.step - 1) // 2 * 2 < record.steps == event.step
     assert record.metrics["loss"] == read_rows(job.output / "metrics.jsonl")[record.published - 1]["loss"]
-    do(game(tmp_path / "short", tiny_model, **WILD, monitors=monitors(), steps=record.published))
+    run_job(random_train_job(tmp_path / "short", tiny_model, **WILD, monitors=monitors(), steps=record.published))
     assert torch.equal(weights(job.weights), weights(tmp_path / "short" / "model"))
 
 
 def test_a_roll_back_without_a_checkpoint_says_what_to_set(tmp_path, tiny_model):
-    job = game(tmp_path, tiny_model, **WILD, monitors=monitors(saturated="roll-back"), save_every=100)
+    job = random_train_job(tmp_path, tiny_model, **WILD, monitors=monitors(saturated="roll-back"), save_every=100)
     with pytest.raises(TrainingDiverged, match=r"there is no checkpoint before it: lower train\.save_every"):
-        do(job)
+        run_job(job)
     assert not job.weights.exists()
 
 
@@ -298,14 +308,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_or_rolls_it_back(tmp_path, tiny_
     from spin_core.data.batches import DataOrder
 
     last = DataOrder(24, 8, 0).batch(2)[0]
-    job = game(tmp_path / "refuse", tiny_model, save_every=1)
+    job = random_train_job(tmp_path / "refuse", tiny_model, save_every=1)
     poisoned(job.scores.path / "logps.parquet", last)
     with pytest.raises(TrainingDiverged, match=r"step 3 is not finite.*set train\.monitors\.not_finite to roll-back"):
-        do(job)
+        run_job(job)
     assert not job.weights.exists()
-    job = game(tmp_path / "back", tiny_model, save_every=1, monitors={"not_finite": "roll-back"})
+    job = random_train_job(tmp_path / "back", tiny_model, save_every=1, monitors={"not_finite": "roll-back"})
     poisoned(job.scores.path / "logps.parquet", last)
-    record = do(job)
+    record = run_job(job)
     assert (record.steps, record.published) == (3, 2)
     assert record.events[-1].kind == "not_finite"
     assert weights(job.weights).isfinite().all()

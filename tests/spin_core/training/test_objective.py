@@ -12,7 +12,7 @@ from spin_core.config.train import TrainConfig
 from spin_core.training.losses import LOG_2
 from spin_core.training.objective import objective_of
 from tests.support.helpers import character_tokenizer, save_tiny_model
-from tests.support.lineages.small_game import do, random_pairs, score_job, token_ids, train_job, version_of
+from tests.support.lineages.small_jobs import random_pairs, run_job, score_job, token_ids, train_job, version_of
 
 GAMES = ("logistic", "hinge", "exponential", "correlation", "space")
 PLAYER = torch.tensor([[-4.0, -9.0, -2.0], [-5.0, -8.0, -2.5], [-6.0, -7.0, -3.0]])
@@ -139,8 +139,8 @@ def trained(folder, tiny_model, t: int, **config):
     path = pairs.path / "pairs.parquet"
     initial = pa.array(token_ids(np.random.default_rng(5), pairs.rows, 2, 9), pa.list_(pa.int32()))
     pq.write_table(pq.read_table(path).append_column("initial_ids", initial), path)
-    scores = do(score_job(folder / "scores", start, pairs, base=base))
-    return do(train_job(folder, start, pairs, scores, epochs=3, learning_rate=3e-3, **config))
+    scores = run_job(score_job(folder / "scores", start, pairs, base=base))
+    return run_job(train_job(folder, start, pairs, scores, epochs=3, learning_rate=3e-3, **config))
 
 
 @pytest.mark.parametrize(

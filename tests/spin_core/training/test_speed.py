@@ -18,7 +18,7 @@ from spin_core.training.gradient import forward_backward
 from spin_core.training.objective import objective_of
 from spin_core.training.player import opponent_of
 from spin_core.training.train_data import ahead, batches, read_data
-from tests.support.lineages.small_game import do, game, stepper_of
+from tests.support.lineages.small_jobs import random_train_job, run_job, stepper_of
 
 
 def with_speed(job: TrainJob, folder, **speed) -> TrainJob:
@@ -45,12 +45,12 @@ def steps_of(job: TrainJob, steps: int) -> list[tuple[dict[str, float], list[tor
 
 def losses(job: TrainJob) -> list[dict[str, float]]:
     """Each step's metrics in the whole training."""
-    do(job)
+    run_job(job)
     return read_rows(job.output / "metrics.jsonl")
 
 
 def test_batches_that_are_laid_out_ahead_give_the_same_losses_gradients_and_weights(tmp_path, tiny_model):
-    job = game(tmp_path, tiny_model, epochs=2, micro_batch_tokens=60)
+    job = random_train_job(tmp_path, tiny_model, epochs=2, micro_batch_tokens=60)
     plain = with_speed(job, tmp_path / "plain", prefetch=False)
     for (one, gradient), (other, want) in zip(steps_of(job, 5), steps_of(plain, 5), strict=True):
         assert one == other
@@ -64,7 +64,7 @@ def test_batches_that_are_laid_out_ahead_give_the_same_losses_gradients_and_weig
 def test_an_opponent_that_is_scored_at_every_step_gives_the_losses_and_gradients_of_cached_scores(
     tmp_path, tiny_model, packing
 ):
-    job = game(tmp_path, tiny_model, epochs=2, micro_batch_tokens=60, speed={"packing": packing})
+    job = random_train_job(tmp_path, tiny_model, epochs=2, micro_batch_tokens=60, speed={"packing": packing})
     live = with_speed(job, tmp_path / "live", cached_scores=False, packing=packing)
     found = steps_of(job, 5)
     for (one, gradient), (other, want) in zip(steps_of(live, 5), found, strict=True):
@@ -83,7 +83,7 @@ def test_an_opponent_that_is_scored_at_every_step_gives_the_losses_and_gradients
 # The compiler looks at every tensor's gradient, and hides the warning in a way that does not hold where it is an error.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_compiled_layers_give_the_same_losses_and_gradients_over_some_steps(tmp_path, tiny_model):
-    job = game(tmp_path, tiny_model, epochs=2)
+    job = random_train_job(tmp_path, tiny_model, epochs=2)
     compiled = with_speed(job, tmp_path / "compiled", compile=True)
     found, want = steps_of(compiled, 6), steps_of(job, 6)
     assert abs(want[-1][0]["loss"] - want[0][0]["loss"]) > 1e-2, "it learns meanwhile"

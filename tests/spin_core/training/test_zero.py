@@ -33,7 +33,7 @@ from spin_core.store.training_log import read_rows
 from spin_core.training.checkpoint import CHECKPOINTS, latest_checkpoint
 from spin_core.training.deepspeed_config import NAMES, read_settings, zero_settings
 from tests.support.helpers import ROOT, character_tokenizer, save_tiny_model
-from tests.support.lineages.small_game import CPU, do, game
+from tests.support.lineages.small_jobs import CPU, random_train_job, run_job
 from tests.support.processes.many_jobs import StopsAt, do_on_ranks
 from tests.support.servers.nodes import ADDRESSES, two_nodes
 
@@ -74,7 +74,7 @@ def record(job: TrainJob) -> TrainRun:
 def stop(job: TrainJob) -> None:
     """Train it in this process, on one device, as far as `STOP`."""
     with pytest.raises(Stopped):
-        do(job, StopsAt(STOP))
+        run_job(job, StopsAt(STOP))
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +95,9 @@ def jobs(tmp_path_factory, tied_model) -> dict[str, TrainJob]:
     folder = tmp_path_factory.mktemp("ranks")
     model = save_tiny_model(folder / "tiny", character_tokenizer())
     settings = {"steps": STEPS, "weight_decay": 0.1, "max_grad_norm": 0.2, "save_every": 5}
-    plain = game(folder / "alone", model, **settings)
-    half = game(folder / "half-alone", model, BF16, **settings)
-    tied = game(folder / "tied-alone", tied_model, **settings)
+    plain = random_train_job(folder / "alone", model, **settings)
+    half = random_train_job(folder / "half-alone", model, BF16, **settings)
+    tied = random_train_job(folder / "tied-alone", tied_model, **settings)
     few, one = {"micro_batch_tokens": 60}, {"batch_size": 1}
     # DeepSpeed leaves small weights whole, and all of these are: so here is one that shares out every last one.
     whole = {"stage": 3, "stage3_param_persistence_threshold": 0}
@@ -141,13 +141,13 @@ def jobs(tmp_path_factory, tied_model) -> dict[str, TrainJob]:
         "fewer-ranks": variant(plain, "fewer-ranks", str(every), 2),
     }
     for job in alone.values():
-        do(job)
+        run_job(job)
     stop(resumed["more-ranks"])
     first = [(job, STOP) for name, job in resumed.items() if name != "more-ranks"]
     then = [(resumed[name], None) for name in ("zero2-resumed", "zero3-resumed", "half-zero3-resumed")]
     then += [(variant(plain, "other-stage", str(every), 2), None), (variant(plain, "more-ranks", "zero2", 2), None)]
     do_on_ranks(folder / "torchrun", 2, [(job, None) for job in shared.values()] + first + then)
-    do(variant(plain, "fewer-ranks"))
+    run_job(variant(plain, "fewer-ranks"))
     return alone | shared | resumed
 
 

@@ -13,7 +13,7 @@ from spin_core.runtime.progress import Progress
 from spin_core.store import identity
 from spin_core.store.jobs import GenerateJob
 from spin_core.store.records import GenerationBatch, PromptSet
-from tests.support.lineages.small_game import CPU, token_ids, version_of
+from tests.support.lineages.small_jobs import CPU, token_ids, version_of
 
 EOS, END_OF_TURN = 2, 30
 
@@ -45,7 +45,7 @@ def generate_job(output: Path, model: Path, prompts: PromptSet, t=0, seed=0, **c
     )
 
 
-def do(job: GenerateJob) -> GenerationBatch:
+def run_generation(job: GenerateJob) -> GenerationBatch:
     """Run the phase in this process."""
     return phase.execute(job, GenerationBatch, run, Progress())
 

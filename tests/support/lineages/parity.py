@@ -25,7 +25,7 @@ from spin_core.runtime import phase, progress
 from spin_core.store.evaluation_jobs import BenchmarkConfig, BenchmarkJob, BenchmarkSpeed, BenchmarkTask
 from spin_core.store.records import EvalReport
 from tests.support.helpers import character_tokenizer, save_tiny_model
-from tests.support.lineages.small_game import CPU, version_of
+from tests.support.lineages.small_jobs import CPU, version_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParityTask:
     """How a task is asked: examples in the prompt, lm-eval's definition, and rows."""
 
     shots: int | None
@@ -47,7 +47,7 @@ class Asked:
     rows: list[Rows]
 
 
-Tasks = Mapping[str, Asked]
+Tasks = Mapping[str, ParityTask]
 
 
 def write_plain(tasks: Tasks, folder: Path) -> None:
@@ -63,7 +63,9 @@ def write_hub(tasks: Tasks, folder: Path) -> None:
     for name, asked in tasks.items():
         path = local_tasks.definitions() / f"{asked.definition}.yaml"
         data = folder / "data" / name
-        write_data_set(data, {own(path, "dataset_name") or "default": {rows.split: rows.hub for rows in asked.rows}})
+        write_data_set(
+            data, {plain_setting(path, "dataset_name") or "default": {rows.split: rows.hub for rows in asked.rows}}
+        )
         where = {"dataset_path": str(data), "dataset_kwargs": {"cache_dir": str(folder / "cache")}}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({"include": str(path), **where}))
     for path in (local_tasks.definitions() / "mmlu" / "default").glob("_mmlu*.yaml"):
@@ -85,7 +87,7 @@ def write_data_set(folder: Path, parts: Mapping[str, Mapping[str, list[dict]]]) 
     (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
 
 
-def own(path: Path, key: str) -> str | None:
+def plain_setting(path: Path, key: str) -> str | None:
     """A plain setting of a definition or of what it includes."""
     found: dict[str, str] = {}
     for line in path.read_text().splitlines():
@@ -93,7 +95,7 @@ def own(path: Path, key: str) -> str | None:
         found[name.strip().strip('"')] = value.strip().strip('"')
     if key in found:
         return None if found[key] == "null" else found[key]
-    return own(path.parent / found["include"], key) if "include" in found else None
+    return plain_setting(path.parent / found["include"], key) if "include" in found else None
 
 
 def save_ending_model(first: Path, folder: Path, context: int = 6000) -> Path:
@@ -107,15 +109,15 @@ def save_ending_model(first: Path, folder: Path, context: int = 6000) -> Path:
     return folder
 
 
-def named(tasks: Iterable[str]) -> list[str]:
+def task_names(tasks: Iterable[str]) -> list[str]:
     """Tasks by the names to ask for: MMLU's subjects as their group."""
     return list(dict.fromkeys("mmlu" if name.startswith("mmlu_") else name for name in tasks))
 
 
-def score_ours(tasks: Tasks, folder: Path, model: Path) -> EvalReport:
+def score_local(tasks: Tasks, folder: Path, model: Path) -> EvalReport:
     """The report on the local form of all tasks."""
     write_plain(tasks, folder)
-    shots = {group: asked.shots for name, asked in tasks.items() for group in named([name])}
+    shots = {group: asked.shots for name, asked in tasks.items() for group in task_names([name])}
     config = BenchmarkConfig(
         suite="lm-eval",
         tasks=[BenchmarkTask(name=name, num_fewshot=count) for name, count in shots.items()],
@@ -126,7 +128,7 @@ def score_ours(tasks: Tasks, folder: Path, model: Path) -> EvalReport:
     return phase.execute(job, EvalReport, run, progress.Progress())
 
 
-def score_theirs(tasks: Tasks, folder: Path, model: Path) -> dict[str, dict]:
+def score_with_lm_eval(tasks: Tasks, folder: Path, model: Path) -> dict[str, dict]:
     """What lm-eval itself gives for its own tasks: `results` and `samples`."""
     write_hub(tasks, folder)
     found: dict[str, dict] = {"results": {}, "samples": {}}
@@ -137,14 +139,18 @@ def score_theirs(tasks: Tasks, folder: Path, model: Path) -> dict[str, dict]:
         by_shots.setdefault(asked.shots, []).append(name)
     for shots, names in by_shots.items():
         results = simple_evaluate(
-            model=network, tasks=sorted(named(names)), num_fewshot=shots, task_manager=manager, bootstrap_iters=1000
+            model=network,
+            tasks=sorted(task_names(names)),
+            num_fewshot=shots,
+            task_manager=manager,
+            bootstrap_iters=1000,
         )
         for part, values in found.items():
             values |= results[part]
     return found
 
 
-def ours_of(report: EvalReport, task: str) -> dict[int, dict]:
+def local_samples(report: EvalReport, task: str) -> dict[int, dict]:
     """A task's samples by item."""
     rows = pq.read_table(report.path / "samples.parquet", filters=[("task", "=", task)]).to_pylist()
     return {int(row["item"]): row for row in rows}

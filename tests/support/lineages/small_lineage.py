@@ -39,7 +39,7 @@ USAGE = {"seconds": 1.5, "peak_memory_mb": 100.0, "environment": {"python": "3.1
 PROMPTS = ["tell me a story", "<b>bold</b> | *stars*\nand a new line", "one", "two"]
 
 
-def lines(values: Sequence[Any]) -> bytes:
+def json_lines(values: Sequence[Any]) -> bytes:
     """Values as JSON, one a line."""
     return "".join(f"{json.dumps(value)}\n" for value in values).encode()
 
@@ -118,8 +118,8 @@ def suite_report(
     return publish(folder, {"model": model}, {"items.parquet": columns}, fields, EvalReport)
 
 
-def prompts_of(texts: Sequence[str]) -> dict[str, Any]:
-    """A file of single questions, all with the same human response."""
+def prompt_columns(texts: Sequence[str]) -> dict[str, Any]:
+    """Columns of a file of prompts with a single question each, all with the same human response."""
     n = len(texts)
     return {
         "id": [str(i) for i in range(n)],
@@ -132,18 +132,20 @@ def prompts_of(texts: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def settings(*sets: str) -> RunConfig:
-    """The demo's recipe, gated by the one score that versions have here, with some settings of a test's own."""
+def demo_config(*sets: str) -> RunConfig:
+    """The recipe `demo`, gated by the only score that versions have here, with other settings as a test needs."""
     return resolve("demo", sets=["evaluate.main_metric=heldout_nll", "train.beta=0.1", "controls={}", *sets])
 
 
-def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS, sets: Sequence[str] = ()) -> Lineage:
+def build_lineage(
+    runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS, sets: Sequence[str] = ()
+) -> Lineage:
     """A lineage with one iteration for each version after the first."""
     with lock.locked(runs / name):
-        game = start_lineage(runs, name, settings(*sets))
+        game = start_lineage(runs, name, demo_config(*sets))
     untrained = phase_jobs.base_job(game)
     init = publish(untrained.output, untrained, {"model.safetensors": b"none"}, {"t": 0, "parent": None}, ModelVersion)
-    rows, asked = prompts_of(["one", "two"]), prompts_of(PROMPTS)
+    rows, asked = prompt_columns(["one", "two"]), prompt_columns(PROMPTS)
     job = phase_jobs.prompts_job(game, init)
     counts = {"source": "demo", "revision": None, "rows": 2, "held_out": 4, "drops": {"too long": 1}}
     prompts = publish(job.output, job, {"train.parquet": rows, "held_out.parquet": asked}, counts, PromptSet)
@@ -200,7 +202,10 @@ def build(runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS
         training = publish(
             job.output,
             job,
-            {"metrics.jsonl": lines(steps), "log/timing.jsonl": lines([{"step": 1, "seconds": 0.5, "tokens": 7}] * 2)},
+            {
+                "metrics.jsonl": json_lines(steps),
+                "log/timing.jsonl": json_lines([{"step": 1, "seconds": 0.5, "tokens": 7}] * 2),
+            },
             {"t": t, "model": player.digest, "steps": 2, "first_loss": 0.6931, "metrics": {"loss": 0.6}},
             TrainRun,
         )

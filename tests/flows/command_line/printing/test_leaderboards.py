@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from flows.command_line.main import main
 from spin_core.store.records import Score
-from tests.support.lineages.small_lineage import NLLS, build, report, suite_report
+from tests.support.lineages.small_lineage import NLLS, build_lineage, report, suite_report
 
 SUITE = "open-llm-leaderboard"
 TASKS = {"arc_challenge": [1, 0, 1, 1], "gsm8k": [0, 0, 1, 0], "gsm8k/flexible": [0, 1, 1, 0]}
@@ -19,8 +19,10 @@ TASKS = {"arc_challenge": [1, 0, 1, 1], "gsm8k": [0, 0, 1, 0], "gsm8k/flexible":
 def runs(tmp_path_factory):
     """Two lineages; `suited` was scored by a suite too, and its gate kept θ_1."""
     runs = tmp_path_factory.mktemp("runs")
-    build(runs, "plain", nlls=NLLS[:2])
-    game = build(runs, "suited", nlls=(*NLLS[:2], NLLS[0]), sets=[f"evaluate.suites=[{SUITE}]", "gate.rule=best"])
+    build_lineage(runs, "plain", nlls=NLLS[:2])
+    game = build_lineage(
+        runs, "suited", nlls=(*NLLS[:2], NLLS[0]), sets=[f"evaluate.suites=[{SUITE}]", "gate.rule=best"]
+    )
     for t in range(3):
         notes = [f"{t} prompts [of 4] were cut"]
         suite_report(game.eval_folder(t) / SUITE, f"{t}" * 64, TASKS, {SUITE: ("arc_challenge", "gsm8k")}, notes=notes)
@@ -83,7 +85,7 @@ def test_a_version_that_the_gate_did_not_let_play_says_so(shown):
 def test_signs_of_markup_in_a_tasks_name_stay_signs(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("flows.command_line.printing.console.console._width", 200)
-    game = build(tmp_path, "odd")
+    game = build_lineage(tmp_path, "odd")
     for t in range(3):
         suite_report(
             game.eval_folder(t) / "mt-bench", f"{t}" * 64, {"mt-bench": [1] * 8, "mt-bench/[red]x[/oops]": [1] * 8}
@@ -97,7 +99,7 @@ def test_signs_of_markup_in_a_tasks_name_stay_signs(tmp_path, monkeypatch):
 def test_a_win_rate_stands_with_its_own_interval(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("flows.command_line.printing.console.console._width", 200)
-    game = build(tmp_path, "won")
+    game = build_lineage(tmp_path, "won")
     rate = Score(value=0.525, stderr=0.05, n=80, interval=(0.4169, 0.6308))
     report(game.eval_folder(0) / "mt-bench", "m", NLLS[0], **{"mt-bench/against-human": rate})
     told = {

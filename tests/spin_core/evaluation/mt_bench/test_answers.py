@@ -14,27 +14,29 @@ from spin_core.inference.factory import make_engine
 from spin_core.runtime import launch
 from spin_core.store.records import EvalReport
 from tests.support.helpers import character_tokenizer
-from tests.support.lineages.mt_bench_game import (
+from tests.support.lineages.mt_bench_jobs import (
     QUESTIONS,
     data,
-    do,
-    grades,
-    job_of,
+    grade_by_question,
     models,
+    mt_bench_job,
     needs_vllm,
     rows_of,
+    run_mt_bench,
     short_pauses,
 )
-from tests.support.lineages.small_game import CPU
+from tests.support.lineages.small_jobs import CPU
 from tests.support.servers.endpoint import serving
 
 __all__ = ["data", "models", "short_pauses"]
 
 
 def test_the_second_turn_sees_the_first_and_each_category_has_its_temperature(tmp_path, data, models):
-    with serving(grades) as endpoint:
-        job = job_of(tmp_path / "mt-bench", data, models[0], endpoint.url, generate={"temperature": 3.0, "top_k": 2})
-        report = do(job)
+    with serving(grade_by_question) as endpoint:
+        job = mt_bench_job(
+            tmp_path / "mt-bench", data, models[0], endpoint.url, generate={"temperature": 3.0, "top_k": 2}
+        )
+        report = run_mt_bench(job)
     tokenizer = character_tokenizer()
     rows = {(row["id"], row["turn"]): row for row in rows_of(report, "answers")}
     for (id, turn), row in rows.items():
@@ -65,7 +67,7 @@ def test_a_prompt_that_does_not_fit_is_noted(tmp_path, models):
     (folder / "question.jsonl").write_text(json.dumps(row))
     (folder / "reference_answer_gpt-4.jsonl").write_text("")
     with serving() as endpoint:
-        report = do(job_of(tmp_path / "mt-bench", folder, models[0], endpoint.url))
+        report = run_mt_bench(mt_bench_job(tmp_path / "mt-bench", folder, models[0], endpoint.url))
     assert "2 of 2 prompts are too long for the model and lost their beginning" in report.notes
 
 
@@ -88,28 +90,28 @@ def answered(monkeypatch) -> list[tuple[str, int]]:
 
 
 def test_a_restarted_phase_samples_only_the_missing_answers(tmp_path, data, models, answered):
-    with serving(grades) as endpoint:
-        whole = job_of(tmp_path / "whole", data, models[0], endpoint.url)
-        do(whole)
+    with serving(grade_by_question) as endpoint:
+        whole = mt_bench_job(tmp_path / "whole", data, models[0], endpoint.url)
+        run_mt_bench(whole)
         answered.clear()
-        job = job_of(tmp_path / "mt-bench", data, models[0], endpoint.url, generate={"batch_size": 2})
+        job = mt_bench_job(tmp_path / "mt-bench", data, models[0], endpoint.url, generate={"batch_size": 2})
         complete = {(row["id"], row["turn"]): row for row in kept_answers(whole)}
         rows = [complete[turn] for turn in (("81", 1), ("81", 2), ("83", 1))]
         lines = [json.dumps({**row, "answer": f"kept {row['id']}"}) + "\n" for row in rows]
         answers_folder(job).mkdir()
         (answers_folder(job) / "answers.jsonl").write_text("".join(lines) + '{"id": "84", "tu')
-        report = do(job)
+        report = run_mt_bench(job)
     assert len(answered) == len(set(answered)) == 2 * QUESTIONS - 3
     kept = [row["answer"] for row in rows_of(report, "answers") if row["answer"].startswith("kept")]
     assert kept == ["kept 81", "kept 81", "kept 83"]
 
 
 def test_another_judge_gets_the_same_answers(tmp_path, data, models, answered):
-    with serving(grades) as endpoint:
-        first = do(job_of(tmp_path / "first", data, models[0], endpoint.url))
+    with serving(grade_by_question) as endpoint:
+        first = run_mt_bench(mt_bench_job(tmp_path / "first", data, models[0], endpoint.url))
         answered.clear()
-        other = do(job_of(tmp_path / "other", data, models[0], endpoint.url, judge={"model": "other"}))
-        do(job_of(tmp_path / "few", data, models[0], endpoint.url, suite="mt-bench-quick"))
+        other = run_mt_bench(mt_bench_job(tmp_path / "other", data, models[0], endpoint.url, judge={"model": "other"}))
+        run_mt_bench(mt_bench_job(tmp_path / "few", data, models[0], endpoint.url, suite="mt-bench-quick"))
     assert answered == []
     assert rows_of(first, "answers") == rows_of(other, "answers")
     assert {row["model"] for row in rows_of(other, "verdicts")} == {"other"}
@@ -119,11 +121,11 @@ def test_answers_of_another_model_sampling_or_question_are_not_reused(tmp_path, 
     other = shutil.copytree(data, tmp_path / "data")
     text = (other / "question.jsonl").read_text()
     (other / "question.jsonl").write_text(text.replace("Q81.2?", "Q81.2 or not?").replace("Q82.2?", "Q82.2 or not?"))
-    with serving(grades) as endpoint:
+    with serving(grade_by_question) as endpoint:
 
         def count_answers(name: str, folder: Path = data, model: Path = models[0], **more) -> int:
             answered.clear()
-            do(job_of(tmp_path / name, folder, model, endpoint.url, suite="mt-bench-quick", **more))
+            run_mt_bench(mt_bench_job(tmp_path / name, folder, model, endpoint.url, suite="mt-bench-quick", **more))
             return len(answered)
 
         whole = count_answers("first")
@@ -149,11 +151,11 @@ def test_vllm_answers_if_generate_selects_it(tmp_path, data):
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    with serving(grades) as endpoint:
+    with serving(grade_by_question) as endpoint:
         vllm = {"engine": "vllm", "vllm": {"speed": {"cache_gb": 0.0625}}}
-        ours = do(job_of(tmp_path / "ours", data, tmp_path / "model", endpoint.url))
+        ours = run_mt_bench(mt_bench_job(tmp_path / "ours", data, tmp_path / "model", endpoint.url))
         theirs = launch.run_phase(
-            job_of(tmp_path / "theirs", data, tmp_path / "model", endpoint.url, generate=vllm), EvalReport
+            mt_bench_job(tmp_path / "theirs", data, tmp_path / "model", endpoint.url, generate=vllm), EvalReport
         )
     # At temperature 0 there is only one possible answer.
     math = [

@@ -10,7 +10,7 @@ from spin_core.evaluation.mt_bench.judge_prompts import PAIR, SINGLE
 from spin_core.evaluation.mt_bench.verdicts import REMINDERS
 from spin_core.runtime.progress import Progress
 from spin_core.store.journal import Journal
-from tests.support.lineages.judging import ask_all, asks, in_turn, short_pauses
+from tests.support.lineages.judge_requests import replies_in_order, request_verdicts, short_pauses, verdict_requests
 from tests.support.servers.endpoint import Reply, serving
 
 __all__ = ["short_pauses"]
@@ -26,7 +26,7 @@ def test_as_many_requests_are_in_flight_as_configured(tmp_path):
         return Reply(seconds=0.2)
 
     with serving(reply) as endpoint:
-        rows = ask_all(tmp_path, endpoint.url, asks(16))
+        rows = request_verdicts(tmp_path, endpoint.url, verdict_requests(16))
     assert endpoint.most_flying == 8
     assert [row["value"] for row in rows] == [7.0] * 16
     assert rows[0]["reply"] == "It is fair. [[7]]"
@@ -35,7 +35,7 @@ def test_as_many_requests_are_in_flight_as_configured(tmp_path):
 
 def test_equal_requests_are_sent_once(tmp_path):
     with serving() as endpoint:
-        ask_all(tmp_path, endpoint.url, [*asks(3), *asks(3)])
+        request_verdicts(tmp_path, endpoint.url, [*verdict_requests(3), *verdict_requests(3)])
     assert len(endpoint.asked) == 3
 
 
@@ -46,10 +46,10 @@ def test_a_reply_without_a_verdict_is_asked_again_with_a_reminder(tmp_path, kind
         return Reply(text=good if reminded else "Let me think.")
 
     with serving(reply) as endpoint:
-        (row,) = ask_all(tmp_path, endpoint.url, asks(1, kind))
+        (row,) = request_verdicts(tmp_path, endpoint.url, verdict_requests(1, kind))
     assert (row["value"], row["asked"], row["fault"]) == (4.0 if kind == SINGLE else "B", 2, "")
     assert endpoint.asked[1]["messages"][:2] == [
-        *asks(1)[0].messages,
+        *verdict_requests(1)[0].messages,
         {"role": "assistant", "content": "Let me think."},
     ]
 
@@ -57,22 +57,22 @@ def test_a_reply_without_a_verdict_is_asked_again_with_a_reminder(tmp_path, kind
 @pytest.mark.parametrize(("kind", "weighed", "good"), [(SINGLE, "[[10]]", "[[4]]"), (PAIR, "[[A]]", "[[B]]")])
 def test_a_verdict_in_a_reply_that_was_cut_does_not_count(tmp_path, kind, weighed, good):
     cut = Reply(text=f"They ask to be told {weighed}, and I find that", finish="length")
-    with serving(in_turn(cut)) as endpoint:
-        (row,) = ask_all(tmp_path, endpoint.url, asks(1, kind))
+    with serving(replies_in_order(cut)) as endpoint:
+        (row,) = request_verdicts(tmp_path, endpoint.url, verdict_requests(1, kind))
     assert (row["value"], row["asked"], row["fault"]) == (None, 3, "unreadable")
 
     def reply(body, _before):
         return Reply(text=good) if body["messages"][-1]["content"] == REMINDERS[kind] else cut
 
     with serving(reply) as endpoint:
-        (row,) = ask_all(tmp_path, endpoint.url, asks(2, kind)[1:])
+        (row,) = request_verdicts(tmp_path, endpoint.url, verdict_requests(2, kind)[1:])
     assert (row["value"], row["asked"], row["fault"]) == (4.0 if kind == SINGLE else "B", 2, "")
 
 
 def test_a_judge_without_a_readable_verdict_is_recorded_and_not_asked_again(tmp_path):
-    with serving(in_turn(Reply(text="ten out of ten"))) as endpoint:
+    with serving(replies_in_order(Reply(text="ten out of ten"))) as endpoint:
         for _ in range(2):
-            (row,) = ask_all(tmp_path, endpoint.url, asks(1))
+            (row,) = request_verdicts(tmp_path, endpoint.url, verdict_requests(1))
     assert (row["value"], row["fault"], row["asked"], row["reply"]) == (None, "unreadable", 3, "ten out of ten")
     assert len(endpoint.asked) == 3
 
@@ -83,7 +83,7 @@ def test_an_item_that_is_too_long_for_the_judge_has_no_verdict_and_ends_nothing(
         return Reply(400, "This model's maximum context length is 9 tokens", code="x") if long else Reply()
 
     with serving(reply) as endpoint:
-        rows = ask_all(tmp_path, endpoint.url, asks(3))
+        rows = request_verdicts(tmp_path, endpoint.url, verdict_requests(3))
     assert [row["value"] for row in rows] == [7, None, 7]
     assert rows[1]["fault"] == "too long"
 
@@ -97,9 +97,9 @@ def test_a_judge_that_goes_down_loses_nothing(tmp_path):
     with serving(reply) as endpoint:
         stop.set()
         with pytest.raises(TryAgain, match=r"gives no answer .500 gone; attempt 4 of 4.*what is answered and judged"):
-            ask_all(tmp_path, endpoint.url, asks(10), speed={"parallel": 2})
+            request_verdicts(tmp_path, endpoint.url, verdict_requests(10), speed={"parallel": 2})
         stop.clear()
-        rows = ask_all(tmp_path, endpoint.url, asks(10), speed={"parallel": 2})
+        rows = request_verdicts(tmp_path, endpoint.url, verdict_requests(10), speed={"parallel": 2})
     assert [row["value"] for row in rows] == [7] * 10
     assert len(endpoint.answered) == len(set(endpoint.answered)) == 10
 
@@ -114,11 +114,11 @@ def test_a_request_to_stop_keeps_the_verdicts_in_flight(tmp_path):
 
     with serving(reply) as endpoint:
         with pytest.raises(Stopped):
-            ask_all(tmp_path, endpoint.url, asks(40), progress, speed={"parallel": 3})
+            request_verdicts(tmp_path, endpoint.url, verdict_requests(40), progress, speed={"parallel": 3})
         kept = len(Journal(tmp_path / ".verdicts.jsonl").rows)
         assert 6 <= kept == len(endpoint.answered) < 40
         endpoint.reply = lambda _body, _before: Reply()
-        ask_all(tmp_path, endpoint.url, asks(40))
+        request_verdicts(tmp_path, endpoint.url, verdict_requests(40))
     assert len(endpoint.asked) == 40
 
 
@@ -142,7 +142,7 @@ def kept(folder):
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_an_item_that_is_refused_is_a_fault_while_others_are_answered(tmp_path, parallel, status):
     with serving(refusing(0, 5, reply=Reply(status, "we would rather not"))) as endpoint:
-        rows = ask_all(tmp_path, endpoint.url, asks(10), speed={"parallel": parallel})
+        rows = request_verdicts(tmp_path, endpoint.url, verdict_requests(10), speed={"parallel": parallel})
     assert [row["value"] for row in rows] == [None, 7, 7, 7, 7, None, 7, 7, 7, 7]
     for row in (rows[0], rows[5]):
         assert (row["fault"], row["asked"], row["reply"]) == ("refused", 0, f"{status} we would rather not")
@@ -152,12 +152,12 @@ def test_an_item_that_is_refused_is_a_fault_while_others_are_answered(tmp_path, 
 
 def test_a_single_remaining_item_that_is_refused_does_not_end_the_run(tmp_path):
     with serving() as endpoint:
-        ask_all(tmp_path, endpoint.url, asks(3)[1:])
+        request_verdicts(tmp_path, endpoint.url, verdict_requests(3)[1:])
         endpoint.reply = refusing(0)
-        rows = ask_all(tmp_path, endpoint.url, asks(3))
+        rows = request_verdicts(tmp_path, endpoint.url, verdict_requests(3))
         assert [row["fault"] for row in rows] == ["refused", "", ""]
         endpoint.reply = refusing()
-        rows = ask_all(tmp_path, endpoint.url, asks(3))
+        rows = request_verdicts(tmp_path, endpoint.url, verdict_requests(3))
     assert [row["value"] for row in rows] == [7] * 3
 
 
@@ -167,7 +167,7 @@ def test_a_judge_that_refuses_everything_is_an_error_in_one_line_and_not_asked_f
         serving(refusing(*range(count))) as endpoint,
         pytest.raises(ConfigError, match=r"refuses our request .400 we would rather not.*temperature") as refused,
     ):
-        ask_all(tmp_path, endpoint.url, asks(count), speed={"parallel": 4})
+        request_verdicts(tmp_path, endpoint.url, verdict_requests(count), speed={"parallel": 4})
     # The flow knows errors by their names in `errors`, so it must be exactly this class.
     assert type(refused.value) is ConfigError
     assert "\n" not in str(refused.value)
@@ -185,7 +185,7 @@ def test_a_judge_that_refuses_everything_is_an_error_in_one_line_and_not_asked_f
 )
 def test_a_content_filter_is_due_to_the_item_even_before_any_answer(tmp_path, reply):
     with serving(refusing(*range(20), reply=reply)) as endpoint:
-        rows = ask_all(tmp_path, endpoint.url, asks(20))
+        rows = request_verdicts(tmp_path, endpoint.url, verdict_requests(20))
     assert {row["fault"] for row in rows} == {"refused"}
 
 
@@ -194,5 +194,5 @@ def test_a_refused_reminder_leaves_an_unreadable_verdict(tmp_path):
         return Reply(text="hm") if len(body["messages"]) == 1 else Reply(400, "roles must be user")
 
     with serving(reply) as endpoint:
-        (row,) = ask_all(tmp_path, endpoint.url, asks(1))
+        (row,) = request_verdicts(tmp_path, endpoint.url, verdict_requests(1))
     assert (row["value"], row["fault"], row["asked"], row["reply"]) == (None, "unreadable", 1, "hm")

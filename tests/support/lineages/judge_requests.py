@@ -21,23 +21,26 @@ def short_pauses(monkeypatch):
     monkeypatch.setattr(retries, "FIRST_PAUSE", 0.02)
 
 
-def config(url: str = "", **settings) -> JudgeConfig:
+def judge_config(url: str = "", **settings) -> JudgeConfig:
+    """Settings of a judge at `url` that is tried four times."""
     speed = {"retries": 4, "timeout_seconds": 5, **settings.pop("speed", {})}
     return JudgeConfig(**{"base_url": url, "model": "tiny-judge", "speed": speed, **settings})
 
 
-def asks(count: int, kind: str = SINGLE) -> list[VerdictRequest]:
+def verdict_requests(count: int, kind: str = SINGLE) -> list[VerdictRequest]:
+    """Requests for verdicts, each on a question of its own."""
     return [VerdictRequest(kind, [{"role": "user", "content": f"question {number}"}]) for number in range(count)]
 
 
-def ask_all(
+def request_verdicts(
     folder: Path, url: str, requests: list[VerdictRequest], progress: Progress | None = None, **settings
 ) -> list[dict]:
+    """The judge's verdicts on these requests, in their order; they are kept in `folder`."""
     verdicts = Verdicts(Journal(folder / ".verdicts.jsonl"))
-    verdicts.request_all(requests, Judge(config(url, **settings)), progress or Progress(quiet=True))
+    verdicts.request_all(requests, Judge(judge_config(url, **settings)), progress or Progress(quiet=True))
     return [verdicts.by_key[request.key] for request in requests]
 
 
-def in_turn(*replies: Reply) -> Any:
-    """Reply to a conversation with these, one after the other, and with the last one from then on."""
+def replies_in_order(*replies: Reply) -> Any:
+    """A judge that sends a conversation these replies one after the other, and then repeats the last one."""
     return lambda _body, before: replies[min(before, len(replies) - 1)]

@@ -1,4 +1,4 @@
-"""A small game by hand: pairs, prompts and jobs on disk, for tests of scoring and training."""
+"""Small jobs of scoring and training, with pairs and prompts of random tokens on disk."""
 
 import json
 import subprocess
@@ -41,7 +41,7 @@ def token_ids(rng: np.random.Generator, rows: int, shortest: int, longest: int) 
 
 
 def write_pairs(folder: Path, prompts: list, real: list, generated: list) -> PairDataset:
-    """`pairs.parquet` with what scoring and training read of it."""
+    """Write `pairs.parquet` with the columns that scoring and training read."""
     folder.mkdir(parents=True)
     columns = {"prompt_ids": prompts, "real_ids": real, "generated_ids": generated}
     pq.write_table(pa.table({name: pa.array(rows, TOKENS) for name, rows in columns.items()}), folder / "pairs.parquet")
@@ -69,55 +69,55 @@ def random_prompts(folder: Path, rows: int = 24, seed: int = 0) -> PromptSet:
 
 
 def score_job(output: Path, opponent: ModelVersion, pairs: PairDataset, **fields) -> ScoreJob:
-    """The scoring of these pairs."""
+    """A job that scores these pairs under the opponent."""
     fields = {"model": CPU, "micro_batch_tokens": 512, **fields}
     return ScoreJob(output=output, t=opponent.t, opponent=opponent, pairs=pairs, **fields)
 
 
 def train_job(
-    folder: Path, start: ModelVersion, pairs: PairDataset, scores: ScoredPairs, model: ModelConfig = CPU, **config
+    folder: Path, start_job: ModelVersion, pairs: PairDataset, scores: ScoredPairs, model: ModelConfig = CPU, **config
 ) -> TrainJob:
-    """Training on these pairs; keyword arguments are settings of `TrainConfig`, and `steps`."""
+    """A job that trains on these pairs. Keyword arguments are settings of `TrainConfig`, or the job's `steps`."""
     steps = config.pop("steps", None)
     return TrainJob(
         output=folder / "train",
         weights=folder / "model",
-        t=start.t,
+        t=start_job.t,
         config=TrainConfig(**{"batch_size": 8, "learning_rate": 1e-3, "epochs": 1, **config}),
         model=model,
-        start=start,
+        start=start_job,
         pairs=pairs,
         scores=scores,
         steps=steps,
     )
 
 
-def game(folder: Path, model: Path, model_config: ModelConfig = CPU, **config) -> TrainJob:
-    """Random pairs, scored under the model, and the job that trains on them."""
-    start, pairs = version_of(model), random_pairs(folder / "pairs")
-    scores = do(score_job(folder / "scores", start, pairs, model=model_config))
-    return train_job(folder, start, pairs, scores, model_config, **config)
+def random_train_job(folder: Path, model: Path, model_config: ModelConfig = CPU, **config) -> TrainJob:
+    """A job that trains on random pairs, which are scored here under the model."""
+    start_job, pairs = version_of(model), random_pairs(folder / "pairs")
+    scores = run_job(score_job(folder / "scores", start_job, pairs, model=model_config))
+    return train_job(folder, start_job, pairs, scores, model_config, **config)
 
 
-def do(job: Job, progress: runtime_progress.Progress | None = None):
-    """Do a job in this process."""
+def run_job(job: Job, progress: runtime_progress.Progress | None = None):
+    """Run a job of scoring or training in this process; returns its record."""
     stdout = sys.stdout
     try:
         module, record = (score, ScoredPairs) if isinstance(job, ScoreJob) else (train, TrainRun)
         return phase.execute(job, record, module.run, progress or runtime_progress.Progress())
     finally:
-        sys.stdout = stdout  # Progress had taken it
+        sys.stdout = stdout  # Progress redirects it
 
 
 def stepper_of(job: TrainJob) -> SingleDevice:
-    """The job's model, as it trains on one device."""
+    """The job's model, prepared for training on one device."""
     network = network_of(load_model(job.start.path, job.model), job.config.speed)
     prepare(network.model, job.config)
     return SingleDevice(network, job.config)
 
 
-def pass_over(job: TrainJob, stepper: SingleDevice, items: np.ndarray) -> dict[str, float]:
-    """One forward and backward pass over these items; the batch's metrics."""
+def batch_metrics(job: TrainJob, stepper: SingleDevice, items: np.ndarray) -> dict[str, float]:
+    """The metrics of one forward and backward pass over these items."""
     batch = batch_of(
         read_data(job), items, Ranks(), job.config.micro_batch_tokens,
         packed=stepper.network.packed, prefix_sharing=job.config.speed.prefix_sharing,
@@ -126,8 +126,8 @@ def pass_over(job: TrainJob, stepper: SingleDevice, items: np.ndarray) -> dict[s
     return {name: value.item() for name, value in measured.metrics.items()}
 
 
-def start(job: Job, folder: Path) -> subprocess.Popen:
-    """Do a job in a process of its own, as tasks do; its log is in `folder`."""
+def start_job(job: Job, folder: Path) -> subprocess.Popen:
+    """Start a job in a process of its own, as tasks do; its log is in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job.json").write_text(job.model_dump_json())
     with (folder / "stderr.txt").open("ab") as stderr:
@@ -139,7 +139,7 @@ def start(job: Job, folder: Path) -> subprocess.Popen:
         )
 
 
-def wait_for(process: subprocess.Popen, done: float) -> float:
+def wait_for_progress(process: subprocess.Popen, done: float) -> float:
     """Read the process's progress until `done` is reached; returns the last value."""
     assert process.stdout is not None
     for line in process.stdout:
