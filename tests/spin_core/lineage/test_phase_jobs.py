@@ -25,10 +25,10 @@ def test_jobs_take_each_iterations_settings(built):
 
 
 def test_identical_pairs_are_dropped_only_where_they_have_no_gradient(built):
-    record = Lineage(built.runs, "tale", settings()).records()[0]
+    record = Lineage(built.runs, "tale", demo_config()).records()[0]
 
     def drops(*sets: str) -> bool:
-        lineage = Lineage(built.runs, "tale", settings(*sets))
+        lineage = Lineage(built.runs, "tale", demo_config(*sets))
         return phase_jobs.pairs_job(lineage, 0, record.prompts, record.generations, None).config.drop_identical
 
     assert drops() is True
