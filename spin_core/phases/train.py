@@ -6,6 +6,7 @@ from typing import Any
 
 from spin_core.data.batches import DataOrder
 from spin_core.data.tokenizer import load_tokenizer
+from spin_core.errors import DamagedArtifact
 from spin_core.models.adapters import Adapter
 from spin_core.runtime import ranks
 from spin_core.runtime.phase import main, scratch_of
@@ -50,7 +51,10 @@ def run(job: TrainJob, scratch: Path, progress: Progress) -> dict[str, Any]:
 
 def is_complete(job: TrainJob, scratch: Path, total: int) -> bool:
     """Whether the metrics go to the last step, or to an event that ended the training."""
-    rows = read_rows(scratch / METRICS)
+    try:
+        rows = read_rows(scratch / METRICS)
+    except DamagedArtifact:  # the training goes back to a checkpoint from before the damage
+        return False
     events = events_of(rows, job.config.monitors, objective_of(job.config, job.t))
     return len(rows) == total or ending(events) is not None
 

@@ -145,14 +145,25 @@ def workspace(output: Path, identity: Mapping[str, Any]) -> Path:
     scratch = scratch_of(output)
     stamp = output.with_name(f".{output.name}.identity")
     digest = digest_of(identity)
-    if scratch.exists() and (not stamp.exists() or stamp.read_text("utf-8") != digest):
-        shutil.rmtree(scratch)
-        for work in output.parent.glob(f".{output.name}.*.work"):
-            shutil.rmtree(work)
+    if not _is_stamped(stamp, digest):
+        if scratch.exists():
+            log.warning("%s is removed: its unfinished work is another job's, or %s is damaged", scratch, stamp.name)
+        for leftover in (scratch, *output.parent.glob(f".{output.name}.*.work"), stamp):
+            files.remove(leftover)
+        # Before the folder, and never again: a kill at any moment leaves no work whose owner is unknown.
+        output.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(stamp, digest)
     scratch.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(digest, "utf-8")
     if shutil.disk_usage(scratch).free < 2**20:
         raise StorageError(
             f"the disk that holds {scratch.parent} is full: free some space and run the same command again"
         )
     return scratch
+
+
+def _is_stamped(stamp: Path, digest: str) -> bool:
+    """Whether the unfinished work next to this file is that of the job with this digest."""
+    try:
+        return stamp.read_bytes() == digest.encode()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return False

@@ -4,6 +4,8 @@ import json
 import math
 from pathlib import Path
 
+from spin_core.errors import DamagedArtifact, first_line
+
 METRICS = "metrics.jsonl"
 """The metrics of every step."""
 
@@ -15,9 +17,18 @@ HELD_OUT = "held_out.jsonl"
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a file, without an incomplete last line as a kill leaves it; empty if the file is missing."""
+    """The rows of a file, without an incomplete last line as a kill leaves it; empty if the file is missing.
+
+    Raises:
+        DamagedArtifact: Another line is not a row.
+    """
     if not path.exists():
         return []
-    *whole, _ = path.read_text("utf-8").split("\n")
-    rows = [json.loads(line) for line in whole]
-    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+    try:
+        *whole, _ = path.read_text("utf-8").split("\n")
+        rows = [json.loads(line) for line in whole]
+        return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DamagedArtifact(
+            f"{path} is damaged ({first_line(error)}): remove {path.parent} and run the same command again"
+        ) from error

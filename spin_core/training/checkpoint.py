@@ -2,11 +2,17 @@
 
 A checkpoint is a folder `step-00000100` with two kinds of files:
 
-- `state.json`: the step, the number of ranks that wrote, and the length of each file of metrics at that moment.
+- `state.json`: the step, the number of ranks that wrote, the length of each file of metrics at that moment, and
+  checksums of all these files and of itself.
 - `state-00000.safetensors`, …: one a rank, with its share of the weights, the optimizer's state and the random state.
 
 A training that resumes reads all shares, on any number of ranks; all ranks must see the same folder. A checkpoint
 appears whole or not at all, since it is renamed when all is written. It holds no pickle, so reading it runs no code.
+
+A disk may still damage what was written. So a checkpoint is used only if all checksums match, those of the metrics
+included; otherwise the one before it is used, and without any the training starts over. The checksums are CRC-32, which
+finds every flipped bit and is several times as fast as a digest; nobody forges a checkpoint. Checkpoints of earlier
+versions have none, and are read as they are.
 
 `best-00000100` is such a folder too: the best step so far, measured on held-out pairs. Training never resumes from it.
 """
@@ -16,10 +22,13 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 import torch
@@ -27,7 +36,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from spin_core.errors import DamagedArtifact
+from spin_core.errors import DamagedArtifact, first_line
 from spin_core.runtime.ranks import Ranks
 from spin_core.store import files
 from spin_core.store.training_log import HELD_OUT, METRICS, TIMING
@@ -38,10 +47,13 @@ CHECKPOINTS = "checkpoints"
 
 _STATE, _PARTIAL = "state.json", ".partial"
 
+_CHECKSUMS, _OWN_CHECKSUM = "checksums", "checksum"
+"""Keys of the state: the checksum of each file by its name, and that of the state without this key."""
+
 _ALONE = Ranks()
 
-_DAMAGE = (OSError, SafetensorError, json.JSONDecodeError)
-"""Errors that reading a damaged checkpoint raises."""
+_State = dict[str, Any]
+"""The content of `state.json`: `step`, `ranks`, the length of each file of metrics by its name, and checksums."""
 
 
 class Journal:
@@ -65,10 +77,13 @@ class Journal:
         self.folder, self.keep, self.every, self.world = scratch / CHECKPOINTS, keep, every, world
         self._files = contextlib.ExitStack()
         self._metrics: dict[str, IO[bytes]] = {}
+        self._checksums: dict[str, int] = {}
+        """The checksum of each file of metrics, as far as it is written."""
         if world.first:
             (scratch / TIMING).parent.mkdir(parents=True, exist_ok=True)
             for name in (METRICS, TIMING, *([HELD_OUT] if held_out else [])):
                 self._metrics[name] = self._files.enter_context((scratch / name).open("ab"))
+                self._checksums[name] = files.checksum(scratch / name)
 
     def __enter__(self) -> "Journal":
         return self
@@ -83,8 +98,10 @@ class Journal:
             return
         # JSON has no value for NaN and infinity.
         values = {key: value if math.isfinite(value) else None for key, value in row.items()}
-        self._metrics[name].write(json.dumps(values).encode() + b"\n")
+        line = json.dumps(values).encode() + b"\n"
+        self._metrics[name].write(line)
         self._metrics[name].flush()
+        self._checksums[name] = zlib.crc32(line, self._checksums[name])
 
     def save(self, step: int, tensors: Mapping[str, Tensor], *, best: bool = False) -> None:
         """Write a checkpoint, and remove those that are not needed any more.
@@ -102,7 +119,7 @@ class Journal:
         lengths = {name: file.tell() for name, file in self._metrics.items()}
         name = f"{'best' if best else 'step'}-{step:08d}"
         share = {**tensors, **_random_state(self.world.rank)}
-        save_checkpoint(self.folder / name, share, {"step": step, **lengths}, self.world)
+        save_checkpoint(self.folder / name, share, {"step": step, **lengths}, self._checksums, self.world)
         if not best and self.world.first:
             saved, bests = checkpoints(self.folder), checkpoints(self.folder, "best")
             regular = [path for path in saved if step_of(path) % self.every == 0]
@@ -112,8 +129,9 @@ class Journal:
     def tensors_at(self, step: int) -> Mapping[str, Tensor]:
         """The tensors of the checkpoint of that step. Raises `DamagedArtifact` if there is no whole one."""
         for kind in ("step", "best"):
-            with contextlib.suppress(*_DAMAGE):
-                return _load_checkpoint(self.folder / f"{kind}-{step:08d}")[1]
+            path = self.folder / f"{kind}-{step:08d}"
+            with contextlib.suppress(DamagedArtifact):
+                return _open_shares(path, _verified_state(path) if self.world.first else _read_state(path))
         raise DamagedArtifact(
             f"the weights of step {step} are to be published, and {self.folder} has no whole checkpoint of it: remove "
             f"{self.folder.parent} and run again, which trains from the start"
@@ -129,20 +147,23 @@ class Journal:
         step = int(self.world.total(step))  # all ranks resume from what the first rank could read
         if not step:
             return 0, {}
-        _, tensors = _load_checkpoint(self.folder / f"step-{step:08d}")
+        path = self.folder / f"step-{step:08d}"
+        tensors = _open_shares(path, _read_state(path))
         _set_random_state(tensors, self.world.rank)
         return step, tensors
 
     def _cut(self) -> int:
         """Remove what is newer than the last whole checkpoint; returns its step."""
-        state, _ = latest_checkpoint(self.folder) or ({"step": 0}, {})
+        state, _ = latest_checkpoint(self.folder, self.folder.parent) or ({"step": 0}, {})
         for name, file in self._metrics.items():
             file.truncate(state.get(name, 0))
             file.seek(0, os.SEEK_END)
+            self._checksums[name] = files.checksum(self.folder.parent / name)
         for kind in ("step", "best"):
             self._remove(kind, after=state["step"])
         self._sync()
-        return state["step"]
+        step: int = state["step"]
+        return step
 
     def _remove(self, kind: str, *, after: int) -> None:
         """Remove the checkpoints of steps later than this."""
@@ -157,9 +178,21 @@ class Journal:
 
 
 def save_checkpoint(
-    final: Path, tensors: Mapping[str, Tensor], state: Mapping[str, int], world: Ranks = _ALONE
+    final: Path,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, int],
+    checksums: Mapping[str, int] = MappingProxyType({}),
+    world: Ranks = _ALONE,
 ) -> None:
-    """Write a checkpoint, each rank its share, under a hidden name; the first rank renames it when all is on disk."""
+    """Write a checkpoint, each rank its share, under a hidden name; the first rank renames it when all is on disk.
+
+    Args:
+        final: The checkpoint's folder.
+        tensors: This rank's share.
+        state: The step, and the length of each file of metrics.
+        checksums: The checksum of each file of metrics.
+        world: All ranks of the training.
+    """
     scratch = final.parent / _PARTIAL
     if world.first:
         for leftover in (scratch, final):
@@ -169,9 +202,14 @@ def save_checkpoint(
     share = scratch / _share_name(world.rank)
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, share)
     files.sync(share)
-    world.wait()
+    checksum = files.checksum(share)
+    # A sum over the ranks, to which one rank alone adds its number, brings that number to the first rank.
+    of_shares = {
+        _share_name(rank): int(world.total(checksum if rank == world.rank else 0)) for rank in range(world.size)
+    }
     if world.first:
-        files.write_json(scratch / _STATE, {**state, "ranks": world.size})
+        whole = {**state, "ranks": world.size, _CHECKSUMS: {**checksums, **of_shares}}
+        files.write_json(scratch / _STATE, {**whole, _OWN_CHECKSUM: _checksum_of(whole)})
         files.sync(scratch)
         scratch.replace(final)
         files.sync(final.parent)
@@ -197,20 +235,75 @@ class _Shares(Mapping[str, Tensor]):
         return len(self._file_of)
 
 
-def latest_checkpoint(folder: Path) -> tuple[dict[str, int], _Shares] | None:
-    """State and tensors of the newest checkpoint that can be read; None if there is none."""
-    for path in reversed(checkpoints(folder)):
+def latest_checkpoint(folder: Path, metrics: Path | None = None) -> tuple[_State, _Shares] | None:
+    """State and tensors of the newest whole checkpoint; None if there is none.
+
+    Args:
+        folder: The folder with checkpoints.
+        metrics: The training's folder, if its files of metrics must match, too.
+    """
+    paths = checkpoints(folder)
+    for path in reversed(paths):
         try:
-            return _load_checkpoint(path)
-        except _DAMAGE as error:
-            log.warning("%s cannot be read (%s): going back to the one before it", path, error)
+            state = _verified_state(path, metrics)
+            return state, _open_shares(path, state)
+        except DamagedArtifact as error:
+            log.warning("%s: going back to the one before it", error)
+    if paths:
+        log.warning("%s has no whole checkpoint: the training starts over", folder)
     return None
 
 
-def _load_checkpoint(path: Path) -> tuple[dict[str, int], _Shares]:
-    """State and tensors of a checkpoint. Raises one of `_DAMAGE` if it is damaged."""
-    state: dict[str, int] = json.loads((path / _STATE).read_text("utf-8"))
-    return state, _Shares([path / _share_name(rank) for rank in range(state["ranks"])])
+def _verified_state(path: Path, metrics: Path | None = None) -> _State:
+    """The state of a checkpoint whose files have their checksums. Raises `DamagedArtifact` if one has not."""
+    state = _read_state(path)
+    checksums: dict[str, int] = state.get(_CHECKSUMS, {})
+    lengths = {name: state[name] for name in (METRICS, TIMING, HELD_OUT) if name in state} if metrics else {}
+    shares = {_share_name(rank): None for rank in range(state["ranks"])}
+    for name, length in {**lengths, **shares}.items():
+        file = metrics / name if metrics and name in lengths else path / name
+        try:
+            is_short = length is not None and file.stat().st_size < length
+            is_changed = is_short or (name in checksums and files.checksum(file, length) != checksums[name])
+        except OSError as error:
+            raise DamagedArtifact(f"{path} cannot be used, {file} cannot be read ({error.strerror})") from error
+        if is_changed:
+            raise DamagedArtifact(f"{path} cannot be used, {file} has changed since the checkpoint")
+    return state
+
+
+def _read_state(path: Path) -> _State:
+    """The state of a checkpoint. Raises `DamagedArtifact` if it is not one that `save_checkpoint` wrote."""
+    try:
+        state = json.loads((path / _STATE).read_bytes())
+        whole = {name: value for name, value in state.items() if name != _OWN_CHECKSUM}
+        is_whole = (
+            all(isinstance(state[name], int) for name in state.keys() - {_CHECKSUMS})
+            and state.keys() <= {"step", "ranks", METRICS, TIMING, HELD_OUT, _CHECKSUMS, _OWN_CHECKSUM}
+            and state["step"] == step_of(path)
+            and state["ranks"] > 0
+            # Earlier versions wrote neither of the two.
+            and (_OWN_CHECKSUM in state) == (_CHECKSUMS in state)
+            and (_OWN_CHECKSUM not in state or state[_OWN_CHECKSUM] == _checksum_of(whole))
+        )
+    except (OSError, ValueError, AttributeError, KeyError, RecursionError) as error:
+        raise DamagedArtifact(f"{path} cannot be used, its {_STATE} cannot be read ({first_line(error)})") from error
+    if not is_whole:
+        raise DamagedArtifact(f"{path} cannot be used, its {_STATE} is not what was written")
+    return whole
+
+
+def _open_shares(path: Path, state: _State) -> _Shares:
+    """The tensors of a checkpoint. Raises `DamagedArtifact` if a file cannot be opened."""
+    try:
+        return _Shares([path / _share_name(rank) for rank in range(state["ranks"])])
+    except (OSError, SafetensorError) as error:
+        raise DamagedArtifact(f"{path} cannot be used ({first_line(error)})") from error
+
+
+def _checksum_of(state: _State) -> int:
+    """The checksum of a state."""
+    return zlib.crc32(json.dumps(state, sort_keys=True).encode())
 
 
 def _share_name(rank: int) -> str:
@@ -219,8 +312,10 @@ def _share_name(rank: int) -> str:
 
 
 def checkpoints(folder: Path, kind: str = "step") -> list[Path]:
-    """The checkpoints in a folder, oldest first; with kind `best` those of the best steps."""
-    return sorted(folder.glob(f"{kind}-*"))
+    """The checkpoints in a folder, oldest first; with kind `best` those of the best steps. Other files are ignored."""
+    return sorted(
+        path for path in folder.glob(f"{kind}-*") if re.fullmatch(rf"{kind}-\d{{8,}}", path.name) and path.is_dir()
+    )
 
 
 def step_of(path: Path) -> int:

@@ -1,5 +1,6 @@
 """The frame around a phase, seen from outside: exit status, protocol, publication, and what a stop leaves."""
 
+import itertools
 import json
 import os
 import shutil
@@ -157,6 +158,43 @@ def test_unfinished_work_of_another_job_is_dropped(tmp_path):
     process.communicate(timeout=30)
     finish(start(tmp_path, items=5, seed=100))
     assert counted(tmp_path) == ["100", "101", "102", "103", "104"]
+
+
+def test_a_kill_at_any_moment_of_a_start_keeps_unfinished_work(tmp_path, monkeypatch):
+    """Each change of the disk at a start is the last one before a kill, once."""
+
+    class Killed(BaseException):
+        pass
+
+    def started(kill_at: int) -> bool:
+        count = itertools.count(1)
+
+        def may_die(call):
+            def counted(*args, **kwargs):
+                if next(count) == kill_at:
+                    raise Killed
+                return call(*args, **kwargs)
+
+            return counted
+
+        with monkeypatch.context() as patch:
+            for name in ("mkdir", "write_text", "open", "replace", "unlink"):
+                patch.setattr(Path, name, may_die(getattr(Path, name)))
+            try:
+                workspace(tmp_path / "toy", {"seed": 1})
+            except Killed:
+                return False
+            return True
+
+    (workspace(tmp_path / "toy", {"seed": 1}) / "old").touch()
+    stamp = tmp_path / ".toy.identity"
+    written = stamp.stat()
+    kills = 0
+    while not started(kills + 1):
+        kills += 1
+        assert (workspace(tmp_path / "toy", {"seed": 1}) / "old").exists()
+    assert kills > 0
+    assert (stamp.stat().st_ino, stamp.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
 
 
 def test_a_workspace_without_its_stamp_is_not_trusted(tmp_path):
