@@ -93,6 +93,13 @@ def flip_bit(path, position: int, bit: int = 0) -> None:
     path.write_bytes(content)
 
 
+def replace(path, old: str, new: str) -> None:
+    """Replace a text in a file, once."""
+    content = path.read_text()
+    assert old in content
+    path.write_text(content.replace(old, new, 1))
+
+
 def written_training(folder):
     """A training's folder with checkpoints of the steps 2 and 4, and their folder."""
     with Journal(folder, keep=2) as journal:
@@ -126,9 +133,9 @@ DAMAGE_OF_THE_LAST = {
     "a list": lambda path: (path / STATE).write_text("[4]"),
     "no text": lambda path: (path / STATE).write_bytes(b"\xff\x00\xfe"),
     "deep nesting": lambda path: (path / STATE).write_text("[" * 100_000),
-    "another step": lambda path: (path / STATE).write_text((path / STATE).read_text().replace('"step": 4', '"step": 5')),
-    "another length": lambda path: (path / STATE).write_text((path / STATE).read_text().replace("5", "4", 1)),
-    "no checksums": lambda path: (path / STATE).write_text((path / STATE).read_text().replace('"checksums"', '"check"')),
+    "another step": lambda path: replace(path / STATE, '"step": 4', '"step": 5'),
+    "another length": lambda path: replace(path / STATE, "5", "4"),
+    "no checksums": lambda path: replace(path / STATE, '"checksums"', '"check"'),
     "an empty folder": lambda path: [file.unlink() for file in path.iterdir()],
 }
 
