@@ -231,14 +231,14 @@ DAMAGE_OF_A_TRAINING = {
 
 @pytest.mark.parametrize("damage", DAMAGE_OF_A_TRAINING.values(), ids=DAMAGE_OF_A_TRAINING)
 def test_a_damaged_training_still_ends_in_the_digests_of_a_whole_one(tmp_path, tiny_model, caplog, damage):
-    job = game(tmp_path, tiny_model, save_every=1)
-    whole = do(job)
+    job = random_train_job(tmp_path, tiny_model, save_every=1)
+    whole = run_job(job)
     stopped = job.model_copy(update={"output": tmp_path / "s" / "train", "weights": tmp_path / "s" / "model"})
     with pytest.raises(Stopped):
-        do(stopped, _StopsAfter(2))
+        run_job(stopped, _StopsAfter(2))
     caplog.clear()
     damage(tmp_path / "s" / ".train.partial")
-    resumed = do(stopped)
+    resumed = run_job(stopped)
     assert (resumed.model, resumed.digest) == (whole.model, whole.digest)
     assert re.search("going back to the one before it|is removed: its unfinished work", caplog.text)
 
