@@ -54,7 +54,8 @@ def spin(
 
     Args:
         recipe: A complete configuration: demo (generated data, minutes on a CPU), tinystories (a real small model, on
-            a CPU), smollm2-135m (one small GPU), zephyr-7b-paper (the paper's run), zephyr-7b (the same, corrected).
+            a CPU), smollm2-135m (one small GPU), zephyr-7b-paper (the paper's run), zephyr-7b-scripts (its authors'
+            scripts), zephyr-7b (the same, corrected).
         lineage: The name of the chain of model versions, in lower-case letters, digits and dashes; by default the
             recipe's name.
         iterations: How many iterations the lineage has when the run ends, including those that it has already; by

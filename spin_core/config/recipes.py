@@ -80,7 +80,12 @@ SMOLLM2: dict[str, Any] = {
 
 ZEPHYR_PAPER: dict[str, Any] = {
     "iterations": 4,
-    "model": {"path": "alignment-handbook/zephyr-7b-sft-full", "dtype": "bfloat16"},
+    "model": {
+        "path": "alignment-handbook/zephyr-7b-sft-full",
+        # The weights that the authors' scripts name; the hub's main branch has others since then.
+        "revision": "ac6e600eefcce74f5e8bae1035d4f66019e93190",
+        "dtype": "bfloat16",
+    },
     "chat": {"template": "format", "format": "### Instruction: {prompt}\n\n### Response: "},
     "prompts": {
         "source": {"path": "HuggingFaceH4/ultrachat_200k", "split": "train_sft"},
@@ -90,7 +95,14 @@ ZEPHYR_PAPER: dict[str, Any] = {
         "max_prompt_tokens": 512,
     },
     "generate": {"max_new_tokens": 256, "temperature": 1.0, "batch_size": 64},
-    "pairs": {"mix_previous": [False, True]},
+    "pairs": {
+        "mix_previous": [False, True],
+        # The authors leave no pair out.
+        "drop_identical": False,
+        "drop_empty": False,
+        "drop_looping": False,
+        "drop_duplicates": False,
+    },
     "train": {
         "optimizer": "rmsprop",
         "learning_rate": [5e-7, 5e-7, 1e-7, 1e-7],
@@ -107,8 +119,12 @@ ZEPHYR_PAPER: dict[str, Any] = {
 }
 """The settings that the paper published."""
 
+ZEPHYR_SCRIPTS: dict[str, Any] = {**ZEPHYR_PAPER, "train": {**ZEPHYR_PAPER["train"], "epochs": 6}}
+"""The settings of the scripts that the paper's authors published; `docs/method.md` lists where the two differ."""
+
 ZEPHYR: dict[str, Any] = {
     **ZEPHYR_PAPER,
+    "pairs": {"mix_previous": ZEPHYR_PAPER["pairs"]["mix_previous"]},
     "chat": {"template": "tokenizer"},
     "generate": {**ZEPHYR_PAPER["generate"], "max_new_tokens": 1024},
     "gate": {"rule": "stop"},
@@ -122,6 +138,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "smollm2-135m": SMOLLM2,
     "zephyr-7b": ZEPHYR,
     "zephyr-7b-paper": ZEPHYR_PAPER,
+    "zephyr-7b-scripts": ZEPHYR_SCRIPTS,
 }
 
 ABOUT: dict[str, str] = {
@@ -129,5 +146,6 @@ ABOUT: dict[str, str] = {
     "tinystories": "A real 0.94M-parameter model and real stories, on a CPU.",
     "smollm2-135m": "A first real run on one small GPU (not run yet on a GPU).",
     "zephyr-7b": "The paper's run with its code's defects fixed: one template, samples at T = 1, few cut responses.",
-    "zephyr-7b-paper": "The settings that the paper published.",
+    "zephyr-7b-paper": "The settings in the paper's text.",
+    "zephyr-7b-scripts": "The settings in the scripts of the paper's authors: the paper's with six epochs.",
 }

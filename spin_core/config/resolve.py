@@ -18,7 +18,7 @@ from spin_core.config.recipes import RECIPES
 from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError
 
-RecipeName = Literal["demo", "tinystories", "smollm2-135m", "zephyr-7b", "zephyr-7b-paper"]
+RecipeName = Literal["demo", "tinystories", "smollm2-135m", "zephyr-7b", "zephyr-7b-paper", "zephyr-7b-scripts"]
 
 
 def resolve(

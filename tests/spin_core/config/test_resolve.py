@@ -12,6 +12,8 @@ from spin_core.config.resolve import RecipeName, resolve
 from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError
 from spin_core.leaderboard import gate
+from spin_core.store import identity
+from spin_core.store.files import dump
 
 
 def refusal(**changes) -> str:
@@ -56,6 +58,19 @@ def test_the_paper_preset_holds_the_published_settings():
     generate = config.generate
     assert (at(generate.temperature, 0), generate.top_p, generate.top_k, generate.max_new_tokens) == (1.0, 1.0, 0, 256)
     assert config.gate.rule == "always"
+    hygiene = [getattr(config.pairs, f"drop_{name}") for name in ("identical", "empty", "looping", "duplicates", "cut")]
+    assert not any(hygiene)
+
+
+def test_the_scripts_preset_differs_from_the_papers_in_its_epochs_alone():
+    paper, scripts = resolve("zephyr-7b-paper"), resolve("zephyr-7b-scripts")
+    changed = {name: new for name, _, new in identity.differences(dump(paper), dump(scripts))}
+    assert changed == {"recipe": "zephyr-7b-scripts", "train.epochs": 6}
+
+
+@pytest.mark.parametrize("recipe", ["zephyr-7b", "zephyr-7b-paper", "zephyr-7b-scripts"])
+def test_the_weights_of_the_paper_are_pinned(recipe):
+    assert resolve(recipe).model.revision == "ac6e600eefcce74f5e8bae1035d4f66019e93190"
 
 
 def test_the_papers_benchmarks_are_evaluated():
@@ -68,6 +83,7 @@ def test_the_fixed_preset_differs_from_the_papers_in_what_was_wrong():
     assert fixed.generate.max_new_tokens > paper.generate.max_new_tokens
     assert fixed.train == paper.train
     assert fixed.prompts == paper.prompts
+    assert fixed.pairs == resolve("demo", sets=["pairs.drop_duplicates=true", "pairs.mix_previous=[false, true]"]).pairs
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
