@@ -17,15 +17,17 @@ The tokenizer adds nothing: there is a BOS where the template writes one, or whe
 
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
 from jinja2 import TemplateError
 
 from spin_core.config.model import ChatConfig
+from spin_core.data.formats.tools import Tools, ToolSupport
+from spin_core.data.formats.values import Row
 from spin_core.errors import ConfigError, DataError, ModelError
 
-Message = dict[str, Any]
+Message = Row
 """One turn: `role` (system, user, assistant, tool), `content`, which is text, and other keys that a template may write,
 such as `tool_calls`."""
 
@@ -97,13 +99,13 @@ class Renderer:
 
         Where the template refuses or drops a system turn, it becomes the beginning of the first user turn.
         """
-        turns = [{"role": turn["role"], "content": self.clean(turn["content"])} for turn in messages]
+        turns = [{**turn, "content": self.clean(turn["content"])} for turn in messages]
         if self.config.system and turns[0]["role"] != "system":
             turns = [{"role": "system", "content": self.config.system}, *turns]
         if turns[0]["role"] == "system" and not self._takes_system:
             system, first, *rest = turns
-            turns = [{"role": first["role"], "content": f"{system['content']}\n\n{first['content']}"}, *rest]
-        return turns
+            turns = [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+        return self._tool_support.prepare(turns)
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The rendered prompt: the text after which the model is to answer."""
@@ -118,16 +120,23 @@ class Renderer:
         encoded = self.encode([messages], [text], cap)[0]
         return encoded.response_ids, encoded.finish_reason
 
-    def encode(self, conversations: Sequence[Sequence[Message]], texts: Sequence[str], cap: int) -> list[Encoded]:
+    def encode(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        texts: Sequence[str],
+        cap: int,
+        tools: Sequence[Tools | None] | None = None,
+    ) -> list[Encoded]:
         """Render and tokenise a batch of conversations with their responses.
 
         Args:
             conversations: the turns before each response.
             texts: the responses.
             cap: responses are cut at this many tokens, the end of turn included.
+            tools: the schemas of the tools in each conversation.
         """
         turns = [self._prepare(messages) for messages in conversations]
-        prompts = [self._render(messages) for messages in turns]
+        prompts = [self._render(*row) for row in zip(turns, tools or [None] * len(turns), strict=True)]
         responses = [self.response_text(text) for text in texts]
         tails = [f"{self.frame.lead}{text}{self.frame.closing}" for text in responses]
         wholes = self._tokenise([prompt + tail for prompt, tail in zip(prompts, tails, strict=True)])
@@ -189,11 +198,20 @@ class Renderer:
         tokens |= {self.frame.end_of_turn}
         return re.compile("|".join(re.escape(token) for token in sorted(tokens)))
 
-    def _render(self, turns: list[Message]) -> str:
+    def can_render(self, messages: Sequence[Message], tools: Tools | None) -> bool:
+        """Whether the template writes all that a conversation has of tools: schemas, calls and results."""
+        return self._tool_support.can_write(self._prepare(messages), tools)
+
+    @cached_property
+    def _tool_support(self) -> ToolSupport:
+        writes_turns = self.config.template == "tokenizer"
+        return ToolSupport(partial(self._apply, answer=True) if writes_turns else None)
+
+    def _render(self, turns: list[Message], tools: Tools | None = None) -> str:
         """The prompt for turns that `_prepare` returned."""
         if self.config.template == "tokenizer":
             try:
-                return self._apply(turns, answer=True) + self.frame.header
+                return self._apply(turns, tools, answer=True) + self.frame.header
             except TemplateError as error:
                 raise DataError(
                     f"the chat template refuses the conversation that ends in {turns[-1]['content'][-40:]!r} "
@@ -209,9 +227,9 @@ class Renderer:
         ]
         return self.clean("".join(written))
 
-    def _apply(self, messages: list[Message], *, answer: bool) -> str:
+    def _apply(self, messages: list[Message], tools: Tools | None = None, *, answer: bool) -> str:
         text: str = self.tokenizer.apply_chat_template(
-            messages, chat_template=self._template, tokenize=False, add_generation_prompt=answer
+            messages, tools=tools, chat_template=self._template, tokenize=False, add_generation_prompt=answer
         )
         return text
 

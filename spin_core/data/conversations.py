@@ -16,7 +16,9 @@ from typing import NamedTuple
 from spin_core.config.data import PromptsConfig
 from spin_core.data.chat import Message
 from spin_core.data.formats.marked import mostly_marked, split_marked
-from spin_core.data.formats.turns import UNLEARNED, Dropped, Row, describe, text_of, turns_of
+from spin_core.data.formats.tools import Tools
+from spin_core.data.formats.turns import UNLEARNED, Dropped, turns_of
+from spin_core.data.formats.values import Row, describe, text_of
 from spin_core.errors import DataError
 
 _JUDGED = 1000
@@ -37,6 +39,8 @@ class Conversation(NamedTuple):
 
     messages: list[Message]
     response: str
+    tools: Tools | None = None
+    """The schemas of the tools that the assistant may call."""
     extra: Message = {}
     """The other keys of the response's turn that a template may write, such as `reasoning_content`."""
 
@@ -148,15 +152,13 @@ def check_conversation(turns: list[Message], config: PromptsConfig) -> Conversat
     extra = dict(turns[chosen])
     del extra["role"]
     response = extra.pop("content")
-    if any(turn["role"] == "tool" or "tool_calls" in turn for turn in messages):
-        raise Dropped("tool-turns")
     if not _is_in_order([turn["role"] for turn in messages]):
         raise Dropped("turns-out-of-order")
     if not messages[-1]["content"].strip() and messages[-1]["role"] == "user":
         raise Dropped("empty-prompt")
     if not response.strip():
         raise Dropped("empty-response")
-    return Conversation(messages, response, extra)
+    return Conversation(messages, response, extra=extra)
 
 
 def _is_in_order(roles: Sequence[str]) -> bool:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from spin_core.data.chat import Encoded, Message, Renderer, decode_responses
 from spin_core.data.conversations import Conversation
+from spin_core.data.formats.tools import has_tools
+from spin_core.data.formats.values import strings_in
 from spin_core.errors import DataError
 
 BATCH = 1024
@@ -32,6 +34,7 @@ CURES = {
     "unknown-role": "use the roles system, user, assistant and tool",
     "not-to-be-learned": "give rows with an assistant's turn whose weight is not 0",
     "tool-call": "give rows in which the assistant answers in text",
+    "tools-not-in-template": "use a model whose chat template writes tools, their calls and results",
     "not-text": "give turns of text alone",
     "without-marks": 'begin each text with "### Human:", or set prompts.format to text',
 }
@@ -66,12 +69,21 @@ class ExampleBuilder:
     too_long: Literal["drop", "refuse"] = "drop"
     """What happens to a prompt of more than `max_prompt_tokens`."""
 
-    def has_control_token(self, conversation: Conversation) -> bool:
+    def _has_control_token(self, conversation: Conversation) -> bool:
         """Whether a text holds something that the model would read as the end or the beginning of a turn."""
         # Data that was rendered before may end in an end of turn; `response_text` takes that one away.
         response = self.renderer.response_text(conversation.response)
-        texts = (*(turn["content"] for turn in conversation.messages), response)
-        return any(self.renderer.has_control_token(text) for text in texts)
+        context = strings_in([*conversation.messages, conversation.tools or []])
+        return any(self.renderer.has_control_token(text) for text in (*context, response))
+
+    def fault_of(self, conversation: Conversation) -> str | None:
+        """The reason to drop a conversation before it is rendered; None if there is none."""
+        if self._has_control_token(conversation):
+            return "control-token"
+        messages, tools = conversation.messages, conversation.tools
+        if has_tools(messages, tools) and not self.renderer.can_render(messages, tools):
+            return "tools-not-in-template"
+        return None
 
     def build(self, conversations: Sequence[Conversation]) -> list[tuple[Example, str | None]]:
         """Each conversation's example, and the reason to drop it if there is one.
@@ -81,7 +93,8 @@ class ExampleBuilder:
         """
         messages = [conversation.messages for conversation in conversations]
         responses = [conversation.response for conversation in conversations]
-        encoded = self.renderer.encode(messages, responses, self.max_new_tokens)
+        tools = [conversation.tools for conversation in conversations]
+        encoded = self.renderer.encode(messages, responses, self.max_new_tokens, tools)
         return [(self._example(row), self._fault(row)) for row in encoded]
 
     def _fault(self, row: Encoded) -> str | None:

@@ -22,7 +22,8 @@ from spin_core.data.chat import Message
 from spin_core.data.conversations import Conversation, check_conversation
 from spin_core.data.drops import Drops, nothing_left
 from spin_core.data.examples import BATCH, CURES, Example, ExampleBuilder
-from spin_core.data.formats.turns import Dropped, Row, text_of, turns_of
+from spin_core.data.formats.turns import Dropped, turns_of
+from spin_core.data.formats.values import Row, text_of
 from spin_core.errors import DataError
 from spin_core.runtime.progress import Progress
 
@@ -126,8 +127,9 @@ def build_pairs(
     seen: set[tuple[bytes, ...]] = set()
     for first in range(0, len(items), BATCH):
         batch = [item.conversations() for item in items[first : first + BATCH]]
-        clean = [sides for sides in batch if not any(builder.has_control_token(side) for side in sides)]
-        drops["control-token"] += len(batch) - len(clean)
+        faults = [next(filter(None, map(builder.fault_of, sides)), None) for sides in batch]
+        drops.update(fault for fault in faults if fault)
+        clean = [sides for sides, fault in zip(batch, faults, strict=True) if not fault]
         chosen_side, rejected_side = (builder.build([sides[number] for sides in clean]) for number in range(2))
         for (chosen, reason), (rejected, other_reason) in zip(chosen_side, rejected_side, strict=True):
             key = tuple(ids.tobytes() for ids in (chosen.prompt_ids, chosen.response_ids, rejected.response_ids))

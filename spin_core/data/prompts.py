@@ -21,7 +21,7 @@ from spin_core.data.chat import Renderer
 from spin_core.data.conversations import conversations
 from spin_core.data.drops import Drops, list_drops, nothing_left
 from spin_core.data.examples import BATCH, CURES, Example, ExampleBuilder, random_rank, sample
-from spin_core.data.formats.turns import Row
+from spin_core.data.formats.values import Row
 from spin_core.data.sources import read_rows
 from spin_core.data.tokenizer import context_length
 from spin_core.errors import ConfigError, DataError
@@ -91,8 +91,9 @@ def load_examples(
     seen: set[tuple[bytes, bytes]] = set()
     for first in range(0, len(items), BATCH):
         batch = items[first : first + BATCH]
-        clean = [conversation for conversation in batch if not builder.has_control_token(conversation)]
-        drops["control-token"] += len(batch) - len(clean)
+        faults = [builder.fault_of(conversation) for conversation in batch]
+        drops.update(fault for fault in faults if fault)
+        clean = [conversation for conversation, fault in zip(batch, faults, strict=True) if not fault]
         for example, reason in builder.build(clean):
             key = example.prompt_ids.tobytes(), example.response_ids.tobytes()
             if reason is None and key in seen and not keep_duplicates:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from spin_core.config.data import SourceConfig
 from spin_core.data import demo
-from spin_core.data.formats.turns import Row
+from spin_core.data.formats.values import Row
 from spin_core.errors import DataError, first_line
 
 _SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")

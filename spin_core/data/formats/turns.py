@@ -4,13 +4,12 @@ A turn has `role` and `content`, or ShareGPT's `from` and `value`. Files that Ar
 all turns and fill them with null, so a key without a value counts as absent here, at any depth.
 """
 
-import json
 from typing import Any
 
 from spin_core.data.chat import Message
+from spin_core.data.formats.tools import calls_of
+from spin_core.data.formats.values import Row, describe, text_of, without_nulls
 from spin_core.errors import DataError
-
-Row = dict[str, Any]
 
 _ROLES = {
     "system": "system",
@@ -46,9 +45,6 @@ UNLEARNED = "unlearned"
 _WORDS = {"true": 1, "yes": 1, "": 1, "false": 0, "no": 0}
 """What words in place of such a number mean."""
 
-_DEEPEST = 50
-"""How deep lists and dictionaries in a turn may be nested."""
-
 
 class Dropped(Exception):
     """A row without a usable conversation. The message is the reason under which it is counted."""
@@ -68,49 +64,6 @@ def turns_of(row: Row, column: str, role: str) -> list[Message]:
     if not isinstance(turns, list):
         raise DataError(f"{column} is {describe(value)}, not text or a list of turns: fix that row")
     return [_turn_of(turn, column) for turn in turns if turn is not None]
-
-
-def text_of(row: Row, column: str) -> str:
-    """A column's text; empty if there is none. Raises `DataError` if it is something else."""
-    value = row.get(column)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise DataError(f"{column} is {describe(value)}, not text: fix that row")
-    _check_characters(value, column)
-    return value
-
-
-def describe(value: Any) -> str:
-    """A value as it appears in a message."""
-    if value is None:
-        return "missing"
-    try:
-        text = repr(value)
-    except RecursionError:
-        text = "…"
-    return f"{type(value).__name__} {text if len(text) <= 40 else text[:40] + '…'}"
-
-
-def parse_json(text: str, column: str) -> Any:
-    """The value of a text that is JSON. Raises `DataError` if it is not."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{column} is {describe(text)}, which is not JSON: fix that row") from error
-
-
-def without_nulls(value: Any, column: str, depth: int = 0) -> Any:
-    """A JSON value without the keys that have no value. Raises `DataError` for text that cannot be written."""
-    if depth > _DEEPEST:
-        raise DataError(f"{column} is nested more than {_DEEPEST} levels deep: fix that row")
-    if isinstance(value, dict):
-        return {key: without_nulls(item, column, depth + 1) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [without_nulls(item, column, depth + 1) for item in value]
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    return text_of({column: value}, column)
 
 
 def _turn_of(turn: Any, column: str) -> Message:
@@ -153,28 +106,12 @@ def _content_of(keys: Row, column: str) -> str:
 
 
 def _take_calls(turn: Message, keys: Row, role: str) -> None:
-    """Write an assistant's calls of tools as `tool_calls`, with arguments as values, as templates expect them."""
-    calls = turn.pop("tool_calls", None)
+    """Write an assistant's calls of tools as `tool_calls`."""
+    calls = turn.pop("tool_calls", None) or keys.get("function_call")
     if role in _CALLS:
-        calls, turn["content"] = parse_json(turn["content"], role), ""
-    elif calls is None and keys.get("function_call"):
-        calls = without_nulls(keys["function_call"], "function_call")
-    if isinstance(calls, str):
-        calls = parse_json(calls, "tool_calls")
+        calls, turn["content"] = turn["content"], ""
     if calls:
-        turn["tool_calls"] = [_call_of(call) for call in (calls if isinstance(calls, list) else [calls])]
-
-
-def _call_of(call: Any) -> Row:
-    """One call of a tool, in the form of OpenAI's API."""
-    function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise DataError(f"tool_calls holds {describe(call)}, not a call with a function's name: fix that row")
-    arguments = function.get("arguments", {})
-    if isinstance(arguments, str):
-        arguments = parse_json(arguments, "arguments") if arguments.strip() else {}
-    own = {"id": call["id"]} if "id" in call else {}
-    return {**own, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
+        turn["tool_calls"] = calls_of(calls)
 
 
 def _is_learned(keys: Row) -> bool:
@@ -191,10 +128,3 @@ def _is_learned(keys: Row) -> bool:
         if not number > 0:
             return False
     return True
-
-
-def _check_characters(text: str, column: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{column} holds half a character (a lone surrogate): fix that row") from error
