@@ -86,24 +86,50 @@ def deal(tokens_B: Ints, ranks: int, max_tokens: int) -> list[list[Ints]]:
         ranks: how many ranks train together.
         max_tokens: the most tokens in a micro-batch. An item that is longer goes alone.
     """
-    each = max(1, -(-int(tokens_B.clip(max=max_tokens).sum()) // (ranks * max_tokens)))
     order = np.argsort(-tokens_B, kind="stable")
-    # Greedy bin packing: each item goes into the bin with the smallest load. The number of bins grows until no bin
-    # exceeds the budget.
-    while True:
-        bins: list[list[int]] = [[] for _ in range(ranks * each)]
-        loads = [(0, index) for index in range(len(bins))]
-        is_too_full = False
-        for item in order:
-            load, index = heapq.heappop(loads)
-            is_too_full |= bool(bins[index]) and load + int(tokens_B[item]) > max_tokens
-            bins[index].append(int(item))
-            heapq.heappush(loads, (load + int(tokens_B[item]), index))
-        if not is_too_full:
-            break
-        each += 1
+    # The fewest micro-batches a rank that hold the items: between the highest number known to be too low and the lowest
+    # known to suffice. Steps that double, then halve, keep many items from taking quadratic time.
+    too_few, each, step = -(-_fewest_bins(tokens_B, max_tokens) // ranks) - 1, 0, 1
+    bins: list[list[int]] | None = None
+    while bins is None or each - too_few > 1:
+        middle = too_few + step if bins is None else (too_few + each) // 2
+        filled = _fill_evenly(tokens_B, order, ranks * middle, max_tokens)
+        if filled is None:
+            too_few, step = middle, 2 * step
+        else:
+            bins, each = filled, middle
     parts = [np.array(sorted(items), np.int64) for items in bins]
     return [parts[rank::ranks] for rank in range(ranks)]
+
+
+def _fewest_bins(tokens_B: Ints, max_tokens: int) -> int:
+    """A number of bins below which the items cannot fit, at least 1: by their sum, and by how many fit in one bin.
+
+    Of items that are longer than 1/n of a bin, at most n - 1 fit in it.
+    """
+    falling_B = np.sort(tokens_B.clip(max=max_tokens))[::-1]
+    fewest = max(1, -(-int(falling_B.sum()) // max_tokens))
+    for parts in range(2, 9):
+        longer = int(np.searchsorted(-falling_B, -max_tokens / parts, side="left"))
+        fewest = max(fewest, -(-longer // (parts - 1)))
+    return fewest
+
+
+def _fill_evenly(tokens_B: Ints, order: Ints, count: int, max_tokens: int) -> list[list[int]] | None:
+    """The items of each bin, where each item in turn goes into the bin with the smallest load.
+
+    Returns None if a bin of several items exceeds `max_tokens`.
+    """
+    bins: list[list[int]] = [[] for _ in range(count)]
+    loads = [(0, index) for index in range(count)]
+    for item in order:
+        load, index = heapq.heappop(loads)
+        load += int(tokens_B[item])
+        if bins[index] and load > max_tokens:
+            return None
+        bins[index].append(int(item))
+        heapq.heappush(loads, (load, index))
+    return bins
 
 
 def deal_padded(lengths_B: Ints, sides: int, ranks: int, max_tokens: int) -> list[list[Ints]]:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from spin_core.data import batches
 from spin_core.data.batches import DataOrder, assign_ranks, deal, deal_padded, micro_batches
 
 LENGTHS = np.random.default_rng(0).integers(1, 300, 200)
@@ -57,6 +58,19 @@ def test_every_item_is_dealt_once_no_micro_batch_is_too_large_and_loads_are_alik
     assert [[part.tolist() for part in share] for share in deal(tokens, ranks, 2048)] == [
         [part.tolist() for part in share] for share in shares
     ]
+
+
+@pytest.mark.parametrize(("shortest", "longest", "expected"), [(501, 1000, 4000), (334, 500, 2000), (251, 333, 1334)])
+def test_items_of_a_large_share_of_the_budget_take_few_fillings(shortest, longest, expected, monkeypatch):
+    """More than half of it: one in a micro-batch; more than a third: two. Trying each number would be quadratic."""
+    fillings = []
+    fill = batches._fill_evenly
+    monkeypatch.setattr(batches, "_fill_evenly", lambda *asked: fillings.append(asked) or fill(*asked))
+    tokens_B = np.random.default_rng(0).integers(shortest, longest, 4000, endpoint=True)
+    (parts,) = deal(tokens_B, 1, 1000)
+    assert expected <= len(parts) <= 1.01 * expected
+    assert all(len(part) == 1 or tokens_B[part].sum() <= 1000 for part in parts)
+    assert len(fillings) < 20
 
 
 def test_one_that_is_too_long_goes_alone():
