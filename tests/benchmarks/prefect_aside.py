@@ -70,12 +70,12 @@ def aside(runs: Path, number: str) -> dict[str, float]:
     from spin_core.store.jobs import GenerateJob, PairsJob, ScoreJob, TrainJob
     from spin_core.store.records import EvalReport, GenerationBatch, PairDataset, ScoredPairs, TrainRun
 
-    game, t = find_lineage(runs, "bench"), int(number)
-    record = game.records()[t]
+    lineage, t = find_lineage(runs, "bench"), int(number)
+    record = lineage.records()[t]
     job: TypeAdapter[Any] = TypeAdapter(GenerateJob | PairsJob | ScoreJob | TrainJob | EvaluateJob)
-    jobs = [job.validate_json(path.read_text("utf-8")) for path in job_files(game.root, t)]
+    jobs = [job.validate_json(path.read_text("utf-8")) for path in job_files(lineage.root, t)]
     kinds = [GenerationBatch, PairDataset, ScoredPairs, TrainRun, EvalReport]
-    forget(game.root, t)
+    forget(lineage.root, t)
     with warm.warm.phases():
         warm.warm.prepare()
         time.sleep(WARM_SECONDS)
@@ -84,10 +84,10 @@ def aside(runs: Path, number: str) -> dict[str, float]:
             launch.run_phase(one, kind)
         phases = time.monotonic() - began
     began = time.monotonic()
-    standing = board.save(game)
-    html.write(game, board=standing)
-    markdown.leaderboard_page(standing, game.config)
-    markdown.iteration_page(game, record)
+    standing = board.save(lineage)
+    html.write(lineage, board=standing)
+    markdown.leaderboard_page(standing, lineage.config)
+    markdown.iteration_page(lineage, record)
     return {"phases": phases, "pages": time.monotonic() - began}
 
 
@@ -95,16 +95,16 @@ def shards(runs: Path) -> dict[str, float]:
     """The task that generates, and the phase within it: shards of a few prompts, with answers of one token."""
     from prefect import flow
 
-    from spin_core.lineage import lineage
     from spin_core.lineage.find import find_lineage
+    from spin_core.lineage.lineage import Lineage
     from spin_core.runtime import launch
     from tasks.generate import answer
 
-    game = find_lineage(runs, "bench")
-    first = game.records()[0]
+    lineage = find_lineage(runs, "bench")
+    first = lineage.records()[0]
     changed = {"shard_size": -(-first.prompts.rows // SHARDS), "max_new_tokens": 1}
-    config = game.config.model_copy(update={"generate": game.config.generate.model_copy(update=changed)})
-    small = lineage.Lineage(game.runs, "shards", config)
+    config = lineage.config.model_copy(update={"generate": lineage.config.generate.model_copy(update=changed)})
+    small = Lineage(lineage.runs, "shards", config)
     seconds: dict[str, float] = {}
     run_phase = launch.run_phase
 

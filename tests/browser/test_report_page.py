@@ -24,16 +24,16 @@ PAPER = [*(f"paper θ_{t}" for t in range(5)), "paper SFT +1 epoch", "paper DPO"
 @pytest.fixture(scope="module")
 def path(tmp_path_factory) -> Path:
     """The report of three versions with a suite, a control, and answers that would be markup."""
-    game = build_lineage(tmp_path_factory.mktemp("runs"), sets=[f"evaluate.suites=[{SUITE}]"])
-    publish_report(game.control("sft-lr-0.001") / "eval" / "self-play", "c" * 64, (1.9, 2.9, 3.9, 4.9))
+    lineage = build_lineage(tmp_path_factory.mktemp("runs"), sets=[f"evaluate.suites=[{SUITE}]"])
+    publish_report(lineage.control("sft-lr-0.001") / "eval" / "self-play", "c" * 64, (1.9, 2.9, 3.9, 4.9))
     for t in range(3):
         values = {f"task_number_{n}": [0, 1, n % 2, float(t > 0)] for n in range(9)} | {"gsm8k": [0, 1, 1, 0]}
-        suite_report(game.eval_folder(t) / SUITE, f"{t}" * 64, values, {SUITE: tuple(values)})
-        said = game.eval_folder(t) / "self-play" / "held_out.parquet"
+        suite_report(lineage.eval_folder(t) / SUITE, f"{t}" * 64, values, {SUITE: tuple(values)})
+        said = lineage.eval_folder(t) / "self-play" / "held_out.parquet"
         table = pq.read_table(said)
         place = table.column_names.index("generated")
         pq.write_table(table.set_column(place, "generated", pa.array(HOSTILE)), said)
-    return html.write(game)
+    return html.write(lineage)
 
 
 @pytest.fixture

@@ -82,13 +82,13 @@ def test_seeds_start_alike_and_differ_in_what_they_answer_and_in_every_training(
 def test_equal_steps_and_equal_tokens_are_equal(compared, standing):
     for name in standing.lineages:
         root = compared.runs / name
-        game = seen(root / "iter_00" / "train")
+        spin_items = seen(root / "iter_00" / "train")
         (by_steps,) = root.glob("controls/sft-*-steps-*/train")
         (by_tokens,) = root.glob("controls/sft-*-tokens-*/train")
-        assert len(seen(by_steps)) == len(game)
-        assert abs(sum(seen(by_tokens)) - sum(game)) <= max(seen(by_tokens)) / 2
+        assert len(seen(by_steps)) == len(spin_items)
+        assert abs(sum(seen(by_tokens)) - sum(spin_items)) <= max(seen(by_tokens)) / 2
         # The game sees two responses to each prompt, so that this is another budget.
-        assert len(seen(by_tokens)) > len(game) + 1
+        assert len(seen(by_tokens)) > len(spin_items) + 1
     steps, tokens, spin = (next(one for one in standing.lines if one.name.startswith(name)) for name in (
         "SFT, equal steps", "SFT, equal tokens", "θ_1",
     ))  # fmt: skip

@@ -112,7 +112,7 @@ def test_a_run_of_the_command_line_has_crashed_once_the_process_that_signed_it_i
 def test_a_run_that_is_started_again_waits_for_its_own_end(client, tmp_path, monkeypatch, play):
     """Its first process was taken for dead, and still has the lock. Nothing is computed here."""
     build_lineage(tmp_path)
-    monkeypatch.setattr(evaluate, "_start", lambda game: (game.records()[0].opponent, None))
+    monkeypatch.setattr(evaluate, "_start", lambda lineage: (lineage.records()[0].opponent, None))
     monkeypatch.setattr(evaluate, "score", lambda *_, **__: None)
     monkeypatch.setattr(compare, "_play_seed", lambda _game: None)
     monkeypatch.setattr(compare.comparisons, "table", lambda *_: None)

@@ -73,14 +73,14 @@ def copy_to(runs: Path) -> Lineage:
 
 
 @pytest.fixture
-def game(tmp_path: Path) -> Lineage:
+def lineage(tmp_path: Path) -> Lineage:
     """A copy that a test may change."""
     return copy_to(tmp_path / "runs")
 
 
-def spin(game: Lineage, *arguments: str) -> str:
+def spin(lineage: Lineage, *arguments: str) -> str:
     """The standard output of a `spin` command on the copy."""
-    result = CliRunner().invoke(main, [*arguments, "--runs", str(game.runs)], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(main, [*arguments, "--runs", str(lineage.runs)], env={"COLUMNS": "200"})
     assert result.exit_code == 0, (result.output, result.exception)
     return result.stdout
 
@@ -99,26 +99,26 @@ def contents(runs: Path) -> dict[Path, tuple[int, bytes]]:
 # Read.
 
 
-def test_every_record_loads_with_the_paths_that_its_files_have_now(game):
-    records = game.records()
+def test_every_record_loads_with_the_paths_that_its_files_have_now(lineage):
+    records = lineage.records()
     assert [record.t for record in records] == [0, 1]
     assert [record.player.t for record in records] == [1, 2]
     for record in records:
         named = [record.prompts, record.opponent, record.generations, record.pairs, record.scores, record.train]
         for artifact in (*named, record.player, *record.evaluations):
-            assert artifact.path.is_relative_to(game.runs)
+            assert artifact.path.is_relative_to(lineage.runs)
             assert read_record(artifact.path, type(artifact)) == artifact
         assert "03bedde" in record.environment["spin"]
 
 
-def test_every_manifest_holds_a_record_that_loads(game):
-    assert len(published(game.runs)) == 26
-    for folder in published(game.runs):
+def test_every_manifest_holds_a_record_that_loads(lineage):
+    assert len(published(lineage.runs)) == 26
+    for folder in published(lineage.runs):
         assert read_record(folder, Artifact) is not None
 
 
-def test_every_job_file_is_a_job_of_today_with_the_identity_that_was_published(game):
-    files = sorted(game.runs.rglob("jobs/*.json"))
+def test_every_job_file_is_a_job_of_today_with_the_identity_that_was_published(lineage):
+    files = sorted(lineage.runs.rglob("jobs/*.json"))
     assert len(files) == 20
     for path in files:
         values = json.loads(path.read_text("utf-8"))
@@ -128,56 +128,58 @@ def test_every_job_file_is_a_job_of_today_with_the_identity_that_was_published(g
         assert identity_of(job) == current_identity(manifest["identity"])
 
 
-def test_the_leaderboard_has_its_versions_and_controls_with_the_published_scores(game):
-    board = json.loads(spin(game, "leaderboard", NAME, "--json"))
+def test_the_leaderboard_has_its_versions_and_controls_with_the_published_scores(lineage):
+    board = json.loads(spin(lineage, "leaderboard", NAME, "--json"))
     assert [row["name"] for row in board["rows"]] == VERSIONS
     assert {row["name"] for row in board["controls"]} == CONTROLS
     for row in (*board["rows"][1:], *board["controls"]):
         assert row["differences"]
-    for row, record in zip(board["rows"][1:], game.records(), strict=True):
+    for row, record in zip(board["rows"][1:], lineage.records(), strict=True):
         (report,) = record.evaluations
         assert row["scores"] == report.model_dump(mode="json")["scores"]
         assert row["scores"]["heldout_nll"]["n"] == 8
-    table = spin(game, "leaderboard", NAME, "--all")
+    table = spin(lineage, "leaderboard", NAME, "--all")
     assert all(name in table for name in (*VERSIONS, *CONTROLS))
 
 
-def test_show_tells_of_both_iterations(game):
-    shown = spin(game, "show", NAME)
+def test_show_tells_of_both_iterations(lineage):
+    shown = spin(lineage, "show", NAME)
     assert "θ_0 → θ_1" in shown
     assert "θ_1 → θ_2" in shown
-    assert json.loads(spin(game, "show", NAME, "--json")) == [one.model_dump(mode="json") for one in game.records()]
+    assert json.loads(spin(lineage, "show", NAME, "--json")) == [
+        one.model_dump(mode="json") for one in lineage.records()
+    ]
 
 
 @pytest.mark.parametrize(("part", "prompts", "answers"), [("--held-out", 8, 3), ("--train", 48, 2)])
-def test_samples_have_the_answers_of_every_version(game, part, prompts, answers):
-    found = json.loads(spin(game, "samples", NAME, part, "--json"))
+def test_samples_have_the_answers_of_every_version(lineage, part, prompts, answers):
+    found = json.loads(spin(lineage, "samples", NAME, part, "--json"))
     assert len(found) == prompts
     assert {len(sample["answers"]) for sample in found} == {answers}
-    assert spin(game, "samples", NAME, part, "-n", "2")
+    assert spin(lineage, "samples", NAME, part, "-n", "2")
 
 
 # Verify.
 
 
-def test_verify_finds_everything_whole(game):
-    assert f"published folders of {NAME} are whole" in spin(game, "verify", NAME)
-    for folder in published(game.runs):
+def test_verify_finds_everything_whole(lineage):
+    assert f"published folders of {NAME} are whole" in spin(lineage, "verify", NAME)
+    for folder in published(lineage.runs):
         assert verify_folder(folder) == []
 
 
-def test_verify_finds_one_flipped_byte_in_a_weight(game):
-    path = game.iteration(1) / "model" / "model.safetensors"
+def test_verify_finds_one_flipped_byte_in_a_weight(lineage):
+    path = lineage.iteration(1) / "model" / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert verify(game)[0] == [f"{path}: changed since it was published"]
+    assert verify(lineage)[0] == [f"{path}: changed since it was published"]
 
 
 # Reuse.
 
 
-def test_the_job_that_every_phase_gets_today_is_found_finished(game):
+def test_the_job_that_every_phase_gets_today_is_found_finished(lineage):
     """The flow's walk through a lineage, with a look at the disk in place of each phase."""
     outputs = list[Path]()
 
@@ -188,44 +190,44 @@ def test_the_job_that_every_phase_gets_today_is_found_finished(game):
         return record
 
     def evaluate(model: ModelVersion, against: EvalReport | None = None, folder: Path | None = None) -> EvalReport:
-        (job,) = suite_jobs.evaluate_jobs(game, model, prompts, against, folder)
+        (job,) = suite_jobs.evaluate_jobs(lineage, model, prompts, against, folder)
         assert rescore.changed_settings(job) == "", "it would be scored again"
         return finished(job, EvalReport)
 
-    untrained = finished(phase_jobs.base_job(game), ModelVersion)
-    prompts = finished(phase_jobs.prompts_job(game, untrained), PromptSet)
-    finished(phase_jobs.sft_job(game, untrained, prompts), TrainRun)
-    base = opponent = phase_jobs.sft_model(game, untrained, prompts)
+    untrained = finished(phase_jobs.base_job(lineage), ModelVersion)
+    prompts = finished(phase_jobs.prompts_job(lineage, untrained), PromptSet)
+    finished(phase_jobs.sft_job(lineage, untrained, prompts), TrainRun)
+    base = opponent = phase_jobs.sft_model(lineage, untrained, prompts)
     base_report = report = evaluate(base)
     previous = None
     for t in range(2):
-        generations = finished(phase_jobs.generate_job(game, t, opponent, prompts), GenerationBatch)
-        pairs = finished(phase_jobs.pairs_job(game, t, prompts, generations, previous, None), PairDataset)
-        scores = finished(phase_jobs.score_job(game, t, opponent, pairs, base), ScoredPairs)
-        finished(phase_jobs.train_job(game, t, opponent, pairs, scores), TrainRun)
-        opponent, previous = game.player(t), generations
+        generations = finished(phase_jobs.generate_job(lineage, t, opponent, prompts), GenerationBatch)
+        pairs = finished(phase_jobs.pairs_job(lineage, t, prompts, generations, previous, None), PairDataset)
+        scores = finished(phase_jobs.score_job(lineage, t, opponent, pairs, base), ScoredPairs)
+        finished(phase_jobs.train_job(lineage, t, opponent, pairs, scores), TrainRun)
+        opponent, previous = lineage.player(t), generations
         report = evaluate(opponent, report)
-    records = game.records()
-    for control in controls.plan(game, records):
+    records = lineage.records()
+    for control in controls.plan(lineage, records):
         pairs = scores = None
         if control.learns_from == "preferences":
-            pairs = finished(control_jobs.preferences_job(game, control, base, prompts), PairDataset)
-            scores = finished(control_jobs.score_job(game, control, base, pairs), ScoredPairs)
-        finished(control_jobs.train_job(game, control, base, prompts, pairs, scores), TrainRun)
-        folder = game.control(control.name)
+            pairs = finished(control_jobs.preferences_job(lineage, control, base, prompts), PairDataset)
+            scores = finished(control_jobs.score_job(lineage, control, base, pairs), ScoredPairs)
+        finished(control_jobs.train_job(lineage, control, base, prompts, pairs, scores), TrainRun)
+        folder = lineage.control(control.name)
         evaluate(trained_model(folder / "model"), base_report, folder / "eval")
 
-    weights = {folder for folder in published(game.runs) if folder.name == "model"}
-    diagnostics = set(published(game.runs / suite_jobs.SCORES))
-    assert {*outputs, *weights, *diagnostics} == set(published(game.runs)), "no folder was left out"
+    weights = {folder for folder in published(lineage.runs) if folder.name == "model"}
+    diagnostics = set(published(lineage.runs / suite_jobs.SCORES))
+    assert {*outputs, *weights, *diagnostics} == set(published(lineage.runs)), "no folder was left out"
 
 
-def test_diagnostics_of_the_base_model_are_found_by_other_lineages(game):
+def test_diagnostics_of_the_base_model_are_found_by_other_lineages(lineage):
     """As an evaluation looks for them: they are kept below the runs folder by the identity of its job."""
-    record = game.records()[0]
-    (job,) = suite_jobs.evaluate_jobs(game, record.opponent, record.prompts, None)
+    record = lineage.records()[0]
+    (job,) = suite_jobs.evaluate_jobs(lineage, record.opponent, record.prompts, None)
     identity = identity_of(job)
-    entry = game.runs / suite_jobs.SCORES / digest_of(identity)[:16]
+    entry = lineage.runs / suite_jobs.SCORES / digest_of(identity)[:16]
     assert reusable(entry / "self-play", identity, EvalReport) is not None
 
 
@@ -238,13 +240,13 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Lineage:
     return copy_to(tmp_path_factory.mktemp("played") / "runs")
 
 
-def play(game: Lineage) -> Iterator[tuple[str, str]]:
+def play(lineage: Lineage) -> Iterator[tuple[str, str]]:
     """Run `spin run` with the settings that made the lineage: what it did (`done`, `reused`), and to which phase."""
     sets = [f"--set={name}={json.dumps(value)}" for name, value in SETTINGS.items()]
     command = [sys.executable, str(ONE_PROCESS), "run", "demo", "--lineage", NAME, "--iterations", "2", *sets]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     result = subprocess.run(
-        [*command, "--runs", str(game.runs)], env=kept, capture_output=True, text=True, check=False, timeout=560
+        [*command, "--runs", str(lineage.runs)], env=kept, capture_output=True, text=True, check=False, timeout=560
     )
     assert result.returncode == 0, result.stdout + result.stderr
     for line in result.stdout.splitlines():

@@ -37,7 +37,7 @@ def runs(tmp_path_factory) -> Path:
 
 
 @flow(validate_parameters=False)
-def game(runs: Path, name: str, config: RunConfig) -> Board:
+def run_iterations(runs: Path, name: str, config: RunConfig) -> Board:
     """The game of the command line's flow, without ending this process together with the server."""
     return continue_lineage(runs, name, config)
 
@@ -48,7 +48,7 @@ def play(player, runs: Path, rule: str) -> tuple[Lineage, dict]:
     own = [f"gate.rule={rule}", f"gate.metric={METRIC}", "controls={}", f"train.learning_rate={RATES}"]
     sets = [*(one for one in tiny if not one.startswith("controls=")), *own]
     config = resolve("demo", sets=sets, iterations=3)
-    board = game(runs, rule, config)
+    board = run_iterations(runs, rule, config)
     return Lineage(runs, rule, config), board.model_dump(mode="json")
 
 
@@ -71,9 +71,9 @@ def events(lineage: str, least: int) -> list[dict]:
         time.sleep(0.2)
 
 
-def said_of_the_fall(game: Lineage, board: dict, outcome: str) -> None:
+def said_of_the_fall(lineage: Lineage, board: dict, outcome: str) -> None:
     """Record, page, leaderboard and event agree on θ_2: it fell, and θ_1 is the choice."""
-    decision = game.record(1).gate
+    decision = lineage.record(1).gate
     assert (decision.outcome, decision.next_opponent, decision.metric) == (outcome, 1, METRIC)
     assert decision.delta > 2 * decision.stderr > 0
     first, second, third = (row["scores"][METRIC]["value"] for row in board["rows"][:3])
@@ -81,34 +81,34 @@ def said_of_the_fall(game: Lineage, board: dict, outcome: str) -> None:
     assert decision.delta == pytest.approx(third - second)
     assert f"{METRIC} {third:.4g} against {second:.4g} of θ_1" in decision.reason
     assert [row["gate"] for row in board["rows"][:3]] == [None, "promote", outcome]
-    assert board == json.loads((game.root / "leaderboard.json").read_text("utf-8"))
-    assert f"**Gate: {outcome}.** {decision.reason}" in game.page(1).read_text("utf-8")
-    told = events(game.name, len(game.records()))
+    assert board == json.loads((lineage.root / "leaderboard.json").read_text("utf-8"))
+    assert f"**Gate: {outcome}.** {decision.reason}" in lineage.page(1).read_text("utf-8")
+    told = events(lineage.name, len(lineage.records()))
     assert [event["event"] for event in told[:2]] == ["spin.gate.promote", f"spin.gate.{outcome}"]
     assert told[1]["payload"] == {"t": 2, **decision.model_dump(mode="json")}
 
 
 def test_a_regression_ends_a_game_whose_gate_stops(runs, player_in):
-    game, board = play(player_in, runs, "stop")
-    said_of_the_fall(game, board, "stop")
-    assert len(game.records()) == 2
-    assert not game.iteration(2).exists()
+    lineage, board = play(player_in, runs, "stop")
+    said_of_the_fall(lineage, board, "stop")
+    assert len(lineage.records()) == 2
+    assert not lineage.iteration(2).exists()
     assert (len(board["rows"]), board["choice"]) == (3, 1)
     assert len(events("stop", 2)) == 2
-    assert game.ended_by_gate()
+    assert lineage.ended_by_gate()
     # A second run for three iterations plays none, and sends no event again.
-    before = {path: path.stat().st_mtime_ns for path in game.root.rglob("*.json")}
+    before = {path: path.stat().st_mtime_ns for path in lineage.root.rglob("*.json")}
     _, again = play(player_in, runs, "stop")
     assert again == board
-    assert not game.iteration(2).exists()
-    assert {path: path.stat().st_mtime_ns for path in game.root.rglob("manifest.json")}.items() <= before.items()
+    assert not lineage.iteration(2).exists()
+    assert {path: path.stat().st_mtime_ns for path in lineage.root.rglob("manifest.json")}.items() <= before.items()
     assert len(events("stop", 2)) == 2
 
 
 def test_after_a_regression_the_best_version_plays_again_where_the_gate_keeps_it(runs, player_in):
-    game, board = play(player_in, runs, "best")
-    said_of_the_fall(game, board, "keep-best")
-    first, fallen, last = game.records()
+    lineage, board = play(player_in, runs, "best")
+    said_of_the_fall(lineage, board, "keep-best")
+    first, fallen, last = lineage.records()
     assert last.opponent == first.player
     assert last.opponent.digest != fallen.player.digest
     # θ_1 answers, is scored, and is what training starts from.

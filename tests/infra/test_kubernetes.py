@@ -112,7 +112,7 @@ def test_runs_are_told_where_browsers_reach_the_server():
     assert place in container_of(filled_in(ui=place["value"]).job_manifest)["env"]
 
 
-@pytest.mark.parametrize("kind", ["run", "game"])
+@pytest.mark.parametrize("kind", ["run", "lineage"])
 def test_secrets_of_ones_own_come_from_a_secret_that_may_be_missing(kind):
     """Its keys are variables: those of stores, of a judge, of sinks. The worker, which plays nothing, has none."""
     job = filled_in().job_manifest if kind == "run" else one("game.yaml", "Job")

@@ -18,9 +18,9 @@ NAMES = ["evaluate.suites=[open-llm-leaderboard,big-bench,mt-bench]"]
 FIELDS = {"model": "m", "suite": "by hand", "harness": "none", "scores": {}}
 
 
-def jobs_of(game):
-    record = game.records()[0]
-    return suite_jobs.evaluate_jobs(game, record.opponent, record.prompts, None)
+def jobs_of(lineage):
+    record = lineage.records()[0]
+    return suite_jobs.evaluate_jobs(lineage, record.opponent, record.prompts, None)
 
 
 class Cluster:
@@ -63,14 +63,14 @@ def played(tmp_path, monkeypatch):
 
     def play(errors=(), **given):
         speed = {"address": "none", **given}
-        game = build_lineage(tmp_path, sets=[*NAMES, f"evaluate.speed.ray={speed}".replace("'", '"')])
-        artifacts.shutil.rmtree(game.eval_folder(0))
+        lineage = build_lineage(tmp_path, sets=[*NAMES, f"evaluate.speed.ray={speed}".replace("'", '"')])
+        artifacts.shutil.rmtree(lineage.eval_folder(0))
         cluster = Cluster(dict(errors))
         monkeypatch.setattr(evaluate, "runner_on", lambda *_, **__: contextlib.nullcontext(cluster))
-        record = game.records()[0]
+        record = lineage.records()[0]
         with disable_run_logger():
             try:
-                return cluster, evaluate.evaluate(game, record.opponent, record.prompts)
+                return cluster, evaluate.evaluate(lineage, record.opponent, record.prompts)
             except Exception as error:
                 return cluster, error
 
@@ -104,5 +104,5 @@ def test_where_suites_are_run_is_no_part_of_what_they_are_known_by(tmp_path):
         for name, more in (("here", []), ("there", ['evaluate.speed.ray={"address": "auto", "workers": 3}']))
     )
     assert there.config.evaluate.speed.ray == RayConfig(address="auto", workers=3)
-    one, two = ([identity.identity_of(job) for job in jobs_of(game)] for game in (here, there))
+    one, two = ([identity.identity_of(job) for job in jobs_of(lineage)] for lineage in (here, there))
     assert one == two

@@ -29,9 +29,9 @@ def outlives_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @flow
-def publish_all(game) -> None:
-    for record in game.records():
-        publish.publish_iteration(game, record)
+def publish_all(lineage) -> None:
+    for record in lineage.records():
+        publish.publish_iteration(lineage, record)
 
 
 def ask(path: str, query: dict) -> list[dict]:
@@ -63,8 +63,8 @@ def artifacts(key: str) -> list[dict]:
 
 
 def test_every_decision_of_the_gate_is_an_event_of_its_lineage(tmp_path):
-    game = build_lineage(tmp_path, "falls", nlls=(*NLLS[:2], NLLS[0]), sets=["gate.rule=stop"])
-    publish_all(game)
+    lineage = build_lineage(tmp_path, "falls", nlls=(*NLLS[:2], NLLS[0]), sets=["gate.rule=stop"])
+    publish_all(lineage)
     first, second = events("falls", 2)
     assert (first["event"], second["event"]) == ("spin.gate.promote", "spin.gate.stop")
     assert second["resource"]["prefect.resource.name"] == "falls"
@@ -73,19 +73,19 @@ def test_every_decision_of_the_gate_is_an_event_of_its_lineage(tmp_path):
     # NLLS[0] less NLLS[1] item by item: .5, .6, .4, .5, twice.
     assert (payload["delta"], payload["stderr"]) == (pytest.approx(0.5), pytest.approx(0.0267261))
     assert payload["reason"].startswith("stopped: heldout_nll 3.5 against 3 of θ_1")
-    assert game.records()[1].gate.delta == payload["delta"]
-    page = (game.iteration(1) / "report.md").read_text("utf-8")
+    assert lineage.records()[1].gate.delta == payload["delta"]
+    page = (lineage.iteration(1) / "report.md").read_text("utf-8")
     assert "**Gate: stop.** stopped: heldout_nll" in page
     assert "| θ_1 ◂ |" in artifacts("leaderboard-falls")[0]["data"].replace("\u00a0", " ")
-    assert json.loads((game.root / "leaderboard.json").read_text("utf-8"))["choice"] == 1
+    assert json.loads((lineage.root / "leaderboard.json").read_text("utf-8"))["choice"] == 1
 
 
 def test_publishing_again_adds_nothing(tmp_path):
-    game = build_lineage(tmp_path, "twice")
-    publish_all(game)
-    before = (game.root / "report.html").stat().st_mtime_ns
-    publish_all(game)
-    assert (game.root / "report.html").stat().st_mtime_ns == before
+    lineage = build_lineage(tmp_path, "twice")
+    publish_all(lineage)
+    before = (lineage.root / "report.html").stat().st_mtime_ns
+    publish_all(lineage)
+    assert (lineage.root / "report.html").stat().st_mtime_ns == before
     assert [len(artifacts(f"twice-iteration-{t:02d}")) for t in range(3)] == [1, 1, 0]
     assert len(events("twice", 2)) == 2
 
@@ -94,8 +94,8 @@ def test_publishing_again_adds_nothing(tmp_path):
 def test_what_a_kill_left_out_is_made_up_for_by_the_next_run(tmp_path, monkeypatch, killed_in):
     """The page is on disk, and Prefect has not received it, or only a part."""
     name = f"killed-{killed_in.replace('_', '-')}"
-    game = build_lineage(tmp_path, name, nlls=NLLS[:2])
-    record, real = game.records()[0], getattr(publish, killed_in)
+    lineage = build_lineage(tmp_path, name, nlls=NLLS[:2])
+    record, real = lineage.records()[0], getattr(publish, killed_in)
 
     def kill(*given) -> None:
         if killed_in == "emit_decision" or "iteration" in given[0]:
@@ -104,13 +104,13 @@ def test_what_a_kill_left_out_is_made_up_for_by_the_next_run(tmp_path, monkeypat
 
     monkeypatch.setattr(publish, killed_in, kill)
     with pytest.raises(KeyboardInterrupt):
-        publish_all(game)
-    assert game.page(0).exists()
+        publish_all(lineage)
+    assert lineage.page(0).exists()
     assert artifacts(f"{name}-iteration-00") == []
     monkeypatch.undo()
-    publish_all(game)
+    publish_all(lineage)
     (page,) = artifacts(f"{name}-iteration-00")
-    assert page["data"] == game.page(0).read_text("utf-8")
+    assert page["data"] == lineage.page(0).read_text("utf-8")
     (event,) = events(name, 1)
     assert event["payload"]["reason"] == record.gate.reason
 
@@ -134,12 +134,12 @@ class Shown(display.Silent):
 @pytest.mark.parametrize("store", ["file", "nowhere"])
 def test_a_run_brings_the_copy_up_to_date_and_goes_on_where_it_cannot(tmp_path, monkeypatch, store):
     monkeypatch.setattr(display, "current", shown := Shown())
-    game = build_lineage(tmp_path / "runs", sets=[f"push.url={store}://{tmp_path}/copy"])
+    lineage = build_lineage(tmp_path / "runs", sets=[f"push.url={store}://{tmp_path}/copy"])
 
     @flow
     def push_twice() -> str:
-        push(game)
-        push(game)
+        push(lineage)
+        push(lineage)
         return "went on"
 
     assert push_twice() == "went on"
@@ -157,25 +157,25 @@ def test_a_run_brings_the_copy_up_to_date_and_goes_on_where_it_cannot(tmp_path, 
 def test_scoring_afterwards_brings_the_copy_up_to_date_too(tmp_path, monkeypatch, store):
     """The scores are made by hand here; all else is `spin evaluate`."""
     monkeypatch.setattr(display, "current", shown := Shown())
-    game = build_lineage(tmp_path / "runs", "later", sets=[f"push.url={store}://{tmp_path}/copy"])
+    lineage = build_lineage(tmp_path / "runs", "later", sets=[f"push.url={store}://{tmp_path}/copy"])
     copy = tmp_path / "copy" / "later"
     if store == "file":
-        pushes.push(game, game.config.push)
+        pushes.push(lineage, lineage.config.push)
         assert "arc_easy" not in (copy / "leaderboard.json").read_text("utf-8")
 
     def score(_game, player, *_, **__) -> None:
-        suite_report(game.eval_folder(player.t) / "lm-eval", player.digest, {"arc_easy": [0.0, 1.0]})
+        suite_report(lineage.eval_folder(player.t) / "lm-eval", player.digest, {"arc_easy": [0.0, 1.0]})
 
     monkeypatch.setattr(evaluate, "score", score)
-    monkeypatch.setattr(evaluate, "_start", lambda _game: (game.records()[0].opponent, None))
-    standing = evaluate.evaluate_local(game, ())
+    monkeypatch.setattr(evaluate, "_start", lambda _game: (lineage.records()[0].opponent, None))
+    standing = evaluate.evaluate_local(lineage, ())
     assert "arc_easy" in standing.rows[2].scores
     if store == "nowhere":
         assert [said.partition(":")[0] for said in shown.said] == ["not pushed"]
         return
     assert shown.said == ["done push"]
     for name in ("leaderboard.json", "report.html"):
-        assert (copy / name).read_bytes() == (game.root / name).read_bytes()
+        assert (copy / name).read_bytes() == (lineage.root / name).read_bytes()
     assert (copy / "iter_01" / "eval" / "lm-eval" / "items.parquet").exists()
 
 
@@ -191,18 +191,18 @@ def stands(key: str) -> str:
 
 def test_runs_are_found_by_recipe_and_lineage_and_say_where_the_leaderboard_stands(tmp_path, monkeypatch):
     """Nothing is played or scored here: a night finds that the gate has ended the game."""
-    game = build_lineage(tmp_path, "found", nlls=(*NLLS[:2], NLLS[0]), sets=["gate.rule=stop"])
-    board = publish.board.save(game)
+    lineage = build_lineage(tmp_path, "found", nlls=(*NLLS[:2], NLLS[0]), sets=["gate.rule=stop"])
+    board = publish.board.save(lineage)
     monkeypatch.setattr(spin, "play", lambda _game: board)
     monkeypatch.setattr(evaluate, "score", lambda *_, **__: None)
-    monkeypatch.setattr(evaluate, "_start", lambda _game: (game.records()[0].opponent, None))
+    monkeypatch.setattr(evaluate, "_start", lambda _game: (lineage.records()[0].opponent, None))
     with tags("mine"):
-        assert spin.run_local(game) == board
+        assert spin.run_local(lineage) == board
         evaluate.evaluate("found", runs=str(tmp_path))
         nightly.nightly("found", runs=str(tmp_path), return_state=True)
-    assert evaluate.evaluate_local(game, ()) == board
+    assert evaluate.evaluate_local(lineage, ()) == board
     place = f"leaderboard: {stands('leaderboard-found')}"
-    reason = game.records()[-1].gate.reason
+    reason = lineage.records()[-1].gate.reason
     assert listed("recipe:demo", "lineage:found", "mine") == [
         ("found", "Completed", place),
         ("evaluate-found", "Completed", place),

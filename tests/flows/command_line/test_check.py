@@ -11,8 +11,8 @@ def test_verify_says_that_a_lineage_is_whole(spin):
     assert spin("verify", "tale").stdout == "15 published folders of tale are whole, and its records agree with them\n"
 
 
-def test_verify_finds_a_flipped_byte(spin, game, tmp_path):
-    shutil.copytree(game.runs, tmp_path / "runs")
+def test_verify_finds_a_flipped_byte(spin, lineage, tmp_path):
+    shutil.copytree(lineage.runs, tmp_path / "runs")
     path = tmp_path / "runs" / "tale" / "iter_00" / "generations" / "shard-00000.parquet"
     content = bytearray(path.read_bytes())
     content[100] ^= 1

@@ -47,39 +47,39 @@ def test_the_leaderboard_shows_every_version_with_its_error(spin):
     assert "may be smaller than the digits shown: spin leaderboard --differences" in " ".join(output.split())
 
 
-def test_hints_name_the_runs_folder_unless_it_is_the_default(spin, game, monkeypatch):
+def test_hints_name_the_runs_folder_unless_it_is_the_default(spin, lineage, monkeypatch):
     assert "all scores: spin leaderboard tale --all\n" in spin("leaderboard", "tale").output
     monkeypatch.delenv("SPIN_RUNS")
-    output = spin("leaderboard", "tale", "--runs", game.runs).output
-    assert f"all scores: spin leaderboard tale --all --runs {game.runs}" in "".join(output.splitlines())
-    status = spin("status", "--runs", game.runs).output
-    assert status.startswith(f"nothing is up for {game.runs}: spin up --runs {game.runs} starts it\n")
+    output = spin("leaderboard", "tale", "--runs", lineage.runs).output
+    assert f"all scores: spin leaderboard tale --all --runs {lineage.runs}" in "".join(output.splitlines())
+    status = spin("status", "--runs", lineage.runs).output
+    assert status.startswith(f"nothing is up for {lineage.runs}: spin up --runs {lineage.runs} starts it\n")
 
 
-def test_the_summary_of_a_run_names_the_runs_folder_unless_it_is_the_default(game, monkeypatch, capsys):
-    monkeypatch.setenv("SPIN_RUNS", str(game.runs))
-    print_summary(game.runs, "tale")
+def test_the_summary_of_a_run_names_the_runs_folder_unless_it_is_the_default(lineage, monkeypatch, capsys):
+    monkeypatch.setenv("SPIN_RUNS", str(lineage.runs))
+    print_summary(lineage.runs, "tale")
     assert "spin samples tale        records    spin show tale\n" in capsys.readouterr().out
     monkeypatch.delenv("SPIN_RUNS")
-    print_summary(game.runs, "tale")
+    print_summary(lineage.runs, "tale")
     output = capsys.readouterr().out
-    assert f"spin samples tale --runs {game.runs}\nrecords    spin show tale --runs {game.runs}\n" in output
-    monkeypatch.chdir(game.runs)
-    assert runs_argument(game.runs / "runs") == ""
-    assert runs_argument(game.runs / "my runs") == f" --runs '{game.runs}/my runs'"
+    assert f"spin samples tale --runs {lineage.runs}\nrecords    spin show tale --runs {lineage.runs}\n" in output
+    monkeypatch.chdir(lineage.runs)
+    assert runs_argument(lineage.runs / "runs") == ""
+    assert runs_argument(lineage.runs / "my runs") == f" --runs '{lineage.runs}/my runs'"
 
 
-def test_the_leaderboard_as_json_is_the_file(spin, game):
+def test_the_leaderboard_as_json_is_the_file(spin, lineage):
     printed = json.loads(spin("leaderboard", "tale", "--json").stdout)
-    assert printed == json.loads((game.root / "leaderboard.json").read_text())
-    assert Board.model_validate(printed) == leaderboard(game)
+    assert printed == json.loads((lineage.root / "leaderboard.json").read_text())
+    assert Board.model_validate(printed) == leaderboard(lineage)
     assert json.loads(spin("leaderboard", "--json").stdout) == [printed]
 
 
-def test_the_leaderboard_as_csv_has_a_line_a_score(spin, game):
+def test_the_leaderboard_as_csv_has_a_line_a_score(spin, lineage):
     text = spin("leaderboard", "tale", "--csv").stdout
     rows = list(csv.DictReader(io.StringIO(text)))
-    assert len(rows) == sum(len(row.scores) for row in leaderboard(game).rows)
+    assert len(rows) == sum(len(row.scores) for row in leaderboard(lineage).rows)
     assert rows[1] | {"value": "3.0"} == rows[1]
     assert (rows[1]["lineage"], rows[1]["model"], rows[1]["task"], rows[1]["n"]) == ("tale", "θ_1", "heldout_nll", "8")
     assert "\r" not in text
@@ -90,23 +90,23 @@ def test_the_leaderboard_of_an_empty_folder_says_how_to_begin(spin, tmp_path):
     assert json.loads(spin("leaderboard", "--json", "--runs", tmp_path).stdout) == []
 
 
-def test_show_tells_what_an_iteration_was_made_from(spin, game):
+def test_show_tells_what_an_iteration_was_made_from(spin, lineage):
     output = spin("show", "tale").output
     assert output.index("θ_0 → θ_1") < output.index("θ_1 → θ_2")
     for told in (
         "1 of 2; dropped: 1 empty",
         "promote: θ_1 plays next",
         "total 9.0 without starting processes, ",
-        game.records()[0].player.digest[:12],
+        lineage.records()[0].player.digest[:12],
     ):
         assert told in output
     assert "θ_0 → θ_1" not in spin("show", "tale", 1).output
 
 
-def test_show_as_json_is_the_records(spin, game):
+def test_show_as_json_is_the_records(spin, lineage):
     records = [IterationRecord.model_validate(value) for value in json.loads(spin("show", "tale", "--json").stdout)]
-    assert records == game.records()
-    assert IterationRecord.model_validate(json.loads(spin("show", "tale", 1, "--json").stdout)) == game.records()[1]
+    assert records == lineage.records()
+    assert IterationRecord.model_validate(json.loads(spin("show", "tale", 1, "--json").stdout)) == lineage.records()[1]
 
 
 def test_samples_show_the_human_and_every_version(spin):

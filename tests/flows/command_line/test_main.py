@@ -74,10 +74,10 @@ def test_a_mistake_is_one_line_and_status_2(spin, arguments, says):
     assert says in refusal(spin(*arguments, status=2))
 
 
-def test_the_refusals_change_nothing(spin, game):
-    before = (game.root / "lineage.json").read_bytes()
+def test_the_refusals_change_nothing(spin, lineage):
+    before = (lineage.root / "lineage.json").read_bytes()
     spin("run", "demo", "--lineage", "tale", "--set", "seed=9", status=2)
-    assert (game.root / "lineage.json").read_bytes() == before
+    assert (lineage.root / "lineage.json").read_bytes() == before
 
 
 def test_a_broken_settings_file_is_one_line(spin, tmp_path):
@@ -97,8 +97,8 @@ def test_a_runs_folder_that_cannot_be_created_is_one_line(spin):
     assert "/proc/spin-runs cannot be created (No such file or directory): choose another folder with --runs" in line
 
 
-def test_a_damaged_lineage_is_one_line(spin, game, tmp_path):
-    shutil.copytree(game.runs, tmp_path / "runs")
+def test_a_damaged_lineage_is_one_line(spin, lineage, tmp_path):
+    shutil.copytree(lineage.runs, tmp_path / "runs")
     (tmp_path / "runs" / "tale" / "lineage.json").write_text("{")
     assert "lineage.json is damaged" in refusal(spin("show", "tale", "--runs", tmp_path / "runs", status=2))
 
@@ -108,11 +108,15 @@ def test_an_argument_that_click_refuses_is_status_2(spin):
     assert "No such command" in spin("ruin", status=2).stderr
 
 
-def test_the_installed_command_is_this_one(game):
+def test_the_installed_command_is_this_one(lineage):
     command = Path(sys.executable).with_name("spin")
     if not command.exists():
         pytest.skip("the package is not installed")
     done = subprocess.run(
-        [command, "verify", "tale", "--runs", game.runs], capture_output=True, text=True, check=True, cwd=game.runs
+        [command, "verify", "tale", "--runs", lineage.runs],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=lineage.runs,
     )
     assert "are whole" in done.stdout

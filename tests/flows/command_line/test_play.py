@@ -11,8 +11,8 @@ from tests.support.processes.command_runner import refusal
 
 
 @pytest.mark.parametrize("command", [["run", "demo", "--lineage", "tale"], ["next", "tale"]])
-def test_a_lineage_in_use_names_its_holder(spin, game, command):
-    with lock.locked(game.root):
+def test_a_lineage_in_use_names_its_holder(spin, lineage, command):
+    with lock.locked(lineage.root):
         line = refusal(spin(*command, status=2))
     assert line.startswith(f"lineage tale is in use by process {os.getpid()} on ")
 

@@ -39,26 +39,26 @@ SIZES = ["SPIN, iteration 0, 50% of prompts", "SFT, 50% of prompts, lr 0.001", "
 def seed_of(runs, number: int, shift: float) -> Lineage:
     """A finished game whose last version is `shift` worse than the usual one, with its controls half a nat worse."""
     nlls = [*NLLS[:2], [value + shift for value in NLLS[2]]]
-    game = build_lineage(runs, f"trial-seed-{number}", nlls, sets=[*SETS, f"play_seed={number}"])
-    for control in controls.plan(game, game.records()):
-        folder = game.control(control.name)
+    lineage = build_lineage(runs, f"trial-seed-{number}", nlls, sets=[*SETS, f"play_seed={number}"])
+    for control in controls.plan(lineage, lineage.records()):
+        folder = lineage.control(control.name)
         job = {"control": control.name, "seed": number}
         weights = publish(folder / "model", job, {"w": control.name.encode()}, {"t": 1, "parent": "x"}, ModelVersion)
         fields = {"t": 0, "model": weights.digest, "steps": 5, "first_loss": 0.7, "metrics": {}}
         publish(folder / "train", job, {"log/timing.jsonl": json_lines([{"tokens": 9}] * 5)}, fields, TrainRun)
         report(folder / "eval" / "self-play", weights.digest, [value + 0.5 for value in NLLS[2]])
-    return game
+    return lineage
 
 
 @pytest.fixture(scope="module")
-def games(tmp_path_factory) -> list[Lineage]:
+def lineages(tmp_path_factory) -> list[Lineage]:
     runs = tmp_path_factory.mktemp("runs")
     return [seed_of(runs, number, shift) for number, shift in ((1, 0.0), (2, 0.1), (3, -0.1))]
 
 
 @pytest.fixture(scope="module")
-def standing(games):
-    return table("trial", games, {"dpo": "needs data"})
+def standing(lineages):
+    return table("trial", lineages, {"dpo": "needs data"})
 
 
 def line(standing, name: str):
@@ -100,8 +100,8 @@ def test_a_difference_that_seeds_or_items_explain_is_not_clear(tmp_path):
     assert not found.clear
 
 
-def test_rewards_are_not_compared_since_each_is_measured_against_another_opponent(games, standing):
-    assert any("reward_accuracy" in report.scores for report in games[0].reports(1))
+def test_rewards_are_not_compared_since_each_is_measured_against_another_opponent(lineages, standing):
+    assert any("reward_accuracy" in report.scores for report in lineages[0].reports(1))
     assert not any(task.startswith("reward") for one in standing.lines for task in one.scores)
 
 
@@ -173,8 +173,8 @@ def test_costs_are_counted_from_the_start(standing):
     assert (share.x, share.answered) == (0.5, (10,) * 3)
 
 
-def test_one_seed_has_no_error_over_seeds_but_that_of_its_items(games):
-    found = table("trial", games[:1], {})
+def test_one_seed_has_no_error_over_seeds_but_that_of_its_items(lineages):
+    found = table("trial", lineages[:1], {})
     sft = line(found, NAMES[3])
     assert sft.scores["heldout_nll"].stderr is None
     assert sft.versus["heldout_nll"].stderr is None
@@ -232,19 +232,19 @@ def test_invalid_values_are_rejected_before_anything_is_written(tmp_path, sets, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_comparison_cannot_have_a_lineages_name(games, tmp_path):
+def test_a_comparison_cannot_have_a_lineages_name(lineages, tmp_path):
     with pytest.raises(
         ConfigError, match=r"trial-seed-1 is a lineage in .*: give the comparison another name with --name"
     ):
-        begin(games[0].runs, "trial-seed-1", resolve("demo"), 1)
+        begin(lineages[0].runs, "trial-seed-1", resolve("demo"), 1)
     with pytest.raises(ConfigError, match=r"'x+-seed-1' cannot name a lineage"):
         begin(tmp_path, "x" * 60, resolve("demo"), 1)
 
 
 def test_dpo_without_data_is_left_out_with_the_way_to_add_it(tmp_path):
     config = resolve("demo")
-    (game,) = begin(tmp_path, "trial", config, 1)
-    assert game.config.controls.dpo is None
+    (lineage,) = begin(tmp_path, "trial", config, 1)
+    assert lineage.config.controls.dpo is None
     assert lineage_names(tmp_path) == ["trial-seed-1"]
     assert set(compare.left_out(config, ())) == {"dpo", "spin-dpo"}
     found = compare.Table.model_validate({**EMPTY, "left_out": compare.left_out(config, ())})
@@ -306,9 +306,12 @@ def test_the_page_shows_the_suites_and_what_only_some_methods_have(tmp_path):
     assert "<td>0.2500 ± 0.0000</td><td>-0.2500 ± 0.0000</td>" in further, "no items, no star"
 
 
-def test_a_lineages_suites_are_in_the_headline(games):
-    evaluate = games[0].config.evaluate.model_copy(update={"suites": ("instruct",), "headline": ("heldout_nll",)})
-    asked = [dataclasses.replace(game, config=game.config.model_copy(update={"evaluate": evaluate})) for game in games]
+def test_a_lineages_suites_are_in_the_headline(lineages):
+    evaluate = lineages[0].config.evaluate.model_copy(update={"suites": ("instruct",), "headline": ("heldout_nll",)})
+    asked = [
+        dataclasses.replace(lineage, config=lineage.config.model_copy(update={"evaluate": evaluate}))
+        for lineage in lineages
+    ]
     assert table("trial", asked, {}).headline == ("instruct", "heldout_nll")
 
 
@@ -320,10 +323,10 @@ def test_the_artifact_has_the_same_table_with_pictures(standing):
     assert imread(io.BytesIO(picture))[0, 0].tolist() == [1, 1, 1, 1]  # white, not transparent: the UI may be dark
 
 
-def test_figures_without_lines_are_not_drawn(games):
+def test_figures_without_lines_are_not_drawn(lineages):
     bare = [
-        dataclasses.replace(game, config=game.config.model_copy(update={"controls": demo_config().controls}))
-        for game in games
+        dataclasses.replace(lineage, config=lineage.config.model_copy(update={"controls": demo_config().controls}))
+        for lineage in lineages
     ]
     assert list(comparison_page.figures(table("trial", bare, {}))) == ["figure 3"]
 

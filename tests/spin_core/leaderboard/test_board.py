@@ -12,22 +12,22 @@ from tests.support.lineages.small_lineage import NLLS, build_lineage, report, su
 
 
 @pytest.fixture(scope="module")
-def game(tmp_path_factory):
+def lineage(tmp_path_factory):
     return build_lineage(tmp_path_factory.mktemp("runs"))
 
 
-def test_rows_are_the_versions_in_order(game):
-    rows = leaderboard(game).rows
+def test_rows_are_the_versions_in_order(lineage):
+    rows = leaderboard(lineage).rows
     assert [(row.name, row.t) for row in rows] == [("θ_0", 0), ("θ_1", 1), ("θ_2", 2)]
     assert [row.scores["heldout_nll"].value for row in rows] == pytest.approx([3.5, 3.0, 2.9])
-    records = game.records()
+    records = lineage.records()
     assert [row.digest for row in rows] == [records[0].opponent.digest, *(record.player.digest for record in records)]
-    assert rows[2].model == str(game.root / "iter_01" / "model")
+    assert rows[2].model == str(lineage.root / "iter_01" / "model")
     assert rows[0].model == str(records[0].opponent.path)
 
 
-def test_differences_are_paired_item_by_item(game):
-    rows = leaderboard(game).rows
+def test_differences_are_paired_item_by_item(lineage):
+    rows = leaderboard(lineage).rows
     assert rows[0].differences == {}
     (first,) = rows[1].differences["heldout_nll"]
     # Differences -.5, -.6, -.4, -.5, twice: mean -.5, and their deviation is .0756 over the root of 8.
@@ -38,16 +38,16 @@ def test_differences_are_paired_item_by_item(game):
     assert base.delta == pytest.approx(-0.6)
 
 
-def test_a_paired_error_is_smaller_than_that_of_the_means(game):
-    row = leaderboard(game).rows[1]
+def test_a_paired_error_is_smaller_than_that_of_the_means(lineage):
+    row = leaderboard(lineage).rows[1]
     assert row.differences["heldout_nll"][0].stderr < 0.1 * row.scores["heldout_nll"].stderr
 
 
 def test_controls_are_in_the_same_table(tmp_path):
-    game = build_lineage(tmp_path)
-    report(game.control("sft-lr-0.001") / "eval" / "self-play", "c" * 64, (1.9, 2.9, 3.9, 4.9))
-    report(game.control("temperature-0.7") / "eval" / "self-play", "d" * 64, (3, 3, 3, 3))
-    table = leaderboard(game)
+    lineage = build_lineage(tmp_path)
+    report(lineage.control("sft-lr-0.001") / "eval" / "self-play", "c" * 64, (1.9, 2.9, 3.9, 4.9))
+    report(lineage.control("temperature-0.7") / "eval" / "self-play", "d" * 64, (3, 3, 3, 3))
+    table = leaderboard(lineage)
     assert [row.name for row in table.controls] == ["sft-lr-0.001", "temperature-0.7"]
     control = table.controls[0]
     assert control.t is None
@@ -55,24 +55,28 @@ def test_controls_are_in_the_same_table(tmp_path):
     assert control.differences["heldout_nll"][0].against == 0
 
 
-def test_the_main_metric_comes_first(game):
-    assert leaderboard(game).tasks() == ["heldout_nll", "reward_accuracy"]
-    config = game.config.model_copy(
-        update={"evaluate": game.config.evaluate.model_copy(update={"main_metric": "reward_accuracy"})}
+def test_the_main_metric_comes_first(lineage):
+    assert leaderboard(lineage).tasks() == ["heldout_nll", "reward_accuracy"]
+    config = lineage.config.model_copy(
+        update={"evaluate": lineage.config.evaluate.model_copy(update={"main_metric": "reward_accuracy"})}
     )
-    assert leaderboard(type(game)(game.runs, game.name, config)).tasks() == ["reward_accuracy", "heldout_nll"]
+    assert leaderboard(type(lineage)(lineage.runs, lineage.name, config)).tasks() == ["reward_accuracy", "heldout_nll"]
 
 
-def test_the_file_has_the_same_values_as_the_table(game):
-    saved = board.save(game)
-    assert Board.model_validate(json.loads((game.root / "leaderboard.json").read_text())) == saved == leaderboard(game)
+def test_the_file_has_the_same_values_as_the_table(lineage):
+    saved = board.save(lineage)
+    assert (
+        Board.model_validate(json.loads((lineage.root / "leaderboard.json").read_text()))
+        == saved
+        == leaderboard(lineage)
+    )
 
 
 def test_a_lineage_without_evaluations_has_an_empty_board(tmp_path):
-    game = build_lineage(tmp_path, nlls=NLLS[:1])
-    assert len(leaderboard(game).rows) == 1
-    (game.eval_folder(0) / "self-play" / "manifest.json").unlink()
-    assert leaderboard(game).rows == ()
+    lineage = build_lineage(tmp_path, nlls=NLLS[:1])
+    assert len(leaderboard(lineage).rows) == 1
+    (lineage.eval_folder(0) / "self-play" / "manifest.json").unlink()
+    assert leaderboard(lineage).rows == ()
 
 
 @pytest.mark.parametrize(
@@ -94,13 +98,13 @@ def test_a_missing_score_is_a_dash():
 
 
 def test_notes_of_every_version_are_kept_by_suite_and_the_last_ones_shown(tmp_path):
-    game = build_lineage(tmp_path)
+    lineage = build_lineage(tmp_path)
     for t, notes in enumerate([(), ("one",), ("two", "three")]):
-        suite_report(game.eval_folder(t) / "mt-bench", f"{t}" * 64, {"mt-bench": [1, 2]}, notes=notes)
-    table = board.save(game)
+        suite_report(lineage.eval_folder(t) / "mt-bench", f"{t}" * 64, {"mt-bench": [1, 2]}, notes=notes)
+    table = board.save(lineage)
     assert [row.notes for row in table.rows] == [{}, {"mt-bench": ("one",)}, {"mt-bench": ("two", "three")}]
     assert table.head_notes() == ["θ_2, mt-bench: two", "θ_2, mt-bench: three"]
-    told = json.loads((game.root / "leaderboard.json").read_text())
+    told = json.loads((lineage.root / "leaderboard.json").read_text())
     assert told["rows"][2]["notes"] == {"mt-bench": ["two", "three"]}
 
 
@@ -129,15 +133,15 @@ def items_of(tasks):
 
 def with_suite(tmp_path, suite="open-llm-leaderboard", falls=0.0):
     """A lineage whose versions were scored on six tasks and their average."""
-    game = build_lineage(tmp_path)
+    lineage = build_lineage(tmp_path)
     rng = np.random.default_rng(0)
     right = {task: rng.random(60) for task in SIX}
     for t in range(3):
         tasks = {
             task: (score < 0.5 + 0.1 * t - (falls if task == "gsm8k" else 0)) * 1.0 for task, score in right.items()
         }
-        suite_report(game.eval_folder(t) / suite, f"{t}" * 64, tasks, {suite: SIX})
-    return game
+        suite_report(lineage.eval_folder(t) / suite, f"{t}" * 64, tasks, {suite: SIX})
+    return lineage
 
 
 def test_a_suite_has_its_own_tasks_and_its_average_a_paired_difference(tmp_path):
@@ -189,10 +193,10 @@ def test_the_papers_rows_say_how_they_differ_from_the_measured_ones(tmp_path):
 
 def test_the_papers_grades_are_listed_only_with_those_of_the_published_prompts(tmp_path):
     for apart, names in (("graded by me", ()), ("", ("paper θ_0", "paper θ_1", "paper θ_2", "paper θ_3"))):
-        game = build_lineage(tmp_path / f"runs-{bool(apart)}")
+        lineage = build_lineage(tmp_path / f"runs-{bool(apart)}")
         for t in range(3):
-            suite_report(game.eval_folder(t) / "mt-bench", f"{t}" * 64, {"mt-bench": [5.0] * 80}, apart=apart)
-        references = leaderboard(game).references
+            suite_report(lineage.eval_folder(t) / "mt-bench", f"{t}" * 64, {"mt-bench": [5.0] * 80}, apart=apart)
+        references = leaderboard(lineage).references
         assert tuple(row.name for row in references) == names
         assert all("MT-Bench graded by GPT-4" in row.model for row in references)
 

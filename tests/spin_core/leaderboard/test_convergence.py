@@ -25,8 +25,8 @@ def test_a_game_that_gains_goes_on(tmp_path):
 
 
 def test_versions_that_gain_nothing_end_it_and_are_named(tmp_path):
-    game = played(tmp_path, 1.0, 1.0, 1.0)
-    assert convergence.reason(game) == "none of θ_2 to θ_3 is better than θ_1 in heldout_nll, beyond chance"
+    lineage = played(tmp_path, 1.0, 1.0, 1.0)
+    assert convergence.reason(lineage) == "none of θ_2 to θ_3 is better than θ_1 in heldout_nll, beyond chance"
 
 
 def test_what_is_worse_is_no_gain(tmp_path):
@@ -34,8 +34,8 @@ def test_what_is_worse_is_no_gain(tmp_path):
 
 
 def test_one_version_is_named_alone(tmp_path):
-    game = played(tmp_path, 1.0, 1.0, patience=1)
-    assert convergence.reason(game) == "θ_2 is not better than θ_1 in heldout_nll, beyond chance"
+    lineage = played(tmp_path, 1.0, 1.0, patience=1)
+    assert convergence.reason(lineage) == "θ_2 is not better than θ_1 in heldout_nll, beyond chance"
 
 
 def test_fewer_versions_than_its_patience_say_nothing(tmp_path):
@@ -49,22 +49,22 @@ def test_patience_of_0_never_looks(tmp_path):
 
 def test_small_gains_add_up(tmp_path):
     """Each version is within chance of the one before it; the last is not within chance of the first of them."""
-    game = played(tmp_path, 0.0, 0.12, 0.24)
-    single = [convergence.is_better(game, game.reports(t + 1), game.reports(t)) for t in (1, 2)]
+    lineage = played(tmp_path, 0.0, 0.12, 0.24)
+    single = [convergence.is_better(lineage, lineage.reports(t + 1), lineage.reports(t)) for t in (1, 2)]
     assert single == [False, False]
-    assert convergence.is_better(game, game.reports(3), game.reports(1))
-    assert convergence.reason(game) is None
+    assert convergence.is_better(lineage, lineage.reports(3), lineage.reports(1))
+    assert convergence.reason(lineage) is None
 
 
 def test_the_gates_metric_counts_and_higher_may_be_better(tmp_path):
     reasons = {}
     for name, last in (("gain", 1.0), ("none", 0.0)):
         runs = tmp_path / name
-        game = build_lineage(runs, nlls=(BASE, BASE), sets=["gate.rule=always"])
-        game = type(game)(runs, game.name, game.config.model_copy(update=changed(game.config)))
+        lineage = build_lineage(runs, nlls=(BASE, BASE), sets=["gate.rule=always"])
+        lineage = type(lineage)(runs, lineage.name, lineage.config.model_copy(update=changed(lineage.config)))
         for t, value in enumerate((0.0, last)):
-            suite_report(game.eval_folder(t) / "lm-eval", "m", {"arc_easy": [value] * 7 + [0.0]})
-        reasons[name] = convergence.reason(game)
+            suite_report(lineage.eval_folder(t) / "lm-eval", "m", {"arc_easy": [value] * 7 + [0.0]})
+        reasons[name] = convergence.reason(lineage)
     assert reasons == {"gain": None, "none": "θ_1 is not better than θ_0 in arc_easy, beyond chance"}
 
 
@@ -78,13 +78,13 @@ def changed(config):
 
 def with_accuracy(folder, value, n, **settings):
     """Why a lineage that gains has converged, if its last player is right in this share of n held-out pairs."""
-    game = played(folder, 0.5, 1.0, sets=[f"nightly.{name}={value}" for name, value in settings.items()])
-    suite = game.eval_folder(2) / "self-play"
-    digest = game.reports(2)[0].model
+    lineage = played(folder, 0.5, 1.0, sets=[f"nightly.{name}={value}" for name, value in settings.items()])
+    suite = lineage.eval_folder(2) / "self-play"
+    digest = lineage.reports(2)[0].model
     shutil.rmtree(suite)
     score = Score(value=value, stderr=float(np.sqrt(value * (1 - value) / n)), n=n)
     report(suite, digest, BASE - 1.0, reward_accuracy=score)
-    return convergence.reason(game)
+    return convergence.reason(lineage)
 
 
 def test_a_player_that_cannot_tell_human_answers_has_nothing_to_learn(tmp_path):

@@ -34,28 +34,28 @@ def reports_of(folder, values):
     return {t: (EvalReport(**fields, model=f"{t}", scores={"heldout_nll": one}),) for t, one in score.items()}
 
 
-def game(**opponents) -> RunConfig:
+def config_with(**opponents) -> RunConfig:
     return RunConfig(recipe="demo", generate=GenerateConfig(opponents=opponents))
 
 
 def test_the_opponent_answers_alone_unless_another_is_asked_for(versions):
-    assert answerers(game(), versions[3], versions, {}) == ()
-    assert answerers(game(kind="mixture", history=1), versions[3], versions, {}) == ()
-    assert answerers(game(kind="mixture"), versions[0], {0: versions[0]}, {}) == ()
+    assert answerers(config_with(), versions[3], versions, {}) == ()
+    assert answerers(config_with(kind="mixture", history=1), versions[3], versions, {}) == ()
+    assert answerers(config_with(kind="mixture"), versions[0], {0: versions[0]}, {}) == ()
 
 
 def test_a_mixture_is_of_the_versions_that_the_opponent_came_from(versions):
     assert ancestors(versions[3], versions) == (versions[3], versions[1], versions[0])
-    assert answerers(game(kind="mixture", history=2), versions[3], versions, {}) == (versions[3], versions[1])
-    assert answerers(game(kind="mixture", history=9), versions[2], versions, {}) == tuple(
+    assert answerers(config_with(kind="mixture", history=2), versions[3], versions, {}) == (versions[3], versions[1])
+    assert answerers(config_with(kind="mixture", history=9), versions[2], versions, {}) == tuple(
         versions[t] for t in (2, 1, 0)
     )
 
 
 def test_the_best_of_history_is_the_best_by_the_main_metric(tmp_path, versions):
     reports = reports_of(tmp_path, [3.0, 1.0, 2.0, 1.5])
-    assert answerers(game(kind="best"), versions[3], versions, reports) == (versions[1],)
-    assert answerers(game(kind="best"), versions[1], versions, reports) == ()
+    assert answerers(config_with(kind="best"), versions[3], versions, reports) == (versions[1],)
+    assert answerers(config_with(kind="best"), versions[1], versions, reports) == ()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ QUICK = "open-llm-leaderboard-quick"
 
 
 @pytest.fixture(scope="module")
-def game(tmp_path_factory):
+def lineage(tmp_path_factory):
     """A finished lineage; tests must not change it."""
     return build_lineage(tmp_path_factory.mktemp("runs"))
 
@@ -24,21 +24,21 @@ def model(tmp_path):
     return folder
 
 
-def test_a_lineage_is_scored_on_the_suites_named_and_on_nothing_else(game):
-    before = game.config.evaluate
-    asked = prepare(game.runs, "tale", [QUICK]).config
+def test_a_lineage_is_scored_on_the_suites_named_and_on_nothing_else(lineage):
+    before = lineage.config.evaluate
+    asked = prepare(lineage.runs, "tale", [QUICK]).config
     assert (asked.evaluate.suites, asked.evaluate.self_play, asked.evaluate.exact) == ((QUICK,), False, False)
-    assert asked.model_copy(update={"evaluate": before}) == game.config
-    assert find_lineage(game.runs, "tale").config.evaluate == before
+    assert asked.model_copy(update={"evaluate": before}) == lineage.config
+    assert find_lineage(lineage.runs, "tale").config.evaluate == before
 
 
-def test_without_a_suite_a_lineage_is_scored_as_its_configuration_says(game):
-    assert prepare(game.runs, "tale").config == game.config
+def test_without_a_suite_a_lineage_is_scored_as_its_configuration_says(lineage):
+    assert prepare(lineage.runs, "tale").config == lineage.config
 
 
-def test_self_play_is_a_suite_to_name_and_single_tasks_are_a_setting(game):
+def test_self_play_is_a_suite_to_name_and_single_tasks_are_a_setting(lineage):
     changes = [{"evaluate": {"lm_eval": {"tasks": ["arc_easy"]}}}, {"evaluate": {"lm_eval": {"limit": 7}}}]
-    asked = prepare(game.runs, "tale", ["self-play"], changes).config.evaluate
+    asked = prepare(lineage.runs, "tale", ["self-play"], changes).config.evaluate
     assert (asked.self_play, asked.suites, asked.lm_eval.tasks, asked.lm_eval.limit) == (True, (), ("arc_easy",), 7)
 
 
@@ -52,22 +52,22 @@ def test_self_play_is_a_suite_to_name_and_single_tasks_are_a_setting(game):
         (["big-bench"], [{"evaluate": {"lm_eval": {"tasks": ["openbookqa"]}}}], {}, "both score openbookqa, in diff"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_scored_is_rejected_in_one_line(game, asked, changes, more, message):
+def test_what_cannot_be_scored_is_rejected_in_one_line(lineage, asked, changes, more, message):
     with pytest.raises(ConfigError, match=message) as refused:
-        prepare(game.runs, "tale", asked, changes, **more)
+        prepare(lineage.runs, "tale", asked, changes, **more)
     assert "\n" not in str(refused.value)
 
 
-def test_a_name_that_is_no_lineage_and_no_folder_is_rejected(game):
+def test_a_name_that_is_no_lineage_and_no_folder_is_rejected(lineage):
     with pytest.raises(ConfigError, match=r"tail is neither a lineage in .* \(there: tale\) nor a model's folder"):
-        prepare(game.runs, "tail", [QUICK])
+        prepare(lineage.runs, "tail", [QUICK])
 
 
-def test_versions_are_all_or_those_named(game):
-    assert versions(game, ()) == [0, 1, 2]
-    assert versions(game, (2, 0, 2)) == [0, 2]
+def test_versions_are_all_or_those_named(lineage):
+    assert versions(lineage, ()) == [0, 1, 2]
+    assert versions(lineage, (2, 0, 2)) == [0, 2]
     with pytest.raises(ConfigError, match="lineage tale has no θ_3: choose from 0 to 2"):
-        versions(game, (3,))
+        versions(lineage, (3,))
 
 
 def score_something(runs, name):
@@ -78,11 +78,11 @@ def score_something(runs, name):
 
 
 def test_a_model_becomes_a_lineage_that_without_iterations(tmp_path, model):
-    game = prepare(tmp_path, str(model), [QUICK])
-    assert (game.name, versions(game, ())) == ("my-sft-7b", [0])
-    assert game.config.model.path == str(model)
-    assert not game.config.evaluate.self_play
-    assert game.config.evaluate.main_metric == QUICK
+    lineage = prepare(tmp_path, str(model), [QUICK])
+    assert (lineage.name, versions(lineage, ())) == ("my-sft-7b", [0])
+    assert lineage.config.model.path == str(model)
+    assert not lineage.config.evaluate.self_play
+    assert lineage.config.evaluate.main_metric == QUICK
     score_something(tmp_path, "my-sft-7b")
     again = prepare(tmp_path, str(model), ["bbh-quick"])
     assert again.config.evaluate.suites == ("bbh-quick",)
@@ -107,10 +107,10 @@ def test_a_first_try_that_failed_may_be_repeated_with_other_settings(tmp_path, m
 
 
 def test_a_model_under_a_recipe_has_its_prompts_and_may_be_asked_about_them(tmp_path, model):
-    game = prepare(tmp_path, str(model), ["self-play"], recipe="tinystories", name="mine")
-    assert (game.name, game.config.recipe, game.config.model.path) == ("mine", "tinystories", str(model))
-    assert game.config.evaluate.self_play
-    assert game.config.evaluate.lm_eval.tasks == ()
+    lineage = prepare(tmp_path, str(model), ["self-play"], recipe="tinystories", name="mine")
+    assert (lineage.name, lineage.config.recipe, lineage.config.model.path) == ("mine", "tinystories", str(model))
+    assert lineage.config.evaluate.self_play
+    assert lineage.config.evaluate.lm_eval.tasks == ()
 
 
 def test_a_name_that_another_model_has_is_rejected(tmp_path, model):

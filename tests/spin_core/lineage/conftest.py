@@ -16,7 +16,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Lineage:
 
 
 @pytest.fixture
-def game(built: Lineage, tmp_path) -> Lineage:
+def lineage(built: Lineage, tmp_path) -> Lineage:
     """A copy of it that a test may change."""
     shutil.copytree(built.runs, tmp_path / "runs")
     return find_lineage(tmp_path / "runs", built.name)

@@ -23,10 +23,10 @@ def test_settings_are_laid_over_a_lineages_own(built):
         with_settings(built, [{"evaluate": {"temprature": 1}}])
 
 
-def test_a_game_that_its_gate_ended_does_not_go_on_unasked(game):
-    record = game.records()[-1]
+def test_a_game_that_its_gate_ended_does_not_go_on_unasked(lineage):
+    record = lineage.records()[-1]
     gate = record.gate.model_copy(update={"outcome": "stop", "reason": "stopped: it fell"})
-    game.save_record(record.model_copy(update={"gate": gate}))
+    lineage.save_record(record.model_copy(update={"gate": gate}))
     with pytest.raises(ConfigError, match=r"stopped: it fell.*--set gate.rule=best"):
-        one_more_iteration(game)
-    assert one_more_iteration(with_settings(game, [{"gate": {"rule": "best"}}])).iterations == 3
+        one_more_iteration(lineage)
+    assert one_more_iteration(with_settings(lineage, [{"gate": {"rule": "best"}}])).iterations == 3

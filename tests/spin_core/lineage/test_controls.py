@@ -24,13 +24,13 @@ def under(built: Lineage, *sets: str) -> Lineage:
     return dataclasses.replace(built, config=resolve("demo", sets=sets))
 
 
-def pairs_and_scores(game: Lineage):
+def pairs_and_scores(lineage: Lineage):
     """The jobs of three iterations."""
-    record = game.records()[0]
+    record = lineage.records()[0]
     jobs = []
     for t in range(3):
-        pairs = phase_jobs.pairs_job(game, t, record.prompts, record.generations, None, record.generations)
-        jobs.append((pairs, phase_jobs.score_job(game, t, record.player, record.pairs, record.opponent)))
+        pairs = phase_jobs.pairs_job(lineage, t, record.prompts, record.generations, None, record.generations)
+        jobs.append((pairs, phase_jobs.score_job(lineage, t, record.player, record.pairs, record.opponent)))
     return record, jobs
 
 
@@ -76,43 +76,46 @@ def test_an_anchor_without_cached_scores_is_rejected():
 PREFERENCES = "controls.dpo.source.path=p.jsonl"
 
 
-def planned(game: Lineage) -> dict[str, Control]:
-    return {control.name: control for control in controls.plan(game, game.records())}
+def planned(lineage: Lineage) -> dict[str, Control]:
+    return {control.name: control for control in controls.plan(lineage, lineage.records())}
 
 
-def job_of(game: Lineage, control: Control):
+def job_of(lineage: Lineage, control: Control):
     """The training of a control of a finished game."""
-    record = game.records()[0]
-    return control_jobs.train_job(game, control, record.opponent, record.prompts, record.pairs, record.scores)
+    record = lineage.records()[0]
+    return control_jobs.train_job(lineage, control, record.opponent, record.prompts, record.pairs, record.scores)
 
 
 def test_dpo_is_the_logistic_loss_with_its_own_settings_and_the_players_optimizer(built):
     settings = ("train.loss=hinge", "train.nll_weight=0.2", "train.anchor=0.5", "train.learning_rate=[0.02, 0.01]")
     dpo = ("controls={}", PREFERENCES, "controls.dpo.beta=0.3", "controls.dpo.epochs=3")
-    game, record = under(built, *settings, *dpo), built.records()[0]
-    ((name, control),) = planned(game).items()
-    preferences = control_jobs.preferences_job(game, control, record.opponent, record.prompts)
-    scores = control_jobs.score_job(game, control, record.opponent, record.pairs)
-    train = job_of(game, control)
+    lineage, record = under(built, *settings, *dpo), built.records()[0]
+    ((name, control),) = planned(lineage).items()
+    preferences = control_jobs.preferences_job(lineage, control, record.opponent, record.prompts)
+    scores = control_jobs.score_job(lineage, control, record.opponent, record.pairs)
+    train = job_of(lineage, control)
     config = train.config
     assert (config.loss, config.beta, config.learning_rate, config.epochs) == ("logistic", 0.3, 0.02, 3)
-    assert (config.nll_weight, config.anchor, config.optimizer) == (0.0, 0.0, game.config.train.optimizer)
+    assert (config.nll_weight, config.anchor, config.optimizer) == (0.0, 0.0, lineage.config.train.optimizer)
     assert (train.start, scores.opponent, scores.base) == (record.opponent, record.opponent, None)
     assert (train.pairs, train.prompts, train.steps) == (record.pairs, None, None)
-    assert (preferences.max_new_tokens, preferences.prompts) == (game.config.generate.max_new_tokens, record.prompts)
+    assert (preferences.max_new_tokens, preferences.prompts) == (lineage.config.generate.max_new_tokens, record.prompts)
     assert name == "dpo-beta-0.3-lr-0.02-epochs-3"
     folder = built.root / "controls" / name
     assert [job.output for job in (preferences, scores, train)] == [folder / n for n in ("pairs", "scores", "train")]
-    assert controls._dpo_rate(game.config, game.config.controls.dpo.model_copy(update={"learning_rate": 1e-4})) == 1e-4
+    assert (
+        controls._dpo_rate(lineage.config, lineage.config.controls.dpo.model_copy(update={"learning_rate": 1e-4}))
+        == 1e-4
+    )
 
 
 def test_dpo_can_take_the_games_steps_and_follow_the_game(built):
     dpo = ("controls={}", PREFERENCES, "controls.dpo.equal_steps=true", "controls.dpo_after=true")
-    game = under(built, *dpo)
-    own, after = planned(game).values()
-    assert (own.name, job_of(game, own).steps) == ("dpo-beta-0.1-lr-0.001-steps-4", 4)
+    lineage = under(built, *dpo)
+    own, after = planned(lineage).values()
+    assert (own.name, job_of(lineage, own).steps) == ("dpo-beta-0.1-lr-0.001-steps-4", 4)
     assert (after.name, after.after) == ("spin-2-dpo-beta-0.1-lr-0.001-epochs-1", 2)
-    train = job_of(game, after)
+    train = job_of(lineage, after)
     assert (train.t, train.steps, train.config.epochs) == (2, None, 1)
 
 
@@ -125,13 +128,14 @@ def test_dpo_after_the_game_needs_preference_data():
 
 def test_fine_tuning_runs_at_the_players_own_rate_unless_configured(built):
     def rates(*sets):
-        game = under(built, "controls.temperatures=[]", *sets)
+        lineage = under(built, "controls.temperatures=[]", *sets)
         return [
-            (job.config.loss, job.config.learning_rate, job.steps) for job in map(partial(job_of, game), plan(game))
+            (job.config.loss, job.config.learning_rate, job.steps)
+            for job in map(partial(job_of, lineage), plan(lineage))
         ]
 
-    def plan(game):
-        return controls.plan(game, game.records())
+    def plan(lineage):
+        return controls.plan(lineage, lineage.records())
 
     own = ("controls.sft_learning_rate=[]", "train.learning_rate=[0.2, 0.1]")
     assert rates(*own) == [("sft", 0.2, 4)]
@@ -141,8 +145,8 @@ def test_fine_tuning_runs_at_the_players_own_rate_unless_configured(built):
 
 def test_training_longer_and_on_less_takes_the_pairs_of_iteration_0(built):
     sets = ("controls={}", "controls.longer=[2, 5]", "controls.shares=[0.25]", "train.epochs=[3, 1]")
-    game, record = under(built, *sets), built.records()[0]
-    by_name = planned(game)
+    lineage, record = under(built, *sets), built.records()[0]
+    by_name = planned(lineage)
     assert list(by_name) == [
         "epochs-6",
         "epochs-15",
@@ -150,10 +154,10 @@ def test_training_longer_and_on_less_takes_the_pairs_of_iteration_0(built):
         "sft-lr-0.001-share-0.25",
         "sft-lr-0.001-share-1",
     ]
-    longer, longest, small, sft, whole = (job_of(game, control) for control in by_name.values())
+    longer, longest, small, sft, whole = (job_of(lineage, control) for control in by_name.values())
     assert [job.config.epochs for job in (longer, longest, small, sft, whole)] == [6, 15, 3, 3, 3]
     assert [job.share for job in (longer, longest, small, sft, whole)] == [None, None, 0.25, 0.25, None]
-    own = phase_jobs.train_job(game, 0, record.opponent, record.pairs, record.scores).model_dump()
+    own = phase_jobs.train_job(lineage, 0, record.opponent, record.pairs, record.scores).model_dump()
     changed = {key for key, value in longer.model_dump().items() if value != own[key]}
     assert changed == {"output", "weights", "config"}
     assert (sft.prompts, sft.config.loss) == (record.prompts, "sft")
@@ -164,16 +168,16 @@ def test_another_game_from_the_same_start_changes_answers_and_trainings_alone(bu
     same, other = under(built, *sets), under(built, *sets, "play_seed=7")
     record = built.records()[0]
 
-    def jobs(game: Lineage):
-        (control,) = planned(game).values()
+    def jobs(lineage: Lineage):
+        (control,) = planned(lineage).values()
         return [
-            phase_jobs.base_job(game),
-            phase_jobs.prompts_job(game, record.opponent),
-            phase_jobs.sft_job(game, record.opponent, record.prompts),
-            *suite_jobs.evaluate_jobs(game, record.player, record.prompts, None),
-            phase_jobs.generate_job(game, 1, record.opponent, record.prompts),
-            phase_jobs.train_job(game, 1, record.player, record.pairs, record.scores),
-            job_of(game, control),
+            phase_jobs.base_job(lineage),
+            phase_jobs.prompts_job(lineage, record.opponent),
+            phase_jobs.sft_job(lineage, record.opponent, record.prompts),
+            *suite_jobs.evaluate_jobs(lineage, record.player, record.prompts, None),
+            phase_jobs.generate_job(lineage, 1, record.opponent, record.prompts),
+            phase_jobs.train_job(lineage, 1, record.player, record.pairs, record.scores),
+            job_of(lineage, control),
         ]
 
     seeds = [(job.seed, other_job.seed) for job, other_job in zip(jobs(same), jobs(other), strict=True)]

@@ -13,23 +13,23 @@ from spin_core.store.records import EvalReport
 from tests.support.lineages.small_lineage import demo_config
 
 
-def test_a_damaged_lineage_file_says_how_to_fix_it(game):
-    (game.root / "lineage.json").write_bytes(b"\xff{")
+def test_a_damaged_lineage_file_says_how_to_fix_it(lineage):
+    (lineage.root / "lineage.json").write_bytes(b"\xff{")
     with pytest.raises(DamagedArtifact, match=r"lineage.json is damaged \(.*\): restore it, or remove"):
-        find_lineage(game.runs, game.name)
+        find_lineage(lineage.runs, lineage.name)
 
 
-def test_a_damaged_record_says_how_to_fix_it(game):
-    path = game.iteration(0) / "record.json"
+def test_a_damaged_record_says_how_to_fix_it(lineage):
+    path = lineage.iteration(0) / "record.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "t": "zero"}))
     with pytest.raises(DamagedArtifact, match=r"record.json is damaged"):
-        game.records()
+        lineage.records()
 
 
-def test_records_come_in_order_and_end_at_a_gap(game):
-    assert [record.t for record in game.records()] == [0, 1]
-    (game.iteration(0) / "record.json").unlink()
-    assert game.records() == []
+def test_records_come_in_order_and_end_at_a_gap(lineage):
+    assert [record.t for record in lineage.records()] == [0, 1]
+    (lineage.iteration(0) / "record.json").unlink()
+    assert lineage.records() == []
 
 
 def test_the_parts_of_an_iteration_know_each_other(built):
@@ -42,10 +42,10 @@ def test_the_parts_of_an_iteration_know_each_other(built):
     assert built.player(1) == second.player
 
 
-def test_weights_that_are_gone_say_what_else_to_remove(game):
-    shutil.rmtree(game.iteration(0) / "model")
+def test_weights_that_are_gone_say_what_else_to_remove(lineage):
+    shutil.rmtree(lineage.iteration(0) / "model")
     with pytest.raises(DamagedArtifact, match=r"iter_00/model is gone.*: remove .*iter_00/train too"):
-        game.player(0)
+        lineage.player(0)
 
 
 def test_reports_are_those_of_the_version(built):
@@ -62,8 +62,8 @@ def test_suites_follow_the_configuration(built):
     record = built.records()[0]
 
     def named(*sets, temperature=None):
-        game = Lineage(built.runs, "tale", demo_config("evaluate.exact=false", *sets))
-        jobs = suite_jobs.evaluate_jobs(game, record.player, record.prompts, None, temperature=temperature)
+        lineage = Lineage(built.runs, "tale", demo_config("evaluate.exact=false", *sets))
+        jobs = suite_jobs.evaluate_jobs(lineage, record.player, record.prompts, None, temperature=temperature)
         return [job.output.name for job in jobs]
 
     assert named() == ["self-play"]

@@ -15,12 +15,12 @@ def start(runs, name="tale", *, sets=()) -> Lineage:
 
 def test_jobs_take_each_iterations_settings(built):
     config = demo_config("train.beta=[0.1, 5.0]", "pairs.mix_previous=[false, true]", "seed=10")
-    game = Lineage(built.runs, "tale", config)
-    record = game.records()[0]
-    jobs = [phase_jobs.train_job(game, t, record.opponent, record.pairs, record.scores) for t in range(3)]
+    lineage = Lineage(built.runs, "tale", config)
+    record = lineage.records()[0]
+    jobs = [phase_jobs.train_job(lineage, t, record.opponent, record.pairs, record.scores) for t in range(3)]
     assert [job.config.beta for job in jobs] == [0.1, 5.0, 5.0]
     assert [job.seed for job in jobs] == [10, 11, 12]
-    pairs = [phase_jobs.pairs_job(game, t, record.prompts, record.generations, record.generations) for t in range(2)]
+    pairs = [phase_jobs.pairs_job(lineage, t, record.prompts, record.generations, record.generations) for t in range(2)]
     assert [job.previous is not None for job in pairs] == [False, True]
 
 

@@ -25,7 +25,7 @@ def built(tmp_path_factory):
 
 
 @pytest.fixture
-def game(built, tmp_path):
+def lineage(built, tmp_path):
     """A copy of it, whose reports were made by the jobs that the lineage writes."""
     shutil.copytree(built.runs, tmp_path / "runs")
     found = find_lineage(tmp_path / "runs", built.name)
@@ -35,11 +35,11 @@ def game(built, tmp_path):
     return found
 
 
-def score_all(game: Lineage, value: float) -> list[str]:
+def score_all(lineage: Lineage, value: float) -> list[str]:
     """Score all versions as `tasks.evaluate` does, with a made-up value. Returns the message about each."""
     notes, opponent = [], None
-    for t, player in enumerate([game.records()[0].opponent, *(record.player for record in game.records())]):
-        (job,) = suite_jobs.evaluate_jobs(game, player, game.records()[0].prompts, opponent)
+    for t, player in enumerate([lineage.records()[0].opponent, *(record.player for record in lineage.records())]):
+        (job,) = suite_jobs.evaluate_jobs(lineage, player, lineage.records()[0].prompts, opponent)
         notes.append(rescore.prepare_folder(job))
         opponent = artifacts.reusable(job.output, identity_of(job), EvalReport) or publish(
             job.output,
@@ -51,76 +51,80 @@ def score_all(game: Lineage, value: float) -> list[str]:
     return notes
 
 
-def digests(game: Lineage) -> list[str]:
-    return [report.digest for t in range(3) for report in game.reports(t)]
+def digests(lineage: Lineage) -> list[str]:
+    return [report.digest for t in range(3) for report in lineage.reports(t)]
 
 
-def again(game: Lineage, *sets: str) -> Lineage:
-    with lock.locked(game.root):
-        return start_lineage(game.runs, game.name, demo_config(*sets))
+def again(lineage: Lineage, *sets: str) -> Lineage:
+    with lock.locked(lineage.root):
+        return start_lineage(lineage.runs, lineage.name, demo_config(*sets))
 
 
-def test_a_changed_setting_scores_all_versions_again_and_keeps_what_was_scored(game):
-    before = digests(game)
-    hotter = again(game, HOTTER)
+def test_a_changed_setting_scores_all_versions_again_and_keeps_what_was_scored(lineage):
+    before = digests(lineage)
+    hotter = again(lineage, HOTTER)
     notes = score_all(hotter, 0.9)
     assert notes[0].startswith("base · self-play is scored again: config.temperature = 0.5, not 0.9")
     assert "config.temperature" in notes[2]
     assert not set(before) & set(digests(hotter))
-    kept = sorted((game.eval_folder(1) / rescore.EARLIER).iterdir())
+    kept = sorted((lineage.eval_folder(1) / rescore.EARLIER).iterdir())
     assert [artifacts.read_record(folder, EvalReport).digest for folder in kept] == [before[1]]
     assert score_all(hotter, 0.1) == ["", "", ""]
 
 
-def test_scores_come_back_with_the_settings_that_made_them(game):
-    before = digests(game)
-    score_all(again(game, HOTTER), 0.9)
-    changed = digests(game)
-    notes = score_all(again(game), 7.0)
+def test_scores_come_back_with_the_settings_that_made_them(lineage):
+    before = digests(lineage)
+    score_all(again(lineage, HOTTER), 0.9)
+    changed = digests(lineage)
+    notes = score_all(again(lineage), 7.0)
     assert [note.partition(": ")[0].partition(" is ")[2] for note in notes] == ["restored as it was scored before"] * 3
-    assert digests(game) == before
-    score_all(again(game, HOTTER), 7.0)
-    assert digests(game) == changed
+    assert digests(lineage) == before
+    score_all(again(lineage, HOTTER), 7.0)
+    assert digests(lineage) == changed
 
 
-def test_a_kill_between_setting_aside_and_scoring_loses_nothing(game):
-    before = digests(game)
-    (job,) = suite_jobs.evaluate_jobs(again(game, HOTTER), game.records()[0].opponent, game.records()[0].prompts, None)
+def test_a_kill_between_setting_aside_and_scoring_loses_nothing(lineage):
+    before = digests(lineage)
+    (job,) = suite_jobs.evaluate_jobs(
+        again(lineage, HOTTER), lineage.records()[0].opponent, lineage.records()[0].prompts, None
+    )
     rescore.prepare_folder(job)
-    assert not game.reports(0)
+    assert not lineage.reports(0)
     assert rescore.prepare_folder(job) == ""
-    score_all(again(game), 7.0)
-    assert digests(game) == before
+    score_all(again(lineage), 7.0)
+    assert digests(lineage) == before
 
 
-def test_a_report_on_another_model_is_never_set_aside(game):
-    stranger = game.records()[0].player
-    (job,) = suite_jobs.evaluate_jobs(game, stranger.model_copy(update={"t": 0}), game.records()[0].prompts, None)
+def test_a_report_on_another_model_is_never_set_aside(lineage):
+    stranger = lineage.records()[0].player
+    (job,) = suite_jobs.evaluate_jobs(lineage, stranger.model_copy(update={"t": 0}), lineage.records()[0].prompts, None)
     assert rescore.prepare_folder(job) == ""
     with pytest.raises(StaleArtifact, match="was built with player"):
         artifacts.reusable(job.output, identity_of(job), EvalReport)
 
 
-def test_scoring_alone_refuses_to_make_versions_incomparable(game):
-    (job,) = suite_jobs.evaluate_jobs(again(game, HOTTER), game.records()[0].opponent, game.records()[0].prompts, None)
+def test_scoring_alone_refuses_to_make_versions_incomparable(lineage):
+    (job,) = suite_jobs.evaluate_jobs(
+        again(lineage, HOTTER), lineage.records()[0].opponent, lineage.records()[0].prompts, None
+    )
     with pytest.raises(StaleArtifact, match=r"config.temperature = 0.5, not 0.9.*spin next tale.*score all versions"):
-        rescore.check([job], game.name)
-    assert game.reports(0)
+        rescore.check([job], lineage.name)
+    assert lineage.reports(0)
 
 
-def test_controls_that_were_scored_with_other_settings_leave_the_table_until_they_are_asked_for(game):
+def test_controls_that_were_scored_with_other_settings_leave_the_table_until_they_are_asked_for(lineage):
     for name in ("sft", "dpo"):
-        shutil.copytree(game.eval_folder(0) / "self-play", game.control(name) / "eval" / "self-play")
-    rescore.set_aside_incomparable(game, game.reports(0))
-    assert (game.control("sft") / "eval" / "self-play").exists()
-    hotter = again(game, HOTTER)
+        shutil.copytree(lineage.eval_folder(0) / "self-play", lineage.control(name) / "eval" / "self-play")
+    rescore.set_aside_incomparable(lineage, lineage.reports(0))
+    assert (lineage.control("sft") / "eval" / "self-play").exists()
+    hotter = again(lineage, HOTTER)
     score_all(hotter, 0.9)
     rescore.set_aside_incomparable(hotter, hotter.reports(0))
-    assert not (game.control("sft") / "eval" / "self-play").exists()
-    assert len(list((game.control("dpo") / "eval" / rescore.EARLIER).iterdir())) == 1
+    assert not (lineage.control("sft") / "eval" / "self-play").exists()
+    assert len(list((lineage.control("dpo") / "eval" / rescore.EARLIER).iterdir())) == 1
 
 
-def test_the_record_says_what_scored_and_keeps_what_played(game):
+def test_the_record_says_what_scored_and_keeps_what_played(lineage):
     def recorded(lineage: Lineage):
         have = lineage.record(0)
         parts = {name: getattr(have, name) for name in ("prompts", "opponent", "generations", "pairs", "scores")}
@@ -133,8 +137,8 @@ def test_the_record_says_what_scored_and_keeps_what_played(game):
         )
         return history.record_iteration(lineage, 0, made)
 
-    first = recorded(game)
-    hotter = again(game, HOTTER, "iterations=5")
+    first = recorded(lineage)
+    hotter = again(lineage, HOTTER, "iterations=5")
     score_all(hotter, 0.9)
     second = recorded(hotter)
     assert first.scored_with["self-play"]["config"]["temperature"] == 0.5
@@ -145,7 +149,7 @@ def test_the_record_says_what_scored_and_keeps_what_played(game):
     assert [problem for problem in verify(hotter)[0] if "iteration 0" in problem] == []
 
 
-def test_a_decision_that_was_played_on_stays_whatever_the_settings(game):
-    assert history.decided(game, 0) == game.record(0).gate
-    assert history.decided(game, 1) is None, "the head's decision hangs on today's settings"
-    assert history.decided(game, 2) is None
+def test_a_decision_that_was_played_on_stays_whatever_the_settings(lineage):
+    assert history.decided(lineage, 0) == lineage.record(0).gate
+    assert history.decided(lineage, 1) is None, "the head's decision hangs on today's settings"
+    assert history.decided(lineage, 2) is None

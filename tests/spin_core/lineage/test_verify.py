@@ -23,50 +23,50 @@ def test_a_whole_lineage_verifies(built):
         "tale/base/eval/self-play/items.parquet",
     ],
 )
-def test_a_flipped_byte_is_found_wherever_it_is(game, name):
-    path = game.runs / name
+def test_a_flipped_byte_is_found_wherever_it_is(lineage, name):
+    path = lineage.runs / name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    problems, _ = verify(game)
+    problems, _ = verify(lineage)
     assert problems == [f"{path}: changed since it was published"]
 
 
-def test_a_flipped_byte_in_a_shared_model_is_found(game):
-    path = game.records()[0].opponent.path / "model.safetensors"
-    assert path.is_relative_to(game.runs / ".sft")
+def test_a_flipped_byte_in_a_shared_model_is_found(lineage):
+    path = lineage.records()[0].opponent.path / "model.safetensors"
+    assert path.is_relative_to(lineage.runs / ".sft")
     path.write_bytes(b"zerO")
-    assert verify(game)[0] == [f"{path}: changed since it was published"]
+    assert verify(lineage)[0] == [f"{path}: changed since it was published"]
 
 
-def test_a_folder_that_is_missing_or_another_is_found(game):
-    pairs = game.iteration(1) / "pairs"
+def test_a_folder_that_is_missing_or_another_is_found(lineage):
+    pairs = lineage.iteration(1) / "pairs"
     shutil.rmtree(pairs)
-    assert verify(game)[0] == [f"{pairs}: nothing is published here"]
-    shutil.copytree(game.iteration(0) / "pairs", pairs)
-    assert verify(game)[0] == [f"{pairs}: not what the record of iteration 1 names"]
+    assert verify(lineage)[0] == [f"{pairs}: nothing is published here"]
+    shutil.copytree(lineage.iteration(0) / "pairs", pairs)
+    assert verify(lineage)[0] == [f"{pairs}: not what the record of iteration 1 names"]
 
 
-def test_a_damaged_manifest_does_not_hide_what_else_is_wrong(game):
-    (game.iteration(0) / "pairs" / "manifest.json").write_text("{")
-    (game.iteration(1) / "model" / "model.safetensors").write_bytes(b"other")
-    problems, _ = verify(game)
+def test_a_damaged_manifest_does_not_hide_what_else_is_wrong(lineage):
+    (lineage.iteration(0) / "pairs" / "manifest.json").write_text("{")
+    (lineage.iteration(1) / "model" / "model.safetensors").write_bytes(b"other")
+    problems, _ = verify(lineage)
     assert len(problems) == 2
     assert "manifest.json is not JSON" in problems[0]
     assert problems[1].endswith("model.safetensors: changed since it was published")
 
 
-def test_what_a_kill_left_half_published_is_no_part_of_a_lineage(game):
-    shutil.copytree(game.eval_folder(1) / "self-play", game.eval_folder(1) / ".self-play.partial")
-    shutil.copytree(game.iteration(0) / "train", game.iteration(0) / ".train.partial")
-    assert len(game.reports(1)) == 1
-    assert not any(folder.name.startswith(".") for folder in game.published())
-    assert verify(game)[0] == []
+def test_what_a_kill_left_half_published_is_no_part_of_a_lineage(lineage):
+    shutil.copytree(lineage.eval_folder(1) / "self-play", lineage.eval_folder(1) / ".self-play.partial")
+    shutil.copytree(lineage.iteration(0) / "train", lineage.iteration(0) / ".train.partial")
+    assert len(lineage.reports(1)) == 1
+    assert not any(folder.name.startswith(".") for folder in lineage.published())
+    assert verify(lineage)[0] == []
 
 
-def test_a_runs_folder_that_was_moved_is_whole_where_it_is(game, tmp_path):
-    before = game.records()[1]
-    shutil.move(game.runs, tmp_path / "moved")
+def test_a_runs_folder_that_was_moved_is_whole_where_it_is(lineage, tmp_path):
+    before = lineage.records()[1]
+    shutil.move(lineage.runs, tmp_path / "moved")
     moved = find_lineage(tmp_path / "moved", "tale")
     assert verify(moved) == ([], 15)
     record = moved.records()[1]

@@ -242,17 +242,17 @@ def test_a_lineages_jobs_name_the_versions_to_compare_with(tmp_path, data, model
     config = configured("http://127.0.0.1:1/v1", data)
     pairwise = config.evaluate.mt_bench.model_copy(update={"pairwise": ("previous", "base", "human")})
     config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"mt_bench": pairwise})})
-    game = Lineage(runs=tmp_path / "runs", name="game", config=config)
+    lineage = Lineage(runs=tmp_path / "runs", name="game", config=config)
 
     def job(t, **others):
-        jobs = suite_jobs.evaluate_jobs(game, version_of(models[0], t), human_answers, None, **others)
+        jobs = suite_jobs.evaluate_jobs(lineage, version_of(models[0], t), human_answers, None, **others)
         (found,) = [one for one in jobs if isinstance(one, MtBenchJob)]
         return found
 
     first, later = job(0), job(2, against=(other,))
     assert (first.previous, first.base, first.prompts) == (None, None, human_answers)
     assert (later.previous, later.base, later.prompts) == (other, base, human_answers)
-    assert later.output == game.eval_folder(2) / "mt-bench"
+    assert later.output == lineage.eval_folder(2) / "mt-bench"
     assert later.generate.temperature == config.evaluate.temperature
     with pytest.raises(ConfigError, match=r"pairwise names previous, and there is no report on that version"):
         job(2)

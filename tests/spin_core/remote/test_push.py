@@ -59,13 +59,13 @@ push.push(find_lineage(runs, "tale"), PushConfig(url=url))
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs folder with a lineage `tale` and its shared θ_0."""
     runs = tmp_path_factory.mktemp("built")
-    game = build_lineage(runs)
-    files.write_text(game.root / "report.html", "<p>as it was</p>")
+    lineage = build_lineage(runs)
+    files.write_text(lineage.root / "report.html", "<p>as it was</p>")
     return runs
 
 
 @pytest.fixture
-def game(built: Path, tmp_path: Path) -> Lineage:
+def lineage(built: Path, tmp_path: Path) -> Lineage:
     """A copy of that lineage, which a test may change."""
     shutil.copytree(built, tmp_path / "runs")
     return find_lineage(tmp_path / "runs", "tale")
@@ -97,101 +97,101 @@ def s3(server: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bucke
     return replace(server, folder=tmp_path.name)
 
 
-def contents(game: Lineage) -> dict[str, bytes]:
+def contents(lineage: Lineage) -> dict[str, bytes]:
     """The bytes of all files of a copy, by path."""
-    return {path: local_path(game.root, path).read_bytes() for path in files_of(game)}
+    return {path: local_path(lineage.root, path).read_bytes() for path in files_of(lineage)}
 
 
-def test_a_pulled_lineage_has_the_bytes_that_were_pushed_and_goes_on_there(game, tmp_path):
+def test_a_pulled_lineage_has_the_bytes_that_were_pushed_and_goes_on_there(lineage, tmp_path):
     url = f"memory://{tmp_path.name}"
-    pushed = push(game, PushConfig(url=url))
+    pushed = push(lineage, PushConfig(url=url))
     assert pushed.moved == pushed.files - 1 > 30, "the timings of both trainings are equal, and stored once"
     pulled = pull(tmp_path / "elsewhere", "tale", url)
     assert pulled.moved == pushed.files
     found = find_lineage(tmp_path / "elsewhere", "tale")
-    assert contents(found) == contents(game)
+    assert contents(found) == contents(lineage)
     problems, folders = verify(found)
     assert not problems
     assert folders == len(found.published()) + 1
     assert found.records()[0].opponent.path.is_relative_to(tmp_path / "elsewhere" / ".sft")
     assert (phase_jobs.base_job(found).output / "model.safetensors").exists()
-    assert start_lineage(found.runs, "tale", found.config).config == game.config
+    assert start_lineage(found.runs, "tale", found.config).config == lineage.config
 
 
-def test_the_copy_can_be_read_without_spin_at_the_paths_that_files_have_here(game, away, tmp_path):
-    push(game, away)
-    for path, content in contents(game).items():
+def test_the_copy_can_be_read_without_spin_at_the_paths_that_files_have_here(lineage, away, tmp_path):
+    push(lineage, away)
+    for path, content in contents(lineage).items():
         assert (tmp_path / "away" / "tale" / path).read_bytes() == content
 
 
-def test_a_second_push_uploads_nothing_and_a_later_one_what_is_new(game, away, tmp_path):
-    first = push(game, away)
-    assert push(game, away) == pushes.Transfer(first.files, 0, 0)
-    files.write_text(game.root / "report.html", "<p>and more</p>")
-    later = push(game, away)
+def test_a_second_push_uploads_nothing_and_a_later_one_what_is_new(lineage, away, tmp_path):
+    first = push(lineage, away)
+    assert push(lineage, away) == pushes.Transfer(first.files, 0, 0)
+    files.write_text(lineage.root / "report.html", "<p>and more</p>")
+    later = push(lineage, away)
     assert (later.files, later.moved, later.bytes) == (first.files, 1, 15)
     assert (tmp_path / "away/tale/report.html").read_text() == "<p>and more</p>"
     kept = {path.name for path in (tmp_path / "away/tale" / TEXTS).iterdir()}
-    assert kept == {file.sha256 for path, file in files_of(game).items() if file.at != path}
+    assert kept == {file.sha256 for path, file in files_of(lineage).items() if file.at != path}
 
 
-def test_an_interrupted_push_takes_nothing_from_who_reads_the_copy_of_before(game, away, tmp_path, monkeypatch):
-    push(game, away)
-    before = contents(game)
-    files.write_text(game.root / "report.html", "<p>and more</p>")
-    record = game.record(1)
-    game.save_record(record.model_copy(update={"seconds": {}}))
+def test_an_interrupted_push_takes_nothing_from_who_reads_the_copy_of_before(lineage, away, tmp_path, monkeypatch):
+    push(lineage, away)
+    before = contents(lineage)
+    files.write_text(lineage.root / "report.html", "<p>and more</p>")
+    record = lineage.record(1)
+    lineage.save_record(record.model_copy(update={"seconds": {}}))
 
     def killed(*_given) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Remote, "write", killed)  # the manifest, after everything else
     with pytest.raises(KeyboardInterrupt):
-        push(game, away)
+        push(lineage, away)
     pull(tmp_path / "elsewhere", "tale", away.url)
     assert contents(find_lineage(tmp_path / "elsewhere", "tale")) == before
 
 
-def test_what_is_here_and_damaged_is_not_pushed(game, away):
-    (game.iteration(1) / "model" / "model.safetensors").write_bytes(b"other weights")
+def test_what_is_here_and_damaged_is_not_pushed(lineage, away):
+    (lineage.iteration(1) / "model" / "model.safetensors").write_bytes(b"other weights")
     with pytest.raises(DamagedArtifact, match=r"iter_01/model/model.safetensors changed since it was published"):
-        push(game, away)
+        push(lineage, away)
     assert storage.connect(f"{away.url}/tale").read_json(MANIFEST) is None
 
 
-def test_a_push_neither_replaces_another_lineage_nor_loses_what_only_the_copy_has(game, away, tmp_path):
+def test_a_push_neither_replaces_another_lineage_nor_loses_what_only_the_copy_has(lineage, away, tmp_path):
     build_lineage(tmp_path / "other", nlls=((3.0, 3.1), (2.0, 2.1)))
     other = find_lineage(tmp_path / "other", "tale")
-    push(game, away)
+    push(lineage, away)
     with pytest.raises(ConfigError, match=r"away/tale (has another|also has) .* spin push --replace") as raised:
         push(other, away)
     assert "\n" not in str(raised.value)
-    shutil.rmtree(game.iteration(1))
+    shutil.rmtree(lineage.iteration(1))
     with pytest.raises(ConfigError, match="also has iter_01/"):
-        push(game, away)
+        push(lineage, away)
     push(other, away, replace=True)
     pull(tmp_path / "elsewhere", "tale", away.url)
     assert contents(find_lineage(tmp_path / "elsewhere", "tale")) == contents(other)
 
 
 @pytest.mark.parametrize("kept", [0, 100], ids=["empty", "cut"])
-def test_a_copy_whose_manifest_is_damaged_is_not_taken_for_none(game, away, tmp_path, kept):
-    push(game, away)
+def test_a_copy_whose_manifest_is_damaged_is_not_taken_for_none(lineage, away, tmp_path, kept):
+    push(lineage, away)
     manifest = tmp_path / "away/tale" / MANIFEST
     manifest.write_bytes(manifest.read_bytes()[:kept])
     build_lineage(tmp_path / "other", nlls=((3.0, 3.1), (2.0, 2.1)))
     for call in (
         lambda: push(find_lineage(tmp_path / "other", "tale"), away),
-        lambda: push(game, away, again=True),
+        lambda: push(lineage, away, again=True),
         lambda: pushes.check_copy(tmp_path / "elsewhere", "tale", away),
         lambda: pull(tmp_path / "elsewhere", "tale", away.url),
     ):
         with pytest.raises(DamagedArtifact, match=r"manifest.json is damaged .* spin push --replace; what") as raised:
             call()
         assert "\n" not in str(raised.value)
-    assert push(game, away, replace=True).moved == 0, "all of it is there and whole"
+    assert push(lineage, away, replace=True).moved == 0, "all of it is there and whole"
     pull(tmp_path / "elsewhere", "tale", away.url)
-    assert contents(find_lineage(tmp_path / "elsewhere", "tale")) == contents(game)
+    assert contents(find_lineage(tmp_path / "elsewhere", "tale")) == contents(lineage)
 
 
 def test_runs_that_begin_at_once_look_whether_a_folder_can_be_written_without_harm(tmp_path):
@@ -200,28 +200,28 @@ def test_runs_that_begin_at_once_look_whether_a_folder_can_be_written_without_ha
     assert list((tmp_path / "away").iterdir()) == []
 
 
-def test_a_folder_built_again_in_another_time_is_no_other_lineage(game, away):
-    push(game, away)
-    log = game.iteration(0) / "train" / "log" / "timing.jsonl"
+def test_a_folder_built_again_in_another_time_is_no_other_lineage(lineage, away):
+    push(lineage, away)
+    log = lineage.iteration(0) / "train" / "log" / "timing.jsonl"
     log.write_text("{}\n")
     manifest = artifacts.read_manifest(log.parents[1])
     manifest["files"]["log/timing.jsonl"] = {"sha256": identity.digest_file(log), "bytes": 3}
     files.write_json(log.parents[1] / identity.MANIFEST, manifest)
-    assert push(game, away).moved == 2
+    assert push(lineage, away).moved == 2
 
 
-def test_a_lineage_is_not_begun_over_the_copy_of_one_that_is_not_here(game, away, tmp_path):
-    pushes.check_copy(game.runs, "tale", PushConfig())
-    pushes.check_copy(game.runs, "tale", away)
-    push(game, away)
-    pushes.check_copy(game.runs, "tale", away)
+def test_a_lineage_is_not_begun_over_the_copy_of_one_that_is_not_here(lineage, away, tmp_path):
+    pushes.check_copy(lineage.runs, "tale", PushConfig())
+    pushes.check_copy(lineage.runs, "tale", away)
+    push(lineage, away)
+    pushes.check_copy(lineage.runs, "tale", away)
     with pytest.raises(ConfigError, match="bring it here with spin pull tale file://"):
         pushes.check_copy(tmp_path / "elsewhere", "tale", away)
     pushes.check_copy(tmp_path / "elsewhere", "another", away)
 
 
-def test_a_pull_names_what_is_damaged_and_brings_the_rest_and_the_next_one_what_was_missing(game, away, tmp_path):
-    push(game, away)
+def test_a_pull_names_what_is_damaged_and_brings_the_rest_and_the_next_one_what_was_missing(lineage, away, tmp_path):
+    push(lineage, away)
     weights, gone = (tmp_path / "away/tale" / f"iter_0{t}/model/model.safetensors" for t in range(2))
     whole = weights.read_bytes()
     weights.write_bytes(bytes(len(whole)))
@@ -232,18 +232,18 @@ def test_a_pull_names_what_is_damaged_and_brings_the_rest_and_the_next_one_what_
     with pytest.raises(ConfigError, match="there is no lineage"):
         find_lineage(elsewhere, "tale")
     assert not list(elsewhere.rglob("*.pulled"))
-    assert push(game, away).moved == 0, "files that the manifest names are assumed to be there"
-    assert push(game, away, again=True).moved == 2
+    assert push(lineage, away).moved == 0, "files that the manifest names are assumed to be there"
+    assert push(lineage, away, again=True).moved == 2
     assert pull(elsewhere, "tale", away.url).moved == 3  # the two, and the configuration
-    assert contents(find_lineage(elsewhere, "tale")) == contents(game)
+    assert contents(find_lineage(elsewhere, "tale")) == contents(lineage)
 
 
-def test_a_pull_overwrites_no_lineage_and_writes_nowhere_else(game, away, tmp_path):
+def test_a_pull_overwrites_no_lineage_and_writes_nowhere_else(lineage, away, tmp_path):
     with pytest.raises(ConfigError, match="holds no lineage tale that was pushed"):
         pull(tmp_path / "elsewhere", "tale", away.url)
-    push(game, away)
+    push(lineage, away)
     with pytest.raises(ConfigError, match=r"is in .* already"):
-        pull(game.runs, "tale", away.url)
+        pull(lineage.runs, "tale", away.url)
     manifest = tmp_path / "away/tale" / MANIFEST
     values = json.loads(manifest.read_text())
     values["files"]["../../escaped"] = values["files"].pop("lineage.json")
@@ -253,9 +253,9 @@ def test_a_pull_overwrites_no_lineage_and_writes_nowhere_else(game, away, tmp_pa
     assert not (tmp_path / "escaped").exists()
 
 
-def test_a_pull_next_to_another_theta_0_of_the_same_settings_is_rejected(game, away, tmp_path):
-    push(game, away)
-    shutil.copytree(game.runs / ".sft", tmp_path / "elsewhere" / ".sft")
+def test_a_pull_next_to_another_theta_0_of_the_same_settings_is_rejected(lineage, away, tmp_path):
+    push(lineage, away)
+    shutil.copytree(lineage.runs / ".sft", tmp_path / "elsewhere" / ".sft")
     (weights,) = (tmp_path / "elsewhere" / ".sft").rglob("model/model.safetensors")
     weights.write_bytes(b"trained on another machine")
     with pytest.raises(ConfigError, match="differs from what the lineage started from"):
@@ -263,10 +263,10 @@ def test_a_pull_next_to_another_theta_0_of_the_same_settings_is_rejected(game, a
 
 
 @pytest.mark.parametrize("url", ["s3://AKIA:hush@bucket/x", "sftp://me:hush@host/x", "https://host/x?token=hush", "x"])
-def test_a_url_with_a_secret_is_rejected_and_not_repeated(url, game):
+def test_a_url_with_a_secret_is_rejected_and_not_repeated(url, lineage):
     with pytest.raises(ConfigError, match=r"push\.url must be like s3://") as raised:
         resolve("demo", sets=[f"push.url={url}"])
-    done = CliRunner().invoke(main, ["push", "tale", url, "--runs", str(game.runs)])
+    done = CliRunner().invoke(main, ["push", "tale", url, "--runs", str(lineage.runs)])
     assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
     assert "hush" not in str(raised.value) + done.output
 
@@ -284,11 +284,11 @@ def test_a_store_without_a_driver_is_one_line(url, message):
         storage.check(url)
 
 
-def test_the_url_may_be_changed_on_a_lineage_that_is_there(game):
-    changed = game.config.model_copy(update={"push": PushConfig(url="s3://bucket/x")})
-    assert start_lineage(game.runs, "tale", changed).config.push.url == "s3://bucket/x"
+def test_the_url_may_be_changed_on_a_lineage_that_is_there(lineage):
+    changed = lineage.config.model_copy(update={"push": PushConfig(url="s3://bucket/x")})
+    assert start_lineage(lineage.runs, "tale", changed).config.push.url == "s3://bucket/x"
     with pytest.raises(StaleArtifact):
-        start_lineage(game.runs, "tale", game.config.model_copy(update={"seed": 7}))
+        start_lineage(lineage.runs, "tale", lineage.config.model_copy(update={"seed": 7}))
 
 
 def test_s3_a_push_killed_with_9_goes_on_with_what_is_missing_and_pull_gives_equal_bytes(short, s3, tmp_path):

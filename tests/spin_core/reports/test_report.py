@@ -20,22 +20,22 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture(scope="module")
-def game(tmp_path_factory):
+def lineage(tmp_path_factory):
     made = build_lineage(tmp_path_factory.mktemp("runs"))
     publish_report(made.control("sft-lr-0.001") / "eval" / "self-play", "c" * 64, (1.9, 2.9, 3.9, 4.9) * 2)
     return made
 
 
 @pytest.fixture(scope="module")
-def page(game):
-    return written(game, 1)
+def page(lineage):
+    return written(lineage, 1)
 
 
-def written(game, t: int, **train) -> str:
+def written(lineage, t: int, **train) -> str:
     """The page of iteration t with its spaces as spaces. `train` changes the record of the training."""
-    record = game.records()[t]
+    record = lineage.records()[t]
     record = record.model_copy(update={"train": record.train.model_copy(update=train)})
-    return markdown.iteration_page(game, record).replace("\u00a0", " ")
+    return markdown.iteration_page(lineage, record).replace("\u00a0", " ")
 
 
 def pictures(text: str) -> list[bytes]:
@@ -77,8 +77,8 @@ def test_notes_of_the_version_are_below_its_scores(page, tmp_path):
     assert "\n- " not in page.split("## Training")[0]
 
 
-def test_the_first_iteration_is_compared_once(game):
-    assert "| task | θ_1 | against θ_0 | items |" in written(game, 0)
+def test_the_first_iteration_is_compared_once(lineage):
+    assert "| task | θ_1 | against θ_0 | items |" in written(lineage, 0)
 
 
 @pytest.mark.parametrize(
@@ -98,25 +98,25 @@ def test_counts_and_costs_are_shown(page, told):
     assert told in page
 
 
-def test_published_weights_of_an_earlier_step_are_shown_with_their_held_out_metrics(game):
-    page = written(game, 0, published=1, metrics={"loss": 0.693}, held_out={"step": 1.0, "loss": 0.65})
+def test_published_weights_of_an_earlier_step_are_shown_with_their_held_out_metrics(lineage):
+    page = written(lineage, 0, published=1, metrics={"loss": 0.693}, held_out={"step": 1.0, "loss": 0.65})
     assert "2 steps. The first loss is 0.69310; log 2 is 0.69315. The published weights are those of step 1." in page
     assert "| metric | first step | step 1 | held out |" in page
     assert "| loss | 0.693 | 0.693 | 0.65 |" in page
 
 
-def test_events_of_the_monitors_are_listed(game):
+def test_events_of_the_monitors_are_listed(lineage):
     event = Event(kind="exploded", step=2, message="margins explode", action="stop")
-    assert "- **stop** at step 2: margins explode\n" in written(game, 0, events=(event,))
-    assert "- the monitors reported nothing unusual\n" in written(game, 0)
+    assert "- **stop** at step 2: margins explode\n" in written(lineage, 0, events=(event,))
+    assert "- the monitors reported nothing unusual\n" in written(lineage, 0)
 
 
-def test_samples_hold_every_versions_answer(game, page):
-    samples = markdown.samples(game, upto=2)
+def test_samples_hold_every_versions_answer(lineage, page):
+    samples = markdown.samples(lineage, upto=2)
     assert len(samples) == 4
     for answer in ("early 0", "late 0 0", "late 1 0", "human"):
         assert f"| {answer} |" in page
-    assert {len(sample.answers) for sample in markdown.samples(game, upto=0)} == {1}
+    assert {len(sample.answers) for sample in markdown.samples(lineage, upto=0)} == {1}
 
 
 def test_answers_are_counted_next_to_the_human_responses(page):
@@ -125,13 +125,13 @@ def test_answers_are_counted_next_to_the_human_responses(page):
     assert "| repeated, to any prompt | 1 (50.0 %) | 0 |" in page
 
 
-def test_a_batch_without_statistics_has_no_such_section(game):
-    batch = game.records()[1].generations.model_copy(update={"statistics": None})
+def test_a_batch_without_statistics_has_no_such_section(lineage):
+    batch = lineage.records()[1].generations.model_copy(update={"statistics": None})
     assert markdown.answers(batch) == []
 
 
-def test_a_batch_halved_for_lack_of_memory_is_shown(game, page):
-    record = game.records()[1]
+def test_a_batch_halved_for_lack_of_memory_is_shown(lineage, page):
+    record = lineage.records()[1]
     cramped = record.generations.model_copy(update={"smallest_batch": 8})
     line = "| smallest batch of prompts | 8, since memory ran out |"
     assert line in markdown.data_table(record.model_copy(update={"generations": cramped}))
@@ -166,8 +166,8 @@ def test_long_text_is_cut():
     assert markdown.literal("x" * 700) == "x" * 600 + " …"
 
 
-def test_the_leaderboard_holds_versions_controls_and_stars(game):
-    page = markdown.leaderboard_page(leaderboard(game), game.config).replace("\u00a0", " ")
+def test_the_leaderboard_holds_versions_controls_and_stars(lineage):
+    page = markdown.leaderboard_page(leaderboard(lineage), lineage.config).replace("\u00a0", " ")
     assert page.startswith("# Leaderboard of tale\n")
     assert "| θ_0 | 3.50 ± 0.42 | – | – |" in page
     assert "| θ_1 | 3.00 ± 0.43 * | 0.750 ± 0.020 | promote |" in page
@@ -176,7 +176,7 @@ def test_the_leaderboard_holds_versions_controls_and_stars(game):
     assert [picture.startswith(PNG) for picture in pictures(page)] == [True]
 
 
-def test_a_suite_has_a_table_of_its_own_with_the_papers_rows(game, tmp_path):
+def test_a_suite_has_a_table_of_its_own_with_the_papers_rows(lineage, tmp_path):
     made = build_lineage(tmp_path)
     suite, tasks = "open-llm-leaderboard", {"arc_challenge": [1, 0, 1, 1], "gsm8k": [0, 0, 1, 0]}
     for t in range(3):
@@ -187,7 +187,7 @@ def test_a_suite_has_a_table_of_its_own_with_the_papers_rows(game, tmp_path):
     assert "| θ_1 | 0.50 ± 0.18 | 0.75 ± 0.25 | 0.25 ± 0.25 |" in table
     assert "| paper θ_4 | 0.6316 | 0.6587 | 0.3897 |" in table
     assert "not measured here" in page
-    assert "paper" not in markdown.leaderboard_page(leaderboard(game), game.config)
+    assert "paper" not in markdown.leaderboard_page(leaderboard(lineage), lineage.config)
 
 
 def test_a_plots_name_may_hold_anything():
@@ -226,19 +226,19 @@ def test_a_difference_whose_interval_excludes_0_is_starred():
     assert markdown.difference(None) == "–"
 
 
-def test_the_same_page_is_written_twice(game):
-    assert written(game, 1) == written(game, 1)
+def test_the_same_page_is_written_twice(lineage):
+    assert written(lineage, 1) == written(lineage, 1)
 
 
-def test_the_report_is_the_same_when_it_is_written_again(game):
-    first = reports_html.write(game).read_text("utf-8")
-    assert first == reports_html.write(game).read_text("utf-8")
+def test_the_report_is_the_same_when_it_is_written_again(lineage):
+    first = reports_html.write(lineage).read_text("utf-8")
+    assert first == reports_html.write(lineage).read_text("utf-8")
     assert "<h2>Gate</h2>" in first
     assert "src=" not in first
 
 
-def test_the_report_has_a_legend_for_the_controls_lines(game):
-    page = reports_html.page(game, leaderboard(game))
+def test_the_report_has_a_legend_for_the_controls_lines(lineage):
+    page = reports_html.page(lineage, leaderboard(lineage))
     (legend,) = re.findall(r'<p class="legend">Controls:(.*?)</p>', page)
     assert re.sub("<[^>]*>", "", legend) == "sft-lr-0.001"
     (dashes,) = re.findall(r"stroke-dasharray: ([\d .]+)", legend)
@@ -253,6 +253,6 @@ def test_a_lineage_of_which_only_the_first_version_is_scored_has_a_report(tmp_pa
     assert "3.50" in page
 
 
-def test_a_report_for_a_missing_folder_is_rejected(game, tmp_path):
+def test_a_report_for_a_missing_folder_is_rejected(lineage, tmp_path):
     with pytest.raises(ConfigError, match="does not exist: create it first"):
-        reports_html.write(game, tmp_path / "none" / "report.html")
+        reports_html.write(lineage, tmp_path / "none" / "report.html")

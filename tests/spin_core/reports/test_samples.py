@@ -35,7 +35,7 @@ def rewrite(path: Path, **columns: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def game(tmp_path_factory) -> Lineage:
+def lineage(tmp_path_factory) -> Lineage:
     """A lineage in which one held-out prompt has several turns, and some answers are odd."""
     made = build_lineage(tmp_path_factory.mktemp("runs"))
     plain = [json.dumps([{"role": "user", "content": text}]) for text in ("a", "b", "c")]
@@ -52,8 +52,8 @@ def game(tmp_path_factory) -> Lineage:
 
 
 @pytest.fixture(scope="module")
-def held_out(game):
-    return samples.read(game)
+def held_out(lineage):
+    return samples.read(lineage)
 
 
 def test_a_sample_is_a_prompt_with_the_human_response_and_every_versions_answer(held_out):
@@ -80,12 +80,12 @@ def test_a_held_out_answer_has_the_margin_of_the_player_that_was_trained_against
     assert {answer.margin for place in range(4) for answer in held_out.sample(place).answers[1:]} == {None}
 
 
-def test_versions_end_at_the_requested_one(game):
-    assert [version.name for version in samples.read(game, upto=1).versions] == ["θ_0", "θ_1"]
+def test_versions_end_at_the_requested_one(lineage):
+    assert [version.name for version in samples.read(lineage, upto=1).versions] == ["θ_0", "θ_1"]
 
 
-def test_training_prompts_have_one_answer_an_iteration(game):
-    found = samples.read(game, "train")
+def test_training_prompts_have_one_answer_an_iteration(lineage):
+    found = samples.read(lineage, "train")
     assert [version.name for version in found.versions] == ["θ_0", "θ_1"]
     assert [[answer.text for answer in found.sample(place).answers] for place in range(2)] == [["0", "1"], ["b", "b"]]
     assert found.sample(1).answers[0].tokens == 19
@@ -149,8 +149,8 @@ def test_samples_are_sorted_by_longest_answer_and_lowest_margin(held_out):
         ),
     ],
 )
-def test_a_request_that_cannot_be_shown_fails_with_one_line(game, arguments, says):
-    result = CliRunner().invoke(main, ["samples", *arguments, "--runs", str(game.runs)])
+def test_a_request_that_cannot_be_shown_fails_with_one_line(lineage, arguments, says):
+    result = CliRunner().invoke(main, ["samples", *arguments, "--runs", str(lineage.runs)])
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert says in line
@@ -166,8 +166,8 @@ def test_a_lineage_that_has_generated_nothing_says_so(tmp_path):
     assert markdown.samples(made, upto=0) == []
 
 
-def test_json_holds_all_of_a_sample(game, held_out):
-    result = CliRunner().invoke(main, ["samples", "tale", "--json", "-n", "1", "--runs", str(game.runs)])
+def test_json_holds_all_of_a_sample(lineage, held_out):
+    result = CliRunner().invoke(main, ["samples", "tale", "--json", "-n", "1", "--runs", str(lineage.runs)])
     (value,) = json.loads(result.stdout)
     assert value == json.loads(json.dumps(held_out.sample(0).as_json()))
     assert value["turns"] == TURNS

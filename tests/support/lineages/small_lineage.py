@@ -142,20 +142,20 @@ def build_lineage(
 ) -> Lineage:
     """A lineage with one iteration for each version after the first."""
     with lock.locked(runs / name):
-        game = start_lineage(runs, name, demo_config(*sets))
-    untrained = phase_jobs.base_job(game)
+        lineage = start_lineage(runs, name, demo_config(*sets))
+    untrained = phase_jobs.base_job(lineage)
     init = publish(untrained.output, untrained, {"model.safetensors": b"none"}, {"t": 0, "parent": None}, ModelVersion)
     rows, asked = prompt_columns(["one", "two"]), prompt_columns(PROMPTS)
-    job = phase_jobs.prompts_job(game, init)
+    job = phase_jobs.prompts_job(lineage, init)
     counts = {"source": "demo", "revision": None, "rows": 2, "held_out": 4, "drops": {"too long": 1}}
     prompts = publish(job.output, job, {"train.parquet": rows, "held_out.parquet": asked}, counts, PromptSet)
-    sft = phase_jobs.sft_job(game, init, prompts)
+    sft = phase_jobs.sft_job(lineage, init, prompts)
     opponent = publish(sft.weights, sft, {"model.safetensors": b"zero"}, {"t": 0, "parent": None}, ModelVersion)
     accuracy = Score(value=0.75, stderr=0.02, n=4, higher_is_better=None)
-    reports = {0: (report(game.eval_folder(0) / "self-play", opponent.digest, nlls[0], "early"),)}
+    reports = {0: (report(lineage.eval_folder(0) / "self-play", opponent.digest, nlls[0], "early"),)}
     previous = None
     for t in range(len(nlls) - 1):
-        job = phase_jobs.generate_job(game, t, opponent, prompts)
+        job = phase_jobs.generate_job(lineage, t, opponent, prompts)
         fields = {"t": t, "opponent": opponent.digest, "rows": 2, "shards": 1, "tokens": 20}
         said = {
             "id": ["0", "1"],
@@ -171,7 +171,7 @@ def build_lineage(
             {**fields, "finish_reasons": {"stop": 1, "length": 1}, "statistics": dump(found)},
             GenerationBatch,
         )
-        job = phase_jobs.pairs_job(game, t, prompts, generations, previous)
+        job = phase_jobs.pairs_job(lineage, t, prompts, generations, previous)
         drops, mix = {"empty": 1, "looping": 0}, {str(t): 1}
         fields = {"t": t, "rows_in": 2, "rows": 1, "drops": drops, "mix": mix}
         columns = {
@@ -188,11 +188,11 @@ def build_lineage(
             "generated_finish": ["length"],
         }
         pairs = publish(job.output, job, {"pairs.parquet": columns}, fields, PairDataset)
-        job = phase_jobs.score_job(game, t, opponent, pairs)
+        job = phase_jobs.score_job(lineage, t, opponent, pairs)
         fields = {"pairs": pairs.digest, "opponent": opponent.digest}
         logps = {"real_logps": [-float(t)], "generated_logps": [-1.0]}
         scores = publish(job.output, job, {"logps.parquet": logps}, fields, ScoredPairs)
-        job = phase_jobs.train_job(game, t, opponent, pairs, scores)
+        job = phase_jobs.train_job(lineage, t, opponent, pairs, scores)
         weights = {"model.safetensors": f"weights {t + 1}".encode()}
         player = publish(job.weights, job, weights, {"t": t + 1, "parent": opponent.digest}, ModelVersion)
         steps = [
@@ -209,10 +209,10 @@ def build_lineage(
             {"t": t, "model": player.digest, "steps": 2, "first_loss": 0.6931, "metrics": {"loss": 0.6}},
             TrainRun,
         )
-        folder = game.eval_folder(t + 1) / "self-play"
+        folder = lineage.eval_folder(t + 1) / "self-play"
         reports[t + 1] = (report(folder, player.digest, nlls[t + 1], f"late {t}", reward_accuracy=accuracy),)
-        best = gate.best(game.config, reports, t)
-        decision = gate.decide(game.config, candidate=(t + 1, reports[t + 1]), best=best)
+        best = gate.best(lineage.config, reports, t)
+        decision = gate.decide(lineage.config, candidate=(t + 1, reports[t + 1]), best=best)
         made = history.IterationArtifacts(
             prompts=prompts,
             opponent=opponent,
@@ -224,7 +224,7 @@ def build_lineage(
             evaluations=reports[t + 1],
             gate=decision,
         )
-        history.record_iteration(game, t, made)
+        history.record_iteration(lineage, t, made)
         opponent, previous = player, generations
-    board.save(game)
-    return game
+    board.save(lineage)
+    return lineage

@@ -9,7 +9,7 @@ import pytest
 
 FILES = (
     "tests/end_to_end/test_lost_runs.py",
-    "tests/end_to_end/test_nights.py",
+    "tests/end_to_end/test_nightly_runs.py",
     "tests/end_to_end/test_regression.py",
     "tests/infra/test_automations.py",
     "tests/tasks/test_publish.py",

@@ -20,12 +20,14 @@ def runs(tmp_path_factory):
     """Two lineages; `suited` was scored by a suite too, and its gate kept θ_1."""
     runs = tmp_path_factory.mktemp("runs")
     build_lineage(runs, "plain", nlls=NLLS[:2])
-    game = build_lineage(
+    lineage = build_lineage(
         runs, "suited", nlls=(*NLLS[:2], NLLS[0]), sets=[f"evaluate.suites=[{SUITE}]", "gate.rule=best"]
     )
     for t in range(3):
         notes = [f"{t} prompts [of 4] were cut"]
-        suite_report(game.eval_folder(t) / SUITE, f"{t}" * 64, TASKS, {SUITE: ("arc_challenge", "gsm8k")}, notes=notes)
+        suite_report(
+            lineage.eval_folder(t) / SUITE, f"{t}" * 64, TASKS, {SUITE: ("arc_challenge", "gsm8k")}, notes=notes
+        )
     return runs
 
 
@@ -85,10 +87,10 @@ def test_a_version_that_the_gate_did_not_let_play_says_so(shown):
 def test_signs_of_markup_in_a_tasks_name_stay_signs(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("flows.command_line.printing.console.console._width", 200)
-    game = build_lineage(tmp_path, "odd")
+    lineage = build_lineage(tmp_path, "odd")
     for t in range(3):
         suite_report(
-            game.eval_folder(t) / "mt-bench", f"{t}" * 64, {"mt-bench": [1] * 8, "mt-bench/[red]x[/oops]": [1] * 8}
+            lineage.eval_folder(t) / "mt-bench", f"{t}" * 64, {"mt-bench": [1] * 8, "mt-bench/[red]x[/oops]": [1] * 8}
         )
     for arguments in (["--all"], ["--differences", "--all"]):
         done = CliRunner().invoke(main, ["leaderboard", "odd", *arguments, "--runs", str(tmp_path)])
@@ -99,9 +101,9 @@ def test_signs_of_markup_in_a_tasks_name_stay_signs(tmp_path, monkeypatch):
 def test_a_win_rate_stands_with_its_own_interval(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("flows.command_line.printing.console.console._width", 200)
-    game = build_lineage(tmp_path, "won")
+    lineage = build_lineage(tmp_path, "won")
     rate = Score(value=0.525, stderr=0.05, n=80, interval=(0.4169, 0.6308))
-    report(game.eval_folder(0) / "mt-bench", "m", NLLS[0], **{"mt-bench/against-human": rate})
+    report(lineage.eval_folder(0) / "mt-bench", "m", NLLS[0], **{"mt-bench/against-human": rate})
     told = {
         form: CliRunner().invoke(main, ["leaderboard", "won", form, "--runs", str(tmp_path)]).stdout
         for form in ("--all", "--csv", "--json")

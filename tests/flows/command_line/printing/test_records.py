@@ -3,8 +3,8 @@
 from flows.command_line.printing.records import answer_rows
 
 
-def test_a_shown_iteration_says_that_memory_ran_out_while_it_answered(game):
-    batch = game.records()[0].generations
+def test_a_shown_iteration_says_that_memory_ran_out_while_it_answered(lineage):
+    batch = lineage.records()[0].generations
     rows = dict(answer_rows(batch))
     assert "  memory" not in rows
     assert rows["answers"].startswith(f"{batch.statistics.generated.responses} answers, {batch.tokens} tokens")

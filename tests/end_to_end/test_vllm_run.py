@@ -41,7 +41,7 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def game(tmp_path_factory, model):
+def iteration(tmp_path_factory, model):
     """A lineage with its first iteration trained: the lineage, θ_0, prompts, answers, training, and vLLM's log."""
     sets = [
         f"model.path={model}", "model.device=cpu", "prompts.sample=24", "prompts.held_out=4", "generate.engine=vllm",
@@ -50,25 +50,25 @@ def game(tmp_path_factory, model):
     ]  # fmt: skip
     runs = tmp_path_factory.mktemp("runs")
     with lock.locked(runs / "tale"):
-        made = start_lineage(runs, "tale", resolve("demo", sets=sets))
-    theta_0 = run_phase(phase_jobs.base_job(made), ModelVersion)
-    prompts = run_phase(phase_jobs.prompts_job(made, theta_0), PromptSet)
+        lineage = start_lineage(runs, "tale", resolve("demo", sets=sets))
+    theta_0 = run_phase(phase_jobs.base_job(lineage), ModelVersion)
+    prompts = run_phase(phase_jobs.prompts_job(lineage, theta_0), PromptSet)
     log = []
-    generations = run_phase(phase_jobs.generate_job(made, 0, theta_0, prompts), GenerationBatch, on_log=log.append)
-    pairs = run_phase(phase_jobs.pairs_job(made, 0, prompts, generations, None), PairDataset)
-    scores = run_phase(phase_jobs.score_job(made, 0, theta_0, pairs), ScoredPairs)
-    training = run_phase(phase_jobs.train_job(made, 0, theta_0, pairs, scores), TrainRun)
-    return made, theta_0, prompts, generations, training, log
+    generations = run_phase(phase_jobs.generate_job(lineage, 0, theta_0, prompts), GenerationBatch, on_log=log.append)
+    pairs = run_phase(phase_jobs.pairs_job(lineage, 0, prompts, generations, None), PairDataset)
+    scores = run_phase(phase_jobs.score_job(lineage, 0, theta_0, pairs), ScoredPairs)
+    training = run_phase(phase_jobs.train_job(lineage, 0, theta_0, pairs, scores), TrainRun)
+    return lineage, theta_0, prompts, generations, training, log
 
 
-def test_an_iteration_sampled_by_vllm_starts_at_log_2(tmp_path, game):
-    made, theta_0, prompts, generations, training, log = game
+def test_an_iteration_sampled_by_vllm_starts_at_log_2(tmp_path, iteration):
+    lineage, theta_0, prompts, generations, training, log = iteration
     assert training.first_loss == pytest.approx(math.log(2), abs=1e-5)
     assert generations.rows == 24
     assert any("answering with vLLM" in line for line in log)
     assert "vllm" in json.loads((generations.path / "manifest.json").read_text())["usage"]["environment"]
     # The same shard comes out the same where the others are there already: what a second worker, or a restart, makes.
-    job = phase_jobs.generate_job(made, 0, theta_0, prompts).model_copy(
+    job = phase_jobs.generate_job(lineage, 0, theta_0, prompts).model_copy(
         update={"output": tmp_path / "again" / "generations"}
     )
     shards = sorted(generations.path.glob("shard-*.parquet"))
@@ -83,11 +83,11 @@ def test_an_iteration_sampled_by_vllm_starts_at_log_2(tmp_path, game):
     assert [pq.read_table(again.path / shard.name) for shard in shards] == [pq.read_table(shard) for shard in shards]
 
 
-def test_one_worker_and_two_answer_for_a_trained_version_as_transformers_does(tmp_path, game, monkeypatch):
-    made, theta_0, prompts, *_ = game
-    theta_1 = made.player(0)
+def test_one_worker_and_two_answer_for_a_trained_version_as_transformers_does(tmp_path, iteration, monkeypatch):
+    lineage, theta_0, prompts, *_ = iteration
+    theta_1 = lineage.player(0)
     one, two, plain = (
-        greedy(phase_jobs.generate_job(made, 1, theta_1, prompts), tmp_path / name / "generations", **speed)
+        greedy(phase_jobs.generate_job(lineage, 1, theta_1, prompts), tmp_path / name / "generations", **speed)
         for name, speed in (("one", {}), ("two", {"workers": 2}), ("plain", {"engine": "transformers"}))
     )
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -164,11 +164,11 @@ def test_one_process_answers_for_every_version_of_a_mixture(tmp_path, model):
         "generate.temperature=0.000001", "generate.max_new_tokens=12", "generate.vllm.speed.cache_gb=0.0625",
         "generate.engine=vllm", "controls={}",
     ]  # fmt: skip
-    made = Lineage(tmp_path, "tale", resolve("demo", sets=sets))
-    theta_0 = run_phase(phase_jobs.base_job(made), ModelVersion)
-    prompts = run_phase(phase_jobs.prompts_job(made, theta_0), PromptSet)
+    lineage = Lineage(tmp_path, "tale", resolve("demo", sets=sets))
+    theta_0 = run_phase(phase_jobs.base_job(lineage), ModelVersion)
+    prompts = run_phase(phase_jobs.prompts_job(lineage, theta_0), PromptSet)
     theta_1 = version_of(save_stacked(model, tmp_path / "stacked")).model_copy(update={"t": 1})
-    job = phase_jobs.generate_job(made, 1, theta_1, prompts, (theta_1, theta_0))
+    job = phase_jobs.generate_job(lineage, 1, theta_1, prompts, (theta_1, theta_0))
     plain = job.model_copy(
         update={"output": tmp_path / "plain", "config": job.config.model_copy(update={"engine": "transformers"})}
     )

@@ -28,7 +28,7 @@ def total_variation(p: Tensor, q: Tensor) -> float:
 
 
 def expected_loss(
-    game: Objective,
+    objective: Objective,
     logits_S: Tensor,
     p_data: Tensor,
     p_t: Tensor,
@@ -39,8 +39,10 @@ def expected_loss(
     """L(theta, theta_t), exactly: eq. 4.7 for the margin losses; with `drop_identical` without pairs of equal ones."""
     player_S, opponent_S = torch.log_softmax(logits_S, 0), p_t.log()
     sources = [p_data, p_t] if p_0 is None else [p_data, p_t, p_0]
-    sources = sources[: game.sides]
-    index_PC = [index.reshape(-1) for index in torch.meshgrid(*[torch.arange(len(p_data))] * game.sides, indexing="ij")]
+    sources = sources[: objective.sides]
+    index_PC = [
+        index.reshape(-1) for index in torch.meshgrid(*[torch.arange(len(p_data))] * objective.sides, indexing="ij")
+    ]
     weight_C = math.prod(source[index] for source, index in zip(sources, index_PC, strict=True))
     if drop_identical:
         weight_C = weight_C * (index_PC[0] != index_PC[1])
@@ -49,11 +51,11 @@ def expected_loss(
     initial_PC = None if p_0 is None else torch.stack([p_0.log()[index] for index in index_PC[:2]])
     # Each sequence counts as one token.
     tokens_PC = torch.ones_like(player_PC, dtype=torch.int64)
-    return (weight_C * game.losses(player_PC, game.reference(opponent_PC, initial_PC), tokens_PC)).sum()
+    return (weight_C * objective.losses(player_PC, objective.reference(opponent_PC, initial_PC), tokens_PC)).sum()
 
 
 def best_response(
-    game: Objective, p_data: Tensor, p_t: Tensor, p_0: Tensor | None = None, *, drop_identical: bool = False
+    objective: Objective, p_data: Tensor, p_t: Tensor, p_0: Tensor | None = None, *, drop_identical: bool = False
 ) -> Tensor:
     """The player that minimises the expected loss, from the opponent's own logits."""
     logits_S = p_t.log().clone().requires_grad_()
@@ -63,7 +65,7 @@ def best_response(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = expected_loss(game, logits_S, p_data, p_t, p_0, drop_identical=drop_identical)
+        loss = expected_loss(objective, logits_S, p_data, p_t, p_0, drop_identical=drop_identical)
         loss.backward()
         return loss
 
@@ -72,13 +74,13 @@ def best_response(
     return torch.softmax(logits_S.detach(), 0)
 
 
-def stepped(game: Objective, p_data: Tensor, p_t: Tensor, p_0: Tensor, steps: int, rate: float) -> Tensor:
+def stepped(objective: Objective, p_data: Tensor, p_t: Tensor, p_0: Tensor, steps: int, rate: float) -> Tensor:
     """The player after some steps of gradient descent from its opponent, as in real training."""
     logits_S = p_t.log().clone().requires_grad_()
     optimizer = torch.optim.SGD([logits_S], lr=rate)
     for _ in range(steps):
         optimizer.zero_grad()
-        expected_loss(game, logits_S, p_data, p_t, p_0).backward()
+        expected_loss(objective, logits_S, p_data, p_t, p_0).backward()
         optimizer.step()
     return torch.softmax(logits_S.detach(), 0)
 
@@ -130,34 +132,34 @@ def test_p_data_is_a_fixed_point_and_no_player_beats_it(kind, beta, nll_weight):
     """Theorem 5.2. The hinge has a gradient too at margin 0, since 0 is on its slope."""
     p_data = distribution(0)
     logits_S = p_data.log().clone().requires_grad_()
-    game = Objective(kind, beta, nll_weight=nll_weight, space_mu=2.0)
-    loss = expected_loss(game, logits_S, p_data, p_data)
+    objective = Objective(kind, beta, nll_weight=nll_weight, space_mu=2.0)
+    loss = expected_loss(objective, logits_S, p_data, p_data)
     loss.backward()
     entropy = -(p_data * p_data.log()).sum().item()
-    assert loss.item() == pytest.approx(game.first_loss + nll_weight * entropy, abs=1e-12)
+    assert loss.item() == pytest.approx(objective.first_loss + nll_weight * entropy, abs=1e-12)
     assert logits_S.grad.abs().max() < 1e-12
     generator = torch.Generator().manual_seed(0)
     for size in (1e-3, 0.1, 1.0, 10.0):
         for _ in range(10):
             push = size * torch.randn(S, generator=generator, dtype=torch.float64)
-            assert expected_loss(game, logits_S.detach() + push, p_data, p_data) >= loss.item() - 1e-12
+            assert expected_loss(objective, logits_S.detach() + push, p_data, p_data) >= loss.item() - 1e-12
 
 
 def test_away_from_p_data_the_opponent_is_no_minimum():
     p_data, p_t = distribution(0), distribution(100)
     logits_S = p_t.log().clone().requires_grad_()
-    game = Objective("logistic", beta=1.0)
-    expected_loss(game, logits_S, p_data, p_t).backward()
+    objective = Objective("logistic", beta=1.0)
+    expected_loss(objective, logits_S, p_data, p_t).backward()
     # dL/dlogits at the opponent is -(beta / 2) (p_data - p_t): the player moves straight towards the data.
     torch.testing.assert_close(logits_S.grad, -0.5 * (p_data - p_t), rtol=1e-9, atol=1e-12)
-    assert expected_loss(game, logits_S.detach() - 0.1 * logits_S.grad, p_data, p_t) < math.log(2)
+    assert expected_loss(objective, logits_S.detach() - 0.1 * logits_S.grad, p_data, p_t) < math.log(2)
 
 
 # All objectives
 
 
 @pytest.mark.parametrize(
-    "game",
+    "objective",
     [
         *(Objective(kind, beta=0.5) for kind in (*MARGIN, "space")),
         Objective("logistic", beta=0.5, nll_weight=0.5),
@@ -166,14 +168,14 @@ def test_away_from_p_data_the_opponent_is_no_minimum():
         Objective("t-spin", beta=0.5),
         Objective("t-spin", beta=0.5, history_weight=0.1),
     ],
-    ids=lambda game: f"{game.kind}-{game.nll_weight}-{game.anchor}-{game.history_weight}",
+    ids=lambda objective: f"{objective.kind}-{objective.nll_weight}-{objective.anchor}-{objective.history_weight}",
 )
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_every_iteration_brings_the_player_nearer_to_p_data(game, seed):
+def test_every_iteration_brings_the_player_nearer_to_p_data(objective, seed):
     p_data, p_0 = distribution(seed), distribution(seed + 100)
     p_t, distances = p_0, [total_variation(p_0, p_data)]
     for _ in range(3):
-        p_t = stepped(game, p_data, p_t, p_0, steps=10, rate=0.1)
+        p_t = stepped(objective, p_data, p_t, p_0, steps=10, rate=0.1)
         distances.append(total_variation(p_t, p_data))
     assert distances == sorted(distances, reverse=True)
     assert distances[-1] < 0.95 * distances[0]
@@ -185,16 +187,16 @@ def test_every_iteration_brings_the_player_nearer_to_p_data(game, seed):
 @pytest.mark.parametrize("kind", MARGIN[:1] + MARGIN[2:3])
 def test_without_identical_pairs_the_best_response_of_a_margin_loss_is_the_same(kind):
     p_data, p_t = distribution(0), distribution(100)
-    game = Objective(kind, beta=1.0)
-    without = best_response(game, p_data, p_t, drop_identical=True)
-    torch.testing.assert_close(without, best_response(game, p_data, p_t), rtol=1e-4, atol=1e-7)
+    objective = Objective(kind, beta=1.0)
+    without = best_response(objective, p_data, p_t, drop_identical=True)
+    torch.testing.assert_close(without, best_response(objective, p_data, p_t), rtol=1e-4, atol=1e-7)
 
 
 def test_without_identical_pairs_space_does_not_reach_the_data():
     p_data, p_t = (torch.tensor(p, dtype=torch.float64) for p in ((0.7, 0.2, 0.1), (0.6, 0.3, 0.1)))
-    game = Objective("space", beta=1.0)
-    torch.testing.assert_close(best_response(game, p_data, p_t), p_data, rtol=1e-4, atol=1e-7)
-    biased = best_response(game, p_data, p_t, drop_identical=True)
+    objective = Objective("space", beta=1.0)
+    torch.testing.assert_close(best_response(objective, p_data, p_t), p_data, rtol=1e-4, atol=1e-7)
+    biased = best_response(objective, p_data, p_t, drop_identical=True)
     torch.testing.assert_close(biased, torch.tensor([0.743, 0.164, 0.093], dtype=torch.float64), rtol=0, atol=5e-4)
 
 
@@ -250,8 +252,8 @@ def test_without_a_reference_the_best_response_forgets_its_opponent(alpha):
 def test_p_data_is_no_fixed_point_of_t_spin(history_weight):
     """So it lives by stopping early: played to its end at p_t = p_data, it leaves the data."""
     p_data = distribution(0)
-    game = Objective("t-spin", beta=1.0, history_weight=history_weight)
-    assert total_variation(best_response(game, p_data, p_data, distribution(100)), p_data) > 0.05
+    objective = Objective("t-spin", beta=1.0, history_weight=history_weight)
+    assert total_variation(best_response(objective, p_data, p_data, distribution(100)), p_data) > 0.05
 
 
 # The anchored reference
@@ -261,13 +263,13 @@ def test_an_anchored_reference_takes_the_opponents_place_in_the_closed_form():
     p_data, p_t, p_0 = distribution(0), distribution(100), distribution(200)
     reference = normalised(p_t**0.7 * p_0**0.3)
     want = normalised(reference * (p_data / p_t) ** 0.5)
-    game = Objective("logistic", beta=2.0, anchor=0.3)
-    torch.testing.assert_close(best_response(game, p_data, p_t, p_0), want, rtol=1e-4, atol=1e-7)
+    objective = Objective("logistic", beta=2.0, anchor=0.3)
+    torch.testing.assert_close(best_response(objective, p_data, p_t, p_0), want, rtol=1e-4, atol=1e-7)
 
 
 def test_the_anchored_games_fixed_point_lies_between_the_data_and_the_initial_policy():
     """p^(1 + lambda a) is proportional to p_data p_0^(lambda a), with a the anchor."""
     p_data, p_0, anchor, beta = distribution(0), distribution(100), 0.3, 2.0
     between = normalised((p_data * p_0 ** (beta * anchor)) ** (1 / (1 + beta * anchor)))
-    game = Objective("logistic", beta, anchor=anchor)
-    torch.testing.assert_close(best_response(game, p_data, between, p_0), between, rtol=1e-4, atol=1e-7)
+    objective = Objective("logistic", beta, anchor=anchor)
+    torch.testing.assert_close(best_response(objective, p_data, between, p_0), between, rtol=1e-4, atol=1e-7)
