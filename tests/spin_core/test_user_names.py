@@ -138,8 +138,8 @@ def test_code_that_comes_with_a_model_is_refused_and_told_of_where_it_is_allowed
     (model / "config.json").write_text(settings.replace('"model_type": "llama"', auto_map))
     assert [line for line in check_of(model, tmp_path) if "read that code, then set model.trust_remote_code" in line]
     (model / "config.json").write_text(settings)
-    told = check_of(model, tmp_path, trust_remote_code=True)
-    assert "model.trust_remote_code is on: Python code that comes with the model will run" in told
+    messages = check_of(model, tmp_path, trust_remote_code=True)
+    assert "model.trust_remote_code is on: Python code that comes with the model will run" in messages
 
 
 def test_code_that_comes_with_a_tokenizer_is_refused(tiny_model, tmp_path):

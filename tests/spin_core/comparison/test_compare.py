@@ -62,13 +62,13 @@ def standing(lineages):
 
 
 def line(standing, name: str):
-    (found,) = (one for one in standing.lines if one.name == name)
-    return found
+    (row,) = (candidate for candidate in standing.lines if candidate.name == name)
+    return row
 
 
 def test_every_method_is_one_line_over_all_seeds(standing):
-    assert [one.name for one in standing.lines] == [*NAMES, *SIZES]
-    assert {one.seeds for one in standing.lines} == {(1, 2, 3)}
+    assert [row.name for row in standing.lines] == [*NAMES, *SIZES]
+    assert {row.seeds for row in standing.lines} == {(1, 2, 3)}
     assert standing.lineages == ("trial-seed-1", "trial-seed-2", "trial-seed-3")
 
 
@@ -82,27 +82,27 @@ def test_a_score_is_the_mean_over_seeds_with_the_error_of_that_mean(standing):
 
 
 def test_differences_are_taken_within_each_seed(standing):
-    found = line(standing, NAMES[3]).versus["heldout_nll"]
+    difference = line(standing, NAMES[3]).versus["heldout_nll"]
     # 0.5 worse than the usual θ_2, so 0.5, 0.4 and 0.6 worse than the seeds' own.
-    assert found.delta == pytest.approx(0.5)
-    assert found.stderr == pytest.approx(0.1 / np.sqrt(3))
-    assert found.low == pytest.approx(0.5)  # every item's mean over the seeds is half a nat worse
-    assert found.high == pytest.approx(0.5)
-    assert found.clear
+    assert difference.delta == pytest.approx(0.5)
+    assert difference.stderr == pytest.approx(0.1 / np.sqrt(3))
+    assert difference.low == pytest.approx(0.5)  # every item's mean over the seeds is half a nat worse
+    assert difference.high == pytest.approx(0.5)
+    assert difference.clear
     assert line(standing, "θ_2").versus == {}
 
 
 def test_a_difference_that_seeds_or_items_explain_is_not_clear(tmp_path):
     noisy = [seed_of(tmp_path, number, shift) for number, shift in ((1, 0.0), (2, 1.5), (3, -1.5))]
-    found = line(table("trial", noisy, {}), NAMES[3]).versus["heldout_nll"]
-    assert found.delta == pytest.approx(0.5)
-    assert found.low == pytest.approx(0.5)
-    assert not found.clear
+    difference = line(table("trial", noisy, {}), NAMES[3]).versus["heldout_nll"]
+    assert difference.delta == pytest.approx(0.5)
+    assert difference.low == pytest.approx(0.5)
+    assert not difference.clear
 
 
 def test_rewards_are_not_compared_since_each_is_measured_against_another_opponent(lineages, standing):
     assert any("reward_accuracy" in report.scores for report in lineages[0].reports(1))
-    assert not any(task.startswith("reward") for one in standing.lines for task in one.scores)
+    assert not any(task.startswith("reward") for row in standing.lines for task in row.scores)
 
 
 def arms_of(folder, name: str, values, **scores: Score) -> dict[int, Arm]:
@@ -130,8 +130,8 @@ def test_a_difference_without_items_is_not_clear_and_the_page_says_so(tmp_path):
     assert nll.clear
     values = {**EMPTY, "lines": json_lines, "lineages": ("a", "b", "c"), "left_out": {}}
     by_bleu = compare.Table.model_validate({**values, "main_metric": "bleu"})
-    (said,) = (note for note in comparison_page.notes(by_bleu) if note.startswith("Never marked"))
-    assert "bleu of SFT" in said
+    (note,) = (text for text in comparison_page.notes(by_bleu) if text.startswith("Never marked"))
+    assert "bleu of SFT" in note
     assert comparison_page.difference(bleu) == "-0.4000 ± 0.0000"
     by_nll = compare.Table.model_validate({**values, "main_metric": "heldout_nll"})
     assert not any(note.startswith("Never marked") for note in comparison_page.notes(by_nll))
@@ -158,9 +158,9 @@ def test_how_diverse_methods_are_is_tested_over_the_prompts(tmp_path):
         }
         for name, words in tell.items()
     }
-    found = compare.line_of(arms["SFT"], arms["θ_1"]).versus["distinct_2"]
-    assert found.low < found.delta < found.high < 0
-    assert found.clear
+    difference = compare.line_of(arms["SFT"], arms["θ_1"]).versus["distinct_2"]
+    assert difference.low < difference.delta < difference.high < 0
+    assert difference.clear
 
 
 def test_costs_are_counted_from_the_start(standing):
@@ -174,12 +174,12 @@ def test_costs_are_counted_from_the_start(standing):
 
 
 def test_one_seed_has_no_error_over_seeds_but_that_of_its_items(lineages):
-    found = table("trial", lineages[:1], {})
-    sft = line(found, NAMES[3])
+    comparison = table("trial", lineages[:1], {})
+    sft = line(comparison, NAMES[3])
     assert sft.scores["heldout_nll"].stderr is None
     assert sft.versus["heldout_nll"].stderr is None
     assert sft.versus["heldout_nll"].clear
-    assert comparison_page.notes(found)[0].startswith("One seed")
+    assert comparison_page.notes(comparison)[0].startswith("One seed")
 
 
 @pytest.mark.parametrize(("seeds", "errors"), [(2, 12.71), (3, 4.303), (10, 2.262), (12, 2.201), (31, 2.042)])
@@ -189,20 +189,20 @@ def test_few_seeds_need_more_standard_errors(seeds, errors):
 
 def test_seeds_differ_only_in_the_run_and_no_gate_ends_one():
     config = resolve("demo", sets=["controls.dpo.source.path=p.jsonl", "gate.rule=stop"])
-    one, two = (configured(config, (), seed) for seed in (1, 2))
-    assert one.model_copy(update={"play_seed": 2}) == two
-    assert (one.play_seed, one.gate.rule) == (1, "always")
-    asked = one.controls
-    assert (asked.sft_continued, asked.sft_tokens, asked.dpo_after, asked.dpo.equal_steps) == (True,) * 4
-    assert (asked.longer, asked.shares, asked.temperatures) == ((2, 3), compare.SHARES, (0.3, 0.7, 1.0))
-    assert asked.sft_learning_rate == config.controls.sft_learning_rate
+    first, second = (configured(config, (), seed) for seed in (1, 2))
+    assert first.model_copy(update={"play_seed": 2}) == second
+    assert (first.play_seed, first.gate.rule) == (1, "always")
+    selected = first.controls
+    assert (selected.sft_continued, selected.sft_tokens, selected.dpo_after, selected.dpo.equal_steps) == (True,) * 4
+    assert (selected.longer, selected.shares, selected.temperatures) == ((2, 3), compare.SHARES, (0.3, 0.7, 1.0))
+    assert selected.sft_learning_rate == config.controls.sft_learning_rate
 
 
 def test_only_the_requested_methods_are_run():
     config = resolve("demo", sets=["controls.dpo.source.path=p.jsonl", "controls.temperatures=[]"])
-    asked = configured(config, ("sft-tokens", "sizes"), 1).controls
-    assert (asked.sft_continued, asked.sft_tokens, asked.dpo, asked.longer) == (False, True, None, ())
-    assert asked.shares == compare.SHARES
+    selected = configured(config, ("sft-tokens", "sizes"), 1).controls
+    assert (selected.sft_continued, selected.sft_tokens, selected.dpo, selected.longer) == (False, True, None, ())
+    assert selected.shares == compare.SHARES
 
 
 PREFERENCES = "controls.dpo.source.path={}"
@@ -247,8 +247,8 @@ def test_dpo_without_data_is_left_out_with_the_way_to_add_it(tmp_path):
     assert lineage.config.controls.dpo is None
     assert lineage_names(tmp_path) == ["trial-seed-1"]
     assert set(compare.left_out(config, ())) == {"dpo", "spin-dpo"}
-    found = compare.Table.model_validate({**EMPTY, "left_out": compare.left_out(config, ())})
-    assert any("--set controls.dpo.source.path=preferences.jsonl" in note for note in comparison_page.notes(found))
+    comparison = compare.Table.model_validate({**EMPTY, "left_out": compare.left_out(config, ())})
+    assert any("--set controls.dpo.source.path=preferences.jsonl" in note for note in comparison_page.notes(comparison))
 
 
 EMPTY = {
@@ -296,9 +296,9 @@ def test_the_page_shows_the_suites_and_what_only_some_methods_have(tmp_path):
         1: dataclasses.replace(other[1], name="late", reports=[suite_report(tmp_path / "late", "m", {"new": [1] * 8})])
     }
     json_lines = tuple(compare.line_of(arms, spin) for arms in (spin, other, late))
-    found = compare.Table.model_validate({**EMPTY, "lines": json_lines, "headline": ("suite",), "left_out": {}})
-    assert comparison_page.shown(found) == ["heldout_nll", "suite"]
-    head, further = "\n".join(comparison_page.parts(found, "here")).split("<h2>Further scores</h2>")
+    comparison = compare.Table.model_validate({**EMPTY, "lines": json_lines, "headline": ("suite",), "left_out": {}})
+    assert comparison_page.shown(comparison) == ["heldout_nll", "suite"]
+    head, further = "\n".join(comparison_page.parts(comparison, "here")).split("<h2>Further scores</h2>")
     assert "<th>suite ↑</th><th>minus SPIN</th>" in head
     assert "<td>-0.3000 ± 0.0000 *</td>" in head
     for name in ("ifeval ↑", "part ↑", "new ↑"):
@@ -308,11 +308,11 @@ def test_the_page_shows_the_suites_and_what_only_some_methods_have(tmp_path):
 
 def test_a_lineages_suites_are_in_the_headline(lineages):
     evaluate = lineages[0].config.evaluate.model_copy(update={"suites": ("instruct",), "headline": ("heldout_nll",)})
-    asked = [
+    scored = [
         dataclasses.replace(lineage, config=lineage.config.model_copy(update={"evaluate": evaluate}))
         for lineage in lineages
     ]
-    assert table("trial", asked, {}).headline == ("instruct", "heldout_nll")
+    assert table("trial", scored, {}).headline == ("instruct", "heldout_nll")
 
 
 def test_the_artifact_has_the_same_table_with_pictures(standing):

@@ -18,7 +18,7 @@ def responses(*rows: tuple[str, str, list[int], str]) -> pa.Table:
 
 
 @pytest.fixture
-def found() -> AnswerStatistics:
+def statistics() -> AnswerStatistics:
     human = responses(
         ("a", "one two three", [1, 2, 3], "stop"),
         ("a", "four", [4], "stop"),
@@ -34,15 +34,15 @@ def found() -> AnswerStatistics:
     return answer_statistics(human, answers)
 
 
-def test_faults_are_counted(found):
-    generated = found.generated
+def test_faults_are_counted(statistics):
+    generated = statistics.generated
     assert (generated.responses, generated.empty, generated.looping) == (4, 1, 1)
     assert generated.finish_reasons == {"length": 1, "stop": 3}
-    assert (found.real.empty, found.real.looping) == (0, 0)
+    assert (statistics.real.empty, statistics.real.looping) == (0, 0)
 
 
-def test_an_answer_is_compared_with_the_human_response_that_it_is_paired_with(found):
-    assert found.same_as_real == 1, "the second answer to a, not the one to b"
+def test_an_answer_is_compared_with_the_human_response_that_it_is_paired_with(statistics):
+    assert statistics.same_as_real == 1, "the second answer to a, not the one to b"
 
 
 def test_answers_to_an_id_are_dealt_out_to_its_prompts_in_order():
@@ -51,22 +51,22 @@ def test_answers_to_an_id_are_dealt_out_to_its_prompts_in_order():
     assert answer_rows(["a", "c"], ["b", "a"]) == [[1], []]
 
 
-def test_an_answer_that_was_given_before_is_repeated_whatever_its_prompt(found):
-    assert (found.generated.repeated, found.real.repeated) == (1, 1)
+def test_an_answer_that_was_given_before_is_repeated_whatever_its_prompt(statistics):
+    assert (statistics.generated.repeated, statistics.real.repeated) == (1, 1)
 
 
-def test_lengths_of_both_sides_share_their_bins(found):
-    assert found.bin_tokens == 3, f"48 tokens in {HISTOGRAM_BINS} bins"
-    assert found.real.histogram == (1, 2, *(0,) * 14, 1, *(0,) * 7)
-    assert found.generated.histogram == (3, *(0,) * 12, 1, *(0,) * 10)
-    assert len(found.real.histogram) == len(found.generated.histogram) == HISTOGRAM_BINS
-    assert found.real.quantiles == (1, 1, 3, 3, 3, 48, 48)
-    assert found.generated.mean_tokens == 43 / 4
+def test_lengths_of_both_sides_share_their_bins(statistics):
+    assert statistics.bin_tokens == 3, f"48 tokens in {HISTOGRAM_BINS} bins"
+    assert statistics.real.histogram == (1, 2, *(0,) * 14, 1, *(0,) * 7)
+    assert statistics.generated.histogram == (3, *(0,) * 12, 1, *(0,) * 10)
+    assert len(statistics.real.histogram) == len(statistics.generated.histogram) == HISTOGRAM_BINS
+    assert statistics.real.quantiles == (1, 1, 3, 3, 3, 48, 48)
+    assert statistics.generated.mean_tokens == 43 / 4
 
 
-def test_diversity_is_that_of_all_responses_of_a_side_together(found):
-    assert found.real.distinct == (5 / 8, 2 / 4, 1 / 2)
-    assert found.generated.distinct == (2 / 5, 1 / 2, 1.0)
+def test_diversity_is_that_of_all_responses_of_a_side_together(statistics):
+    assert statistics.real.distinct == (5 / 8, 2 / 4, 1 / 2)
+    assert statistics.generated.distinct == (2 / 5, 1 / 2, 1.0)
 
 
 def test_without_a_response_there_is_nothing_to_count():
@@ -75,5 +75,5 @@ def test_without_a_response_there_is_nothing_to_count():
     assert (nothing.bin_tokens, nothing.real.histogram, nothing.same_as_real) == (1, (0,) * HISTOGRAM_BINS, 0)
 
 
-def test_statistics_survive_json(found):
-    assert AnswerStatistics.model_validate_json(found.model_dump_json()) == found
+def test_statistics_survive_json(statistics):
+    assert AnswerStatistics.model_validate_json(statistics.model_dump_json()) == statistics

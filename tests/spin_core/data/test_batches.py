@@ -18,9 +18,9 @@ def test_an_epoch_holds_each_item_once_and_epochs_differ():
 
 
 def test_a_batch_depends_on_its_step_alone():
-    one, other = DataOrder(10, 4, seed=1), DataOrder(10, 4, seed=1)
-    assert one.batch(7).tolist() == [other.batch(step) for step in (0, 4, 7)][-1].tolist()
-    assert one.batch(7).tolist() != DataOrder(10, 4, seed=2).batch(7).tolist()
+    order, same = DataOrder(10, 4, seed=1), DataOrder(10, 4, seed=1)
+    assert order.batch(7).tolist() == [same.batch(step) for step in (0, 4, 7)][-1].tolist()
+    assert order.batch(7).tolist() != DataOrder(10, 4, seed=2).batch(7).tolist()
 
 
 @pytest.mark.parametrize("max_tokens", [1, 300, 1000, 10**6])
@@ -65,7 +65,7 @@ def test_items_of_a_large_share_of_the_budget_take_few_fillings(shortest, longes
     """More than half of it: one in a micro-batch; more than a third: two. Trying each number would be quadratic."""
     fillings = []
     fill = batches._fill_evenly
-    monkeypatch.setattr(batches, "_fill_evenly", lambda *asked: fillings.append(asked) or fill(*asked))
+    monkeypatch.setattr(batches, "_fill_evenly", lambda *arguments: fillings.append(arguments) or fill(*arguments))
     tokens_B = np.random.default_rng(0).integers(shortest, longest, 4000, endpoint=True)
     (parts,) = deal(tokens_B, 1, 1000)
     assert expected <= len(parts) <= 1.01 * expected

@@ -99,8 +99,8 @@ def test_prompt_and_response_are_the_ids_of_the_whole_conversation(family, messa
     whole = renderer.tokenizer.apply_chat_template(answered)["input_ids"]
     assert finish_reason == "stop"
     assert prompt_ids + response_ids == whole[: len(prompt_ids) + len(response_ids)]
-    left = renderer.tokenizer.decode(whole[len(prompt_ids) + len(response_ids) :])
-    assert left.strip() == ""
+    rest = renderer.tokenizer.decode(whole[len(prompt_ids) + len(response_ids) :])
+    assert rest.strip() == ""
 
 
 @pytest.mark.parametrize("family", ALL)

@@ -36,14 +36,14 @@ def test_the_probabilities_of_every_prompt_are_positive_and_sum_to_one() -> None
 
 
 def test_preferences_are_of_a_right_response_over_a_wrong_one() -> None:
-    found = demo.preferences(2)
-    assert Counter(prompt for prompt, _, _ in found) == dict.fromkeys(ALL_PROMPTS, 2)
-    for prompt, chosen, rejected in found:
+    triples = demo.preferences(2)
+    assert Counter(prompt for prompt, _, _ in triples) == dict.fromkeys(ALL_PROMPTS, 2)
+    for prompt, chosen, rejected in triples:
         assert chosen in demo.support(prompt)
         assert rejected not in demo.support(prompt)
         assert set(rejected) <= set(demo.CHARACTERS)
         assert len(rejected) <= demo.MAX_RESPONSE_CHARS
-    assert found == demo.preferences(2)
+    assert triples == demo.preferences(2)
 
 
 def test_every_right_response_adds_up_and_fits_the_length_that_the_module_names() -> None:

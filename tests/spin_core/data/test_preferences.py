@@ -61,10 +61,10 @@ def build(tiny_model, tmp_path):
             source = path
         scratch = tmp_path / "scratch"
         scratch.mkdir(exist_ok=True)
-        found = preferences.run(job_of(tmp_path, tiny_model, source, **fields), scratch, Progress())
+        results = preferences.run(job_of(tmp_path, tiny_model, source, **fields), scratch, Progress())
         table = pq.read_table(scratch / "pairs.parquet")
         assert table.schema == pairs.SCHEMA
-        return found, table.to_pylist()
+        return results, table.to_pylist()
 
     return make
 
@@ -108,18 +108,18 @@ def test_several_rounds_and_system_prompts_are_kept():
     assert preference_of(row).messages == [system, *turns]
     assert preference_of({**row, "prompt": [system, *turns]}).messages == [system, *turns]
     marked = "\n\nHuman: Hi\n\nAssistant: Hello\n\nthere\n\nHuman: Two and two?\n\nAssistant: "
-    found = preference_of({"chosen": f"{marked}Four", "rejected": f"{marked}Five"})
-    assert found == ([user("Hi"), assistant("Hello\n\nthere"), user("Two and two?")], "Four", "Five")
+    preference = preference_of({"chosen": f"{marked}Four", "rejected": f"{marked}Five"})
+    assert preference == ([user("Hi"), assistant("Hello\n\nthere"), user("Two and two?")], "Four", "Five")
 
 
 def test_both_sides_are_tokenised_as_the_sft_data_are(build, tiny_model):
-    found, (row,) = build([SAME["explicit text"]])
+    fields, (row,) = build([SAME["explicit text"]])
     renderer = Renderer(load_tokenizer(tiny_model, CPU), FORMAT)
     assert row["prompt_ids"] == renderer.prompt_ids([user(ASKED)])
     assert row["real_ids"] == renderer.response_ids([user(ASKED)], "Four.", 50)[0]
     assert row["generated_ids"] == renderer.response_ids([user(ASKED)], "Five.", 50)[0]
     assert (row["prompt"], row["real"], row["generated"], row["real_finish"]) == (ASKED, "Four.", "Five.", "stop")
-    assert found == {"t": 0, "rows_in": 1, "rows": 1, "drops": {}, "mix": {}}
+    assert fields == {"t": 0, "rows_in": 1, "rows": 1, "drops": {}, "mix": {}}
 
 
 def test_both_sides_are_cut_alike_and_a_cut_one_gets_no_end(build):
@@ -147,10 +147,10 @@ BAD = {
 
 @pytest.mark.parametrize("reason", BAD)
 def test_a_bad_row_is_dropped_and_counted(build, reason):
-    found, rows = build([SAME["explicit text"], BAD[reason]])
-    assert found["drops"] == {reason: 1}
-    assert len(rows) == found["rows"] == 1
-    assert found["rows_in"] == 2
+    fields, rows = build([SAME["explicit text"], BAD[reason]])
+    assert fields["drops"] == {reason: 1}
+    assert len(rows) == fields["rows"] == 1
+    assert fields["rows_in"] == 2
 
 
 def test_preferences_about_held_out_prompts_are_left_out(build):
@@ -201,13 +201,13 @@ def test_columns_can_be_renamed(build):
 
 
 def test_real_preferences_are_read_whole(build):
-    found, rows = build(data_folder("preferences", "dpo_en_demo.json"), max_prompt_tokens=2000, max_new_tokens=5000)
-    assert found["rows_in"] == 300
-    assert found["rows"] + sum(found["drops"].values()) == 300
+    fields, rows = build(data_folder("preferences", "dpo_en_demo.json"), max_prompt_tokens=2000, max_new_tokens=5000)
+    assert fields["rows_in"] == 300
+    assert fields["rows"] + sum(fields["drops"].values()) == 300
     # What was left out was left out for what a character vocabulary cannot hold, or because it is there twice, as five
     # rows are; not because it was misread.
-    assert set(found["drops"]) <= {"unknown-character", "prompt-too-long", "duplicate"}
-    assert found["drops"]["duplicate"] <= 5
+    assert set(fields["drops"]) <= {"unknown-character", "prompt-too-long", "duplicate"}
+    assert fields["drops"]["duplicate"] <= 5
     assert len(rows) > 100
     assert all(row["real"] != row["generated"] for row in rows)
 

@@ -201,9 +201,9 @@ def test_data_beyond_a_small_vocabulary_are_refused(build, demo_model):
 
 def test_data_beyond_a_vocabulary_that_has_no_unknown_token_are_refused(build, demo_model, tmp_path):
     folder = shutil.copytree(demo_model, tmp_path / "model")
-    known = json.loads((folder / "tokenizer.json").read_text())
-    known["model"]["unk_token"] = "<none>"
-    (folder / "tokenizer.json").write_text(json.dumps(known))
+    tokenizer_json = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer_json["model"]["unk_token"] = "<none>"
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json))
     with pytest.raises(DataError, match="characters that the tokenizer does not know, and it has no token for unknown"):
         build(rows_of(3), model=folder)
 

@@ -82,7 +82,7 @@ def test_the_error_of_distinct_is_the_jackknifes():
     texts = ["a b c", "a b d", "c d e f", "a b", "x"]
     left_out = [share(texts[:i] + texts[i + 1 :], 2) for i in range(len(texts))]
     mean = sum(left_out) / len(left_out)
-    want = math.sqrt((len(texts) - 1) / len(texts) * sum((one - mean) ** 2 for one in left_out))
+    want = math.sqrt((len(texts) - 1) / len(texts) * sum((value - mean) ** 2 for value in left_out))
     assert distinct(texts).std(ddof=1) / math.sqrt(len(texts)) == pytest.approx(want)
     assert want > 0
 
@@ -93,9 +93,9 @@ def test_what_two_players_both_say_cancels_in_the_error_of_their_difference():
     again = [text if place % 8 else "a b a b a b a b a b a b" for place, text in enumerate(texts)]
     value_N, other_N = distinct(texts), distinct(again)
     apart = math.hypot(*(side_N.std(ddof=1) / math.sqrt(80) for side_N in (value_N, other_N)))
-    found = paired(dict(enumerate(value_N)), dict(enumerate(other_N)))
-    assert found.mean == pytest.approx(distinct_shares(texts)[1] - distinct_shares(again)[1])
-    assert found.stderr < 0.8 * apart
+    difference = paired(dict(enumerate(value_N)), dict(enumerate(other_N)))
+    assert difference.mean == pytest.approx(distinct_shares(texts)[1] - distinct_shares(again)[1])
+    assert difference.stderr < 0.8 * apart
 
 
 def test_intervals_of_differences_in_distinct_hold_the_truth_as_often_as_they_say():
@@ -106,14 +106,14 @@ def test_intervals_of_differences_in_distinct_hold_the_truth_as_often_as_they_sa
         dull = np.where(rng.random(words.shape) < 0.2, -1, words + rng.integers(0, 2, words.shape))
         return [[" ".join(map(str, row)) for row in side.tolist()] for side in (words, dull)]
 
-    found = []
+    differences = []
     for seed in range(150):
         items = [dict(enumerate(distinct(side))) for side in answers(np.random.default_rng(seed))]
-        found.append(paired(*items, f"{seed}"))
-    truth = np.mean([difference.mean for difference in found])
-    spread = np.std([difference.mean for difference in found])
+        differences.append(paired(*items, f"{seed}"))
+    truth = np.mean([difference.mean for difference in differences])
+    spread = np.std([difference.mean for difference in differences])
     # The jackknife's error is a little too large rather than too small (Efron & Stein 1981).
-    assert 0.95 < np.mean([difference.stderr for difference in found]) / spread < 1.35
-    held = np.mean([low <= truth <= high for low, high in (difference.interval() for difference in found)])
+    assert 0.95 < np.mean([difference.stderr for difference in differences]) / spread < 1.35
+    held = np.mean([low <= truth <= high for low, high in (difference.interval() for difference in differences)])
     # 150 draws of probability .95 have a standard deviation of .018.
     assert held > 0.9

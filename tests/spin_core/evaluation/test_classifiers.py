@@ -47,10 +47,10 @@ def test_text_tells_the_sides_apart_where_it_does():
 
 def test_texts_of_one_kind_are_not_told_apart():
     rngs = [np.random.default_rng(seed) for seed in range(40)]
-    found = [text_classifier(sentences(rng, 60), sentences(rng, 60)) for rng in rngs]
-    chances = [two_sample_p(accuracy) for accuracy in found]
+    accuracies = [text_classifier(sentences(rng, 60), sentences(rng, 60)) for rng in rngs]
+    chances = [two_sample_p(accuracy) for accuracy in accuracies]
     # The mean of 40 times 60 texts, whose standard error is .01.
-    assert np.nanmean(found) == pytest.approx(0.5, abs=0.03)
+    assert np.nanmean(accuracies) == pytest.approx(0.5, abs=0.03)
     # By chance a p-value is below .05 in at most one of twenty cases: 2 of these, and 6 with a probability of .01.
     assert sum(chance < 0.05 for chance in chances) < 6
 

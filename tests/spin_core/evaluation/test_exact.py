@@ -14,10 +14,10 @@ NAMES = ("total_variation", "invalid_mass", "forward_kl")
 
 
 def test_distances_by_hand():
-    found = distances(np.array([0.5, 0.5]), np.log([0.5, 0.25]))
-    assert found["invalid_mass"] == pytest.approx(0.25)
-    assert found["total_variation"] == pytest.approx(0.25)
-    assert found["forward_kl"] == pytest.approx(0.5 * math.log(2))
+    measures = distances(np.array([0.5, 0.5]), np.log([0.5, 0.25]))
+    assert measures["invalid_mass"] == pytest.approx(0.25)
+    assert measures["total_variation"] == pytest.approx(0.25)
+    assert measures["forward_kl"] == pytest.approx(0.5 * math.log(2))
 
 
 def test_a_player_equal_to_the_data_has_distance_0():
@@ -26,8 +26,8 @@ def test_a_player_equal_to_the_data_has_distance_0():
 
 
 def test_a_player_that_is_never_right_has_the_largest_distance():
-    found = distances(np.array([1.0]), np.array([-2000.0]))
-    assert found == {"total_variation": 1.0, "invalid_mass": 1.0, "forward_kl": 2000.0}
+    measures = distances(np.array([1.0]), np.array([-2000.0]))
+    assert measures == {"total_variation": 1.0, "invalid_mass": 1.0, "forward_kl": 2000.0}
 
 
 def test_total_variation_is_the_largest_difference_over_all_events():
@@ -35,7 +35,7 @@ def test_total_variation_is_the_largest_difference_over_all_events():
     p, q = rng.dirichlet(np.ones(4)), rng.dirichlet(np.ones(5))[:4]
     whole = [*zip(p, q, strict=True), (0.0, 1 - q.sum())]
     events = itertools.chain.from_iterable(itertools.combinations(whole, size) for size in range(6))
-    largest = max(abs(sum(one for one, _ in event) - sum(other for _, other in event)) for event in events)
+    largest = max(abs(sum(a for a, _ in event) - sum(b for _, b in event)) for event in events)
     assert distances(p, np.log(q))["total_variation"] == pytest.approx(largest)
 
 
@@ -67,7 +67,7 @@ def test_every_right_response_is_scored_as_by_brute_force(temperature):
     model, tokenizer = player(), demo.build_tokenizer()
     prompts = ["347=", "201=", "999=", "250="]
     prompt_ids = spelled(tokenizer, prompts)
-    found = exact_distances(
+    measures = exact_distances(
         model, tokenizer, demo.support, prompts, prompt_ids,
         end_id=tokenizer.eos_token_id, temperature=temperature, micro_batch_tokens=40,
     )  # fmt: skip
@@ -78,7 +78,7 @@ def test_every_right_response_is_scored_as_by_brute_force(temperature):
             for text in right
         ]
         want = distances(np.array(list(right.values())), np.array(log_q))
-        assert {name: found[name][i] for name in NAMES} == pytest.approx(want, rel=1e-4, abs=1e-6)
+        assert {name: measures[name][i] for name in NAMES} == pytest.approx(want, rel=1e-4, abs=1e-6)
 
 
 def test_the_distance_to_the_players_own_distribution_is_0():
@@ -93,11 +93,11 @@ def test_the_distance_to_the_players_own_distribution_is_0():
         model.lm_head.weight.zero_()
         model.lm_head.weight[:, 0] = -1000
         model.lm_head.weight[eos, 0] = 0
-    one = exact_distances(
+    measures = exact_distances(
         model, tokenizer, lambda _prompt: {"": 1.0}, ["347="], spelled(tokenizer, ["347="]),
         end_id=eos, temperature=1.0, micro_batch_tokens=100,
     )  # fmt: skip
-    assert {name: one[name][0] for name in NAMES} == dict.fromkeys(NAMES, 0.0)
+    assert {name: measures[name][0] for name in NAMES} == dict.fromkeys(NAMES, 0.0)
 
 
 def test_a_prompt_that_the_source_does_not_have_is_rejected():

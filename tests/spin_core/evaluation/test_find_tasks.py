@@ -54,15 +54,15 @@ def subjects() -> list[str]:
 def ifeval_rows() -> list[dict]:
     # Every argument of any instruction has a column, null where it is not the row's.
     every = {"relation": None, "num_words": None, "keywords": None}
-    asked = [
+    instructions = [
         ("Say nothing twice, without commas.", ["punctuation:no_comma"], [{}]),
         ("Write a lot.", ["length_constraints:number_words"], [{"relation": "at least", "num_words": 4}]),
         ("Name dogs.", ["keywords:existence", "punctuation:no_comma"], [{"keywords": ["dog"]}, {}]),
         ("Be brief.", ["length_constraints:number_words"], [{"relation": "less than", "num_words": 900}]),
     ]
     return [
-        {"key": i, "prompt": prompt, "instruction_id_list": names, "kwargs": [every | one for one in arguments]}
-        for i, (prompt, names, arguments) in enumerate(asked)
+        {"key": i, "prompt": prompt, "instruction_id_list": names, "kwargs": [every | given for given in arguments]}
+        for i, (prompt, names, arguments) in enumerate(instructions)
     ]
 
 
@@ -114,8 +114,8 @@ def job(model: Path, folder: Path, *tasks: str, shots: int | None = None, data: 
     return BenchmarkJob(output=folder / "lm-eval", config=config, model=CPU, player=version_of(model))
 
 
-def do(asked: BenchmarkJob) -> EvalReport:
-    return phase.execute(asked, EvalReport, run, progress.Progress())
+def do(job_to_run: BenchmarkJob) -> EvalReport:
+    return phase.execute(job_to_run, EvalReport, run, progress.Progress())
 
 
 def samples(report: EvalReport) -> list[dict]:
@@ -162,11 +162,11 @@ def test_a_group_of_the_hub_weighs_its_items_alike(tmp_path, model):
     assert report.averages == {GROUP: tuple(names)}
     sizes = [report.scores[name].n for name in names]
     assert sizes == [SIZES[place % 4] for place in range(len(names))]
-    found = values(report, GROUP)
-    assert found == [value for name in names for value in values(report, name)]
-    assert 0 < sum(found) < len(found)
-    assert report.scores[GROUP].n == len(found) == sum(sizes)
-    assert report.scores[GROUP].value == pytest.approx(np.mean(found))
+    answers = values(report, GROUP)
+    assert answers == [value for name in names for value in values(report, name)]
+    assert 0 < sum(answers) < len(answers)
+    assert report.scores[GROUP].n == len(answers) == sum(sizes)
+    assert report.scores[GROUP].value == pytest.approx(np.mean(answers))
     means = [report.scores[name].value for name in names]
     assert report.scores[GROUP].value != pytest.approx(np.mean(means)), "which would weigh subjects"
 
@@ -180,8 +180,8 @@ def test_a_hub_name_for_several_tasks_gives_their_scores_and_no_mean(tmp_path, m
 def test_the_hubs_rows_are_identified_by_their_content(tmp_path, work_in):
     def digests() -> tuple[str, str]:
         """Without examples in the prompt, and with two."""
-        found = tasks_from_hub([BenchmarkTask(name="arc_easy", num_fewshot=count) for count in (None, 2)])
-        bare, shown = (one.singles[0].rows_digest for one in found)
+        tasks = tasks_from_hub([BenchmarkTask(name="arc_easy", num_fewshot=count) for count in (None, 2)])
+        bare, shown = (task.singles[0].rows_digest for task in tasks)
         return bare, shown
 
     def changed(name: str, test: range, train: range) -> tuple[str, str]:
@@ -201,9 +201,9 @@ def test_the_hubs_rows_are_identified_by_their_content(tmp_path, work_in):
 
 def test_a_task_on_the_same_hub_rows_is_not_scored_again(tmp_path, model):
     first = do(job(model, tmp_path / "runs", "arc_easy"))
-    asked = job(model, tmp_path / "runs", "arc_easy")
-    hollow = asked.player.model_copy(update={"path": tmp_path / "nowhere"})
-    again = do(asked.model_copy(update={"output": tmp_path / "runs" / "again", "player": hollow}))
+    repeated = job(model, tmp_path / "runs", "arc_easy")
+    hollow = repeated.player.model_copy(update={"path": tmp_path / "nowhere"})
+    again = do(repeated.model_copy(update={"output": tmp_path / "runs" / "again", "player": hollow}))
     assert again.scores == first.scores
 
 

@@ -28,98 +28,106 @@ SUBJECTS = ("anatomy", "philosophy", "sociology", "virology")
 """One of each part of MMLU."""
 
 
-def some(rng: Random, count: int) -> str:
+def random_words(rng: Random, count: int) -> str:
     return " ".join(rng.choice(WORDS) for _ in range(count))
 
 
 def questions(seed: int, count: int = 6) -> list[tuple[str, list[str], int]]:
     rng = Random(seed)
     return [
-        (f"Is {some(rng, 4)}?", [some(rng, rng.randint(1, 3)) for _ in range(4)], rng.randrange(4))
+        (f"Is {random_words(rng, 4)}?", [random_words(rng, rng.randint(1, 3)) for _ in range(4)], rng.randrange(4))
         for _ in range(count)
     ]
 
 
-def plain(found) -> list[dict]:
-    return [{"question": question, "choices": choices, "label": label} for question, choices, label in found]
+def plain(items) -> list[dict]:
+    return [{"question": question, "choices": choices, "label": label} for question, choices, label in items]
 
 
-def lettered(found, name: str) -> list[dict]:
+def lettered(items, name: str) -> list[dict]:
     return [
         {"id": str(i), name: question, "choices": {"text": choices, "label": list("ABCD")}, "answerKey": "ABCD"[label]}
-        for i, (question, choices, label) in enumerate(found)
+        for i, (question, choices, label) in enumerate(items)
     ]
 
 
 def hellaswag_rows(seed: int, split: str) -> Rows:
-    found = questions(seed)
+    items = questions(seed)
     # The hub's columns keep apart what the plain form has joined, and its second sentence begins in lower case.
     rows = [
         {"ind": i, "activity_label": "Walking", "ctx_a": "A man runs.", "ctx_b": f"then {choices[0]}",
          "ctx": f"A man runs. then {choices[0]}", "endings": choices, "label": str(label)}
-        for i, (_, choices, label) in enumerate(found)
+        for i, (_, choices, label) in enumerate(items)
     ]  # fmt: skip
-    joined = [(f"Walking: A man runs. then {choices[0]}", choices, label) for _, choices, label in found]
+    joined = [(f"Walking: A man runs. then {choices[0]}", choices, label) for _, choices, label in items]
     return Rows(f"hellaswag_{'val' if split == 'validation' else split}", split, plain(joined), rows)
 
 
 def winogrande_rows(seed: int, split: str) -> Rows:
     rng = Random(seed)
-    found = [(f"The {some(rng, 2)} met _ {some(rng, 3)}.", [rng.choice(WORDS), "stones"], i % 2) for i in range(6)]
+    items = [
+        (f"The {random_words(rng, 2)} met _ {random_words(rng, 3)}.", [rng.choice(WORDS), "stones"], i % 2)
+        for i in range(6)
+    ]
     hub = [
         {"sentence": sentence, "option1": first, "option2": second, "answer": str(label + 1)}
-        for sentence, (first, second), label in found
+        for sentence, (first, second), label in items
     ]
-    return Rows(f"winogrande_{'dev' if split == 'validation' else split}", split, plain(found), hub)
+    return Rows(f"winogrande_{'dev' if split == 'validation' else split}", split, plain(items), hub)
 
 
 def truthfulqa_rows() -> Rows:
-    found = questions(31)
+    items = questions(31)
     labels = [1, 1, 0, 0]
     rows = [
         {"question": question, "mc1_choices": choices, "mc1_labels": [1, 0, 0, 0], "mc2_choices": choices,
          "mc2_labels": labels}
-        for question, choices, _ in found
+        for question, choices, _ in items
     ]  # fmt: skip
     hub = [
         {"question": question, "mc1_targets": {"choices": choices, "labels": [1, 0, 0, 0]},
          "mc2_targets": {"choices": choices, "labels": labels}}
-        for question, choices, _ in found
+        for question, choices, _ in items
     ]  # fmt: skip
     return Rows("truthfulqa_mc", "validation", rows, hub)
 
 
 def gsm8k_rows(seed: int, split: str) -> Rows:
     rng = Random(seed)
-    rows = [{"question": f"How many {some(rng, 3)}?", "answer": f"{some(rng, 4)}.\n#### {i}"} for i in range(6)]
+    rows = [
+        {"question": f"How many {random_words(rng, 3)}?", "answer": f"{random_words(rng, 4)}.\n#### {i}"}
+        for i in range(6)
+    ]
     return Rows(f"gsm8k_{split}", split, rows, rows)
 
 
 def mmlu_rows(subject: str, split: str) -> Rows:
-    found = questions(len(subject + split), 5 if split == "dev" else SUBJECTS.index(subject) + 2)
-    rows = [{"subject": subject, **row} for row in plain(found)]
-    hub = [{"question": q, "subject": subject, "choices": c, "answer": label} for q, c, label in found]
+    items = questions(len(subject + split), 5 if split == "dev" else SUBJECTS.index(subject) + 2)
+    rows = [{"subject": subject, **row} for row in plain(items)]
+    hub = [{"question": q, "subject": subject, "choices": c, "answer": label} for q, c, label in items]
     return Rows(f"mmlu_{split}", split, rows, hub)
 
 
 def bbh_rows(task: str) -> Rows:
-    rows = [{"input": f'Is "{some(Random(i), 5)}" plausible?', "target": ("yes", "no")[i % 2]} for i in range(2)]
+    rows = [
+        {"input": f'Is "{random_words(Random(i), 5)}" plausible?', "target": ("yes", "no")[i % 2]} for i in range(2)
+    ]
     return Rows("bbh", "test", [{"task": task, **row} for row in rows], rows)
 
 
 def ifeval_rows() -> Rows:
-    asked = [
+    instructions = [
         ("Say nothing twice, without commas.", ["punctuation:no_comma"], [{}]),
         ("Write a lot.", ["length_constraints:number_words"], [{"relation": "at least", "num_words": 4}]),
         ("Name dogs.", ["keywords:existence", "punctuation:no_comma"], [{"keywords": ["dog"]}, {}]),
     ]
     rows = [
         {"key": i, "prompt": prompt, "instruction_id_list": names, "kwargs": arguments}
-        for i, (prompt, names, arguments) in enumerate(asked)
+        for i, (prompt, names, arguments) in enumerate(instructions)
     ]
     # The hub's columns have every argument of any instruction, null where it is not the row's.
     every = {"relation": None, "num_words": None, "keywords": None}
-    hub = [{**row, "kwargs": [{**every, **one} for one in row["kwargs"]]} for row in rows]
+    hub = [{**row, "kwargs": [{**every, **given} for given in row["kwargs"]]} for row in rows]
     return Rows("ifeval_train", "train", rows, hub)
 
 
@@ -169,39 +177,39 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory, model) -> EvalReport:
+def local_report(tmp_path_factory, model) -> EvalReport:
     return score_local(tasks(), tmp_path_factory.mktemp("ours"), model)
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory, model) -> dict:
+def hub_results(tmp_path_factory, model) -> dict:
     return score_with_lm_eval(tasks(), tmp_path_factory.mktemp("theirs"), model)
 
 
 @pytest.mark.parametrize("task", tasks())
-def test_a_local_task_asks_and_scores_item_by_item_as_lm_eval_does_with_the_hubs_rows(task, ours, theirs):
-    mine = local_samples(ours, task)
+def test_a_local_task_asks_and_scores_item_by_item_as_lm_eval_does_with_the_hubs_rows(task, local_report, hub_results):
+    mine = local_samples(local_report, task)
     assert len(mine) >= 2
-    assert_same_items(mine, theirs["samples"][task])
+    assert_same_items(mine, hub_results["samples"][task])
 
 
 @pytest.mark.parametrize("task", task_names(tasks()))
-def test_scores_and_errors_are_lm_evals(task, ours, theirs):
-    found = theirs["results"][task]
-    keys = [key for key in found if "," in key and "_stderr," not in key]
-    scores = [score for name, score in ours.scores.items() if name.split("/")[0] == task]
-    assert sorted(score.value for score in scores) == pytest.approx(sorted(found[key] for key in keys))
-    errors = [found[key.replace(",", "_stderr,")] for key in keys]
+def test_scores_and_errors_are_lm_evals(task, local_report, hub_results):
+    expected = hub_results["results"][task]
+    keys = [key for key in expected if "," in key and "_stderr," not in key]
+    scores = [score for name, score in local_report.scores.items() if name.split("/")[0] == task]
+    assert sorted(score.value for score in scores) == pytest.approx(sorted(expected[key] for key in keys))
+    errors = [expected[key.replace(",", "_stderr,")] for key in keys]
     if task != "ifeval":  # some of its errors are by resampling
         assert sorted(score.stderr for score in scores) == pytest.approx(sorted(errors))
 
 
-def test_the_tasks_are_not_all_right_or_all_wrong(ours):
-    assert len({score.value for score in ours.scores.values()}) > 4
+def test_the_tasks_are_not_all_right_or_all_wrong(local_report):
+    assert len({score.value for score in local_report.scores.values()}) > 4
 
 
-def test_examples_come_from_their_own_split(ours):
-    assert ours.notes == ("mmlu: 4 of its 57 tasks have rows, and the score is theirs alone",)
+def test_examples_come_from_their_own_split(local_report):
+    assert local_report.notes == ("mmlu: 4 of its 57 tasks have rows, and the score is theirs alone",)
 
 
 @pytest.mark.parametrize(

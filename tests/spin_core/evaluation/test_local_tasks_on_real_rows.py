@@ -45,7 +45,7 @@ def read(*parts: str) -> list[dict]:
         return [json.loads(line) for line in file]
 
 
-def some(rows: list[dict], count: int = FEW, seed: int = 0) -> list[dict]:
+def choose_rows(rows: list[dict], count: int = FEW, seed: int = 0) -> list[dict]:
     """A seeded choice of rows."""
     return Random(seed).sample(rows, count)
 
@@ -58,7 +58,7 @@ def lettered(rows: Iterable[dict], question: str) -> Iterator[dict]:
 
 
 def with_letters(folder: str, task: str, question: str, shots: int) -> ParityTask:
-    split_rows = {split: some(read("benchmarks", f"{task}_{split}.jsonl")) for split in ("train", "test")}
+    split_rows = {split: choose_rows(read("benchmarks", f"{task}_{split}.jsonl")) for split in ("train", "test")}
     rows = [Rows(f"{task}_{split}", split, few, list(lettered(few, question))) for split, few in split_rows.items()]
     return ParityTask(shots, f"{folder}/{task}", rows)
 
@@ -68,25 +68,25 @@ def begun_at(row: dict, later: dict) -> int | None:
 
     There that sentence stands finished, behind another sentence's end or at the beginning.
     """
-    (activity, text), (other, following) = (one["question"].split(": ", 1) for one in (row, later))
+    (activity, text), (other, following) = (video["question"].split(": ", 1) for video in (row, later))
     if activity != other:
         return None
-    mine, told = list(WORD.finditer(text)), list(WORD.finditer(following))
-    ending = [found[0].lower() for found in WORD.finditer(row["choices"][row["label"]])]
-    words = [found[0].lower() for found in told]
-    for count in range(1, len(mine) + 1):
-        finished = [found[0].lower() for found in mine[-count:]] + ending
+    words_before, next_words = list(WORD.finditer(text)), list(WORD.finditer(following))
+    ending = [match[0].lower() for match in WORD.finditer(row["choices"][row["label"]])]
+    words = [match[0].lower() for match in next_words]
+    for count in range(1, len(words_before) + 1):
+        finished = [match[0].lower() for match in words_before[-count:]] + ending
         for place in range(len(words) - len(finished) + 1):
-            before = following[: told[place].start()].rstrip()
+            before = following[: next_words[place].start()].rstrip()
             if words[place : place + len(finished)] == finished and (not before or before[-1] in ".!?"):
-                return mine[-count].start()
+                return words_before[-count].start()
     return None
 
 
 def begun(rows: list[dict]) -> dict[int, int]:
     """Those rows of videos whose following row tells where the sentence to be finished begins, and where."""
-    found = ((i, begun_at(*pair)) for i, pair in enumerate(pairwise(rows[:VIDEOS])))
-    return {i: place for i, place in found if place is not None}
+    beginnings = ((i, begun_at(*pair)) for i, pair in enumerate(pairwise(rows[:VIDEOS])))
+    return {i: place for i, place in beginnings if place is not None}
 
 
 def hellaswag_columns(row: dict, place: int | None) -> dict:
@@ -104,17 +104,18 @@ def hellaswag() -> ParityTask:
     # Behind these come WikiHow's: two with brackets that the cleaning has left, in a context and in a choice.
     videos = sorted({*QUOTED, *Random(1).sample(sorted(places), FEW)})
     chosen = [*videos, 5592, 4016, *Random(2).sample(range(VIDEOS, len(rows)), FEW // 2)]
-    asked = [rows[i] for i in chosen]
+    chosen_rows = [rows[i] for i in chosen]
     hub = [hellaswag_columns(rows[i], places.get(i)) for i in chosen]
     split = FEW // 3
     return ParityTask(2, "hellaswag/hellaswag", [
-        Rows("hellaswag_train", "train", asked[split : 2 * split], hub[split : 2 * split]),
-        Rows("hellaswag_val", "validation", asked[:split] + asked[2 * split :], hub[:split] + hub[2 * split :]),
+        Rows("hellaswag_train", "train", chosen_rows[split : 2 * split], hub[split : 2 * split]),
+        Rows("hellaswag_val", "validation", [*chosen_rows[:split], *chosen_rows[2 * split :]],
+             [*hub[:split], *hub[2 * split :]]),
     ])  # fmt: skip
 
 
 def winogrande() -> ParityTask:
-    rows = some(read("benchmarks", "winogrande_dev.jsonl"), 2 * FEW)
+    rows = choose_rows(read("benchmarks", "winogrande_dev.jsonl"), 2 * FEW)
     hub = [
         {"sentence": row["question"], "option1": row["choices"][0], "option2": row["choices"][1],
          "answer": "12"[row["label"]]}
@@ -127,7 +128,7 @@ def winogrande() -> ParityTask:
 
 
 def truthfulqa(kind: str) -> ParityTask:
-    rows = some(read("benchmarks", "truthfulqa_mc.jsonl"))
+    rows = choose_rows(read("benchmarks", "truthfulqa_mc.jsonl"))
     hub = [
         {"question": row["question"],
          "mc1_targets": {"choices": row["mc1_choices"], "labels": row["mc1_labels"]},
@@ -141,7 +142,7 @@ def truthfulqa(kind: str) -> ParityTask:
 
 
 def gsm8k() -> ParityTask:
-    splits = {split: some(read("gsm8k", f"{split}.jsonl")) for split in ("train", "test")}
+    splits = {split: choose_rows(read("gsm8k", f"{split}.jsonl")) for split in ("train", "test")}
     return ParityTask(2, "gsm8k/gsm8k", [Rows(f"gsm8k_{split}", split, rows, rows) for split, rows in splits.items()])
 
 
@@ -150,7 +151,7 @@ def mmlu(subject: str) -> ParityTask:
         split: [row for row in read("benchmarks", f"mmlu_{split}.jsonl") if row["subject"] == subject]
         for split in ("dev", "test")
     }
-    of_subject["test"] = some(of_subject["test"], 4)
+    of_subject["test"] = choose_rows(of_subject["test"], 4)
     return ParityTask(5, f"mmlu/default/mmlu_{subject}", [
         Rows(f"mmlu_{split}", split, rows, [
             {"question": row["question"], "subject": subject, "choices": row["choices"], "answer": row["label"]}
@@ -169,11 +170,11 @@ def bbh() -> dict[str, ParityTask]:
             Rows("bbh", "test", few, [{"input": row["input"], "target": row["target"]} for row in few])
         ])
         for task, rows in by_task.items()
-        for few in [some(rows, 1)]
+        for few in [choose_rows(rows, 1)]
     }  # fmt: skip
 
 
-def tasks() -> dict[str, ParityTask]:
+def all_tasks() -> dict[str, ParityTask]:
     """All tasks with their rows; skips where there are none."""
     return {
         "arc_challenge": with_letters("arc", "arc_challenge", "question", 3),
@@ -189,8 +190,8 @@ def tasks() -> dict[str, ParityTask]:
 
 
 @pytest.fixture(scope="module")
-def asked() -> dict[str, ParityTask]:
-    return tasks()
+def tasks() -> dict[str, ParityTask]:
+    return all_tasks()
 
 
 @pytest.fixture(scope="module")
@@ -199,24 +200,24 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory, asked, model) -> EvalReport:
-    return score_local(asked, tmp_path_factory.mktemp("ours"), model)
+def local_report(tmp_path_factory, tasks, model) -> EvalReport:
+    return score_local(tasks, tmp_path_factory.mktemp("ours"), model)
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory, asked, model) -> dict:
-    return score_with_lm_eval(asked, tmp_path_factory.mktemp("theirs"), model)
+def hub_results(tmp_path_factory, tasks, model) -> dict:
+    return score_with_lm_eval(tasks, tmp_path_factory.mktemp("theirs"), model)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["arc_challenge", "openbookqa", "hellaswag", "winogrande", "truthfulqa_", "gsm8k", "mmlu_", "bbh_"]
 )
-def test_a_local_task_asks_and_scores_real_rows_as_lm_eval_does_with_the_hubs(kind, asked, ours, theirs):
-    names = [name for name in asked if name.startswith(kind)]
-    assert sum(len(local_samples(ours, name)) for name in names) >= FEW
+def test_a_local_task_asks_and_scores_real_rows_as_lm_eval_does_with_the_hubs(kind, tasks, local_report, hub_results):
+    names = [name for name in tasks if name.startswith(kind)]
+    assert sum(len(local_samples(local_report, name)) for name in names) >= FEW
     for name in names:
-        assert_same_items(local_samples(ours, name), theirs["samples"][name])
+        assert_same_items(local_samples(local_report, name), hub_results["samples"][name])
 
 
 def test_hellaswags_sentences_are_split_where_the_row_that_follows_says():
@@ -226,14 +227,14 @@ def test_hellaswags_sentences_are_split_where_the_row_that_follows_says():
     assert set(QUOTED) <= set(places)
     for i, place in places.items():
         activity, _, text = rows[i]["question"].partition(": ")
-        found = SINGLE_TASKS["hellaswag"].convert(rows[i])
+        converted = SINGLE_TASKS["hellaswag"].convert(rows[i])
         part = text[place:]
         # What begins with a digit has no capital to be given, so it does not matter where it is cut.
         if part[0].isdigit():
             assert part.capitalize() == part
             part = ""
         whole = text if not part else text[:place].rstrip()
-        assert (found["activity_label"], found["ctx_a"], found["ctx_b"]) == (activity, whole, part)
+        assert (converted["activity_label"], converted["ctx_a"], converted["ctx_b"]) == (activity, whole, part)
 
 
 def test_hellaswags_wikihow_contexts_are_whole():

@@ -61,7 +61,7 @@ def test_local_rows_of_ifeval_need_the_data_only_if_one_counts_sentences(tmp_pat
 def test_spin_check_says_that_the_hubs_rows_are_unreachable(tmp_path):
     inspection = Inspection()
     inspection.run("benchmarks", inspect_benchmarks, asking(tasks=["arc_easy"]), tmp_path)
-    ((level, text),) = [(one.level, one.text) for one in inspection.findings]
+    ((level, text),) = [(finding.level, finding.text) for finding in inspection.findings]
     assert level == "wrong"
     assert text.startswith("the rows of arc_easy did not come from the hub (")
     assert text.endswith("connect to it, or set evaluate.lm_eval.local_data to a folder with the rows")

@@ -95,11 +95,11 @@ def held_out(report: EvalReport) -> list[dict]:
 
 
 def items(report: EvalReport) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
+    values: dict[str, dict[str, float]] = {}
     for row in pq.read_table(report.path / "items.parquet").to_pylist():
-        assert row["item"] not in found.setdefault(row["task"], {})
-        found[row["task"]][row["item"]] = row["value"]
-    return found
+        assert row["item"] not in values.setdefault(row["task"], {})
+        values[row["task"]][row["item"]] = row["value"]
+    return values
 
 
 def logp(model, prompt_ids, response_ids):
@@ -117,10 +117,10 @@ def opponents_report(tmp_path_factory, models, prompts):
 
 
 def test_every_prompt_is_answered_once_and_both_sides_are_scored(opponents_report, prompts, models):
-    rows, asked = held_out(opponents_report), pq.read_table(prompts.path / "held_out.parquet").to_pylist()
+    rows, prompt_rows = held_out(opponents_report), pq.read_table(prompts.path / "held_out.parquet").to_pylist()
     assert pq.read_schema(opponents_report.path / "held_out.parquet").names == SCHEMA.names
     model, tokenizer = load_model(models[0], CPU), demo.build_tokenizer()
-    for row, given in zip(rows, asked, strict=True):
+    for row, given in zip(rows, prompt_rows, strict=True):
         assert {name: row[name] for name in ("id", "prompt", "prompt_ids")} == {
             name: given[name] for name in ("id", "prompt", "prompt_ids")
         }
@@ -155,15 +155,15 @@ def test_heldout_nll_is_nats_a_token_of_the_human_responses(opponents_report):
 def test_how_diverse_versions_are_is_compared_prompt_by_prompt(tmp_path, models, prompts, opponents_report):
     # Answers of one token repeat.
     before, after = opponents_report, do(evaluate_job(tmp_path / "self-play", models[1], prompts, max_new_tokens=1))
-    mine, theirs = (one.scores["distinct_1"] for one in (after, before))
-    words = [[row["generated"] for row in held_out(one)] for one in (after, before)]
+    mine, theirs = (report.scores["distinct_1"] for report in (after, before))
+    words = [[row["generated"] for row in held_out(report)] for report in (after, before)]
     assert [mine.value, theirs.value] == pytest.approx([distinct_shares(texts)[0] for texts in words])
-    (found,) = board.compare([after], {0: [before]})["distinct_1"]
-    assert found.delta == pytest.approx(mine.value - theirs.value)
-    assert found.low < found.delta < found.high
+    (difference,) = board.compare([after], {0: [before]})["distinct_1"]
+    assert difference.delta == pytest.approx(mine.value - theirs.value)
+    assert difference.low < difference.delta < difference.high
     config = resolve("demo", sets=["gate.metric=distinct_1"])
     decision = gate.decide(config, candidate=(1, [after]), best=(0, [before]))
-    assert (decision.delta, decision.stderr) == pytest.approx((found.delta, found.stderr))
+    assert (decision.delta, decision.stderr) == pytest.approx((difference.delta, difference.stderr))
 
 
 def test_what_can_be_too_much_has_the_human_responses_for_a_target(opponents_report):
@@ -184,10 +184,10 @@ def test_quality_by_hand():
             "real_logps": [-6.0, -1.0],
         }
     )
-    found = {name: values.tolist() for name, values in quality(table).items()}
-    assert found.pop("length_classifier") is not None
-    assert found.pop("text_classifier") is not None
-    assert found == {
+    measures = {name: values.tolist() for name, values in quality(table).items()}
+    assert measures.pop("length_classifier") is not None
+    assert measures.pop("text_classifier") is not None
+    assert measures == {
         "heldout_nll": [2, 0.5],
         "real_tokens": [3, 2],
         "generated_tokens": [1, 4],
@@ -240,11 +240,11 @@ def test_the_probability_metric_is_what_a_player_gains_on_people_less_what_it_ga
     }
     opponent = pa.table(columns)
     player = pa.table({**columns, "real_logps": [-2.0, -2.0, -4.5]})
-    found = rewards(Known(), player, opponent)
+    reward_columns = rewards(Known(), player, opponent)
     # Gains on people 1, 0, -.5; on the opponent -1, 1, -4. The second pair is one and the same text.
-    assert found["ipm"].tolist() == [2.0, 0.0, 3.5]
-    assert mean(found["ipm"], "ipm").value == pytest.approx(5.5 / 3)
-    assert mean(found["reward_margin"], "reward_margin").value == pytest.approx(5.5 / 2)
+    assert reward_columns["ipm"].tolist() == [2.0, 0.0, 3.5]
+    assert mean(reward_columns["ipm"], "ipm").value == pytest.approx(5.5 / 3)
+    assert mean(reward_columns["reward_margin"], "reward_margin").value == pytest.approx(5.5 / 2)
 
 
 def test_the_two_sample_test_is_a_note_in_words(opponents_report):
@@ -336,8 +336,8 @@ def test_an_unfinished_attempt_is_done_again(tmp_path, models, prompts, opponent
 
 def test_progress_counts_held_out_prompts(tmp_path, models, prompts, capfd):
     do(evaluate_job(tmp_path / "self-play", models[0], prompts))
-    told = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith('{"done"')]
-    assert (told[-1]["done"], told[-1]["total"], told[-1]["unit"]) == (ROWS, ROWS, "prompt")
+    messages = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith('{"done"')]
+    assert (messages[-1]["done"], messages[-1]["total"], messages[-1]["unit"]) == (ROWS, ROWS, "prompt")
 
 
 def test_a_mean_leaves_out_what_does_not_count():

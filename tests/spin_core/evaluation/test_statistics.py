@@ -12,8 +12,8 @@ def scored(values) -> dict[str, float]:
 
 def test_only_items_that_both_have_are_compared():
     mine, theirs = {"a": 1.0, "b": 3.0, "c": 9.0}, {"a": 0.0, "b": 1.0, "d": 5.0}
-    found = paired(mine, theirs)
-    assert (found.mean, found.stderr) == (pytest.approx(1.5), pytest.approx(0.5))
+    difference = paired(mine, theirs)
+    assert (difference.mean, difference.stderr) == (pytest.approx(1.5), pytest.approx(0.5))
     assert paired({"a": 1.0}, {"a": 0.0}) is None
     assert paired({}, theirs) is None
 
@@ -21,10 +21,10 @@ def test_only_items_that_both_have_are_compared():
 def test_what_both_find_hard_cancels():
     hard = np.random.default_rng(0).normal(size=400)
     mine, theirs = scored(hard + 0.1), scored(hard)
-    found = paired(mine, theirs)
-    assert found.mean == pytest.approx(0.1)
-    assert found.stderr < 1e-12
-    assert found.interval() == (pytest.approx(0.1), pytest.approx(0.1))
+    difference = paired(mine, theirs)
+    assert difference.mean == pytest.approx(0.1)
+    assert difference.stderr < 1e-12
+    assert difference.interval() == (pytest.approx(0.1), pytest.approx(0.1))
 
 
 @pytest.mark.parametrize("kind", ["answers right or wrong", "any number"])
@@ -92,9 +92,11 @@ def test_an_average_is_the_mean_of_its_parts_and_their_errors_add_up_as_squares(
     rng = np.random.default_rng(4)
     few, many = rng.choice([0.0, 1.0], 100), rng.choice([-1.0, 0.0], 900)
     parts = [paired(scored(few), scored(np.zeros(100)), "a"), paired(scored(many), scored(np.zeros(900)), "b")]
-    found = average(parts)
-    assert found.mean == pytest.approx((few.mean() + many.mean()) / 2), "each part counts alike, however many items"
-    assert found.stderr == pytest.approx(np.hypot(few.std(ddof=1) / 10, many.std(ddof=1) / 30) / 2)
-    assert found.means_S.std() == pytest.approx(found.stderr, rel=0.06)
-    low, high = found.interval()
-    assert (high - low) / 2 == pytest.approx(1.96 * found.stderr, rel=0.08)
+    mean_difference = average(parts)
+    assert mean_difference.mean == pytest.approx((few.mean() + many.mean()) / 2), (
+        "each part counts alike, however many items"
+    )
+    assert mean_difference.stderr == pytest.approx(np.hypot(few.std(ddof=1) / 10, many.std(ddof=1) / 30) / 2)
+    assert mean_difference.means_S.std() == pytest.approx(mean_difference.stderr, rel=0.06)
+    low, high = mean_difference.interval()
+    assert (high - low) / 2 == pytest.approx(1.96 * mean_difference.stderr, rel=0.08)

@@ -15,12 +15,12 @@ def test_racing_processes_get_different_shards_and_a_later_one_takes_over_dead_c
 
 
 def test_a_claimed_shard_is_refused_until_the_claim_is_released(tmp_path):
-    one, other = shards_in(tmp_path), shards_in(tmp_path)
-    with one.claim([1, 2]) as claim:
+    first, second = shards_in(tmp_path), shards_in(tmp_path)
+    with first.claim([1, 2]) as claim:
         assert claim.number == 1
-        assert other.claim([1]) is None
-        assert other.claim([1, 2]).number == 2
-    assert other.claim([1]).number == 1
+        assert second.claim([1]) is None
+        assert second.claim([1, 2]).number == 2
+    assert second.claim([1]).number == 1
 
 
 def test_a_claim_is_dead_when_its_process_id_belongs_to_another_process(tmp_path):

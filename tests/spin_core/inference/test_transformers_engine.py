@@ -125,7 +125,7 @@ def test_the_cache_stays_as_narrow_as_the_rows_it_holds():
     together = answers(TransformersEngine(model, [3], long, 4), to_answer)
     assert max(widths) <= 20 + 90 + 32
     assert sum(len(answer.response_ids) for answer in together) > 300
-    assert together == [answers(TransformersEngine(model, [3], long, 1), [one])[0] for one in to_answer]
+    assert together == [answers(TransformersEngine(model, [3], long, 1), [request])[0] for request in to_answer]
 
 
 def test_every_stop_id_ends_an_answer_and_is_its_last_token():
@@ -211,17 +211,17 @@ def words_tokenizer():
 def test_a_stop_string_ends_an_answer_with_the_token_that_completes_it(batch_size):
     tokenizer, strings = words_tokenizer(), ("ba", "d e", "hh")
     engine = TransformersEngine(llama(), [3], Sampling(1.0, 1.0, 0, 60, stop_strings=strings), batch_size, tokenizer)
-    found = Counter()
+    counts = Counter()
     for answer in answers(engine, requests(40)):
         whole, before = (
             tokenizer.decode(ids, skip_special_tokens=True) for ids in (answer.response_ids, answer.response_ids[:-1])
         )
-        held = [one for one in strings if one in whole]
-        assert not any(one in before for one in strings)
+        held = [string for string in strings if string in whole]
+        assert not any(string in before for string in strings)
         assert (answer.finish_reason == "stop") == bool(held or answer.response_ids[-1] == 3)
-        found.update(held)
+        counts.update(held)
     # One of them straddles tokens, and the prompt that ends in half of it completes none.
-    assert set(found) == set(strings)
+    assert set(counts) == set(strings)
     [first] = answers(
         TransformersEngine(llama(), [], Sampling(1.0, 1.0, 0, 1, stop_strings=("ba",)), 1, tokenizer), [Request([5], 3)]
     )

@@ -93,7 +93,10 @@ def results(model, stacked, tmp_path_factory) -> dict:
         questions[name] = {"model": str(at), "stops": stops, "groups": groups, "settings": settings, **extra}
 
     requests, others = some_requests(), some_requests(seed=1)
-    ask("plain", [requests, others, requests, *([one] for one in requests), [(prompt, 5) for prompt, _ in requests]])
+    ask(
+        "plain",
+        [requests, others, requests, *([request] for request in requests), [(prompt, 5) for prompt, _ in requests]],
+    )
     ask("small batch", [requests], vllm={"speed": {"cache_gb": 0.0625, "batch_size": 3}})
     ask("many", [many_requests()])
     ask("strings", [requests], stop_strings=STRINGS)
@@ -283,7 +286,7 @@ def test_a_taken_port_asks_for_another_try(tmp_path):
 
 @needs_vllm
 def test_a_model_on_two_workers_answers_as_on_one(results, model, tmp_path):
-    requests = [list(one) for one in some_requests()]
+    requests = [list(request) for request in some_requests()]
     settings = {**GREEDY, "stop_strings": STRINGS, "repetition_penalty": 1.3}
     settings["vllm"] = {"speed": {"cache_gb": 0.0625, "tensor_parallel": 2}}
     question = {"model": str(model), "stops": [EOS], "groups": [requests], "settings": settings}
@@ -312,12 +315,12 @@ def test_a_missing_environment_is_reported_before_anything_runs(tmp_path, tiny_m
 
 
 def test_the_path_and_memory_of_vllm_are_not_part_of_the_identity(tmp_path, tiny_model):
-    one = job_of(tmp_path, tiny_model, engine="vllm")
+    vllm_job = job_of(tmp_path, tiny_model, engine="vllm")
     moved = job_of(
         tmp_path, tiny_model, engine="vllm", vllm=VllmConfig(python="/elsewhere", speed={"memory_fraction": 0.5})
     )
     other = job_of(tmp_path, tiny_model, engine="transformers")
-    identities = [identity.identity_of(job) for job in (one, moved, other)]
+    identities = [identity.identity_of(job) for job in (vllm_job, moved, other)]
     assert identities[0] == identities[1]
     assert identities[0]["config"]["engine"] == "vllm"
     assert identities[2]["config"]["engine"] == "transformers"

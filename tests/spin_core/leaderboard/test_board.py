@@ -104,8 +104,8 @@ def test_notes_of_every_version_are_kept_by_suite_and_the_last_ones_shown(tmp_pa
     table = board.save(lineage)
     assert [row.notes for row in table.rows] == [{}, {"mt-bench": ("one",)}, {"mt-bench": ("two", "three")}]
     assert table.head_notes() == ["θ_2, mt-bench: two", "θ_2, mt-bench: three"]
-    told = json.loads((lineage.root / "leaderboard.json").read_text())
-    assert told["rows"][2]["notes"] == {"mt-bench": ["two", "three"]}
+    saved = json.loads((lineage.root / "leaderboard.json").read_text())
+    assert saved["rows"][2]["notes"] == {"mt-bench": ["two", "three"]}
 
 
 SIX = ("arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc2", "winogrande", "gsm8k")
@@ -118,11 +118,11 @@ def test_an_average_is_compared_part_by_part():
     mine = {"few": small + np.array([0.4, 0.4, 0.3, 0.5]), "many": large - 0.1, "one": small}
     theirs = {"few": small, "many": large, "one": small}
     values = [items_of(mine), items_of(theirs)]
-    found = board.difference("both", *values, averages)
-    assert found.mean == pytest.approx((0.4 - 0.1) / 2)
-    assert found.stderr == pytest.approx(np.std([0.4, 0.4, 0.3, 0.5], ddof=1) / 2 / 2)
+    combined = board.difference("both", *values, averages)
+    assert combined.mean == pytest.approx((0.4 - 0.1) / 2)
+    assert combined.stderr == pytest.approx(np.std([0.4, 0.4, 0.3, 0.5], ddof=1) / 2 / 2)
     nested = board.difference("whole", *values, averages)
-    assert nested.mean == pytest.approx(found.mean / 2)
+    assert nested.mean == pytest.approx(combined.mean / 2)
     assert board.difference("both", {"few": values[0]["few"]}, values[1], averages) is None, "a part is unknown"
     assert board.difference("bleu", *values, averages) is None
 

@@ -14,42 +14,42 @@ BASE = np.array([2.0, 3.0, 4.0, 5.0] * 2)
 NOISE = np.array([0.1, -0.1] * 4)
 
 
-def played(folder, *falls, patience=2, sets=()):
+def improving_lineage(folder, *falls, patience=2, sets=()):
     """A lineage whose version t + 1 has a negative log-likelihood lower than that of θ_0 by `falls[t]`, with noise."""
     nlls = [BASE, *(BASE - fall + NOISE * (-1) ** t for t, fall in enumerate(falls))]
     return build_lineage(folder, nlls=nlls, sets=["gate.rule=always", f"nightly.patience={patience}", *sets])
 
 
 def test_a_game_that_gains_goes_on(tmp_path):
-    assert convergence.reason(played(tmp_path, 0.5, 1.0, 1.5)) is None
+    assert convergence.reason(improving_lineage(tmp_path, 0.5, 1.0, 1.5)) is None
 
 
 def test_versions_that_gain_nothing_end_it_and_are_named(tmp_path):
-    lineage = played(tmp_path, 1.0, 1.0, 1.0)
+    lineage = improving_lineage(tmp_path, 1.0, 1.0, 1.0)
     assert convergence.reason(lineage) == "none of θ_2 to θ_3 is better than θ_1 in heldout_nll, beyond chance"
 
 
 def test_what_is_worse_is_no_gain(tmp_path):
-    assert convergence.reason(played(tmp_path, 1.0, 0.0, 0.5)) is not None
+    assert convergence.reason(improving_lineage(tmp_path, 1.0, 0.0, 0.5)) is not None
 
 
 def test_one_version_is_named_alone(tmp_path):
-    lineage = played(tmp_path, 1.0, 1.0, patience=1)
+    lineage = improving_lineage(tmp_path, 1.0, 1.0, patience=1)
     assert convergence.reason(lineage) == "θ_2 is not better than θ_1 in heldout_nll, beyond chance"
 
 
 def test_fewer_versions_than_its_patience_say_nothing(tmp_path):
-    assert convergence.reason(played(tmp_path, 0.0, 0.0, patience=3)) is None
-    assert convergence.reason(played(tmp_path / "all", 0.0, 0.0, 0.0, patience=3)) is not None
+    assert convergence.reason(improving_lineage(tmp_path, 0.0, 0.0, patience=3)) is None
+    assert convergence.reason(improving_lineage(tmp_path / "all", 0.0, 0.0, 0.0, patience=3)) is not None
 
 
 def test_patience_of_0_never_looks(tmp_path):
-    assert convergence.reason(played(tmp_path, 0.0, 0.0, patience=0)) is None
+    assert convergence.reason(improving_lineage(tmp_path, 0.0, 0.0, patience=0)) is None
 
 
 def test_small_gains_add_up(tmp_path):
     """Each version is within chance of the one before it; the last is not within chance of the first of them."""
-    lineage = played(tmp_path, 0.0, 0.12, 0.24)
+    lineage = improving_lineage(tmp_path, 0.0, 0.12, 0.24)
     single = [convergence.is_better(lineage, lineage.reports(t + 1), lineage.reports(t)) for t in (1, 2)]
     assert single == [False, False]
     assert convergence.is_better(lineage, lineage.reports(3), lineage.reports(1))
@@ -78,7 +78,7 @@ def changed(config):
 
 def with_accuracy(folder, value, n, **settings):
     """Why a lineage that gains has converged, if its last player is right in this share of n held-out pairs."""
-    lineage = played(folder, 0.5, 1.0, sets=[f"nightly.{name}={value}" for name, value in settings.items()])
+    lineage = improving_lineage(folder, 0.5, 1.0, sets=[f"nightly.{name}={value}" for name, value in settings.items()])
     suite = lineage.eval_folder(2) / "self-play"
     digest = lineage.reports(2)[0].model
     shutil.rmtree(suite)
@@ -88,9 +88,9 @@ def with_accuracy(folder, value, n, **settings):
 
 
 def test_a_player_that_cannot_tell_human_answers_has_nothing_to_learn(tmp_path):
-    said = with_accuracy(tmp_path, 0.5, 1000)
+    reason = with_accuracy(tmp_path, 0.5, 1000)
     assert (
-        said
+        reason
         == "θ_2 tells human answers from its opponent's in 0.500 ± 0.016 of 1000 held-out pairs: no better than chance"
     )
 
@@ -110,7 +110,7 @@ def test_chance_has_to_be_shown(tmp_path, value, n, settings):
 
 def test_a_converged_game_is_rejected_with_the_way_on(tmp_path):
     with pytest.raises(ConfigError, match=r"lineage tale has converged \(.*\): .*spin next tale --anyway"):
-        convergence.check(played(tmp_path, 1.0, 1.0, 1.0))
+        convergence.check(improving_lineage(tmp_path, 1.0, 1.0, 1.0))
 
 
 def test_a_lineage_without_an_iteration_has_not_converged(tmp_path):

@@ -102,10 +102,10 @@ def test_the_reason_says_what_is_best(tmp_path):
 def test_the_lead_of_paired_items_has_an_interval_on_the_better_side(tmp_path):
     before = made(tmp_path, np.arange(8.0), "a")
     after = made(tmp_path, np.arange(8.0) - 0.5 + 0.1 * np.array([1, -1] * 4), "b")
-    found = lead(gate(), after, before)
-    assert (found.delta, found.gain) == (pytest.approx(-0.5), pytest.approx(0.5))
-    assert 0.38 < found.low < 0.45
-    assert lead(gate(), before, after).low == pytest.approx(-0.5 - (0.5 - found.low), abs=0.02)
+    led = lead(gate(), after, before)
+    assert (led.delta, led.gain) == (pytest.approx(-0.5), pytest.approx(0.5))
+    assert 0.38 < led.low < 0.45
+    assert lead(gate(), before, after).low == pytest.approx(-0.5 - (0.5 - led.low), abs=0.02)
 
 
 def test_a_fall_of_unknown_error_shows_nothing(tmp_path):

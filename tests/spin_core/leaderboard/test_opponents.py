@@ -22,16 +22,16 @@ def version(folder, t, parent):
 @pytest.fixture
 def versions(tmp_path):
     """θ_3 was trained from θ_1, since the gate turned θ_2 down."""
-    zero = version(tmp_path, 0, None)
-    one = version(tmp_path, 1, zero)
-    two = version(tmp_path, 2, one)
-    return {0: zero, 1: one, 2: two, 3: version(tmp_path, 3, one)}
+    start = version(tmp_path, 0, None)
+    first = version(tmp_path, 1, start)
+    second = version(tmp_path, 2, first)
+    return {0: start, 1: first, 2: second, 3: version(tmp_path, 3, first)}
 
 
 def reports_of(folder, values):
     score = {t: Score(value=value, stderr=0.1, n=9, higher_is_better=False) for t, value in enumerate(values)}
     fields = {"path": folder, "digest": "r", "suite": "self-play", "harness": "by hand"}
-    return {t: (EvalReport(**fields, model=f"{t}", scores={"heldout_nll": one}),) for t, one in score.items()}
+    return {t: (EvalReport(**fields, model=f"{t}", scores={"heldout_nll": value}),) for t, value in score.items()}
 
 
 def config_with(**opponents) -> RunConfig:

@@ -26,9 +26,9 @@ def model(tmp_path):
 
 def test_a_lineage_is_scored_on_the_suites_named_and_on_nothing_else(lineage):
     before = lineage.config.evaluate
-    asked = prepare(lineage.runs, "tale", [QUICK]).config
-    assert (asked.evaluate.suites, asked.evaluate.self_play, asked.evaluate.exact) == ((QUICK,), False, False)
-    assert asked.model_copy(update={"evaluate": before}) == lineage.config
+    config = prepare(lineage.runs, "tale", [QUICK]).config
+    assert (config.evaluate.suites, config.evaluate.self_play, config.evaluate.exact) == ((QUICK,), False, False)
+    assert config.model_copy(update={"evaluate": before}) == lineage.config
     assert find_lineage(lineage.runs, "tale").config.evaluate == before
 
 
@@ -38,8 +38,13 @@ def test_without_a_suite_a_lineage_is_scored_as_its_configuration_says(lineage):
 
 def test_self_play_is_a_suite_to_name_and_single_tasks_are_a_setting(lineage):
     changes = [{"evaluate": {"lm_eval": {"tasks": ["arc_easy"]}}}, {"evaluate": {"lm_eval": {"limit": 7}}}]
-    asked = prepare(lineage.runs, "tale", ["self-play"], changes).config.evaluate
-    assert (asked.self_play, asked.suites, asked.lm_eval.tasks, asked.lm_eval.limit) == (True, (), ("arc_easy",), 7)
+    evaluate = prepare(lineage.runs, "tale", ["self-play"], changes).config.evaluate
+    assert (evaluate.self_play, evaluate.suites, evaluate.lm_eval.tasks, evaluate.lm_eval.limit) == (
+        True,
+        (),
+        ("arc_easy",),
+        7,
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,9 +57,9 @@ def test_self_play_is_a_suite_to_name_and_single_tasks_are_a_setting(lineage):
         (["big-bench"], [{"evaluate": {"lm_eval": {"tasks": ["openbookqa"]}}}], {}, "both score openbookqa, in diff"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_scored_is_rejected_in_one_line(lineage, asked, changes, more, message):
+def test_what_cannot_be_scored_is_rejected_in_one_line(lineage, names, changes, more, message):
     with pytest.raises(ConfigError, match=message) as refused:
-        prepare(lineage.runs, "tale", asked, changes, **more)
+        prepare(lineage.runs, "tale", names, changes, **more)
     assert "\n" not in str(refused.value)
 
 

@@ -16,9 +16,9 @@ def test_one_more_iteration_is_one_after_the_head_and_leaves_the_controls(built)
 def test_settings_are_laid_over_a_lineages_own(built):
     assert with_settings(built, []) is built
     changes = [{"evaluate": {"suites": ["big-bench"]}}, {"evaluate": {"temperature": 0.9}}]
-    asked = one_more_iteration(with_settings(built, changes))
-    assert (asked.evaluate.suites, asked.evaluate.temperature) == (("big-bench",), 0.9)
-    assert asked.model_copy(update={"evaluate": built.config.evaluate}) == one_more_iteration(built)
+    config = one_more_iteration(with_settings(built, changes))
+    assert (config.evaluate.suites, config.evaluate.temperature) == (("big-bench",), 0.9)
+    assert config.model_copy(update={"evaluate": built.config.evaluate}) == one_more_iteration(built)
     with pytest.raises(ConfigError, match=r"evaluate\.temprature is not a setting"):
         with_settings(built, [{"evaluate": {"temprature": 1}}])
 

@@ -38,9 +38,9 @@ def test_identical_pairs_are_dropped_only_where_they_have_no_gradient(built):
 
 
 def test_models_that_recipes_train_are_shared_by_what_made_them(tmp_path):
-    one, same = start(tmp_path, "one"), start(tmp_path, "same", sets=["train.beta=0.7"])
+    first, same = start(tmp_path, "one"), start(tmp_path, "same", sets=["train.beta=0.7"])
     other = start(tmp_path, "other", sets=["sft.hidden_size=48"])
-    assert phase_jobs.base_job(one) == phase_jobs.base_job(same)
-    assert phase_jobs.base_job(one).output != phase_jobs.base_job(other).output
-    assert phase_jobs.base_job(one).output.parent.parent == tmp_path / ".sft"
+    assert phase_jobs.base_job(first) == phase_jobs.base_job(same)
+    assert phase_jobs.base_job(first).output != phase_jobs.base_job(other).output
+    assert phase_jobs.base_job(first).output.parent.parent == tmp_path / ".sft"
     assert lineage_names(tmp_path) == ["one", "other", "same"]

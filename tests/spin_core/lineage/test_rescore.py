@@ -28,11 +28,11 @@ def built(tmp_path_factory):
 def lineage(built, tmp_path):
     """A copy of it, whose reports were made by the jobs that the lineage writes."""
     shutil.copytree(built.runs, tmp_path / "runs")
-    found = find_lineage(tmp_path / "runs", built.name)
+    lineage = find_lineage(tmp_path / "runs", built.name)
     for t in range(3):
-        shutil.rmtree(found.eval_folder(t) / "self-play")
-    score_all(found, 0.0)
-    return found
+        shutil.rmtree(lineage.eval_folder(t) / "self-play")
+    score_all(lineage, 0.0)
+    return lineage
 
 
 def score_all(lineage: Lineage, value: float) -> list[str]:
@@ -126,14 +126,14 @@ def test_controls_that_were_scored_with_other_settings_leave_the_table_until_the
 
 def test_the_record_says_what_scored_and_keeps_what_played(lineage):
     def recorded(lineage: Lineage):
-        have = lineage.record(0)
-        parts = {name: getattr(have, name) for name in ("prompts", "opponent", "generations", "pairs", "scores")}
+        previous = lineage.record(0)
+        parts = {name: getattr(previous, name) for name in ("prompts", "opponent", "generations", "pairs", "scores")}
         made = history.IterationArtifacts(
             **parts,
-            train=have.train,
-            player=have.player,
+            train=previous.train,
+            player=previous.player,
             evaluations=tuple(lineage.reports(1)),
-            gate=have.gate,
+            gate=previous.gate,
         )
         return history.record_iteration(lineage, 0, made)
 

@@ -22,8 +22,8 @@ def test_another_configuration_is_rejected_naming_the_field_and_both_values(tmp_
     start(tmp_path, sets=["train.beta=0.1"])
     with pytest.raises(StaleArtifact) as caught:
         start(tmp_path, sets=["train.beta=0.2"])
-    said = "lineage tale was started with train.beta = 0.1, not 0.2"
-    assert str(caught.value) == f"{said}: choose a new name with --lineage, or set the value back"
+    reason = "lineage tale was started with train.beta = 0.1, not 0.2"
+    assert str(caught.value) == f"{reason}: choose a new name with --lineage, or set the value back"
 
 
 @pytest.mark.parametrize("change", ["seed=1", "model.dtype=bfloat16", "generate.top_k=5", "prompts.held_out=64"])

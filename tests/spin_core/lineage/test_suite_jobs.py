@@ -50,11 +50,11 @@ def do(job: BenchmarkJob) -> EvalReport:
 
 
 def test_tasks_examples_and_metrics_are_the_papers():
-    asked = {
+    tasks = {
         suite: {(task.name, task.num_fewshot, task.metric) for task in suites.benchmark_tasks(suite, LmEvalConfig())}
         for suite in ("open-llm-leaderboard", "big-bench")
     }
-    assert asked["open-llm-leaderboard"] == {
+    assert tasks["open-llm-leaderboard"] == {
         ("arc_challenge", 25, "acc_norm,none"),
         ("truthfulqa_mc2", 0, "acc,none"),
         ("winogrande", 5, "acc,none"),
@@ -66,18 +66,18 @@ def test_tasks_examples_and_metrics_are_the_papers():
         (f"bbh_cot_fewshot_{name}", None, "exact_match,get-answer")
         for name in ("causal_judgement", "formal_fallacies", "sports_understanding")
     }
-    assert asked["big-bench"] == {*chain, ("openbookqa", 1, "acc_norm,none")}
+    assert tasks["big-bench"] == {*chain, ("openbookqa", 1, "acc_norm,none")}
 
 
 @pytest.mark.parametrize("suite", BENCHMARKS)
 def test_a_quick_suite_asks_the_same_of_fewer_items_and_a_limit_counts_more(suite):
-    whole, quick, told = (
+    whole, quick, limited = (
         suites.benchmark_tasks(name, LmEvalConfig(limit=limit))
         for name, limit in ((suite, None), (f"{suite}-quick", None), (f"{suite}-quick", 7))
     )
     assert [task.limit for task in whole] == [None] * len(whole)
     assert all(task.limit in (4, 10, 100) for task in quick)
-    assert {task.limit for task in told} == {7}
+    assert {task.limit for task in limited} == {7}
     assert [task.model_copy(update={"limit": None, "score": ""}) for task in quick] == list(whole)
     assert [task.title for task in quick] == [f"{task.title}-quick" for task in whole]
 
@@ -139,20 +139,20 @@ def test_what_does_not_go_together_is_rejected_before_a_run(sets, words):
         suites.check(settings(*sets))
 
 
-@pytest.mark.parametrize(("one", "other"), list(combinations(get_args(SuiteName), 2)))
-def test_any_two_suites_go_together_and_no_score_of_theirs_is_asked_for_in_two_ways(one, other, monkeypatch):
+@pytest.mark.parametrize(("first", "second"), list(combinations(get_args(SuiteName), 2)))
+def test_any_two_suites_go_together_and_no_score_of_theirs_is_asked_for_in_two_ways(first, second, monkeypatch):
     monkeypatch.setattr(nltk_data, "has_punkt", lambda: True)
-    config = settings(f"evaluate.suites=[{one}, {other}]", "evaluate.lm_eval.tasks=[arc_easy]")
+    config = settings(f"evaluate.suites=[{first}, {second}]", "evaluate.lm_eval.tasks=[arc_easy]")
     suites.check(config)
-    ways: dict[str, set] = {}
+    settings_of: dict[str, set] = {}
     for suite, tasks in suites.benchmarks(config.evaluate):
         for task in tasks:
             assert task.title != suite
             names = local_tasks.tasks_of(task.name) if task.name in local_tasks.GROUPS else [task.name]
             for name in names:
-                ways.setdefault(task.part(name), set()).add((name, task.num_fewshot, task.limit))
-            ways.setdefault(task.title, set()).add((names[0], task.num_fewshot, task.limit))
-    assert all(len(found) == 1 for found in ways.values()), ways
+                settings_of.setdefault(task.part(name), set()).add((name, task.num_fewshot, task.limit))
+            settings_of.setdefault(task.title, set()).add((names[0], task.num_fewshot, task.limit))
+    assert all(len(settings_seen) == 1 for settings_seen in settings_of.values()), settings_of
 
 
 @pytest.mark.parametrize("task", ["mmlu_pro", "mmlu_flan_cot_zeroshot", "arc_easy", "arc_challenge_chat", "hellaswag"])
@@ -163,11 +163,11 @@ def test_a_single_task_goes_with_a_suite_that_has_no_such_task_or_asks_it_in_the
 
 
 def test_chat_templates_are_for_instruct_unless_the_setting_says_otherwise(tmp_path, tiny_model):
-    asked = ("evaluate.suites=[instruct-quick, big-bench]", "evaluate.lm_eval.tasks=[arc_easy]")
-    for value, found in (("null", [None, False, False]), ("true", [True] * 3), ("false", [False] * 3)):
-        sets = (*asked, f"evaluate.lm_eval.apply_chat_template={value}")
+    suites_set = ("evaluate.suites=[instruct-quick, big-bench]", "evaluate.lm_eval.tasks=[arc_easy]")
+    for value, expected in (("null", [None, False, False]), ("true", [True] * 3), ("false", [False] * 3)):
+        sets = (*suites_set, f"evaluate.lm_eval.apply_chat_template={value}")
         jobs = jobs_of(tmp_path, version_of(tiny_model), *sets)
-        assert [job.config.apply_chat_template for job in jobs] == found
+        assert [job.config.apply_chat_template for job in jobs] == expected
 
 
 def test_vllm_scores_weights_as_they_are(tmp_path, tiny_model):
@@ -188,8 +188,10 @@ def data(tmp_path_factory) -> Path:
     for name in ("arc_easy_test", "openbookqa_test", "openbookqa_train"):
         write(folder / f"{name}.jsonl", rows)
     for name, counts in (("mmlu_test", (2, 4)), ("mmlu_dev", (5, 5))):
-        subjects = [one for one, count in zip(("anatomy", "virology"), counts, strict=True) for _ in range(count)]
-        write(folder / f"{name}.jsonl", [{"subject": one, **rows[i % 6]} for i, one in enumerate(subjects)])
+        subjects = [
+            subject for subject, count in zip(("anatomy", "virology"), counts, strict=True) for _ in range(count)
+        ]
+        write(folder / f"{name}.jsonl", [{"subject": subject, **rows[i % 6]} for i, subject in enumerate(subjects)])
     return folder
 
 
@@ -249,7 +251,7 @@ def test_a_group_weighs_items_and_a_suite_weighs_tasks(tmp_path, tiny_model, dat
     values, means = items([report]), averages([report])
     assert len(values["mmlu"]) == 6
     assert "big-bench" not in values
-    nothing = {task: dict.fromkeys(found, 0.0) for task, found in values.items()}
+    nothing = {task: dict.fromkeys(task_values, 0.0) for task, task_values in values.items()}
     for name in ("mmlu", "big-bench"):
         assert difference(name, values, nothing, means).mean == pytest.approx(scores[name].value)
 
@@ -274,13 +276,13 @@ def test_a_suite_and_its_quick_form_have_scores_of_their_own(tmp_path, tiny_mode
     monkeypatch.setitem(suites.FEW_OF, "mmlu", 1)
     sets = ["evaluate.suites=[big-bench, big-bench-quick]", f"evaluate.lm_eval.local_data={data}"]
     reports = [do(job) for job in jobs_of(tmp_path, version_of(tiny_model), *sets)]
-    found = scores(reports)
+    by_name = scores(reports)
     names = {"mmlu": 6, "mmlu_anatomy": 2, "mmlu_virology": 4, "mmlu-quick": 2, "mmlu-quick_anatomy": 1}
-    assert {name: found[name].n for name in names} == names
+    assert {name: by_name[name].n for name in names} == names
     assert {name: len(values) for name, values in items(reports).items() if name in names} == names
     assert averages(reports)["big-bench-quick"] == ("mmlu-quick",)
     assert averages(reports)["mmlu-quick"] == ("mmlu-quick_anatomy", "mmlu-quick_virology")
-    assert set(suites.score_names(settings(*sets).evaluate)) <= set(found)
+    assert set(suites.score_names(settings(*sets).evaluate)) <= set(by_name)
 
 
 @pytest.mark.parametrize("suite", ["open-llm-leaderboard-quick", "big-bench-quick", "bbh-quick"])
@@ -332,13 +334,13 @@ def test_both_engines_give_the_same_scores(tmp_path, wide_model, data):
         given = [f"evaluate.lm_eval={json.dumps(settings)}", "generate.vllm.speed.cache_gb=0.0625"]
         (job,) = jobs_of(tmp_path / engine, version_of(wide_model), *given)
         reports.append(launch.run_phase(job, EvalReport))
-    ours, theirs = (pq.read_table(report.path / "samples.parquet").to_pylist() for report in reports)
-    assert len(ours) == 10
-    for one, other in zip(ours, theirs, strict=True):
-        assert one["prompt"] == other["prompt"]
+    transformers_rows, vllm_rows = (pq.read_table(report.path / "samples.parquet").to_pylist() for report in reports)
+    assert len(transformers_rows) == 10
+    for row, vllm_row in zip(transformers_rows, vllm_rows, strict=True):
+        assert row["prompt"] == vllm_row["prompt"]
         # lm-eval's class for vLLM keeps special tokens that are no end in an answer.
-        assert one["answer"] == re.sub(r"<(s|pad|unk)>", "", other["answer"])
-        assert one["logps"] == pytest.approx(other["logps"], abs=1e-3)
+        assert row["answer"] == re.sub(r"<(s|pad|unk)>", "", vllm_row["answer"])
+        assert row["logps"] == pytest.approx(vllm_row["logps"], abs=1e-3)
     assert reports[0].scores == reports[1].scores
     environment = json.loads((reports[1].path / "manifest.json").read_text())["usage"]["environment"]
     assert "vllm" in environment

@@ -23,9 +23,9 @@ def test_packed_rows_give_what_plain_ones_give_with_and_without_shared_prompts(f
     packed = ResponseLogps(model_of(FAMILIES[family]), pack=PACKED)
     assert packed.packed, "this family takes packed rows"
     for groups in (TOGETHER, APART):
-        have = values_and_gradients(packed, packed_rows(SEQUENCES, np.arange(6), groups))
-        for one, other in zip(have, want, strict=True):
-            torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-5)
+        results = values_and_gradients(packed, packed_rows(SEQUENCES, np.arange(6), groups))
+        for result, expected in zip(results, want, strict=True):
+            torch.testing.assert_close(result, expected, rtol=2e-4, atol=2e-5)
 
 
 def test_a_response_does_not_see_the_other_one():
@@ -48,5 +48,5 @@ def test_recomputed_layers_see_the_same_rows():
         packed = ResponseLogps(model_of(FAMILIES["llama"]), pack=PACKED)
         prepare(packed.model, TrainConfig(gradient_checkpointing=recompute))
         results.append(values_and_gradients(packed, packed_rows(SEQUENCES, np.arange(6), TOGETHER)))
-    for one, other in zip(*results, strict=True):
-        assert torch.equal(one, other)
+    for first, second in zip(*results, strict=True):
+        assert torch.equal(first, second)

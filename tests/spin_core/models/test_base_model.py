@@ -38,8 +38,8 @@ def test_the_published_model_loads_and_says_what_the_original_says(tiny_model, t
     version = publish(tmp_path, path=tiny_model)
     ids = torch.tensor([[1, 40, 41, 42]])
     with torch.no_grad():
-        theirs, ours = (load_model(folder, CPU)(ids).logits for folder in (tiny_model, version.path))
-    assert torch.equal(theirs, ours)
+        original, copied = (load_model(folder, CPU)(ids).logits for folder in (tiny_model, version.path))
+    assert torch.equal(original, copied)
     assert (
         load_tokenizer(version.path, CPU)("Hi\n")["input_ids"] == load_tokenizer(tiny_model, CPU)("Hi\n")["input_ids"]
     )
@@ -74,8 +74,8 @@ def test_sharded_weights_are_linked_with_their_index(tiny_model, tmp_path):
     load_tokenizer(tiny_model, CPU).save_pretrained(sharded)
     version = publish(tmp_path, path=sharded)
     assert len(list(version.path.glob("*.safetensors"))) > 1
-    theirs, ours = (load_model(folder, CPU).state_dict() for folder in (tiny_model, version.path))
-    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+    original, copied = (load_model(folder, CPU).state_dict() for folder in (tiny_model, version.path))
+    assert all(torch.equal(original[name], copied[name]) for name in original)
 
 
 def test_sampling_habits_of_the_original_are_left_out(copy, tmp_path):
@@ -243,10 +243,10 @@ def test_a_fresh_model_has_the_shape_that_was_asked_for(tmp_path):
 
 
 def test_the_seed_decides_a_fresh_model(tmp_path):
-    one, again, other = (
+    digest, same_seed, other_seed = (
         publish(tmp_path / name, sft=SftConfig(), seed=seed).digest for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
-    assert one == again != other
+    assert digest == same_seed != other_seed
 
 
 @pytest.mark.parametrize(("width", "heads"), [(30, 4), (12, 4)])

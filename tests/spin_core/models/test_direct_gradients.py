@@ -56,13 +56,15 @@ def passes(stepper: SingleDevice) -> None:
 @pytest.mark.parametrize("name", HEADS)
 def test_they_equal_autograds_over_the_parts_of_a_batch(name, dtype):
     model = model_of(HEADS[name]).to(dtype)
-    ours = SingleDevice(ResponseLogps(copy.deepcopy(model)), TrainConfig())
-    theirs = Autograds(ResponseLogps(model), TrainConfig())
-    for stepper in (ours, theirs):
+    direct = SingleDevice(ResponseLogps(copy.deepcopy(model)), TrainConfig())
+    autograd = Autograds(ResponseLogps(model), TrainConfig())
+    for stepper in (direct, autograd):
         passes(stepper)
     room = {"rtol": 1e-4, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
-    for weight, one, other in zip(ours.names, ours.masters, theirs.masters, strict=True):
-        torch.testing.assert_close(one.grad, other.grad, msg=lambda said, weight=weight: f"{weight}: {said}", **room)
+    for weight, master, expected in zip(direct.names, direct.masters, autograd.masters, strict=True):
+        torch.testing.assert_close(
+            master.grad, expected.grad, msg=lambda message, weight=weight: f"{weight}: {message}", **room
+        )
 
 
 class Matrices(TorchDispatchMode):
@@ -74,9 +76,9 @@ class Matrices(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        given = {one.data_ptr() for one in args if isinstance(one, torch.Tensor)}
-        for one in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(one, torch.Tensor) and one.numel() >= self.elements and one.data_ptr() not in given:
+        given = {tensor.data_ptr() for tensor in args if isinstance(tensor, torch.Tensor)}
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor) and tensor.numel() >= self.elements and tensor.data_ptr() not in given:
                 self.count += 1
         return result
 

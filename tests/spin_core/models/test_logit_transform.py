@@ -40,8 +40,8 @@ def test_a_model_whose_logits_are_made_in_a_way_that_is_not_known_computes_them_
         logps = ResponseLogps(model)
     assert not logps.direct
     assert "CohereForCausalLM does more than project to its vocabulary: all its logits are computed" in caplog.text
-    have = logps(padded_rows(Sequences.of(PROMPTS, RESPONSES), torch.arange(4).numpy()))
-    torch.testing.assert_close(have, want, rtol=1e-5, atol=1e-5)
+    values = logps(padded_rows(Sequences.of(PROMPTS, RESPONSES), torch.arange(4).numpy()))
+    torch.testing.assert_close(values, want, rtol=1e-5, atol=1e-5)
     assert probe.needs_all_logits(CohereConfig())
     monkeypatch.undo()
     assert not probe.needs_all_logits(CohereConfig())

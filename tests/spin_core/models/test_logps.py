@@ -48,15 +48,15 @@ def test_a_batch_equals_its_singles_however_it_is_cut(model):
 
 def test_a_temperature_divides_the_logits(model):
     want = torch.stack([naive(model, *pair, temperature=0.7) for pair in zip(PROMPTS, RESPONSES, strict=True)])
-    have = sequence_logps(model, PROMPTS, RESPONSES, 1000, temperature=0.7)
-    torch.testing.assert_close(have, want.detach(), rtol=1e-5, atol=1e-5)
+    logps = sequence_logps(model, PROMPTS, RESPONSES, 1000, temperature=0.7)
+    torch.testing.assert_close(logps, want.detach(), rtol=1e-5, atol=1e-5)
 
 
 def test_uniform_logits_give_the_logarithm_of_the_vocabulary_a_token():
     model = llama().eval()
     torch.nn.init.zeros_(model.lm_head.weight)
-    have = sequence_logps(model, PROMPTS, RESPONSES, 1000)
-    torch.testing.assert_close(have, torch.tensor([-3.0, -1, -6, 0]) * math.log(VOCABULARY))
+    logps = sequence_logps(model, PROMPTS, RESPONSES, 1000)
+    torch.testing.assert_close(logps, torch.tensor([-3.0, -1, -6, 0]) * math.log(VOCABULARY))
 
 
 def test_the_end_of_turn_counts_where_it_is_present():
@@ -102,8 +102,8 @@ def test_loss_and_gradient_equal_those_of_all_logits_at_once(model):
         loss, logps = ResponseLogps(model, chunk_logits=chunk_logits)(rows, ItemLosses(tokens_PB, losses))
         torch.testing.assert_close(logps, each.detach(), rtol=1e-5, atol=1e-5)
         assert not logps.requires_grad
-        for one, other in zip(gradients(loss), want, strict=True):
-            torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-5)
+        for gradient, expected in zip(gradients(loss), want, strict=True):
+            torch.testing.assert_close(gradient, expected, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("make", [llama, gemma2, cohere])

@@ -49,9 +49,9 @@ def test_each_call_of_attention_holds_whole_sequences_and_every_token_finds_its_
     sequences = Sequences.of(prompts * 2, [rng.integers(5, 99, n) for n in rng.integers(0, 300, 24)])
     rows = packed_rows(sequences, np.arange(24), np.tile(np.arange(12), 2))
     tokens, layout = rows.input_ids_NT[0].numpy(), rows.layout
-    found = tokens[layout.token_F.numpy()]
-    assert np.array_equal(found[layout.slot_T.numpy()], tokens)
-    whole = {tuple(row) for part, call in zip(np.split(found, np.cumsum([b * n for b, n in layout.calls])[:-1]),
+    flat_tokens = tokens[layout.token_F.numpy()]
+    assert np.array_equal(flat_tokens[layout.slot_T.numpy()], tokens)
+    whole = {tuple(row) for part, call in zip(np.split(flat_tokens, np.cumsum([b * n for b, n in layout.calls])[:-1]),
                                               layout.calls, strict=True) for row in part.reshape(call)}  # fmt: skip
     for start, length in zip(sequences.starts_S, sequences.lengths_S, strict=True):
         ids = tuple(sequences.tokens[start : start + length])

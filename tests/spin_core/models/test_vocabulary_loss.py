@@ -22,9 +22,9 @@ def test_the_projection_with_bias_and_temperature_has_autograds_gradient():
     hidden, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((7, 5), (11, 5), (11,)))
     target, grad = torch.randint(0, 11, (7,)), torch.randn(7)
     want = F.log_softmax(F.linear(hidden, weight, bias) / 1.7, -1).gather(1, target[:, None])[:, 0]
-    loss, have = fused_loss(hidden, weight, bias, target, weighted(grad), 1.7, 33)
-    torch.testing.assert_close(have, want.detach())
-    torch.testing.assert_close(linear_logps(hidden, weight, bias, target, 1.7, 33), have)
+    loss, logps = fused_loss(hidden, weight, bias, target, weighted(grad), 1.7, 33)
+    torch.testing.assert_close(logps, want.detach())
+    torch.testing.assert_close(linear_logps(hidden, weight, bias, target, 1.7, 33), logps)
     torch.testing.assert_close(
         torch.autograd.grad(3 * loss, (hidden, weight, bias)),
         torch.autograd.grad(want, (hidden, weight, bias), 3 * grad),
@@ -41,12 +41,12 @@ def test_compiled_passes_over_the_logits_give_what_plain_ones_give(dtype, cap):
     hidden, weight = (torch.randn(*shape).to(dtype).requires_grad_() for shape in ((70, 8), (50, 8)))
     bias = torch.randn(50).to(dtype).requires_grad_()
     target, grad = torch.randint(0, 50, (70,)), torch.randn(70)
-    inputs, found = (hidden, weight, bias), []
+    inputs, results = (hidden, weight, bias), []
     for compiled in (False, True):
         loss, logps = fused_loss(*inputs, target, weighted(grad), 1.7, 30 * 50, cap=cap, compiled=compiled)
-        found.append((logps, *torch.autograd.grad(loss, inputs)))
+        results.append((logps, *torch.autograd.grad(loss, inputs)))
     near = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.05}
-    torch.testing.assert_close(found[0], found[1], **near)
+    torch.testing.assert_close(results[0], results[1], **near)
 
 
 def test_frozen_weights_get_no_gradient():
@@ -97,10 +97,10 @@ def test_bfloat16_weights_get_a_float32_softmax():
     torch.manual_seed(0)
     hidden, weight = torch.randn(300, 8).bfloat16(), torch.randn(50, 8).bfloat16()
     target = torch.randint(0, 50, (300,))
-    have = linear_logps(hidden, weight, None, target, 1.0, 2**20)
-    assert have.dtype == torch.float32
+    logps = linear_logps(hidden, weight, None, target, 1.0, 2**20)
+    assert logps.dtype == torch.float32
     logits = F.linear(hidden, weight)
     want = F.log_softmax(logits.float(), -1).gather(1, target[:, None])[:, 0]
-    torch.testing.assert_close(have, want, rtol=0, atol=1e-6)
+    torch.testing.assert_close(logps, want, rtol=0, atol=1e-6)
     rounded = F.log_softmax(logits, -1).gather(1, target[:, None])[:, 0]
-    assert abs(have - rounded.float()).max() > 1e-3
+    assert abs(logps - rounded.float()).max() > 1e-3

@@ -80,18 +80,18 @@ def test_without_stop_ids_of_the_prompts_the_tokenizers_eos_ends_an_answer(tmp_p
 
 
 def test_answers_depend_on_neither_shards_nor_batches(tmp_path, tiny_model, prompts):
-    one = run_generation(generate_job(tmp_path / "one", tiny_model, prompts))
+    record = run_generation(generate_job(tmp_path / "one", tiny_model, prompts))
     other = run_generation(generate_job(tmp_path / "other", tiny_model, prompts, shard_size=9, batch_size=1))
-    assert answers_of(one) == answers_of(other)
+    assert answers_of(record) == answers_of(other)
 
 
 def test_the_same_job_gives_the_same_bytes_and_another_seed_or_iteration_does_not(tmp_path, tiny_model, prompts):
     job = generate_job(tmp_path / "one", tiny_model, prompts)
-    one, same = run_generation(job), run_generation(job.model_copy(update={"output": tmp_path / "same"}))
-    assert one.digest == same.digest
+    first, same = run_generation(job), run_generation(job.model_copy(update={"output": tmp_path / "same"}))
+    assert first.digest == same.digest
     seed = run_generation(generate_job(tmp_path / "seed", tiny_model, prompts, seed=1))
     later = run_generation(generate_job(tmp_path / "later", tiny_model, prompts, t=1))
-    assert len({tuple(answers_of(record)) for record in (one, seed, later)}) == 3
+    assert len({tuple(answers_of(record)) for record in (first, seed, later)}) == 3
 
 
 def test_a_prompt_that_comes_twice_gets_two_answers(tmp_path, tiny_model, prompts):
@@ -111,13 +111,13 @@ def test_a_small_model_answers_on_one_thread(tiny_model):
 
 
 def test_more_answers_a_prompt_do_not_change_the_first(tmp_path, tiny_model, prompts):
-    one = run_generation(generate_job(tmp_path / "one", tiny_model, prompts))
-    three = run_generation(generate_job(tmp_path / "three", tiny_model, prompts, answers=3))
-    assert (three.rows, three.answers, three.shards, three.opponents) == (60, 3, 4, {"0": 60})
-    rows = rows_of(three)
+    single = run_generation(generate_job(tmp_path / "one", tiny_model, prompts))
+    triple = run_generation(generate_job(tmp_path / "three", tiny_model, prompts, answers=3))
+    assert (triple.rows, triple.answers, triple.shards, triple.opponents) == (60, 3, 4, {"0": 60})
+    rows = rows_of(triple)
     assert [row["answer"] for row in rows] == [0, 1, 2] * 20
     assert {row["opponent"] for row in rows} == {0}
-    assert [(row["id"], tuple(row["response_ids"])) for row in rows[::3]] == answers_of(one)
+    assert [(row["id"], tuple(row["response_ids"])) for row in rows[::3]] == answers_of(single)
     by_prompt = [{tuple(row["response_ids"]) for row in rows[i : i + 3]} for i in range(0, 60, 3)]
     assert sum(map(len, by_prompt)) > 55  # they differ
 
@@ -158,8 +158,8 @@ def test_a_conversation_of_several_turns_is_answered_and_paired_as_one_prompt(tm
     for pair in pairs:
         turns = json.loads(pair["messages"])
         assert [turn["role"] for turn in turns] == ["user", "assistant", "user"]
-        asked = "".join(f"<{turn['role']}>{turn['content']}|" for turn in turns) + "<assistant>"
-        assert tokenizer.decode(pair["prompt_ids"]).endswith(asked)
+        rendered = "".join(f"<{turn['role']}>{turn['content']}|" for turn in turns) + "<assistant>"
+        assert tokenizer.decode(pair["prompt_ids"]).endswith(rendered)
         assert pair["real"].endswith("what people said")
         assert pair["generated_ids"] != pair["real_ids"]
 

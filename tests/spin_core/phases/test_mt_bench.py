@@ -45,12 +45,12 @@ def test_scores_are_the_judges_grades_by_question_category_and_turn(tmp_path, da
         report = run_mt_bench(mt_bench_job(tmp_path / "mt-bench", data, models[0], endpoint.url))
     assert len(endpoint.asked) == 2 * QUESTIONS
     whole = {str(81 + i): (expected_grade(81 + i, 1) + expected_grade(81 + i, 2)) / 2 for i in range(QUESTIONS)}
-    found = items_of(report)
-    assert found["mt-bench"] == whole
-    assert found["mt-bench/math"] == {id: whole[id] for id in list(whole)[PER_CATEGORY : 2 * PER_CATEGORY]}
-    assert found["mt-bench/turn-2"] == {str(81 + i): expected_grade(81 + i, 2) for i in range(QUESTIONS)}
+    items = items_of(report)
+    assert items["mt-bench"] == whole
+    assert items["mt-bench/math"] == {id: whole[id] for id in list(whole)[PER_CATEGORY : 2 * PER_CATEGORY]}
+    assert items["mt-bench/turn-2"] == {str(81 + i): expected_grade(81 + i, 2) for i in range(QUESTIONS)}
     turns = {"mt-bench/turn-1", "mt-bench/turn-2"}
-    assert set(report.scores) == set(found) == {"mt-bench", *turns, *(f"mt-bench/{name}" for name in CATEGORIES)}
+    assert set(report.scores) == set(items) == {"mt-bench", *turns, *(f"mt-bench/{name}" for name in CATEGORIES)}
     score = report.scores["mt-bench"]
     assert score.value == pytest.approx(np.mean(list(whole.values())))
     assert score.stderr == pytest.approx(np.std(list(whole.values()), ddof=1) / np.sqrt(QUESTIONS))
@@ -65,18 +65,18 @@ def test_the_report_has_all_answers_and_verdicts(tmp_path, data, models):
         report = run_mt_bench(mt_bench_job(tmp_path / "mt-bench", data, models[0], endpoint.url))
     answers, verdicts = rows_of(report, "answers"), rows_of(report, "verdicts")
     assert [(row["id"], row["turn"]) for row in answers] == [(str(81 + i), t) for i in range(QUESTIONS) for t in (1, 2)]
-    said = {(row["id"], row["turn"]): row for row in answers}
+    answer_rows = {(row["id"], row["turn"]): row for row in answers}
     assert Counter(row["task"] for row in verdicts) == {"grade": 2 * QUESTIONS}
     for row in verdicts:
         prompt = json.loads(row["prompt"])[-1]["content"]
-        assert said[row["id"], row["turn"]]["answer"] in prompt
-        assert said[row["id"], 1]["answer"] in prompt
+        assert answer_rows[row["id"], row["turn"]]["answer"] in prompt
+        assert answer_rows[row["id"], 1]["answer"] in prompt
         assert f"Q{row['id']}.1?" in prompt
         assert (f"Q{row['id']}.2?" in prompt) == (row["turn"] == 2)
         assert row["reply"] == f"So. [[{row['value']}]]"
         assert (row["model"], row["asked"], row["fault"]) == ("tiny-judge", 1, "")
         # Only math has references here, for the turns up to the judged one.
-        seen = [one for one in ("REF one", "REF two") if one in prompt]
+        seen = [reference for reference in ("REF one", "REF two") if reference in prompt]
         is_math = 85 < int(row["id"]) <= 88
         assert seen == (["REF one", "REF two"][: row["turn"]] if is_math else [])
     assert "1 questions are judged without the reference answer they should have" in report.notes
@@ -116,12 +116,14 @@ def test_two_versions_are_compared_turn_by_turn_in_both_orders(tmp_path, data, m
         base = run_mt_bench(mt_bench_job(tmp_path / "base", data, models[0], endpoint.url))
         job = mt_bench_job(tmp_path / "next", data, models[1], endpoint.url, t=1, previous=base, base=base)
         report = run_mt_bench(job)
-    ours, theirs = ({(r["id"], r["turn"]): r["answer"] for r in rows_of(one, "answers")} for one in (report, base))
-    assert ours != theirs
-    won = {where: float(better(ours[where], theirs[where]) == "A") for where in ours}
+    answers, base_answers = (
+        {(r["id"], r["turn"]): r["answer"] for r in rows_of(answered, "answers")} for answered in (report, base)
+    )
+    assert answers != base_answers
+    won = {where: float(better(answers[where], base_answers[where]) == "A") for where in answers}
     want = {str(81 + i): (won[str(81 + i), 1] + won[str(81 + i), 2]) / 2 for i in range(QUESTIONS)}
-    found = items_of(report)
-    assert found["mt-bench/against-previous"] == found["mt-bench/against-base"] == want
+    items = items_of(report)
+    assert items["mt-bench/against-previous"] == items["mt-bench/against-base"] == want
     score = report.scores["mt-bench/against-base"]
     assert score.value == pytest.approx(np.mean(list(want.values())))
     assert 0 < score.value < 1
@@ -141,19 +143,19 @@ def test_a_judge_that_prefers_the_first_answer_gives_ties(tmp_path, data, models
     with serving(choosing_judge(lambda _a, _b: "A")) as endpoint:
         base = run_mt_bench(mt_bench_job(tmp_path / "base", data, models[0], endpoint.url))
         report = run_mt_bench(mt_bench_job(tmp_path / "next", data, models[1], endpoint.url, t=1, base=base))
-        asked = len(endpoint.asked)
+        requests_before = len(endpoint.asked)
         same = run_mt_bench(mt_bench_job(tmp_path / "same", data, models[0], endpoint.url, t=1, previous=base))
     assert report.scores["mt-bench/against-base"].value == same.scores["mt-bench/against-previous"].value == 0.5
     # Equal answers need no verdict, and the grades of this model are kept.
-    assert len(endpoint.asked) == asked
+    assert len(endpoint.asked) == requests_before
 
 
 def test_grades_by_spins_own_prompts_say_that_they_do_not_compare(tmp_path, data, models):
     published = tmp_path / "published"
     shutil.copytree(data, published)
     rows = [
-        {"name": name, "system_prompt": one.system, "prompt_template": one.template}
-        for name, one in OWN_PROMPTS.items()
+        {"name": name, "system_prompt": prompt.system, "prompt_template": prompt.template}
+        for name, prompt in OWN_PROMPTS.items()
     ]
     (published / "judge_prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with serving(grade_by_question) as endpoint:
@@ -161,9 +163,9 @@ def test_grades_by_spins_own_prompts_say_that_they_do_not_compare(tmp_path, data
             run_mt_bench(mt_bench_job(tmp_path / folder.name, folder, models[0], endpoint.url))
             for folder in (data, published)
         )
-    said = "graded by tiny-judge with Spin's own prompts: not comparable with published MT-Bench scores"
-    assert (own.apart, own.notes[0]) == (said, said)
-    assert (theirs.apart, said in theirs.notes) == ("", False)
+    note = "graded by tiny-judge with Spin's own prompts: not comparable with published MT-Bench scores"
+    assert (own.apart, own.notes[0]) == (note, note)
+    assert (theirs.apart, note in theirs.notes) == ("", False)
 
 
 def test_a_report_about_other_questions_is_rejected(tmp_path, data, models):
@@ -181,9 +183,9 @@ def report_ids(report: EvalReport) -> set[str]:
 def test_answers_are_compared_with_the_human_responses_to_held_out_prompts(tmp_path, data, models, human_answers):
     human = lambda a, _b: "A" if "PERSON" in a else "B"  # noqa: E731
     with serving(choosing_judge(human)) as endpoint:
-        some = {"pairwise_prompts": 6}
+        settings = {"pairwise_prompts": 6}
         report = run_mt_bench(
-            mt_bench_job(tmp_path / "mt-bench", data, models[0], endpoint.url, prompts=human_answers, config=some)
+            mt_bench_job(tmp_path / "mt-bench", data, models[0], endpoint.url, prompts=human_answers, config=settings)
         )
     assert report.scores["mt-bench/against-human"].value == 0
     assert report.scores["mt-bench/against-human"].n == 6
@@ -195,8 +197,8 @@ def test_answers_are_compared_with_the_human_responses_to_held_out_prompts(tmp_p
     assert set(items_of(report)["mt-bench/against-human"]) == {row["id"] for row in answers}
     assert all(len(row["response_ids"]) <= 10 for row in answers)  # generate's own cap
     assert report.scores["mt-bench"].n == QUESTIONS
-    asked = [row for row in rows_of(report, "verdicts") if row["task"] == "against-human"]
-    assert all("say " in row["prompt"] and "PERSON" in row["prompt"] for row in asked)
+    verdicts = [row for row in rows_of(report, "verdicts") if row["task"] == "against-human"]
+    assert all("say " in row["prompt"] and "PERSON" in row["prompt"] for row in verdicts)
 
 
 def configured(url, data, *settings, suites_=("mt-bench",)):
@@ -246,8 +248,8 @@ def test_a_lineages_jobs_name_the_versions_to_compare_with(tmp_path, data, model
 
     def job(t, **others):
         jobs = suite_jobs.evaluate_jobs(lineage, version_of(models[0], t), human_answers, None, **others)
-        (found,) = [one for one in jobs if isinstance(one, MtBenchJob)]
-        return found
+        (mt_bench,) = [job_of_suite for job_of_suite in jobs if isinstance(job_of_suite, MtBenchJob)]
+        return mt_bench
 
     first, later = job(0), job(2, against=(other,))
     assert (first.previous, first.base, first.prompts) == (None, None, human_answers)

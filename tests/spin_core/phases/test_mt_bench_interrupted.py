@@ -66,12 +66,12 @@ def test_a_phase_that_ends_during_the_verdicts_requests_nothing_twice(tmp_path, 
         time.sleep(0.4)  # requests in flight end
         kept = {row["key"] for row in Journal(verdicts_folder(job) / "verdicts.jsonl").rows}
         answered = (answers_folder(job) / "answers.jsonl").read_text()
-        asked = len(endpoint.asked)
+        requests_before = len(endpoint.asked)
         assert 5 <= len(kept) < 2 * QUESTIONS
         report = run_mt_bench(job)
-    again = {key_of(body) for body in endpoint.asked[asked:]}
+    again = {key_of(body) for body in endpoint.asked[requests_before:]}
     assert again & kept == set()
-    lost = asked - len(kept)
+    lost = requests_before - len(kept)
     assert lost <= in_flight
     assert len(endpoint.asked) == 2 * QUESTIONS + lost
     for line in answered.splitlines():
@@ -88,9 +88,9 @@ def key_of(body: dict) -> str:
 def test_a_judge_that_is_down_ends_the_phase_before_anything_is_computed(tmp_path, data, models):
     with serving() as endpoint:
         job = mt_bench_job(tmp_path / "mt-bench", data, models[0], endpoint.url)
-    with pytest.raises(TryAgain, match=f"the judge at {endpoint.url} gives no answer") as told:
+    with pytest.raises(TryAgain, match=f"the judge at {endpoint.url} gives no answer") as failed:
         run_mt_bench(job)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(failed.value)
     assert not answers_folder(job).exists()
 
 

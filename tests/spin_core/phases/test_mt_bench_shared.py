@@ -48,12 +48,12 @@ def test_another_comparison_requests_only_its_own_verdicts(tmp_path, data, model
     with serving(choosing_judge(lambda _a, _b: "A")) as endpoint:
         base = run_mt_bench(lineage(tmp_path, "base", data, models[0], endpoint.url))
         run_mt_bench(lineage(tmp_path, "alone", data, models[1], endpoint.url, t=1))
-        asked = len(endpoint.asked)
+        requests_before = len(endpoint.asked)
         run_mt_bench(
             lineage(tmp_path, "pairs", data, models[1], endpoint.url, t=1, base=base, config={"pairwise": ("base",)})
         )
-        assert len(endpoint.asked) == asked + 2 * GRADES
-        assert all("assistant B" in str(body["messages"]) for body in endpoint.asked[asked:])
+        assert len(endpoint.asked) == requests_before + 2 * GRADES
+        assert all("assistant B" in str(body["messages"]) for body in endpoint.asked[requests_before:])
 
 
 @pytest.mark.parametrize(

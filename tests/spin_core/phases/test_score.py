@@ -43,16 +43,16 @@ def test_scores_are_the_models_log_probabilities_in_the_pairs_order(tmp_path, ti
     prompts, real, generated = read_token_ids(pairs.path / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids")
     model = load_model(tiny_model, CPU)
     want = torch.stack([sequence_logps(model, prompts, side, 1) for side in (real, generated)])
-    have = read(record)
-    assert have.dtype == np.float32
-    torch.testing.assert_close(torch.from_numpy(have), want, rtol=1e-5, atol=1e-4)
+    logps = read(record)
+    assert logps.dtype == np.float32
+    torch.testing.assert_close(torch.from_numpy(logps), want, rtol=1e-5, atol=1e-4)
     assert (record.pairs, record.opponent) == (pairs.digest, opponent.digest)
     assert artifacts.verify(record.path) == []
 
 
 def test_a_real_response_in_two_pairs_is_scored_once():
-    prompt, real, one, other = (np.array(ids, np.int32) for ids in ([5, 6], [7], [8, 9], [6, 7]))
-    prompts, responses, index = score.distinct([prompt] * 4, [real, real, one, other])
+    prompt, real, first, second = (np.array(ids, np.int32) for ids in ([5, 6], [7], [8, 9], [6, 7]))
+    prompts, responses, index = score.distinct([prompt] * 4, [real, real, first, second])
     assert [ids.tolist() for ids in responses] == [[7], [8, 9], [6, 7]]
     assert len(prompts) == 3
     assert index.tolist() == [0, 0, 1, 2]
@@ -67,8 +67,8 @@ def test_the_border_of_prompt_and_response_counts():
 
 def test_the_same_job_gives_the_same_bytes(tmp_path, tiny_model):
     opponent, pairs = version_of(tiny_model), random_pairs(tmp_path / "pairs")
-    one, other = (run_job(score_job(tmp_path / name, opponent, pairs)) for name in ("one", "other"))
-    assert one.digest == other.digest
+    first, second = (run_job(score_job(tmp_path / name, opponent, pairs)) for name in ("one", "other"))
+    assert first.digest == second.digest
 
 
 def test_a_stopped_scoring_resumes_to_the_same_end(tmp_path, tiny_model, monkeypatch):
@@ -184,9 +184,9 @@ def test_two_ranks_give_what_one_device_gives(tmp_path, tiny_model):
         + [(job("many", 2, "again"), None), (job("many", 2, "taken over"), None), (stopped, 2 * score.BLOCK + 1)],
     )  # fmt: skip
     for name in cases:
-        one, two = run_job(job(name, 1)), artifacts.read_record(tmp_path / f"{name} on 2", ScoredPairs)
-        assert (two.pairs, two.opponent) == (one.pairs, one.opponent)
-        tables = [pq.read_table(record.path / "logps.parquet").to_pandas() for record in (one, two)]
+        alone, on_two = run_job(job(name, 1)), artifacts.read_record(tmp_path / f"{name} on 2", ScoredPairs)
+        assert (on_two.pairs, on_two.opponent) == (alone.pairs, alone.opponent)
+        tables = [pq.read_table(record.path / "logps.parquet").to_pandas() for record in (alone, on_two)]
         assert list(tables[0]) == list(tables[1])
         np.testing.assert_allclose(*(table.to_numpy() for table in tables), rtol=1e-5, atol=1e-5)
     assert (
@@ -213,5 +213,5 @@ def test_a_scoring_of_two_ranks_is_started_published_once_and_counted_for_two_de
     usage = artifacts.read_manifest(record.path)["usage"]
     assert usage["devices"] == 2
     assert "deepspeed" not in usage["environment"]
-    one = run_job(score_job(tmp_path / "one", opponent, pairs))
-    np.testing.assert_allclose(read(record), read(one), rtol=1e-5, atol=1e-5)
+    alone = run_job(score_job(tmp_path / "one", opponent, pairs))
+    np.testing.assert_allclose(read(record), read(alone), rtol=1e-5, atol=1e-5)

@@ -28,12 +28,16 @@ def test_disk_for_a_version_and_a_checkpoint_is_that_of_their_files(tiny_model, 
     optimizer.backward(sum(weight.sum() for weight in model.parameters()), last=True)
     optimizer.step(1e-3)
     save_checkpoint(tmp_path / "step", optimizer.tensors(), {"step": 1})
-    one = disk.checkpoint_disk(shape, config, steps=11)
-    assert one == pytest.approx((tmp_path / "step" / "state-00000.safetensors").stat().st_size, rel=0.15)
+    checkpoint = disk.checkpoint_disk(shape, config, steps=11)
+    assert checkpoint == pytest.approx((tmp_path / "step" / "state-00000.safetensors").stat().st_size, rel=0.15)
     assert disk.checkpoint_disk(shape, config, steps=10) == 0, "none is kept of the last step"
-    assert disk.checkpoint_disk(shape, config, steps=1000) == 3 * one, "the next is written before the oldest goes"
+    assert disk.checkpoint_disk(shape, config, steps=1000) == 3 * checkpoint, (
+        "the next is written before the oldest goes"
+    )
     chosen = config.model_copy(update={"keep_best": "loss", "evaluate_every": 5})
-    assert disk.checkpoint_disk(shape, chosen, steps=1000) == 5 * one, "the best that is known, and a better one"
-    assert disk.checkpoint_disk(shape, chosen, steps=5) == one
+    assert disk.checkpoint_disk(shape, chosen, steps=1000) == 5 * checkpoint, "the best that is known, and a better one"
+    assert disk.checkpoint_disk(shape, chosen, steps=5) == checkpoint
     adapted = dataclasses.replace(shape, adapter=shape.parameters)
-    assert disk.checkpoint_disk(adapted, config, steps=10) == one, "an adapter goes to the disk to be put together"
+    assert disk.checkpoint_disk(adapted, config, steps=10) == checkpoint, (
+        "an adapter goes to the disk to be put together"
+    )

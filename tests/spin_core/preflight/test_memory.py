@@ -61,9 +61,9 @@ def test_what_is_offloaded_is_not_on_the_gpu_by_hand():
         assert parts(f"{name}-offload", "cpu") == parts(name, "cpu"), "to a CPU all is one memory"
     deep = dataclasses.replace(bf16, layers=100)
     config = TrainConfig(**small, speed={"ranks": 4, "deepspeed": "zero3-offload"})
-    found = memory.training_memory(deep, config, 10, "cuda")
-    assert found[key] == pytest.approx((2 / 50 + 2 / 4) * 10**9, rel=1e-3)
-    assert sum(found.values()) == 2 * 10**9, "the whole model is there before it is shared out"
+    needed = memory.training_memory(deep, config, 10, "cuda")
+    assert needed[key] == pytest.approx((2 / 50 + 2 / 4) * 10**9, rel=1e-3)
+    assert sum(needed.values()) == 2 * 10**9, "the whole model is there before it is shared out"
     assert memory.offloaded_memory(deep, config) == 4 * (2 + 4 + 8) / 4 * 10**9
     assert memory.offloaded_memory(deep, TrainConfig(speed={"deepspeed": "zero2-offload"})) == (4 + 8) * 10**9
     assert memory.offloaded_memory(deep, TrainConfig()) == 0

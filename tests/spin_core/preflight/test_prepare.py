@@ -88,7 +88,7 @@ def printed_by(*arguments, runs) -> str:
 @pytest.mark.parametrize(("sets", "says"), REJECTED.values(), ids=REJECTED)
 def test_every_way_to_start_a_run_rejects_a_configuration_with_the_same_sentence(tmp_path, monkeypatch, sets, says):
     monkeypatch.setenv("SPIN_RUNS", str(tmp_path))
-    arguments = [word for one in sets for word in ("--set", one)]
+    arguments = [word for setting in sets for word in ("--set", setting)]
     config = resolve("demo", sets=sets)
     sentence = error_of(lambda: prepare_run(config, tmp_path, "tale"))
     assert says in sentence

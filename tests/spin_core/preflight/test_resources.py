@@ -32,11 +32,11 @@ def test_offloading_is_a_cure_where_it_would_help(monkeypatch, sets, cure):
     inspection = Inspection()
     config = resolve("demo", sets=["generate.engine=vllm", "train.speed.cached_scores=false", *sets])
     resources.inspect_memory(inspection, config, shape, TEXTS)
-    said = inspection.findings[0].text
-    assert [name for name in ("zero2-offload", "zero3-offload") if f"train.speed.deepspeed to {name}" in said] == (
+    text = inspection.findings[0].text
+    assert [name for name in ("zero2-offload", "zero3-offload") if f"train.speed.deepspeed to {name}" in text] == (
         [cure] if cure else []
     )
-    assert "set train.speed.cached_scores or " in said
+    assert "set train.speed.cached_scores or " in text
     assert len(inspection.findings) == (1 if cure else 2)
     if not cure:
         assert inspection.findings[1].text.startswith("training offloads about ")

@@ -71,9 +71,9 @@ def test_notes_of_the_version_are_below_its_scores(page, tmp_path):
     made = build_lineage(tmp_path)
     for t in range(3):
         suite_report(made.eval_folder(t) / "instruct", f"{t}" * 64, {"ifeval": [0, 1]}, notes=[f"{t}*_cut"])
-    said, _ = written(made, 0).split("## Training")
-    assert "\n\n- θ\\_1, instruct: 1\\*\\_cut\n\n" in said
-    assert said.count("\\_cut") == 1, "those of other versions are on their own pages"
+    head, _ = written(made, 0).split("## Training")
+    assert "\n\n- θ\\_1, instruct: 1\\*\\_cut\n\n" in head
+    assert head.count("\\_cut") == 1, "those of other versions are on their own pages"
     assert "\n- " not in page.split("## Training")[0]
 
 
@@ -194,12 +194,12 @@ def test_a_plots_name_may_hold_anything():
     name = r'mt-bench/"><script>alert(1)</script> \1 \g<0> $x^$'
     figure, _ = plots.panel(plots.PAGE, (3, 2))
     drawn = plots.svg(figure, name)
-    found: list[tuple[str, dict[str, str | None]]] = []
+    elements: list[tuple[str, dict[str, str | None]]] = []
     parser = HTMLParser()
-    parser.handle_starttag = lambda tag, attributes: found.append((tag, dict(attributes)))
+    parser.handle_starttag = lambda tag, attributes: elements.append((tag, dict(attributes)))
     parser.feed(drawn)
-    assert found[0][1]["aria-label"] == name
-    assert "script" not in [tag for tag, _ in found]
+    assert elements[0][1]["aria-label"] == name
+    assert "script" not in [tag for tag, _ in elements]
 
 
 def test_a_score_without_a_direction_has_neither_arrow_nor_colour(tmp_path):

@@ -85,10 +85,10 @@ def test_versions_end_at_the_requested_one(lineage):
 
 
 def test_training_prompts_have_one_answer_an_iteration(lineage):
-    found = samples.read(lineage, "train")
-    assert [version.name for version in found.versions] == ["θ_0", "θ_1"]
-    assert [[answer.text for answer in found.sample(place).answers] for place in range(2)] == [["0", "1"], ["b", "b"]]
-    assert found.sample(1).answers[0].tokens == 19
+    read = samples.read(lineage, "train")
+    assert [version.name for version in read.versions] == ["θ_0", "θ_1"]
+    assert [[answer.text for answer in read.sample(place).answers] for place in range(2)] == [["0", "1"], ["b", "b"]]
+    assert read.sample(1).answers[0].tokens == 19
 
 
 def test_a_training_answer_has_a_margin_where_the_next_iteration_scored_the_pair_again(tmp_path):
@@ -101,23 +101,23 @@ def test_a_training_answer_has_a_margin_where_the_next_iteration_scored_the_pair
     pq.write_table(pa.table(before), first / "scores" / "logps.parquet")
     pq.write_table(pa.table({**after, "generated_logps": [0, -5.5]}), second / "scores" / "logps.parquet")
     answers = [samples.read(made, "train").sample(place).answers for place in range(2)]
-    assert [one[0].margin for one in answers] == [pytest.approx((-9 + 10) - (-5.5 + 4)), None]
-    assert [one[1].margin for one in answers] == [None, None]
+    assert [prompt_answers[0].margin for prompt_answers in answers] == [pytest.approx((-9 + 10) - (-5.5 + 4)), None]
+    assert [prompt_answers[1].margin for prompt_answers in answers] == [None, None]
 
 
 def test_several_answers_of_several_opponents_are_distinguished(tmp_path):
     made = build_lineage(tmp_path)
-    said = {
+    columns = {
         "id": ["0", "0", "1", "1"],
         "opponent": [1, 0, 1, 1],
         "response": ["a", "b", "c", "d"],
         "response_ids": [[4]] * 4,
         "finish_reason": ["stop"] * 4,
     }
-    pq.write_table(pa.table(said), made.iteration(1) / "generations" / "shard-00000.parquet")
-    found = samples.read(made, "train")
-    assert [version.name for version in found.versions] == ["θ_0", "iteration 1"]
-    answers = [(answer.name, answer.text) for answer in found.sample(0).answers[1:]]
+    pq.write_table(pa.table(columns), made.iteration(1) / "generations" / "shard-00000.parquet")
+    read = samples.read(made, "train")
+    assert [version.name for version in read.versions] == ["θ_0", "iteration 1"]
+    answers = [(answer.name, answer.text) for answer in read.sample(0).answers[1:]]
     assert answers == [("θ_1", "a"), ("θ_0 in iteration 1", "b")]
 
 

@@ -53,9 +53,9 @@ def test_a_phase_that_is_done_gives_its_record_and_its_progress(tmp_path):
 
 
 def test_the_job_file_can_be_run_by_hand(tmp_path):
-    asked = job(tmp_path, seed=3)
-    run_phase(asked, ScoredPairs)
-    assert ToyJob.model_validate_json((tmp_path / "jobs" / "toy.json").read_text()) == asked
+    toy_job = job(tmp_path, seed=3)
+    run_phase(toy_job, ScoredPairs)
+    assert ToyJob.model_validate_json((tmp_path / "jobs" / "toy.json").read_text()) == toy_job
     assert [path.name for path in (tmp_path / "jobs").iterdir()] == ["toy.json"]
 
 
@@ -195,13 +195,13 @@ def test_a_phase_and_its_children_end_with_the_parent_however_that_ends(tmp_path
 def test_what_a_killed_run_left_is_ended_before_the_phase_starts_again(tmp_path):
     path = launch.job_path(job(tmp_path))
     path.parent.mkdir(parents=True)
-    left = subprocess.Popen(
+    abandoned = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(600)", str(path)], process_group=0, stdin=subprocess.DEVNULL
     )
-    path.with_suffix(".pid").write_text(f"{left.pid} {process.start_time(left.pid)}")
-    wait_for(lambda: str(path).encode() in Path(f"/proc/{left.pid}/cmdline").read_bytes())
+    path.with_suffix(".pid").write_text(f"{abandoned.pid} {process.start_time(abandoned.pid)}")
+    wait_for(lambda: str(path).encode() in Path(f"/proc/{abandoned.pid}/cmdline").read_bytes())
     run_phase(job(tmp_path), ScoredPairs)
-    assert left.wait(timeout=10) == -signal.SIGKILL
+    assert abandoned.wait(timeout=10) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("content", ["", "not a number", "999999999 1", None])
@@ -215,10 +215,10 @@ def test_a_process_number_that_is_no_longer_ours_is_left_alone(tmp_path, content
 def test_phases_of_several_threads_do_not_meet(tmp_path):
     records = {}
 
-    def one(number: int) -> None:
+    def run_toy(number: int) -> None:
         records[number] = run_phase(job(tmp_path / str(number), seed=number), ScoredPairs)
 
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(3)]
+    threads = [threading.Thread(target=run_toy, args=(number,)) for number in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:

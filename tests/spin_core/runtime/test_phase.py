@@ -49,7 +49,7 @@ def test_a_phase_publishes_and_tells_its_progress_and_its_record(tmp_path):
     status, messages, log = finish(start(tmp_path, seconds=0.3))
     assert status == 0
     *shown, last = messages
-    assert [(one["done"], one["total"], one["unit"]) for one in shown] == [
+    assert [(message["done"], message["total"], message["unit"]) for message in shown] == [
         (1, 3, "item"),
         (2, 3, "item"),
         (3, 3, "item"),
@@ -198,18 +198,18 @@ def test_a_kill_at_any_moment_of_a_start_keeps_unfinished_work(tmp_path, monkeyp
 
 
 def test_a_workspace_without_its_stamp_is_not_trusted(tmp_path):
-    asked = {"phase": "toy"}
-    scratch = workspace(tmp_path / "toy", asked)
+    identity = {"phase": "toy"}
+    scratch = workspace(tmp_path / "toy", identity)
     (scratch / "old").write_text("x")
-    assert (workspace(tmp_path / "toy", asked) / "old").exists()
+    assert (workspace(tmp_path / "toy", identity) / "old").exists()
     (tmp_path / ".toy.identity").unlink()
-    assert not (workspace(tmp_path / "toy", asked) / "old").exists()
+    assert not (workspace(tmp_path / "toy", identity) / "old").exists()
 
 
 def test_noise_of_libraries_cannot_break_the_protocol(tmp_path):
     status, messages, log = finish(start(tmp_path, does="noisy"))
     assert status == 0
-    assert [sorted(one) for one in messages] == [["done", "metrics", "total", "unit"]] * 2 + [["record"]]
+    assert [sorted(message) for message in messages] == [["done", "metrics", "total", "unit"]] * 2 + [["record"]]
     assert "from a child" in log
     assert '{"record": "printed"}' in log
 
@@ -238,9 +238,9 @@ def test_progress_is_sent_at_most_four_times_a_second_and_at_the_end(capsys):
 
 
 def test_the_environment_names_the_packages_that_were_loaded():
-    found = environment()
-    assert {"python", "device"} <= found.keys()
-    assert ("torch" in found) == ("torch" in sys.modules)
+    described = environment()
+    assert {"python", "device"} <= described.keys()
+    assert ("torch" in described) == ("torch" in sys.modules)
 
 
 def test_a_finished_output_can_be_moved(tmp_path):

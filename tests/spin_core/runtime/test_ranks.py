@@ -145,8 +145,8 @@ launch.run_phase(ToyJob.model_validate_json(Path(job_file).read_text()), ScoredP
 @pytest.mark.slow
 @pytest.mark.parametrize("whom", ["parent", "torchrun", "rank"])
 def test_no_rank_outlives_the_one_that_started_it(tmp_path, whom):
-    asked = job(tmp_path, does="crowd", items=100_000, seconds=0.02)
-    (tmp_path / "asked.json").write_text(asked.model_dump_json())
+    toy_job = job(tmp_path, does="crowd", items=100_000, seconds=0.02)
+    (tmp_path / "asked.json").write_text(toy_job.model_dump_json())
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, TOY, tmp_path / "asked.json"], cwd=ROOT, stderr=subprocess.DEVNULL
     )

@@ -44,18 +44,18 @@ def test_nothing_is_found_where_nothing_is_published(tmp_path):
 
 
 def test_a_digest_depends_on_names_and_contents_alone(tmp_path):
-    one = publish(tmp_path / "one", {"a": "1", "b": "2"})
+    first = publish(tmp_path / "one", {"a": "1", "b": "2"})
     same = publish(tmp_path / "two", {"b": "2", "a": "1"}, identity(seed=7))
     renamed = publish(tmp_path / "three", {"a": "1", "c": "2"})
     changed = publish(tmp_path / "four", {"a": "1", "b": "3"})
-    assert one.digest == same.digest
-    assert len({one.digest, renamed.digest, changed.digest}) == 3
+    assert first.digest == same.digest
+    assert len({first.digest, renamed.digest, changed.digest}) == 3
 
 
 def test_timings_are_verified_but_not_in_the_digest(tmp_path):
-    one = publish(tmp_path / "one", {"a": "1", "log/timing.jsonl": "0.1"})
+    first = publish(tmp_path / "one", {"a": "1", "log/timing.jsonl": "0.1"})
     two = publish(tmp_path / "two", {"a": "1", "log/timing.jsonl": "0.2"})
-    assert one.digest == two.digest
+    assert first.digest == two.digest
     (tmp_path / "one/log/timing.jsonl").write_text("9")
     assert artifacts.verify(tmp_path / "one") == [f"{tmp_path}/one/log/timing.jsonl: changed since it was published"]
 

@@ -117,7 +117,7 @@ WRITERS = """
 """
 
 
-def said_on_a_small_disk(*names: str, full: bool = False, read_only: bool = False) -> list[str]:
+def errors_on_a_small_disk(*names: str, full: bool = False, read_only: bool = False) -> list[str]:
     """The errors of some of `WRITERS` on a disk of 1 MB, which is mounted at /mnt for them alone."""
     script = "mount -t tmpfs -o size=1m tmpfs /mnt"
     script += " && head -c 900000 /dev/zero > /mnt/ballast" if full else ""
@@ -139,16 +139,16 @@ def said_on_a_small_disk(*names: str, full: bool = False, read_only: bool = Fals
 
 def test_a_full_disk_is_one_line_for_every_writer():
     names = ("json", "parquet", "safetensors", "text")
-    said = said_on_a_small_disk(*names)
-    assert said == [f"{name}: the disk that holds /mnt {FULL}; what is finished is kept" for name in names]
+    errors = errors_on_a_small_disk(*names)
+    assert errors == [f"{name}: the disk that holds /mnt {FULL}; what is finished is kept" for name in names]
 
 
 def test_a_phase_does_not_begin_on_a_full_disk():
-    assert said_on_a_small_disk("workspace", full=True) == [f"workspace: the disk that holds /mnt/tale {FULL}"]
+    assert errors_on_a_small_disk("workspace", full=True) == [f"workspace: the disk that holds /mnt/tale {FULL}"]
 
 
 def test_a_read_only_folder_is_one_line_for_every_writer():
     names = ("json", "parquet", "safetensors", "text", "lock", "workspace")
-    said = said_on_a_small_disk(*names, read_only=True)
-    assert [line.split(":")[0] for line in said] == list(names)
-    assert all("cannot be written: make it writable, or choose another folder with --runs" in line for line in said)
+    errors = errors_on_a_small_disk(*names, read_only=True)
+    assert [line.split(":")[0] for line in errors] == list(names)
+    assert all("cannot be written: make it writable, or choose another folder with --runs" in line for line in errors)

@@ -35,8 +35,8 @@ def test_a_share_has_its_fraction_of_prompts_and_a_smaller_one_is_a_subset():
 
 def test_whether_a_prompt_is_in_a_share_does_not_depend_on_other_prompts():
     whole = in_share(PROMPTS, 0.5, 3)
-    some = [7, 7, 300, 2, 7, 55]
-    assert in_share([PROMPTS[place] for place in some], 0.5, 3).tolist() == whole[some].tolist()
+    places = [7, 7, 300, 2, 7, 55]
+    assert in_share([PROMPTS[place] for place in places], 0.5, 3).tolist() == whole[places].tolist()
 
 
 def test_a_share_without_a_prompt_is_rejected():
@@ -78,9 +78,9 @@ def test_training_on_a_share_has_only_its_pairs_and_their_scores(tmp_path, score
 def test_fine_tuning_on_a_share_takes_the_same_prompts_as_the_game_does(tmp_path, scored):
     start, pairs, scores = scored
     prompts = random_prompts(tmp_path / "prompts", rows=40)
-    asked = {"start": start, "prompts": prompts, "share": 0.5, "t": 0, "output": tmp_path, "weights": tmp_path}
+    fields = {"start": start, "prompts": prompts, "share": 0.5, "t": 0, "output": tmp_path, "weights": tmp_path}
     game_job = train_job(tmp_path, start, pairs, scores)
-    job = TrainJob(config=game_job.config.model_copy(update={"loss": "sft"}), model=game_job.model, **asked)
+    job = TrainJob(config=game_job.config.model_copy(update={"loss": "sft"}), model=game_job.model, **fields)
     mine = in_share(read_token_ids(prompts.path / "train.parquet", "prompt_ids")[0], 0.5, 0)
     theirs = in_share(read_token_ids(pairs.path / "pairs.parquet", "prompt_ids")[0], 0.5, 0)
     assert read_data(job).items == mine.sum()

@@ -96,9 +96,12 @@ def test_every_n_steps_and_at_the_end_the_held_out_pairs_are_measured_and_never_
     prompts, real, generated = read_token_ids(
         job.pairs.path / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids"
     )
-    some = [[ids[item] for item in held] for ids in (prompts, real, generated)]
+    held_ids = [[ids[item] for item in held] for ids in (prompts, real, generated)]
     before, after = (load_model(folder, CPU) for folder in (job.start.path, job.weights))
-    moved = [sequence_logps(after, some[0], ids, 512) - sequence_logps(before, some[0], ids, 512) for ids in some[1:]]
+    moved = [
+        sequence_logps(after, held_ids[0], ids, 512) - sequence_logps(before, held_ids[0], ids, 512)
+        for ids in held_ids[1:]
+    ]
     margins = 0.1 * (moved[0] - moved[1])
     assert rows[-1]["rewards/margins"] == pytest.approx(margins.mean().item(), abs=1e-5)
     assert rows[-1]["loss"] == pytest.approx(torch.nn.functional.softplus(-margins).mean().item(), abs=1e-5)
@@ -203,12 +206,12 @@ class StopsAsked(Progress):
 
     def __init__(self, number: int) -> None:
         super().__init__(quiet=True)
-        self.left = number
+        self.steps_left = number
 
     @property
     def stopping(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
+        self.steps_left -= 1
+        return self.steps_left <= 0
 
 
 @pytest.mark.parametrize("monitors", [{}, {"saturated": "stop", "window": 3}], ids=["to the end", "to an event"])
@@ -219,7 +222,7 @@ def test_a_stop_during_a_measurement_is_handled_and_changes_nothing(tmp_path, ti
     }  # fmt: skip
     looks = StopsAsked(10**6)
     whole = run_job(random_train_job(tmp_path / "whole", tiny_model, **settings), looks)
-    looked = 10**6 - looks.left
+    looked = 10**6 - looks.steps_left
     assert looked > 2 * whole.steps, "in the middle of measuring too"
     job = random_train_job(tmp_path / "stopped", tiny_model, **settings)
     for number in (2, 3, 4, 9, looked):

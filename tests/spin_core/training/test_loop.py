@@ -136,10 +136,10 @@ def test_however_a_batch_is_split_loss_and_gradient_are_the_same(tmp_path, tiny_
     want = None
     for tokens in (10**6, 100, 1):
         split = job.model_copy(update={"config": job.config.model_copy(update={"micro_batch_tokens": tokens})})
-        have = gradients(split, np.array([3, 1, 20, 7, 11]))
-        want = want or have
-        assert have[0] == pytest.approx(want[0], rel=1e-4, abs=1e-5)
-        torch.testing.assert_close(have[1], want[1], rtol=1e-3, atol=1e-5)
+        results = gradients(split, np.array([3, 1, 20, 7, 11]))
+        want = want or results
+        assert results[0] == pytest.approx(want[0], rel=1e-4, abs=1e-5)
+        torch.testing.assert_close(results[1], want[1], rtol=1e-3, atol=1e-5)
 
 
 def test_fine_tuning_is_the_mean_over_the_real_responses_tokens(tmp_path, tiny_model):
@@ -292,8 +292,8 @@ def test_a_training_that_ran_out_of_memory_resumes_with_settings_that_need_less(
     assert steps == list(range(1, 10)), "the first four were not made again"
     if "gradient_checkpointing" in less:
         assert record.model == want.model
-    ours, theirs = (load_model(one.weights, CPU).state_dict() for one in (tighter, whole))
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    weights, expected = (load_model(training.weights, CPU).state_dict() for training in (tighter, whole))
+    torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-5)
     assert run_job(job) == record, "and what is done is done"
 
 

@@ -70,8 +70,8 @@ def test_the_gradient_is_clipped_and_its_own_norm_is_returned():
 def test_the_papers_learning_rate_moves_bfloat16_weights(name):
     model, plain = layer(torch.bfloat16), layer(torch.bfloat16)
     with torch.no_grad():
-        for one in (model, plain):
-            one.weight.copy_(torch.linspace(0.01, 0.03, 32).view(4, 8))  # as large as a language model's weights are
+        for module in (model, plain):
+            module.weight.copy_(torch.linspace(0.01, 0.03, 32).view(4, 8))  # as large as a language model's weights are
     before = model.weight.detach().clone()
     optimizer = single(model, TrainConfig(optimizer=name))
     bare = (torch.optim.RMSprop if name == "rmsprop" else torch.optim.AdamW)(plain.parameters(), lr=PAPER)
@@ -133,7 +133,7 @@ def test_no_step_has_rate_zero_and_none_is_above_the_peak(schedule):
 def test_weights_move_in_groups_whose_temporary_copies_are_bounded(monkeypatch):
     sizes = (BUCKET // 2, BUCKET // 2, BUCKET + 1, 5, 6)
     groups = buckets([torch.empty(size, device="meta") for size in sizes])
-    assert [[one.numel() for one in group] for group in groups] == [list(sizes[:2]), [sizes[2]], list(sizes[3:])]
+    assert [[tensor.numel() for tensor in group] for group in groups] == [list(sizes[:2]), [sizes[2]], list(sizes[3:])]
 
     model, other, grad = layer(), layer(), torch.linspace(-1, 1, 32).view(4, 8)
     step(model, single(model, TrainConfig()), 0.01, grad)

@@ -52,8 +52,8 @@ def losses(job: TrainJob) -> list[dict[str, float]]:
 def test_batches_that_are_laid_out_ahead_give_the_same_losses_gradients_and_weights(tmp_path, tiny_model):
     job = random_train_job(tmp_path, tiny_model, epochs=2, micro_batch_tokens=60)
     plain = with_speed(job, tmp_path / "plain", prefetch=False)
-    for (one, gradient), (other, want) in zip(steps_of(job, 5), steps_of(plain, 5), strict=True):
-        assert one == other
+    for (metrics, gradient), (expected, want) in zip(steps_of(job, 5), steps_of(plain, 5), strict=True):
+        assert metrics == expected
         assert all(torch.equal(g, w) for g, w in zip(gradient, want, strict=True))
     assert losses(job) == losses(plain)
     players = [artifacts.read_record(done.weights, ModelVersion).digest for done in (job, plain)]
@@ -66,13 +66,13 @@ def test_an_opponent_that_is_scored_at_every_step_gives_the_losses_and_gradients
 ):
     job = random_train_job(tmp_path, tiny_model, epochs=2, micro_batch_tokens=60, speed={"packing": packing})
     live = with_speed(job, tmp_path / "live", cached_scores=False, packing=packing)
-    found = steps_of(job, 5)
-    for (one, gradient), (other, want) in zip(steps_of(live, 5), found, strict=True):
-        assert one == pytest.approx(other, rel=1e-5, abs=1e-5)
+    steps = steps_of(job, 5)
+    for (metrics, gradient), (expected, want) in zip(steps_of(live, 5), steps, strict=True):
+        assert metrics == pytest.approx(expected, rel=1e-5, abs=1e-5)
         torch.testing.assert_close(gradient, want, rtol=1e-4, atol=1e-6)
-    assert found[-1][0]["rewards/margins"] != pytest.approx(found[0][0]["rewards/margins"], abs=1e-3), "they part"
-    for one, other in zip(losses(live), losses(job), strict=True):
-        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
+    assert steps[-1][0]["rewards/margins"] != pytest.approx(steps[0][0]["rewards/margins"], abs=1e-3), "they part"
+    for loss, expected in zip(losses(live), losses(job), strict=True):
+        assert loss == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 # The default of `compile` is off, so this is the one test that compiles layers on a CPU.
@@ -85,12 +85,12 @@ def test_an_opponent_that_is_scored_at_every_step_gives_the_losses_and_gradients
 def test_compiled_layers_give_the_same_losses_and_gradients_over_some_steps(tmp_path, tiny_model):
     job = random_train_job(tmp_path, tiny_model, epochs=2)
     compiled = with_speed(job, tmp_path / "compiled", compile=True)
-    found, want = steps_of(compiled, 6), steps_of(job, 6)
+    compiled_steps, want = steps_of(compiled, 6), steps_of(job, 6)
     assert abs(want[-1][0]["loss"] - want[0][0]["loss"]) > 1e-2, "it learns meanwhile"
-    for (one, gradient), (other, its) in zip(found, want, strict=True):
+    for (metrics, gradient), (expected, its) in zip(compiled_steps, want, strict=True):
         # Not accuracy: the first step's margins are rounding about zero, of either sign.
         for name in ("loss", "logps/real", "logps/generated", "rewards/margins"):
-            assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5)
+            assert metrics[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5)
         torch.testing.assert_close(gradient, its, rtol=1e-3, atol=1e-5)
 
 

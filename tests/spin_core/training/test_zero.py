@@ -98,7 +98,7 @@ def jobs(tmp_path_factory, tied_model) -> dict[str, TrainJob]:
     plain = random_train_job(folder / "alone", model, **settings)
     half = random_train_job(folder / "half-alone", model, BF16, **settings)
     tied = random_train_job(folder / "tied-alone", tied_model, **settings)
-    few, one = {"micro_batch_tokens": 60}, {"batch_size": 1}
+    few, single_pairs = {"micro_batch_tokens": 60}, {"batch_size": 1}
     # DeepSpeed leaves small weights whole, and all of these are: so here is one that shares out every last one.
     whole = {"stage": 3, "stage3_param_persistence_threshold": 0}
     every = folder / "every.json"
@@ -111,8 +111,8 @@ def jobs(tmp_path_factory, tied_model) -> dict[str, TrainJob]:
         "half": half,
         "tied": tied,
         "lora": variant(plain, "lora", **adapter),
-        "one": variant(plain, "one", **one),
-        "lora-one": variant(plain, "lora-one", **adapter, **one),
+        "one": variant(plain, "one", **single_pairs),
+        "lora-one": variant(plain, "lora-one", **adapter, **single_pairs),
         "watched": variant(plain, "watched", held_out=0.25, evaluate_every=3, keep_best="loss"),
     }
     shared = {name: variant(plain, name, name, 2) for name in NAMES} | {
@@ -121,9 +121,9 @@ def jobs(tmp_path_factory, tied_model) -> dict[str, TrainJob]:
         "every-checkpointed": variant(plain, "every-checkpointed", str(every), 2, gradient_checkpointing=True),
         "zero2-padded": variant(plain, "zero2-padded", "zero2", 2, speed={"packing": False}),
         "every-padded": variant(plain, "every-padded", str(every), 2, speed={"packing": False}, **few),
-        "every-one": variant(plain, "every-one", str(every), 2, **one),
+        "every-one": variant(plain, "every-one", str(every), 2, **single_pairs),
         "every-lora-scored": variant(
-            plain, "every-lora-scored", str(every), 2, speed={"cached_scores": False}, **adapter, **one
+            plain, "every-lora-scored", str(every), 2, speed={"cached_scores": False}, **adapter, **single_pairs
         ),
         "zero1-adamw": variant(plain, "zero1-adamw", "zero1", 2, optimizer="adamw"),
         "zero3-adamw": variant(plain, "zero3-adamw", "zero3", 2, optimizer="adamw"),
@@ -153,13 +153,13 @@ def jobs(tmp_path_factory, tied_model) -> dict[str, TrainJob]:
 
 def same(jobs: dict[str, TrainJob], name: str, want: str, *, loss: float = 2e-6, weight: float = 2e-5) -> None:
     """The training has the losses, norms and weights of another."""
-    have, other = jobs[name], jobs[want]
-    assert losses(have) == pytest.approx(losses(other), abs=loss)
-    assert norms(have) == pytest.approx(norms(other), rel=100 * loss)
-    ours, theirs = weights(have), weights(other)
-    assert ours.keys() == theirs.keys()
-    for key, value in theirs.items():
-        torch.testing.assert_close(ours[key].float(), value.float(), atol=weight, rtol=0, msg=key)
+    job, expected_job = jobs[name], jobs[want]
+    assert losses(job) == pytest.approx(losses(expected_job), abs=loss)
+    assert norms(job) == pytest.approx(norms(expected_job), rel=100 * loss)
+    job_weights, expected_weights = weights(job), weights(expected_job)
+    assert job_weights.keys() == expected_weights.keys()
+    for key, value in expected_weights.items():
+        torch.testing.assert_close(job_weights[key].float(), value.float(), atol=weight, rtol=0, msg=key)
 
 
 @pytest.mark.slow

@@ -153,14 +153,14 @@ def test_vllm_answers_if_generate_selects_it(tmp_path, data):
     tokenizer.save_pretrained(tmp_path / "model")
     with serving(grade_by_question) as endpoint:
         vllm = {"engine": "vllm", "vllm": {"speed": {"cache_gb": 0.0625}}}
-        ours = run_mt_bench(mt_bench_job(tmp_path / "ours", data, tmp_path / "model", endpoint.url))
-        theirs = launch.run_phase(
-            mt_bench_job(tmp_path / "theirs", data, tmp_path / "model", endpoint.url, generate=vllm), EvalReport
+        expected = run_mt_bench(mt_bench_job(tmp_path / "transformers", data, tmp_path / "model", endpoint.url))
+        with_vllm = launch.run_phase(
+            mt_bench_job(tmp_path / "vllm", data, tmp_path / "model", endpoint.url, generate=vllm), EvalReport
         )
     # At temperature 0 there is only one possible answer.
     math = [
         {(row["id"], row["turn"]): row["answer"] for row in rows_of(report, "answers") if row["category"] == "math"}
-        for report in (ours, theirs)
+        for report in (expected, with_vllm)
     ]
     assert math[0] == math[1]
-    assert theirs.scores == ours.scores
+    assert with_vllm.scores == expected.scores
