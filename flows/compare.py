@@ -43,8 +43,8 @@ def compare(
         recipe: A named, complete configuration.
         name: The comparison's name, in lower-case letters, digits and dashes; by default compare-<recipe>. Its
             lineages are <name>-seed-1 and so on.
-        seeds: How many games are played, from the same model on the same data.
-        iterations: How many iterations each game has; by default the recipe's number.
+        seeds: How many runs there are, each from the same model on the same data.
+        iterations: How many iterations each run has; by default the recipe's number.
         methods: What SPIN is compared with; by default everything, but DPO only with preference data.
         overrides: Any other setting. What is left empty stays as the recipe has it.
         runs: The folder that holds lineages; by default SPIN_RUNS, or runs.
@@ -67,7 +67,7 @@ def compare_local(runs: Path, name: str, lineages: Sequence[Lineage], left_out: 
 
 
 def _play_all(runs: Path, name: str, lineages: Sequence[Lineage], left_out: dict[str, str]) -> Table:
-    """Each seed's game with its controls, as an ordinary lineage; then the table."""
+    """Run each seed with its controls, as an ordinary lineage; then write the table."""
     add_tags(recipe=lineages[0].config.recipe, comparison=name)
     with lock.locked(lineage_folder(runs, name), wait=started_again()):
         for lineage in lineages:
@@ -77,10 +77,10 @@ def _play_all(runs: Path, name: str, lineages: Sequence[Lineage], left_out: dict
     return table
 
 
-@flow(name="spin", flow_run_name="{game.name}", persist_result=False, validate_parameters=False)
-def _play_seed(game: Lineage) -> None:
-    """Play the game of one seed."""
+@flow(name="spin", flow_run_name="{lineage.name}", persist_result=False, validate_parameters=False)
+def _play_seed(lineage: Lineage) -> None:
+    """Run one seed."""
     label_with_process()
-    add_tags(recipe=game.config.recipe, lineage=game.name)
-    play_alone(game)
-    return completed(artifact_line("leaderboard", game.name), None)
+    add_tags(recipe=lineage.config.recipe, lineage=lineage.name)
+    play_alone(lineage)
+    return completed(artifact_line("leaderboard", lineage.name), None)

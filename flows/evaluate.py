@@ -1,4 +1,4 @@
-"""The flow `evaluate`: scores a lineage's versions, or any model, on suites, after a game or without one."""
+"""The flow `evaluate`: scores a lineage's versions, or any model, on suites, after a run or without one."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -53,61 +53,61 @@ def evaluate(
         runs: The folder that holds lineages; by default SPIN_RUNS, or runs.
     """
     end_with_worker()
-    game = scoring.prepare(runs_folder(runs), target, suites, [permitted_values(overrides)], recipe or "", lineage)
-    _score_versions(game, versions)
-    return completed(artifact_line("leaderboard", game.name), None)
+    prepared = scoring.prepare(runs_folder(runs), target, suites, [permitted_values(overrides)], recipe or "", lineage)
+    _score_versions(prepared, versions)
+    return completed(artifact_line("leaderboard", prepared.name), None)
 
 
-@flow(name="evaluate", flow_run_name="evaluate-{game.name}", persist_result=False, validate_parameters=False)
-def evaluate_local(game: Lineage, versions: Sequence[int]) -> Board:
+@flow(name="evaluate", flow_run_name="evaluate-{lineage.name}", persist_result=False, validate_parameters=False)
+def evaluate_local(lineage: Lineage, versions: Sequence[int]) -> Board:
     """The same for the command line, which has resolved all settings already."""
     end_together()
     label_with_process()
-    return completed(artifact_line("leaderboard", game.name), _score_versions(game, versions))
+    return completed(artifact_line("leaderboard", lineage.name), _score_versions(lineage, versions))
 
 
-def _score_versions(game: Lineage, wanted: Sequence[int]) -> Board:
+def _score_versions(lineage: Lineage, wanted: Sequence[int]) -> Board:
     """Score some versions, or all and the controls, with the lineage locked; returns the leaderboard.
 
     Args:
-        game: The lineage, with the settings of evaluation that were asked for.
+        lineage: The lineage, with the settings of evaluation that were asked for.
         wanted: Which θ_t; all versions and the controls if empty.
     """
-    add_tags(recipe=game.config.recipe, lineage=game.name)
-    with lock.locked(game.root, wait=started_again()), warm.warm.phases():
-        records = game.records()
-        base, prompts = _start(game)
-        for t in scoring.versions(game, wanted):
-            player = game.player(t - 1) if t else base
-            against = game.reports(records[t - 1].opponent.t) if t else ()
-            score(game, player, prompts, tuple(against), score_again=False)
+    add_tags(recipe=lineage.config.recipe, lineage=lineage.name)
+    with lock.locked(lineage.root, wait=started_again()), warm.warm.phases():
+        records = lineage.records()
+        base, prompts = _start(lineage)
+        for t in scoring.versions(lineage, wanted):
+            player = lineage.player(t - 1) if t else base
+            against = lineage.reports(records[t - 1].opponent.t) if t else ()
+            score(lineage, player, prompts, tuple(against), score_again=False)
         if not wanted:
-            _score_controls(game, base, prompts)
-        # Published with the lineage's own settings, whose main score and headline may differ from those of `game`.
-        own = find_lineage(game.runs, game.name)
+            _score_controls(lineage, base, prompts)
+        # Published with the lineage's own settings, whose main score and headline may differ from those asked for here.
+        own = find_lineage(lineage.runs, lineage.name)
         board = publish_leaderboard(own)
         push(own)
         return board
 
 
-def _score_controls(game: Lineage, base: ModelVersion, prompts: PromptSet | None) -> None:
+def _score_controls(lineage: Lineage, base: ModelVersion, prompts: PromptSet | None) -> None:
     """Score the controls that exist: trained models, and θ_0 at other temperatures."""
-    of_base = tuple(game.reports(0))
-    trained = [path.parents[1] for path in sorted((game.root / "controls").glob(f"*/model/{identity.MANIFEST}"))]
-    temperatures = {game.control(f"temperature-{value:g}"): value for value in game.config.controls.temperatures}
-    config = game.config.evaluate
+    of_base = tuple(lineage.reports(0))
+    trained = [path.parents[1] for path in sorted((lineage.root / "controls").glob(f"*/model/{identity.MANIFEST}"))]
+    temperatures = {lineage.control(f"temperature-{value:g}"): value for value in lineage.config.controls.temperatures}
+    config = lineage.config.evaluate
     sampled = [folder for folder in temperatures if folder.is_dir() and (config.self_play or config.exact)]
     if trained or sampled:
         tell(f"scored too: {', '.join(folder.name for folder in (*trained, *sampled))}")
     for folder in trained:
         model = trained_model(folder / "model")
-        score(game, model, prompts, of_base, folder=folder / "eval", score_again=False)
+        score(lineage, model, prompts, of_base, folder=folder / "eval", score_again=False)
     for folder in sampled:
-        score(game, base, prompts, folder=folder / "eval", temperature=temperatures[folder], score_again=False)
+        score(lineage, base, prompts, folder=folder / "eval", temperature=temperatures[folder], score_again=False)
 
 
-def _start(game: Lineage) -> tuple[ModelVersion, PromptSet | None]:
+def _start(lineage: Lineage) -> tuple[ModelVersion, PromptSet | None]:
     """θ_0 and the SFT data; no data for a model without iterations, unless a suite asks about held-out prompts."""
-    config = game.config.evaluate
+    config = lineage.config.evaluate
     held_out = config.self_play or config.exact or "human" in config.mt_bench.pairwise
-    return first_opponent(game) if game.records() or held_out else (base_model(game), None)
+    return first_opponent(lineage) if lineage.records() or held_out else (base_model(lineage), None)

@@ -44,28 +44,28 @@ def nightly(
 ) -> State[None] | None:
     """Add one iteration to a lineage, or finish the iteration that was begun and not finished.
 
-    A run that was due while another run of the same lineage was playing is skipped, so that missed runs do not pile
-    up. Once the game has converged, or its gate has stopped it, nothing is played, and its schedule is paused.
+    A run that was due while another run of the same lineage was busy is skipped, so that missed runs do not pile up.
+    Once the lineage has converged, or its gate has stopped it, nothing is added, and its schedule is paused.
 
     Args:
         lineage: The name of the chain of model versions, in lower-case letters, digits and dashes.
         recipe: What to start the lineage with, if it does not exist yet.
-        until_converged: Stop when the game has converged, by the lineage's `nightly` settings.
+        until_converged: Stop when the lineage has converged, by its `nightly` settings.
         runs: The folder that holds lineages; by default SPIN_RUNS, or runs.
     """
     folder = runs_folder(runs)
     root = lineage_folder(folder, lineage)
-    game = find_lineage(folder, lineage) if (root / "lineage.json").exists() else None
-    add_tags(recipe=game.config.recipe if game else recipe, lineage=lineage)
+    existing = find_lineage(folder, lineage) if (root / "lineage.json").exists() else None
+    add_tags(recipe=existing.config.recipe if existing else recipe, lineage=lineage)
     note = root / "nights" / f"{flow_run.id}.json"
-    # If this run crashed and was started again, its note says how many iterations it was to reach. It may have finished
-    # its iteration before the crash, and must not add a second one.
+    # If this run crashed and was started again, its note has the number of iterations to reach. It may have finished its
+    # iteration before the crash, and must not add a second one.
     planned = json.loads(note.read_text("utf-8"))["iterations"] if note.exists() else None
     if not planned and (end := _last_end_since(root, flow_run.scheduled_start_time)):
         return _skipped(lineage, f"ended {end:%Y-%m-%d %H:%M} UTC")
-    ending, played = (_ending(game, until_converged) if game and not planned else None), ""
+    ending, played = (_ending(existing, until_converged) if existing and not planned else None), ""
     if not ending:
-        config = _config(game, recipe, planned)
+        config = _config(existing, recipe, planned)
         _write_note(note, iterations=config.iterations)
         try:
             continue_lineage(folder, lineage, config)
@@ -75,10 +75,10 @@ def nightly(
             note.unlink()
             return _skipped(lineage, "still plays")
         played = datetime.now(UTC).isoformat()
-        game = find_lineage(folder, lineage)
-        ending = _ending(game, until_converged)
-    assert game is not None, "it existed, or has been played"
-    _write_note(note, iterations=len(game.records()), ended=ending.reason if ending else "", played=played)
+        existing = find_lineage(folder, lineage)
+        ending = _ending(existing, until_converged)
+    assert existing is not None, "it existed, or was started"
+    _write_note(note, iterations=len(existing.records()), ended=ending.reason if ending else "", played=played)
     line = artifact_line("leaderboard", lineage)
     if not ending:
         return completed(line, None)
@@ -87,16 +87,16 @@ def nightly(
     return Completed(name=ending.state, message=f"{ending.reason}; {line}")
 
 
-def _config(game: Lineage | None, recipe: RecipeName, planned: int | None) -> RunConfig:
+def _config(lineage: Lineage | None, recipe: RecipeName, planned: int | None) -> RunConfig:
     """The configuration with one more iteration than the lineage has, or with the planned number."""
-    if game is None:
+    if lineage is None:
         return resolve(recipe, iterations=planned or 1)
-    iterations = planned or len(game.records()) + 1
-    return game.config.model_copy(update={"iterations": iterations, "controls": ControlsConfig()})
+    iterations = planned or len(lineage.records()) + 1
+    return lineage.config.model_copy(update={"iterations": iterations, "controls": ControlsConfig()})
 
 
 def _write_note(path: Path, *, iterations: int, ended: str = "", played: str | None = None) -> None:
-    """Write the note of this run: `iterations` it is to reach; once it is over, why the game ended, and its own end."""
+    """Write the note of this run: `iterations` to reach; after the run, why the lineage ended, and when this run did."""
     path.parent.mkdir(parents=True, exist_ok=True)
     note = {"iterations": iterations, "ended": ended, "by": THIS_PROCESS}
     files.write_json(path, note if played is None else {**note, "played": played})
@@ -122,30 +122,30 @@ def _is_locked_by_nightly_run(root: Path) -> bool:
     return any(note.get("by") == holder and not note.get("played") for note in _notes(root))
 
 
-def _skipped(lineage: str, why: str) -> State[None]:
+def _skipped(name: str, why: str) -> State[None]:
     """The final state of a run that adds nothing."""
-    reason = f"due while another played: a nightly run of {lineage} that {why}"
+    reason = f"due while another played: a nightly run of {name} that {why}"
     get_run_logger().info("skipped, %s", reason)
     return Completed(name="LeftOut", message=reason)
 
 
-def _ending(game: Lineage, until_converged: bool) -> Ending | None:
+def _ending(lineage: Lineage, until_converged: bool) -> Ending | None:
     """Why another iteration would gain nothing, or is not allowed; None if there is no reason."""
-    if reason := game.ended_by_gate():
+    if reason := lineage.ended_by_gate():
         return Ending("Stopped", reason)
-    if until_converged and (reason := convergence.reason(game)):
+    if until_converged and (reason := convergence.reason(lineage)):
         return Ending("Converged", reason)
     return None
 
 
-def _pause_schedules(lineage: str) -> None:
-    """Pause the schedules of this run's deployment that play a lineage."""
+def _pause_schedules(name: str) -> None:
+    """Pause the schedules of this run's deployment that continue a lineage."""
     if not deployment.id:
         return
     with get_client(sync_client=True) as client:
         current = client.read_deployment(deployment.id)
         for schedule in current.schedules:
             parameters = {**current.parameters, **schedule.parameters}
-            if schedule.active and parameters.get("lineage") == lineage:
+            if schedule.active and parameters.get("lineage") == name:
                 # The server empties the parameters of a schedule that is changed without naming them.
                 client.update_deployment_schedule(current.id, schedule.id, active=False, parameters=schedule.parameters)

@@ -102,49 +102,49 @@ def started_again() -> bool:
     return (flow_run.run_count or 1) > 1
 
 
-def play(game: Lineage) -> Board:
+def play(lineage: Lineage) -> Board:
     """The algorithm. Each line is a phase in its own process; what is built already is reused."""
-    opponent, prompts = first_opponent(game)
-    reports: dict[int, Reports] = {0: evaluate(game, opponent, prompts)}
-    gate.score_of(game.config, reports[0])  # fails now if the main metric is missing
+    opponent, prompts = first_opponent(lineage)
+    reports: dict[int, Reports] = {0: evaluate(lineage, opponent, prompts)}
+    gate.score_of(lineage.config, reports[0])  # fails now if the main metric is missing
     versions = {0: opponent}
     previous: GenerationBatch | None = None
     initial: GenerationBatch | None = None
-    for t in range(game.config.iterations):
-        others = answerers(game.config, opponent, versions, reports)  # none, unless configured
-        generations = generate(game, t, opponent, prompts, others)  # y' ~ p_θt(.|x)
-        pairs = build_pairs(game, t, prompts, generations, previous, initial)  # D_t ∪ D_{t-1}
-        scores = score(game, t, opponent, pairs, versions[0])  # log p_θt, once
-        training = train(game, t, opponent, pairs, scores)  # θ_{t+1}
-        player = versions[t + 1] = game.player(t)
-        reports[t + 1] = evaluate(game, player, prompts, reports[opponent.t])
-        best = gate.best(game.config, reports, t)
-        decision = decided(game, t) or gate.decide(
-            game.config, candidate=(t + 1, reports[t + 1]), best=best
+    for t in range(lineage.config.iterations):
+        others = answerers(lineage.config, opponent, versions, reports)  # none, unless configured
+        generations = generate(lineage, t, opponent, prompts, others)  # y' ~ p_θt(.|x)
+        pairs = build_pairs(lineage, t, prompts, generations, previous, initial)  # D_t ∪ D_{t-1}
+        scores = score(lineage, t, opponent, pairs, versions[0])  # log p_θt, once
+        training = train(lineage, t, opponent, pairs, scores)  # θ_{t+1}
+        player = versions[t + 1] = lineage.player(t)
+        reports[t + 1] = evaluate(lineage, player, prompts, reports[opponent.t])
+        best = gate.best(lineage.config, reports, t)
+        decision = decided(lineage, t) or gate.decide(
+            lineage.config, candidate=(t + 1, reports[t + 1]), best=best
         )  # which version plays next
         made = IterationArtifacts(
             prompts=prompts, opponent=opponent, generations=generations, pairs=pairs, scores=scores, train=training,
             player=player, evaluations=reports[t + 1], gate=decision,
         )  # fmt: skip
-        record = record_iteration(game, t, made)
-        publish_iteration(game, record)
-        push(game)
+        record = record_iteration(lineage, t, made)
+        publish_iteration(lineage, record)
+        push(lineage)
         if decision.outcome == "stop":
             break
         opponent, previous, initial = versions[decision.next_opponent], generations, initial or generations
-    compare_with_controls(game, prompts, reports[0])
-    board = publish_leaderboard(game)
-    push(game)
+    compare_with_controls(lineage, prompts, reports[0])
+    board = publish_leaderboard(lineage)
+    push(lineage)
     return board
 
 
-def first_opponent(game: Lineage) -> tuple[ModelVersion, PromptSet]:
+def first_opponent(lineage: Lineage) -> tuple[ModelVersion, PromptSet]:
     """θ_0 and the SFT data. A recipe without a model trains its own, which lineages share."""
-    if game.config.model.path:
-        base = base_model(game)
-        return base, prepare_prompts(game, base)
-    with lock.locked(game.runs / SHARED, wait=True):
-        untrained = base_model(game)
-        prompts = prepare_prompts(game, untrained)
-        train_sft(game, untrained, prompts)
-        return phase_jobs.sft_model(game, untrained, prompts), prompts
+    if lineage.config.model.path:
+        base = base_model(lineage)
+        return base, prepare_prompts(lineage, base)
+    with lock.locked(lineage.runs / SHARED, wait=True):
+        untrained = base_model(lineage)
+        prompts = prepare_prompts(lineage, untrained)
+        train_sft(lineage, untrained, prompts)
+        return phase_jobs.sft_model(lineage, untrained, prompts), prompts

@@ -1,8 +1,8 @@
-"""One of several nodes that play a game together: `python -m infra.node RECIPE --lineage NAME [options of spin run]`.
+"""One of several nodes of a run: `python -m infra.node RECIPE --lineage NAME [options of spin run]`.
 
 The same command is started on every node, by Slurm's srun or as the pods of a Kubernetes Job. The first node runs
 `spin run`. The others follow it: they watch the lineage's folder, which all nodes share, answer prompts in each
-generation, and run their ranks of each training that is to run on several nodes. When the first node has succeeded, it
+generation, and run their ranks of each training that several nodes share. When the first node has succeeded, it
 creates a file, and the others end. When it fails, they wait until it is started again, or until Slurm or Kubernetes
 ends them.
 """
@@ -59,24 +59,38 @@ class BegunPhase:
 @click.option("--runs", type=click.Path(path_type=Path), default="runs", envvar="SPIN_RUNS", help="A shared folder.")
 @click.option("--node", type=int, required=True, envvar=torchrun.NODE_RANK, help="Which node this is, from 0.")
 @click.option("--nodes", type=click.IntRange(1), required=True, envvar="SPIN_NODES", help="How many there are.")
-@click.option("--meet", required=True, envvar="SPIN_MEET", help="host:port of the first node.")
-@click.option("--game", required=True, envvar="SPIN_GAME", help="A name that no other start of a game has.")
+@click.option(
+    "--rendezvous",
+    "--meet",  # this and the next older name are those of 0.2
+    "rendezvous",
+    required=True,
+    envvar=["SPIN_RENDEZVOUS", "SPIN_MEET"],
+    help="host:port of the first node.",
+)
+@click.option(
+    "--run-id",
+    "--game",
+    "run_id",
+    required=True,
+    envvar=["SPIN_RUN_ID", "SPIN_GAME"],
+    help="A new name for each start, the same on all nodes.",
+)
 @click.argument("more", nargs=-1, type=click.UNPROCESSED)
 def main(
-    recipe: str, lineage: str, runs: Path, node: int, nodes: int, meet: str, game: str, more: tuple[str, ...]
+    recipe: str, lineage: str, runs: Path, node: int, nodes: int, rendezvous: str, run_id: str, more: tuple[str, ...]
 ) -> None:
-    """Run the game on the first node; follow it on the others."""
+    """Run `spin run` on the first node; follow it on the others."""
     logging.basicConfig(level=logging.INFO, format=f"node {node}: %(message)s", stream=sys.stderr)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     os.environ[torchrun.NODE_RANK] = str(node)
     runs = runs.absolute()
     try:
-        root, mark = lineage_folder(runs, lineage), mark_file(runs, game)
+        root, mark = lineage_folder(runs, lineage), mark_file(runs, run_id)
         if node:
             follow(root, mark)
             return
-        speed = ["--set", f"train.speed.nodes={nodes}", "--set", f"train.speed.rendezvous={meet}"]
+        speed = ["--set", f"train.speed.nodes={nodes}", "--set", f"train.speed.rendezvous={rendezvous}"]
         lead(["run", recipe, "--lineage", lineage, "--runs", str(runs), *speed, *more], mark)
     except SpinError as error:
         log.error("%s", error)
@@ -84,15 +98,15 @@ def main(
 
 
 def interrupt(*_: object) -> None:
-    """Handler of the signals that end this process: what it has started ends on the way out."""
+    """Handle a signal that ends this process, so that it ends its child processes too."""
     sys.exit(128 + signal.SIGTERM)
 
 
-def mark_file(runs: Path, game: str) -> Path:
-    """The file that exists when a game has ended."""
-    if not game.replace("-", "").isalnum():
-        raise ConfigError(f"--game {game!r} is not a name: use letters, digits and hyphens, such as a job's number")
-    return runs / ".nodes" / f"{game}.ended"
+def mark_file(runs: Path, run_id: str) -> Path:
+    """The file that exists when a run has ended successfully."""
+    if not run_id.replace("-", "").isalnum():
+        raise ConfigError(f"--run-id {run_id!r} is not a name: use letters, digits and hyphens, such as a job's number")
+    return runs / ".nodes" / f"{run_id}.ended"
 
 
 def lead(arguments: Sequence[str], mark: Path) -> None:
@@ -103,9 +117,11 @@ def lead(arguments: Sequence[str], mark: Path) -> None:
     words = [sys.executable, "-m", "flows.command_line", *arguments]
     with (
         subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0) as process,
-        runtime_process.guard(process.pid),
+        contextlib.ExitStack() as stack,
     ):
+        # The guard starts inside `try`, so that a signal that arrives meanwhile ends the process too.
         try:
+            stack.enter_context(runtime_process.guard(process.pid))
             status = process.wait()
         finally:
             if process.poll() is None:
@@ -163,7 +179,7 @@ def local_commands(job_file: Path) -> list[Command]:
 
 
 def _count_devices() -> int:
-    """How many GPUs this node may use. torch could tell, but takes seconds and memory for it."""
+    """How many GPUs this node may use. torch knows it too, but takes seconds and memory to load."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return len([name for name in given.split(",") if name.strip()])
@@ -193,8 +209,9 @@ def _running(words: list[str], more: Mapping[str, str]) -> Iterator["subprocess.
     process = subprocess.Popen(
         words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment, process_group=0, text=True
     )
-    with process, runtime_process.guard(process.pid):
+    with process, contextlib.ExitStack() as stack:
         try:
+            stack.enter_context(runtime_process.guard(process.pid))
             yield process
         finally:
             runtime_process.end_group(process)

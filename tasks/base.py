@@ -8,18 +8,18 @@ from tasks.phase_task import phase_task
 
 
 @phase_task(ModelVersion, "base model")
-def base_model(game: Lineage) -> BaseJob:
+def base_model(lineage: Lineage) -> BaseJob:
     """Import the SFT model, or create an untrained one."""
-    return phase_jobs.base_job(game)
+    return phase_jobs.base_job(lineage)
 
 
 @phase_task(PromptSet, "prepare prompts")
-def prepare_prompts(game: Lineage, tokenizer: ModelVersion) -> PromptsJob:
+def prepare_prompts(lineage: Lineage, tokenizer: ModelVersion) -> PromptsJob:
     """Read, split and tokenise the SFT data."""
-    return phase_jobs.prompts_job(game, tokenizer)
+    return phase_jobs.prompts_job(lineage, tokenizer)
 
 
 @phase_task(TrainRun, "train sft")
-def train_sft(game: Lineage, untrained: ModelVersion, prompts: PromptSet) -> TrainJob:
+def train_sft(lineage: Lineage, untrained: ModelVersion, prompts: PromptSet) -> TrainJob:
     """Train θ_0 on the SFT data."""
-    return phase_jobs.sft_job(game, untrained, prompts)
+    return phase_jobs.sft_job(lineage, untrained, prompts)

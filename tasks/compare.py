@@ -9,13 +9,13 @@ from spin_core.lineage.lineage import Lineage
 from tasks.publish import is_new, show
 
 
-def publish_comparison(runs: Path, table: Table, game: Lineage) -> None:
+def publish_comparison(runs: Path, table: Table, first: Lineage) -> None:
     """Write `compare.json` and `report.html`, and a new version of the artifact `comparison-<name>`.
 
-    `game` is the lineage of the first seed.
+    `first` is the lineage of the first seed.
     """
     compare.save(runs, table)
-    comparison_page.write(runs / table.name / "report.html", table, game.records()[0].environment["spin"])
+    comparison_page.write(runs / table.name / "report.html", table, first.records()[0].environment["spin"])
     spin, name, page = table.of("spin")[-1], f"comparison-{table.name}", comparison_page.markdown(table)
     if is_new(name, page):
         result = f"{spin.name}: {table.main_metric} {comparison_page.score(spin.scores.get(table.main_metric))}"

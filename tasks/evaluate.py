@@ -30,7 +30,7 @@ def run_suite(model: str, job: SuiteJob) -> SuiteJob:  # noqa: ARG001 (for its n
 
 
 def evaluate(
-    game: Lineage,
+    lineage: Lineage,
     player: ModelVersion,
     prompts: PromptSet | None,
     against: Reports = (),
@@ -42,7 +42,7 @@ def evaluate(
     """Score one model with every suite of the configuration, and return the reports.
 
     Args:
-        game: The lineage.
+        lineage: The lineage.
         player: The model.
         prompts: The SFT data, for suites that use held-out prompts.
         against: The reports of the player's opponent.
@@ -55,12 +55,12 @@ def evaluate(
     """
     opponent = next((report for report in against if report.suite == "self-play"), None)
     model = folder.parent.name if folder else f"θ_{player.t}"
-    jobs = suite_jobs.evaluate_jobs(game, player, prompts, opponent, folder, temperature, against)
+    jobs = suite_jobs.evaluate_jobs(lineage, player, prompts, opponent, folder, temperature, against)
     if not score_again:
-        rescore.check(jobs, game.name)
+        rescore.check(jobs, lineage.name)
     for job in jobs:
         tell(rescore.prepare_folder(job))
-    ray = game.config.evaluate.speed.ray
+    ray = lineage.config.evaluate.speed.ray
     remote = [job for job in jobs if launch.finished(job, EvalReport) is None] if ray is not None else []
     if ray is not None and remote:
         run_on_cluster(ray, model, remote)

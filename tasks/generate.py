@@ -24,26 +24,28 @@ from tasks.phase_task import phase_task
 
 
 def generate(
-    game: Lineage, t: int, opponent: ModelVersion, prompts: PromptSet, answerers: Sequence[ModelVersion] = ()
+    lineage: Lineage, t: int, opponent: ModelVersion, prompts: PromptSet, answerers: Sequence[ModelVersion] = ()
 ) -> GenerationBatch:
     """Sample y' ~ p_θt(.|x) for every training prompt."""
-    job = phase_jobs.generate_job(game, t, opponent, prompts, answerers)
+    job = phase_jobs.generate_job(lineage, t, opponent, prompts, answerers)
     ray = job.config.speed.ray
     if ray is None or launch.finished(job, GenerationBatch) is not None:
-        return answer(game, t, opponent, prompts, answerers)
-    if job.config.engine == "transformers" and interpreter.gpus_elsewhere(game.config.generate, game.config.model):
+        return answer(lineage, t, opponent, prompts, answerers)
+    if job.config.engine == "transformers" and interpreter.gpus_elsewhere(
+        lineage.config.generate, lineage.config.model
+    ):
         display.current.noted(interpreter.GPUS_ELSEWHERE)
         get_run_logger().warning("%s", interpreter.GPUS_ELSEWHERE)
     with workers_on(ray, job):
-        return answer(game, t, opponent, prompts, answerers)
+        return answer(lineage, t, opponent, prompts, answerers)
 
 
 @phase_task(GenerationBatch, "generate t={t}")
 def answer(
-    game: Lineage, t: int, opponent: ModelVersion, prompts: PromptSet, answerers: Sequence[ModelVersion]
+    lineage: Lineage, t: int, opponent: ModelVersion, prompts: PromptSet, answerers: Sequence[ModelVersion]
 ) -> GenerateJob:
     """Run the phase: create the shards, wait until all are answered, and publish them."""
-    return phase_jobs.generate_job(game, t, opponent, prompts, answerers)
+    return phase_jobs.generate_job(lineage, t, opponent, prompts, answerers)
 
 
 @task(name="answer-on-ray", cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=1)

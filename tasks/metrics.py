@@ -21,9 +21,9 @@ HURRIED_SECONDS = 5.0
 
 
 @contextlib.contextmanager
-def followed(game: Lineage) -> Iterator[None]:
+def followed(lineage: Lineage) -> Iterator[None]:
     """Run a process that sends the lineage's metrics. Its failure does not end the run."""
-    if not game.config.metrics.sinks:
+    if not lineage.config.metrics.sinks:
         yield
         return
     logger = get_run_logger()
@@ -36,10 +36,10 @@ def followed(game: Lineage) -> Iterator[None]:
         for line in out:
             note(line.rstrip("\n"))
 
-    folder_of(game).mkdir(parents=True, exist_ok=True)
-    with (folder_of(game) / "log.txt").open("w", encoding="utf-8") as log:
+    folder_of(lineage).mkdir(parents=True, exist_ok=True)
+    with (folder_of(lineage) / "log.txt").open("w", encoding="utf-8") as log:
         process = runtime_process.spawn(
-            [sys.executable, "-m", "spin_core.tracking.follow", str(game.runs), game.name],
+            [sys.executable, "-m", "spin_core.tracking.follow", str(lineage.runs), lineage.name],
             stdin=subprocess.PIPE,
             stderr=log,
         )

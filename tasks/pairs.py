@@ -9,7 +9,7 @@ from tasks.phase_task import phase_task
 
 @phase_task(PairDataset, "build pairs t={t}")
 def build_pairs(
-    game: Lineage,
+    lineage: Lineage,
     t: int,
     prompts: PromptSet,
     generations: GenerationBatch,
@@ -17,10 +17,10 @@ def build_pairs(
     initial: GenerationBatch | None,
 ) -> PairsJob:
     """D_t = filter(real, generated) ∪ D_{t-1}."""
-    return phase_jobs.pairs_job(game, t, prompts, generations, previous, initial)
+    return phase_jobs.pairs_job(lineage, t, prompts, generations, previous, initial)
 
 
 @phase_task(ScoredPairs, "score t={t}")
-def score(game: Lineage, t: int, opponent: ModelVersion, pairs: PairDataset, base: ModelVersion) -> ScoreJob:
+def score(lineage: Lineage, t: int, opponent: ModelVersion, pairs: PairDataset, base: ModelVersion) -> ScoreJob:
     """Compute log p_θt of every pair once, so that training needs only one model in memory."""
-    return phase_jobs.score_job(game, t, opponent, pairs, base)
+    return phase_jobs.score_job(lineage, t, opponent, pairs, base)

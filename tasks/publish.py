@@ -19,41 +19,41 @@ from tasks.retry import with_retries
 
 
 @task(name="publish", task_run_name="publish t={record.t}", cache_policy=NO_CACHE, persist_result=False)
-def publish_iteration(game: Lineage, record: IterationRecord) -> None:
+def publish_iteration(lineage: Lineage, record: IterationRecord) -> None:
     """Publish the iteration's page, a new version of the leaderboard, the lineage's report, and the gate's event.
 
     The page is also kept on disk next to the record, and is written only once. Prefect is checked every time, because
     after a kill, or with another server, it may not have the page.
     """
-    path = game.page(record.t)
+    path = lineage.page(record.t)
     if not path.exists():
-        publish_leaderboard(game)
-        files.write_text(path, markdown.iteration_page(game, record))
+        publish_leaderboard(lineage)
+        files.write_text(path, markdown.iteration_page(lineage, record))
     page = path.read_text("utf-8")
-    name = f"{game.name}-iteration-{record.t:02d}"
+    name = f"{lineage.name}-iteration-{record.t:02d}"
     get_run_logger().info("gate: %s (%s)", record.gate.outcome, record.gate.reason)
     if is_new(name, page):
-        emit_decision(game, record)
+        emit_decision(lineage, record)
         show(name, page, f"θ_{record.t} → θ_{record.t + 1}; {record.gate.reason}")
 
 
-def emit_decision(game: Lineage, record: IterationRecord) -> None:
+def emit_decision(lineage: Lineage, record: IterationRecord) -> None:
     """Emit the gate's event. The same decision has the same id, so a server that already has it does not keep two."""
     gate = record.gate
     emit_event(
         event=f"spin.gate.{gate.outcome}",
-        resource={"prefect.resource.id": f"spin.lineage.{game.name}", "prefect.resource.name": game.name},
+        resource={"prefect.resource.id": f"spin.lineage.{lineage.name}", "prefect.resource.name": lineage.name},
         payload={"t": record.t + 1, **gate.model_dump(mode="json")},
-        id=uuid.uuid5(uuid.NAMESPACE_URL, f"spin:{game.name}:{record.player.digest}:{gate.model_dump_json()}"),
+        id=uuid.uuid5(uuid.NAMESPACE_URL, f"spin:{lineage.name}:{record.player.digest}:{gate.model_dump_json()}"),
     )
 
 
-def publish_leaderboard(game: Lineage) -> board.Board:
+def publish_leaderboard(lineage: Lineage) -> board.Board:
     """Write `leaderboard.json` and `report.html`, and a new version of the artifact `leaderboard-<lineage>`."""
-    leaderboard = board.save(game)
-    html.write(game, board=leaderboard)
-    page = markdown.leaderboard_page(leaderboard, game.config)
-    name = f"leaderboard-{game.name}"
+    leaderboard = board.save(lineage)
+    html.write(lineage, board=leaderboard)
+    page = markdown.leaderboard_page(leaderboard, lineage.config)
+    name = f"leaderboard-{lineage.name}"
     if is_new(name, page):
         show(name, page, markdown.leader(leaderboard))
     return leaderboard

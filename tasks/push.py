@@ -18,11 +18,11 @@ from tasks import display
 from tasks.phase_task import RETRIES, RETRY_DELAY_SECONDS, ProgressArtifact, may_pass
 
 
-def push(game: Lineage) -> None:
+def push(lineage: Lineage) -> None:
     """Upload what is missing in the copy, if the configuration has one. A failure is shown, and the run continues."""
-    if not game.config.push.url:
+    if not lineage.config.push.url:
         return
-    state: State[Any] = upload(game, return_state=True)
+    state: State[Any] = upload(lineage, return_state=True)
     if not state.is_completed():
         error = state.result(raise_on_failure=False)
         reason = first_line(error) if isinstance(error, BaseException) else state.message
@@ -33,14 +33,14 @@ def push(game: Lineage) -> None:
 
 @task(
     name="push",
-    task_run_name="push {game.name}",
+    task_run_name="push {lineage.name}",
     cache_policy=NO_CACHE,
     persist_result=False,
     retries=RETRIES,
     retry_delay_seconds=RETRY_DELAY_SECONDS,
     retry_condition_fn=may_pass,
 )
-def upload(game: Lineage) -> Transfer | State[Transfer]:
+def upload(lineage: Lineage) -> Transfer | State[Transfer]:
     """Push once, with the progress of a phase."""
     shown, bar, began = display.current, ProgressArtifact("push"), 0.0
 
@@ -54,7 +54,7 @@ def upload(game: Lineage) -> Transfer | State[Transfer]:
         bar.update(message)
 
     try:
-        pushed = pushes.push(game, game.config.push, on_bytes=show_progress)
+        pushed = pushes.push(lineage, lineage.config.push, on_bytes=show_progress)
     except BaseException:
         if began:
             shown.failed("push")
@@ -62,7 +62,7 @@ def upload(game: Lineage) -> Transfer | State[Transfer]:
     bar.finish()
     if not began:
         shown.reused("push")
-        return Completed(name="Reused", message=game.config.push.url, data=pushed)
+        return Completed(name="Reused", message=lineage.config.push.url, data=pushed)
     shown.finished("push", time.monotonic() - began)
-    get_run_logger().info("%d files, %s, pushed to %s", pushed.moved, size(pushed.bytes), game.config.push.url)
+    get_run_logger().info("%d files, %s, pushed to %s", pushed.moved, size(pushed.bytes), lineage.config.push.url)
     return pushed

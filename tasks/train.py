@@ -9,26 +9,26 @@ from tasks.phase_task import phase_task
 
 
 @phase_task(TrainRun, "train t={t}")
-def train(game: Lineage, t: int, opponent: ModelVersion, pairs: PairDataset, scores: ScoredPairs) -> TrainJob:
+def train(lineage: Lineage, t: int, opponent: ModelVersion, pairs: PairDataset, scores: ScoredPairs) -> TrainJob:
     """Train θ_{t+1}: it starts from θ_t and learns to tell real from generated responses."""
-    return phase_jobs.train_job(game, t, opponent, pairs, scores)
+    return phase_jobs.train_job(lineage, t, opponent, pairs, scores)
 
 
 @phase_task(PairDataset, "read preferences")
-def read_preferences(game: Lineage, control: Control, base: ModelVersion, prompts: PromptSet) -> PreferencesJob:
+def read_preferences(lineage: Lineage, control: Control, base: ModelVersion, prompts: PromptSet) -> PreferencesJob:
     """Read preference data as pairs."""
-    return control_jobs.preferences_job(game, control, base, prompts)
+    return control_jobs.preferences_job(lineage, control, base, prompts)
 
 
 @phase_task(ScoredPairs, "score preferences")
-def score_preferences(game: Lineage, control: Control, start: ModelVersion, pairs: PairDataset) -> ScoreJob:
+def score_preferences(lineage: Lineage, control: Control, start: ModelVersion, pairs: PairDataset) -> ScoreJob:
     """Compute the reference's log-probability of every preference."""
-    return control_jobs.score_job(game, control, start, pairs)
+    return control_jobs.score_job(lineage, control, start, pairs)
 
 
 @phase_task(TrainRun, "train {control.name}")
 def train_control(
-    game: Lineage,
+    lineage: Lineage,
     control: Control,
     start: ModelVersion,
     prompts: PromptSet,
@@ -36,4 +36,4 @@ def train_control(
     scores: ScoredPairs | None,
 ) -> TrainJob:
     """Train a control."""
-    return control_jobs.train_job(game, control, start, prompts, pairs, scores)
+    return control_jobs.train_job(lineage, control, start, prompts, pairs, scores)

@@ -10,14 +10,14 @@ from flows.command_line.options import json_option, runs_option
 
 
 @click.command()
-@click.argument("lineages", nargs=-1)
+@click.argument("names", nargs=-1, metavar="[LINEAGES]...")
 @click.option("--all", "everything", is_flag=True, help="Show every score, not only the headline.")
 @click.option("--differences", is_flag=True, help="Show paired differences from the previous version and from θ_0.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @json_option
 @runs_option
 def leaderboard(
-    lineages: tuple[str, ...], everything: bool, differences: bool, as_csv: bool, as_json: bool, runs: Path
+    names: tuple[str, ...], everything: bool, differences: bool, as_csv: bool, as_json: bool, runs: Path
 ) -> None:
     """Show the scores of every version of some lineages side by side, or of all."""
     from flows.command_line.printing import leaderboards
@@ -26,60 +26,57 @@ def leaderboard(
     from spin_core.leaderboard import board
     from spin_core.lineage.find import find_lineage, lineage_names
 
-    games, boards = [], []
-    for name in lineages or lineage_names(runs):
+    boards = []
+    for name in names or lineage_names(runs):
         try:
-            game = find_lineage(runs, name)
-            boards.append(board.leaderboard(game))
-            games.append(game)
+            lineage = find_lineage(runs, name)
+            boards.append((board.leaderboard(lineage), lineage.config))
         except DamagedArtifact:
-            if lineages:
+            if names:
                 raise
             click.echo(unreadable_line(name, runs), err=True)
     if as_json:
-        values = [each.model_dump(mode="json") for each in boards]
-        click.echo(json.dumps(values[0] if len(lineages) == 1 else values, indent=2, ensure_ascii=False))
+        values = [each.model_dump(mode="json") for each, _ in boards]
+        click.echo(json.dumps(values[0] if len(names) == 1 else values, indent=2, ensure_ascii=False))
     elif as_csv:
-        click.echo(leaderboards.csv_text(boards), nl=False)
+        click.echo(leaderboards.csv_text([each for each, _ in boards]), nl=False)
     elif not boards:
         click.echo(f"no lineages in {runs} yet: start one with spin run demo")
+    elif differences:
+        leaderboards.print_differences(boards, everything=everything)
     else:
-        pairs = [(each, game.config) for game, each in zip(games, boards, strict=True)]
-        if differences:
-            leaderboards.print_differences(pairs, everything=everything)
-        else:
-            leaderboards.print_leaderboards(pairs, runs, everything=everything)
+        leaderboards.print_leaderboards(boards, runs, everything=everything)
 
 
 @click.command()
-@click.argument("lineage")
+@click.argument("name", metavar="LINEAGE")
 @click.argument("t", type=int, required=False)
 @click.option(
     "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the whole lineage's report for a browser."
 )
 @json_option
 @runs_option
-def show(lineage: str, t: int | None, html: Path | None, as_json: bool, runs: Path) -> None:
+def show(name: str, t: int | None, html: Path | None, as_json: bool, runs: Path) -> None:
     """Show what a lineage, or its iteration T, was made from, and what it cost."""
     from flows.command_line.printing import records as printing
     from spin_core.lineage.find import find_lineage
 
-    game = find_lineage(runs, lineage)
+    lineage = find_lineage(runs, name)
     if html:
         from spin_core.reports import html as report
 
-        click.echo(report.write(game, html))
+        click.echo(report.write(lineage, html))
         return
-    records = game.records() if t is None else [printing.record_at(game, t)]
+    records = lineage.records() if t is None else [printing.record_at(lineage, t)]
     if as_json:
         values = [record.model_dump(mode="json") for record in records]
         click.echo(json.dumps(values if t is None else values[0], indent=2, ensure_ascii=False))
     else:
-        printing.print_records(game, records)
+        printing.print_records(lineage, records)
 
 
 @click.command()
-@click.argument("lineage")
+@click.argument("name", metavar="LINEAGE")
 @click.argument("t", type=int, required=False)
 @click.option("--held-out", "part", flag_value="held-out", default="held-out", help="Held-out prompts: the default.")
 @click.option("--train", "part", flag_value="train", help="Training prompts, with the answers that were trained on.")
@@ -96,7 +93,7 @@ def show(lineage: str, t: int | None, html: Path | None, as_json: bool, runs: Pa
 @json_option
 @runs_option
 def samples(
-    lineage: str,
+    name: str,
     t: int | None,
     part: Literal["held-out", "train"],
     find: str,
@@ -110,7 +107,7 @@ def samples(
     from spin_core.lineage.find import find_lineage
     from spin_core.reports.samples import read
 
-    everything = read(find_lineage(runs, lineage), part, t)
+    everything = read(find_lineage(runs, name), part, t)
     rows = everything.select(find=find, sort=sort, limit=limit)
     if html:
         from spin_core.reports.samples_page import write

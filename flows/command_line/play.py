@@ -15,44 +15,44 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("recipe")
-@click.option("--lineage", help="Name of the chain of model versions; default: the recipe's name.")
+@click.option("--lineage", "name", help="Name of the chain of model versions; default: the recipe's name.")
 @click.option("--iterations", type=int, help="How many iterations the lineage has at the end, in total.")
 @config_options
 @runs_option
 def run(
-    recipe: str, lineage: str | None, iterations: int | None, file: Path | None, sets: tuple[str, ...], runs: Path
+    recipe: str, name: str | None, iterations: int | None, file: Path | None, sets: tuple[str, ...], runs: Path
 ) -> None:
     """Run a recipe, or continue a lineage."""
     from spin_core.config.resolve import resolve
 
     config = resolve(recipe, file=file, sets=sets, iterations=iterations)
-    _play(runs, lineage or recipe, config)
+    _run(runs, name or recipe, config)
 
 
 @click.command()
-@click.argument("lineage")
-@click.option("--anyway", is_flag=True, help="Also when the game has converged.")
+@click.argument("name", metavar="LINEAGE")
+@click.option("--anyway", is_flag=True, help="Also when the lineage has converged.")
 @config_options
 @runs_option
-def next(lineage: str, anyway: bool, file: Path | None, sets: tuple[str, ...], runs: Path) -> None:
-    """Play one more iteration of a lineage, with its settings or with changed ones."""
+def next(name: str, anyway: bool, file: Path | None, sets: tuple[str, ...], runs: Path) -> None:
+    """Run one more iteration of a lineage, with its settings or with changed ones."""
     from spin_core.config.resolve import changes
     from spin_core.leaderboard import convergence
     from spin_core.lineage.changes import one_more_iteration, with_settings
     from spin_core.lineage.find import find_lineage
 
-    game = with_settings(find_lineage(runs, lineage), changes(file, sets))
-    config = one_more_iteration(game)
+    lineage = with_settings(find_lineage(runs, name), changes(file, sets))
+    config = one_more_iteration(lineage)
     if not anyway:
-        convergence.check(game)
-    _play(runs, lineage, config)
+        convergence.check(lineage)
+    _run(runs, name, config)
 
 
 @click.command()
 @click.argument("recipe")
 @click.option("--name", help="Name of the comparison; default: compare-RECIPE. Its lineages are NAME-seed-1, …")
-@click.option("--seeds", default=3, show_default=True, help="How many games, from the same model on the same data.")
-@click.option("--iterations", type=int, help="How many iterations each game has.")
+@click.option("--seeds", default=3, show_default=True, help="How many runs, from the same model on the same data.")
+@click.option("--iterations", type=int, help="How many iterations each run has.")
 @click.option(
     "--methods",
     default="",
@@ -101,7 +101,7 @@ def compare(
     "the items; self-play asks about held-out prompts. May be repeated.",
 )
 @click.option("--recipe", default="", help="For a model's folder: whose settings, prompts and chat template to use.")
-@click.option("--lineage", default="", help="For a model's folder: its name on the leaderboard.")
+@click.option("--lineage", "name", default="", help="For a model's folder: its name on the leaderboard.")
 @config_options
 @runs_option
 def evaluate(
@@ -109,7 +109,7 @@ def evaluate(
     versions: tuple[int, ...],
     suites: tuple[str, ...],
     recipe: str,
-    lineage: str,
+    name: str,
     file: Path | None,
     sets: tuple[str, ...],
     runs: Path,
@@ -119,19 +119,19 @@ def evaluate(
     from spin_core.config.resolve import changes
     from spin_core.leaderboard import scoring
 
-    game = scoring.prepare(runs, target, suites, changes(file, sets), recipe, lineage)
-    scoring.versions(game, versions)
+    lineage = scoring.prepare(runs, target, suites, changes(file, sets), recipe, name)
+    scoring.versions(lineage, versions)
     local.prepare(runs, quiet=True)
 
     from flows.command_line.printing.leaderboards import print_leaderboards
     from flows.evaluate import evaluate_local
 
     with _live_display():
-        board = evaluate_local(game, versions)
-    print_leaderboards([(board, game.config)], runs)
+        board = evaluate_local(lineage, versions)
+    print_leaderboards([(board, lineage.config)], runs)
 
 
-def _play(runs: Path, name: str, config: "RunConfig") -> None:
+def _run(runs: Path, name: str, config: "RunConfig") -> None:
     """Run the flow in this process, with a live display, and print the leaderboard at the end."""
     from flows.server import local
     from spin_core.preflight.prepare import prepare_run

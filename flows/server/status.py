@@ -55,7 +55,7 @@ class Head(Frozen):
     begun: bool
     """Whether the next iteration has begun and is not finished."""
     ended: str
-    """Why nightly runs, or the gate, ended the game; empty if they did not."""
+    """Why nightly runs, or the gate, ended the lineage; empty if they did not."""
 
 
 class Status(Frozen):
@@ -125,12 +125,12 @@ def _percent(server: Server, task: str) -> float | None:
 
 
 def _head(runs: Path, name: str) -> Head:
-    """The newest version of a lineage, and whether the game goes on."""
-    game = find_lineage(runs, name)
-    head = len(game.records())
-    nights = [json.loads(path.read_text("utf-8")) for path in (game.root / "nights").glob("*.json")]
+    """The newest version of a lineage, and whether it goes on."""
+    lineage = find_lineage(runs, name)
+    head = len(lineage.records())
+    nights = [json.loads(path.read_text("utf-8")) for path in (lineage.root / "nights").glob("*.json")]
     ended = next((night["ended"] for night in nights if night["iterations"] == head and night["ended"]), "")
-    return Head(lineage=name, head=head, begun=game.iteration(head).exists(), ended=game.ended_by_gate() or ended)
+    return Head(lineage=name, head=head, begun=lineage.iteration(head).exists(), ended=lineage.ended_by_gate() or ended)
 
 
 def down(runs: Path) -> None:

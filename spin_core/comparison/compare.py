@@ -175,11 +175,11 @@ def begin(
             raise ConfigError(f"{method} {missing[method]}")
     if (lineage_folder(runs, name) / "lineage.json").exists():
         raise ConfigError(f"{name} is a lineage in {runs}: give the comparison another name with --name")
-    games = [configured(config, methods, seed) for seed in range(1, seeds + 1)]
-    _check_preferences(games[0])
+    configs = [configured(config, methods, seed) for seed in range(1, seeds + 1)]
+    _check_preferences(configs[0])
     return [
-        prepare_run(game, runs, lineage, warn=warn, wait=wait)
-        for lineage, game in zip(names(name, seeds), games, strict=True)
+        prepare_run(seed_config, runs, lineage_name, warn=warn, wait=wait)
+        for lineage_name, seed_config in zip(names(name, seeds), configs, strict=True)
     ]
 
 
@@ -230,16 +230,16 @@ def _check_preferences(config: RunConfig) -> None:
         inspect_preferences(Inspection(), config)
 
 
-def arms(game: Lineage) -> Iterator[Arm]:
+def arms(lineage: Lineage) -> Iterator[Arm]:
     """Every model of one seed: the versions of the run, the controls, and θ_0 at other temperatures."""
-    records = game.records()[: game.config.iterations]
+    records = lineage.records()[: lineage.config.iterations]
     steps = [0, *np.cumsum([record.train.steps for record in records]).tolist()]
     tokens = [0, *np.cumsum([controls.tokens_trained(record.train) for record in records]).tolist()]
     answered = [0, *np.cumsum([record.generations.tokens for record in records]).tolist()]
     for t in range(len(records) + 1):
-        yield Arm("spin", f"θ_{t}", t, game.reports(t), steps[t], tokens[t], answered[t])
-    for control in controls.plan(game, records):
-        folder = game.control(control.name)
+        yield Arm("spin", f"θ_{t}", t, lineage.reports(t), steps[t], tokens[t], answered[t])
+    for control in controls.plan(lineage, records):
+        folder = lineage.control(control.name)
         train = artifacts.read_record(folder / "train", TrainRun)
         if train is None:
             raise DamagedArtifact(f"{folder / 'train'} is missing: run the comparison again to build it")
@@ -248,18 +248,18 @@ def arms(game: Lineage) -> Iterator[Arm]:
         seen = controls.tokens_trained(train) + tokens[before]
         reports = reports_in(folder / "eval")
         yield Arm(control.method, control.label, control.x, reports, train.steps + steps[before], seen, used)
-    for temperature in game.config.controls.temperatures:
-        reports = reports_in(game.control(f"temperature-{temperature:g}") / "eval")
+    for temperature in lineage.config.controls.temperatures:
+        reports = reports_in(lineage.control(f"temperature-{temperature:g}") / "eval")
         yield Arm("temperature", f"θ_0 at temperature {temperature:g}", temperature, reports)
 
 
-def table(name: str, games: Sequence[Lineage], missing: dict[str, str]) -> Table:
+def table(name: str, lineages: Sequence[Lineage], missing: dict[str, str]) -> Table:
     """The table of the finished runs of all seeds."""
     by_name: dict[str, dict[int, Arm]] = {}
-    for seed, game in enumerate(games, 1):
-        for arm in arms(game):
+    for seed, lineage in enumerate(lineages, 1):
+        for arm in arms(lineage):
             by_name.setdefault(arm.name, {})[seed] = arm
-    first = games[0]
+    first = lineages[0]
     spin = by_name[f"θ_{first.config.iterations}"]
     config = first.config
     return Table(
@@ -267,7 +267,7 @@ def table(name: str, games: Sequence[Lineage], missing: dict[str, str]) -> Table
         recipe=config.recipe,
         main_metric=config.evaluate.main_metric,
         headline=(*config.evaluate.suites, *config.evaluate.headline, *config.evaluate.lm_eval.tasks),
-        lineages=tuple(game.name for game in games),
+        lineages=tuple(lineage.name for lineage in lineages),
         epochs=tuple(np.cumsum([at(config.train.epochs, t) for t in range(config.iterations)]).tolist()),
         prompts=first.records()[0].prompts.rows,
         lines=tuple(line_of(arm, spin) for arm in by_name.values()),

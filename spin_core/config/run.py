@@ -78,7 +78,7 @@ class RunConfig(Frozen):
     """Controls that self-play is compared with."""
 
     @property
-    def game_seed(self) -> int:
+    def run_seed(self) -> int:
         """The seed of answers and trainings."""
         return self.seed + self.play_seed
 

@@ -56,7 +56,7 @@ def train_job(
     return TrainJob(
         output=folder / "train",
         weights=folder / "model",
-        seed=lineage.config.game_seed,
+        seed=lineage.config.run_seed,
         held_out_seed=lineage.config.seed,
         t=control.after,
         config=resolved(lineage.config.train, 0).model_copy(update=dict(control.changes)),

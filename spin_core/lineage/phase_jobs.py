@@ -72,7 +72,7 @@ def generate_job(
     engine = interpreter.chosen(lineage.config.generate, lineage.config.model, output)
     return GenerateJob(
         output=output,
-        seed=lineage.config.game_seed,
+        seed=lineage.config.run_seed,
         t=t,
         config=resolved(lineage.config.generate, t).model_copy(update={"engine": engine}),
         model=lineage.config.model,
@@ -105,7 +105,7 @@ def pairs_job(
         config = config.model_copy(update={"drop_identical": False})
     return PairsJob(
         output=lineage.iteration(t) / "pairs",
-        seed=lineage.config.game_seed,
+        seed=lineage.config.run_seed,
         t=t,
         config=config,
         prompts=prompts,
@@ -136,7 +136,7 @@ def train_job(lineage: Lineage, t: int, opponent: ModelVersion, pairs: PairDatas
     return TrainJob(
         output=lineage.iteration(t) / "train",
         weights=lineage.iteration(t) / "model",
-        seed=lineage.config.game_seed + t,
+        seed=lineage.config.run_seed + t,
         held_out_seed=lineage.config.seed,
         t=t,
         config=resolved(lineage.config.train, t),

@@ -103,7 +103,7 @@ def about(lineage: Lineage, board: Board, records: Sequence[IterationRecord]) ->
         ("gate", f"{lineage.config.gate.rule}; θ_{board.choice} plays next" if records else "–"),
     ]
     if records and records[-1].gate.outcome == "stop":
-        facts[-1] = ("gate", "stopped the game")
+        facts[-1] = ("gate", "ended the run")
     return joined([tag("p", f"{leader(board)}.", class_="lead"), _definitions(facts)])
 
 

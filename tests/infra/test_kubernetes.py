@@ -50,15 +50,15 @@ def container_of(job):
     return container
 
 
-@pytest.mark.parametrize("name", ["worker.yaml", "game.yaml"])
+@pytest.mark.parametrize("name", ["worker.yaml", "run.yaml"])
 def test_manifests_keep_to_the_published_schemas(name):
     for document in documents(name):
         validate(document, VERSION, strict=True)
 
 
 def test_a_field_that_kubernetes_does_not_know_is_refused():
-    job = one("game.yaml", "Job")
-    job["spec"]["template"]["spec"]["subdomains"] = "spin-game"
+    job = one("run.yaml", "Job")
+    job["spec"]["template"]["spec"]["subdomains"] = "spin-run"
     with pytest.raises(ValidationError, match="subdomains"):
         validate(job, VERSION, strict=True)
 
@@ -105,17 +105,17 @@ def test_secrets_are_named_and_not_told():
 
 
 def test_runs_are_told_where_browsers_reach_the_server():
-    """By their worker, or in the manifest of a game: what they know of the server is its name in the cluster."""
+    """By their worker, or in the manifest of a run on several machines: what they know of the server is its name in the cluster."""
     place = {"name": "PREFECT_UI_URL", "value": "http://127.0.0.1:4200"}
-    for manifest, kind in (("worker.yaml", "Deployment"), ("game.yaml", "Job")):
+    for manifest, kind in (("worker.yaml", "Deployment"), ("run.yaml", "Job")):
         assert place in container_of(one(manifest, kind))["env"]
     assert place in container_of(filled_in(ui=place["value"]).job_manifest)["env"]
 
 
-@pytest.mark.parametrize("kind", ["run", "lineage"])
+@pytest.mark.parametrize("kind", ["of a deployment", "on several machines"])
 def test_secrets_of_ones_own_come_from_a_secret_that_may_be_missing(kind):
     """Its keys are variables: those of stores, of a judge, of sinks. The worker, which plays nothing, has none."""
-    job = filled_in().job_manifest if kind == "run" else one("game.yaml", "Job")
+    job = filled_in().job_manifest if kind == "of a deployment" else one("run.yaml", "Job")
     (source,) = container_of(job)["envFrom"]
     assert source == {"secretRef": {"name": "spin-environment", "optional": True}}
     assert "envFrom" not in container_of(one("worker.yaml", "Deployment"))
@@ -139,19 +139,19 @@ def test_the_worker_may_do_what_it_does_and_no_more():
 
 def test_the_claims_that_pods_use_are_there():
     claims = {document["metadata"]["name"] for document in documents("worker.yaml") if "Claim" in document["kind"]}
-    for job in (filled_in().job_manifest, one("game.yaml", "Job")):
+    for job in (filled_in().job_manifest, one("run.yaml", "Job")):
         volumes = job["spec"]["template"]["spec"]["volumes"]
         assert {
             one["persistentVolumeClaim"]["claimName"] for one in volumes if "persistentVolumeClaim" in one
         } == claims
 
 
-def test_the_pods_of_a_game_meet_by_a_name_that_the_service_gives():
-    service, job = one("game.yaml", "Service"), one("game.yaml", "Job")
+def test_the_pods_of_a_run_find_each_other_by_a_name_of_the_service():
+    service, job = one("run.yaml", "Service"), one("run.yaml", "Job")
     name, pod = job["metadata"]["name"], job["spec"]["template"]["spec"]
     environment = {item["name"]: item for item in container_of(job)["env"]}
     (port,) = service["spec"]["ports"]
-    assert environment["SPIN_MEET"]["value"] == f"{name}-0.{service['metadata']['name']}:{port['port']}"
+    assert environment["SPIN_RENDEZVOUS"]["value"] == f"{name}-0.{service['metadata']['name']}:{port['port']}"
     assert pod["subdomain"] == service["metadata"]["name"]
     assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": name}
     assert service["spec"]["publishNotReadyAddresses"]
@@ -159,7 +159,7 @@ def test_the_pods_of_a_game_meet_by_a_name_that_the_service_gives():
 
 
 def test_a_pod_is_told_all_that_a_node_must_know(monkeypatch, tmp_path):
-    job = one("game.yaml", "Job")
+    job = one("run.yaml", "Job")
     program, flag, module, *arguments = container_of(job)["args"]
     assert (program, flag, module) == ("python", "-m", "infra.node")
     environment = {item["name"]: item.get("value", "1") for item in container_of(job)["env"]}
@@ -172,20 +172,20 @@ def test_a_pod_is_told_all_that_a_node_must_know(monkeypatch, tmp_path):
     ((line, mark),) = led
     assert line[:4] == ["run", "zephyr-7b", "--lineage", "mine"]
     assert "train.speed.nodes=2" in line
-    assert f"train.speed.rendezvous={environment['SPIN_MEET']}" in line
+    assert f"train.speed.rendezvous={environment['SPIN_RENDEZVOUS']}" in line
     assert line[-4:] == ["--set", "train.speed.ranks=8", "--set", "generate.speed.workers=8"]
     assert mark == tmp_path / ".nodes" / "1.ended"
 
 
 def test_the_log_that_is_followed_is_that_of_the_pod_that_leads():
     """`job/NAME` would follow any of them."""
-    labels = one("game.yaml", "Service")["spec"]["selector"] | {"batch.kubernetes.io/job-completion-index": "0"}
+    labels = one("run.yaml", "Service")["spec"]["selector"] | {"batch.kubernetes.io/job-completion-index": "0"}
     chosen = ",".join(f"{name}={value}" for name, value in labels.items())
-    assert f"logs --follow -l {chosen}\n" in (FOLDER / "game.yaml").read_text()
+    assert f"logs --follow -l {chosen}\n" in (FOLDER / "run.yaml").read_text()
 
 
-def test_a_game_is_not_tried_again_for_a_mistake_of_the_user():
-    job = one("game.yaml", "Job")
+def test_a_run_is_not_retried_for_a_mistake_of_the_user():
+    job = one("run.yaml", "Job")
     ends = [rule["onExitCodes"] for rule in job["spec"]["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"]
     assert ends == [{"containerName": container_of(job)["name"], "operator": "In", "values": [SpinError.exit_code]}]
 

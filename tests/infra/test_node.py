@@ -1,4 +1,4 @@
-"""A node of a game on several: what it takes part in, how often, and when it ends."""
+"""A node of a run on several nodes: what it takes part in, how often, and when it ends."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from infra import node
 from spin_core.errors import ConfigError
@@ -135,7 +136,7 @@ def ours() -> str:
     return " ".join(line.read_text() for line in lines if line.exists())
 
 
-def test_the_first_node_leaves_the_mark_if_the_game_ended_well_and_ends_as_the_game_if_not(tmp_path):
+def test_the_first_node_leaves_the_mark_if_the_run_succeeded_and_exits_with_its_status_otherwise(tmp_path):
     mark = node.mark_file(tmp_path, "slurm-7-0")
     with pytest.raises(SystemExit) as ended:
         node.lead(["run", "no-such-recipe", "--runs", str(tmp_path)], mark)
@@ -146,8 +147,27 @@ def test_the_first_node_leaves_the_mark_if_the_game_ended_well_and_ends_as_the_g
     assert mark.exists()
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"SPIN_RUN_ID": "mine-1", "SPIN_RENDEZVOUS": "first:29500"},
+        {"SPIN_GAME": "mine-1", "SPIN_MEET": "first:29500"},
+    ],
+    ids=["names", "earlier-names"],
+)
+def test_a_node_reads_its_run_id_and_rendezvous_from_the_environment(names, tmp_path, monkeypatch):
+    led = []
+    monkeypatch.setattr(node, "lead", lambda line, mark: led.append((line, mark)))
+    environment = {**names, "SPIN_NODES": "2", "SPIN_NODE_RANK": "0", "SPIN_RUNS": str(tmp_path)}
+    done = CliRunner().invoke(node.main, ["demo", "--lineage", "mine"], env=environment)
+    assert done.exit_code == 0, done.output
+    ((line, mark),) = led
+    assert "train.speed.rendezvous=first:29500" in line
+    assert mark == tmp_path / ".nodes" / "mine-1.ended"
+
+
 @pytest.mark.parametrize("name", ["", "../up", "a b", "-"])
-def test_a_game_that_cannot_be_a_files_name_is_refused(tmp_path, name):
+def test_a_run_id_that_is_not_a_file_name_is_rejected(tmp_path, name):
     with pytest.raises(ConfigError, match="is not a name: use letters, digits and hyphens"):
         node.mark_file(tmp_path, name)
 

@@ -17,7 +17,7 @@ from tests.support.lineages.generation import generate_job, prompt_set
 from tests.support.servers.stack import ROOT
 
 FOLDER = ROOT / "infra" / "slurm"
-GAME, GENERATE = FOLDER / "game.sbatch", FOLDER / "generate.sbatch"
+RUN, GENERATE = FOLDER / "run.sbatch", FOLDER / "generate.sbatch"
 
 SRUN = """#!/bin/sh
 # Runs its command once a task, all at once and here.
@@ -94,7 +94,7 @@ def sbatch(folder: Path, script: Path, *arguments: str, tasks: int) -> subproces
     )
 
 
-@pytest.mark.parametrize("script", [GAME, GENERATE], ids=lambda path: path.name)
+@pytest.mark.parametrize("script", [RUN, GENERATE], ids=lambda path: path.name)
 def test_what_slurm_is_told_stands_before_the_first_command_and_is_an_option_of_sbatch(script):
     lines = script.read_text().splitlines()
     told = [number for number, line in enumerate(lines) if line.startswith("#SBATCH")]
@@ -107,11 +107,11 @@ def test_what_slurm_is_told_stands_before_the_first_command_and_is_an_option_of_
 
 
 @pytest.mark.slow
-def test_a_game_on_two_nodes_is_answered_by_the_second_and_trained_by_both(tmp_path):
+def test_a_run_on_two_nodes_is_answered_by_the_second_and_trained_by_both(tmp_path):
     # With no worker of its own, the first node leaves all prompts to the second.
     settings = {**TINY, "generate.speed.workers": 0}
     sets = [part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
-    done = sbatch(tmp_path, GAME, "demo", "--lineage", "mine", "--iterations", "1", *sets, tasks=2)
+    done = sbatch(tmp_path, RUN, "demo", "--lineage", "mine", "--iterations", "1", *sets, tasks=2)
     log = done.stdout + done.stderr
     assert done.returncode == 0, log
     root = tmp_path / "runs" / "mine"

@@ -13,19 +13,19 @@ from spin_core.reports.formatting import middle, share
 from spin_core.store.records import GenerationBatch, IterationRecord, ResponseStatistics
 
 
-def record_at(game: Lineage, t: int) -> IterationRecord:
+def record_at(lineage: Lineage, t: int) -> IterationRecord:
     """The record of iteration t; `ConfigError` if the lineage has none."""
-    records = game.records()
+    records = lineage.records()
     if not 0 <= t < len(records):
         existing = f"0 to {len(records) - 1}" if records else "none yet"
-        raise ConfigError(f"lineage {game.name} has no finished iteration {t} (there: {existing})")
+        raise ConfigError(f"lineage {lineage.name} has no finished iteration {t} (there: {existing})")
     return records[t]
 
 
-def print_records(game: Lineage, records: Sequence[IterationRecord]) -> None:
+def print_records(lineage: Lineage, records: Sequence[IterationRecord]) -> None:
     """Print one block per iteration: data, training, gate, cost."""
     if not records:
-        console.print(f"{game.name} has no finished iteration yet")
+        console.print(f"{lineage.name} has no finished iteration yet")
     for record in records:
         table = Table(box=None, show_header=False, title=f"iteration {record.t}: θ_{record.t} → θ_{record.t + 1}")
         table.title_justify, table.title_style = "left", "bold"

@@ -16,15 +16,15 @@ def print_summary(runs: Path, name: str) -> None:
 
     from flows.labels import artifact_url
 
-    game = find_lineage(runs, name)
-    records = game.records()
+    lineage = find_lineage(runs, name)
+    records = lineage.records()
     if records and records[-1].gate.outcome == "stop":
         console.print(f"\n[yellow]gate[/]       {records[-1].gate.reason}")
     console.print(f"\nartifacts  {runs / name}")
     where = escape(runs_argument(runs))
     between = "\n" if where else "        "
     console.print(f"samples    spin samples {name}{where}{between}records    spin show {name}{where}", soft_wrap=True)
-    console.print(f"report     {report_path(game)}")
+    console.print(f"report     {report_path(lineage)}")
     # Without a server, the address is the one that `spin up` serves later.
     up = "" if PREFECT_UI_URL.value() else f"spin up{where}, then open "
     console.print(f"in the UI  {up}{artifact_url('leaderboard', name)}", soft_wrap=True)

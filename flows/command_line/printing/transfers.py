@@ -19,13 +19,15 @@ from spin_core.store import lock
 
 def push(runs: Path, name: str, url: str | None, *, again: bool, replace: bool) -> str:
     """Bring a lineage's copy up to date, at `url` or at its own URL; returns the line to print."""
-    game = find_lineage(runs, name)
+    lineage = find_lineage(runs, name)
     # Not validated here: the store itself rejects a URL that is wrong, in one line that does not repeat its secrets.
-    settings = PushConfig.model_construct(url=url, read_back=game.config.push.read_back) if url else game.config.push
+    settings = (
+        PushConfig.model_construct(url=url, read_back=lineage.config.push.read_back) if url else lineage.config.push
+    )
     if not settings.url:
         raise ConfigError(f"lineage {name} has no push.url: name one, as in spin push {name} s3://bucket/folder")
-    with lock.locked(game.root), _progress_bar("push") as on_progress:
-        pushed = remote_push.push(game, settings, again=again, replace=replace, on_bytes=on_progress)
+    with lock.locked(lineage.root), _progress_bar("push") as on_progress:
+        pushed = remote_push.push(lineage, settings, again=again, replace=replace, on_bytes=on_progress)
     how = "and read back" if settings.read_back else "not read back"
     return f"{settings.url}/{name} holds {_amount(pushed)} uploaded now, {how}"
 
