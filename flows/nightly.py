@@ -58,8 +58,8 @@ def nightly(
     existing = find_lineage(folder, lineage) if (root / "lineage.json").exists() else None
     add_tags(recipe=existing.config.recipe if existing else recipe, lineage=lineage)
     note = root / "nights" / f"{flow_run.id}.json"
-    # If this run crashed and was started again, its note has the number of iterations to reach. It may have finished its
-    # iteration before the crash, and must not add a second one.
+    # If this run crashed and was started again, its note has the number of iterations to reach. It may have finished
+    # its iteration before the crash, and must not add a second one.
     planned = json.loads(note.read_text("utf-8"))["iterations"] if note.exists() else None
     if not planned and (end := _last_end_since(root, flow_run.scheduled_start_time)):
         return _skipped(lineage, f"ended {end:%Y-%m-%d %H:%M} UTC")
@@ -96,7 +96,7 @@ def _config(lineage: Lineage | None, recipe: RecipeName, planned: int | None) ->
 
 
 def _write_note(path: Path, *, iterations: int, ended: str = "", played: str | None = None) -> None:
-    """Write the note of this run: `iterations` to reach; after the run, why the lineage ended, and when this run did."""
+    """Write the note of this run: the `iterations` to reach; at its end, why the lineage ended, and the time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     note = {"iterations": iterations, "ended": ended, "by": THIS_PROCESS}
     files.write_json(path, note if played is None else {**note, "played": played})

@@ -105,7 +105,7 @@ def test_secrets_are_named_and_not_told():
 
 
 def test_runs_are_told_where_browsers_reach_the_server():
-    """By their worker, or in the manifest of a run on several machines: what they know of the server is its name in the cluster."""
+    """The worker sets it, or the manifest of a run on several machines. Browsers cannot resolve the cluster's names."""
     place = {"name": "PREFECT_UI_URL", "value": "http://127.0.0.1:4200"}
     for manifest, kind in (("worker.yaml", "Deployment"), ("run.yaml", "Job")):
         assert place in container_of(one(manifest, kind))["env"]
