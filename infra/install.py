@@ -14,6 +14,7 @@ import click
 
 from flows.server import api, local
 from flows.server.local import HEARTBEAT_SECONDS
+from flows.server.state import OF_CLIENTS
 from spin_core.errors import ConfigError, SpinError
 
 _IN_MEMORY = "prefect.server.concurrency.lease_storage.memory"
@@ -135,7 +136,7 @@ def install(
         if error.response.status_code != 401:
             raise
         raise ConfigError(
-            f"the server rejects the password: set {api.OF_CLIENTS} to the name:password that it was started with"
+            f"the server rejects the password: set {OF_CLIENTS} to the name:password that it was started with"
         ) from error
     return [automation.name for automation in wanted], recovery and server["concurrency"]["lease_storage"] == _IN_MEMORY
 

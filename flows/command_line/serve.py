@@ -15,8 +15,7 @@ from flows.command_line.options import json_option, runs_option
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen on. An address that other machines reach has a password: see .prefect/password in the "
-    "runs folder.",
+    help="Address to listen on. Everyone is asked for the password in .prefect/password, in the runs folder.",
 )
 @click.option(
     "--reruns",

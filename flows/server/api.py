@@ -1,31 +1,18 @@
-"""A client of a Prefect server's API without Prefect, whose import takes seconds; and the server's password.
-
-`spin up` asks for a password if other machines can reach it. The password is in a file of the state folder that only
-its owner may read. All commands for the same folder read it there.
-"""
+"""A client of a Prefect server's API without Prefect, whose import takes seconds."""
 
 import base64
 import contextlib
 import http.client
 import ipaddress
 import json
-import os
-import re
-import secrets
 import ssl
 import urllib.error
 import urllib.request
 import uuid
-from pathlib import Path
 from typing import Any
 
+from flows.server.state import OF_CLIENTS
 from spin_core.errors import ConfigError, TryAgain
-
-OF_SERVER, OF_CLIENTS = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
-"""Prefect's variables for the password, as name:password."""
-
-_NAME = "spin"
-"""The user name of a password that was made here."""
 
 
 class Server:
@@ -102,35 +89,3 @@ def is_loopback(host: str) -> bool:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
-
-
-def password_file(state: Path) -> Path:
-    """The file with the password of the server that has this state folder."""
-    return state / "password"
-
-
-def read_password(state: Path) -> str:
-    """The password from the file; if that is missing or not readable, the environment's; else empty."""
-    with contextlib.suppress(FileNotFoundError, PermissionError):
-        return password_file(state).read_text("utf-8").strip()
-    return os.environ.get(OF_CLIENTS, "") or os.environ.get(OF_SERVER, "")
-
-
-def choose_password(state: Path, host: str) -> str:
-    """The password of a server that is about to listen on `host`, which is written to the file for clients.
-
-    It is the environment's, if that has one; empty on a loopback address; else the file's, or a new one.
-
-    Raises:
-        ConfigError: The environment's password does not have the form that Prefect needs.
-    """
-    given, file = os.environ.get(OF_SERVER, ""), password_file(state)
-    if given and not re.fullmatch(r"[!-9;-~]+:[!-~]+", given):
-        raise ConfigError(f"{OF_SERVER} is not of the form name:password, in plain letters, digits and signs")
-    if not given and is_loopback(host):
-        return ""
-    chosen = given or (file.exists() and file.read_text("utf-8").strip()) or f"{_NAME}:{secrets.token_urlsafe(18)}"
-    file.unlink(missing_ok=True)  # the old file may be readable by others
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
-        print(chosen, file=out)
-    return chosen

@@ -2,7 +2,7 @@
 
 Waits for the server, reschedules runs that an earlier `spin up` left in a running state, and installs the work pool
 and the deployments of prefect.yaml. What users have changed on a deployment is kept: its schedules, parameters and
-tags, its concurrency limit, its job variables.
+tags, and its concurrency limit. Job variables are not: the pool offers none.
 """
 
 import contextlib
@@ -18,7 +18,12 @@ from uuid import UUID
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import DeploymentScheduleUpdate, DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.actions import (
+    DeploymentScheduleUpdate,
+    DeploymentUpdate,
+    WorkPoolCreate,
+    WorkPoolUpdate,
+)
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter, WorkPoolFilter
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.sorting import FlowRunSort
@@ -27,7 +32,6 @@ from prefect.settings import PREFECT_HOME
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 
 from flows.server import api, local, watch
-from spin_core.config.resolve import merge
 from spin_core.store import files
 
 _LOST = "The server and the worker ended while it ran. Start it again: what is finished is reused."
@@ -38,6 +42,13 @@ _UNFINISHED = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
 _OF_DEPLOYMENTS = {"deployment_id": {"is_null_": False}}
 _UNFINISHED_RUNS = FlowRunFilter.model_validate(_OF_DEPLOYMENTS | _UNFINISHED)
 _UNFINISHED_TASKS = TaskRunFilter.model_validate(_UNFINISHED)
+
+JOB_TEMPLATE: dict[str, Any] = {
+    "job_configuration": {"stream_output": True},
+    "variables": {"type": "object", "properties": {}, "additionalProperties": False},
+}
+"""What a run of the pool is: its deployment's flow, in its worker's environment. Prefect's own template for processes
+lets the person who starts a run choose its command, its environment and its folder, and so run other programs."""
 
 _DOES_NOT_FIT = (404, 409, 422)
 """Statuses of the answer to settings that do not fit a deployment any more. Other errors may be temporary."""
@@ -53,11 +64,18 @@ def main() -> None:
     while not api.healthy(url):
         time.sleep(0.2)
     with get_client(sync_client=True) as client:
-        with contextlib.suppress(ObjectAlreadyExists):
-            client.create_work_pool(WorkPoolCreate(name=local.POOL, type="process"))
+        prepare_pool(client)
         if "SPIN_UP" in os.environ:  # on a team's server, other workers may be running these
             reschedule_lost_runs(client)
         deploy_keeping_settings(client, Path(PREFECT_HOME.value()) / "deployments.json")
+
+
+def prepare_pool(client: SyncPrefectClient) -> None:
+    """Create the work pool of processes. If it exists, set its template again, as earlier versions had another one."""
+    with contextlib.suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=local.POOL, type="process", base_job_template=JOB_TEMPLATE))
+    if client.read_work_pool(local.POOL).type == "process":
+        client.update_work_pool(local.POOL, WorkPoolUpdate(base_job_template=JOB_TEMPLATE))
 
 
 def import_flows() -> None:
@@ -131,7 +149,6 @@ def user_settings(client: SyncPrefectClient) -> Settings:
             parameters=deployment.parameters,
             paused=deployment.paused,
             tags=deployment.tags,
-            job_variables=deployment.job_variables,
             concurrency_limit=limit.limit if (limit := deployment.global_concurrency_limit) else None,
             concurrency_options=deployment.concurrency_options,
             schedules=[
@@ -150,16 +167,13 @@ def user_settings(client: SyncPrefectClient) -> Settings:
 
 
 def _restore(client: SyncPrefectClient, before: Settings) -> None:
-    """Set on deployments what users had set. Tags and job variables that are new in prefect.yaml are added."""
+    """Set on deployments what users had set. Tags that are new in prefect.yaml are added."""
     now = user_settings(client)
     for deployment, settings in before.items():
-        new = now.get(deployment, {"tags": [], "job_variables": {}})
-        both = {
-            "tags": list(dict.fromkeys([*new["tags"], *settings["tags"]])),
-            "job_variables": merge(new["job_variables"], settings["job_variables"]),
-        }
+        settings.pop("job_variables", None)  # in the file that an earlier version left
+        tags = list(dict.fromkeys([*now.get(deployment, {"tags": []})["tags"], *settings["tags"]]))
         try:
-            client.update_deployment(UUID(deployment), DeploymentUpdate.model_validate(settings | both))
+            client.update_deployment(UUID(deployment), DeploymentUpdate.model_validate(settings | {"tags": tags}))
         except PrefectHTTPStatusError as error:
             if error.response.status_code not in _DOES_NOT_FIT:
                 raise

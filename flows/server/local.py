@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from flows.server import api
+from flows.server import api, state
 from spin_core.errors import ConfigError, TryAgain
 from spin_core.runtime import grace, process
 
@@ -43,7 +43,7 @@ def prepare(runs: Path, *, quiet: bool, to_serve: bool = False) -> None:
     """Set Prefect's environment variables. Call it before Prefect is imported.
 
     Prefect's state is in `<runs>/.prefect`, and its server is the `spin up` of that folder. If there is none, Prefect
-    starts a temporary one.
+    starts a temporary one, with the same password.
 
     Args:
         runs: The folder that holds lineages.
@@ -52,6 +52,7 @@ def prepare(runs: Path, *, quiet: bool, to_serve: bool = False) -> None:
 
     Raises:
         TryAgain: PREFECT_API_URL is set, and nothing answers there.
+        ConfigError: The state belongs to another user.
     """
     settings = {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -70,22 +71,18 @@ def prepare(runs: Path, *, quiet: bool, to_serve: bool = False) -> None:
             "without it"
         )
     has_own_prefect = any(name in os.environ for name in OWN) or named not in ("", f"{url}/api")
+    folder = state.state_folder(runs)
     if not has_own_prefect:
-        settings["PREFECT_HOME"] = str(state_folder(runs))
+        state.prepare_state(folder)
+        settings["PREFECT_HOME"] = str(folder)
         if url is not None:
             settings["PREFECT_API_URL"] = f"{url}/api"
-    if url is not None and (not has_own_prefect or named == f"{url}/api"):
-        settings[api.OF_CLIENTS] = api.read_password(state_folder(runs))
-    elif not has_own_prefect:  # the temporary server takes its password from the environment
-        settings[api.OF_CLIENTS] = os.environ.get(api.OF_SERVER, "")
     for name, value in settings.items():
-        if value:
-            os.environ.setdefault(name, value)
-
-
-def state_folder(runs: Path) -> Path:
-    """The folder of the local server's database."""
-    return runs / ".prefect"
+        os.environ.setdefault(name, value)
+    if url is not None and (not has_own_prefect or named == f"{url}/api"):
+        os.environ[state.OF_CLIENTS] = state.read_password(folder)
+    elif not has_own_prefect:  # the temporary server takes it from the environment, too
+        os.environ[state.OF_SERVER] = os.environ[state.OF_CLIENTS] = state.choose_password(folder)
 
 
 class Up(NamedTuple):
@@ -105,7 +102,7 @@ def address_file(runs: Path) -> Path:
 
     It is locked as long as that `spin up` runs. Machines that share the folder all see the lock.
     """
-    return state_folder(runs) / "server.url"
+    return state.state_folder(runs) / "server.url"
 
 
 def find_up(runs: Path) -> Up | None:
@@ -115,7 +112,7 @@ def find_up(runs: Path) -> Up | None:
             if not _is_locked(file.fileno()):
                 return None  # left by a killed `spin up`; another server may have that port by now
             lines, since = file.read().splitlines(), os.fstat(file.fileno()).st_mtime
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # missing, or another user's
         return None
     if not lines:
         return None

@@ -6,6 +6,7 @@ A server or worker that ends by itself is started again, and crashed runs are re
 import contextlib
 import errno
 import fcntl
+import io
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ from typing import BinaryIO, NoReturn, Self, TextIO
 
 import click
 
-from flows.server import api, local, watch
+from flows.server import api, local, state, watch
 from spin_core.errors import ConfigError, TryAgain
 from spin_core.runtime import grace
 from spin_core.runtime import process as runtime_process
@@ -59,43 +60,45 @@ def serve(runs: Path, host: str, port: int, reruns: int = local.RERUNS) -> None:
     if not (HOME / "prefect.yaml").exists():
         raise ConfigError(f"{HOME} has no prefect.yaml: install with pip install -e from a checkout")
     url = f"http://{_host_in_url(host)}:{port}"
-    state = local.state_folder(runs)
-    log_path = state / "server.log"
-    state.mkdir(parents=True, exist_ok=True)
+    folder = state.state_folder(runs)
+    log_path = folder / "server.log"
+    state.prepare_state(folder)
     handle_signals()
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(KeyboardInterrupt):
             address = stack.enter_context(_locked_address_file(local.address_file(runs)))
-            password = api.choose_password(state, host)
+            password = state.choose_password(folder)
             environment = _environment(runs, url, password) | {local.OF_RERUNS: str(reruns)}
-            log = stack.enter_context(log_path.open("ab"))
+            log = stack.enter_context(state.open_private(log_path))
             click.echo("starting the server …")
             server = stack.enter_context(
-                _Service(
-                    "server", ["prefect", "server", "start", "--host", host, "--port", str(port)], environment, log
-                )
+                _Service("server", ["flows.server.app", host, str(port)], environment, log, umask=0o077)
             )
-            with _module_process(["flows.server.deploy"], environment, log) as deploying:
+            with _module_process(["flows.server.deploy"], environment, log, umask=0o077) as deploying:
                 _wait_until_ready(server.process, deploying, log_path)
             worker = stack.enter_context(
                 _Service(
                     "worker",
                     ["infra.worker", "--pool", local.POOL, "--type", "process", "--name", local.WORKER],
-                    environment,
+                    # A run waits some two minutes for a server that restarts, and then reports what happened meanwhile.
+                    {"PREFECT_CLIENT_MAX_RETRIES": "7", **environment},
                     log,
                     stop_seconds=grace.longest_grace() + 2 * STOP_SECONDS,
                 )
             )
             print(url, file=address, flush=True)
+            signed_in = state.sign_in_url(url, password) if state.is_output_private() else ""
             click.echo(
-                f"up: {url}/v2/deployments starts runs; {url}/v2/artifacts shows every iteration and leaderboard\n"
+                f"up: {signed_in} opens the UI, signed in"
+                if signed_in
+                else f"up: {url} asks for a password: the whole line in {state.password_file(folder)}"
+            )
+            click.echo(
+                f"{url}/v2/deployments starts runs; {url}/v2/artifacts shows every iteration and leaderboard\n"
                 f"lineages in {runs}; log in {log_path}; Ctrl-C or spin down ends it"
             )
-            if password:
-                click.echo(
-                    f"the UI asks for a password: the whole line in {api.password_file(state)}; "
-                    "between machines, put a proxy with TLS in front of it"
-                )
+            if not api.is_loopback(host):
+                click.echo("passwords cross the network in plain text: put a proxy with TLS in front of it")
             _watch((server, worker), api.Server(url, password), reruns, log_path)
         click.echo("ending …")
     click.echo("down")
@@ -142,10 +145,12 @@ def _environment(runs: Path, url: str, password: str) -> dict[str, str]:
         "PREFECT_API_URL": f"{url}/api",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "spin_core",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(local.HEARTBEAT_SECONDS),
         "SPIN_UP": str(os.getpid()),
         "SPIN_RUNS": str(runs),
         "SPIN_HOME": str(HOME),
-        **({api.OF_SERVER: password, api.OF_CLIENTS: password} if password else {}),
+        state.OF_SERVER: password,
+        state.OF_CLIENTS: password,
     }
 
 
@@ -159,9 +164,10 @@ class _Service:
         environment: dict[str, str],
         log: BinaryIO,
         stop_seconds: float = STOP_SECONDS,
+        umask: int = -1,
     ) -> None:
         self.name, self.module, self.environment, self.log = name, module, environment, log
-        self.stop_seconds = stop_seconds
+        self.stop_seconds, self.umask = stop_seconds, umask
         self.ends: deque[float] = deque(maxlen=RESTARTS)
         self.stack = contextlib.ExitStack()
 
@@ -175,7 +181,7 @@ class _Service:
     def start(self) -> None:
         """Start the process."""
         self.process = self.stack.enter_context(
-            _module_process(self.module, self.environment, self.log, self.stop_seconds)
+            _module_process(self.module, self.environment, self.log, self.stop_seconds, self.umask)
         )
 
     def restart(self, log: Path) -> None:
@@ -224,7 +230,7 @@ def _host_in_url(host: str) -> str:
 @contextlib.contextmanager
 def _locked_address_file(path: Path) -> Iterator[TextIO]:
     """The file of the server's address, locked, with this process in it. The kernel unlocks it when that ends."""
-    with path.open("a", encoding="utf-8") as file:
+    with io.TextIOWrapper(state.open_private(path), encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -239,7 +245,11 @@ def _locked_address_file(path: Path) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def _module_process(
-    module: list[str], environment: dict[str, str], log: BinaryIO, stop_seconds: float = STOP_SECONDS
+    module: list[str],
+    environment: dict[str, str],
+    log: BinaryIO,
+    stop_seconds: float = STOP_SECONDS,
+    umask: int = -1,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process of a Python module, in its own process group, which ends when this process ends, even by kill -9.
 
@@ -248,6 +258,7 @@ def _module_process(
         environment: The environment of the process.
         log: Where its output goes.
         stop_seconds: How long it may take to end after SIGTERM.
+        umask: The permissions that its new files do not get; -1 is this process's.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", *module],
@@ -257,6 +268,7 @@ def _module_process(
         stdout=log,
         stderr=subprocess.STDOUT,
         process_group=0,
+        umask=umask,
     )
     with process, runtime_process.guard(process.pid):
         try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from flows.server import api, local
+from flows.server import local, state
 from flows.server.api import Server
 from spin_core.config.base import Frozen
 from spin_core.errors import ConfigError, DamagedArtifact, SpinError, TryAgain
@@ -67,6 +67,10 @@ class Status(Frozen):
     """The name of the machine that serves the folder, if that is another one; else empty."""
     seconds: float
     """For how long it has been up."""
+    password_file: str
+    """The file with the server's password; empty if nothing is up here."""
+    open_to_others: tuple[str, ...]
+    """The state folder, and files in it, that other users may read or change."""
     runs: tuple[Run, ...]
     lineages: tuple[Head, ...]
     unreadable: tuple[str, ...]
@@ -77,6 +81,7 @@ def status(runs: Path) -> Status:
     """The server and the runs of a folder, and the lineages in it."""
     up = local.find_up(runs)
     url = up.url if up and local.answers(up) else ""
+    folder = state.state_folder(runs)
     heads: list[Head] = []
     unreadable: list[str] = []
     for name in lineage_names(runs):
@@ -88,6 +93,8 @@ def status(runs: Path) -> Status:
         url=url,
         elsewhere=up.elsewhere if up else "",
         seconds=time.time() - up.since if up and url else 0.0,
+        password_file=str(state.password_file(folder)) if url else "",
+        open_to_others=tuple(map(str, state.open_to_others(folder))),
         runs=tuple(_unfinished_runs(_server(runs, url))) if url else (),
         lineages=tuple(heads),
         unreadable=tuple(unreadable),
@@ -96,7 +103,7 @@ def status(runs: Path) -> Status:
 
 def _server(runs: Path, url: str) -> Server:
     """The server of a folder, with its password."""
-    return Server(url, api.read_password(local.state_folder(runs)))
+    return Server(url, state.read_password(state.state_folder(runs)))
 
 
 def _unfinished_runs(server: Server, selection: Mapping[str, Any] | None = None) -> list[Run]:

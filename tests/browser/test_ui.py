@@ -56,7 +56,9 @@ def up(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[U
 @pytest.fixture(scope="module")
 def ui(browser: Browser, up: Up, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
     context = open_context(browser)
-    yield Ui(up, context.new_page(), pictures_folder() or tmp_path_factory.mktemp("pictures"))
+    one = Ui(up, context.new_page(), pictures_folder() or tmp_path_factory.mktemp("pictures"))
+    one.sign_in()
+    yield one
     context.close()
 
 
@@ -177,6 +179,22 @@ def cancelled(up: Up, ui: Ui, training: Training, retried: Retried) -> Any:  # n
     ui.act("Cancel", "Cancel Flow Run")
     ui.leave()
     return up.finish(training.run)
+
+
+def test_the_printed_address_signs_in_and_leaves_no_password_in_the_history(ui):
+    assert ui.page.url.endswith("/v2/deployments")
+    expect(ui.page.get_by_role("link", name="nightly", exact=True).first).to_be_visible()
+    assert ui.page.evaluate("history.length") == 2, "the blank page and this one"
+
+
+@pytest.mark.parametrize("version", ["", "/v2"])
+def test_without_the_password_the_pages_ask_for_it(browser, up, version):
+    context = open_context(browser)
+    page = context.new_page()
+    page.goto(f"http://127.0.0.1:{up.port}{version}/deployments")
+    expect(page.get_by_role("textbox").first).to_be_visible()
+    expect(page.get_by_text("nightly")).to_have_count(0)
+    context.close()
 
 
 def test_the_form_says_what_can_be_chosen(ui):

@@ -136,7 +136,6 @@ def test_a_run_that_is_started_again_waits_for_its_own_end(client, tmp_path, mon
 THEIRS = {
     "parameters": {"lineage": "mine"},
     "tags": ["theirs"],
-    "job_variables": {"env": {"OMP_NUM_THREADS": "4"}},
     "concurrency_limit": 3,
     "concurrency_options": {"collision_strategy": "CANCEL_NEW"},
     "schedules": [{"schedule": {"cron": "30 3 * * *", "timezone": "Europe/Berlin"}, "active": True}],
@@ -158,7 +157,6 @@ def as_in_file(client: SyncPrefectClient, name: str, parameter: str = "lineage")
         },
         enforce_parameter_schema=True,
         tags=["spin"],
-        job_variables={"env": {"OMP_NUM_THREADS": "1", "NEW": "1"}},
         concurrency_limit=1,
         concurrency_options=ConcurrencyOptions(collision_strategy="ENQUEUE"),
         schedules=[DeploymentScheduleCreate(schedule=CronSchedule(cron="0 2 * * *"), active=False)],
@@ -187,10 +185,7 @@ def theirs(client: SyncPrefectClient, request: pytest.FixtureRequest) -> UUID:
 def test_what_a_user_has_set_stays_and_what_is_new_comes_beside_it(client, theirs, tmp_path, monkeypatch, request):
     monkeypatch.setattr(deploy, "deploy", lambda: as_in_file(client, request.node.name))
     deploy.deploy_keeping_settings(client, tmp_path / "kept.json")
-    assert settings(client, theirs) == THEIRS | {
-        "tags": ["spin", "theirs"],
-        "job_variables": {"env": {"OMP_NUM_THREADS": "4", "NEW": "1"}},
-    }
+    assert settings(client, theirs) == THEIRS | {"tags": ["spin", "theirs"]}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -215,7 +210,7 @@ def test_a_deploy_that_is_cut_short_loses_nothing(client, theirs, tmp_path, monk
             deploy.deploy_keeping_settings(client, kept)
     assert settings(client, theirs)["concurrency_limit"] == 1
     deploy.deploy_keeping_settings(client, kept)
-    assert settings(client, theirs) | {"tags": [], "job_variables": {}} == THEIRS | {"tags": [], "job_variables": {}}
+    assert settings(client, theirs) | {"tags": []} == THEIRS | {"tags": []}
     assert not kept.exists()
 
 

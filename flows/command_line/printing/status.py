@@ -1,5 +1,6 @@
 """What `spin status` prints."""
 
+import shlex
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ def print_status(status: "Status", runs: Path) -> None:
     """Print the server, its runs and the lineages of a folder."""
     if status.url:
         click.echo(f"up         {status.url} for {timedelta(seconds=int(status.seconds))}")
+        click.echo(f"sign in    {_sign_in(status)}")
         click.echo(f"runs       {_column([_run_line(run) for run in status.runs]) or 'none'}")
     elif status.elsewhere:
         click.echo(f"up         on {status.elsewhere}: run spin status there to see more")
@@ -24,6 +26,21 @@ def print_status(status: "Status", runs: Path) -> None:
         click.echo(f"nothing is up for {runs}: spin up{runs_argument(runs)} starts it")
     lines = [_head_line(head) for head in status.lineages] + [unreadable_line(name, runs) for name in status.unreadable]
     click.echo(f"lineages   {_column(lines) or f'none yet in {runs}'}")
+    if status.open_to_others:
+        click.echo(
+            f"{click.style('warning', fg='yellow')}  other users may read {', '.join(status.open_to_others)}, where "
+            f"passwords are: run chmod -R go= {shlex.quote(status.open_to_others[0])}, or spin up again",
+            err=True,
+        )
+
+
+def _sign_in(status: "Status") -> str:
+    """The address that signs a browser in; or where the password is, if others may read what is printed."""
+    from flows.server.state import is_output_private, read_password, sign_in_url
+
+    file = Path(status.password_file)
+    signed_in = sign_in_url(status.url, read_password(file.parent)) if is_output_private() else ""
+    return signed_in or f"with the whole line in {file}"
 
 
 def unreadable_line(name: str, runs: Path) -> str:

@@ -37,6 +37,12 @@ class Ui:
     def go(self, path: str) -> None:
         self.page.goto(f"http://127.0.0.1:{self.up.port}/v2{path}")
 
+    def sign_in(self) -> None:
+        """Open the address that `spin up` has printed."""
+        (line,) = [line for line in self.up.output if line.startswith("up: ")]
+        self.page.goto(line.split()[1])
+        expect(self.page.get_by_role("link", name="spin", exact=True).first).to_be_visible()
+
     def leave(self) -> None:
         """Leave the page: a run's page redraws its graph all the time, which takes a core where there is no GPU."""
         self.page.goto("about:blank")

@@ -1,0 +1,126 @@
+"""The server of `spin up`: Prefect's, behind a check of the host name: `python -m flows.server.app HOST PORT`.
+
+A web page may have its own DNS name resolved to this machine. A browser then takes the server for that page's own, past
+CORS and CSRF protection. Its requests still name the page's host, by which they are refused here. Prefect has no such
+check.
+"""
+
+import base64
+import hashlib
+import ipaddress
+import os
+import re
+import sys
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from flows.server.state import SIGN_IN
+
+HOSTS = "SPIN_HOSTS"
+"""The environment variable with further host names under which browsers and clients may reach the server."""
+
+_SCRIPT = """
+if (location.hash.length > 1) localStorage.setItem("prefect-password", location.hash.slice(1));
+location.replace("/v2/deployments");
+"""
+"""Stores the password where the pages of both of Prefect's UIs look for it, and leaves no trace in the history."""
+
+_PAGE = f"<!doctype html><meta charset=utf-8><title>spin</title><script>{_SCRIPT}</script>".encode()
+
+_PAGE_HEADERS = {
+    "content-type": "text/html; charset=utf-8",
+    "cache-control": "no-store",
+    "referrer-policy": "no-referrer",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'; script-src 'sha256-"
+    + base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+    + "'",
+}
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class HostCheck:
+    """An ASGI application that refuses requests under foreign host names, and signs browsers in.
+
+    Addresses in digits are no names, so that they need no list: no web page can have such an origin but this machine's.
+    """
+
+    def __init__(self, app: App, names: Iterable[str]) -> None:
+        self.app, self.names = app, {name.lower() for name in names}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one connection."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+        elif not self._accepts(_header(scope, b"host")):
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+            else:
+                reason = f"this server is not known by that name; set {HOSTS} to names that it has".encode()
+                await _answer(send, 403, {"content-type": "text/plain"}, reason)
+        elif scope["type"] == "http" and scope["path"] == SIGN_IN:
+            await _answer(send, 200, _PAGE_HEADERS, _PAGE)
+        else:
+            await self.app(scope, receive, send)
+
+    def _accepts(self, host: str) -> bool:
+        """Whether a Host header names this server."""
+        matched = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?", host)
+        if matched is None:
+            return False
+        name = matched[1].strip("[]").lower()
+        return name in self.names or _is_address(name)
+
+
+def names_of(host: str) -> set[str]:
+    """The names of a server that listens on `host`: its own, this machine's, and those in the environment."""
+    chosen = [urlsplit(os.environ.get("PREFECT_UI_URL", "")).hostname, *re.split(r"[\s,]+", os.environ.get(HOSTS, ""))]
+    return {"localhost", host, os.uname().nodename, *filter(None, chosen)}
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    """A header that a request has once; empty if it is absent, or is there more than once."""
+    values = [value for key, value in scope["headers"] if key.lower() == name]
+    return str(values[0].decode("latin-1")) if len(values) == 1 else ""
+
+
+async def _answer(send: Send, status: int, headers: dict[str, str], body: bytes) -> None:
+    """Send a whole response."""
+    coded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": coded})
+    await send({"type": "http.response.body", "body": body})
+
+
+def main() -> None:
+    """Serve until SIGTERM, as `prefect server start` does."""
+    import uvicorn
+    from prefect.server.api.server import create_app
+    from prefect.settings import get_current_settings
+
+    host, port = sys.argv[1], int(sys.argv[2])
+    server = get_current_settings().server
+    uvicorn.run(
+        HostCheck(create_app(final=True), names_of(host)),
+        host=host,
+        port=port,
+        timeout_keep_alive=server.api.keepalive_timeout,
+        ws_ping_interval=server.api.websocket_ping_interval,
+        ws_ping_timeout=server.api.websocket_ping_timeout,
+        log_level=server.logging_level.lower(),
+    )
+
+
+if __name__ == "__main__":
+    main()
