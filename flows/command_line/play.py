@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.command_line.options import config_options, runs_option
+from flows.command_line.options import config_options, runs_option, verify_option
 
 if TYPE_CHECKING:
     from spin_core.config.run import RunConfig
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 @click.option("--lineage", "name", help="Name of the chain of model versions; default: the recipe's name.")
 @click.option("--iterations", type=int, help="How many iterations the lineage has at the end, in total.")
 @config_options
+@verify_option
 @runs_option
 def run(
     recipe: str, name: str | None, iterations: int | None, file: Path | None, sets: tuple[str, ...], runs: Path
@@ -33,6 +34,7 @@ def run(
 @click.argument("name", metavar="LINEAGE")
 @click.option("--anyway", is_flag=True, help="Also when the lineage has converged.")
 @config_options
+@verify_option
 @runs_option
 def next(name: str, anyway: bool, file: Path | None, sets: tuple[str, ...], runs: Path) -> None:
     """Run one more iteration of a lineage, with its settings or with changed ones."""

@@ -25,6 +25,7 @@ from spin_core.runtime.progress import Progress, claim_stdout
 from spin_core.runtime.usage import environment, peak_memory_mb
 from spin_core.store import artifacts, files
 from spin_core.store.identity import digest_of, identity_of
+from spin_core.store.inputs import check_inputs
 from spin_core.store.jobs import Job
 from spin_core.store.records import Artifact
 
@@ -115,6 +116,7 @@ def execute(
     if not world.any(record is not None):
         started = time.monotonic()
         if world.first:
+            check_inputs(job, job.output.parent / "jobs")
             workspace(job.output, identity)
         world.wait()
         fields = run(job, scratch_of(job.output), progress)

@@ -60,8 +60,9 @@ def rows_of(job: TrainJob) -> list[dict[str, float]]:
 
 
 def with_scores(job: TrainJob, change) -> TrainJob:
-    """The job, with other numbers in its scores."""
+    """The job, with other numbers in its scores, which have no manifest then."""
     path = job.scores.path / "logps.parquet"
+    (job.scores.path / "manifest.json").unlink(missing_ok=True)
     pq.write_table(pa.table({name: change(v.to_numpy()) for name, v in zip(*table_of(path), strict=True)}), path)
     return job
 
