@@ -58,7 +58,7 @@ def modules() -> dict[str, Path]:
 def imports() -> dict[str, set[str]]:
     """The modules of the project that each module imports, wherever in its text."""
     paths = modules()
-    found: dict[str, set[str]] = {}
+    imports: dict[str, set[str]] = {}
     for name, path in paths.items():
         targets = set()
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -67,8 +67,8 @@ def imports() -> dict[str, set[str]]:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 inner = {f"{node.module}.{alias.name}" for alias in node.names}
                 targets |= {target if target in paths else node.module for target in inner}
-        found[name] = (targets & paths.keys()) - {name}
-    return found
+        imports[name] = (targets & paths.keys()) - {name}
+    return imports
 
 
 def level_of(package: str) -> int:

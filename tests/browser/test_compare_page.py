@@ -26,7 +26,7 @@ def path(tmp_path_factory) -> Path:
     """A comparison over three seeds, with two suites and twelve scores that are not of the headline."""
     root = tmp_path_factory.mktemp("compared")
     rng = np.random.default_rng(0)
-    found: dict[str, dict[int, Arm]] = {}
+    arms: dict[str, dict[int, Arm]] = {}
     for method, names in METHODS.items():
         for place, name in enumerate(names):
             for seed in (1, 2, 3):
@@ -35,7 +35,7 @@ def path(tmp_path_factory) -> Path:
                 tasks |= {suite: rng.random(12) / 9 + place / 4 for suite in SUITES}
                 made = suite_report(root / f"{name}-{seed}" / "suite", name, tasks)
                 x = place if method == "spin" else 6
-                found.setdefault(name, {})[seed] = Arm(method, name, x, [made], 10, 1000, 100)
+                arms.setdefault(name, {})[seed] = Arm(method, name, x, [made], 10, 1000, 100)
     table = Table(
         name="trial",
         recipe="<b>demo</b>",
@@ -44,7 +44,7 @@ def path(tmp_path_factory) -> Path:
         lineages=("a", "b", "c"),
         epochs=(3, 6),
         prompts=96,
-        lines=tuple(compare.line_of(arms, found["θ_2"]) for arms in found.values()),
+        lines=tuple(compare.line_of(by_seed, arms["θ_2"]) for by_seed in arms.values()),
         left_out={"dpo": compare.NO_PREFERENCES},
     )
     comparison_page.write(root / "report.html", table, "0.1.0")
@@ -53,10 +53,10 @@ def path(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_all_scores_are_there_and_the_page_never_scrolls_sideways(browser, path, width):
-    said: list[str] = []
+    messages: list[str] = []
     with browser.new_page(viewport={"width": width, "height": 900}) as page:
-        page.on("console", lambda message: said.append(message.text))
-        page.on("request", lambda request: said.append(request.url) if request.url != path.as_uri() else None)
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("request", lambda request: messages.append(request.url) if request.url != path.as_uri() else None)
         page.goto(path.as_uri())
         head, further = page.locator("table").all()
         for suite in SUITES:
@@ -67,4 +67,4 @@ def test_all_scores_are_there_and_the_page_never_scrolls_sideways(browser, path,
         assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
         assert page.locator("script, img, link, iframe, b").count() == 0
         assert page.locator("figure svg").count() == 2
-    assert said == []
+    assert messages == []

@@ -29,32 +29,32 @@ def path(tmp_path_factory) -> Path:
     for t in range(3):
         values = {f"task_number_{n}": [0, 1, n % 2, float(t > 0)] for n in range(9)} | {"gsm8k": [0, 1, 1, 0]}
         suite_report(lineage.eval_folder(t) / SUITE, f"{t}" * 64, values, {SUITE: tuple(values)})
-        said = lineage.eval_folder(t) / "self-play" / "held_out.parquet"
-        table = pq.read_table(said)
+        answers_file = lineage.eval_folder(t) / "self-play" / "held_out.parquet"
+        table = pq.read_table(answers_file)
         place = table.column_names.index("generated")
-        pq.write_table(table.set_column(place, "generated", pa.array(HOSTILE)), said)
+        pq.write_table(table.set_column(place, "generated", pa.array(HOSTILE)), answers_file)
     return html.write(lineage)
 
 
 @pytest.fixture
 def visit(browser, path):
     """Opens the report; fails if it says something on the console, or asks for anything but itself."""
-    said: list[str] = []
+    messages: list[str] = []
     context = browser.new_context()
 
     def visit(width: int = 1280, scheme: str = "light") -> Page:
         page = context.new_page()
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme=scheme)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: said.append(request.url) if request.url != path.as_uri() else 0)
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: messages.append(request.url) if request.url != path.as_uri() else 0)
         page.goto(path.as_uri())
         return page
 
     yield visit
     context.close()
-    assert said == []
+    assert messages == []
 
 
 def sideways(page: Page) -> int:

@@ -25,24 +25,24 @@ def column(texts: list[str], lengths: list[int], cut: set[int] = frozenset()) ->
     return Column(texts, ids, ["length" if row in cut else "stop" for row in range(len(texts))])
 
 
-def samples(rows: int, *said: Column, turns: tuple[Turn, ...] | None = None) -> Samples:
+def samples(rows: int, *columns: Column, turns: tuple[Turn, ...] | None = None) -> Samples:
     """Some prompts with answers of as many versions as are given."""
     versions = [
         Version(
-            t, f"θ_{t}", one, [f"θ_{t}"] * rows, [float(row - 1) if t == 0 else None for row in range(rows)], places
+            t, f"θ_{t}", answers, [f"θ_{t}"] * rows, [float(row - 1) if t == 0 else None for row in range(rows)], places
         )
         for places in [[[row] for row in range(rows)]]
-        for t, one in enumerate(said)
+        for t, answers in enumerate(columns)
     ]
-    asked = [turns or (Turn("", f"question {row}"),) for row in range(rows)]
+    prompts = [turns or (Turn("", f"question {row}"),) for row in range(rows)]
     human = column([f"human {row}" for row in range(rows)], [10] * rows)
-    return Samples("tale", "held-out", [str(row) for row in range(rows)], asked, human, versions)
+    return Samples("tale", "held-out", [str(row) for row in range(rows)], prompts, human, versions)
 
 
 @pytest.fixture
 def visit(browser, tmp_path):
     """Opens a page of samples; fails if it says something on the console, asks something, or loads something."""
-    said: list[str] = []
+    messages: list[str] = []
     context = browser.new_context(viewport={"width": 1280, "height": 900})
 
     def visit(shown: Samples, address: str = "", width: int = 1280) -> Page:
@@ -50,18 +50,18 @@ def visit(browser, tmp_path):
         path.write_text(written(shown, range(len(shown))), "utf-8")
         page = context.new_page()
         page.set_viewport_size({"width": width, "height": 800})
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("dialog", lambda dialog: (messages.append(dialog.message), dialog.dismiss()))
         page.on(
-            "request", lambda request: said.append(request.url) if request.url.split("#")[0] != path.as_uri() else 0
+            "request", lambda request: messages.append(request.url) if request.url.split("#")[0] != path.as_uri() else 0
         )
         page.goto(f"{path.as_uri()}{address}")
         return page
 
     yield visit
     context.close()
-    assert said == []
+    assert messages == []
 
 
 @pytest.fixture
@@ -191,8 +191,8 @@ def test_the_page_itself_forbids_other_scripts(browser, tmp_path):
 
 def test_five_thousand_prompts_are_drawn_when_they_are_reached(visit):
     rows = 5000
-    said = column([f"answer {row} " + "word " * 40 for row in range(rows)], [50] * rows)
-    page = visit(samples(rows, said, said))
+    answers = column([f"answer {row} " + "word " * 40 for row in range(rows)], [50] * rows)
+    page = visit(samples(rows, answers, answers))
     expect(page.locator("#count")).to_have_text("5,000 of 5,000 prompts")
     before = page.locator(".sample").count()
     assert 0 < before < 200

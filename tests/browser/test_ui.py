@@ -47,11 +47,11 @@ LAST = ITERATIONS - 1
 def up(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:  # noqa: ARG001 (or none is served)
     if pictures_folder():
         served.TIMEOUT_SECONDS = 3600.0
-    one = Up(tmp_path_factory.mktemp("ui") / "runs", free_port(), options=("--reruns", "0"))
-    one.start()
-    yield one
-    if one.process.poll() is None:
-        one.end()
+    started = Up(tmp_path_factory.mktemp("ui") / "runs", free_port(), options=("--reruns", "0"))
+    started.start()
+    yield started
+    if started.process.poll() is None:
+        started.end()
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +70,12 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     question = {"question": "What is cold?", "choices": ["ice", "fire", "steam", "sand"], "label": 0}
     puzzle = {"input": "Is ice cold?", "target": "Yes"}
     tasks = ("causal_judgement", "formal_fallacies", "sports_understanding")
-    for name, found in {
+    for name, rows in {
         "bbh": [puzzle | {"task": task} for task in tasks for _ in range(2)],
         "openbookqa_train": [question] * 2,
         "openbookqa_test": [question] * 2,
     }.items():
-        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in found))
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return folder
 
 
@@ -86,7 +86,7 @@ def overrides(rows: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def played(up: Up, ui: Ui, overrides: Any) -> Any:
+def finished_run(up: Up, ui: Ui, overrides: Any) -> Any:
     """The run of a game that was started by the form, once it has ended."""
     ui.open_form()
     ui.choose("recipe", "demo")
@@ -116,31 +116,33 @@ class Training:
 
     def processes(self) -> list[int]:
         """The run's processes, children of children included."""
-        mark, found = f"PREFECT__FLOW_RUN_ID={self.run['id']}".encode(), []
+        mark, pids = f"PREFECT__FLOW_RUN_ID={self.run['id']}".encode(), []
         for path in Path("/proc").glob("[0-9]*/environ"):
             try:
                 words = path.read_bytes().split(b"\0")
             except OSError:
                 continue
             if mark in words:
-                found.append(int(path.parent.name))
-        return found
+                pids.append(int(path.parent.name))
+        return pids
 
 
 def steps(up: Up, since: str = "") -> int:
     """How many steps the newest training has done, as its progress says; 0 before there is any."""
     query = {"artifacts": {"type": {"any_": ["progress"]}}, "sort": "CREATED_DESC"}
-    newest = next((one for one in up.ask("POST", "/artifacts/filter", query) if one["created"] > since), None)
-    said = re.match(
+    newest = next(
+        (artifact for artifact in up.ask("POST", "/artifacts/filter", query) if artifact["created"] > since), None
+    )
+    match = re.match(
         rf"iter {ITERATIONS:02d} · train: ([\d,]+) of [\d,]+ steps", newest["description"] if newest else ""
     )
-    return int(said[1].replace(",", "")) if said else 0
+    return int(match[1].replace(",", "")) if match else 0
 
 
 @pytest.fixture(scope="module")
-def training(up: Up, ui: Ui, played: Any) -> Training:
+def training(up: Up, ui: Ui, finished_run: Any) -> Training:
     """One more iteration of the game, started by a copy of its run."""
-    ui.open_run(played)
+    ui.open_run(finished_run)
     ui.act("Copy to new run")
     ui.fill(LINEAGE, ITERATIONS + 1)
     run = ui.start(f"demo-{LINEAGE}")
@@ -162,7 +164,7 @@ def retried(up: Up, ui: Ui, training: Training) -> Retried:
     ui.open_run(training.run)
     before = steps(up)
     os.kill(holder(up.runs / LINEAGE), signal.SIGKILL)
-    ui.shown(ui.state("Crashed"))
+    ui.wait_until_visible(ui.state("Crashed"))
     wait_for(lambda: not training.processes())
     crashed = up.ask("GET", f"/flow_runs/{training.run['id']}")
     ui.act("Retry", "Retry")
@@ -176,7 +178,7 @@ def cancelled(up: Up, ui: Ui, training: Training, retried: Retried) -> Any:  # n
     """The run as it ended, cancelled while it trained."""
     assert len(training.processes()) > 1
     ui.open_run(training.run)
-    ui.shown(ui.state("Running"))
+    ui.wait_until_visible(ui.state("Running"))
     ui.act("Cancel", "Cancel Flow Run")
     ui.leave()
     return up.finish(training.run)
@@ -225,10 +227,10 @@ def test_a_bad_value_is_refused_in_the_form_before_there_is_a_run(up, ui):
     assert up.count_runs() == before
 
 
-def test_a_run_is_what_the_form_was_filled_in_with(played, overrides):
-    assert played["state_name"] == "Completed"
-    assert played["name"] == f"demo-{LINEAGE}"
-    sent = played["parameters"]
+def test_a_run_is_what_the_form_was_filled_in_with(finished_run, overrides):
+    assert finished_run["state_name"] == "Completed"
+    assert finished_run["name"] == f"demo-{LINEAGE}"
+    sent = finished_run["parameters"]
     assert {name: value for name, value in sent.items() if name != "overrides"} == {
         "recipe": "demo", "lineage": LINEAGE, "iterations": ITERATIONS, "runs": ""
     }  # fmt: skip
@@ -243,10 +245,10 @@ def filled_in(form: Any) -> Any:
     return {name: filled_in(value) for name, value in form.items() if value is not None}
 
 
-def test_an_iteration_has_a_page_with_its_tables_and_plots(ui, played):
+def test_an_iteration_has_a_page_with_its_tables_and_plots(ui, finished_run):
     ui.versions(f"{LINEAGE}-iteration-{LAST:02d}").first.click()
     expect(ui.page.get_by_role("heading", name=f"{LINEAGE}: θ_{LAST} → θ_{LAST + 1}")).to_be_visible()
-    expect(ui.page.get_by_role("link", name=played["name"]).first).to_be_visible()
+    expect(ui.page.get_by_role("link", name=finished_run["name"]).first).to_be_visible()
     scores = ui.page.get_by_role("table").first
     expect(scores).to_contain_text("total_variation")
     expect(scores.get_by_role("row")).not_to_have_count(1)
@@ -261,13 +263,13 @@ def test_an_iteration_has_a_page_with_its_tables_and_plots(ui, played):
     ui.picture("ui-iteration", 1280)
 
 
-@pytest.mark.usefixtures("played")
+@pytest.mark.usefixtures("finished_run")
 def test_the_leaderboard_has_a_timeline_of_its_versions(up, ui):
     key = f"leaderboard-{LINEAGE}"
     versions = ui.versions(key)
     made = up.artifacts(key)
     assert len(made) > ITERATIONS, "one an iteration, and one with what the game is compared with"
-    assert [one.inner_text() for one in versions.all()] == [one["id"][:8] for one in made]
+    assert [artifact.inner_text() for artifact in versions.all()] == [artifact["id"][:8] for artifact in made]
     versions.first.click()
     expect(ui.page.get_by_role("heading", name=f"Leaderboard of {LINEAGE}")).to_be_visible()
     headline = ui.page.get_by_role("table").first
@@ -281,13 +283,15 @@ def test_the_leaderboard_has_a_timeline_of_its_versions(up, ui):
 
 def test_a_run_can_be_watched(up, ui, training):
     ui.open_run(training.run)
-    ui.shown(ui.state("Running"))
-    ui.shown(ui.task(f"train t={ITERATIONS}", "Running"))
-    ui.shown(ui.task(f"train t={LAST}", "Reused"))
+    ui.wait_until_visible(ui.state("Running"))
+    ui.wait_until_visible(ui.task(f"train t={ITERATIONS}", "Running"))
+    ui.wait_until_visible(ui.task(f"train t={LAST}", "Reused"))
     wait_for(ui.graph_has(RUNNING))
     ui.page.get_by_role("tab", name="Artifacts").click()
-    told = ui.page.get_by_role("link", name=re.compile(rf"iter {ITERATIONS:02d} · train: [\d,]+ of [\d,]+ steps +loss"))
-    ui.shown(told).click()
+    progress = ui.page.get_by_role(
+        "link", name=re.compile(rf"iter {ITERATIONS:02d} · train: [\d,]+ of [\d,]+ steps +loss")
+    )
+    ui.wait_until_visible(progress).click()
     expect(ui.page.get_by_text(re.compile(r"^Progress: \d+(\.\d)?%$"))).to_be_visible()
     ui.leave()
     before = steps(up)
@@ -297,7 +301,7 @@ def test_a_run_can_be_watched(up, ui, training):
 def test_a_run_that_crashed_goes_on_when_it_is_told_to_retry(up, ui, training, retried):
     ui.open_run(training.run)
     for name in ("generate", "build pairs", "score"):
-        ui.shown(ui.task(f"{name} t={ITERATIONS}", "Reused"))
+        ui.wait_until_visible(ui.task(f"{name} t={ITERATIONS}", "Reused"))
     assert steps(up, retried.crashed_at) > retried.steps_before - SAVE_EVERY
     assert up.history(training.run).count("Crashed") == 1
 
@@ -307,4 +311,4 @@ def test_a_cancelled_run_leaves_no_process_behind(up, ui, training, cancelled):
     wait_for(lambda: not training.processes())
     assert not up.alive("spin_core.phases.train")
     ui.open_run(training.run)
-    ui.shown(ui.state("Cancelled"))
+    ui.wait_until_visible(ui.state("Cancelled"))

@@ -104,13 +104,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
-    player, played = Player(shared / "whole"), shared / "whole.played"
+    player, finished_file = Player(shared / "whole"), shared / "whole.played"
     with (shared / "whole.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not played.exists():
+        if not finished_file.exists():
             player.runs.mkdir()
             player.spin(*player.arguments("whole"), one_process=True)
-            played.touch()
+            finished_file.touch()
     return player.runs
 
 

@@ -31,7 +31,7 @@ MOMENTS = (
 
 
 def arguments(player, name: str, *more: str) -> list[str]:
-    sets = [one for one in player.arguments(name) if one.startswith("--set=") and "controls" not in one]
+    sets = [word for word in player.arguments(name) if word.startswith("--set=") and "controls" not in word]
     options = ["--name", name, "--seeds", "2", "--iterations", "1"]
     return ["compare", "demo", *options, *sets, f"--set=controls={json.dumps(CONTROLS)}", *more]
 
@@ -70,10 +70,10 @@ def test_seeds_start_alike_and_differ_in_what_they_answer_and_in_every_training(
     records = [find_lineage(compared.runs, name).records()[0] for name in standing.lineages]
     assert len({record.opponent.digest for record in records}) == 1
     assert len({record.prompts.digest for record in records}) == 1
-    one, two = (compared.digests(f"whole-seed-{seed}") for seed in (1, 2))
-    different = {name for name in one if name.endswith(("generations", "/model")) and name in two}
+    first, second = (compared.digests(f"whole-seed-{seed}") for seed in (1, 2))
+    different = {name for name in first if name.endswith(("generations", "/model")) and name in second}
     assert {"iter_00/generations", "iter_00/model", "controls/epochs-4/model"} <= different
-    assert not [name for name in different if one[name] == two[name]]
+    assert not [name for name in different if first[name] == second[name]]
     start = next(line for line in standing.lines if line.name == "θ_0")
     assert len(set(start.values["heldout_nll"])) == 1
     assert (compared.runs / "whole" / "report.html").stat().st_size > 10_000
@@ -89,7 +89,7 @@ def test_equal_steps_and_equal_tokens_are_equal(compared, standing):
         assert abs(sum(seen(by_tokens)) - sum(spin_items)) <= max(seen(by_tokens)) / 2
         # The game sees two responses to each prompt, so that this is another budget.
         assert len(seen(by_tokens)) > len(spin_items) + 1
-    steps, tokens, spin = (next(one for one in standing.lines if one.name.startswith(name)) for name in (
+    steps, tokens, spin = (next(row for row in standing.lines if row.name.startswith(name)) for name in (
         "SFT, equal steps", "SFT, equal tokens", "θ_1",
     ))  # fmt: skip
     assert steps.steps == spin.steps
@@ -189,7 +189,7 @@ def test_a_suite_that_is_asked_for_later_is_scored_on_the_controls_too(compared)
 
 def test_a_model_of_its_own_is_scored_and_stands_on_the_leaderboard(compared):
     folder = compared.runs / "whole-seed-1" / "iter_00" / "model"
-    sets = [one for one in compared.arguments("whole") if one.startswith("--set=prompts")]
+    sets = [word for word in compared.arguments("whole") if word.startswith("--set=prompts")]
     named = ["--recipe", "demo", "--lineage", "mine", "--suite", "self-play"]
     out = compared.spin("evaluate", str(folder), *named, *sets, one_process=True).stdout
     assert "θ_0" in out
@@ -210,7 +210,7 @@ def test_settings_of_evaluation_may_change_and_then_all_versions_are_scored_by_t
     assert {name: before[name] for name in before.keys() - scored}.items() <= after.items()
     for name in ("base/eval/self-play", "iter_00/eval/self-play"):
         assert after[name] != before[name]
-        (kept,) = (digest for one, digest in after.items() if one.startswith(name.replace("self-play", ".earlier/")))
+        (kept,) = (digest for path, digest in after.items() if path.startswith(name.replace("self-play", ".earlier/")))
         assert kept == before[name]
     board = json.loads((tmp_path / "whole-seed-1" / "leaderboard.json").read_text())
     assert [row["name"] for row in board["rows"]] == ["θ_0", "θ_1", "θ_2"]
@@ -218,5 +218,5 @@ def test_settings_of_evaluation_may_change_and_then_all_versions_are_scored_by_t
     settings = [
         record.scored_with["self-play"]["config"] for record in find_lineage(tmp_path, "whole-seed-1").records()
     ]
-    assert [one["temperature"] for one in settings] == [0.9, 0.9]
+    assert [setting["temperature"] for setting in settings] == [0.9, 0.9]
     assert "are whole" in player.spin("verify", "whole-seed-1").stdout

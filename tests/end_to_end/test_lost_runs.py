@@ -122,7 +122,7 @@ def test_a_run_that_is_started_again_waits_for_its_own_end(client, tmp_path, mon
     run = client.create_flow_run(play, parameters=parameters)
     for state in (Running(), AwaitingRetry()):
         client.set_flow_run_state(run.id, state, force=True)
-    (root,) = (tmp_path / one for one in name.values())
+    (root,) = (tmp_path / folder for folder in name.values())
     with subprocess.Popen(
         [sys.executable, "-c", HOLDS, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as twin:
@@ -165,12 +165,12 @@ def as_in_file(client: SyncPrefectClient, name: str, parameter: str = "lineage")
 
 def settings(client: SyncPrefectClient, deployment: UUID) -> dict[str, Any]:
     """What is set on a deployment now, in the form of `THEIRS`."""
-    found = deploy.user_settings(client)[str(deployment)]
-    (schedule,) = found["schedules"]
+    current = deploy.user_settings(client)[str(deployment)]
+    (schedule,) = current["schedules"]
     when = {name: schedule["schedule"][name] for name in ("cron", "timezone")}
-    options = {"collision_strategy": found["concurrency_options"]["collision_strategy"]}
+    options = {"collision_strategy": current["concurrency_options"]["collision_strategy"]}
     schedules = [{"schedule": when, "active": schedule["active"]}]
-    return {name: found[name] for name in THEIRS} | {"schedules": schedules, "concurrency_options": options}
+    return {name: current[name] for name in THEIRS} | {"schedules": schedules, "concurrency_options": options}
 
 
 @pytest.fixture

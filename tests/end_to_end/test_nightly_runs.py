@@ -41,7 +41,7 @@ def night(runs: Path, lineage: str, due: timedelta = timedelta()) -> State[Any]:
     return run_flow(nights.nightly, flow_run=run, parameters=parameters, return_type="state")
 
 
-def played(runs: Path, lineage: str) -> int:
+def count_iterations(runs: Path, lineage: str) -> int:
     return len(list((runs / lineage).glob("iter_*/record.json")))
 
 
@@ -51,26 +51,26 @@ def test_a_night_that_waited_while_another_of_its_lineage_played_adds_nothing(tm
     assert (left_out.type.value, left_out.name) == ("COMPLETED", "LeftOut")
     assert "a nightly run of tale that ended " in left_out.message
     assert "\n" not in left_out.message
-    assert played(tmp_path, "tale") == 1
+    assert count_iterations(tmp_path, "tale") == 1
     assert len(list((tmp_path / "tale" / "nights").iterdir())) == 1
 
 
 def test_a_night_that_is_due_after_the_one_before_has_ended_plays(tmp_path):
     for iterations in (1, 2):
         assert night(tmp_path, "tale").name == "Completed"
-        assert played(tmp_path, "tale") == iterations
+        assert count_iterations(tmp_path, "tale") == iterations
 
 
 def test_a_night_is_not_left_out_for_the_nights_of_another_lineage(tmp_path):
     for lineage in ("tale", "other"):
         assert night(tmp_path, lineage, timedelta(hours=6)).name == "Completed"
-        assert played(tmp_path, lineage) == 1
+        assert count_iterations(tmp_path, lineage) == 1
 
 
 def test_nights_that_were_missed_do_not_pile_up(tmp_path):
     states = [night(tmp_path, "tale", timedelta(days=days)).name for days in (2, 4, 1, 3)]
     assert states == ["Completed", "LeftOut", "LeftOut", "LeftOut"]
-    assert played(tmp_path, "tale") == 1
+    assert count_iterations(tmp_path, "tale") == 1
 
 
 def test_a_night_that_died_is_made_up_for_by_the_one_that_waited(tmp_path, monkeypatch):
@@ -82,7 +82,7 @@ def test_a_night_that_died_is_made_up_for_by_the_one_that_waited(tmp_path, monke
         night(tmp_path, "tale", timedelta(hours=30)).result()
     monkeypatch.setattr(nights, "continue_lineage", publish)
     assert night(tmp_path, "tale", timedelta(hours=6)).name == "Completed"
-    assert played(tmp_path, "tale") == 1
+    assert count_iterations(tmp_path, "tale") == 1
 
 
 @pytest.mark.parametrize("by", ["a night", "someone else"])
@@ -100,7 +100,7 @@ def test_a_lineage_in_use_leaves_a_night_out_if_a_night_plays_it_and_fails_it_ot
         state = night(tmp_path, "tale")
         process.communicate("")
     if by == "a night":
-        assert (state.name, played(tmp_path, "tale")) == ("LeftOut", 2)
+        assert (state.name, count_iterations(tmp_path, "tale")) == ("LeftOut", 2)
         assert "a nightly run of tale that still plays" in state.message
         assert [path.name for path in (root / "nights").iterdir()] == ["another.json"]
         return

@@ -147,15 +147,15 @@ def test_show_tells_of_both_iterations(lineage):
     assert "θ_0 → θ_1" in shown
     assert "θ_1 → θ_2" in shown
     assert json.loads(spin(lineage, "show", NAME, "--json")) == [
-        one.model_dump(mode="json") for one in lineage.records()
+        record.model_dump(mode="json") for record in lineage.records()
     ]
 
 
 @pytest.mark.parametrize(("part", "prompts", "answers"), [("--held-out", 8, 3), ("--train", 48, 2)])
 def test_samples_have_the_answers_of_every_version(lineage, part, prompts, answers):
-    found = json.loads(spin(lineage, "samples", NAME, part, "--json"))
-    assert len(found) == prompts
-    assert {len(sample["answers"]) for sample in found} == {answers}
+    samples = json.loads(spin(lineage, "samples", NAME, part, "--json"))
+    assert len(samples) == prompts
+    assert {len(sample["answers"]) for sample in samples} == {answers}
     assert spin(lineage, "samples", NAME, part, "-n", "2")
 
 
@@ -235,12 +235,12 @@ def test_diagnostics_of_the_base_model_are_found_by_other_lineages(lineage):
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Lineage:
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Lineage:
     """A copy for the flow: with one runs folder, Prefect's database is made once."""
     return copy_to(tmp_path_factory.mktemp("played") / "runs")
 
 
-def play(lineage: Lineage) -> Iterator[tuple[str, str]]:
+def run_phases(lineage: Lineage) -> Iterator[tuple[str, str]]:
     """Run `spin run` with the settings that made the lineage: what it did (`done`, `reused`), and to which phase."""
     sets = [f"--set={name}={json.dumps(value)}" for name, value in SETTINGS.items()]
     command = [sys.executable, str(ONE_PROCESS), "run", "demo", "--lineage", NAME, "--iterations", "2", *sets]
@@ -256,27 +256,27 @@ def play(lineage: Lineage) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.slow
-def test_a_run_with_the_same_settings_reuses_every_phase_and_changes_no_published_file(played):
-    before, records = contents(played.runs), played.records()
-    done = list(play(played))
+def test_a_run_with_the_same_settings_reuses_every_phase_and_changes_no_published_file(copied):
+    before, records = contents(copied.runs), copied.records()
+    done = list(run_phases(copied))
     assert {what for what, _ in done} == {"reused"}
     assert len(done) == 20
-    assert contents(played.runs) == before
-    assert played.records() == records
+    assert contents(copied.runs) == before
+    assert copied.records() == records
 
 
 @pytest.mark.slow
-def test_a_run_continues_from_what_is_left_of_the_lineage(played):
-    last = played.iteration(1)
+def test_a_run_continues_from_what_is_left_of_the_lineage(copied):
+    last = copied.iteration(1)
     for name in ("train", "model", "eval"):
         shutil.rmtree(last / name)
     (last / "record.json").unlink()
-    before, pairs = contents(played.runs), played.iteration(1) / "pairs"
-    done = [phase for what, phase in play(played) if what == "done"]
+    before, pairs = contents(copied.runs), copied.iteration(1) / "pairs"
+    done = [phase for what, phase in run_phases(copied) if what == "done"]
     assert [phase.split("  ")[0] for phase in done] == ["iter 01 · train", "iter 01 · evaluate self-play"]
-    now = contents(played.runs)
+    now = contents(copied.runs)
     assert {path: now[path] for path in before} == before
-    record = played.records()[1]
+    record = copied.records()[1]
     assert record.pairs == read_record(pairs, PairDataset)
     assert record.train.first_loss == pytest.approx(math.log(2), abs=1e-3), "the scores on disk are the opponent's"
-    assert verify(played)[0] == []
+    assert verify(copied)[0] == []

@@ -61,7 +61,7 @@ def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def said(folder: Path) -> list[tuple]:
+def answers(folder: Path) -> list[tuple]:
     tables = [pq.read_table(path).to_pylist() for path in sorted(folder.glob("shard-*.parquet"))]
     return [(row["id"], row["response_ids"]) for table in tables for row in table]
 
@@ -89,7 +89,7 @@ def test_a_ray_cluster_answers_as_one_machine_does_though_a_worker_is_killed(fin
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
     generations = iteration / "generations"
-    assert said(generations) == said(finished.runs / "whole" / "iter_00" / "generations")
+    assert answers(generations) == answers(finished.runs / "whole" / "iter_00" / "generations")
     assert len((generations / "log" / "timing.jsonl").read_text().splitlines()) == 48
 
 
@@ -114,8 +114,14 @@ def test_a_ray_cluster_scores_as_one_machine_does_though_a_worker_is_killed(
         "evaluate.exact=false",
         f"evaluate.lm_eval={json.dumps(lm_eval)}",
     ]
-    asked = ["evaluate", str(tiny_model), "--recipe=demo", "--lineage=mine", *(f"--set={one}" for one in sets)]
-    here.spin(*asked, one_process=True)
+    arguments = [
+        "evaluate",
+        str(tiny_model),
+        "--recipe=demo",
+        "--lineage=mine",
+        *(f"--set={setting}" for setting in sets),
+    ]
+    here.spin(*arguments, one_process=True)
     shutil.copytree(here.runs, there.runs)
     for scores in ("mine/base/eval", ".scores"):
         shutil.rmtree(there.runs / scores)
@@ -143,6 +149,8 @@ def test_a_ray_cluster_scores_as_one_machine_does_though_a_worker_is_killed(
     scored, whole = there.digests("mine"), here.digests("mine")
     assert {"base/eval/self-play", "base/eval/lm-eval"} < set(scored)
     assert scored == whole
-    one, two = (json.loads((player.runs / "mine" / "leaderboard.json").read_text()) for player in (here, there))
-    assert "arc_easy" in one["rows"][0]["scores"]
-    assert one["rows"][0]["scores"] == two["rows"][0]["scores"]
+    local, distributed = (
+        json.loads((player.runs / "mine" / "leaderboard.json").read_text()) for player in (here, there)
+    )
+    assert "arc_easy" in local["rows"][0]["scores"]
+    assert local["rows"][0]["scores"] == distributed["rows"][0]["scores"]

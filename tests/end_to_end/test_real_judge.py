@@ -75,16 +75,16 @@ def wait_until_up(url: str, server: subprocess.Popen, log: Path) -> None:
 def url(tmp_path_factory) -> Iterator[str]:
     """The address of a judge."""
     folder = tmp_path_factory.mktemp("judge")
-    with vllm_serving(save_judge(folder / "model"), folder / "server.log") as found:
-        yield found
+    with vllm_serving(save_judge(folder / "model"), folder / "server.log") as url:
+        yield url
 
 
 def test_a_judge_behind_vllms_own_server_grades_and_compares(tmp_path, data, models, human_answers, url):
     brief = {"judge": {"max_tokens": 64}}
     base = run_mt_bench(mt_bench_job(tmp_path / "base", data, models[0], url, **brief))
-    some = {"pairwise_prompts": 4}
+    settings = {"pairwise_prompts": 4}
     job = mt_bench_job(
-        tmp_path / "next", data, models[1], url, t=1, base=base, prompts=human_answers, config=some, **brief
+        tmp_path / "next", data, models[1], url, t=1, base=base, prompts=human_answers, config=settings, **brief
     )
     report = launch.run_phase(job, EvalReport)
     with pytest.raises(ConfigError, match=r"has no model 'gpt-9'.*tiny-judge"):
@@ -92,8 +92,8 @@ def test_a_judge_behind_vllms_own_server_grades_and_compares(tmp_path, data, mod
     with pytest.raises(ConfigError, match=r"refuses our request \(400 max_tokens=2048 cannot be greater"):
         run_mt_bench(mt_bench_job(tmp_path / "verbose", data, models[0], url))
     (folder := tmp_path / "long").mkdir()
-    asked = {"question_id": 1, "category": "stem", "turns": ["why " * 1200, "and why?"]}
-    (folder / "question.jsonl").write_text(json.dumps(asked))
+    question = {"question_id": 1, "category": "stem", "turns": ["why " * 1200, "and why?"]}
+    (folder / "question.jsonl").write_text(json.dumps(question))
     (folder / "reference_answer_gpt-4.jsonl").write_text("")
     with pytest.raises(ConfigError, match=r"exceed its context: lower evaluate.judge.max_tokens"):
         run_mt_bench(mt_bench_job(tmp_path / "long-answers", folder, models[0], url, **brief))
@@ -111,7 +111,7 @@ def test_a_judge_behind_vllms_own_server_grades_and_compares(tmp_path, data, mod
 
 
 @pytest.fixture(scope="module")
-def played(player_in, data, models, url, tmp_path_factory):
+def judged_run(player_in, data, models, url, tmp_path_factory):
     """A game of two versions that a judge was added to when it was over, and then one more."""
     folder = tmp_path_factory.mktemp("judged")
     player = player_in(folder / "runs")
@@ -145,17 +145,17 @@ def played(player_in, data, models, url, tmp_path_factory):
     return player, out
 
 
-def test_a_suite_that_is_added_later_is_scored_for_all_versions_and_shown_wherever_scores_are(played):
-    player, out = played
+def test_a_suite_that_is_added_later_is_scored_for_all_versions_and_shown_wherever_scores_are(judged_run):
+    player, out = judged_run
     assert all(f"done    {place} · evaluate mt-bench-quick" in out for place in ("base", "iter 00", "iter 01"))
     assert "reused  base · evaluate self-play" in out
     board = json.loads((player.runs / "judged" / "leaderboard.json").read_text())
     parts = ["writing", "math", "stem", "turn-1", "turn-2", "against-human"]
     for row, wanted in zip(board["rows"], (parts, *[[*parts, "against-previous", "against-base"]] * 2), strict=True):
-        found = {name: score for name, score in row["scores"].items() if name.startswith("mt-bench-quick")}
-        assert set(found) == {"mt-bench-quick", *(f"mt-bench-quick/{part}" for part in wanted)}
-        assert 3 <= found["mt-bench-quick"]["value"] <= 9
-        assert found["mt-bench-quick/against-human"]["value"] == 0, "it likes what a PERSON says, in both orders"
+        scores = {name: score for name, score in row["scores"].items() if name.startswith("mt-bench-quick")}
+        assert set(scores) == {"mt-bench-quick", *(f"mt-bench-quick/{part}" for part in wanted)}
+        assert 3 <= scores["mt-bench-quick"]["value"] <= 9
+        assert scores["mt-bench-quick/against-human"]["value"] == 0, "it likes what a PERSON says, in both orders"
     database = sqlite3.connect(player.runs / ".prefect" / "prefect.db")
     query = "select data from artifact where key = 'leaderboard-judged' order by created desc"
     ((page, *_), *_) = database.execute(query)

@@ -22,12 +22,12 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def up(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """Serves no lineage at first; its database is the command line's."""
-    one = Up(tmp_path_factory.mktemp("recovery") / "runs", free_port())
-    shutil.copytree(finished.runs / ".prefect", one.runs / ".prefect")
-    one.start()
-    yield one
-    if one.process.poll() is None:
-        one.end()
+    started = Up(tmp_path_factory.mktemp("recovery") / "runs", free_port())
+    shutil.copytree(finished.runs / ".prefect", started.runs / ".prefect")
+    started.start()
+    yield started
+    if started.process.poll() is None:
+        started.end()
 
 
 def begun(up: Up, finished: Any, name: str) -> tuple[Path, Any]:
@@ -67,8 +67,8 @@ def kill_server(up: Up, root: Path) -> None:  # noqa: ARG001
 
 
 def down_and_up(up: Up, root: Path) -> None:  # noqa: ARG001
-    said = up.spin("down").stdout
-    assert said == "down; demo-whole will go on at the next spin up\n"
+    output = up.spin("down").stdout
+    assert output == "down; demo-whole will go on at the next spin up\n"
     assert up.end() == 0
     assert not up.alive()
     up.start()

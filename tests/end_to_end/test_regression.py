@@ -42,11 +42,11 @@ def run_iterations(runs: Path, name: str, config: RunConfig) -> Board:
     return continue_lineage(runs, name, config)
 
 
-def play(player, runs: Path, rule: str) -> tuple[Lineage, dict]:
+def run_lineage(player, runs: Path, rule: str) -> tuple[Lineage, dict]:
     """Play a game of three iterations: its lineage, and the leaderboard that its flow returned."""
-    tiny = [one.removeprefix("--set=") for one in player.arguments(rule) if one.startswith("--set=")]
+    tiny = [word.removeprefix("--set=") for word in player.arguments(rule) if word.startswith("--set=")]
     own = [f"gate.rule={rule}", f"gate.metric={METRIC}", "controls={}", f"train.learning_rate={RATES}"]
-    sets = [*(one for one in tiny if not one.startswith("controls=")), *own]
+    sets = [*(word for word in tiny if not word.startswith("controls=")), *own]
     config = resolve("demo", sets=sets, iterations=3)
     board = run_iterations(runs, rule, config)
     return Lineage(runs, rule, config), board.model_dump(mode="json")
@@ -65,13 +65,13 @@ def events(lineage: str, least: int) -> list[dict]:
     while True:
         answer = httpx.post(f"{PREFECT_API_URL.value()}/events/filter", json={"filter": wanted}, timeout=60)
         answer.raise_for_status()
-        found = answer.json()["events"]
-        if len(found) >= least or time.monotonic() > deadline:
-            return found
+        sent = answer.json()["events"]
+        if len(sent) >= least or time.monotonic() > deadline:
+            return sent
         time.sleep(0.2)
 
 
-def said_of_the_fall(lineage: Lineage, board: dict, outcome: str) -> None:
+def check_reports_of_the_fall(lineage: Lineage, board: dict, outcome: str) -> None:
     """Record, page, leaderboard and event agree on θ_2: it fell, and θ_1 is the choice."""
     decision = lineage.record(1).gate
     assert (decision.outcome, decision.next_opponent, decision.metric) == (outcome, 1, METRIC)
@@ -83,14 +83,14 @@ def said_of_the_fall(lineage: Lineage, board: dict, outcome: str) -> None:
     assert [row["gate"] for row in board["rows"][:3]] == [None, "promote", outcome]
     assert board == json.loads((lineage.root / "leaderboard.json").read_text("utf-8"))
     assert f"**Gate: {outcome}.** {decision.reason}" in lineage.page(1).read_text("utf-8")
-    told = events(lineage.name, len(lineage.records()))
-    assert [event["event"] for event in told[:2]] == ["spin.gate.promote", f"spin.gate.{outcome}"]
-    assert told[1]["payload"] == {"t": 2, **decision.model_dump(mode="json")}
+    sent = events(lineage.name, len(lineage.records()))
+    assert [event["event"] for event in sent[:2]] == ["spin.gate.promote", f"spin.gate.{outcome}"]
+    assert sent[1]["payload"] == {"t": 2, **decision.model_dump(mode="json")}
 
 
 def test_a_regression_ends_a_game_whose_gate_stops(runs, player_in):
-    lineage, board = play(player_in, runs, "stop")
-    said_of_the_fall(lineage, board, "stop")
+    lineage, board = run_lineage(player_in, runs, "stop")
+    check_reports_of_the_fall(lineage, board, "stop")
     assert len(lineage.records()) == 2
     assert not lineage.iteration(2).exists()
     assert (len(board["rows"]), board["choice"]) == (3, 1)
@@ -98,7 +98,7 @@ def test_a_regression_ends_a_game_whose_gate_stops(runs, player_in):
     assert lineage.ended_by_gate()
     # A second run for three iterations plays none, and sends no event again.
     before = {path: path.stat().st_mtime_ns for path in lineage.root.rglob("*.json")}
-    _, again = play(player_in, runs, "stop")
+    _, again = run_lineage(player_in, runs, "stop")
     assert again == board
     assert not lineage.iteration(2).exists()
     assert {path: path.stat().st_mtime_ns for path in lineage.root.rglob("manifest.json")}.items() <= before.items()
@@ -106,8 +106,8 @@ def test_a_regression_ends_a_game_whose_gate_stops(runs, player_in):
 
 
 def test_after_a_regression_the_best_version_plays_again_where_the_gate_keeps_it(runs, player_in):
-    lineage, board = play(player_in, runs, "best")
-    said_of_the_fall(lineage, board, "keep-best")
+    lineage, board = run_lineage(player_in, runs, "best")
+    check_reports_of_the_fall(lineage, board, "keep-best")
     first, fallen, last = lineage.records()
     assert last.opponent == first.player
     assert last.opponent.digest != fallen.player.digest

@@ -53,8 +53,8 @@ def test_the_leaderboard_holds_every_version_and_the_controls(finished):
         assert row["scores"]["total_variation"]["n"] == 16
     # The command says where models are now; the file says where they were made.
     made = Path(board["rows"][-1]["model"]).parents[2]
-    told = finished.spin("leaderboard", "whole", "--json").stdout
-    assert json.loads(told.replace(f"{finished.runs}/", f"{made}/")) == board
+    output = finished.spin("leaderboard", "whole", "--json").stdout
+    assert json.loads(output.replace(f"{finished.runs}/", f"{made}/")) == board
 
 
 def test_a_second_run_reuses_every_phase_and_changes_nothing(finished, served):
@@ -105,8 +105,8 @@ def test_a_run_killed_again_and_again_repeats_no_finished_phase_and_ends_with_th
         if moment == MOMENTS[-1]:
             os.kill(temporary_server(process.pid), signal.SIGKILL)
             process.send_signal(signal.SIGTERM)
-            _, said = process.communicate(timeout=60)
-            assert process.returncode in (75, 143), said
+            _, stderr = process.communicate(timeout=60)
+            assert process.returncode in (75, 143), stderr
         else:
             process.send_signal(signal.SIGKILL)
             process.communicate()
@@ -138,8 +138,8 @@ def test_a_lineage_that_a_run_has_pushed_is_pulled_elsewhere_and_reused_there(
     copy = f"--set=push.url=file://{tmp_path}/copy"
     out = served.spin(*finished.arguments("whole", copy, "--set=metrics.sinks=[tensorboard]")).stdout
     assert {line.split()[1] for line in out.splitlines() if line.startswith("done")} == {"push"}
-    told = last_events(finished.runs / "whole" / "metrics" / "tensorboard")
-    assert told == Last(step=STEPS, version=2)
+    last = last_events(finished.runs / "whole" / "metrics" / "tensorboard")
+    assert last == Last(step=STEPS, version=2)
     elsewhere = player_in(tmp_path / "elsewhere", server_url)
     elsewhere.spin("pull", "whole", f"file://{tmp_path}/copy")
     assert elsewhere.digests("whole") == finished.digests("whole")

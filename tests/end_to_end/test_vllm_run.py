@@ -86,18 +86,18 @@ def test_an_iteration_sampled_by_vllm_starts_at_log_2(tmp_path, iteration):
 def test_one_worker_and_two_answer_for_a_trained_version_as_transformers_does(tmp_path, iteration, monkeypatch):
     lineage, theta_0, prompts, *_ = iteration
     theta_1 = lineage.player(0)
-    one, two, plain = (
+    one_worker, two_workers, transformers = (
         greedy(phase_jobs.generate_job(lineage, 1, theta_1, prompts), tmp_path / name / "generations", **speed)
         for name, speed in (("one", {}), ("two", {"workers": 2}), ("plain", {"engine": "transformers"}))
     )
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    alone = run_phase(one, GenerationBatch)
-    assert said(alone) == transformers_says(plain)
-    assert said(alone) != transformers_says(plain.model_copy(update={"opponent": theta_0}))
+    alone = run_phase(one_worker, GenerationBatch)
+    assert answers(alone) == transformers_says(transformers)
+    assert answers(alone) != transformers_says(transformers.model_copy(update={"opponent": theta_0}))
     cores, log = {}, []
-    watching = threading.Thread(target=hold_until_both_answer, args=(two, cores), daemon=True)
+    watching = threading.Thread(target=hold_until_both_answer, args=(two_workers, cores), daemon=True)
     watching.start()
-    both = run_phase(two, GenerationBatch, on_log=log.append)
+    both = run_phase(two_workers, GenerationBatch, on_log=log.append)
     watching.join()
     assert both.digest == alone.digest
     timings = [json.loads(line) for line in (both.path / "log" / "timing.jsonl").read_text().splitlines()]
@@ -105,7 +105,7 @@ def test_one_worker_and_two_answer_for_a_trained_version_as_transformers_does(tm
     assert len([line for line in log if "answering with vLLM" in line]) == 2
     # Neither is bound to a core, where it would meet the other.
     assert len(cores) == 2
-    assert all(found == cores_of(os.getpid()) for found in cores.values())
+    assert all(allowed == cores_of(os.getpid()) for allowed in cores.values())
 
 
 def greedy(job, output: Path, workers=1, engine="vllm"):
@@ -115,7 +115,7 @@ def greedy(job, output: Path, workers=1, engine="vllm"):
     return job.model_copy(update={"output": output, "config": job.config.model_copy(update=config)})
 
 
-def said(batch: GenerationBatch) -> list:
+def answers(batch: GenerationBatch) -> list:
     tables = [pq.read_table(path) for path in sorted(batch.path.glob("shard-*.parquet"))]
     return [ids for table in tables for ids in table["response_ids"].to_pylist()]
 
@@ -124,8 +124,8 @@ def transformers_says(job) -> list:
     """The transformers engine's answers to a job's prompts."""
     rows = pq.read_table(job.prompts.path / "train.parquet")["prompt_ids"].to_pylist()
     engine = make_engine(job.opponent.path, CPU, job.prompts.stop_ids, job.config, 1)
-    found = dict(engine.answer([Request(prompt, 0) for prompt in rows]))
-    return [found[place].response_ids for place in range(len(rows))]
+    by_index = dict(engine.answer([Request(prompt, 0) for prompt in rows]))
+    return [by_index[place].response_ids for place in range(len(rows))]
 
 
 def hold_until_both_answer(job, cores: dict[int, set[str]]) -> None:
@@ -145,16 +145,16 @@ def cores_of_workers(job) -> dict[int, set[str]]:
     """On which cores the threads of each process may run that holds a claim."""
     folder = work_folder(job)
     holders = Shards(phase.scratch_of(job.output), folder, 12).holders() if folder.exists() else []
-    return {who["pid"]: found for _, who in holders if (found := cores_of(who["pid"]))}
+    return {who["pid"]: allowed for _, who in holders if (allowed := cores_of(who["pid"]))}
 
 
 def cores_of(pid: int) -> set[str]:
     """`{"0-1"}`; nothing of a process that has ended."""
-    found = set()
+    cores = set()
     for task in Path("/proc", str(pid), "task").glob("*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            found.add((task / "status").read_text().split("Cpus_allowed_list:")[1].split()[0])
-    return found
+            cores.add((task / "status").read_text().split("Cpus_allowed_list:")[1].split()[0])
+    return cores
 
 
 def test_one_process_answers_for_every_version_of_a_mixture(tmp_path, model):
@@ -172,7 +172,7 @@ def test_one_process_answers_for_every_version_of_a_mixture(tmp_path, model):
     plain = job.model_copy(
         update={"output": tmp_path / "plain", "config": job.config.model_copy(update={"engine": "transformers"})}
     )
-    mixed, same = (run_phase(one, GenerationBatch) for one in (job, plain))
+    mixed, same = (run_phase(generate_job, GenerationBatch) for generate_job in (job, plain))
     assert set(mixed.opponents) == {"0", "1"}
     assert mixed.opponents == same.opponents
     shards = sorted(shard.name for shard in mixed.path.glob("shard-*.parquet"))

@@ -22,11 +22,11 @@ SETTINGS = ["--set=controls={}", "--set=prompts.sample=48", "--set=generate.shar
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """A `spin up` with an empty folder."""
-    one = Up(tmp_path_factory.mktemp("up") / "runs", free_port())
-    one.start()
-    yield one
-    if one.process.poll() is None:
-        one.end()
+    started = Up(tmp_path_factory.mktemp("up") / "runs", free_port())
+    started.start()
+    yield started
+    if started.process.poll() is None:
+        started.end()
 
 
 @pytest.fixture(scope="module")

@@ -38,17 +38,17 @@ def properties(schema: dict) -> dict:
     return schema["properties"]
 
 
-def shown(path: tuple[str, ...]) -> dict:
+def schema_of(path: tuple[str, ...]) -> dict:
     """The schema of one setting."""
-    found = SCHEMA
+    schema = SCHEMA
     for name in path:
-        found = properties(found)[name]
-    return found
+        schema = properties(schema)[name]
+    return schema
 
 
 @pytest.mark.parametrize(("path", "field"), SETTINGS, ids=[".".join(path) for path, _ in SETTINGS])
 def test_every_setting_is_in_the_form_with_its_help(path, field):
-    about = shown(path)
+    about = schema_of(path)
     assert field.description
     assert about["description"] == field.description
     assert about["title"] == path[-1].replace("_", " ")
@@ -67,22 +67,22 @@ def test_settings_stand_in_the_order_of_the_configuration():
     for about in (SCHEMA, *SCHEMA["$defs"].values()):
         positions = [field["position"] for field in about["properties"].values()]
         assert positions == sorted(positions)
-    assert list(properties(shown(("train",)))) == list(RunConfig.model_fields["train"].annotation.model_fields)
+    assert list(properties(schema_of(("train",)))) == list(RunConfig.model_fields["train"].annotation.model_fields)
 
 
 def test_sections_are_closed_and_settings_empty():
     for path, field in SETTINGS:
-        about, kind = shown(path), field.annotation
+        about, kind = schema_of(path), field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             assert about["default"] is None
             assert [choice.get("title") for choice in about["anyOf"]] == [None, "as the recipe has it"]
-        elif not any(is_section(one) for one in get_args(kind)):
+        elif not any(is_section(argument) for argument in get_args(kind)):
             assert "default" not in about, path
 
 
 def test_yes_or_no_is_a_choice_since_a_switch_cannot_be_left_alone():
-    assert shown(("pairs", "drop_cut"))["enum"] == [True, False]
-    assert shown(("pairs", "mix_previous"))["anyOf"][0]["enum"] == [True, False]
+    assert schema_of(("pairs", "drop_cut"))["enum"] == [True, False]
+    assert schema_of(("pairs", "mix_previous"))["anyOf"][0]["enum"] == [True, False]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -135,8 +135,8 @@ def test_what_does_no_harm_needs_no_leave(setting, value, monkeypatch):
 
 def test_every_setting_of_that_kind_is_guarded_wherever_it_stands():
     kinds = {setting.rpartition(".")[2] for setting, _ in HARMFUL}
-    found = {path for path in settings(RunConfig) if path.rpartition(".")[2] in kinds}
-    assert found == {setting for setting, _ in HARMFUL} == set(GUARDED)
+    harmful = {path for path in settings(RunConfig) if path.rpartition(".")[2] in kinds}
+    assert harmful == {setting for setting, _ in HARMFUL} == set(GUARDED)
 
 
 def settings(model: type[BaseModel], above: str = "") -> Iterator[str]:

@@ -57,8 +57,8 @@ def test_loss_gradient_and_metrics_equal_trls(tmp_path: Path, tiny_model: Path):
             processing_class=tokenizer,
         )
         rows = list(trainer.train_dataset)
-        theirs = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
-        theirs.backward()
+        expected_loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
+        expected_loss.backward()
     their_gradients = {name: weight.grad for name, weight in trainer.model.named_parameters()}
     # Its model is in evaluation mode, as ours is.
     their_metrics = {name: values[0] for name, values in trainer._metrics["eval"].items()}
@@ -69,10 +69,10 @@ def test_loss_gradient_and_metrics_equal_trls(tmp_path: Path, tiny_model: Path):
     job = train_job(tmp_path, version_of(tiny_model), pairs, scores, beta=beta)
     stepper = stepper_of(job)
     stepper.network.model.load_state_dict(load_model(player, CPU).state_dict())
-    ours = batch_metrics(job, stepper, np.arange(len(rows)))
+    metrics = batch_metrics(job, stepper, np.arange(len(rows)))
 
-    assert ours["loss"] == pytest.approx(theirs.item(), rel=1e-5)
-    assert abs(theirs.item() - np.log(2)) > 0.01
+    assert metrics["loss"] == pytest.approx(expected_loss.item(), rel=1e-5)
+    assert abs(expected_loss.item() - np.log(2)) > 0.01
     for name, weight in stepper.network.model.named_parameters():
         torch.testing.assert_close(weight.grad, their_gradients[name], rtol=1e-3, atol=1e-6)
     same = {
@@ -81,4 +81,4 @@ def test_loss_gradient_and_metrics_equal_trls(tmp_path: Path, tiny_model: Path):
         "rewards/accuracies": "rewards/accuracies",
     }  # fmt: skip
     for name, theirs_name in same.items():
-        assert ours[name] == pytest.approx(their_metrics[theirs_name], rel=1e-4, abs=1e-5)
+        assert metrics[name] == pytest.approx(their_metrics[theirs_name], rel=1e-4, abs=1e-5)

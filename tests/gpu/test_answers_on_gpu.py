@@ -21,7 +21,7 @@ def test_the_same_requests_give_the_same_answers_whatever_the_batch(make):
     model, to_answer = make().cuda(), requests(24)
     together, again, few = (answers(TransformersEngine(model, [3], AS_IS, size), to_answer) for size in (16, 16, 3))
     assert together == again
-    same = sum(one == other for one, other in zip(together, few, strict=True))
+    same = sum(answer == expected for answer, expected in zip(together, few, strict=True))
     assert same >= len(to_answer) - 1, "rounding alone may change an answer"
 
 

@@ -17,12 +17,12 @@ WIDER = {
 """The same with heads as wide as the kernels for a GPU want them."""
 
 
-def relative(have: torch.Tensor, want: torch.Tensor) -> float:
+def relative(result: torch.Tensor, want: torch.Tensor) -> float:
     """The difference's norm over that of what is wanted."""
-    return float((have.float() - want.float()).norm() / want.float().norm().clamp(min=1e-12))
+    return float((result.float() - want.float()).norm() / want.float().norm().clamp(min=1e-12))
 
 
-def found(config, dtype: torch.dtype, kernel: str | None, groups: np.ndarray) -> list[torch.Tensor]:
+def logps_and_gradients(config, dtype: torch.dtype, kernel: str | None, groups: np.ndarray) -> list[torch.Tensor]:
     model = model_of(config).to("cuda", dtype)
     logps = ResponseLogps(model, pack=kernel)
     assert logps.packed is (kernel is not None), f"{config.model_type} takes packed rows by {kernel}"
@@ -33,18 +33,18 @@ def found(config, dtype: torch.dtype, kernel: str | None, groups: np.ndarray) ->
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("groups", [TOGETHER, APART], ids=["shared prompts", "prompts apart"])
 def test_sdpa_in_float32(family, groups):
-    want, have = (found(FAMILIES[family], torch.float32, kernel, groups) for kernel in (None, PACKED))
-    for one, other in zip(have, want, strict=True):
-        torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-4)
+    want, result = (logps_and_gradients(FAMILIES[family], torch.float32, kernel, groups) for kernel in (None, PACKED))
+    for tensor, other in zip(result, want, strict=True):
+        torch.testing.assert_close(tensor, other, rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("family", WIDER)
 @pytest.mark.parametrize("groups", [TOGETHER, APART], ids=["shared prompts", "prompts apart"])
 def test_variable_length_in_bfloat16_is_as_near_to_float32_as_padded_rows_are(family, groups):
-    exact = found(WIDER[family], torch.float32, None, groups)
-    padded, have = (found(WIDER[family], torch.bfloat16, kernel, groups) for kernel in (None, VARLEN))
-    for one, other, want in zip(have, padded, exact, strict=True):
-        assert relative(one, want) < max(2 * relative(other, want), 0.03)
+    exact = logps_and_gradients(WIDER[family], torch.float32, None, groups)
+    padded, result = (logps_and_gradients(WIDER[family], torch.bfloat16, kernel, groups) for kernel in (None, VARLEN))
+    for tensor, other, want in zip(result, padded, exact, strict=True):
+        assert relative(tensor, want) < max(2 * relative(other, want), 0.03)
 
 
 def test_auto_takes_variable_length_in_half_precision_alone():

@@ -64,11 +64,11 @@ def test_float32_training_equals_the_cpus(tmp_path, model):
     ids=str,
 )
 def test_bfloat16_training_starts_at_log_2_and_learns_the_same_with_each_speed_setting(tmp_path, model, speed):
-    want = random_train_job(tmp_path / "cpu", model, CPU, epochs=8)
-    have = random_train_job(tmp_path / "gpu", model, BF16, epochs=8, speed=SpeedConfig(**speed))
-    run_job(want), run_job(have)
-    assert losses(have)[0] == pytest.approx(LOG_2, abs=2e-2)
-    assert losses(have) == pytest.approx(losses(want), abs=3e-2)
+    on_cpu = random_train_job(tmp_path / "cpu", model, CPU, epochs=8)
+    on_gpu = random_train_job(tmp_path / "gpu", model, BF16, epochs=8, speed=SpeedConfig(**speed))
+    run_job(on_cpu), run_job(on_gpu)
+    assert losses(on_gpu)[0] == pytest.approx(LOG_2, abs=2e-2)
+    assert losses(on_gpu) == pytest.approx(losses(on_cpu), abs=3e-2)
 
 
 def test_a_stopped_training_ends_like_an_uninterrupted_one(tmp_path, model):
@@ -78,8 +78,8 @@ def test_a_stopped_training_ends_like_an_uninterrupted_one(tmp_path, model):
         run_job(parted, StopsAt(9))
     run_job(parted)
     assert losses(parted) == pytest.approx(losses(whole), abs=2e-3)
-    one, other = (load_file(job.weights / "model.safetensors") for job in (whole, parted))
-    assert all(torch.allclose(one[name], other[name], atol=1e-2) for name in one)
+    whole_weights, parted_weights = (load_file(job.weights / "model.safetensors") for job in (whole, parted))
+    assert all(torch.allclose(whole_weights[name], parted_weights[name], atol=1e-2) for name in whole_weights)
 
 
 def test_an_adapter_trains_too(tmp_path, model):
@@ -119,5 +119,5 @@ def test_the_fused_loss_equals_float64(dtype, compiled, cap):
     want = F.log_softmax(bent / 1.3, -1).gather(1, target[:, None])[:, 0]
     (want * slope).sum().backward()
     near = 1e-4 if dtype == torch.float32 else 1e-2
-    for have, exact in ((logps, want), (hidden.grad, exact_hidden.grad), (added - 1, exact_weight.grad)):
-        assert (have.double() - exact).norm() / exact.norm() < near
+    for result, exact in ((logps, want), (hidden.grad, exact_hidden.grad), (added - 1, exact_weight.grad)):
+        assert (result.double() - exact).norm() / exact.norm() < near

@@ -12,16 +12,16 @@ from infra import automations
 DEPLOYMENT = {"prefect.resource.id": "prefect.deployment.1", "prefect.resource.role": "deployment"}
 TAG = {"prefect.resource.id": "prefect.tag.spin", "prefect.resource.role": "tag"}
 OTHER_TAG = {"prefect.resource.id": "prefect.tag.theirs", "prefect.resource.role": "tag"}
-EVERY = [one.name for one in automations.recovery()]
+EVERY = [automation.name for automation in automations.recovery()]
 
 
 def acts(name: str, related: list[Any], event: str = "prefect.flow-run.Crashed", **labels: str) -> bool:
     """Whether an automation looks at what happened to a run."""
-    (found,) = [one for one in automations.recovery() if one.name == name]
-    trigger = EventTrigger.model_validate(found.trigger.model_dump(mode="json"))
+    (automation,) = [candidate for candidate in automations.recovery() if candidate.name == name]
+    trigger = EventTrigger.model_validate(automation.trigger.model_dump(mode="json"))
     run = {"prefect.resource.id": "prefect.flow-run.1", "prefect.run-count": "1", **labels}
     covered = trigger.covers_resources(
-        Resource.model_validate(run), [RelatedResource.model_validate(one) for one in related]
+        Resource.model_validate(run), [RelatedResource.model_validate(resource) for resource in related]
     )
     return covered and event in trigger.after
 
@@ -40,7 +40,7 @@ def test_a_run_that_failed_is_not_started_again():
 
 @pytest.mark.parametrize("name", EVERY)
 def test_runs_of_the_command_line_and_of_others_are_left_alone(name):
-    (event,) = next(one.trigger.after for one in automations.recovery() if one.name == name)
+    (event,) = next(automation.trigger.after for automation in automations.recovery() if automation.name == name)
     assert acts(name, [DEPLOYMENT, TAG], event)
     assert not acts(name, [DEPLOYMENT, OTHER_TAG], event)
     assert not acts(name, [TAG], event)
@@ -58,11 +58,14 @@ def test_installed_again_they_are_there_once_as_they_are_now_and_one_that_was_sw
         first = automations.install(client, automations.recovery())
         client.pause_automation(first[0])
         again = automations.install(client, automations.recovery(deadline=200))
-        found = {one["name"]: one for one in client.request("POST", "/automations/filter", json={}).json()}
+        installed = {
+            automation["name"]: automation
+            for automation in client.request("POST", "/automations/filter", json={}).json()
+        }
         count = client.request("POST", "/automations/count").json()
         for number in first:
             client.delete_automation(number)  # they would act on the runs of other tests
     assert again == first
-    assert count == len(found) == len(EVERY) == 3
-    assert [found[name]["enabled"] for name in EVERY] == [False, True, True]
-    assert found[EVERY[0]]["trigger"]["within"] == 200
+    assert count == len(installed) == len(EVERY) == 3
+    assert [installed[name]["enabled"] for name in EVERY] == [False, True, True]
+    assert installed[EVERY[0]]["trigger"]["within"] == 200

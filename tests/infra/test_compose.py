@@ -39,7 +39,7 @@ def test_the_file_keeps_to_the_published_schema_before_and_after_its_variables_a
 
 
 def test_every_variable_is_in_the_example_and_every_one_there_is_used():
-    used = {found[1] for found in VARIABLE.finditer(FILE.read_text())} | {"COMPOSE_PROFILES"}
+    used = {match[1] for match in VARIABLE.finditer(FILE.read_text())} | {"COMPOSE_PROFILES"}
     assert used == set(documented())
 
 
@@ -67,10 +67,11 @@ def test_the_file_of_secrets_reaches_workers_alone_and_may_be_missing(whole):
     optional = [{"path": "secrets.env", "required": False}]
     assert files == {"worker": optional, "worker-cpu": optional}
     # What `environment` gives comes before it, even where that is empty.
-    ours = [name for name in whole["services"]["worker"]["environment"] if not name.startswith("PREFECT_")]
-    assert sorted(ours) == ["DO_NOT_TRACK", "HF_TOKEN", "SPIN_ALLOW"]
+    variables = [name for name in whole["services"]["worker"]["environment"] if not name.startswith("PREFECT_")]
+    assert sorted(variables) == ["DO_NOT_TRACK", "HF_TOKEN", "SPIN_ALLOW"]
     # The token is a secret, and is nowhere else.
-    assert {name for name, one in whole["services"].items() if "HF_TOKEN" in one.get("environment", {})} == set(files)
+    services = whole["services"].items()
+    assert {name for name, service in services if "HF_TOKEN" in service.get("environment", {})} == set(files)
     example = (FILE.parent / "example.env").read_text()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "WANDB_API_KEY"):
         assert name in example
@@ -170,7 +171,7 @@ def known_extras() -> list[str]:
     return [name for name in project["optional-dependencies"] if name not in ("dev", "docs")]
 
 
-def asked_extras() -> set[str]:
+def mentioned_extras() -> set[str]:
     """The extras that a setting can ask for: our errors name them, and sinks have the names of their extras."""
     code = "".join(path.read_text() for folder in ("spin_core", "tasks") for path in (ROOT / folder).rglob("*.py"))
     named = set(re.findall(r"extra `(\w+)`|spin-loop\[(\w+)\]", code))
@@ -180,9 +181,9 @@ def asked_extras() -> set[str]:
 def test_the_image_has_every_extra_that_a_setting_can_ask_for():
     """A run in a container can install nothing: what is missing there would be refused."""
     extras = installed_extras((DOCKERFILE.parent / "install.sh").read_text())
-    asked = asked_extras()
-    assert asked >= {"s3", "wandb", "mlflow", "ray", "deepspeed"}, "what is not found is not checked"
-    assert asked <= extras
+    mentioned = mentioned_extras()
+    assert mentioned >= {"s3", "wandb", "mlflow", "ray", "deepspeed"}, "what is not found is not checked"
+    assert mentioned <= extras
     assert extras == set(known_extras())
 
 

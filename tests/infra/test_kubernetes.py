@@ -23,9 +23,9 @@ def documents(name: str):
     return list(yaml.safe_load_all((FOLDER / name).read_text()))
 
 
-def one(name: str, kind: str):
-    (found,) = [document for document in documents(name) if document["kind"] == kind]
-    return found
+def manifest_of(name: str, kind: str):
+    (manifest,) = [document for document in documents(name) if document["kind"] == kind]
+    return manifest
 
 
 def template():
@@ -57,7 +57,7 @@ def test_manifests_keep_to_the_published_schemas(name):
 
 
 def test_a_field_that_kubernetes_does_not_know_is_refused():
-    job = one("run.yaml", "Job")
+    job = manifest_of("run.yaml", "Job")
     job["spec"]["template"]["spec"]["subdomains"] = "spin-run"
     with pytest.raises(ValidationError, match="subdomains"):
         validate(job, VERSION, strict=True)
@@ -91,7 +91,7 @@ def test_secrets_are_named_and_not_told():
     """The worker's own password reaches a run by the name of its secret, as its settings in the manifest ask for."""
     from prefect_kubernetes.worker import KubernetesWorker
 
-    settings = {item["name"]: item for item in container_of(one("worker.yaml", "Deployment"))["env"]}
+    settings = {item["name"]: item for item in container_of(manifest_of("worker.yaml", "Deployment"))["env"]}
     prefix = "PREFECT_INTEGRATIONS_KUBERNETES_WORKER_API_AUTH_STRING_SECRET"
     secret = {"name": settings[f"{prefix}_NAME"]["value"], "key": settings[f"{prefix}_KEY"]["value"]}
     assert settings["PREFECT_API_AUTH_STRING"]["valueFrom"] == {"secretKeyRef": secret}
@@ -108,17 +108,17 @@ def test_runs_are_told_where_browsers_reach_the_server():
     """The worker sets it, or the manifest of a run on several machines. Browsers cannot resolve the cluster's names."""
     place = {"name": "PREFECT_UI_URL", "value": "http://127.0.0.1:4200"}
     for manifest, kind in (("worker.yaml", "Deployment"), ("run.yaml", "Job")):
-        assert place in container_of(one(manifest, kind))["env"]
+        assert place in container_of(manifest_of(manifest, kind))["env"]
     assert place in container_of(filled_in(ui=place["value"]).job_manifest)["env"]
 
 
 @pytest.mark.parametrize("kind", ["of a deployment", "on several machines"])
 def test_secrets_of_ones_own_come_from_a_secret_that_may_be_missing(kind):
     """Its keys are variables: those of stores, of a judge, of sinks. The worker, which plays nothing, has none."""
-    job = filled_in().job_manifest if kind == "of a deployment" else one("run.yaml", "Job")
+    job = filled_in().job_manifest if kind == "of a deployment" else manifest_of("run.yaml", "Job")
     (source,) = container_of(job)["envFrom"]
     assert source == {"secretRef": {"name": "spin-environment", "optional": True}}
-    assert "envFrom" not in container_of(one("worker.yaml", "Deployment"))
+    assert "envFrom" not in container_of(manifest_of("worker.yaml", "Deployment"))
 
 
 def test_a_run_may_be_given_another_secret():
@@ -128,7 +128,7 @@ def test_a_run_may_be_given_another_secret():
 
 def test_the_worker_may_do_what_it_does_and_no_more():
     (binding,) = [document for document in documents("worker.yaml") if document["kind"] == "RoleBinding"]
-    role, deployment = one("worker.yaml", "Role"), one("worker.yaml", "Deployment")
+    role, deployment = manifest_of("worker.yaml", "Role"), manifest_of("worker.yaml", "Deployment")
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
     assert binding["subjects"][0]["name"] == deployment["spec"]["template"]["spec"]["serviceAccountName"]
     allowed = {resource: set(rule["verbs"]) for rule in role["rules"] for resource in rule["resources"]}
@@ -139,15 +139,15 @@ def test_the_worker_may_do_what_it_does_and_no_more():
 
 def test_the_claims_that_pods_use_are_there():
     claims = {document["metadata"]["name"] for document in documents("worker.yaml") if "Claim" in document["kind"]}
-    for job in (filled_in().job_manifest, one("run.yaml", "Job")):
+    for job in (filled_in().job_manifest, manifest_of("run.yaml", "Job")):
         volumes = job["spec"]["template"]["spec"]["volumes"]
         assert {
-            one["persistentVolumeClaim"]["claimName"] for one in volumes if "persistentVolumeClaim" in one
+            volume["persistentVolumeClaim"]["claimName"] for volume in volumes if "persistentVolumeClaim" in volume
         } == claims
 
 
 def test_the_pods_of_a_run_find_each_other_by_a_name_of_the_service():
-    service, job = one("run.yaml", "Service"), one("run.yaml", "Job")
+    service, job = manifest_of("run.yaml", "Service"), manifest_of("run.yaml", "Job")
     name, pod = job["metadata"]["name"], job["spec"]["template"]["spec"]
     environment = {item["name"]: item for item in container_of(job)["env"]}
     (port,) = service["spec"]["ports"]
@@ -159,7 +159,7 @@ def test_the_pods_of_a_run_find_each_other_by_a_name_of_the_service():
 
 
 def test_a_pod_is_told_all_that_a_node_must_know(monkeypatch, tmp_path):
-    job = one("run.yaml", "Job")
+    job = manifest_of("run.yaml", "Job")
     program, flag, module, *arguments = container_of(job)["args"]
     assert (program, flag, module) == ("python", "-m", "infra.node")
     environment = {item["name"]: item.get("value", "1") for item in container_of(job)["env"]}
@@ -179,13 +179,13 @@ def test_a_pod_is_told_all_that_a_node_must_know(monkeypatch, tmp_path):
 
 def test_the_log_that_is_followed_is_that_of_the_pod_that_leads():
     """`job/NAME` would follow any of them."""
-    labels = one("run.yaml", "Service")["spec"]["selector"] | {"batch.kubernetes.io/job-completion-index": "0"}
+    labels = manifest_of("run.yaml", "Service")["spec"]["selector"] | {"batch.kubernetes.io/job-completion-index": "0"}
     chosen = ",".join(f"{name}={value}" for name, value in labels.items())
     assert f"logs --follow -l {chosen}\n" in (FOLDER / "run.yaml").read_text()
 
 
 def test_a_run_is_not_retried_for_a_mistake_of_the_user():
-    job = one("run.yaml", "Job")
+    job = manifest_of("run.yaml", "Job")
     ends = [rule["onExitCodes"] for rule in job["spec"]["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"]
     assert ends == [{"containerName": container_of(job)["name"], "operator": "In", "values": [SpinError.exit_code]}]
 

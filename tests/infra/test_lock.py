@@ -18,7 +18,7 @@ def locked(name: str) -> dict[str, str]:
     return dict(line.split("==") for line in (FOLDER / name).read_text().splitlines())
 
 
-def asked() -> list[str]:
+def requirements() -> list[str]:
     """The requirements of the project, with all extras that the image has."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
@@ -35,14 +35,14 @@ def asked_by_vllm() -> list[str]:
 
 @pytest.mark.parametrize(
     ("name", "wanted"),
-    [("constraints.txt", asked()), ("constraints-vllm.txt", asked_by_vllm())],
-    ids=lambda one: one[0],
+    [("constraints.txt", requirements()), ("constraints-vllm.txt", asked_by_vllm())],
+    ids=lambda case: case[0],
 )
 def test_every_package_that_is_asked_for_has_a_version_that_is_allowed(name, wanted):
-    found = locked(name)
+    versions = locked(name)
     assert len(wanted) >= 6
     for requirement in map(Requirement, wanted):
-        version = found[canonicalize_name(requirement.name)]
+        version = versions[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), f"{requirement}: make lock, and commit what it wrote"
 
 

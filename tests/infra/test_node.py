@@ -85,7 +85,9 @@ def test_phases_are_found_wherever_the_first_node_may_begin_them(tmp_path):
         begin(train(root, where=where), "7 1")
     train(root, where="iter_01/jobs/train.json")
     begin(train(root, where="iter_02/jobs/train.json"), "")
-    assert {one.job_file.resolve() for one in node.begun_phases(root)} == {(root / where).resolve() for where in places}
+    assert {phase.job_file.resolve() for phase in node.begun_phases(root)} == {
+        (root / where).resolve() for where in places
+    }
 
 
 def following(root: Path, mark: Path, monkeypatch, does: str) -> threading.Thread:
@@ -120,15 +122,15 @@ def test_what_the_first_node_has_given_up_is_given_up_here(tmp_path, monkeypatch
     thread = following(tmp_path, mark, monkeypatch, f"{TELL}; import time; time.sleep(600)")
     log = path.with_name("train.json.log")
     wait_for(log.exists)
-    assert str(path) in ours()
+    assert str(path) in children_commands()
     path.with_suffix(".pid").unlink()
-    wait_for(lambda: str(path) not in ours())
+    wait_for(lambda: str(path) not in children_commands())
     mark.touch()
     thread.join(60)
     assert not thread.is_alive()
 
 
-def ours() -> str:
+def children_commands() -> str:
     """The command lines of our children."""
     children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
     pids = [pid for file in children for pid in file.read_text().split()]

@@ -27,9 +27,9 @@ def block(port: int, security: str = "none", password: str = PASSWORD) -> Email:
     return Email(host="127.0.0.1", port=port, security=security, user="spin", password=SecretStr(password), **people)
 
 
-def send(one: Email, body: str, subject: str) -> None:
-    with one.raise_on_failure():
-        asyncio.run(one.notify(body, subject))
+def send(block: Email, body: str, subject: str) -> None:
+    with block.raise_on_failure():
+        asyncio.run(block.notify(body, subject))
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_passwords_cross_no_network_in_the_clear(server, security, port, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("server", "to", "said"),
+    ("server", "to", "message"),
     [
         ("mail.example.org", "me@example.org", "write it as smtps://user@mail.example.org"),
         ("smtps://me:secret@mail.example.org", "me@example.org", "set SPIN_SMTP_PASSWORD to it"),
@@ -117,10 +117,10 @@ def test_passwords_cross_no_network_in_the_clear(server, security, port, monkeyp
         ("smtp://localhost:port", "me@example.org", "write it as smtps://user@mail.example.org"),
     ],
 )
-def test_what_cannot_be_right_is_refused_with_the_cure(server, to, said):
+def test_what_cannot_be_right_is_refused_with_the_cure(server, to, message):
     with pytest.raises(ConfigError) as refused:
         notify.email_block((to,), server, "")
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert "secret" not in str(refused.value)
 
 

@@ -82,10 +82,10 @@ def sbatch(folder: Path, script: Path, *arguments: str, tasks: int) -> subproces
         "SLURM_NTASKS": str(tasks),
         "SLURM_SUBMIT_DIR": str(ROOT),
     }
-    ours = {"PATH": f"{stand_ins}:{os.environ['PATH']}", "SPIN_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
+    settings = {"PATH": f"{stand_ins}:{os.environ['PATH']}", "SPIN_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         ["bash", script, *arguments],
-        env={**kept, **slurm, **ours, "SPIN_PYTHON": sys.executable},
+        env={**kept, **slurm, **settings, "SPIN_PYTHON": sys.executable},
         cwd=folder,
         capture_output=True,
         text=True,
@@ -97,12 +97,12 @@ def sbatch(folder: Path, script: Path, *arguments: str, tasks: int) -> subproces
 @pytest.mark.parametrize("script", [RUN, GENERATE], ids=lambda path: path.name)
 def test_what_slurm_is_told_stands_before_the_first_command_and_is_an_option_of_sbatch(script):
     lines = script.read_text().splitlines()
-    told = [number for number, line in enumerate(lines) if line.startswith("#SBATCH")]
+    option_lines = [number for number, line in enumerate(lines) if line.startswith("#SBATCH")]
     first = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
-    assert told
-    assert told[-1] < first
+    assert option_lines
+    assert option_lines[-1] < first
     options = "job-name|nodes|ntasks-per-node|exclusive|time|output|open-mode|signal|requeue"
-    for number in told:
+    for number in option_lines:
         assert re.fullmatch(rf"#SBATCH --({options})(=\S+)?", lines[number]), lines[number]
 
 
@@ -132,16 +132,16 @@ def test_workers_of_two_tasks_answer_a_generation_that_was_begun_elsewhere(tmp_p
         tmp_path / "generations", tiny_model, prompts, shard_size=3, max_new_tokens=20, speed={"workers": 0}
     )
     job_file = launch.write_job(job)
-    found: list[GenerationBatch] = []
-    begun = threading.Thread(target=lambda: found.append(launch.run_phase(job, GenerationBatch)))
+    records: list[GenerationBatch] = []
+    begun = threading.Thread(target=lambda: records.append(launch.run_phase(job, GenerationBatch)))
     begun.start()
     done = sbatch(tmp_path, GENERATE, str(job_file), tasks=2)
     begun.join(60)
     assert done.returncode == 0, done.stderr
-    (record,) = found
+    (record,) = records
     assert record.shards == 8
     timings = [json.loads(line) for line in (record.path / "log" / "timing.jsonl").read_text().splitlines()]
-    workers = {one["worker"] for one in timings}
+    workers = {timing["worker"] for timing in timings}
     assert len(timings) == 8
     assert 1 <= len(workers) <= 2
     assert f"{os.uname().nodename}:{os.getpid()}" not in workers

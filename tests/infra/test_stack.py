@@ -83,7 +83,7 @@ class Team:
 
 
 @dataclass
-class Played:
+class InterruptedRun:
     """A run in whose midst the server was killed and started again, and later its worker and its own process."""
 
     run: Any
@@ -115,18 +115,18 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
         redis(folder, cache, stack.services["redis"]["command"]),
         new_client() as client,
     ):
-        one = Team(stack, folder / "runs", places["PREFECT_API_URL"], cache, client)
-        ours = {"SPIN_RUNS": str(one.runs), "SPIN_HOME": str(ROOT)}
+        team = Team(stack, folder / "runs", places["PREFECT_API_URL"], cache, client)
+        settings = {"SPIN_RUNS": str(team.runs), "SPIN_HOME": str(ROOT)}
         try:
             stack.finish("migrate")
             stack.start("server")
             stack.start("services")
-            stack.start("deploy", **ours)  # it waits for the server
-            one.wait(one.ready)
-            stack.start("worker-cpu", **ours)
-            stack.start("automations", **ours)
+            stack.start("deploy", **settings)  # it waits for the server
+            team.wait(team.ready)
+            stack.start("worker-cpu", **settings)
+            stack.start("automations", **settings)
             stack.finish("deploy")
-            yield one
+            yield team
         finally:
             for name in reversed(list(stack.running)):
                 stack.end(name, signal.SIGKILL)
@@ -157,7 +157,7 @@ def begin(runs: Path, alone: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def played(alone: tuple[Path, subprocess.Popen[bytes]], team: Team) -> Played:
+def interrupted_run(alone: tuple[Path, subprocess.Popen[bytes]], team: Team) -> InterruptedRun:
     import redis as client
 
     body = {
@@ -187,29 +187,33 @@ def played(alone: tuple[Path, subprocess.Popen[bytes]], team: Team) -> Played:
         return now if now["state_type"] in ("COMPLETED", "FAILED", "CANCELLED") else None
 
     ended = team.wait(final)
-    return Played(ended, leases, team.get(f"/flow_run_states/?flow_run_id={run['id']}"), undisturbed / LINEAGE)
+    return InterruptedRun(ended, leases, team.get(f"/flow_run_states/?flow_run_id={run['id']}"), undisturbed / LINEAGE)
 
 
-def test_a_run_outlives_its_server_its_worker_and_its_own_process_and_ends_with_the_same_leaderboard(team, played):
-    assert played.run["state_name"] == "Completed", played.run["state"]["message"]
-    assert played.leases == 1, "the deployment's limit is held in Redis, so that it outlives the server"
-    found = board(team.runs / LINEAGE)
-    assert found == board(played.undisturbed)
-    assert [row["t"] for row in found["rows"]] == [0, 1]
+def test_a_run_outlives_its_server_its_worker_and_its_own_process_and_ends_with_the_same_leaderboard(
+    team, interrupted_run
+):
+    assert interrupted_run.run["state_name"] == "Completed", interrupted_run.run["state"]["message"]
+    assert interrupted_run.leases == 1, "the deployment's limit is held in Redis, so that it outlives the server"
+    leaderboard = board(team.runs / LINEAGE)
+    assert leaderboard == board(interrupted_run.undisturbed)
+    assert [row["t"] for row in leaderboard["rows"]] == [0, 1]
     pages = team.post("/artifacts/filter", {"artifacts": {"key": {"any_": [f"leaderboard-{LINEAGE}"]}}})
-    assert [one["flow_run_id"] for one in pages] == [played.run["id"]]
+    assert [page["flow_run_id"] for page in pages] == [interrupted_run.run["id"]]
 
 
-def test_the_services_see_by_its_missing_heartbeats_that_it_died_and_start_it_again(played):
-    names = [state["name"] for state in played.states]
+def test_the_services_see_by_its_missing_heartbeats_that_it_died_and_start_it_again(interrupted_run):
+    names = [state["name"] for state in interrupted_run.states]
     places = [names.index(name) for name in ("Running", "Crashed", "AwaitingRetry", "Completed")]
     assert places == sorted(places)
     # The server may have been away for a heartbeat: what lives is started again too, and waits for its own end.
     assert 1 <= names.count("AwaitingRetry") <= RERUNS
-    assert 2 <= played.run["run_count"] <= 1 + RERUNS
-    told = {state["message"] for state in played.states if state["name"] == "Crashed"}
-    assert "Silent for 40 s: its process, or its machine, is gone." in told
-    assert played.states[names.index("AwaitingRetry")]["message"].startswith("It crashed, and goes on by itself.")
+    assert 2 <= interrupted_run.run["run_count"] <= 1 + RERUNS
+    messages = {state["message"] for state in interrupted_run.states if state["name"] == "Crashed"}
+    assert "Silent for 40 s: its process, or its machine, is gone." in messages
+    assert interrupted_run.states[names.index("AwaitingRetry")]["message"].startswith(
+        "It crashed, and goes on by itself."
+    )
 
 
 def test_nobody_is_served_without_the_password_or_from_another_page(team):
@@ -218,7 +222,7 @@ def test_nobody_is_served_without_the_password_or_from_another_page(team):
     for auth in (None, ("team", "guessed")):
         assert httpx.get(f"{team.url}/admin/settings", auth=auth, timeout=60).status_code == 401
     assert team.ask("POST", path, body).status_code == 403
-    assert {one["name"] for one in team.post(path, body)} >= {"spin", "nightly"}
+    assert {deployment["name"] for deployment in team.post(path, body)} >= {"spin", "nightly"}
 
 
 def test_the_worker_answers_its_health_check(team):
@@ -226,8 +230,8 @@ def test_the_worker_answers_its_health_check(team):
     assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=60).status_code == 200
 
 
-def test_all_state_is_in_postgresql_and_no_secret_in_a_log(team, played):
-    assert played.run["state_name"] == "Completed"
+def test_all_state_is_in_postgresql_and_no_secret_in_a_log(team, interrupted_run):
+    assert interrupted_run.run["state_name"] == "Completed"
     assert list(team.stack.folder.glob("home-*/**/*.db")) == []
     logs = {path.name: path.read_text(errors="replace") for path in team.stack.folder.glob("*.log")}
     assert {f"{name}.log" for name in ("migrate", "server", "services", "deploy", "automations", "worker-cpu")} <= set(

@@ -65,7 +65,7 @@ def test_a_worker_that_is_asked_to_end_lets_its_runs_save_first(number, kind, tm
 
 def test_a_worker_ends_with_what_tends_it_though_that_is_killed(tmp_path):
     with begin(tmp_path) as process:
-        (pid,) = [one for one in children_of(process.pid) if b"STAND_IN" in command_of(one)]
+        (pid,) = [child for child in children_of(process.pid) if b"STAND_IN" in command_of(child)]
         (run,) = children_of(pid)
         process.kill()
     wait_for(lambda: not command_of(pid))

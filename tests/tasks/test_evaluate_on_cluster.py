@@ -58,7 +58,7 @@ class Suite:
 
 
 @pytest.fixture
-def played(tmp_path, monkeypatch):
+def score_again(tmp_path, monkeypatch):
     """Scores θ_0's suites again on a cluster where some have errors; gives the cluster and the reports."""
 
     def play(errors=(), **given):
@@ -77,22 +77,22 @@ def played(tmp_path, monkeypatch):
     return play
 
 
-def test_so_many_suites_are_run_at_a_time_and_records_are_read_from_the_folder(played):
-    cluster, reports = played(workers=2)
+def test_so_many_suites_are_run_at_a_time_and_records_are_read_from_the_folder(score_again):
+    cluster, reports = score_again(workers=2)
     assert cluster.most == 2
     assert cluster.begun == ["self-play", "open-llm-leaderboard", "big-bench", "mt-bench"]
     assert [report.path.name for report in reports] == cluster.begun
 
 
-def test_a_suite_that_fails_ends_the_run_when_the_others_are_done(played):
-    cluster, error = played({"self-play": DataError("no rows: bring some")}, workers=2)
+def test_a_suite_that_fails_ends_the_run_when_the_others_are_done(score_again):
+    cluster, error = score_again({"self-play": DataError("no rows: bring some")}, workers=2)
     assert isinstance(error, DataError)
     assert cluster.begun[1:] == ["open-llm-leaderboard", "big-bench", "mt-bench"]
     assert not cluster.at_work
 
 
-def test_a_suite_whose_workers_die_again_and_again_is_said_to_be_lost_in_one_line(played):
-    _, error = played({"mt-bench": RuntimeError("the worker died\nat night")}, workers=4)
+def test_a_suite_whose_workers_die_again_and_again_is_said_to_be_lost_in_one_line(score_again):
+    _, error = score_again({"mt-bench": RuntimeError("the worker died\nat night")}, workers=4)
     assert isinstance(error, WorkersLost)
     assert "eval/mt-bench was started 3 times on the cluster" in str(error)
     assert "(the worker died)" in str(error)
@@ -104,5 +104,5 @@ def test_where_suites_are_run_is_no_part_of_what_they_are_known_by(tmp_path):
         for name, more in (("here", []), ("there", ['evaluate.speed.ray={"address": "auto", "workers": 3}']))
     )
     assert there.config.evaluate.speed.ray == RayConfig(address="auto", workers=3)
-    one, two = ([identity.identity_of(job) for job in jobs_of(lineage)] for lineage in (here, there))
-    assert one == two
+    local, distributed = ([identity.identity_of(job) for job in jobs_of(lineage)] for lineage in (here, there))
+    assert local == distributed

@@ -66,11 +66,13 @@ def test_a_run_whose_workers_all_die_says_why_and_keeps_what_is_done(tmp_path, t
         futures = [Worker(other), Worker(pool.submit(workers.join_generation, path)), Worker(other)]
         with generate.watched(futures, job), pytest.raises(WorkersLost) as lost:
             run_generation(job)
-    said = str(lost.value)
-    assert "no worker is left, and 3 of 4 shards are missing (2 said: the machine is gone; 1 said: ModelError: " in said
-    assert "/nowhere/model" in said
-    assert said.endswith(": fix that and run the same command again; finished shards are kept")
-    assert "\n" not in said
+    message = str(lost.value)
+    assert (
+        "no worker is left, and 3 of 4 shards are missing (2 said: the machine is gone; 1 said: ModelError: " in message
+    )
+    assert "/nowhere/model" in message
+    assert message.endswith(": fix that and run the same command again; finished shards are kept")
+    assert "\n" not in message
     assert [path.name for path in scratch.glob("shard-*")] == [f"{shard_name(2)}.parquet"]
     again = job.model_copy(update={"config": job.config.model_copy(update={"speed": type(job.config.speed)()})})
     assert run_generation(again).digest == whole.digest
@@ -93,27 +95,27 @@ def folder(tmp_path):
 
 @pytest.mark.timeout(60)
 def test_a_worker_that_joined_by_itself_goes_on_when_the_others_have_failed(folder):
-    ours, theirs = (Shards(folder / "final", folder / "work", 4) for _ in range(2))
+    own_shards, other_shards = (Shards(folder / "final", folder / "work", 4) for _ in range(2))
     (folder / "work" / WORKERS_ENDED).write_text("1 said: out of memory")
 
     def slowly(claim):
         time.sleep(0.4)
-        theirs.publish(claim.number, Path.touch)
+        other_shards.publish(claim.number, Path.touch)
 
-    helper = threading.Thread(target=make_shards, args=(theirs, slowly))
+    helper = threading.Thread(target=make_shards, args=(other_shards, slowly))
     helper.start()
-    make_shards(ours, None)
+    make_shards(own_shards, None)
     helper.join()
-    assert ours.missing() == []
+    assert own_shards.missing() == []
 
 
 @pytest.mark.timeout(60)
 def test_what_one_attempt_said_last_does_not_end_the_next(folder, tmp_path, tiny_model, prompts):
-    ours = Shards(folder / "final", folder / "work", 4)
+    own_shards = Shards(folder / "final", folder / "work", 4)
     note = folder / "work" / WORKERS_ENDED
     note.write_text("1 said: out of memory\n")
     with pytest.raises(WorkersLost, match=r"4 of 4 shards are missing \(1 said: out of memory\): fix that"):
-        make_shards(ours, None)
+        make_shards(own_shards, None)
     assert not note.exists()
     job = generate_job(tmp_path / "generations", tiny_model, prompts)
     stale = shards.work_folder(job) / WORKERS_ENDED

@@ -37,8 +37,8 @@ def publish_all(lineage) -> None:
 def ask(path: str, query: dict) -> list[dict]:
     answer = httpx.post(f"{PREFECT_API_URL.value()}{path}", json=query, timeout=60)
     answer.raise_for_status()
-    found = answer.json()
-    return found["events"] if isinstance(found, dict) else found
+    rows = answer.json()
+    return rows["events"] if isinstance(rows, dict) else rows
 
 
 def events(lineage: str, least: int) -> list[dict]:
@@ -53,9 +53,9 @@ def events(lineage: str, least: int) -> list[dict]:
         }
     }
     deadline = time.monotonic() + 60
-    while len(found := ask("/events/filter", query)) < least and time.monotonic() < deadline:
+    while len(sent := ask("/events/filter", query)) < least and time.monotonic() < deadline:
         time.sleep(0.2)
-    return found
+    return sent
 
 
 def artifacts(key: str) -> list[dict]:
@@ -119,16 +119,16 @@ class Shown(display.Silent):
     """What a terminal would show."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.lines: list[str] = []
 
     def finished(self, title: str, _seconds: float) -> None:
-        self.said.append(f"done {title}")
+        self.lines.append(f"done {title}")
 
     def reused(self, title: str) -> None:
-        self.said.append(f"reused {title}")
+        self.lines.append(f"reused {title}")
 
     def noted(self, text: str) -> None:
-        self.said.append(text)
+        self.lines.append(text)
 
 
 @pytest.mark.parametrize("store", ["file", "nowhere"])
@@ -144,11 +144,11 @@ def test_a_run_brings_the_copy_up_to_date_and_goes_on_where_it_cannot(tmp_path, 
 
     assert push_twice() == "went on"
     if store == "file":
-        assert shown.said == ["done push", "reused push"]
+        assert shown.lines == ["done push", "reused push"]
         assert (tmp_path / "copy" / "tale" / "iter_01" / "record.json").exists()
     else:
         assert (
-            shown.said
+            shown.lines
             == ["not pushed: Protocol not known: nowhere; nothing is lost here, and the next push uploads the rest"] * 2
         )
 
@@ -171,9 +171,9 @@ def test_scoring_afterwards_brings_the_copy_up_to_date_too(tmp_path, monkeypatch
     standing = evaluate.evaluate_local(lineage, ())
     assert "arc_easy" in standing.rows[2].scores
     if store == "nowhere":
-        assert [said.partition(":")[0] for said in shown.said] == ["not pushed"]
+        assert [line.partition(":")[0] for line in shown.lines] == ["not pushed"]
         return
-    assert shown.said == ["done push"]
+    assert shown.lines == ["done push"]
     for name in ("leaderboard.json", "report.html"):
         assert (copy / name).read_bytes() == (lineage.root / name).read_bytes()
     assert (copy / "iter_01" / "eval" / "lm-eval" / "items.parquet").exists()
@@ -219,9 +219,9 @@ def test_a_comparison_is_found_by_its_name_and_its_games_by_their_lineages(tmp_p
     assert compare.compare_local(tmp_path, "trial", lineages, {}) == "the table"
     place = f"comparison: {stands('comparison-trial')}"
     assert listed("recipe:demo", "comparison:trial") == [("trial", "Completed", place)]
-    one, two = listed("recipe:demo", "lineage:trial-seed-1")[0], listed("lineage:trial-seed-2")[0]
-    assert one == ("trial-seed-1", "Completed", f"leaderboard: {stands('leaderboard-trial-seed-1')}")
-    assert two[0] == "trial-seed-2"
+    first, second = listed("recipe:demo", "lineage:trial-seed-1")[0], listed("lineage:trial-seed-2")[0]
+    assert first == ("trial-seed-1", "Completed", f"leaderboard: {stands('leaderboard-trial-seed-1')}")
+    assert second[0] == "trial-seed-2"
 
 
 def test_a_comparison_with_a_store_that_a_person_must_fix_begins_nothing(tmp_path):

@@ -93,13 +93,13 @@ def test_the_leaderboard_of_an_empty_folder_says_how_to_begin(spin, tmp_path):
 def test_show_tells_what_an_iteration_was_made_from(spin, lineage):
     output = spin("show", "tale").output
     assert output.index("θ_0 → θ_1") < output.index("θ_1 → θ_2")
-    for told in (
+    for part in (
         "1 of 2; dropped: 1 empty",
         "promote: θ_1 plays next",
         "total 9.0 without starting processes, ",
         lineage.records()[0].player.digest[:12],
     ):
-        assert told in output
+        assert part in output
     assert "θ_0 → θ_1" not in spin("show", "tale", 1).output
 
 
@@ -111,12 +111,12 @@ def test_show_as_json_is_the_records(spin, lineage):
 
 def test_samples_show_the_human_and_every_version(spin):
     output = spin("samples", "tale", "-n", 2).output
-    for told in ("tell me a story", "<b>bold</b> | *stars*", "human", "early 0", "late 0 0", "late 1 0"):
-        assert told in output
+    for part in ("tell me a story", "<b>bold</b> | *stars*", "human", "early 0", "late 0 0", "late 1 0"):
+        assert part in output
     assert "late 1 2" not in output
 
 
 def test_samples_up_to_a_version(spin):
-    found = json.loads(spin("samples", "tale", 1, "--json").stdout)
-    assert len(found) == 4
-    assert [answer["text"] for answer in found[0]["answers"]] == ["early 0", "late 0 0"]
+    samples = json.loads(spin("samples", "tale", 1, "--json").stdout)
+    assert len(samples) == 4
+    assert [answer["text"] for answer in samples[0]["answers"]] == ["early 0", "late 0 0"]

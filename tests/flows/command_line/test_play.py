@@ -18,8 +18,8 @@ def test_a_lineage_in_use_names_its_holder(spin, lineage, command):
 
 
 def test_the_help_of_evaluate_names_every_suite(spin):
-    said = " ".join(spin("evaluate", "--help").stdout.split())
+    output = " ".join(spin("evaluate", "--help").stdout.split())
     for name in get_args(SuiteName):
-        assert name.removesuffix("-quick") in said
-    assert "-quick" in said
-    assert "self-play" in said
+        assert name.removesuffix("-quick") in output
+    assert "-quick" in output
+    assert "self-play" in output

@@ -70,11 +70,11 @@ def server(answer: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Iter
         def log_message(self, *_: object) -> None:
             pass
 
-    one = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=one.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{one.server_port}"
-    one.shutdown()
-    one.server_close()
+    http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http_server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{http_server.server_port}"
+    http_server.shutdown()
+    http_server.server_close()
 
 
 def break_off(handler: http.server.BaseHTTPRequestHandler) -> None:
@@ -134,8 +134,8 @@ def test_what_serves_on_another_machine_is_named_and_no_process_here_is_ended(tm
             with pytest.raises(ConfigError, match="is served by machine-a: run spin down there"):
                 end()
         assert process.poll() is None
-        said = CliRunner().invoke(main, ["status", "--runs", str(tmp_path)]).stdout
-    assert said.startswith("up         on machine-a: run spin status there to see more\n")
+        output = CliRunner().invoke(main, ["status", "--runs", str(tmp_path)]).stdout
+    assert output.startswith("up         on machine-a: run spin status there to see more\n")
 
 
 @pytest.mark.parametrize("answer", [break_off, say_half])
@@ -154,7 +154,7 @@ def test_a_lineage_of_another_version_hides_no_other(tmp_path):
     assert done.stdout.endswith(f"lineages   mine  θ_2\n           {line}\n")
     done = CliRunner().invoke(main, ["leaderboard", "--json", "--runs", str(tmp_path)])
     assert done.stderr == f"{line}\n"
-    assert [one["lineage"] for one in json.loads(done.stdout)] == ["mine"]
+    assert [row["lineage"] for row in json.loads(done.stdout)] == ["mine"]
     done = CliRunner().invoke(main, ["leaderboard", "old", "--runs", str(tmp_path)])
     assert done.exit_code == 2
     assert "lineage.json is damaged" in done.stderr

@@ -58,7 +58,7 @@ def after(*runs: dict[str, Any]) -> dict[str, str]:
 
 
 @pytest.fixture
-def living() -> Iterator[str]:
+def run_with_process() -> Iterator[str]:
     """A run that has a process on this machine."""
     environment = {**os.environ, "PREFECT__FLOW_RUN_ID": "living"}
     command = [sys.executable, "-c", "print('up', flush=True); input()"]
@@ -93,8 +93,8 @@ def test_a_run_that_no_worker_has_put_its_name_to_is_nobody_elses():
     assert after(run("taken", "PENDING", 121, worker="")) == {"taken": "CRASHED"}
 
 
-def test_a_run_with_a_process_lives(living):
-    assert after(run(living, "RUNNING", 3600), run(living, "CRASHED", 3600)) == {}
+def test_a_run_with_a_process_lives(run_with_process):
+    assert after(run(run_with_process, "RUNNING", 3600), run(run_with_process, "CRASHED", 3600)) == {}
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_self_play_is_a_suite_to_name_and_single_tasks_are_a_setting(lineage):
 
 
 @pytest.mark.parametrize(
-    ("asked", "changes", "more", "message"),
+    ("names", "changes", "more", "message"),
     [
         (["beauty"], [], {}, r"evaluate\.suites cannot be 'beauty'"),
         ([QUICK], [{"train": {"beta": 1.0}}], {}, "cannot change train of lineage tale: set only evaluate and gen"),

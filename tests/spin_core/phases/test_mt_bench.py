@@ -43,7 +43,7 @@ __all__ = ["data", "human_answers", "models", "short_pauses"]
 def test_scores_are_the_judges_grades_by_question_category_and_turn(tmp_path, data, models):
     with serving(grade_by_question) as endpoint:
         report = run_mt_bench(mt_bench_job(tmp_path / "mt-bench", data, models[0], endpoint.url))
-    assert len(endpoint.asked) == 2 * QUESTIONS
+    assert len(endpoint.requests) == 2 * QUESTIONS
     whole = {str(81 + i): (expected_grade(81 + i, 1) + expected_grade(81 + i, 2)) / 2 for i in range(QUESTIONS)}
     items = items_of(report)
     assert items["mt-bench"] == whole
@@ -134,7 +134,7 @@ def test_two_versions_are_compared_turn_by_turn_in_both_orders(tmp_path, data, m
         for note in report.notes
     )
     # Each grade once, each pair twice; the comparisons with base and previous have equal requests, which are sent once.
-    assert len(endpoint.asked) == 2 * QUESTIONS * (1 + 1 + 2)
+    assert len(endpoint.requests) == 2 * QUESTIONS * (1 + 1 + 2)
     orders = Counter((row["task"], row["order"]) for row in rows_of(report, "verdicts"))
     assert orders["against-base", "AB"] == orders["against-previous", "BA"] == 2 * QUESTIONS
 
@@ -143,11 +143,11 @@ def test_a_judge_that_prefers_the_first_answer_gives_ties(tmp_path, data, models
     with serving(choosing_judge(lambda _a, _b: "A")) as endpoint:
         base = run_mt_bench(mt_bench_job(tmp_path / "base", data, models[0], endpoint.url))
         report = run_mt_bench(mt_bench_job(tmp_path / "next", data, models[1], endpoint.url, t=1, base=base))
-        requests_before = len(endpoint.asked)
+        requests_before = len(endpoint.requests)
         same = run_mt_bench(mt_bench_job(tmp_path / "same", data, models[0], endpoint.url, t=1, previous=base))
     assert report.scores["mt-bench/against-base"].value == same.scores["mt-bench/against-previous"].value == 0.5
     # Equal answers need no verdict, and the grades of this model are kept.
-    assert len(endpoint.asked) == requests_before
+    assert len(endpoint.requests) == requests_before
 
 
 def test_grades_by_spins_own_prompts_say_that_they_do_not_compare(tmp_path, data, models):

@@ -66,14 +66,14 @@ def test_a_phase_that_ends_during_the_verdicts_requests_nothing_twice(tmp_path, 
         time.sleep(0.4)  # requests in flight end
         kept = {row["key"] for row in Journal(verdicts_folder(job) / "verdicts.jsonl").rows}
         answered = (answers_folder(job) / "answers.jsonl").read_text()
-        requests_before = len(endpoint.asked)
+        requests_before = len(endpoint.requests)
         assert 5 <= len(kept) < 2 * QUESTIONS
         report = run_mt_bench(job)
-    again = {key_of(body) for body in endpoint.asked[requests_before:]}
+    again = {key_of(body) for body in endpoint.requests[requests_before:]}
     assert again & kept == set()
     lost = requests_before - len(kept)
     assert lost <= in_flight
-    assert len(endpoint.asked) == 2 * QUESTIONS + lost
+    assert len(endpoint.requests) == 2 * QUESTIONS + lost
     for line in answered.splitlines():
         row = json.loads(line)
         published = next(r for r in rows_of(report, "answers") if (r["id"], r["turn"]) == (row["id"], row["turn"]))

@@ -32,15 +32,15 @@ def lineage(runs, name, *job, **fields):
 def test_a_second_lineage_with_the_same_model_requests_nothing(tmp_path, data, models):
     with serving(grade_by_question) as endpoint:
         first = run_mt_bench(lineage(tmp_path, "first", data, models[0], endpoint.url))
-        assert len(endpoint.asked) == GRADES
+        assert len(endpoint.requests) == GRADES
         # Another temperature in generate does not change the answers to MT-Bench's questions.
         job = lineage(tmp_path, "second", data, models[0], endpoint.url, generate={"temperature": 0.5})
         second = run_mt_bench(job)
-        assert len(endpoint.asked) == GRADES
+        assert len(endpoint.requests) == GRADES
         assert rows_of(first, "verdicts") == rows_of(second, "verdicts")
         assert first.scores == second.scores
         run_mt_bench(lineage(tmp_path, "third", data, models[1], endpoint.url))
-        assert len(endpoint.asked) == 2 * GRADES
+        assert len(endpoint.requests) == 2 * GRADES
     assert verdicts_folder(job).parent == tmp_path / ".verdicts"
 
 
@@ -48,12 +48,12 @@ def test_another_comparison_requests_only_its_own_verdicts(tmp_path, data, model
     with serving(choosing_judge(lambda _a, _b: "A")) as endpoint:
         base = run_mt_bench(lineage(tmp_path, "base", data, models[0], endpoint.url))
         run_mt_bench(lineage(tmp_path, "alone", data, models[1], endpoint.url, t=1))
-        requests_before = len(endpoint.asked)
+        requests_before = len(endpoint.requests)
         run_mt_bench(
             lineage(tmp_path, "pairs", data, models[1], endpoint.url, t=1, base=base, config={"pairwise": ("base",)})
         )
-        assert len(endpoint.asked) == requests_before + 2 * GRADES
-        assert all("assistant B" in str(body["messages"]) for body in endpoint.asked[requests_before:])
+        assert len(endpoint.requests) == requests_before + 2 * GRADES
+        assert all("assistant B" in str(body["messages"]) for body in endpoint.requests[requests_before:])
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_another_judge_gets_all_requests_again(tmp_path, data, models, other):
     with serving(grade_by_question) as endpoint:
         run_mt_bench(lineage(tmp_path, "first", data, models[0], endpoint.url))
         run_mt_bench(lineage(tmp_path, "second", data, models[0], endpoint.url, judge=other))
-    assert len(endpoint.asked) == 2 * GRADES
+    assert len(endpoint.requests) == 2 * GRADES
 
 
 def test_another_key_or_speed_is_the_same_judge_and_the_key_is_not_kept(tmp_path, data, models, monkeypatch):
@@ -71,7 +71,7 @@ def test_another_key_or_speed_is_the_same_judge_and_the_key_is_not_kept(tmp_path
     with serving(grade_by_question) as endpoint:
         run_mt_bench(lineage(tmp_path, "first", data, models[0], endpoint.url, judge={"api_key_env": "THEIR_KEY"}))
         run_mt_bench(lineage(tmp_path, "second", data, models[0], endpoint.url, judge={"speed": {"parallel": 1}}))
-    assert len(endpoint.asked) == GRADES
+    assert len(endpoint.requests) == GRADES
     assert endpoint.keys == {"Bearer sk-secret"}
     texts = [path.read_bytes() for path in (tmp_path / ".verdicts").rglob("*") if path.is_file()]
     assert any(b"So. [[" in text for text in texts)
@@ -83,7 +83,7 @@ def test_two_lineages_at_the_same_time_request_each_verdict_once(tmp_path, data,
         jobs = [lineage(tmp_path, name, data, models[0], endpoint.url) for name in ("first", "second")]
         with ThreadPoolExecutor(2) as pool:
             first, second = pool.map(run_mt_bench, jobs)
-    assert len(endpoint.asked) == GRADES
+    assert len(endpoint.requests) == GRADES
     assert first.scores == second.scores
 
 

@@ -52,19 +52,19 @@ Tasks = Mapping[str, ParityTask]
 
 def write_plain(tasks: Tasks, folder: Path) -> None:
     """Rows as `evaluate.lm_eval.local_data` has them."""
-    for asked in tasks.values():
-        for rows in asked.rows:
+    for task in tasks.values():
+        for rows in task.rows:
             with (folder / f"{rows.file}.jsonl").open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows.plain)
 
 
 def write_hub(tasks: Tasks, folder: Path) -> None:
     """Rows as data sets of the hub's shape, and lm-eval's own definitions with no change but where those lie."""
-    for name, asked in tasks.items():
-        path = local_tasks.definitions() / f"{asked.definition}.yaml"
+    for name, task in tasks.items():
+        path = local_tasks.definitions() / f"{task.definition}.yaml"
         data = folder / "data" / name
         write_data_set(
-            data, {plain_setting(path, "dataset_name") or "default": {rows.split: rows.hub for rows in asked.rows}}
+            data, {plain_setting(path, "dataset_name") or "default": {rows.split: rows.hub for rows in task.rows}}
         )
         where = {"dataset_path": str(data), "dataset_kwargs": {"cache_dir": str(folder / "cache")}}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({"include": str(path), **where}))
@@ -89,13 +89,13 @@ def write_data_set(folder: Path, parts: Mapping[str, Mapping[str, list[dict]]]) 
 
 def plain_setting(path: Path, key: str) -> str | None:
     """A plain setting of a definition or of what it includes."""
-    found: dict[str, str] = {}
+    settings: dict[str, str] = {}
     for line in path.read_text().splitlines():
         name, _, value = line.partition(":")
-        found[name.strip().strip('"')] = value.strip().strip('"')
-    if key in found:
-        return None if found[key] == "null" else found[key]
-    return plain_setting(path.parent / found["include"], key) if "include" in found else None
+        settings[name.strip().strip('"')] = value.strip().strip('"')
+    if key in settings:
+        return None if settings[key] == "null" else settings[key]
+    return plain_setting(path.parent / settings["include"], key) if "include" in settings else None
 
 
 def save_ending_model(first: Path, folder: Path, context: int = 6000) -> Path:
@@ -117,7 +117,7 @@ def task_names(tasks: Iterable[str]) -> list[str]:
 def score_local(tasks: Tasks, folder: Path, model: Path) -> EvalReport:
     """The report on the local form of all tasks."""
     write_plain(tasks, folder)
-    shots = {group: asked.shots for name, asked in tasks.items() for group in task_names([name])}
+    shots = {group: task.shots for name, task in tasks.items() for group in task_names([name])}
     config = BenchmarkConfig(
         suite="lm-eval",
         tasks=[BenchmarkTask(name=name, num_fewshot=count) for name, count in shots.items()],
@@ -131,12 +131,12 @@ def score_local(tasks: Tasks, folder: Path, model: Path) -> EvalReport:
 def score_with_lm_eval(tasks: Tasks, folder: Path, model: Path) -> dict[str, dict]:
     """What lm-eval itself gives for its own tasks: `results` and `samples`."""
     write_hub(tasks, folder)
-    found: dict[str, dict] = {"results": {}, "samples": {}}
+    merged: dict[str, dict] = {"results": {}, "samples": {}}
     network = HFLM(pretrained=load_model(model, CPU), tokenizer=load_tokenizer(model, CPU), batch_size=4)
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     by_shots: dict[int | None, list[str]] = {}
-    for name, asked in tasks.items():
-        by_shots.setdefault(asked.shots, []).append(name)
+    for name, task in tasks.items():
+        by_shots.setdefault(task.shots, []).append(name)
     for shots, names in by_shots.items():
         results = simple_evaluate(
             model=network,
@@ -145,9 +145,9 @@ def score_with_lm_eval(tasks: Tasks, folder: Path, model: Path) -> dict[str, dic
             task_manager=manager,
             bootstrap_iters=1000,
         )
-        for part, values in found.items():
+        for part, values in merged.items():
             values |= results[part]
-    return found
+    return merged
 
 
 def local_samples(report: EvalReport, task: str) -> dict[int, dict]:
@@ -156,11 +156,11 @@ def local_samples(report: EvalReport, task: str) -> dict[int, dict]:
     return {int(row["item"]): row for row in rows}
 
 
-def assert_same_items(mine: Mapping[int, Mapping], samples: Iterable[Mapping]) -> None:
+def assert_same_items(local_rows: Mapping[int, Mapping], samples: Iterable[Mapping]) -> None:
     """Our samples by item say what lm-eval's do: the same requests, answers and values."""
-    assert len(mine) == len({sample["doc_id"] for sample in samples}) >= 1
+    assert len(local_rows) == len({sample["doc_id"] for sample in samples}) >= 1
     for sample in samples:
-        row = mine[sample["doc_id"]]
+        row = local_rows[sample["doc_id"]]
         choices = row["choices"] or [""]
         requests = [request[0] + (request[1] if row["choices"] else "") for request in sample["arguments"]]
         assert [row["prompt"] + choice for choice in choices] == requests
@@ -169,8 +169,8 @@ def assert_same_items(mine: Mapping[int, Mapping], samples: Iterable[Mapping]) -
         else:
             assert row["answer"] == sample["resps"][0][0]
         suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"
-        said = json.loads(row["scores"])
+        scores = json.loads(row["scores"])
         for key in sample["metrics"]:
-            assert said[key + suffix] == (
+            assert scores[key + suffix] == (
                 sample[key] if isinstance(sample[key], list) else pytest.approx(sample[key], abs=1e-6)
             )

@@ -65,15 +65,15 @@ def report(folder: Path, model: str, values: Sequence[float], answer: str = "yes
     n = len(values)
     stderr = float(np.std(values, ddof=1) / np.sqrt(n))
     items = {"task": ["heldout_nll"] * n, "item": [str(i) for i in range(n)], "value": [float(v) for v in values]}
-    said = min(n, len(PROMPTS))
+    answered = min(n, len(PROMPTS))
     held_out = {
-        "id": [str(i) for i in range(said)],
-        "prompt": [PROMPTS[i % len(PROMPTS)] for i in range(said)],
-        "real": ["a human said so"] * said,
-        "generated": [f"{answer} {i}" for i in range(said)],
-        "real_ids": [[5, 6, 0]] * said,
-        "generated_ids": [[7, i] for i in range(said)],
-        "finish_reason": ["stop", *["length"] * (said - 1)],
+        "id": [str(i) for i in range(answered)],
+        "prompt": [PROMPTS[i % len(PROMPTS)] for i in range(answered)],
+        "real": ["a human said so"] * answered,
+        "generated": [f"{answer} {i}" for i in range(answered)],
+        "real_ids": [[5, 6, 0]] * answered,
+        "generated_ids": [[7, i] for i in range(answered)],
+        "finish_reason": ["stop", *["length"] * (answered - 1)],
     }
     nll = Score(value=float(np.mean(values)), stderr=stderr, n=n, higher_is_better=False)
     fields = {
@@ -145,10 +145,10 @@ def build_lineage(
         lineage = start_lineage(runs, name, demo_config(*sets))
     untrained = phase_jobs.base_job(lineage)
     init = publish(untrained.output, untrained, {"model.safetensors": b"none"}, {"t": 0, "parent": None}, ModelVersion)
-    rows, asked = prompt_columns(["one", "two"]), prompt_columns(PROMPTS)
+    rows, held_out_rows = prompt_columns(["one", "two"]), prompt_columns(PROMPTS)
     job = phase_jobs.prompts_job(lineage, init)
     counts = {"source": "demo", "revision": None, "rows": 2, "held_out": 4, "drops": {"too long": 1}}
-    prompts = publish(job.output, job, {"train.parquet": rows, "held_out.parquet": asked}, counts, PromptSet)
+    prompts = publish(job.output, job, {"train.parquet": rows, "held_out.parquet": held_out_rows}, counts, PromptSet)
     sft = phase_jobs.sft_job(lineage, init, prompts)
     opponent = publish(sft.weights, sft, {"model.safetensors": b"zero"}, {"t": 0, "parent": None}, ModelVersion)
     accuracy = Score(value=0.75, stderr=0.02, n=4, higher_is_better=None)
@@ -157,18 +157,18 @@ def build_lineage(
     for t in range(len(nlls) - 1):
         job = phase_jobs.generate_job(lineage, t, opponent, prompts)
         fields = {"t": t, "opponent": opponent.digest, "rows": 2, "shards": 1, "tokens": 20}
-        said = {
+        answers = {
             "id": ["0", "1"],
             "response": [f"{t}", "b"],
             "response_ids": [[4], [5] * 19],
             "finish_reason": ["length", "stop"],
         }
-        found = answer_statistics(pa.table(rows), pa.table(said))
+        statistics = answer_statistics(pa.table(rows), pa.table(answers))
         generations = publish(
             job.output,
             job,
-            {"shard-00000.parquet": said},
-            {**fields, "finish_reasons": {"stop": 1, "length": 1}, "statistics": dump(found)},
+            {"shard-00000.parquet": answers},
+            {**fields, "finish_reasons": {"stop": 1, "length": 1}, "statistics": dump(statistics)},
             GenerationBatch,
         )
         job = phase_jobs.pairs_job(lineage, t, prompts, generations, previous)
@@ -213,7 +213,7 @@ def build_lineage(
         reports[t + 1] = (report(folder, player.digest, nlls[t + 1], f"late {t}", reward_accuracy=accuracy),)
         best = gate.best(lineage.config, reports, t)
         decision = gate.decide(lineage.config, candidate=(t + 1, reports[t + 1]), best=best)
-        made = history.IterationArtifacts(
+        artifacts_of_iteration = history.IterationArtifacts(
             prompts=prompts,
             opponent=opponent,
             generations=generations,
@@ -224,7 +224,7 @@ def build_lineage(
             evaluations=reports[t + 1],
             gate=decision,
         )
-        history.record_iteration(lineage, t, made)
+        history.record_iteration(lineage, t, artifacts_of_iteration)
         opponent, previous = player, generations
     board.save(lineage)
     return lineage

@@ -35,12 +35,12 @@ class Endpoint:
     """Of a request's body, and how often this very conversation came before."""
     models: list[str] | None = field(default_factory=lambda: ["tiny-judge", "other"])
     key: str | None = None
-    asked: list[dict[str, Any]] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
     answered: list[str] = field(default_factory=list)
     """Conversations that were answered with 200, and read to the end by the client."""
     keys: set[str] = field(default_factory=set)
-    flying: int = 0
-    most_flying: int = 0
+    in_flight: int = 0
+    most_in_flight: int = 0
 
 
 @contextlib.contextmanager
@@ -67,17 +67,17 @@ def serving(reply: Callable[[dict[str, Any], int], Reply] | None = None, port: i
             if self.path != "/v1/chat/completions":
                 self.send(404, {"error": {"message": "Not Found"}})
                 return
-            said = json.dumps(body["messages"])
+            conversation = json.dumps(body["messages"])
             with lock:
-                before = sum(one["messages"] == body["messages"] for one in endpoint.asked)
-                endpoint.asked.append(body)
+                before = sum(request["messages"] == body["messages"] for request in endpoint.requests)
+                endpoint.requests.append(body)
                 endpoint.keys.add(self.headers["authorization"])
-                endpoint.flying += 1
-                endpoint.most_flying = max(endpoint.most_flying, endpoint.flying)
+                endpoint.in_flight += 1
+                endpoint.most_in_flight = max(endpoint.most_in_flight, endpoint.in_flight)
             answer = endpoint.reply(body, before)
             time.sleep(answer.seconds)
             with lock:
-                endpoint.flying -= 1
+                endpoint.in_flight -= 1
             if answer.raw is not None:
                 self.send(answer.status, answer.raw, answer.headers)
             elif answer.status != 200:
@@ -85,7 +85,7 @@ def serving(reply: Callable[[dict[str, Any], int], Reply] | None = None, port: i
             else:
                 self.send(200, completion(body, answer))
                 with lock:
-                    endpoint.answered.append(said)
+                    endpoint.answered.append(conversation)
 
         def refused(self) -> bool:
             given = self.headers["authorization"]

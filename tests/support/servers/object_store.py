@@ -51,8 +51,8 @@ def address(log: Path) -> str:
     """The address on which the server listens, from its log."""
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline:
-        if found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text()):
-            return found[0]
+        if match := re.search(r"http://127\.0\.0\.1:\d+", log.read_text()):
+            return match[0]
         time.sleep(0.05)
     raise AssertionError(f"the server did not start: {log.read_text()}")
 

@@ -47,7 +47,7 @@ class Ui:
         """Leave the page: a run's page redraws its graph all the time, which takes a core where there is no GPU."""
         self.page.goto("about:blank")
 
-    def shown(self, locator: Locator) -> Locator:
+    def wait_until_visible(self, locator: Locator) -> Locator:
         """The same locator, once it is visible. Reloads the page until then, since not all of it updates itself."""
 
         def is_there() -> bool:
@@ -86,10 +86,10 @@ class Ui:
         self.field(name).locator("fieldset button").first.click()
         options = self.page.get_by_role("option")
         expect(options.first).to_be_visible()
-        found = options.all_inner_texts()
+        texts = options.all_inner_texts()
         self.page.keyboard.press("Escape")
         expect(options).to_have_count(0)
-        return found
+        return texts
 
     def choose(self, name: str, choice: str) -> None:
         """Choose from a field's drop-down."""
@@ -143,7 +143,7 @@ class Ui:
         wait_for(lambda: self.answered("/create_flow_run", self.submit))
         expect(self.page.get_by_role("tab", name="Upcoming")).to_be_visible()
         runs = self.page.get_by_role("tabpanel").get_by_role("listitem").filter(has_text="Running")
-        self.shown(runs.get_by_role("link", name=name)).first.click()
+        self.wait_until_visible(runs.get_by_role("link", name=name)).first.click()
         expect(self.page.get_by_role("tab", name="Task Runs")).to_be_visible()
         return self.up.ask("GET", f"/flow_runs/{urlsplit(self.page.url).path.rpartition('/')[2]}")
 
@@ -177,7 +177,9 @@ class Ui:
         def has() -> bool:
             drawn = Image.open(io.BytesIO(self.page.locator("canvas").first.screenshot())).convert("RGB")
             counts = drawn.getcolors(drawn.width * drawn.height) or []
-            return sum(n for n, one in counts if max(abs(a - b) for a, b in zip(one, colour, strict=True)) < 16) > 100
+            return (
+                sum(n for n, pixel in counts if max(abs(a - b) for a, b in zip(pixel, colour, strict=True)) < 16) > 100
+            )
 
         return has
 
@@ -192,8 +194,8 @@ class Ui:
 
     def pictures(self) -> dict[str, int]:
         """The width of each picture of a page, by its alternative text; 0 if it has not loaded."""
-        found = self.page.locator("main img[alt]:not([alt=''])").all()
-        return {str(one.get_attribute("alt")): int(one.evaluate("one => one.naturalWidth")) for one in found}
+        images = self.page.locator("main img[alt]:not([alt=''])").all()
+        return {str(image.get_attribute("alt")): int(image.evaluate("one => one.naturalWidth")) for image in images}
 
     def sideways(self) -> int:
         """By how many pixels the page is wider than the window."""

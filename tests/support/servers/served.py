@@ -151,12 +151,12 @@ class Up:
 
     def history(self, run: Any) -> list[str]:
         """The names of all states that a run has had, in order."""
-        return [one["name"] for one in self.ask("GET", f"/flow_run_states/?flow_run_id={run['id']}")]
+        return [state["name"] for state in self.ask("GET", f"/flow_run_states/?flow_run_id={run['id']}")]
 
     def tasks(self, run: Any) -> dict[str, str]:
         """The state of each task run, by name, as it was last."""
         query = {"flow_runs": {"id": {"any_": [run["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
-        return {one["name"]: one["state_name"] for one in self.ask("POST", "/task_runs/filter", query)}
+        return {task["name"]: task["state_name"] for task in self.ask("POST", "/task_runs/filter", query)}
 
     def artifacts(self, key: str) -> list[Any]:
         """All versions of an artifact, the newest first."""
@@ -192,7 +192,7 @@ def stamps(root: Path) -> dict[str, int]:
 
 def board(root: Path) -> Any:
     """A lineage's leaderboard, without its path and its costs."""
-    found = json.loads((root / "leaderboard.json").read_text().replace(str(root.parent), ""))
-    for row in found["rows"]:
+    leaderboard = json.loads((root / "leaderboard.json").read_text().replace(str(root.parent), ""))
+    for row in leaderboard["rows"]:
         row["costs"] = None
-    return found
+    return leaderboard

@@ -40,8 +40,8 @@ def wait_for(condition: Callable[[], T], alive: Callable[[], None] = lambda: Non
 def compose(variables: Mapping[str, str]) -> Any:
     """The file with its variables filled in; `KeyError` with the name of a required variable that has no value."""
 
-    def value(found: re.Match[str]) -> str:
-        name, sign, rest = found.groups()
+    def value(match: re.Match[str]) -> str:
+        name, sign, rest = match.groups()
         if given := variables.get(name, ""):
             return given
         if sign == ":?" or sign is None:
@@ -121,9 +121,9 @@ class Stack:
     def end(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
         """End a service and all that it has started."""
         process = self.running.pop(name)
-        for one in (number, signal.SIGKILL):
+        for signal_number in (number, signal.SIGKILL):
             try:
-                os.killpg(process.pid, one)
+                os.killpg(process.pid, signal_number)
                 process.wait(20)
             except (ProcessLookupError, subprocess.TimeoutExpired):
                 continue

@@ -104,14 +104,14 @@ def test_a_win_rate_stands_with_its_own_interval(tmp_path, monkeypatch):
     lineage = build_lineage(tmp_path, "won")
     rate = Score(value=0.525, stderr=0.05, n=80, interval=(0.4169, 0.6308))
     report(lineage.eval_folder(0) / "mt-bench", "m", NLLS[0], **{"mt-bench/against-human": rate})
-    told = {
+    outputs = {
         form: CliRunner().invoke(main, ["leaderboard", "won", form, "--runs", str(tmp_path)]).stdout
         for form in ("--all", "--csv", "--json")
     }
-    assert "0.53 [0.42, 0.63]" in told["--all"]
-    (row,) = (row for row in csv.DictReader(io.StringIO(told["--csv"])) if row["task"].endswith("human"))
+    assert "0.53 [0.42, 0.63]" in outputs["--all"]
+    (row,) = (row for row in csv.DictReader(io.StringIO(outputs["--csv"])) if row["task"].endswith("human"))
     assert (row["low"], row["high"]) == ("0.4169", "0.6308")
-    assert json.loads(told["--json"])["rows"][0]["scores"]["mt-bench/against-human"]["interval"] == [0.4169, 0.6308]
+    assert json.loads(outputs["--json"])["rows"][0]["scores"]["mt-bench/against-human"]["interval"] == [0.4169, 0.6308]
 
 
 def test_the_gates_choice_is_marked(shown):
@@ -122,8 +122,8 @@ def test_the_gates_choice_is_marked(shown):
 def test_differences_are_told_against_both_versions(shown):
     lines = [line.split() for line in shown("suited", "--differences").splitlines() if line.startswith(" heldout nll")]
     assert [line[3] for line in lines] == ["θ_1", "θ_2", "θ_2"]
-    told = [next(word for word in line if word[0] in "+-") for line in lines]
-    assert told == ["-0.500", "+0.500", "+0"]
+    differences = [next(word for word in line if word[0] in "+-") for line in lines]
+    assert differences == ["-0.500", "+0.500", "+0"]
     # Differences of -.5, -.6, -.4 and -.5: the interval leaves out 0.
     assert lines[0][-1].endswith("]*")
 

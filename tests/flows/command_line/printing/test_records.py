@@ -8,5 +8,5 @@ def test_a_shown_iteration_says_that_memory_ran_out_while_it_answered(lineage):
     rows = dict(answer_rows(batch))
     assert "  memory" not in rows
     assert rows["answers"].startswith(f"{batch.statistics.generated.responses} answers, {batch.tokens} tokens")
-    told = dict(answer_rows(batch.model_copy(update={"smallest_batch": 8})))
-    assert told["  memory"] == "ran out; continued with 8 prompts at a time at the least"
+    halved = dict(answer_rows(batch.model_copy(update={"smallest_batch": 8})))
+    assert halved["  memory"] == "ran out; continued with 8 prompts at a time at the least"

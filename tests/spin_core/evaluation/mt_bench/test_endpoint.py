@@ -30,7 +30,7 @@ def test_requests_have_the_configured_settings(tmp_path, monkeypatch):
         request_verdicts(
             tmp_path, endpoint.url, verdict_requests(2)[1:], api_key_env="MY_KEY", max_tokens=None, temperature=None
         )
-    first, second = endpoint.asked
+    first, second = endpoint.requests
     assert first == {
         "model": "tiny-judge",
         "messages": verdict_requests(1)[0].messages,
@@ -82,7 +82,7 @@ def test_a_wrong_key_is_an_error_at_once_and_never_shown(monkeypatch, caplog):
                 call(JudgeEndpoint(judge_config(endpoint.url, api_key_env="MY_KEY")))
             assert "sk-wrong" not in str(refused.value)
     assert "sk-wrong" not in caplog.text
-    assert endpoint.asked == []
+    assert endpoint.requests == []
 
 
 def test_a_key_that_an_endpoint_quotes_is_left_out(tmp_path, monkeypatch):
@@ -155,4 +155,4 @@ def test_an_account_without_quota_is_an_error_at_once():
         pytest.raises(ConfigError, match="no quota left"),
     ):
         JudgeEndpoint(judge_config(endpoint.url)).complete(verdict_requests(1)[0].messages)
-    assert len(endpoint.asked) == 1
+    assert len(endpoint.requests) == 1

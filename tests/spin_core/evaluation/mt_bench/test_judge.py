@@ -27,7 +27,7 @@ def test_as_many_requests_are_in_flight_as_configured(tmp_path):
 
     with serving(reply) as endpoint:
         rows = request_verdicts(tmp_path, endpoint.url, verdict_requests(16))
-    assert endpoint.most_flying == 8
+    assert endpoint.most_in_flight == 8
     assert [row["value"] for row in rows] == [7.0] * 16
     assert rows[0]["reply"] == "It is fair. [[7]]"
     assert (rows[0]["prompt_tokens"], rows[0]["completion_tokens"], rows[0]["asked"]) == (11, 5, 1)
@@ -36,7 +36,7 @@ def test_as_many_requests_are_in_flight_as_configured(tmp_path):
 def test_equal_requests_are_sent_once(tmp_path):
     with serving() as endpoint:
         request_verdicts(tmp_path, endpoint.url, [*verdict_requests(3), *verdict_requests(3)])
-    assert len(endpoint.asked) == 3
+    assert len(endpoint.requests) == 3
 
 
 @pytest.mark.parametrize(("kind", "good"), [(SINGLE, "[[4]]"), (PAIR, "[[B]]")])
@@ -48,7 +48,7 @@ def test_a_reply_without_a_verdict_is_asked_again_with_a_reminder(tmp_path, kind
     with serving(reply) as endpoint:
         (row,) = request_verdicts(tmp_path, endpoint.url, verdict_requests(1, kind))
     assert (row["value"], row["asked"], row["fault"]) == (4.0 if kind == SINGLE else "B", 2, "")
-    assert endpoint.asked[1]["messages"][:2] == [
+    assert endpoint.requests[1]["messages"][:2] == [
         *verdict_requests(1)[0].messages,
         {"role": "assistant", "content": "Let me think."},
     ]
@@ -74,7 +74,7 @@ def test_a_judge_without_a_readable_verdict_is_recorded_and_not_asked_again(tmp_
         for _ in range(2):
             (row,) = request_verdicts(tmp_path, endpoint.url, verdict_requests(1))
     assert (row["value"], row["fault"], row["asked"], row["reply"]) == (None, "unreadable", 3, "ten out of ten")
-    assert len(endpoint.asked) == 3
+    assert len(endpoint.requests) == 3
 
 
 def test_an_item_that_is_too_long_for_the_judge_has_no_verdict_and_ends_nothing(tmp_path):
@@ -119,7 +119,7 @@ def test_a_request_to_stop_keeps_the_verdicts_in_flight(tmp_path):
         assert 6 <= kept == len(endpoint.answered) < 40
         endpoint.reply = lambda _body, _before: Reply()
         request_verdicts(tmp_path, endpoint.url, verdict_requests(40))
-    assert len(endpoint.asked) == 40
+    assert len(endpoint.requests) == 40
 
 
 def refusing(*numbers, reply=None):
@@ -171,7 +171,7 @@ def test_a_judge_that_refuses_everything_is_an_error_in_one_line_and_not_asked_f
     # The flow knows errors by their names in `errors`, so it must be exactly this class.
     assert type(refused.value) is ConfigError
     assert "\n" not in str(refused.value)
-    assert len(endpoint.asked) <= REFUSALS + 4
+    assert len(endpoint.requests) <= REFUSALS + 4
     assert kept(tmp_path) == []
 
 

@@ -40,14 +40,14 @@ def test_a_transient_failure_is_tried_again(tmp_path, fault):
     with serving(replies_in_order(fault, fault, Reply())) as endpoint:
         (row,) = request_verdicts(tmp_path, endpoint.url, verdict_requests(1))
     assert row["value"] == 7
-    assert len(endpoint.asked) == 3
+    assert len(endpoint.requests) == 3
 
 
 def test_an_answer_that_takes_too_long_is_requested_again(tmp_path):
     with serving(replies_in_order(Reply(seconds=1.5), Reply())) as endpoint:
         (row,) = request_verdicts(tmp_path, endpoint.url, verdict_requests(1), speed={"timeout_seconds": 0.4})
     assert row["value"] == 7
-    assert len(endpoint.asked) == 2
+    assert len(endpoint.requests) == 2
 
 
 def test_each_pause_is_twice_the_one_before_up_to_a_limit(tmp_path, monkeypatch):
@@ -75,7 +75,7 @@ def test_a_rate_limit_holds_all_threads_for_as_long_as_it_asks(tmp_path):
         rows = request_verdicts(tmp_path, endpoint.url, verdict_requests(30), speed={"parallel": 4})
     assert all(row["value"] == 7 for row in rows)
     # The first four are rejected, and no other request is sent before the second is over.
-    assert len(endpoint.asked) == 30 + 4
+    assert len(endpoint.requests) == 30 + 4
     assert came[4] - came[3] >= 1
 
 
@@ -85,7 +85,7 @@ def test_an_endpoint_that_asks_for_hours_counts_as_down(tmp_path):
         pytest.raises(TryAgain, match="429 quota of the day"),
     ):
         request_verdicts(tmp_path, endpoint.url, verdict_requests(1))
-    assert len(endpoint.asked) == 1
+    assert len(endpoint.requests) == 1
 
 
 def one_a_window():
@@ -109,7 +109,7 @@ def test_waiting_for_a_rate_limit_is_not_an_attempt_and_is_not_followed_by_a_bur
         rows = request_verdicts(tmp_path, endpoint.url, verdict_requests(8), speed={"retries": 2, "parallel": 8})
     assert [row["value"] for row in rows] == [7] * 8
     # Seven are rejected at first. If all came back at once, six would be next, then five: 28.
-    assert len(endpoint.asked) - 8 < 22
+    assert len(endpoint.requests) - 8 < 22
 
 
 def test_held_threads_come_back_one_after_the_other(tmp_path):
@@ -137,7 +137,7 @@ def test_a_rate_limit_that_rejects_everything_is_not_waited_for_forever(tmp_path
         pytest.raises(TryAgain, match=r"429 slow down; no request was answered for \d s"),
     ):
         request_verdicts(tmp_path, endpoint.url, verdict_requests(1), speed={"retries": 2})
-    assert 3 <= len(endpoint.asked) <= 7
+    assert 3 <= len(endpoint.requests) <= 7
 
 
 def test_a_rate_limit_without_retry_after_is_an_attempt_unless_others_are_answered(tmp_path, monkeypatch):
@@ -163,4 +163,4 @@ def test_a_given_number_of_attempts_is_not_extended_by_a_rate_limit():
             client.request(
                 lambda: client.client.chat.completions.create(model="tiny-judge", messages=messages), attempts=1
             )
-    assert len(endpoint.asked) == 1
+    assert len(endpoint.requests) == 1
