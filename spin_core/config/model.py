@@ -1,11 +1,14 @@
 """Settings of the model: θ_0, its training if a recipe has its own model, and how prompts are written for it."""
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from spin_core.config.base import Frozen, Location
 from spin_core.config.train import SftTrainConfig
+
+_OWN_VARIABLES = {"messages", "tools", "add_generation_prompt"}
+"""What a chat template is always given."""
 
 
 class ModelConfig(Frozen):
@@ -50,6 +53,26 @@ class ChatConfig(Frozen):
 
     add_bos: bool = True
     """With `plain` and `format`: begin with the tokenizer's BOS token, if it has one."""
+
+    template_kwargs: dict[str, Any] = {}
+    """Switches of the tokenizer's chat template, like `{"enable_thinking": false}`. Set `enable_thinking` to true where
+    the responses have thoughts: prompts without a response, such as MT-Bench's, then ask for them too."""
+
+    @model_validator(mode="after")
+    def _switches_are_usable(self) -> Self:
+        if self.template_kwargs and self.template != "tokenizer":
+            raise ValueError(f"template_kwargs are for the tokenizer's template, and chat.template is {self.template}")
+        if own := _OWN_VARIABLES & self.template_kwargs.keys():
+            raise ValueError(f"template_kwargs cannot set {', '.join(sorted(own))}: it is given to every template")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Left out while it is empty, so that it is not a part of older identities.
+        values: dict[str, Any] = serialize(self)
+        if not self.template_kwargs:
+            values.pop("template_kwargs", None)
+        return values
 
 
 class SftConfig(Frozen):

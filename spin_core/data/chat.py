@@ -6,52 +6,40 @@ One conversation is written as
     ------------------------------  ------------------------------
     turns, header of the answer  |  lead, text, end of turn
 
-and both parts are found by asking the template itself. The prompt is what the template writes for generation. The
-response is tokenised in context, as what follows the prompt's tokens in the tokens of the whole. Where a token would
-straddle the border (which happens only in bare text), the response is tokenised by itself, because generation cannot
-take back a prompt's last token. So training sees prompt ids + response ids, and generation begins after the prompt ids.
-The tokenizer adds nothing: there is a BOS where the template writes one, or where `chat.add_bos` asks for one.
+and both parts are what the template writes for this very conversation: the prompt is what it writes for generation,
+and the response is what follows the prompt when the template writes the answered conversation, up to the end of turn.
+So a response has its thoughts where the template writes them. Where the prompt is not the beginning of the whole,
+generation and training would see different prompts, and the conversation is refused.
+
+The response is tokenised in context, as what follows the prompt's tokens in the tokens of the whole. Where a token
+would straddle the border (which happens only in bare text), the response is tokenised by itself, because generation
+cannot take back a prompt's last token. So training sees prompt ids + response ids, and generation begins after the
+prompt ids. The tokenizer adds nothing: there is a BOS where the template writes one, or where `chat.add_bos` asks for
+one.
 
 `Renderer.encode` is the way from conversations to token ids, and `decode_responses` the way back.
 """
 
 import re
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
-
-from jinja2 import TemplateError
 
 from spin_core.config.model import ChatConfig
 from spin_core.data.formats.tools import Tools, ToolSupport
 from spin_core.data.formats.values import Row
+from spin_core.data.templates.chat_template import ChatTemplate, Input, Rendering, ending, thoughts_in
+from spin_core.data.templates.frame import ANSWER, Frame, bare_frame, find_frame
 from spin_core.errors import ConfigError, DataError, ModelError
+
+FinishReason = Literal["stop", "length"]
 
 Message = Row
 """One turn: `role` (system, user, assistant, tool), `content`, which is text, and other keys that a template may write,
 such as `tool_calls`."""
 
-FinishReason = Literal["stop", "length"]
-
-# Templates that write today's date would give other token ids tomorrow. Llama 3's own default stands in for it.
-_FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
-
-_ANSWER = "sentinel answer"
-"""A text to recognise again in what a template writes."""
-
-
-class Frame(NamedTuple):
-    """What is written around the text of a response."""
-
-    header: str
-    """What the template writes before an answer, beyond its own generation prompt. It belongs to the prompt."""
-    lead: str
-    """White space that the template puts before the text. It belongs to the response."""
-    closing: str
-    """What follows the text, up to and including the end of turn."""
-    end_of_turn: str
-    trims: bool
-    """The template strips white space around the text."""
+_THINKING = ("enable_thinking", "thinking")
+"""Switches of templates that ask for thoughts."""
 
 
 class Encoded(NamedTuple):
@@ -67,6 +55,23 @@ class Encoded(NamedTuple):
     """At most `cap` tokens, the end of turn among them."""
     finish_reason: FinishReason
     """`stop`: the ids end in the end of turn. `length`: they were cut, and have none."""
+    refused: str = ""
+    """Why the conversation cannot be used, as a reason to count it under; prompt and response are empty then."""
+    detail: str = ""
+    """What the template says about it."""
+    lacks_thought: bool = False
+    """The template leaves the response's thoughts out."""
+
+
+class _Texts(NamedTuple):
+    """A prompt and what follows it."""
+
+    prompt: str
+    tail: str
+    response: str
+    """The tail without what the frame adds to it."""
+    refused: str = ""
+    detail: str = ""
 
 
 class Renderer:
@@ -82,7 +87,7 @@ class Renderer:
         self.tokenizer, self.config = tokenizer, config
         if config.template == "format" and "{prompt}" not in config.format:
             raise ConfigError(f"chat.format is {config.format!r}: write {{prompt}} where the prompt goes")
-        self._template = _template_source(tokenizer) if config.template == "tokenizer" else ""
+        self._template = None if config.template != "tokenizer" else ChatTemplate.of(tokenizer, config.template_kwargs)
         self.frame = self._find_frame()
         self.end_of_turn_id: int = tokenizer.convert_tokens_to_ids(self.frame.end_of_turn)
         if self._tokenise([self.frame.closing])[0][-1:] != [self.end_of_turn_id]:
@@ -94,25 +99,26 @@ class Renderer:
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(i for i in (self.end_of_turn_id, eos) if i is not None))
         """Tokens that end a response: the end of turn, and the tokenizer's EOS if that is another token."""
 
-    def _prepare(self, messages: Sequence[Message]) -> list[Message]:
-        """The turns to render: with the configured system prompt first, unless the conversation has its own.
-
-        Where the template refuses or drops a system turn, it becomes the beginning of the first user turn.
-        """
-        turns = [{**turn, "content": self.clean(turn["content"])} for turn in messages]
-        if self.config.system and turns[0]["role"] != "system":
-            turns = [{"role": "system", "content": self.config.system}, *turns]
-        if turns[0]["role"] == "system" and not self._takes_system:
-            system, first, *rest = turns
-            turns = [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
-        return self._tool_support.prepare(turns)
-
     def prompt_text(self, messages: Sequence[Message]) -> str:
-        """The rendered prompt: the text after which the model is to answer."""
-        return self._render(self._prepare(messages))
+        """The rendered prompt: the text after which the model is to answer.
+
+        Raises:
+            DataError: the template refuses the conversation.
+        """
+        turns = self._prepare(messages)
+        if self._template is None:
+            return self._render(turns)
+        text, error = self._template.render([Input(turns, True)])[0]
+        if error:
+            raise DataError(
+                f"the chat template refuses the conversation that ends in {ending(turns)!r} ({error}): "
+                "fix that row, or set chat.template to format"
+            )
+        asks_for_thoughts = any(self.config.template_kwargs.get(name) for name in _THINKING)
+        return text if asks_for_thoughts else text + self.frame.header
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt's token ids: what generation is given, and how each training sequence begins."""
+        """The prompt's token ids: what generation is given where the conversation has no response yet."""
         return self._with_bos(self._tokenise([self.prompt_text(messages)]))[0]
 
     def response_ids(self, messages: Sequence[Message], text: str, cap: int) -> tuple[list[int], FinishReason]:
@@ -123,7 +129,7 @@ class Renderer:
     def encode(
         self,
         conversations: Sequence[Sequence[Message]],
-        texts: Sequence[str],
+        responses: Sequence[str | Message],
         cap: int,
         tools: Sequence[Tools | None] | None = None,
     ) -> list[Encoded]:
@@ -131,33 +137,38 @@ class Renderer:
 
         Args:
             conversations: the turns before each response.
-            texts: the responses.
+            responses: the responses, each as text or as the assistant's turn.
             cap: responses are cut at this many tokens, the end of turn included.
             tools: the schemas of the tools in each conversation.
         """
         turns = [self._prepare(messages) for messages in conversations]
-        prompts = [self._render(*row) for row in zip(turns, tools or [None] * len(turns), strict=True)]
-        responses = [self.response_text(text) for text in texts]
-        tails = [f"{self.frame.lead}{text}{self.frame.closing}" for text in responses]
-        wholes = self._tokenise([prompt + tail for prompt, tail in zip(prompts, tails, strict=True)])
-        rows = zip(turns, prompts, self._tokenise(prompts), responses, tails, wholes, strict=True)
+        answers = [self._answer(response) for response in responses]
+        texts = self._texts(turns, answers, tools or [None] * len(turns))
+        prompts = self._tokenise([row.prompt for row in texts])
+        wholes = self._tokenise([row.prompt + row.tail for row in texts])
         encoded = []
-        for messages, prompt, prompt_ids, response, tail, whole in rows:
+        for messages, answer, row, prompt_ids, whole in zip(turns, answers, texts, prompts, wholes, strict=True):
             is_straddled = whole[: len(prompt_ids)] != prompt_ids
-            ids = self._tokenise_alone(tail) if is_straddled else whole[len(prompt_ids) :]
+            ids = self._tokenise_alone(row.tail) if is_straddled else whole[len(prompt_ids) :]
             reason: FinishReason = "stop" if len(ids) <= cap else "length"
-            encoded.append(Encoded(messages, prompt, prompt_ids, response, ids[:cap], reason))
+            lacks_thought = not row.refused and any(thought not in row.tail for thought in thoughts_in(answer))
+            encoded.append(
+                Encoded(
+                    *(messages, row.prompt, prompt_ids, row.response, ids[:cap], reason),
+                    *(row.refused, row.detail, lacks_thought),
+                )
+            )
         whole_prompts = self._with_bos([row.prompt_ids for row in encoded])
         return [row._replace(prompt_ids=ids) for row, ids in zip(encoded, whole_prompts, strict=True)]
 
     def response_text(self, text: str) -> str:
-        """A response without what the frame adds to it. Data that was rendered before may end in an end of turn."""
+        """A response without the end of turn that data may have which were rendered before."""
         text = self.clean(text)
         for token in {self.frame.end_of_turn, self.tokenizer.eos_token} - {None}:
             bare = text.rstrip()
             if bare.endswith(token):
                 text = bare.removesuffix(token)
-        return text.strip() if self.frame.trims else text
+        return text
 
     def clean(self, text: str) -> str:
         """The text; with line breaks as spaces if the tokenizer has no token for a line break."""
@@ -175,14 +186,12 @@ class Renderer:
 
     @cached_property
     def _takes_system(self) -> bool:
-        """Whether the template writes a system turn."""
-        if self.config.template != "tokenizer":
+        """Whether the template writes a system turn, and still does so once the question is answered."""
+        if self._template is None:
             return False
-        probe = [{"role": "system", "content": _ANSWER}, {"role": "user", "content": "?"}]
-        try:
-            return _ANSWER in self._apply(probe, answer=True)
-        except TemplateError:
-            return False
+        probe: list[Message] = [{"role": "system", "content": ANSWER}, {"role": "user", "content": "?"}]
+        answered: list[Message] = [*probe, {"role": "assistant", "content": "!"}]
+        return all(ANSWER in row.text for row in self._template.render([Input(probe, True), Input(answered, False)]))
 
     @cached_property
     def _knows_newline(self) -> bool:
@@ -204,19 +213,68 @@ class Renderer:
 
     @cached_property
     def _tool_support(self) -> ToolSupport:
-        writes_turns = self.config.template == "tokenizer"
-        return ToolSupport(partial(self._apply, answer=True) if writes_turns else None)
+        return ToolSupport(self._write if self._template is not None else None)
 
-    def _render(self, turns: list[Message], tools: Tools | None = None) -> str:
-        """The prompt for turns that `_prepare` returned."""
-        if self.config.template == "tokenizer":
-            try:
-                return self._apply(turns, tools, answer=True) + self.frame.header
-            except TemplateError as error:
-                raise DataError(
-                    f"the chat template refuses the conversation that ends in {turns[-1]['content'][-40:]!r} "
-                    f"({error}): fix that row, or set chat.template to format"
-                ) from error
+    def _write(self, turns: Sequence[Message], tools: Tools | None = None) -> str | None:
+        """What the template writes to have an answer; None if it refuses the conversation."""
+        assert self._template is not None
+        text, error = self._template.render([Input(turns, True, tools)])[0]
+        return None if error else text
+
+    def _prepare(self, messages: Sequence[Message]) -> list[Message]:
+        """The turns to render: with the configured system prompt first, unless the conversation has its own.
+
+        Where the template refuses or drops a system turn, it becomes the beginning of the first user turn.
+        """
+        turns = [self._clean_turn(turn) for turn in messages]
+        if self.config.system and turns[0]["role"] != "system":
+            turns = [{"role": "system", "content": self.config.system}, *turns]
+        if turns[0]["role"] == "system" and not self._takes_system:
+            system, first, *rest = turns
+            turns = [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+        return self._tool_support.prepare(turns)
+
+    def _answer(self, response: str | Message) -> Message:
+        """The assistant's turn to render."""
+        turn = self._clean_turn({"content": response} if isinstance(response, str) else response)
+        return {**turn, "role": "assistant", "content": self.response_text(turn["content"])}
+
+    def _clean_turn(self, turn: Message) -> Message:
+        return {key: self.clean(value) if isinstance(value, str) else value for key, value in turn.items()}
+
+    def _texts(
+        self, turns: Sequence[list[Message]], answers: Sequence[Message], tools: Sequence[Tools | None]
+    ) -> list[_Texts]:
+        """The texts of prompts and responses."""
+        if self._template is None:
+            prompts = [self._render(messages) for messages in turns]
+            contents = [answer["content"] for answer in answers]
+            return [
+                _Texts(prompt, text + self.frame.closing, text) for prompt, text in zip(prompts, contents, strict=True)
+            ]
+        inputs = []
+        for messages, answer, schemas in zip(turns, answers, tools, strict=True):
+            inputs += [Input(messages, True, schemas), Input([*messages, answer], False, schemas)]
+        renderings = self._template.render(inputs)
+        pairs = zip(renderings[::2], renderings[1::2], strict=True)
+        return [self._divide(prompt, whole) for prompt, whole in pairs]
+
+    def _divide(self, prompt: Rendering, whole: Rendering) -> _Texts:
+        """Divide what the template writes for an answered conversation into prompt and response."""
+        frame, error = self.frame, prompt.error or whole.error
+        if error:
+            return _Texts("", "", "", "template-refuses", error)
+        end = (frame.closing if frame.is_written else "") + frame.rest
+        before, tail = prompt.text, whole.text.removeprefix(prompt.text)
+        if not whole.text.startswith(before) or not tail.endswith(end):
+            return _Texts("", "", "", "template-differs")
+        tail = tail.removesuffix(end) + frame.closing
+        if frame.header and tail.startswith(frame.header):
+            before, tail = before + frame.header, tail.removeprefix(frame.header)
+        return _Texts(before, tail, tail.removeprefix(frame.lead).removesuffix(frame.closing))
+
+    def _render(self, turns: list[Message]) -> str:
+        """The prompt for turns that `_prepare` returned, without a template."""
         if self.config.template == "plain":
             return self.clean("\n".join(turn["content"] for turn in turns))
         written = [
@@ -227,53 +285,11 @@ class Renderer:
         ]
         return self.clean("".join(written))
 
-    def _apply(self, messages: list[Message], tools: Tools | None = None, *, answer: bool) -> str:
-        text: str = self.tokenizer.apply_chat_template(
-            messages, tools=tools, chat_template=self._template, tokenize=False, add_generation_prompt=answer
-        )
-        return text
-
     def _find_frame(self) -> Frame:
-        """Find what the template writes around a response, by rendering one whose text is known."""
-        if self.config.template != "tokenizer":
-            eos = _end_of_sequence(self.tokenizer)
-            return Frame(header="", lead="", closing=eos, end_of_turn=eos, trims=False)
-        prompt, whole = self._render_probe()
-        before, answer, after = whole.removeprefix(prompt).partition(_ANSWER)
-        if not answer:
-            raise ConfigError(
-                "the chat template leaves an assistant's turn out: set chat.template to format, or fix the template"
-            )
-        if not whole.startswith(prompt):
-            raise ConfigError(
-                f"the chat template opens an answer with {prompt[-40:]!r} but writes an answered conversation as "
-                f"{whole[:80]!r}, so that generation and training would see different prompts: "
-                "set chat.template to format, or fix the template"
-            )
-        trims = not (before.endswith("\t") and after.startswith("\t"))
-        before, after = before.removesuffix("\t"), after.removeprefix("\t")
-        # More than white space before the text, such as an empty thought, is a header: generation must not sample it.
-        header, lead = (before, "") if before.strip() else ("", before)
-        end = after.lstrip()
-        gap = after[: len(after) - len(end)]
+        if self._template is None:
+            return bare_frame(_end_of_sequence(self.tokenizer))
         tokens = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
-        end_of_turn = max((token for token in tokens if end.startswith(token)), key=len, default=None)
-        if end_of_turn is None:
-            eos = _end_of_sequence(self.tokenizer)
-            return Frame(header, lead, closing=eos, end_of_turn=eos, trims=trims)
-        return Frame(header, lead, closing=gap + end_of_turn, end_of_turn=end_of_turn, trims=trims)
-
-    def _render_probe(self) -> tuple[str, str]:
-        """What the template writes for a question to be answered, and for the same question with its answer."""
-        question = [{"role": "user", "content": "?"}]
-        # Tabs show whether white space around a response survives.
-        answered = [*question, {"role": "assistant", "content": f"\t{_ANSWER}\t"}]
-        try:
-            return self._apply(question, answer=True), self._apply(answered, answer=False)
-        except TemplateError as error:
-            raise ConfigError(
-                f"the chat template cannot write a question and its answer ({error}): set chat.template to format"
-            ) from error
+        return find_frame(self._template.render, tokens, lambda: _end_of_sequence(self.tokenizer))
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text, with nothing added."""
@@ -329,18 +345,6 @@ def decode_responses(
         text.removeprefix(prompt) if text.startswith(prompt) else bare
         for prompt, text, bare in zip(prompts, texts, alone, strict=True)
     ]
-
-
-def _template_source(tokenizer: Any) -> str:
-    """The text of the tokenizer's chat template, with a fixed date."""
-    try:
-        source: str = tokenizer.get_chat_template()
-    except ValueError as error:
-        raise ConfigError(
-            "the tokenizer has no chat template: set chat.template to plain, or to format with chat.format, "
-            "or set model.tokenizer to one that brings a template"
-        ) from error
-    return _FIXED_DATE + source if "strftime_now" in source else source
 
 
 def _end_of_sequence(tokenizer: Any) -> str:

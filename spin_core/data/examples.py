@@ -6,8 +6,9 @@ a text for the same reasons.
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,6 +19,8 @@ from spin_core.data.conversations import Conversation
 from spin_core.data.formats.tools import has_tools
 from spin_core.data.formats.values import strings_in
 from spin_core.errors import DataError
+
+log = logging.getLogger("spin_core")
 
 BATCH = 1024
 """Rows tokenised at a time."""
@@ -31,6 +34,9 @@ CURES = {
     "control-token": "take the chat format's control tokens out of the texts: they are added here",
     "text-too-short": "lower prompts.text_prompt_chars",
     "turns-out-of-order": "let user and assistant take turns, the user first",
+    "template-refuses": "give conversations that the chat template can write, or set chat.template to format",
+    "template-differs": "set chat.template_kwargs so that its prompts fit the responses (with or without thoughts), or "
+    "set chat.template to format",
     "unknown-role": "use the roles system, user, assistant and tool",
     "not-to-be-learned": "give rows with an assistant's turn whose weight is not 0",
     "tool-call": "give rows in which the assistant answers in text",
@@ -55,6 +61,49 @@ class Example(NamedTuple):
     finish_reason: str
 
 
+@dataclass
+class TemplateRemarks:
+    """How many conversations the chat template does not write as they are."""
+
+    rows: int = 0
+    refused: int = 0
+    """Conversations that the template refuses."""
+    detail: str = ""
+    """What it says about the first of them."""
+    different: int = 0
+    """Conversations that the template writes in another way when they are answered."""
+    without_thought: int = 0
+    """Responses whose thoughts the template leaves out."""
+
+    def add(self, encoded: Sequence[Encoded]) -> None:
+        """Count some more conversations."""
+        self.rows += len(encoded)
+        for row in encoded:
+            self.refused += row.refused == "template-refuses"
+            self.different += row.refused == "template-differs"
+            self.without_thought += row.lacks_thought
+            self.detail = self.detail or row.detail
+
+    def log(self, name: str) -> None:
+        """Warn of what was counted, and say what helps. `name` is the source's name."""
+        if self.refused:
+            log.warning(
+                "%s: the chat template refuses %d of %d conversations, which are dropped (%s)",
+                *(name, self.refused, self.rows, self.detail),
+            )
+        if self.different:
+            log.warning(
+                "%s: %d of %d conversations are dropped, because the chat template opens their answers in another way "
+                "than it prompts for them: %s",
+                *(name, self.different, self.rows, CURES["template-differs"]),
+            )
+        if self.without_thought:
+            log.warning(
+                "%s: the chat template leaves out the thoughts of %d of %d responses, which are trained without them",
+                *(name, self.without_thought, self.rows),
+            )
+
+
 @dataclass(frozen=True)
 class ExampleBuilder:
     """Makes examples of conversations."""
@@ -69,11 +118,14 @@ class ExampleBuilder:
     too_long: Literal["drop", "refuse"] = "drop"
     """What happens to a prompt of more than `max_prompt_tokens`."""
 
+    remarks: TemplateRemarks = field(default_factory=TemplateRemarks)
+    """What the chat template did to the conversations."""
+
     def _has_control_token(self, conversation: Conversation) -> bool:
         """Whether a text holds something that the model would read as the end or the beginning of a turn."""
         # Data that was rendered before may end in an end of turn; `response_text` takes that one away.
         response = self.renderer.response_text(conversation.response)
-        context = strings_in([*conversation.messages, conversation.tools or []])
+        context = strings_in([*conversation.messages, conversation.extra, conversation.tools or []])
         return any(self.renderer.has_control_token(text) for text in (*context, response))
 
     def fault_of(self, conversation: Conversation) -> str | None:
@@ -92,12 +144,15 @@ class ExampleBuilder:
             DataError: a prompt is too long, and `too_long` says to refuse it.
         """
         messages = [conversation.messages for conversation in conversations]
-        responses = [conversation.response for conversation in conversations]
+        responses = [{**conversation.extra, "content": conversation.response} for conversation in conversations]
         tools = [conversation.tools for conversation in conversations]
         encoded = self.renderer.encode(messages, responses, self.max_new_tokens, tools)
+        self.remarks.add(encoded)
         return [(self._example(row), self._fault(row)) for row in encoded]
 
     def _fault(self, row: Encoded) -> str | None:
+        if row.refused:
+            return row.refused
         if len(row.prompt_ids) > self.max_prompt_tokens:
             if self.too_long == "refuse":
                 raise DataError(

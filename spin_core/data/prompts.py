@@ -104,6 +104,7 @@ def load_examples(
             else:
                 drops[reason] += 1
         progress.report(min(first + BATCH, len(items)))
+    builder.remarks.log(name)
     if not examples:
         raise no_prompt_left(name, drops)
     log.info("%s: kept %d of %d rows%s", name, len(examples), len(examples) + drops.total(), list_drops(drops))

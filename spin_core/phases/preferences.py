@@ -35,6 +35,7 @@ def run(job: PreferencesJob, scratch: Path, progress: Progress) -> dict[str, Any
     builder = ExampleBuilder(Renderer(tokenizer, job.chat), job.max_prompt_tokens, job.max_new_tokens)
     held_out = set(pq.read_table(job.prompts.path / "held_out.parquet")["id"].to_pylist())
     pairs, dropped = build_pairs(items, builder, held_out, progress)
+    builder.remarks.log(name)
     drops += dropped
     if job.sample is not None:
         chosen = sample([pair["id"] for pair in pairs], job.sample, job.seed)

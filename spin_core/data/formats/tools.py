@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
-from jinja2 import TemplateError
-
 from spin_core.data.formats.values import Row, describe, parse_json, without_nulls
 from spin_core.errors import DataError
 
@@ -61,8 +59,8 @@ def has_tools(messages: Sequence[Row], tools: Tools | None) -> bool:
 class ToolSupport:
     """What a chat template writes of tools, found by asking it for texts that are recognised again."""
 
-    def __init__(self, apply: Callable[[list[Row], Tools | None], str] | None) -> None:
-        """Take the function that writes turns and schemas; None for a format without tools."""
+    def __init__(self, apply: Callable[[list[Row], Tools | None], str | None] | None) -> None:
+        """Take the function that writes turns and schemas, or returns None; None for a format without tools."""
         self._apply = apply
 
     def can_write(self, messages: list[Row], tools: Tools | None) -> bool:
@@ -104,14 +102,8 @@ class ToolSupport:
 
     def _writes(self, messages: list[Row], tools: Tools | None, texts: list[str]) -> bool:
         """Whether the template accepts turns and schemas, and writes the texts."""
-        if self._apply is None:
-            return False
-        try:
-            written = self._apply(messages, tools)
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError):
-            # A template is a program: what it does not expect, such as arguments that are text, may end it in any way.
-            return False
-        return all(text in written for text in texts)
+        written = self._apply(messages, tools) if self._apply is not None else None
+        return written is not None and all(text in written for text in texts)
 
 
 def _call_of(call: Any) -> Row:

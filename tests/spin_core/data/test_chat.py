@@ -314,7 +314,7 @@ def test_a_format_without_its_prompt_is_refused():
 
 def test_a_header_that_training_would_not_see_is_refused():
     tokenizer = tokenizer_of("chatml")
-    tokenizer.chat_template = TEMPLATES["chatml"].replace("assistant\n'", "assistant\n<think>\n'")
+    tokenizer.chat_template = TEMPLATES["chatml"].replace("assistant\n'", "assistant\n(thinks) '")
     with pytest.raises(ConfigError, match="generation and training would see different prompts"):
         Renderer(tokenizer, ChatConfig())
 
