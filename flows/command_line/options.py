@@ -38,20 +38,10 @@ def config_options(command: F) -> F:
     return click.option("--set", "sets", multiple=True, metavar="A.B=C", help="One setting; may be repeated.")(command)
 
 
-def verify_option(command: F) -> F:
-    """`--no-verify`, which phases read in their environment."""
-
-    def set_variable(_context: click.Context, _parameter: click.Parameter, value: bool) -> None:
-        if value:
-            os.environ["SPIN_VERIFY"] = "0"
-
-    return click.option(
-        "--no-verify",
-        is_flag=True,
-        expose_value=False,
-        callback=set_variable,
-        help="Do not compare what phases read with the digests in its manifests.",
-    )(command)
-
+no_verify_option = click.option(
+    "--no-verify",
+    is_flag=True,
+    help="Do not compare what phases read with the digests in its manifests.",
+)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

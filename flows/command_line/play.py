@@ -1,13 +1,14 @@
 """Commands that compute: `spin run`, `next`, `compare` and `evaluate`."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from flows.command_line.options import config_options, runs_option, verify_option
+from flows.command_line.options import config_options, no_verify_option, runs_option
 
 if TYPE_CHECKING:
     from spin_core.config.run import RunConfig
@@ -18,25 +19,33 @@ if TYPE_CHECKING:
 @click.option("--lineage", "name", help="Name of the chain of model versions; default: the recipe's name.")
 @click.option("--iterations", type=int, help="How many iterations the lineage has at the end, in total.")
 @config_options
-@verify_option
+@no_verify_option
 @runs_option
 def run(
-    recipe: str, name: str | None, iterations: int | None, file: Path | None, sets: tuple[str, ...], runs: Path
+    recipe: str,
+    name: str | None,
+    iterations: int | None,
+    file: Path | None,
+    sets: tuple[str, ...],
+    no_verify: bool,
+    runs: Path,
 ) -> None:
     """Run a recipe, or continue a lineage."""
     from spin_core.config.resolve import resolve
 
     config = resolve(recipe, file=file, sets=sets, iterations=iterations)
-    _run(runs, name or recipe, config)
+    _run(runs, name or recipe, config, verify=not no_verify)
 
 
 @click.command()
 @click.argument("name", metavar="LINEAGE")
 @click.option("--anyway", is_flag=True, help="Also when the lineage has converged.")
 @config_options
-@verify_option
+@no_verify_option
 @runs_option
-def next(name: str, anyway: bool, file: Path | None, sets: tuple[str, ...], runs: Path) -> None:
+def next(
+    name: str, anyway: bool, file: Path | None, sets: tuple[str, ...], no_verify: bool, runs: Path
+) -> None:
     """Run one more iteration of a lineage, with its settings or with changed ones."""
     from spin_core.config.resolve import changes
     from spin_core.leaderboard import convergence
@@ -47,7 +56,7 @@ def next(name: str, anyway: bool, file: Path | None, sets: tuple[str, ...], runs
     config = one_more_iteration(lineage)
     if not anyway:
         convergence.check(lineage)
-    _run(runs, name, config)
+    _run(runs, name, config, verify=not no_verify)
 
 
 @click.command()
@@ -133,11 +142,13 @@ def evaluate(
     print_leaderboards([(board, lineage.config)], runs)
 
 
-def _run(runs: Path, name: str, config: "RunConfig") -> None:
+def _run(runs: Path, name: str, config: "RunConfig", *, verify: bool) -> None:
     """Run the flow in this process, with a live display, and print the leaderboard at the end."""
     from flows.server import local
     from spin_core.preflight.prepare import prepare_run
 
+    if not verify:
+        os.environ["SPIN_VERIFY"] = "0"  # phases read it
     lineage = prepare_run(config, runs, name, warn=_warn)
     # Prefect reads its environment when it is imported, which the flows do.
     local.prepare(runs, quiet=True)

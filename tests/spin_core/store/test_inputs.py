@@ -1,7 +1,6 @@
 """What a phase reads is what was published: damage is noticed before anything is computed from it."""
 
 import os
-import re
 
 import pytest
 
@@ -100,18 +99,3 @@ def test_a_phase_does_nothing_with_damaged_inputs_unless_it_is_told_not_to_verif
     monkeypatch.setenv(inputs.VERIFY, "0")
     execute(job, ScoredPairs, run, Progress(quiet=True))
     assert calls == ["computed"]
-
-
-def test_no_verify_reaches_the_phases_by_their_environment(monkeypatch, tmp_path):
-    from click.testing import CliRunner
-
-    from flows.command_line.main import main
-
-    monkeypatch.setenv(inputs.VERIFY, "")  # is put back after the test
-    for command in (["run", "no-such-recipe"], ["next", "no-such-lineage"]):
-        os.environ[inputs.VERIFY] = ""
-        result = CliRunner().invoke(main, [*command, "--runs", str(tmp_path)])
-        assert (result.exit_code, os.environ[inputs.VERIFY]) == (2, "")
-        result = CliRunner().invoke(main, [*command, "--no-verify", "--runs", str(tmp_path)])
-        assert (result.exit_code, os.environ[inputs.VERIFY]) == (2, "0")
-        assert re.search("there is no", result.stderr)
