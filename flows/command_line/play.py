@@ -43,9 +43,7 @@ def run(
 @config_options
 @no_verify_option
 @runs_option
-def next(
-    name: str, anyway: bool, file: Path | None, sets: tuple[str, ...], no_verify: bool, runs: Path
-) -> None:
+def next(name: str, anyway: bool, file: Path | None, sets: tuple[str, ...], no_verify: bool, runs: Path) -> None:
     """Run one more iteration of a lineage, with its settings or with changed ones."""
     from spin_core.config.resolve import changes
     from spin_core.leaderboard import convergence
