@@ -1,12 +1,6 @@
 """From rows to conversations: a prompt's turns, and the human response.
 
-A source's format is recognised by the names of its columns:
-
-    messages          `messages` or `conversations`: a list of turns
-    spin              `real`: a list of turns, as in SPIN's own data
-    prompt-response   `prompt` and `response`: text or turns
-    instruction       `instruction`, `output` and perhaps `input`; or `instances` of the latter two
-    text              `text`, cut in two; or split at its marks where most rows read "### Human: … ### Assistant: …"
+A source's layout is recognised by the names of its columns (`spin_core.data.formats.columns`).
 """
 
 from collections import Counter
@@ -15,23 +9,17 @@ from typing import NamedTuple
 
 from spin_core.config.data import PromptsConfig
 from spin_core.data.chat import Message
-from spin_core.data.formats.marked import mostly_marked, split_marked
+from spin_core.data.drops import Drops
+from spin_core.data.files.rows import Rows, rows_at
+from spin_core.data.formats.columns import INSTANCES, Layout, find_layout, missing_columns, rename
+from spin_core.data.formats.context import row_tools, with_context
+from spin_core.data.formats.marked import has_mark, mostly_marked, split_marked
 from spin_core.data.formats.tools import Tools
 from spin_core.data.formats.turns import UNLEARNED, Dropped, turns_of
 from spin_core.data.formats.values import Row, describe, text_of
 from spin_core.errors import DataError
 
-_JUDGED = 1000
-"""How many texts decide whether a source's texts have marks."""
-
-_COLUMNS: dict[str, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "spin": ("real",),
-    "prompt-response": ("prompt", "response"),
-    "instruction": ("instruction", "output"),
-    "text": ("text",),
-}
-"""The columns that each format needs; also the order in which `auto` tries them."""
+_SETTING = "prompts.columns"
 
 
 class Conversation(NamedTuple):
@@ -45,91 +33,141 @@ class Conversation(NamedTuple):
     """The other keys of the response's turn that a template may write, such as `reasoning_content`."""
 
 
-def conversations(rows: Sequence[Row], config: PromptsConfig, name: str) -> tuple[list[Conversation], Counter[str]]:
+class ConversationReader:
+    """Reads the conversations in a source's rows, which may come in parts.
+
+    The first part decides the layout of all.
+    """
+
+    def __init__(self, config: PromptsConfig, name: str) -> None:
+        """Take the settings of the rows, and the source's name for messages."""
+        self.config, self.name = config, name
+        self.drops: Drops = Counter()
+        """Rows that were left out, by reason."""
+        self.unused: set[str] = set()
+        """The columns with values that had no influence, by the source's own names."""
+        self._layout: Layout | None = None
+        self._marked = False
+        """Whether texts have marks before their turns."""
+
+    def read(self, rows: Sequence[Row]) -> list[Conversation]:
+        """The conversation in each row that has one.
+
+        Raises:
+            DataError: columns are missing or ambiguous, or a value is of the wrong type.
+        """
+        source = rows_at(rows, self.name)
+        renamed = [self._rename(source, index) for index in range(len(source))]
+        if self._layout is None and renamed:
+            self._layout = self._find_layout(source, renamed)
+        kept: list[Conversation] = []
+        for index, row in enumerate(renamed):
+            try:
+                kept += self._conversations_in(row)
+            except DataError as error:
+                raise DataError(f"{source.place(index)}: {error}") from error
+            self._note_unused(source[index])
+        self.unused |= source.unread
+        return kept
+
+    def _rename(self, rows: Rows, index: int) -> Row:
+        try:
+            return rename(rows[index], self.config.columns, _SETTING)
+        except DataError as error:
+            raise DataError(f"{rows.place(index)}: {error}") from error
+
+    def _find_layout(self, source: Rows, rows: Sequence[Row]) -> Layout:
+        """The layout of the first rows. A column without any value counts only if the others make none."""
+        expanded = [inner for row in rows for inner in _expand(row)]
+        with_value = {key for row in expanded for key, value in row.items() if value is not None}
+        named = {key for row in expanded for key in row}
+        try:
+            layout = find_layout(with_value, self.config) or find_layout(named, self.config)
+        except DataError as error:
+            raise DataError(f"{self.name}: {error}") from error
+        if layout is None:
+            raise missing_columns(self.name, named | source.unread, self.config)
+        if layout.kind == "text" and self.config.format == "auto":
+            self._marked = mostly_marked([row.get("text") for row in rows])
+        return layout
+
+    def _conversations_in(self, row: Row) -> Iterator[Conversation]:
+        """The conversations of one row; what has none is counted."""
+        for inner in _expand(row):
+            self._check_columns(inner)
+            try:
+                turns = self._turns_in(inner)
+                tools = None if self._layout and self._layout.kind == "text" else row_tools(inner)
+                yield check_conversation(turns, self.config)._replace(tools=tools)
+            except Dropped as reason:
+                self.drops[str(reason)] += 1
+
+    def _check_columns(self, row: Row) -> None:
+        """Raise `DataError` if a row has another layout than the first rows."""
+        layout = self._layout
+        assert layout
+        is_whole = all(row.get(column) is not None for column in layout.needed)
+        if self.config.format != "auto" or (is_whole and all(row.get(column) is None for column in layout.others)):
+            return
+        present = [key for key, value in row.items() if value is not None]
+        own = find_layout(present, self.config)
+        # The two names for turns are one layout.
+        is_same = own is None or own.needed == layout.needed or own.kind == layout.kind == "messages"
+        if own is not None and not is_same and own.kind != "text":
+            raise DataError(
+                f"the row has {' and '.join(own.needed)}, while others have {' and '.join(layout.needed)}: "
+                "put rows of different layouts into sources of their own, or set prompts.format"
+            )
+
+    def _turns_in(self, row: Row) -> list[Message]:
+        """A row's turns, the response included."""
+        layout = self._layout
+        assert layout
+        if layout.kind == "text":
+            return self._turns_in_text(text_of(row, layout.needed[0]))
+        if layout.kind == "exchange":
+            return with_context(row, _exchange_turns(row, layout))
+        (column,) = layout.needed
+        # A row may have the other one of the two names for turns.
+        if row.get(column) is None and layout.kind == "messages":
+            column = "conversations"
+        turns = row.get(column)
+        if turns is None:
+            raise Dropped("no-response")
+        if not isinstance(turns, list):
+            raise DataError(f"{column} is {describe(turns)}, not a list of turns: fix that row")
+        return with_context(row, turns_of(row, column, "user"))
+
+    def _turns_in_text(self, text: str) -> list[Message]:
+        if self._marked:
+            return split_marked(text)
+        if self.config.format == "auto" and has_mark(text):
+            raise Dropped("with-marks")
+        return _split_text(text, self.config)
+
+    def _note_unused(self, row: Row) -> None:
+        assert self._layout
+        used, columns = self._layout.used, self.config.columns
+        for key, value in row.items():
+            if columns.get(key, key) not in used and value not in (None, "", [], {}):
+                self.unused.add(key)
+
+
+def conversations(rows: Sequence[Row], config: PromptsConfig, name: str) -> tuple[list[Conversation], Drops]:
     """The conversation in each row, and how many rows were dropped, by reason.
 
-    `name` is the source's name, for messages. Raises `DataError` for missing columns, and with the row's number for
+    `name` is the source's name, for messages. Raises `DataError` for missing columns, and with the row's place for
     values of the wrong type.
     """
-    rows = _expand([{config.columns.get(key, key): value for key, value in row.items()} for row in rows])
-    kind = _format_of(rows, config, name)
-    kept: list[Conversation] = []
-    drops: Counter[str] = Counter()
-    for number, row in enumerate(rows, start=1):
-        try:
-            kept.append(check_conversation(_turns_in(row, kind, config), config))
-        except Dropped as reason:
-            drops[str(reason)] += 1
-        except DataError as error:
-            raise DataError(f"{name}, row {number}: {error}") from error
-    return kept, drops
+    reader = ConversationReader(config, name)
+    return reader.read(rows), reader.drops
 
 
-def _expand(rows: Sequence[Row]) -> list[Row]:
-    """One row for each pair of input and output. Self-instruct's rows hold several of them, in `instances`."""
-
-    def instances_of(row: Row) -> Iterator[Row]:
-        instances = row.get("instances")
-        if "output" in row or not isinstance(instances, list) or not instances:
-            yield row
-            return
-        for instance in instances:
-            yield {**row, **instance} if isinstance(instance, dict) else row
-
-    return [expanded for row in rows for expanded in instances_of(row)]
-
-
-def _format_of(rows: Sequence[Row], config: PromptsConfig, name: str) -> str:
-    """The rows' format: the configured one, or the one that fits the first row's columns.
-
-    Raises `DataError`, which says what was expected.
-    """
-    columns = set(rows[0]) | ({"messages"} if "conversations" in rows[0] else set())
-    if config.format != "auto":
-        missing = [column for column in _COLUMNS[config.format] if column not in columns]
-        if missing:
-            raise DataError(
-                f"{name} has no column {' or '.join(missing)}, which prompts.format = {config.format} needs "
-                f"(found: {', '.join(sorted(rows[0]))}): name it in prompts.columns, "
-                f'{{"its name": "{missing[0]}"}}, or set another prompts.format'
-            )
-        return config.format
-    format = next((format for format, needed in _COLUMNS.items() if columns.issuperset(needed)), None)
-    # A renamed column states an intent. Preference data have `conversations` too, with the response in another column.
-    if {"prompt", "response"} <= set(config.columns.values()):
-        format = "prompt-response"
-    if format is None:
-        wanted = "; ".join(" and ".join(needed) for needed in _COLUMNS.values())
-        raise DataError(
-            f"{name} has the columns {', '.join(sorted(rows[0]))}, but needs one of: {wanted}. "
-            'Name them in prompts.columns, for instance {"question": "prompt", "answer": "response"}'
-        )
-    if format == "text" and mostly_marked([row.get("text") for row in rows[:_JUDGED]]):
-        return "marked"
-    return format
-
-
-def _turns_in(row: Row, kind: str, config: PromptsConfig) -> list[Message]:
-    """A row's turns, the response included."""
-    if kind == "text":
-        return _split_text(text_of(row, "text"), config)
-    if kind == "marked":
-        return split_marked(text_of(row, "text"))
-    if kind == "instruction":
-        input = text_of(row, "input") if row.get("input") else ""
-        instruction = text_of(row, "instruction")
-        return _exchange(f"{instruction}\n\n{input}" if input.strip() else instruction, text_of(row, "output"))
-    if kind == "prompt-response":
-        prompt = turns_of(row, "prompt", "user")
-        response = turns_of(row, "response", "assistant")
-        # Preference data repeat the prompt's turns in their responses.
-        return response if response and response[0]["role"] != "assistant" else prompt + response
-    column = "real" if kind == "spin" else "messages" if row.get("messages") is not None else "conversations"
-    if row.get(column) is None:
-        return []
-    if not isinstance(row[column], list):
-        raise DataError(f"{column} is {describe(row[column])}, not a list of turns: fix that row")
-    return turns_of(row, column, "user")
+def unused_columns(rows: Sequence[Row], config: PromptsConfig, name: str) -> list[str]:
+    """The columns with values that have no influence on the conversations, by the source's own names."""
+    reader = ConversationReader(config, name)
+    reader.read(rows)
+    return sorted(reader.unused)
 
 
 def check_conversation(turns: list[Message], config: PromptsConfig) -> Conversation:
@@ -170,6 +208,28 @@ def _is_in_order(roles: Sequence[str]) -> bool:
             return False
         last = role
     return last in ("user", "tool")
+
+
+def _expand(row: Row) -> Iterator[Row]:
+    """One row for each pair of input and output. Self-instruct's rows hold several of them, in `instances`."""
+    instances = row.get(INSTANCES)
+    if row.get("output") is not None or not isinstance(instances, list) or not instances:
+        yield row
+        return
+    for instance in instances:
+        yield {**row, **instance} if isinstance(instance, dict) else row
+
+
+def _exchange_turns(row: Row, layout: Layout) -> list[Message]:
+    """The turns of a prompt and a response, with the input below the prompt."""
+    prompt_column, response_column = layout.needed
+    prompt = turns_of(row, prompt_column, "user")
+    response = turns_of(row, response_column, "assistant")
+    input = text_of(row, layout.input) if layout.input else ""
+    if input.strip() and prompt:
+        prompt[-1] = {**prompt[-1], "content": f"{prompt[-1]['content']}\n\n{input}"}
+    # Preference data repeat the prompt's turns in their responses.
+    return response if response and response[0]["role"] != "assistant" else prompt + response
 
 
 def _split_text(text: str, config: PromptsConfig) -> list[Message]:

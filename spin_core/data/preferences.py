@@ -6,7 +6,8 @@ The chosen response takes the place of the real one and the rejected response th
     conversations, chosen, rejected    turns, also ShareGPT's
     chosen, rejected                   whole conversations, or texts whose common beginning is the prompt
 
-with or without a `system` prompt. A row from which nothing can be learned is dropped, and counted by its reason.
+with or without `system`, `history` and `tools`. A row from which nothing can be learned is dropped, and counted by its
+reason.
 """
 
 import os
@@ -22,6 +23,10 @@ from spin_core.data.chat import Message
 from spin_core.data.conversations import Conversation, check_conversation
 from spin_core.data.drops import Drops, nothing_left
 from spin_core.data.examples import BATCH, CURES, Example, ExampleBuilder
+from spin_core.data.files.rows import Rows, rows_at
+from spin_core.data.formats.columns import rename
+from spin_core.data.formats.context import row_tools, with_context
+from spin_core.data.formats.tools import Tools
 from spin_core.data.formats.turns import Dropped, turns_of
 from spin_core.data.formats.values import Row, text_of
 from spin_core.errors import DataError
@@ -50,10 +55,12 @@ class Preference(NamedTuple):
     messages: list[Message]
     chosen: str
     rejected: str
+    tools: Tools | None = None
 
     def conversations(self) -> tuple[Conversation, Conversation]:
         """The prompt with the chosen response, and with the rejected one."""
-        return Conversation(self.messages, self.chosen), Conversation(self.messages, self.rejected)
+        sides = (Conversation(self.messages, text, self.tools) for text in (self.chosen, self.rejected))
+        return next(sides), next(sides)
 
 
 def preferences(rows: Sequence[Row], columns: dict[str, str], name: str) -> tuple[list[Preference], Drops]:
@@ -67,7 +74,8 @@ def preferences(rows: Sequence[Row], columns: dict[str, str], name: str) -> tupl
     Raises:
         DataError: the source holds no preferences.
     """
-    rows = [{columns.get(key, key): value for key, value in row.items()} for row in rows]
+    source = rows_at(rows, name)
+    rows = [_rename(source, index, columns) for index in range(len(source))]
     missing = [side for side in (_CHOSEN, _REJECTED) if side not in rows[0]]
     if missing:
         raise DataError(
@@ -87,6 +95,13 @@ def preferences(rows: Sequence[Row], columns: dict[str, str], name: str) -> tupl
     return kept, drops
 
 
+def _rename(rows: Rows, index: int, columns: dict[str, str]) -> Row:
+    try:
+        return rename(rows[index], columns, f"{SETTING}.columns")
+    except DataError as error:
+        raise DataError(f"{rows.place(index)}: {error}") from error
+
+
 def preference_of(row: Row) -> Preference:
     """A row's preference.
 
@@ -102,12 +117,11 @@ def preference_of(row: Row) -> Preference:
         prompt, sides = _split_texts(text_of(row, _CHOSEN), text_of(row, _REJECTED))
     else:
         prompt, sides = [], [turns_of(row, side, "assistant") for side in (_CHOSEN, _REJECTED)]
-    system = [{"role": "system", "content": text_of(row, "system")}] if row.get("system") else []
     config = PromptsConfig()
-    chosen, rejected = (check_conversation(_whole(system, prompt, side), config) for side in sides)
+    chosen, rejected = (check_conversation(with_context(row, _whole(prompt, side), SETTING), config) for side in sides)
     if chosen.messages != rejected.messages:
         raise Dropped("prompts-differ")
-    return Preference(chosen.messages, chosen.response, rejected.response)
+    return Preference(chosen.messages, chosen.response, rejected.response, row_tools(row, SETTING))
 
 
 def build_pairs(
@@ -154,10 +168,9 @@ def no_preference_left(name: str, drops: Drops) -> DataError:
     return nothing_left(f"preference of {name}", drops, _CURES)
 
 
-def _whole(system: list[Message], prompt: list[Message], response: list[Message]) -> list[Message]:
+def _whole(prompt: list[Message], response: list[Message]) -> list[Message]:
     """A conversation with its response. Many data sets repeat the prompt's turns in their responses."""
-    turns = response if response and response[0]["role"] != "assistant" else prompt + response
-    return turns if turns and turns[0]["role"] == "system" else system + turns
+    return response if response and response[0]["role"] != "assistant" else prompt + response
 
 
 def _split_texts(chosen: str, rejected: str) -> tuple[list[Message], list[list[Message]]]:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from spin_core.config.model import ModelConfig
 from spin_core.data.chat import Renderer
-from spin_core.data.conversations import conversations
+from spin_core.data.conversations import ConversationReader
 from spin_core.data.drops import Drops, list_drops, nothing_left
 from spin_core.data.examples import BATCH, CURES, Example, ExampleBuilder, random_rank, sample
 from spin_core.data.formats.values import Row
@@ -70,6 +70,7 @@ def load_examples(
     progress: Progress,
     *,
     keep_duplicates: bool = False,
+    reader: ConversationReader | None = None,
 ) -> tuple[list[Example], Drops]:
     """The examples in a source's rows, in their order, and how many rows were dropped, by reason.
 
@@ -80,12 +81,14 @@ def load_examples(
         renderer: renders and tokenises conversations.
         progress: counts the rows.
         keep_duplicates: whether rows with the same token ids are all kept.
+        reader: reads the conversations; a new one by default.
 
     Raises:
         DataError: no row is left.
     """
     builder = ExampleBuilder(renderer, job.config.max_prompt_tokens, job.max_new_tokens, job.config.too_long)
-    items, drops = conversations(rows, job.config, name)
+    reader = reader or ConversationReader(job.config, name)
+    items, drops = reader.read(rows), reader.drops
     progress.start(len(items), "row")
     examples: list[Example] = []
     seen: set[tuple[bytes, bytes]] = set()

@@ -9,6 +9,7 @@ from typing import Any
 
 from spin_core.config.model import ModelConfig
 from spin_core.data.chat import Renderer
+from spin_core.data.conversations import ConversationReader
 from spin_core.data.prompts import check_context, divide, load_examples, no_prompt_left, write_examples
 from spin_core.data.sources import DEMO, demo_rows, read_rows
 from spin_core.data.tokenizer import load_tokenizer
@@ -26,7 +27,7 @@ def run(job: PromptsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     config, name = job.config, job.config.source.path
     tokenizer = load_tokenizer(job.tokenizer.path, ModelConfig(trust_remote_code=job.trust_remote_code))
     renderer = Renderer(tokenizer, job.chat)
-    revision = None
+    reader, revision = ConversationReader(config, name), None
     if name == DEMO:
         rows, held_out_rows = demo_rows(config.sample, config.held_out, job.seed)
         # Repeated rows are draws from a known distribution. Without the repeats it would be another distribution.
@@ -34,7 +35,7 @@ def run(job: PromptsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
         held_out, _ = load_examples(job, name, held_out_rows, renderer, progress)
     else:
         rows, revision = read_rows(config.source)
-        examples, drops = load_examples(job, name, rows, renderer, progress)
+        examples, drops = load_examples(job, name, rows, renderer, progress, reader=reader)
         train, held_out, left_out = divide(job, examples, renderer, progress)
         drops += left_out
     if not train:
@@ -49,6 +50,8 @@ def run(job: PromptsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
         job.max_new_tokens,
         len(held_out),
     )
+    if reader.unused:
+        log.info("%s: columns without influence: %s", name, ", ".join(sorted(reader.unused)))
     return {
         "source": name,
         "revision": revision,
@@ -56,6 +59,7 @@ def run(job: PromptsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
         "held_out": len(held_out),
         "drops": dict(sorted((+drops).items())),
         "stop_ids": renderer.stop_ids,
+        "unused_columns": sorted(reader.unused),
     }
 
 

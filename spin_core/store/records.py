@@ -34,6 +34,8 @@ class PromptSet(Artifact):
     """Rows left out, by reason."""
     stop_ids: tuple[int, ...] = ()
     """Tokens that end a response: the template's end of turn, then the tokenizer's EOS. Empty: the EOS alone."""
+    unused_columns: tuple[str, ...] = ()
+    """The source's columns with values that have no influence."""
 
 
 class ModelVersion(Artifact):

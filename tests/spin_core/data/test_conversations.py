@@ -119,13 +119,15 @@ def test_conversations_that_cannot_be_answered_are_counted(build):
 
 
 def test_missing_columns_name_what_was_found_and_what_is_needed(build):
-    rows = [{"question": "q", "answer": "a"}] * 2
+    rows = [{"ask": "q", "answer": "a"}] * 2
     with pytest.raises(
-        DataError, match=r"has the columns answer, question, but needs one of: messages; real; prompt and"
+        DataError,
+        match=r"has the columns answer, ask, but needs one of: messages or conversations; real; a prompt \(pr",
     ):
         build(rows)
-    with pytest.raises(DataError, match=r"no column prompt or response, which prompts.format = prompt-response needs"):
-        build(rows, format="prompt-response")
+    for format, missing in (("prompt-response", "prompt"), ("instruction", "instruction"), ("messages", "messages")):
+        with pytest.raises(DataError, match=rf"no column {missing}, which prompts.format = {format} needs"):
+            build(rows, format=format)
 
 
 @pytest.mark.parametrize(

@@ -93,12 +93,12 @@ SAME = {
 
 @pytest.mark.parametrize("form", SAME)
 def test_every_form_of_a_preference_says_the_same(form):
-    assert preference_of(SAME[form]) == ([user(ASKED)], "Four.", "Five.")
+    assert preference_of(SAME[form]) == ([user(ASKED)], "Four.", "Five.", None)
 
 
 def test_texts_without_a_prompt_part_after_the_last_word_that_they_share():
     row = {"chosen": "The sky is blue today.", "rejected": "The sky is black today."}
-    assert preference_of(row) == ([user("The sky is")], " blue today.", " black today.")
+    assert preference_of(row) == ([user("The sky is")], " blue today.", " black today.", None)
 
 
 def test_several_rounds_and_system_prompts_are_kept():
@@ -109,7 +109,7 @@ def test_several_rounds_and_system_prompts_are_kept():
     assert preference_of({**row, "prompt": [system, *turns]}).messages == [system, *turns]
     marked = "\n\nHuman: Hi\n\nAssistant: Hello\n\nthere\n\nHuman: Two and two?\n\nAssistant: "
     preference = preference_of({"chosen": f"{marked}Four", "rejected": f"{marked}Five"})
-    assert preference == ([user("Hi"), assistant("Hello\n\nthere"), user("Two and two?")], "Four", "Five")
+    assert preference == ([user("Hi"), assistant("Hello\n\nthere"), user("Two and two?")], "Four", "Five", None)
 
 
 def test_both_sides_are_tokenised_as_the_sft_data_are(build, tiny_model):

@@ -221,7 +221,7 @@ def test_a_schedule_that_is_too_long_is_a_warning(configured, tmp_path):
     [
         (["model.path=/nowhere/model"], "model: /nowhere/model is not a folder"),
         (["prompts.source.path=/nowhere/rows.jsonl"], "data: /nowhere/rows.jsonl does not exist"),
-        (["prompts.columns={prompt: question}"], "data: "),
+        (["prompts.columns={prompt: ask}"], "data: "),
         (["prompts.held_out=500"], "data: prompts.held_out is 500, but there are only"),
         (["prompts.max_prompt_tokens=1020"], "context: prompts of 1020 tokens and responses of 24 exceed"),
         (["chat.template=tokenizer"], "tokenizer: the tokenizer has no chat template"),

@@ -1,0 +1,63 @@
+"""What a row says of its conversation outside the turns: a system prompt, earlier turns, tools."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from spin_core.data.chat import Message
+from spin_core.data.formats.columns import HISTORY, SYSTEMS, TOOLS
+from spin_core.data.formats.tools import Tools, tools_of
+from spin_core.data.formats.turns import Dropped, turns_of
+from spin_core.data.formats.values import Row, describe, parse_json, text_of
+from spin_core.errors import DataError
+
+T = TypeVar("T")
+
+
+def with_context(row: Row, turns: list[Message], setting: str = "prompts") -> list[Message]:
+    """The turns after the system prompt and the earlier turns of the row's columns.
+
+    Raises:
+        DataError: a column holds something else.
+        Dropped: the row has different system prompts.
+    """
+    system = turns[:1] if turns and turns[0]["role"] == "system" else []
+    prompts = [_read(text_of, row, column, setting) for column in SYSTEMS]
+    prompts = [text for text in prompts if text.strip()]
+    history = _read(_history_of, row, HISTORY, setting)
+    different = {*prompts, *(turn["content"] for turn in system)}
+    if len(different) > 1:
+        raise Dropped("several-system-prompts")
+    first = system or [{"role": "system", "content": text} for text in prompts[:1]]
+    return [*first, *history, *turns[len(system) :]]
+
+
+def row_tools(row: Row, setting: str = "prompts") -> Tools | None:
+    """The schemas of the tools in a row. Raises `DataError` if its column holds something else."""
+    return _read(lambda row, column: tools_of(row.get(column)), row, TOOLS, setting)
+
+
+def _history_of(row: Row, column: str) -> list[Message]:
+    """Earlier turns: pairs of a question and its answer, or turns, perhaps as JSON."""
+    value = row.get(column)
+    if isinstance(value, str):
+        value = parse_json(value, column) if value.strip() else None
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise DataError(f"{column} is {describe(value)}, not a list of pairs or turns: fix that row")
+    turns: list[Message] = []
+    for item in value:
+        if isinstance(item, list) and len(item) == 2:
+            for role, text in zip(("user", "assistant"), item, strict=True):
+                turns.append({"role": role, "content": text_of({column: text}, column)})
+        elif item is not None:
+            turns += turns_of({column: [item]}, column, "user")
+    return turns
+
+
+def _read(parse: Callable[[Row, str], T], row: Row, column: str, setting: str) -> T:
+    """What a column says, or an error with another cure: a column by such a name may mean something else."""
+    try:
+        return parse(row, column)
+    except DataError as error:
+        raise DataError(f'{error}, or leave the column out in {setting}.columns, {{"{column}": "unused"}}') from error
