@@ -5,6 +5,7 @@ a run of a deployment may not run code that nobody here has chosen, send a key e
 that is served, unless the worker's environment allows it. Runs of the command line are not restricted.
 """
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 from flows.parameters import Partial
 from flows.server.api import is_loopback
 from spin_core.config.base import nameable
+from spin_core.config.resolve import REFERENCE
 from spin_core.errors import ConfigError
 
 ALLOW = "SPIN_ALLOW"
@@ -34,11 +36,14 @@ def permitted_values(overrides: Partial) -> dict[str, Any]:
     """The values that were filled in, if the current run may choose them.
 
     Raises:
-        ConfigError: This is a run of a deployment, and a value is not harmless nor in `SPIN_ALLOW`.
+        ConfigError: This is a run of a deployment, and a value is not harmless nor in `SPIN_ALLOW`. Or a value refers
+            to an environment variable, which is replaced only in what the worker's own user writes.
     """
     from prefect.runtime import deployment
 
     values = overrides.filled_in()
+    if reference := REFERENCE.search(json.dumps(values, default=str)):
+        raise ConfigError(f"{reference[0]} is not replaced in values from a form: write the value itself")
     allowed = os.environ.get(ALLOW, "").split()
     for setting, rule in GUARDED.items() if deployment.id else ():
         value = _value_of(values, setting)

@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,16 @@ from pydantic import ValidationError
 from spin_core.config.recipes import RECIPES
 from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError
+
+VARIABLES = frozenset({"SPIN_DATA"})
+"""The environment variables that every recipe, file and `--set` may use. A file may declare more as its `variables`."""
+
+REFERENCE = re.compile(r"\$\{(SPIN_\w+):-([^}]*)\}")
+"""A reference to an environment variable, with its default."""
+
+_NAME = re.compile(r"SPIN_[A-Z0-9_]+")
+
+_MAY_BE_SECRET = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|KEY|AUTH|CREDENTIAL|WEBHOOK|SMTP")
 
 RecipeName = Literal["demo", "tinystories", "smollm2-135m", "zephyr-7b", "zephyr-7b-paper", "zephyr-7b-scripts"]
 
@@ -45,7 +55,7 @@ def resolve(
         raise ConfigError(
             f"there is no recipe {recipe!r}{_suggestion(recipe, RECIPES)}: choose one of {', '.join(RECIPES)}"
         )
-    values: dict[str, Any] = {**RECIPES[recipe], "recipe": recipe}
+    values: dict[str, Any] = {**expand_environment(RECIPES[recipe], VARIABLES), "recipe": recipe}
     for change in (*changes(file, sets), overrides or {}):
         values = merge(values, change)
     values = merge(values, {key: value for key, value in top.items() if value is not None})
@@ -59,7 +69,7 @@ def validate(values: Mapping[str, Any]) -> RunConfig:
         ConfigError: One line that names each invalid field and how to fix it.
     """
     try:
-        return RunConfig.model_validate(expand_environment(values))
+        return RunConfig.model_validate(values)
     except ValidationError as error:
         messages = [_error_message(item) for item in _without_unused_forms(error.errors())]
         raise ConfigError("; ".join(dict.fromkeys(messages))) from error
@@ -70,7 +80,7 @@ def _without_unused_forms(errors: Sequence[Any]) -> list[Any]:
     return [
         item
         for item in errors
-        if not (item["type"] == "tuple_type" or (item["type"].endswith("_type") and isinstance(item["input"], tuple)))
+        if not (item["type"] == "tuple_type" or (item["type"].endswith("_type") and isinstance(item["input"], (list, tuple))))
         or len(errors) == 1
     ]
 
@@ -87,8 +97,33 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changes(file: Path | None, sets: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the settings of the file and of each `--set`, in the order in which they are merged."""
-    return [*([read_file(file)] if file is not None else ()), *(read_assignment(assignment) for assignment in sets)]
+    """Return the settings of the file and of each `--set`, in the order in which they are merged.
+
+    Environment variables are replaced here, since this is what the person who starts the command wrote. Settings of a
+    form or of a lineage are somebody else's, and are taken as they are.
+    """
+    settings, names = [], VARIABLES
+    if file is not None:
+        values = read_file(file)
+        names |= _declared(values.pop("variables", []), file)
+        settings.append(values)
+    settings += [read_assignment(assignment) for assignment in sets]
+    return [expand_environment(values, names) for values in settings]
+
+
+def _may_be_used(name: str) -> bool:
+    """Whether a file may declare this variable."""
+    return bool(_NAME.fullmatch(name)) and not _MAY_BE_SECRET.search(name)
+
+
+def _declared(names: Any, file: Path) -> set[str]:
+    """The environment variables that a file lists as its `variables`."""
+    if not isinstance(names, list) or not all(isinstance(name, str) and _may_be_used(name) for name in names):
+        raise ConfigError(
+            f"{file}: variables must be a list of names that begin with SPIN_ and name no password, key or token, as "
+            "[SPIN_TEAM_DATA]: records hold what they are replaced by"
+        )
+    return set(names)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -132,18 +167,31 @@ def read_assignment(text: str) -> dict[str, Any]:
     return dict(settings)
 
 
-def expand_environment(value: Any) -> Any:
+def expand_environment(value: Any, names: Set[str]) -> Any:
     """Replace `${SPIN_NAME:-default}` in texts by the environment variable's value, or else by the default.
 
-    Other variables are not replaced, because they may be secret and a configuration is stored in records.
+    Args:
+        value: Settings, or one value of them.
+        names: The variables that may be used. Others may be secret, and a configuration is stored in records.
+
+    Raises:
+        ConfigError: Another variable whose name begins with `SPIN_` is used.
     """
     if isinstance(value, Mapping):
-        return {key: expand_environment(item) for key, item in value.items()}
+        return {key: expand_environment(item, names) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return tuple(expand_environment(item) for item in value)
-    if isinstance(value, str):
-        return re.sub(r"\$\{(SPIN_\w+):-([^}]*)\}", lambda match: os.environ.get(match[1]) or match[2], value)
-    return value
+        return tuple(expand_environment(item, names) for item in value)
+    if not isinstance(value, str):
+        return value
+
+    def replaced(match: re.Match[str]) -> str:
+        if match[1] not in names:
+            raise ConfigError(
+                f"{match[0]} is not replaced: list {match[1]} in the file's `variables`, or write the value itself"
+            )
+        return os.environ.get(match[1]) or match[2]
+
+    return REFERENCE.sub(replaced, value)
 
 
 def _error_message(error: Any) -> str:

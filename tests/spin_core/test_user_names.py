@@ -113,7 +113,7 @@ def test_a_setting_can_name_no_secret_of_the_environment(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "planted")
     monkeypatch.setenv("SPIN_DATA", "/data")
     expanded = config_resolve.expand_environment(
-        {"path": "${OPENAI_API_KEY:-none}", "source": "${SPIN_DATA:-none}/train.jsonl"}
+        {"path": "${OPENAI_API_KEY:-none}", "source": "${SPIN_DATA:-none}/train.jsonl"}, config_resolve.VARIABLES
     )
     assert expanded == {"path": "${OPENAI_API_KEY:-none}", "source": "/data/train.jsonl"}
 
