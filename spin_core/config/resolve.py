@@ -80,7 +80,10 @@ def _without_unused_forms(errors: Sequence[Any]) -> list[Any]:
     return [
         item
         for item in errors
-        if not (item["type"] == "tuple_type" or (item["type"].endswith("_type") and isinstance(item["input"], (list, tuple))))
+        if not (
+            item["type"] == "tuple_type"
+            or (item["type"].endswith("_type") and isinstance(item["input"], (list, tuple)))
+        )
         or len(errors) == 1
     ]
 
