@@ -3,6 +3,7 @@
 import pytest
 
 from spin_core.config import base
+from spin_core.config.push import PushConfig
 from spin_core.config.resolve import resolve
 from spin_core.errors import StaleArtifact
 from spin_core.lineage.find import find_lineage
@@ -63,3 +64,10 @@ def test_resolving_keeps_everything_that_is_no_schedule():
     assert (resolved.train.beta, resolved.train.learning_rate) == (5.0, 1e-7)
     changed = {name for name, _, _ in identity.differences(dump(config), dump(resolved))}
     assert changed == {"train.beta", "train.learning_rate", "pairs.mix_previous"}
+
+
+def test_the_address_of_its_copy_may_be_changed(lineage):
+    changed = lineage.config.model_copy(update={"push": PushConfig(url="s3://bucket/x")})
+    assert start_lineage(lineage.runs, "tale", changed).config.push.url == "s3://bucket/x"
+    with pytest.raises(StaleArtifact):
+        start_lineage(lineage.runs, "tale", lineage.config.model_copy(update={"seed": 7}))
