@@ -14,7 +14,7 @@ from flows.permissions import permitted_values, runs_folder
 from flows.server.local import end_with_worker
 from flows.server.temporary import end_together
 from flows.server.watch import label_with_process
-from flows.spin import play_alone, started_again
+from flows.spin import run_locked, started_again
 from spin_core.comparison import compare as comparisons
 from spin_core.comparison.compare import MOST_SEEDS, Table
 from spin_core.config.resolve import RecipeName, resolve
@@ -53,8 +53,8 @@ def compare(
     name = name or f"compare-{recipe}"
     config = resolve(recipe, overrides=permitted_values(overrides), iterations=iterations)
     folder, warn = runs_folder(runs), get_run_logger().warning
-    lineages = comparisons.begin(folder, name, config, seeds, methods, warn=warn, wait=started_again())
-    _play_all(folder, name, lineages, comparisons.left_out(config, methods))
+    lineages = comparisons.prepare_comparison(folder, name, config, seeds, methods, warn=warn, wait=started_again())
+    _run_seeds(folder, name, lineages, comparisons.missing_methods(config, methods))
     return completed(artifact_line("comparison", name), None)
 
 
@@ -63,24 +63,24 @@ def compare_local(runs: Path, name: str, lineages: Sequence[Lineage], left_out: 
     """The same with lineages that are prepared already: what the command line runs."""
     end_together()
     label_with_process()
-    return completed(artifact_line("comparison", name), _play_all(runs, name, lineages, left_out))
+    return completed(artifact_line("comparison", name), _run_seeds(runs, name, lineages, left_out))
 
 
-def _play_all(runs: Path, name: str, lineages: Sequence[Lineage], left_out: dict[str, str]) -> Table:
+def _run_seeds(runs: Path, name: str, lineages: Sequence[Lineage], left_out: dict[str, str]) -> Table:
     """Run each seed with its controls, as an ordinary lineage; then write the table."""
     add_tags(recipe=lineages[0].config.recipe, comparison=name)
     with lock.locked(lineage_folder(runs, name), wait=started_again()):
         for lineage in lineages:
-            _play_seed(lineage)
+            _run_seed(lineage)
         table = comparisons.table(name, lineages, left_out)
         publish_comparison(runs, table, lineages[0])
     return table
 
 
 @flow(name="spin", flow_run_name="{lineage.name}", persist_result=False, validate_parameters=False)
-def _play_seed(lineage: Lineage) -> None:
+def _run_seed(lineage: Lineage) -> None:
     """Run one seed."""
     label_with_process()
     add_tags(recipe=lineage.config.recipe, lineage=lineage.name)
-    play_alone(lineage)
+    run_locked(lineage)
     return completed(artifact_line("leaderboard", lineage.name), None)

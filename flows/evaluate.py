@@ -19,12 +19,12 @@ from spin_core.leaderboard.board import Board
 from spin_core.leaderboard.scoring import Suite
 from spin_core.lineage.find import find_lineage
 from spin_core.lineage.lineage import Lineage, trained_model
-from spin_core.runtime import warm
+from spin_core.runtime.warm import warm_process
 from spin_core.store import identity, lock
 from spin_core.store.records import ModelVersion, PromptSet
 from tasks.base import base_model
 from tasks.evaluate import evaluate as score
-from tasks.evaluate import tell
+from tasks.evaluate import show_note
 from tasks.publish import publish_leaderboard
 from tasks.push import push
 
@@ -74,7 +74,7 @@ def _score_versions(lineage: Lineage, wanted: Sequence[int]) -> Board:
         wanted: Which θ_t; all versions and the controls if empty.
     """
     add_tags(recipe=lineage.config.recipe, lineage=lineage.name)
-    with lock.locked(lineage.root, wait=started_again()), warm.warm.phases():
+    with lock.locked(lineage.root, wait=started_again()), warm_process.enabled():
         records = lineage.records()
         base, prompts = _start(lineage)
         for t in scoring.versions(lineage, wanted):
@@ -98,7 +98,7 @@ def _score_controls(lineage: Lineage, base: ModelVersion, prompts: PromptSet | N
     config = lineage.config.evaluate
     sampled = [folder for folder in temperatures if folder.is_dir() and (config.self_play or config.exact)]
     if trained or sampled:
-        tell(f"scored too: {', '.join(folder.name for folder in (*trained, *sampled))}")
+        show_note(f"scored too: {', '.join(folder.name for folder in (*trained, *sampled))}")
     for folder in trained:
         model = trained_model(folder / "model")
         score(lineage, model, prompts, of_base, folder=folder / "eval", score_again=False)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from flows.parameters import Partial
 from flows.server.api import is_loopback
-from spin_core.config.base import nameable
+from spin_core.config.base import valid_path
 from spin_core.config.resolve import REFERENCE
 from spin_core.errors import ConfigError
 
@@ -65,7 +65,7 @@ def runs_folder(name: str = "") -> Path:
 
     served = _served_folder()
     try:
-        folder = served / nameable(name)
+        folder = served / valid_path(name)
     except ValueError as error:
         raise ConfigError(f"runs: {error}") from error
     if deployment.id and not folder.resolve().is_relative_to(served.resolve()):

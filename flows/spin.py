@@ -1,4 +1,4 @@
-"""The flow `spin`: T iterations of self-play fine-tuning. `play` is the algorithm."""
+"""The flow `spin`: T iterations of self-play fine-tuning. `run_iterations` is the algorithm."""
 
 from pathlib import Path
 
@@ -23,13 +23,13 @@ from spin_core.lineage.history import IterationArtifacts, decided, record_iterat
 from spin_core.lineage.lineage import SHARED, Lineage
 from spin_core.lineage.start import start_lineage
 from spin_core.preflight.prepare import prepare_run
-from spin_core.runtime import warm
+from spin_core.runtime.warm import warm_process
 from spin_core.store import lock
 from spin_core.store.records import GenerationBatch, ModelVersion, PromptSet
 from tasks.base import base_model, prepare_prompts, train_sft
 from tasks.evaluate import Reports, evaluate
 from tasks.generate import generate
-from tasks.metrics import followed
+from tasks.metrics import send_metrics
 from tasks.pairs import build_pairs, score
 from tasks.publish import publish_iteration, publish_leaderboard
 from tasks.push import push
@@ -76,22 +76,22 @@ def run_local(lineage: Lineage) -> Board:
     end_together()
     label_with_process()
     add_tags(recipe=lineage.config.recipe, lineage=lineage.name)
-    return completed(artifact_line("leaderboard", lineage.name), play_alone(lineage))
+    return completed(artifact_line("leaderboard", lineage.name), run_locked(lineage))
 
 
 def continue_lineage(runs: Path, name: str, config: RunConfig) -> Board:
     """Check the run, then play until the lineage has `config.iterations` iterations."""
     end_with_worker()
-    return play_alone(prepare_run(config, runs, name, warn=get_run_logger().warning, wait=started_again()))
+    return run_locked(prepare_run(config, runs, name, warn=get_run_logger().warning, wait=started_again()))
 
 
-def play_alone(lineage: Lineage) -> Board:
+def run_locked(lineage: Lineage) -> Board:
     """Play with the lineage's lock held."""
-    with lock.locked(lineage.root, wait=started_again()), warm.warm.phases():
+    with lock.locked(lineage.root, wait=started_again()), warm_process.enabled():
         # Another process may have continued the lineage with other settings since this run was prepared.
         start_lineage(lineage.runs, lineage.name, lineage.config)
-        with followed(lineage):
-            return play(lineage)
+        with send_metrics(lineage):
+            return run_iterations(lineage)
 
 
 def started_again() -> bool:
@@ -102,7 +102,7 @@ def started_again() -> bool:
     return (flow_run.run_count or 1) > 1
 
 
-def play(lineage: Lineage) -> Board:
+def run_iterations(lineage: Lineage) -> Board:
     """The algorithm. Each line is a phase in its own process; what is built already is reused."""
     opponent, prompts = first_opponent(lineage)
     reports: dict[int, Reports] = {0: evaluate(lineage, opponent, prompts)}

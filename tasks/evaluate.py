@@ -59,15 +59,15 @@ def evaluate(
     if not score_again:
         rescore.check(jobs, lineage.name)
     for job in jobs:
-        tell(rescore.prepare_folder(job))
+        show_note(rescore.prepare_folder(job))
     ray = lineage.config.evaluate.speed.ray
-    remote = [job for job in jobs if launch.finished(job, EvalReport) is None] if ray is not None else []
+    remote = [job for job in jobs if launch.finished_record(job, EvalReport) is None] if ray is not None else []
     if ray is not None and remote:
         run_on_cluster(ray, model, remote)
     return tuple(_published(job) if job in remote else run_suite(model, job) for job in jobs)
 
 
-def tell(note: str) -> None:
+def show_note(note: str) -> None:
     """Show a note to the user and log it, unless it is empty."""
     if note:
         display.current.noted(note)
@@ -76,7 +76,7 @@ def tell(note: str) -> None:
 
 def _published(job: SuiteJob) -> EvalReport:
     """Read the report of a suite that ran on another machine from the shared folder."""
-    record = launch.finished(job, EvalReport)
+    record = launch.finished_record(job, EvalReport)
     assert record is not None, f"{job.output} is published"
     return record
 
@@ -90,7 +90,7 @@ def _published(job: SuiteJob) -> EvalReport:
     retry_delay_seconds=RETRY_DELAY_SECONDS,
     retry_condition_fn=may_pass,
 )
-def run_suite_there(model: str, job: SuiteJob) -> None:  # noqa: ARG001 (for its name)
+def run_suite_on_ray(model: str, job: SuiteJob) -> None:  # noqa: ARG001 (for its name)
     """Run one suite on one model, on the machine of the cluster that executes this task."""
     # A machine that Ray takes for dead may still be running the same suite in the same scratch folder.
     with lock.locked(launch.job_path(job).with_suffix(""), wait=True):
@@ -108,7 +108,7 @@ def run_on_cluster(ray: RayConfig, model: str, jobs: Sequence[SuiteJob]) -> None
             while waiting or running:
                 while waiting and len(running) < ray.workers:
                     job = waiting.pop(0)
-                    running.append((job, runner.submit(run_suite_there, {"model": model, "job": job})))
+                    running.append((job, runner.submit(run_suite_on_ray, {"model": model, "job": job})))
                 shown.progress({"done": done, "total": len(jobs), "unit": "suite"})
                 for job, future in running[:]:
                     if has_ended(future):

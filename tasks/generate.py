@@ -29,7 +29,7 @@ def generate(
     """Sample y' ~ p_θt(.|x) for every training prompt."""
     job = phase_jobs.generate_job(lineage, t, opponent, prompts, answerers)
     ray = job.config.speed.ray
-    if ray is None or launch.finished(job, GenerationBatch) is not None:
+    if ray is None or launch.finished_record(job, GenerationBatch) is not None:
         return answer(lineage, t, opponent, prompts, answerers)
     if job.config.engine == "transformers" and interpreter.gpus_elsewhere(
         lineage.config.generate, lineage.config.model

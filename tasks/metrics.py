@@ -21,7 +21,7 @@ HURRIED_SECONDS = 5.0
 
 
 @contextlib.contextmanager
-def followed(lineage: Lineage) -> Iterator[None]:
+def send_metrics(lineage: Lineage) -> Iterator[None]:
     """Run a process that sends the lineage's metrics. Its failure does not end the run."""
     if not lineage.config.metrics.sinks:
         yield

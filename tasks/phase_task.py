@@ -49,7 +49,7 @@ def phase_task(kind: type[R], run_name: str) -> Callable[[Callable[P, Job]], Cal
 
         def body(*args: P.args, **kwargs: P.kwargs) -> "R | State[R]":
             job = write_job(*args, **kwargs)
-            done = launch.finished(job, kind)
+            done = launch.finished_record(job, kind)
             if done is not None:
                 display.current.reused(job.title)
                 return Completed(name="Reused", message=str(job.output), data=done)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from flows.command_line import check, files, look, play, serve
+from flows.command_line import check, files, run, serve, show
 
 
 class _Commands(click.Group):
@@ -41,11 +41,11 @@ def main() -> None:
 
 
 for command in (
-    *(play.run, play.next, play.compare, play.evaluate),
-    *(look.leaderboard, look.show, look.samples),
+    *(run.run, run.next, run.compare, run.evaluate),
+    *(show.leaderboard, show.show, show.samples),
     *(check.check, check.verify),
     *(files.push, files.pull, files.export),
-    look.recipes,
+    show.recipes,
     *(serve.up, serve.status, serve.down),
 ):
     main.add_command(command)

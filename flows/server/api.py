@@ -24,7 +24,7 @@ class Server:
         if password:
             self.headers["Authorization"] = f"Basic {base64.b64encode(password.encode()).decode()}"
 
-    def ask(self, path: str, query: Any) -> Any:
+    def post(self, path: str, query: Any) -> Any:
         """The server's answer to a POST request.
 
         Args:

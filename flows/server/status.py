@@ -111,14 +111,14 @@ def _unfinished_runs(server: Server, selection: Mapping[str, Any] | None = None)
     runs = []
     for states in _UNFINISHED:
         query = {"flow_runs": {"state": states, **(selection or {})}, "sort": "START_TIME_ASC"}
-        for run in server.ask("/flow_runs/filter", query):
+        for run in server.post("/flow_runs/filter", query):
             running = {
                 "flow_runs": {"id": {"any_": [run["id"]]}},
                 "task_runs": {"state": {"type": {"any_": ["RUNNING"]}}},
             }
             phases = [
                 Phase(name=task["name"], percent=_percent(server, task["id"]))
-                for task in server.ask("/task_runs/filter", running)
+                for task in server.post("/task_runs/filter", running)
             ]
             runs.append(Run(name=run["name"], state=run["state_name"], started=run["run_count"], phases=tuple(phases)))
     return runs
@@ -127,7 +127,7 @@ def _unfinished_runs(server: Server, selection: Mapping[str, Any] | None = None)
 def _percent(server: Server, task: str) -> float | None:
     """The progress of a phase, by its newest progress bar."""
     query = {"artifacts": {"task_run_id": {"any_": [task]}, "type": {"any_": ["progress"]}}, "sort": "CREATED_DESC"}
-    bars = server.ask("/artifacts/filter", query)
+    bars = server.post("/artifacts/filter", query)
     return float(bars[0]["data"]) if bars else None
 
 

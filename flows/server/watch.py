@@ -34,7 +34,7 @@ RECENT = timedelta(days=2)
 
 WORKER_LABEL = "prefect.worker.name"
 
-HOST_LABEL, PID_LABEL, BORN_LABEL = "spin.host", "spin.pid", "spin.born"
+HOST_LABEL, PID_LABEL, START_TIME_LABEL = "spin.host", "spin.pid", "spin.born"
 """Labels that name the process of a run of the command line: its machine, its id, its start time."""
 
 _POOL = {"name": {"any_": [local.POOL]}}
@@ -103,13 +103,16 @@ def label_with_process() -> None:
 
 def process_labels(pid: int) -> dict[str, Any]:
     """The labels of a run that a process of this machine plays."""
-    return {HOST_LABEL: os.uname().nodename, PID_LABEL: pid, BORN_LABEL: process.start_time(pid)}
+    return {HOST_LABEL: os.uname().nodename, PID_LABEL: pid, START_TIME_LABEL: process.start_time(pid)}
 
 
 def _has_lost_process(labels: Mapping[str, Any] | None) -> bool:
     """Whether these labels name a process of this machine that is gone."""
     labels = labels or {}
-    return labels.get(HOST_LABEL) == os.uname().nodename and process.start_time(labels[PID_LABEL]) != labels[BORN_LABEL]
+    return (
+        labels.get(HOST_LABEL) == os.uname().nodename
+        and process.start_time(labels[PID_LABEL]) != labels[START_TIME_LABEL]
+    )
 
 
 def _runs_with_process() -> set[str]:
@@ -123,7 +126,7 @@ def _runs(server: Server, states: list[str], since: datetime | None = None, *, d
     if since:
         selection["end_time"] = {"after_": since.isoformat()}
     query = {"flow_runs": selection, **({"work_pools": _POOL} if deployed else {})}
-    runs: list[Any] = server.ask("/flow_runs/filter", query)
+    runs: list[Any] = server.post("/flow_runs/filter", query)
     return runs
 
 
@@ -133,4 +136,4 @@ def _age(run: Any, now: datetime) -> float:
 
 
 def _set_state(server: Server, run: Any, state: Any) -> None:
-    server.ask(f"/flow_runs/{run['id']}/set_state", {"state": state})
+    server.post(f"/flow_runs/{run['id']}/set_state", {"state": state})

@@ -136,7 +136,7 @@ class Arm:
     answered: int = 0
 
 
-def begin(
+def prepare_comparison(
     runs: Path,
     name: str,
     config: RunConfig,
@@ -169,26 +169,26 @@ def begin(
             close = difflib.get_close_matches(method, METHODS, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ConfigError(f"there is no method {method!r}{hint}: choose from {', '.join(METHODS)}")
-    missing = left_out(config, methods)
+    missing = missing_methods(config, methods)
     for method in methods:
         if method in missing:
             raise ConfigError(f"{method} {missing[method]}")
     if (lineage_folder(runs, name) / "lineage.json").exists():
         raise ConfigError(f"{name} is a lineage in {runs}: give the comparison another name with --name")
-    configs = [configured(config, methods, seed) for seed in range(1, seeds + 1)]
+    configs = [seed_config(config, methods, seed) for seed in range(1, seeds + 1)]
     _check_preferences(configs[0])
     return [
-        prepare_run(seed_config, runs, lineage_name, warn=warn, wait=wait)
-        for lineage_name, seed_config in zip(names(name, seeds), configs, strict=True)
+        prepare_run(of_seed, runs, lineage_name, warn=warn, wait=wait)
+        for lineage_name, of_seed in zip(lineage_names(name, seeds), configs, strict=True)
     ]
 
 
-def names(comparison: str, seeds: int) -> list[str]:
+def lineage_names(comparison: str, seeds: int) -> list[str]:
     """The names of a comparison's lineages."""
     return [f"{comparison}-seed-{seed}" for seed in range(1, seeds + 1)]
 
 
-def configured(config: RunConfig, methods: Sequence[str], seed: int) -> RunConfig:
+def seed_config(config: RunConfig, methods: Sequence[str], seed: int) -> RunConfig:
     """The configuration of one seed, with the controls of these methods, or of all.
 
     The gate is open: if it stopped some seeds, the means would be over the lucky ones only.
@@ -215,7 +215,7 @@ def configured(config: RunConfig, methods: Sequence[str], seed: int) -> RunConfi
     )
 
 
-def left_out(config: RunConfig, methods: Sequence[str]) -> dict[str, str]:
+def missing_methods(config: RunConfig, methods: Sequence[str]) -> dict[str, str]:
     """The methods that cannot run, with what they need."""
     methods_without_data = ("dpo", "spin-dpo") if config.controls.dpo is None else ()
     return {method: NO_PREFERENCES for method in methods_without_data if method in (methods or METHODS)}

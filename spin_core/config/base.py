@@ -29,7 +29,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 
-def nameable(path: P) -> P:
+def valid_path(path: P) -> P:
     """Return the path if a file system allows such a path. Otherwise raise an error that pydantic reports.
 
     Without this check, looking for such a path would raise an error instead of answering that it does not exist.
@@ -45,10 +45,10 @@ def nameable(path: P) -> P:
     return path
 
 
-Location = Annotated[str, AfterValidator(nameable)]
+Location = Annotated[str, AfterValidator(valid_path)]
 """A path, or the name of something on the hub."""
 
-Folder = Annotated[Path, AfterValidator(nameable)]
+Folder = Annotated[Path, AfterValidator(valid_path)]
 """A folder's path."""
 
 
@@ -67,13 +67,13 @@ def at(schedule: T | tuple[T, ...], t: int) -> T:
     return schedule
 
 
-def resolved(config: M, t: int) -> M:
+def at_iteration(config: M, t: int) -> M:
     """The configuration with every schedule at its value in iteration t."""
     values: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, BaseModel):
-            values[name] = resolved(value, t)
+            values[name] = at_iteration(value, t)
         elif SCHEDULE in field.metadata:
             values[name] = at(value, t)
     return config.model_copy(update=values)

@@ -56,13 +56,13 @@ def resolve(
             f"there is no recipe {recipe!r}{_suggestion(recipe, RECIPES)}: choose one of {', '.join(RECIPES)}"
         )
     values: dict[str, Any] = {**expand_environment(RECIPES[recipe], VARIABLES), "recipe": recipe}
-    for change in (*changes(file, sets), overrides or {}):
+    for change in (*read_changes(file, sets), overrides or {}):
         values = merge(values, change)
     values = merge(values, {key: value for key, value in top.items() if value is not None})
-    return validate(values)
+    return build_config(values)
 
 
-def validate(values: Mapping[str, Any]) -> RunConfig:
+def build_config(values: Mapping[str, Any]) -> RunConfig:
     """Return a configuration from plain values.
 
     Raises:
@@ -99,7 +99,7 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def changes(file: Path | None, sets: Iterable[str]) -> list[dict[str, Any]]:
+def read_changes(file: Path | None, sets: Iterable[str]) -> list[dict[str, Any]]:
     """Return the settings of the file and of each `--set`, in the order in which they are merged.
 
     Environment variables are replaced here, since this is what the person who starts the command wrote. Settings of a

@@ -127,7 +127,7 @@ def leaderboard(lineage: Lineage) -> Board:
                 notes=notes(reports),
                 differences=compare(reports, {version: reports_by_t[version] for version in against}),
                 gate=records[t - 1].gate.outcome if t > 0 else None,
-                costs=costs.of(records[t - 1]) if t > 0 else None,
+                costs=costs.total(records[t - 1]) if t > 0 else None,
             )
         )
     control_reports = {

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from spin_core.config.base import nameable
+from spin_core.config.base import valid_path
 from spin_core.config.evaluate import SuiteName
-from spin_core.config.resolve import merge, resolve, validate
+from spin_core.config.resolve import build_config, merge, resolve
 from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError
 from spin_core.evaluation import suites
@@ -21,7 +21,7 @@ from spin_core.lineage.lineage import CONFIGURATION, Lineage
 from spin_core.lineage.start import start_lineage
 from spin_core.runtime import interpreter
 from spin_core.store import identity, lock
-from spin_core.store.files import dump
+from spin_core.store.files import json_values
 
 Suite = SuiteName | Literal["self-play"]
 
@@ -51,7 +51,7 @@ def prepare(
         ConfigError: The target, the suites or the settings cannot be used; the message says how to fix it.
     """
     try:
-        nameable(target)
+        valid_path(target)
     except ValueError as error:
         raise ConfigError(f"what to score: {error}") from error
     if (runs / target / CONFIGURATION).exists():
@@ -112,7 +112,7 @@ def _of_model(
     path = {"model": {"path": model}}
     # Without a recipe there are no held-out prompts.
     plain = {"recipe": "model", "evaluate": {"self_play": False}, **path}
-    settings = resolve(recipe, overrides=path) if recipe else validate(plain)
+    settings = resolve(recipe, overrides=path) if recipe else build_config(plain)
     config = _with_suites(settings, suite_names, changes)
     with lock.locked(root):
         if not _has_results(root):
@@ -128,7 +128,7 @@ def _has_results(root: Path) -> bool:
 
 def _with_suites(config: RunConfig, suite_names: Sequence[str], changes: Sequence[Mapping[str, Any]]) -> RunConfig:
     """The configuration with these suites and nothing else to score. Raises `ConfigError` if that is nothing."""
-    values = dump(config)
+    values = json_values(config)
     if suite_names:
         benchmarks = [suite for suite in suite_names if suite != "self-play"]
         self_play = "self-play" in suite_names
@@ -136,7 +136,7 @@ def _with_suites(config: RunConfig, suite_names: Sequence[str], changes: Sequenc
         values = merge(values, {"evaluate": only if self_play else {**only, "exact": False}})
     for change in changes:
         values = merge(values, change)
-    config = validate(values)
+    config = build_config(values)
     evaluate, scores = config.evaluate, suites.score_names(config.evaluate)
     if not (evaluate.self_play or evaluate.exact or evaluate.suites or scores):
         raise ConfigError("no suite is named: name one with --suite, as in --suite open-llm-leaderboard-quick")

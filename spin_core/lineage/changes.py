@@ -5,11 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 from spin_core.config.controls import ControlsConfig
-from spin_core.config.resolve import merge, validate
+from spin_core.config.resolve import build_config, merge
 from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError
 from spin_core.lineage.lineage import Lineage
-from spin_core.store.files import dump
+from spin_core.store.files import json_values
 
 
 def with_settings(lineage: Lineage, changes: Sequence[Mapping[str, Any]]) -> Lineage:
@@ -24,10 +24,10 @@ def with_settings(lineage: Lineage, changes: Sequence[Mapping[str, Any]]) -> Lin
     """
     if not changes:
         return lineage
-    values = dump(lineage.config)
+    values = json_values(lineage.config)
     for change in changes:
         values = merge(values, change)
-    return replace(lineage, config=validate(values))
+    return replace(lineage, config=build_config(values))
 
 
 def one_more_iteration(lineage: Lineage) -> RunConfig:

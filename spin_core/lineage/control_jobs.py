@@ -1,6 +1,6 @@
 """The jobs of a control (`controls`): its preference data, their log-probabilities, its training."""
 
-from spin_core.config.base import resolved
+from spin_core.config.base import at_iteration
 from spin_core.lineage import phase_jobs
 from spin_core.lineage.controls import Control
 from spin_core.lineage.lineage import Lineage
@@ -59,7 +59,7 @@ def train_job(
         seed=lineage.config.run_seed,
         held_out_seed=lineage.config.seed,
         t=control.after,
-        config=resolved(lineage.config.train, 0).model_copy(update=dict(control.changes)),
+        config=at_iteration(lineage.config.train, 0).model_copy(update=dict(control.changes)),
         model=lineage.config.model,
         start=start,
         pairs=pairs,

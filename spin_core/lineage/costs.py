@@ -48,7 +48,7 @@ def device_hours(record: IterationRecord, phase: str) -> float:
     return record.seconds[phase] * _devices(record, phase) / 3600
 
 
-def of(*records: IterationRecord) -> Costs:
+def total(*records: IterationRecord) -> Costs:
     """The costs of these iterations together."""
     return Costs(
         seconds=round(sum(sum(record.seconds.values()) for record in records), 3),

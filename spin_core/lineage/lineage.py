@@ -17,9 +17,9 @@ from pathlib import Path
 from spin_core.config.run import RunConfig
 from spin_core.errors import DamagedArtifact
 from spin_core.store import artifacts
-from spin_core.store.files import dump, load, write_json
+from spin_core.store.files import json_values, load, write_json
 from spin_core.store.identity import MANIFEST
-from spin_core.store.records import EvalReport, IterationRecord, ModelVersion, moved
+from spin_core.store.records import EvalReport, IterationRecord, ModelVersion, move_paths
 
 CONFIGURATION = "lineage.json"
 """The file that makes a folder a lineage."""
@@ -82,7 +82,7 @@ class Lineage:
         record = load(IterationRecord, path)
         # A record names absolute paths below the runs folder, which may have been moved since.
         runs_then = record.player.path.parents[2]
-        return IterationRecord.model_validate(moved(dump(record), runs_then, self.runs))
+        return IterationRecord.model_validate(move_paths(json_values(record), runs_then, self.runs))
 
     def save_record(self, record: IterationRecord) -> None:
         """Write the record of an iteration."""

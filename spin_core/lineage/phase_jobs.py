@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from spin_core.config.base import at, resolved
+from spin_core.config.base import at, at_iteration
 from spin_core.lineage.lineage import SHARED, Lineage, trained_model
 from spin_core.runtime import interpreter
 from spin_core.store.identity import digest_of, identity_of
@@ -50,7 +50,7 @@ def sft_job(lineage: Lineage, untrained: ModelVersion, prompts: PromptSet) -> Tr
         weights=Path(),
         seed=lineage.config.seed,
         t=-1,
-        config=resolved(lineage.config.sft.train, 0),
+        config=at_iteration(lineage.config.sft.train, 0),
         model=lineage.config.model,
         start=untrained,
         prompts=prompts,
@@ -69,12 +69,12 @@ def generate_job(
 ) -> GenerateJob:
     """Let the opponent answer the training prompts, or the models in `answerers` instead of it."""
     output = lineage.iteration(t) / "generations"
-    engine = interpreter.chosen(lineage.config.generate, lineage.config.model, output)
+    engine = interpreter.choose_engine(lineage.config.generate, lineage.config.model, output)
     return GenerateJob(
         output=output,
         seed=lineage.config.run_seed,
         t=t,
-        config=resolved(lineage.config.generate, t).model_copy(update={"engine": engine}),
+        config=at_iteration(lineage.config.generate, t).model_copy(update={"engine": engine}),
         model=lineage.config.model,
         opponent=opponent,
         prompts=prompts,
@@ -100,7 +100,7 @@ def pairs_job(
         previous: The answers of iteration t - 1, whose pairs are added if `pairs.mix_previous` is on.
         initial: The answers of iteration 0, which are added if the objective reads them.
     """
-    config = resolved(lineage.config.pairs, t)
+    config = at_iteration(lineage.config.pairs, t)
     if lineage.config.train.needs_identical_pairs(t):
         config = config.model_copy(update={"drop_identical": False})
     return PairsJob(
@@ -139,7 +139,7 @@ def train_job(lineage: Lineage, t: int, opponent: ModelVersion, pairs: PairDatas
         seed=lineage.config.run_seed + t,
         held_out_seed=lineage.config.seed,
         t=t,
-        config=resolved(lineage.config.train, t),
+        config=at_iteration(lineage.config.train, t),
         model=lineage.config.model,
         start=opponent,
         pairs=pairs,

@@ -76,7 +76,7 @@ def changed_settings(job: Job) -> str:
     # A new report on the opponent, which is part of the identity too, is a consequence and not the cause.
     name, was, now = min(changed, key=lambda item: item[0].split(".")[0] not in _SETTINGS)
     more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-    return f"{name} = {identity.short(was)}, not {identity.short(now)}{more}"
+    return f"{name} = {identity.shorten(was)}, not {identity.shorten(now)}{more}"
 
 
 def set_aside_incomparable(lineage: Lineage, of_base: Sequence[EvalReport]) -> None:

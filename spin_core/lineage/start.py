@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from spin_core.config.base import resolved
+from spin_core.config.base import at_iteration
 from spin_core.config.run import RunConfig
 from spin_core.errors import StaleArtifact
 from spin_core.lineage.find import lineage_folder
 from spin_core.lineage.lineage import CONFIGURATION, Lineage
 from spin_core.store import identity
-from spin_core.store.files import dump, load, write_json
+from spin_core.store.files import json_values, load, write_json
 
 _MAY_CHANGE = ("iterations", "controls", "evaluate", "gate", "metrics", "nightly", "push")
 """Sections that may differ from those a lineage was started with, because no version depends on them.
@@ -30,7 +30,7 @@ def start_lineage(runs: Path, name: str, config: RunConfig) -> Lineage:
     lineage = Lineage(runs=runs, name=name, config=config)
     if path.exists():
         _check_unchanged(lineage, load(RunConfig, path, "config"))
-    write_json(path, {"lineage": name, "config": dump(config)})
+    write_json(path, {"lineage": name, "config": json_values(config)})
     return lineage
 
 
@@ -39,9 +39,9 @@ def _check_unchanged(lineage: Lineage, before: RunConfig) -> None:
     begun = max(1, sum(1 for _ in lineage.root.glob("iter_*")))
     for t in range(begun):
         # Identities leave out execution settings, which no result depends on.
-        old, new = (identity.identity_of(resolved(config, t)) for config in (before, lineage.config))
+        old, new = (identity.identity_of(at_iteration(config, t)) for config in (before, lineage.config))
         changed = [
-            f"{field} = {identity.short(was)}, not {identity.short(now)}"
+            f"{field} = {identity.shorten(was)}, not {identity.shorten(now)}"
             for field, was, now in identity.differences(old, new)
             if field.split(".")[0] not in _MAY_CHANGE
         ]

@@ -174,7 +174,7 @@ def mt_bench_job(
         generate=generate.model_copy(
             update={
                 "temperature": config.temperature,
-                "engine": interpreter.chosen(generate, lineage.config.model, output),
+                "engine": interpreter.choose_engine(generate, lineage.config.model, output),
             }
         ),
         model=lineage.config.model,

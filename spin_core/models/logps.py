@@ -127,7 +127,7 @@ class ResponseLogps(nn.Module):
         return head.weight, head.bias
 
 
-def network_of(model: PreTrainedModel, speed: SpeedConfig) -> ResponseLogps:
+def response_logps(model: PreTrainedModel, speed: SpeedConfig) -> ResponseLogps:
     """The model as it scores responses, with the savings that the configuration leaves on."""
     implementation = choose_implementation(speed.attention, model)
     chunk = CHUNK_LOGITS[model.device.type] if speed.response_logits else None

@@ -21,7 +21,7 @@ from spin_core.data.batches import assign_ranks
 from spin_core.data.sequences import Ints, Sequences, TokenIds, read_token_ids
 from spin_core.errors import STOPPED, Stopped
 from spin_core.models.loading import load_model
-from spin_core.models.logps import ResponseLogps, group_sequences, network_of, score_sequences
+from spin_core.models.logps import ResponseLogps, group_sequences, response_logps, score_sequences
 from spin_core.runtime import ranks
 from spin_core.runtime.phase import main
 from spin_core.runtime.progress import Progress
@@ -115,7 +115,7 @@ def _score_all(
     if done:
         _report(progress, world, number * total + done)
     while done < total:
-        logps = logps or network_of(load_model(version.path, job.model), job.speed)
+        logps = logps or response_logps(load_model(version.path, job.model), job.speed)
         end = min(done + BLOCK * world.size, total)
         saved.append(_score_block(job, logps, prompt_ids[done:end], response_ids[done:end], world))
         if world.first:

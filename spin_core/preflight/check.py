@@ -62,7 +62,7 @@ def check_run(config: RunConfig, runs: Path) -> Findings:
 def inspect_engine(inspection: Inspection, config: RunConfig) -> None:
     """Which engine will answer, and why."""
     generate = config.generate
-    engine, why = interpreter.chosen(generate, config.model), interpreter.reason(generate, config.model)
+    engine, why = interpreter.choose_engine(generate, config.model), interpreter.explain_engine(generate, config.model)
     if engine == "transformers":
         inspection.add("engine", f"transformers answers: {why}")
         return

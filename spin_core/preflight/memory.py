@@ -27,7 +27,7 @@ def training_memory(shape: Shape, config: TrainConfig, longest: int, device: str
         longest: Tokens of the longest prompt with its response.
         device: `cpu` or `cuda`.
     """
-    _, stage = sharing(config, shape)
+    _, stage = ranks_and_stage(config, shape)
     weights, gradients, states = _held_by_a_rank(shape, config)
     offloaded = offloads(config, shape) if device == "cuda" else {}
     if "optimizer" in offloaded:
@@ -79,7 +79,7 @@ def offloads(config: TrainConfig, shape: Shape) -> dict[str, str]:
     """What DeepSpeed keeps outside the GPU: `optimizer` and `param`, each with `cpu` or `nvme`."""
     from spin_core.training.deepspeed_config import zero_settings
 
-    stage = sharing(config, shape)[1]
+    stage = ranks_and_stage(config, shape)[1]
     if not stage:
         return {}
     settings = zero_settings(config, shape.dtype)["zero_optimization"]
@@ -107,7 +107,7 @@ def holds_opponent(config: TrainConfig, shape: Shape) -> bool:
     return not config.speed.cached_scores and config.loss != "sft" and not shape.adapter
 
 
-def sharing(config: TrainConfig, shape: Shape) -> tuple[int, int]:
+def ranks_and_stage(config: TrainConfig, shape: Shape) -> tuple[int, int]:
     """The number of ranks that train together, and the stage of ZeRO by which they share memory."""
     from spin_core.training.deepspeed_config import stage_of, zero_settings
 
@@ -151,7 +151,7 @@ def _logits(shape: Shape, tokens: int, config: TrainConfig, device: str) -> floa
 
 def _held_by_a_rank(shape: Shape, config: TrainConfig) -> tuple[float, float, float]:
     """Bytes of a rank's weights, gradients, and optimizer states with masters, on whichever device they are."""
-    ranks, stage = sharing(config, shape)
+    ranks, stage = ranks_and_stage(config, shape)
     masters = 0 if shape.itemsize == FLOAT32 else FLOAT32
     states = shape.trained * (masters + FLOAT32 * optimizer_states(config)) / (ranks if stage >= 1 else 1)
     gradients = shape.trained * _gradient_bytes(shape, config) / (ranks if stage >= 2 else 1)
@@ -168,7 +168,7 @@ def _gradient_bytes(shape: Shape, config: TrainConfig) -> int:
 
 def _without_deepspeed(config: TrainConfig, shape: Shape) -> bool:
     """Whether one device trains without DeepSpeed."""
-    return sharing(config, shape) == (1, 0) and not config.speed.deepspeed
+    return ranks_and_stage(config, shape) == (1, 0) and not config.speed.deepspeed
 
 
 def optimizer_states(config: TrainConfig) -> int:

@@ -23,7 +23,7 @@ def inspect_memory(inspection: Inspection, config: RunConfig, shape: Shape, text
 
     device = device_of(config.model).type
     _inspect_training_memory(inspection, config, shape, texts, device)
-    if interpreter.chosen(config.generate, config.model) == "transformers":
+    if interpreter.choose_engine(config.generate, config.model) == "transformers":
         # vLLM takes the memory that its settings give it, which the finding about the engine names.
         need = memory.generation_memory(shape, config.generate, texts.longest_prompt)
         _judge_memory(
@@ -38,7 +38,7 @@ def _inspect_training_memory(
 ) -> None:
     """The peak of training, with the settings that would lower it."""
     train, speed = config.train, config.train.speed
-    stage = memory.sharing(train, shape)[1]
+    stage = memory.ranks_and_stage(train, shape)[1]
     offload = "zero3-offload" if stage == 3 else "zero2-offload"
     cures = {
         "lower train.micro_batch_tokens": tokens_in_a_pass(train, texts.longest) > sides(train) * texts.longest,

@@ -93,7 +93,7 @@ def page(lineage: Lineage, board: Board) -> str:
 
 def about(lineage: Lineage, board: Board, records: Sequence[IterationRecord]) -> Html:
     """The recipe, the leading version, and the costs."""
-    spent = spending.of(*records)
+    spent = spending.total(*records)
     facts = [
         ("recipe", lineage.config.recipe),
         ("iterations", str(len(records))),

@@ -10,7 +10,7 @@ from spin_core.lineage.lineage import Lineage
 from spin_core.reports import plots
 from spin_core.reports.markup import Html, folded, table, tag, wide
 from spin_core.reports.plots import PAGE
-from spin_core.store.files import dump
+from spin_core.store.files import json_values
 from spin_core.store.records import Artifact, IterationRecord
 
 
@@ -37,7 +37,7 @@ def costs(records: Sequence[IterationRecord]) -> list[Html]:
                     "–" if known is None else f"{known / max(seconds, 1e-3):,.0f}",
                 ]
             )
-    spent = spending.of(*records)
+    spent = spending.total(*records)
     rows.append(["total", "", f"{spent.seconds:,.1f}", f"{spent.device_hours:.3g}", "", "", ""])
     drawing = plots.svg(plots.seconds(records, PAGE), "seconds by phase")
     return [
@@ -71,7 +71,7 @@ def origin(lineage: Lineage, board: Board, records: Sequence[IterationRecord]) -
     reports = [(row.name, report) for row in board.rows for report in lineage.reports(row.t or 0)]
     harnesses = {report.suite: report.harness for _, report in reports}
     notes = [[name, report.suite, wide(note)] for name, report in reports for note in report.notes]
-    config = yaml.safe_dump(dump(lineage.config), sort_keys=False, allow_unicode=True)
+    config = yaml.safe_dump(json_values(lineage.config), sort_keys=False, allow_unicode=True)
     return [
         table(["model", "digest", wide("folder", "th")], models),
         table(["", "prompts", "generations", "pairs", "scores", "training"], made),

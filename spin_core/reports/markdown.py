@@ -183,14 +183,14 @@ def training(record: IterationRecord) -> list[str]:
         markdown_table(
             ["metric", "first step", f"step {last}", *(["held out"] if train.held_out else [])],
             [
-                [name, first.get(name, "–"), f"{value:.4g}", *([held(train, name)] if train.held_out else [])]
+                [name, first.get(name, "–"), f"{value:.4g}", *([held_out_value(train, name)] if train.held_out else [])]
                 for name, value in train.metrics.items()
             ],
         ),
     ]
 
 
-def held(train: TrainRun, name: str) -> str:
+def held_out_value(train: TrainRun, name: str) -> str:
     """The value of a metric on the held-out pairs, as text."""
     return f"{train.held_out[name]:.4g}" if name in train.held_out else "–"
 
@@ -255,7 +255,7 @@ def _cost_table(record: IterationRecord) -> str:
         ]
         for phase, seconds in record.seconds.items()
     ]
-    spent = costs.of(record)
+    spent = costs.total(record)
     total = ["**total**", f"**{spent.seconds:.1f}**", f"**{spent.device_hours:.3g}**", "", ""]
     return markdown_table(["phase", "seconds", "device hours", "peak memory, MB", "tokens"], [*phases, total])
 

@@ -19,7 +19,7 @@ GPUS_ELSEWHERE = (
 )
 
 
-def chosen(config: GenerateConfig, model: ModelConfig, output: Path | None = None) -> str:
+def choose_engine(config: GenerateConfig, model: ModelConfig, output: Path | None = None) -> str:
     """The engine to use here and now: `transformers` or `vllm`.
 
     If `output` is published already, its engine is kept, so that a run may continue on a machine where `auto` would
@@ -35,8 +35,8 @@ def chosen(config: GenerateConfig, model: ModelConfig, output: Path | None = Non
     return "vllm" if ready else "transformers"
 
 
-def reason(config: GenerateConfig, model: ModelConfig) -> str:
-    """Why `chosen` chooses its engine, for people."""
+def explain_engine(config: GenerateConfig, model: ModelConfig) -> str:
+    """Why `choose_engine` chooses its engine, for people."""
     if config.engine != "auto":
         return "as generate.engine says"
     if model.device == "cpu" or not sees_gpu():

@@ -21,7 +21,7 @@ from spin_core.config.generate import VllmConfig
 from spin_core.runtime.grace import grace_of
 from spin_core.runtime.interpreter import required_python
 from spin_core.runtime.process import end_group, end_leftover, guard, spawn, start_time
-from spin_core.runtime.warm import warm
+from spin_core.runtime.warm import warm_process
 from spin_core.store import artifacts, files
 from spin_core.store.identity import identity_of
 from spin_core.store.job_types import JOB_TYPES
@@ -69,7 +69,7 @@ def run_phase(
         for line in process.stdout:
             message = parse_message(line)
             if "done" in message:
-                warm.prepare()
+                warm_process.prepare()
                 on_progress(message)
             elif "error" not in last:  # of several ranks' errors the first is the cause of the others
                 last = message
@@ -85,7 +85,7 @@ def run_phase(
     raise errors.PhaseCrashed(_crash_message(job, path, status, tail))
 
 
-def finished(job: Job, kind: type[R]) -> R | None:
+def finished_record(job: Job, kind: type[R]) -> R | None:
     """The record of a job that is already done; None if it is not."""
     return artifacts.reusable(job.output, identity_of(job), kind)
 
@@ -129,7 +129,7 @@ def _interpreter(job_file: Path, phase: str) -> str:
 def _started(phase: str, job_file: Path, grace: float) -> Iterator[subprocess.Popen[str]]:
     """The process of a phase, in a group of its own, which is ended when the context ends."""
     arguments = command(job_file, phase)
-    ready = warm.take(phase, job_file) if arguments[0] == sys.executable else None
+    ready = warm_process.take(phase, job_file) if arguments[0] == sys.executable else None
     process = ready or spawn(arguments, stdin=subprocess.DEVNULL)
     pid_file = job_file.with_suffix(".pid")
     with process, guard(process.pid):

@@ -12,7 +12,7 @@ _LIGHT = ("pairs",)
 """Phases that load nothing heavy."""
 
 
-class Warm:
+class WarmProcess:
     """At most one process that has loaded what a phase needs and waits for a job (see `spin_core.phases.warm`)."""
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class Warm:
         self._process: subprocess.Popen[str] | None = None
 
     @contextlib.contextmanager
-    def phases(self) -> Iterator[None]:
+    def enabled(self) -> Iterator[None]:
         """Within this context, a process for the next phase is started once the current phase reports progress."""
         self._wanted = True
         try:
@@ -33,7 +33,7 @@ class Warm:
                 process.communicate()
 
     def prepare(self) -> None:
-        """Start a process for the next phase, within the context of `phases` and if none is waiting."""
+        """Start a process for the next phase, within the context of `enabled` and if none is waiting."""
         if self._wanted and self._process is None:
             self._process = spawn([sys.executable, "-m", "spin_core.phases.warm"], stdin=subprocess.PIPE)
 
@@ -53,5 +53,5 @@ class Warm:
         return process
 
 
-warm = Warm()
+warm_process = WarmProcess()
 """The one of this program."""

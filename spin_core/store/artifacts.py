@@ -24,7 +24,7 @@ from spin_core.store.identity import (
     digest_file,
     digest_folder,
     digest_of,
-    short,
+    shorten,
 )
 from spin_core.store.records import Artifact, Record
 
@@ -76,7 +76,7 @@ def reusable(folder: Path, identity: Mapping[str, Any], kind: type[R]) -> R | No
     if changed:
         name, have, wanted = changed[0]
         raise StaleArtifact(
-            f"{folder} was built with {name} = {short(have)}, not {short(wanted)}"
+            f"{folder} was built with {name} = {shorten(have)}, not {shorten(wanted)}"
             f"{f' (and {len(changed) - 1} more fields differ)' if len(changed) > 1 else ''}: "
             "choose a new lineage name, set the value back, or remove the folder"
         )

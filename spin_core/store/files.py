@@ -126,7 +126,7 @@ def _errno_of(error: OSError | SafetensorError) -> int | None:
     return int(match[1]) if match else None
 
 
-def dump(config: BaseModel) -> dict[str, Any]:
+def json_values(config: BaseModel) -> dict[str, Any]:
     """Return a record or configuration as JSON values."""
     return config.model_dump(mode="json")
 

@@ -78,7 +78,7 @@ def differences(have: Any, want: Any, prefix: str = "") -> list[tuple[str, Any, 
     return [] if have == want else [(prefix, have, want)]
 
 
-def short(value: Any) -> str:
+def shorten(value: Any) -> str:
     """A value as it appears in a message: digests are cut."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text[:12] + "…" if len(text) == 64 else text

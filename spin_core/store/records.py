@@ -263,13 +263,13 @@ class IterationRecord(Frozen):
 Record = PromptSet | ModelVersion | GenerationBatch | PairDataset | ScoredPairs | TrainRun | EvalReport
 
 
-def moved(value: Any, was: Path, now: Path) -> Any:
+def move_paths(value: Any, was: Path, now: Path) -> Any:
     """Return a record's JSON value with the paths of all artifacts moved from the folder `was` to the folder `now`."""
     if isinstance(value, list):
-        return [moved(item, was, now) for item in value]
+        return [move_paths(item, was, now) for item in value]
     if not isinstance(value, dict):
         return value
-    value = {key: moved(item, was, now) for key, item in value.items()}
+    value = {key: move_paths(item, was, now) for key, item in value.items()}
     if "digest" in value and Path(value.get("path", "")).is_relative_to(was):
         value["path"] = str(now / Path(value["path"]).relative_to(was))
     return value

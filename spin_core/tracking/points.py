@@ -91,7 +91,7 @@ def _step_values(row: Mapping[str, float], t: int) -> dict[str, float]:
 
 def _version_values(record: IterationRecord) -> dict[str, float]:
     """A version's scores, the pairs it was trained on, and its costs."""
-    pairs, spent = record.pairs, costs.of(record)
+    pairs, spent = record.pairs, costs.total(record)
     return {
         **_scores(record.evaluations),
         **_answers(record),

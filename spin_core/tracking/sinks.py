@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from spin_core.config.metrics import SinkName
 from spin_core.lineage.lineage import Lineage
-from spin_core.store.files import dump, write_json
+from spin_core.store.files import json_values, write_json
 from spin_core.tracking.points import STEP, VERSION, Last, Point, folder_of
 from spin_core.tracking.wandb_log import read_history
 
@@ -102,7 +102,7 @@ class _WeightsAndBiases:
             name=lineage.name,
             resume="allow",
             dir=str(self.folder),
-            config=dump(lineage.config),
+            config=json_values(lineage.config),
             settings=wandb.Settings(console="off", silent=True, disable_git=True, save_code=False),
         )
         self.run.define_metric("train/*", step_metric=STEP)
@@ -144,7 +144,9 @@ class _Mlflow:
         experiment = self.client.get_experiment_by_name(project)
         experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(project)
         run_id: str = self.client.create_run(experiment_id, run_name=lineage.name).info.run_id
-        settings = [Param(name, str(value)[:_PARAMETER_CHARACTERS]) for name, value in _flat(dump(lineage.config))]
+        settings = [
+            Param(name, str(value)[:_PARAMETER_CHARACTERS]) for name, value in _flat(json_values(lineage.config))
+        ]
         for first in range(0, len(settings), _PARAMETERS_PER_BATCH):
             self.client.log_batch(run_id, params=settings[first : first + _PARAMETERS_PER_BATCH])
         return run_id

@@ -44,7 +44,7 @@ from spin_core.training.gradient import forward_backward
 from spin_core.training.monitors import Monitors, check_first_loss, ending
 from spin_core.training.objective import objective_of
 from spin_core.training.optim import learning_rate
-from spin_core.training.player import Player, opponent_of, set_up_player
+from spin_core.training.player import Player, opponent_scorer, set_up_player
 from spin_core.training.stepper import Stepper
 from spin_core.training.train_data import Batch, TrainData, batches, configured_batch
 
@@ -120,7 +120,7 @@ class _Training:
         self.peak_rate = at(job.config.learning_rate, max(job.t, 0))
         self.monitors = Monitors(job.config.monitors, self.objective)
         scores_are_cached = job.config.speed.cached_scores or data.reference_PB is None
-        self.opponent = None if scores_are_cached else opponent_of(job, player.network)
+        self.opponent = None if scores_are_cached else opponent_scorer(job, player.network)
         self.held_batch = configured_batch(data, held, world, job.config, self.packed) if len(held) else None
         self.done = 0
         """Steps done."""
@@ -138,7 +138,7 @@ class _Training:
             self.stepper.load(tensors)
         # The first rank has just cut these files, and on a network disk another rank may still see their old content.
         rows, self.held_rows = self.world.broadcast((read_rows(scratch / METRICS), read_rows(scratch / HELD_OUT)))
-        self.events = [event for row in rows for event in self.monitors.see(row)]
+        self.events = [event for row in rows for event in self.monitors.check(row)]
         # A stop may have come before this step was measured.
         if self.done and self.measure_if_due():
             raise Stopped(STOPPED)
@@ -184,7 +184,7 @@ class _Training:
         Raises:
             TrainingDiverged: The event's action is to refuse, or this is the first step and its loss is wrong.
         """
-        events = self.monitors.see(row)
+        events = self.monitors.check(row)
         event = ending(events)
         if event and event.action == "refuse":
             raise TrainingDiverged(event.message)
@@ -248,4 +248,4 @@ class _Training:
         if step == self.done:
             # Each rank holds a share of the adapter; reading the checkpoint brings the shares together.
             self.journal.save(step, self.stepper.tensors())
-        return self.stepper, lora.trained(self.player.adapter_config, self.journal.tensors_at(step))
+        return self.stepper, lora.trained_adapter(self.player.adapter_config, self.journal.tensors_at(step))

@@ -122,7 +122,7 @@ def dropout(model: nn.Module, lora: LoraConfig | None, seed: int, step: int, ran
             layer.lora_dropout.eval()
 
 
-def opponent_in(network: ResponseLogps) -> Callable[[Rows], Tensor]:
+def opponent_scorer(network: ResponseLogps) -> Callable[[Rows], Tensor]:
     """A function that scores rows under the opponent, which is the player without its adapter; (S,)."""
 
     def logps(rows: Rows) -> Tensor:
@@ -162,7 +162,7 @@ def publish(folder: Path, *, adapter: Adapter, start: Path, t: int, lora: LoraCo
     write_adapter(adapter, folder / ADAPTERS / f"{t + 1:02d}")
 
 
-def trained(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Adapter:
+def trained_adapter(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Adapter:
     """The adapter in a stepper's tensors, its float32 masters; `config` is what `attach` returned."""
     return Adapter(
         config,

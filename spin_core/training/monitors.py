@@ -47,7 +47,7 @@ class Monitors:
         self._fired: set[str] = set()
         self._rows: deque[Mapping[str, float]] = deque(maxlen=config.window + LEAP)
 
-    def see(self, row: Mapping[str, float]) -> list[Event]:
+    def check(self, row: Mapping[str, float]) -> list[Event]:
         """The new events at this row."""
         self._rows.append(row)
         if len(self._start) < self.config.window and "rewards/real" in row:
@@ -131,7 +131,7 @@ def _mean(rows: Sequence[Mapping[str, float]], name: str) -> float:
 def events_of(rows: Sequence[Mapping[str, float]], config: MonitorsConfig, objective: Objective) -> list[Event]:
     """The events of a whole training, from its rows of metrics."""
     monitors = Monitors(config, objective)
-    return [event for row in rows for event in monitors.see(row)]
+    return [event for row in rows for event in monitors.check(row)]
 
 
 def ending(events: Sequence[Event]) -> Event | None:
@@ -167,7 +167,7 @@ def check_first_loss(
             f"before the first step player and opponent are {distance:.2g} nats a token apart, and may be "
             f"{tolerance:.2g}{_CAUSE}"
         )
-    expected, loss = objective.first_loss, objective.game_loss(row)
+    expected, loss = objective.first_loss, objective.loss_without_nll(row)
     tolerance *= max(1.0, objective.beta / _USUAL_BETA)
     if expected is not None and not abs(loss - expected) <= tolerance:
         raise TrainingDiverged(

@@ -69,7 +69,7 @@ class Objective:
             return None
         return (player_PB[:2] - reference_PB[:2]).abs().sum() / tokens_PB[:2].sum().clamp(min=1)
 
-    def game_loss(self, row: Mapping[str, float]) -> float:
+    def loss_without_nll(self, row: Mapping[str, float]) -> float:
         """The loss in a step's metrics without the `nll` term, to compare with `first_loss`."""
         return row["loss"] - self.nll_weight * row.get("nll", 0.0)
 
@@ -83,12 +83,12 @@ class Objective:
         """
         if self.kind == "sft":
             return -player_PB[0]
-        losses_B = self._game_losses(player_PB, reference_PB)
+        losses_B = self._losses_without_nll(player_PB, reference_PB)
         if self.nll_weight:
             losses_B = losses_B + self.nll_weight * nll_losses(player_real_B=player_PB[0], tokens_B=tokens_PB[0])
         return losses_B
 
-    def _game_losses(self, player_PB: Tensor, reference_PB: Tensor | None) -> Tensor:
+    def _losses_without_nll(self, player_PB: Tensor, reference_PB: Tensor | None) -> Tensor:
         if self.kind == "t-spin":
             return t_spin_losses(
                 player_real_B=player_PB[0],

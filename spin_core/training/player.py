@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from spin_core.config.train import TrainConfig
 from spin_core.errors import ConfigError
 from spin_core.models.loading import load_model
-from spin_core.models.logps import ResponseLogps, network_of
+from spin_core.models.logps import ResponseLogps, response_logps
 from spin_core.runtime import ranks
 from spin_core.runtime.ranks import Ranks
 from spin_core.store.jobs import TrainJob
@@ -41,7 +41,7 @@ def set_up_player(job: TrainJob, world: Ranks) -> Player:
     config = job.config
     model = load_model(job.start.path, job.model)
     adapter_config = lora.attach(model, config.lora, job.seed) if config.lora else {}
-    network = network_of(model, config.speed)
+    network = response_logps(model, config.speed)
     prepare(model, config)
     stepper: Stepper = Zero(network, config, world) if ranks.is_rank() else SingleDevice(network, config)
     return Player(model, network, stepper, adapter_config)
@@ -69,8 +69,8 @@ def prepare(model: PreTrainedModel, config: TrainConfig) -> None:
             layer.forward = partial(recompute, layer.forward, use_reentrant=False, preserve_rng_state=drops)
 
 
-def opponent_of(job: TrainJob, network: ResponseLogps) -> Scorer:
+def opponent_scorer(job: TrainJob, network: ResponseLogps) -> Scorer:
     """θ_t itself, to score it at every step. With an adapter it is the player's model without the adapter."""
     if job.config.lora:
-        return lora.opponent_in(network)
-    return network_of(load_model(job.start.path, job.model), job.config.speed).requires_grad_(False)
+        return lora.opponent_scorer(network)
+    return response_logps(load_model(job.start.path, job.model), job.config.speed).requires_grad_(False)

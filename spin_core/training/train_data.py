@@ -130,10 +130,10 @@ def batches(
     def make(step: int) -> Batch:
         return configured_batch(data, order.batch(step), ranks, config, packed)
 
-    return ahead(make, first, last) if config.speed.prefetch else (make(step) for step in range(first, last))
+    return prefetch(make, first, last) if config.speed.prefetch else (make(step) for step in range(first, last))
 
 
-def ahead(make: Callable[[int], _T], first: int, last: int, depth: int = _AHEAD) -> Iterator[_T]:
+def prefetch(make: Callable[[int], _T], first: int, last: int, depth: int = _AHEAD) -> Iterator[_T]:
     """`make(first)`, …, `make(last - 1)`, made by another thread while earlier ones are in use.
 
     At most `depth` are waiting. An error of `make` is raised where its value is due. No thread is left when the

@@ -50,7 +50,7 @@ def test_another_user_of_the_machine_starts_no_run_and_reads_nothing(up):
         assert client.get(f"{base}/csrf-token?client=them").status_code == 401
         for path in ("/admin/settings", "/block_documents/00000000-0000-0000-0000-000000000000?include_secrets=true"):
             assert client.get(f"{base}{path}").status_code == 401
-        leaked = str(up.ask("GET", "/csrf-token?client=them")["token"])
+        leaked = str(up.request("GET", "/csrf-token?client=them")["token"])
         headers = {"Prefect-Csrf-Client": "them", "Prefect-Csrf-Token": leaked}
         body = {"parameters": {}, "job_variables": {"command": f"touch {up.runs}/owned"}}
         for auth in (None, ("spin", "guessed")):
@@ -79,10 +79,10 @@ def test_who_has_the_password_changes_no_command_environment_or_folder_of_a_run(
     assert deployment["job_variables"] == {}
     path = f"/deployments/{deployment['id']}"
     before = up.count_runs()
-    up.ask("POST", f"{path}/create_flow_run", {"job_variables": filled}, status=422)
-    up.ask("PATCH", path, {"job_variables": filled})
-    up.ask("POST", f"{path}/create_flow_run", {}, status=422)
-    up.ask("PATCH", path, {"job_variables": {}})
+    up.request("POST", f"{path}/create_flow_run", {"job_variables": filled}, status=422)
+    up.request("PATCH", path, {"job_variables": filled})
+    up.request("POST", f"{path}/create_flow_run", {}, status=422)
+    up.request("PATCH", path, {"job_variables": {}})
     assert up.count_runs() == before
     assert not (up.runs / "owned").exists()
 
@@ -103,15 +103,15 @@ def test_a_pool_of_an_earlier_version_offers_no_commands_after_the_next_start(up
     from prefect.workers.process import ProcessWorker
 
     earlier = ProcessWorker.get_default_base_job_template()
-    up.ask("PATCH", "/work_pools/spin", {"base_job_template": earlier})
+    up.request("PATCH", "/work_pools/spin", {"base_job_template": earlier})
     deployment = up.deployment("spin")
-    up.ask("PATCH", f"/deployments/{deployment['id']}", {"job_variables": {"command": "true"}})
+    up.request("PATCH", f"/deployments/{deployment['id']}", {"job_variables": {"command": "true"}})
     assert up.end() == 0
     up.start()
-    assert up.ask("GET", "/work_pools/spin")["base_job_template"]["variables"]["properties"] == {}
+    assert up.request("GET", "/work_pools/spin")["base_job_template"]["variables"]["properties"] == {}
     assert up.deployment("spin")["job_variables"] == {}
-    run = up.ask("POST", f"/deployments/{deployment['id']}/create_flow_run", {"parameters": {"recipe": "demo"}})
-    up.ask("POST", f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
+    run = up.request("POST", f"/deployments/{deployment['id']}/create_flow_run", {"parameters": {"recipe": "demo"}})
+    up.request("POST", f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def play(runs: Path, recipe: str, sets: list[str]) -> dict[str, float]:
     from flows import spin
 
     seconds = {"start": 0.0, "flow": 0.0, "phases": 0.0}
-    run_phase, body = launch.run_phase, spin.play_alone
+    run_phase, body = launch.run_phase, spin.run_locked
 
     def timed_phase(*args, **kwargs):
         start = time.monotonic()
@@ -47,7 +47,7 @@ def play(runs: Path, recipe: str, sets: list[str]) -> dict[str, float]:
         finally:
             seconds["flow"] = time.monotonic() - start
 
-    launch.run_phase, spin.play_alone = timed_phase, timed_body
+    launch.run_phase, spin.run_locked = timed_phase, timed_body
     spin.run_local(prepare_run(resolve(recipe, sets=sets, iterations=ITERATIONS), runs, "bench"))
     return {**seconds, "all": time.monotonic() - began}
 

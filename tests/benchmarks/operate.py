@@ -113,12 +113,12 @@ def start(up: Up) -> list[Row]:
 
     listener = threading.Thread(target=listen)
     listener.start()
-    up.ask("GET", "/health")
+    up.request("GET", "/health")
     server = time.monotonic() - began
     listener.join()
 
     def worker() -> bool:
-        there = up.ask("POST", "/work_pools/spin/workers/filter", {})
+        there = up.request("POST", "/work_pools/spin/workers/filter", {})
         return any(datetime.fromisoformat(one["last_heartbeat_time"]) > clock for one in there)
 
     wait_for(worker)
@@ -137,10 +137,10 @@ def click(up: Up, rounds: int) -> list[Row]:
         run = up.trigger("spin", {"recipe": "demo", "lineage": f"click-{number}", "iterations": 1, "overrides": GAME})
         wait_for(lambda there=there: set(phases(up.runs)) - there)
         first = time.time() - began
-        states = up.ask("GET", f"/flow_run_states/?flow_run_id={run['id']}")
+        states = up.request("GET", f"/flow_run_states/?flow_run_id={run['id']}")
         at = {one["type"]: datetime.fromisoformat(one["timestamp"]).timestamp() - began for one in reversed(states)}
         found.append((at["PENDING"], at["RUNNING"], first))
-        up.ask("POST", f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
+        up.request("POST", f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
         up.finish(run)
     taken, running, first = ([one[place] for one in found] for place in range(3))
     parts = f"taken by the worker {statistics.median(taken):.1f}, running {statistics.median(running):.1f}"
@@ -181,7 +181,7 @@ def iteration(up: Up, rounds: int) -> list[Row]:
     """
     root = played(up, rounds + 1)
     query = {"flow_runs": {"id": {"any_": [(root / "run").read_text()]}}, "limit": 200}
-    tasks = up.ask("POST", "/task_runs/filter", query)
+    tasks = up.request("POST", "/task_runs/filter", query)
     at = {one["name"]: [datetime.fromisoformat(one[side]) for side in ("start_time", "end_time")] for one in tasks}
     again = range(1, rounds + 1)
     flow = [(at[f"publish t={t}"][1] - at[f"generate t={t}"][0]).total_seconds() for t in again]

@@ -65,7 +65,8 @@ def aside(runs: Path, number: str) -> dict[str, float]:
     from spin_core.leaderboard import board
     from spin_core.lineage.find import find_lineage
     from spin_core.reports import html, markdown
-    from spin_core.runtime import launch, warm
+    from spin_core.runtime import launch
+    from spin_core.runtime.warm import warm_process
     from spin_core.store.evaluation_jobs import EvaluateJob
     from spin_core.store.jobs import GenerateJob, PairsJob, ScoreJob, TrainJob
     from spin_core.store.records import EvalReport, GenerationBatch, PairDataset, ScoredPairs, TrainRun
@@ -76,8 +77,8 @@ def aside(runs: Path, number: str) -> dict[str, float]:
     jobs = [job.validate_json(path.read_text("utf-8")) for path in job_files(lineage.root, t)]
     kinds = [GenerationBatch, PairDataset, ScoredPairs, TrainRun, EvalReport]
     forget(lineage.root, t)
-    with warm.warm.phases():
-        warm.warm.prepare()
+    with warm_process.enabled():
+        warm_process.prepare()
         time.sleep(WARM_SECONDS)
         began = time.monotonic()
         for one, kind in zip(jobs, kinds, strict=True):

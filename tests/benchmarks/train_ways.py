@@ -142,7 +142,7 @@ def ours_in_memory(folder: Path, change: dict[str, Any], batch_size: int, most: 
     from spin_core.config.train import TrainConfig
     from spin_core.data.batches import DataOrder
     from spin_core.data.sequences import Sequences, read_token_ids
-    from spin_core.models.logps import network_of, score_sequences
+    from spin_core.models.logps import response_logps, score_sequences
     from spin_core.runtime.ranks import Ranks
     from spin_core.training.gradient import forward_backward
     from spin_core.training.objective import objective_of
@@ -157,7 +157,7 @@ def ours_in_memory(folder: Path, change: dict[str, Any], batch_size: int, most: 
     settings = AutoConfig.from_pretrained(folder / "model")
     torch.manual_seed(SEED)
     with torch.device("cuda"):
-        network = network_of(AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16), config.speed)
+        network = response_logps(AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16), config.speed)
     columns = read_token_ids(folder / "pairs" / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids")
     prompts, real, generated = columns
     sequences = Sequences.of(prompts * 2, real + generated)

@@ -131,7 +131,7 @@ def steps(up: Up, since: str = "") -> int:
     """How many steps the newest training has done, as its progress says; 0 before there is any."""
     query = {"artifacts": {"type": {"any_": ["progress"]}}, "sort": "CREATED_DESC"}
     newest = next(
-        (artifact for artifact in up.ask("POST", "/artifacts/filter", query) if artifact["created"] > since), None
+        (artifact for artifact in up.request("POST", "/artifacts/filter", query) if artifact["created"] > since), None
     )
     match = re.match(
         rf"iter {ITERATIONS:02d} · train: ([\d,]+) of [\d,]+ steps", newest["description"] if newest else ""
@@ -166,7 +166,7 @@ def retried(up: Up, ui: Ui, training: Training) -> Retried:
     os.kill(holder(up.runs / LINEAGE), signal.SIGKILL)
     ui.wait_until_visible(ui.state("Crashed"))
     wait_for(lambda: not training.processes())
-    crashed = up.ask("GET", f"/flow_runs/{training.run['id']}")
+    crashed = up.request("GET", f"/flow_runs/{training.run['id']}")
     ui.act("Retry", "Retry")
     ui.leave()
     wait_for(lambda: steps(up, crashed["end_time"]) > 0)

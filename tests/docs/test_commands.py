@@ -12,7 +12,7 @@ import yaml
 
 from flows.command_line.main import main
 from spin_core.config.recipes import RECIPES
-from spin_core.config.resolve import changes, resolve
+from spin_core.config.resolve import read_changes, resolve
 from spin_core.config.run import RunConfig
 from tests.support.pages import EXAMPLES, ROOT, TEXTS, blocks, code_of
 
@@ -95,7 +95,7 @@ def test_every_command_line_parses(page, line):
     if recipe in RECIPES:
         resolve(recipe, sets=context.params.get("sets", ()))
     else:
-        changes(None, context.params.get("sets", ()))
+        read_changes(None, context.params.get("sets", ()))
 
 
 @pytest.mark.parametrize("page", ALL_TEXTS)

@@ -114,7 +114,7 @@ def test_a_run_that_is_started_again_waits_for_its_own_end(client, tmp_path, mon
     build_lineage(tmp_path)
     monkeypatch.setattr(evaluate, "_start", lambda lineage: (lineage.records()[0].opponent, None))
     monkeypatch.setattr(evaluate, "score", lambda *_, **__: None)
-    monkeypatch.setattr(compare, "_play_seed", lambda _game: None)
+    monkeypatch.setattr(compare, "_run_seed", lambda _game: None)
     monkeypatch.setattr(compare.comparisons, "table", lambda *_: None)
     monkeypatch.setattr(compare, "publish_comparison", lambda *_: None)
     name = {"evaluate": {"target": "tale"}, "compare": {"name": "tales"}}[play.name]

@@ -184,7 +184,7 @@ def test_the_job_that_every_phase_gets_today_is_found_finished(lineage):
     outputs = list[Path]()
 
     def finished(job: Job, kind: type[R]) -> R:
-        record = launch.finished(job, kind)
+        record = launch.finished_record(job, kind)
         assert record is not None, f"{job.output} would be built again"
         outputs.append(job.output)
         return record

@@ -313,12 +313,12 @@ def test_a_game_that_has_converged_ends_the_nights_and_people_are_told(up):
     nightly = up.deployment("nightly")
     active = {"schedule": {"cron": "0 2 * * *", "timezone": "UTC"}, "active": True}
     schedules = [active | {"parameters": {"lineage": name}, "slug": name} for name in ("whole", "other")]
-    up.ask("PATCH", f"/deployments/{nightly['id']}", {"schedules": schedules})
+    up.request("PATCH", f"/deployments/{nightly['id']}", {"schedules": schedules})
     with Inbox() as inbox:
         done = install(up, SPIN_NOTIFY_WEBHOOK=inbox.url)  # again, after the night's
         assert done.returncode == 0, done.stderr
         assert "warning" not in done.stderr
-        names = [one["name"] for one in up.ask("POST", "/automations/filter", {})]
+        names = [one["name"] for one in up.request("POST", "/automations/filter", {})]
         assert len(names) == len(set(names)) == 2
         run = up.finish(up.trigger("nightly", {"lineage": "whole"}))
         told = inbox.messages.get(timeout=60)
@@ -395,7 +395,7 @@ def test_a_run_has_pushed_its_copy_and_told_its_sinks_with_the_keys_of_the_envir
     assert told_elsewhere["state_name"] == "Completed", told_elsewhere["state"]["message"]
     assert "whole/.pushed/manifest.json" in bucket.versions()
     assert list((up.runs / "whole" / "metrics").glob("wandb/offline-run-*/*.wandb"))
-    said = json.dumps(up.ask("POST", "/logs/filter", {"sort": "TIMESTAMP_DESC"}))
+    said = json.dumps(up.request("POST", "/logs/filter", {"sort": "TIMESTAMP_DESC"}))
     assert "metrics: mlflow failed and gets no more points: " in said
 
 
@@ -407,9 +407,9 @@ def test_no_secret_stands_in_anything_that_is_written_or_shown(up):
     (worker,) = up.alive("worker", "start")
     known = Path(f"/proc/{worker}/environ").read_text()
     assert all(value in known for value in SECRETS.values()), "what is not known cannot leak"
-    shown = {"settings": json.dumps(up.ask("GET", "/admin/settings"))}
+    shown = {"settings": json.dumps(up.request("GET", "/admin/settings"))}
     for kind in ("logs", "events", "artifacts", "block_documents", "deployments", "work_pools"):
-        shown[kind] = json.dumps(up.ask("POST", f"/{kind}/filter", {}))
+        shown[kind] = json.dumps(up.request("POST", f"/{kind}/filter", {}))
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             shown[str(path)] = path.read_text(errors="replace")
@@ -431,14 +431,14 @@ def test_a_killed_one_leaves_no_process_and_the_next_one_sets_things_right(tmp_p
     nightly = one.deployment("nightly")
     schedule = {"schedule": {"cron": "30 3 * * *", "timezone": "Europe/Berlin"}, "active": True}
     theirs = {"schedules": [schedule], "parameters": {"lineage": "mine"}, "concurrency_limit": 2}
-    one.ask("PATCH", f"/deployments/{nightly['id']}", theirs)
+    one.request("PATCH", f"/deployments/{nightly['id']}", theirs)
     later = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}
     path = f"/deployments/{nightly['id']}/create_flow_run"
-    lost, cancelled = (one.ask("POST", path, {"state": later}) for _ in range(2))
-    task = one.ask("POST", "/task_runs/", {"flow_run_id": lost["id"], "task_key": "train", "dynamic_key": "0"})
+    lost, cancelled = (one.request("POST", path, {"state": later}) for _ in range(2))
+    task = one.request("POST", "/task_runs/", {"flow_run_id": lost["id"], "task_key": "train", "dynamic_key": "0"})
     for path in [f"/flow_runs/{lost['id']}"] * 4 + [f"/task_runs/{task['id']}", f"/flow_runs/{cancelled['id']}"]:
-        one.ask("POST", f"{path}/set_state", {"state": {"type": "RUNNING"}, "force": True})
-    one.ask("POST", f"/flow_runs/{cancelled['id']}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
+        one.request("POST", f"{path}/set_state", {"state": {"type": "RUNNING"}, "force": True})
+    one.request("POST", f"/flow_runs/{cancelled['id']}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
 
     one.end(signal.SIGKILL)
     wait_for(lambda: not one.alive())
@@ -456,11 +456,11 @@ def test_a_killed_one_leaves_no_process_and_the_next_one_sets_things_right(tmp_p
     assert kept["active"]
     assert (kept["schedule"]["cron"], kept["schedule"]["timezone"]) == ("30 3 * * *", "Europe/Berlin")
     for path in (f"/flow_runs/{lost['id']}", f"/task_runs/{task['id']}"):
-        state = one.ask("GET", path)["state"]
+        state = one.request("GET", path)["state"]
         assert state["type"] == "CRASHED"
         assert "Start it again" in state["message"]
 
-    assert one.ask("GET", f"/flow_runs/{cancelled['id']}")["state_type"] == "CANCELLED"
+    assert one.request("GET", f"/flow_runs/{cancelled['id']}")["state_type"] == "CANCELLED"
 
     said = one.spin("status").stdout
     assert re.search(rf"up +http://127.0.0.1:{one.port} for 0:0", said)

@@ -60,17 +60,17 @@ class Team:
     redis: int
     client: httpx.Client
 
-    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
+    def request(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
         return self.client.request(method, f"{self.url}{path}", json=body, headers=headers, auth=AUTH)
 
     def get(self, path: str) -> Any:
-        return self.ask("GET", path).raise_for_status().json()
+        return self.request("GET", path).raise_for_status().json()
 
     def post(self, path: str, body: Any) -> Any:
         """Ask with the token that CSRF protection wants."""
         token = self.get("/csrf-token?client=test")["token"]
         headers = {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "test"}
-        return self.ask("POST", path, body, **headers).raise_for_status().json()
+        return self.request("POST", path, body, **headers).raise_for_status().json()
 
     def ready(self) -> bool:
         try:
@@ -221,7 +221,7 @@ def test_nobody_is_served_without_the_password_or_from_another_page(team):
     assert httpx.get(f"{team.url}/health", timeout=60).status_code == 200, "health is for everyone to ask"
     for auth in (None, ("team", "guessed")):
         assert httpx.get(f"{team.url}/admin/settings", auth=auth, timeout=60).status_code == 401
-    assert team.ask("POST", path, body).status_code == 403
+    assert team.request("POST", path, body).status_code == 403
     assert {deployment["name"] for deployment in team.post(path, body)} >= {"spin", "nightly"}
 
 

@@ -57,7 +57,7 @@ def test_no_trick_names_a_lineage_a_comparison_or_a_recipe(name, tmp_path):
         lambda: lineage_folder(tmp_path, name),
         lambda: find_lineage(tmp_path, name),
         lambda: start_lineage(tmp_path, name, config),
-        lambda: compare.begin(tmp_path, name, config, 1, ["sft-steps"]),
+        lambda: compare.prepare_comparison(tmp_path, name, config, 1, ["sft-steps"]),
         lambda: scoring.prepare(tmp_path, str(tmp_path), name=name or "..", recipe="demo"),
         lambda: resolve(name),
     ):

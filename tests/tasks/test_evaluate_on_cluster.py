@@ -30,7 +30,7 @@ class Cluster:
         self.errors, self.at_work, self.most, self.begun = errors, set(), 0, []
 
     def submit(self, task, parameters):
-        assert task is evaluate.run_suite_there
+        assert task is evaluate.run_suite_on_ray
         job = parameters["job"]
         self.begun.append(job.output.name)
         self.at_work.add(job.output.name)
@@ -52,7 +52,7 @@ class Suite:
         self.cluster.at_work.discard(name)
         if name in self.cluster.errors:
             return self.cluster.errors[name]
-        if launch.finished(self.job, EvalReport) is None:
+        if launch.finished_record(self.job, EvalReport) is None:
             publish(self.job.output, self.job, {"log/x": b""}, FIELDS, EvalReport)
         return None
 

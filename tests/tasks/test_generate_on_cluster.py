@@ -137,7 +137,7 @@ def test_auto_says_that_it_looks_at_this_machine_where_only_the_workers_have_gpu
     config = config.model_copy(update={"model": ModelConfig()})
     monkeypatch.setattr(interpreter, "sees_gpu", lambda: gpu_here)
     monkeypatch.setattr(interpreter, "vllm_python", lambda _: Path("/no/vllm"))
-    assert (interpreter.reason(config.generate, config.model) == interpreter.GPUS_ELSEWHERE) == is_warned
+    assert (interpreter.explain_engine(config.generate, config.model) == interpreter.GPUS_ELSEWHERE) == is_warned
     lines = []
     monkeypatch.setattr(generate.display.current, "noted", lines.append)
     monkeypatch.setattr(generate, "get_run_logger", lambda: logging.getLogger("spin_core"))

@@ -212,10 +212,12 @@ def test_runs_are_found_by_recipe_and_lineage_and_say_where_the_leaderboard_stan
 
 
 def test_a_comparison_is_found_by_its_name_and_its_games_by_their_lineages(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "play_alone", lambda *_: None)
+    monkeypatch.setattr(compare, "run_locked", lambda *_: None)
     monkeypatch.setattr(compare.comparisons, "table", lambda *_: "the table")
     monkeypatch.setattr(compare, "publish_comparison", lambda *_: None)
-    lineages = compare.comparisons.begin(tmp_path, "trial", resolve("demo", sets=["controls={}"]), 2, ["sft-steps"])
+    lineages = compare.comparisons.prepare_comparison(
+        tmp_path, "trial", resolve("demo", sets=["controls={}"]), 2, ["sft-steps"]
+    )
     assert compare.compare_local(tmp_path, "trial", lineages, {}) == "the table"
     place = f"comparison: {stands('comparison-trial')}"
     assert listed("recipe:demo", "comparison:trial") == [("trial", "Completed", place)]

@@ -41,7 +41,7 @@ def _record_rows(record: IterationRecord) -> list[tuple[str, str]]:
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in record.train.metrics.items())
     seconds = ", ".join(f"{phase} {value:.1f}" for phase, value in record.seconds.items())
     phase, megabytes = max(record.peak_memory_mb.items(), key=lambda item: item[1])
-    cost = costs.of(record)
+    cost = costs.total(record)
     return [
         ("model", f"{record.player.path}  {record.player.digest[:12]}"),
         ("opponent", f"θ_{record.opponent.t}  {record.opponent.digest[:12]}"),

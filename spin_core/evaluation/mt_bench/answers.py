@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from spin_core.config.base import resolved
+from spin_core.config.base import at_iteration
 from spin_core.data.chat import Message, Renderer, decode_responses
 from spin_core.data.seeds import seed_of
 from spin_core.data.tokenizer import load_tokenizer
@@ -43,7 +43,7 @@ def answers_folder(job: MtBenchJob) -> Path:
         "model": job.player.digest,
         "dtype": job.model.dtype,
         "chat": job.chat.model_dump(mode="json"),
-        "generate": identity.identity_of(resolved(job.generate, job.player.t)),
+        "generate": identity.identity_of(at_iteration(job.generate, job.player.t)),
         "max_new_tokens": job.config.max_new_tokens,
         "seed": job.seed,
     }

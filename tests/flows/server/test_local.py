@@ -141,7 +141,7 @@ def test_what_serves_on_another_machine_is_named_and_no_process_here_is_ended(tm
 @pytest.mark.parametrize("answer", [break_off, say_half])
 def test_a_server_that_dies_in_mid_answer_is_asked_another_time(answer):
     with server(answer) as url, pytest.raises(TryAgain, match="does not answer"):
-        api.Server(url).ask("/flow_runs/filter", {})
+        api.Server(url).post("/flow_runs/filter", {})
 
 
 def test_a_lineage_of_another_version_hides_no_other(tmp_path):

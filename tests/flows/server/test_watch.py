@@ -19,7 +19,7 @@ class Runs:
     def __init__(self, *runs: dict[str, Any]) -> None:
         self.runs, self.set = list(runs), {}
 
-    def ask(self, path: str, query: Any) -> Any:
+    def post(self, path: str, query: Any) -> Any:
         if path == "/flow_runs/filter":
             wanted = query["flow_runs"]["state"]["type"]["any_"]
             deployed = not query["flow_runs"]["deployment_id"]["is_null_"]
@@ -139,7 +139,7 @@ def test_a_run_of_the_command_line_lives_as_long_as_its_process_and_is_another_m
         )
         == {}
     )
-    taken = mine | {watch.BORN_LABEL: gone[watch.BORN_LABEL]}
+    taken = mine | {watch.START_TIME_LABEL: gone[watch.START_TIME_LABEL]}
     assert after(typed("number taken by another", "RUNNING", taken)) == {"number taken by another": "CRASHED"}
 
 
@@ -154,7 +154,7 @@ def test_what_crashed_on_another_machine_is_started_again_too():
 
 def test_a_server_that_is_away_is_asked_the_next_time():
     class Away(Runs):
-        def ask(self, *_: Any) -> Any:
+        def post(self, *_: Any) -> Any:
             raise TryAgain("it does not answer")
 
     server = Away(run("gone", "RUNNING", 60))

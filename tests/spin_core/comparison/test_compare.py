@@ -12,7 +12,7 @@ from matplotlib.image import imread
 
 from spin_core.comparison import compare
 from spin_core.comparison import page as comparison_page
-from spin_core.comparison.compare import Arm, begin, configured, table
+from spin_core.comparison.compare import Arm, prepare_comparison, seed_config, table
 from spin_core.config.resolve import resolve
 from spin_core.data.repetition import distinct
 from spin_core.errors import ConfigError, DataError, SpinError
@@ -189,7 +189,7 @@ def test_few_seeds_need_more_standard_errors(seeds, errors):
 
 def test_seeds_differ_only_in_the_run_and_no_gate_ends_one():
     config = resolve("demo", sets=["controls.dpo.source.path=p.jsonl", "gate.rule=stop"])
-    first, second = (configured(config, (), seed) for seed in (1, 2))
+    first, second = (seed_config(config, (), seed) for seed in (1, 2))
     assert first.model_copy(update={"play_seed": 2}) == second
     assert (first.play_seed, first.gate.rule) == (1, "always")
     selected = first.controls
@@ -200,7 +200,7 @@ def test_seeds_differ_only_in_the_run_and_no_gate_ends_one():
 
 def test_only_the_requested_methods_are_run():
     config = resolve("demo", sets=["controls.dpo.source.path=p.jsonl", "controls.temperatures=[]"])
-    selected = configured(config, ("sft-tokens", "sizes"), 1).controls
+    selected = seed_config(config, ("sft-tokens", "sizes"), 1).controls
     assert (selected.sft_continued, selected.sft_tokens, selected.dpo, selected.longer) == (False, True, None, ())
     assert selected.shares == compare.SHARES
 
@@ -226,7 +226,7 @@ PREFERENCES = "controls.dpo.source.path={}"
 )
 def test_invalid_values_are_rejected_before_anything_is_written(tmp_path, sets, seeds, methods, kind, message):
     with pytest.raises(kind, match=message) as refused:
-        begin(tmp_path, "trial", resolve("demo", sets=sets), seeds, methods)
+        prepare_comparison(tmp_path, "trial", resolve("demo", sets=sets), seeds, methods)
     assert isinstance(refused.value, SpinError)
     assert "\n" not in str(refused.value)
     assert list(tmp_path.iterdir()) == []
@@ -236,18 +236,18 @@ def test_a_comparison_cannot_have_a_lineages_name(lineages, tmp_path):
     with pytest.raises(
         ConfigError, match=r"trial-seed-1 is a lineage in .*: give the comparison another name with --name"
     ):
-        begin(lineages[0].runs, "trial-seed-1", resolve("demo"), 1)
+        prepare_comparison(lineages[0].runs, "trial-seed-1", resolve("demo"), 1)
     with pytest.raises(ConfigError, match=r"'x+-seed-1' cannot name a lineage"):
-        begin(tmp_path, "x" * 60, resolve("demo"), 1)
+        prepare_comparison(tmp_path, "x" * 60, resolve("demo"), 1)
 
 
 def test_dpo_without_data_is_left_out_with_the_way_to_add_it(tmp_path):
     config = resolve("demo")
-    (lineage,) = begin(tmp_path, "trial", config, 1)
+    (lineage,) = prepare_comparison(tmp_path, "trial", config, 1)
     assert lineage.config.controls.dpo is None
     assert lineage_names(tmp_path) == ["trial-seed-1"]
-    assert set(compare.left_out(config, ())) == {"dpo", "spin-dpo"}
-    comparison = compare.Table.model_validate({**EMPTY, "left_out": compare.left_out(config, ())})
+    assert set(compare.missing_methods(config, ())) == {"dpo", "spin-dpo"}
+    comparison = compare.Table.model_validate({**EMPTY, "left_out": compare.missing_methods(config, ())})
     assert any("--set controls.dpo.source.path=preferences.jsonl" in note for note in comparison_page.notes(comparison))
 
 

@@ -13,7 +13,7 @@ from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError
 from spin_core.leaderboard import gate
 from spin_core.store import identity
-from spin_core.store.files import dump
+from spin_core.store.files import json_values
 
 
 def refusal(**changes) -> str:
@@ -64,7 +64,7 @@ def test_the_paper_preset_holds_the_published_settings():
 
 def test_the_scripts_preset_differs_from_the_papers_in_its_epochs_alone():
     paper, scripts = resolve("zephyr-7b-paper"), resolve("zephyr-7b-scripts")
-    changed = {name: new for name, _, new in identity.differences(dump(paper), dump(scripts))}
+    changed = {name: new for name, _, new in identity.differences(json_values(paper), json_values(scripts))}
     assert changed == {"recipe": "zephyr-7b-scripts", "train.epochs": 6}
 
 

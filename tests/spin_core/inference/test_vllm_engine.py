@@ -330,17 +330,19 @@ def test_auto_is_vllm_where_gpu_and_environment_are_there(tmp_path, tiny_model, 
     there = VllmConfig(python=shutil.which("sh"))
     auto, cpu = GenerateConfig(vllm=there), ModelConfig(device="cpu")
     monkeypatch.setattr(interpreter, "sees_gpu", lambda: True)
-    assert interpreter.chosen(auto, ModelConfig()) == "vllm"
-    assert interpreter.chosen(auto, cpu) == "transformers"
-    assert interpreter.chosen(GenerateConfig(vllm=VllmConfig(python="/no/such")), ModelConfig()) == "transformers"
+    assert interpreter.choose_engine(auto, ModelConfig()) == "vllm"
+    assert interpreter.choose_engine(auto, cpu) == "transformers"
+    assert (
+        interpreter.choose_engine(GenerateConfig(vllm=VllmConfig(python="/no/such")), ModelConfig()) == "transformers"
+    )
     monkeypatch.setattr(interpreter, "sees_gpu", lambda: False)
-    assert interpreter.chosen(auto, ModelConfig()) == "transformers"
+    assert interpreter.choose_engine(auto, ModelConfig()) == "transformers"
     # Published answers name their engine, and a run that continues elsewhere keeps it.
     job = job_of(tmp_path, tiny_model, engine="vllm", vllm=there)
     built = {"identity": identity.identity_of(job), "record": {}, "usage": {}, "files": {}}
     job.output.mkdir(parents=True)
     files.dump_json(job.output / identity.MANIFEST, built)
-    assert interpreter.chosen(auto, ModelConfig(), job.output) == "vllm"
+    assert interpreter.choose_engine(auto, ModelConfig(), job.output) == "vllm"
 
 
 def test_a_vllm_job_is_started_with_its_own_interpreter(tmp_path, tiny_model):

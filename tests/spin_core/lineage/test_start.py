@@ -10,7 +10,7 @@ from spin_core.lineage.find import find_lineage
 from spin_core.lineage.lineage import Lineage
 from spin_core.lineage.start import start_lineage
 from spin_core.store import identity, lock
-from spin_core.store.files import dump
+from spin_core.store.files import json_values
 from tests.support.lineages.small_lineage import build_lineage, demo_config
 
 
@@ -60,9 +60,9 @@ def test_a_schedule_written_in_another_way_is_the_same(tmp_path):
 
 def test_resolving_keeps_everything_that_is_no_schedule():
     config = resolve("zephyr-7b-paper")
-    resolved = base.resolved(config, 3)
+    resolved = base.at_iteration(config, 3)
     assert (resolved.train.beta, resolved.train.learning_rate) == (5.0, 1e-7)
-    changed = {name for name, _, _ in identity.differences(dump(config), dump(resolved))}
+    changed = {name for name, _, _ in identity.differences(json_values(config), json_values(resolved))}
     assert changed == {"train.beta", "train.learning_rate", "pairs.mix_previous"}
 
 

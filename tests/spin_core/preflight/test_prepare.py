@@ -145,7 +145,7 @@ def test_a_store_that_is_not_reachable_is_a_warning(tmp_path, monkeypatch):
     assert warnings == ["s3://bucket cannot be reached (timeout); the run starts without it"]
     assert lineage == find_lineage(tmp_path, "tale")
     config = demo_config("push.url=s3://bucket", "controls={}")
-    comparisons.begin(tmp_path, "trial", config, 1, ["sft-steps"], warn=warnings.append)
+    comparisons.prepare_comparison(tmp_path, "trial", config, 1, ["sft-steps"], warn=warnings.append)
     assert len(warnings) == 2
 
 

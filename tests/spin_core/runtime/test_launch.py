@@ -60,11 +60,11 @@ def test_the_job_file_can_be_run_by_hand(tmp_path):
 
 
 def test_a_finished_job_is_found_without_a_process(tmp_path):
-    assert launch.finished(job(tmp_path), ScoredPairs) is None
+    assert launch.finished_record(job(tmp_path), ScoredPairs) is None
     record = run_phase(job(tmp_path), ScoredPairs)
-    assert launch.finished(job(tmp_path), ScoredPairs) == record
+    assert launch.finished_record(job(tmp_path), ScoredPairs) == record
     with pytest.raises(StaleArtifact, match="seed = 0, not 1"):
-        launch.finished(job(tmp_path, seed=1), ScoredPairs)
+        launch.finished_record(job(tmp_path, seed=1), ScoredPairs)
 
 
 @pytest.mark.parametrize(
@@ -233,10 +233,10 @@ def test_a_job_file_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_a_process_is_kept_warm_only_while_phases_follow_one_another():
-    warm = runtime_warm.Warm()
+    warm = runtime_warm.WarmProcess()
     warm.prepare()
     assert warm._process is None
-    with warm.phases():
+    with warm.enabled():
         warm.prepare()
         waiting = warm._process
         warm.prepare()
@@ -247,8 +247,8 @@ def test_a_process_is_kept_warm_only_while_phases_follow_one_another():
 
 
 def test_a_warm_process_that_died_is_no_loss(tmp_path):
-    warm = runtime_warm.Warm()
-    with warm.phases():
+    warm = runtime_warm.WarmProcess()
+    with warm.enabled():
         warm.prepare()
         warm._process.kill()
         warm._process.wait()

@@ -16,7 +16,7 @@ from spin_core.config.train import TrainConfig
 from spin_core.errors import StaleArtifact
 from spin_core.store import artifacts, evaluation_jobs, jobs
 from spin_core.store.evaluation_jobs import SuiteJob
-from spin_core.store.identity import current_identity, differences, identity_of, short
+from spin_core.store.identity import current_identity, differences, identity_of, shorten
 from spin_core.store.job_types import JOB_TYPES
 from spin_core.store.jobs import Job, PromptsJob, ScoreJob, TrainJob
 from spin_core.store.records import ModelVersion, PairDataset
@@ -204,5 +204,5 @@ def test_a_field_that_was_added_with_none_changes_nothing():
 
 
 def test_digests_are_cut_in_messages():
-    assert short("a" * 64) == "a" * 12 + "…"
-    assert short([0.1, 5]) == "[0.1, 5]"
+    assert shorten("a" * 64) == "a" * 12 + "…"
+    assert shorten([0.1, 5]) == "[0.1, 5]"

@@ -6,7 +6,7 @@ from spin_core.config import base
 from spin_core.evaluation import suites
 from spin_core.lineage import control_jobs, controls, phase_jobs, suite_jobs
 from spin_core.store import identity
-from spin_core.store.files import dump
+from spin_core.store.files import json_values
 from spin_core.store.job_types import JOB_TYPES
 from tests.support.lineages.small_lineage import build_lineage
 
@@ -34,7 +34,7 @@ def test_every_job_survives_json_and_its_identity_knows_no_folder(tmp_path):
     made.append(suite_jobs.mt_bench_job(lineage, record.player, record.prompts, {}, tmp_path / "mt-bench"))
     assert {type(job) for job in made} == {*JOB_TYPES.values()}
     for job in made:
-        assert dump(type(job).model_validate_json(job.model_dump_json())) == dump(job)
+        assert json_values(type(job).model_validate_json(job.model_dump_json())) == json_values(job)
         assert str(tmp_path) not in json.dumps(identity.identity_of(job))
 
 
@@ -43,7 +43,7 @@ def test_a_job_holds_no_schedule(tmp_path):
     record = lineage.records()[1]
     assert phase_jobs.train_job(lineage, 1, record.opponent, record.pairs, record.scores).config.beta == 5.0
     assert phase_jobs.generate_job(lineage, 0, record.opponent, record.prompts).config.temperature == 1.0
-    assert base.resolved(lineage.config, 7).train.beta == 5.0
+    assert base.at_iteration(lineage.config, 7).train.beta == 5.0
 
 
 def test_the_title_says_for_which_version_or_control_a_job_is(tmp_path):

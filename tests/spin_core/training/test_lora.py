@@ -78,7 +78,7 @@ def publish(folder, start_job, t, config=CPU, **settings):
     model, adapter_config, tensors = trained(start_job, config, seed=t, **settings)
     settings = LoraConfig(**{"rank": 2, "alpha": 8.0, **settings})
     lora.publish(
-        folder, adapter=lora.trained(adapter_config, tensors), start=start_job, t=t, lora=settings, model=config
+        folder, adapter=lora.trained_adapter(adapter_config, tensors), start=start_job, t=t, lora=settings, model=config
     )
     return model
 

@@ -120,10 +120,10 @@ def test_fine_tuning_has_a_gradient_to_watch_and_no_rewards():
 def test_a_resumed_run_sees_what_an_uninterrupted_one_sees():
     made = rows(_R_accuracies=1.0, grad_norm=leap(30, LEAP, 11.0))
     whole, resumed = (Monitors(MonitorsConfig(), LOGISTIC) for _ in range(2))
-    want = [whole.see(row) for row in made]
+    want = [whole.check(row) for row in made]
     for row in made[:25]:
-        resumed.see(json.loads(json.dumps(row)))
-    assert [resumed.see(row) for row in made[25:]] == want[25:]
+        resumed.check(json.loads(json.dumps(row)))
+    assert [resumed.check(row) for row in made[25:]] == want[25:]
 
 
 @pytest.mark.parametrize(("name", "what"), [("loss", "loss"), ("grad_norm", "gradient")])

@@ -75,7 +75,7 @@ def test_the_distance_of_player_and_opponent_is_a_tokens_for_every_beta():
 def test_the_first_loss_is_fixed_where_the_player_equals_its_opponent(loss, nll_weight):
     objective = make_objective(loss=loss, nll_weight=nll_weight, beta=3.0, space_mu=2.0)
     metrics = objective.metrics(OPPONENT, OPPONENT, TOKENS[:2])
-    assert objective.game_loss({name: value.item() for name, value in metrics.items()}) == pytest.approx(
+    assert objective.loss_without_nll({name: value.item() for name, value in metrics.items()}) == pytest.approx(
         objective.first_loss
     )
     want = {"logistic": LOG_2, "space": math.log(3) + 2 * math.log(1.5)}.get(loss, 1.0)

@@ -16,8 +16,8 @@ from spin_core.store.records import ModelVersion
 from spin_core.store.training_log import read_rows
 from spin_core.training.gradient import forward_backward
 from spin_core.training.objective import objective_of
-from spin_core.training.player import opponent_of
-from spin_core.training.train_data import ahead, batches, read_data
+from spin_core.training.player import opponent_scorer
+from spin_core.training.train_data import batches, prefetch, read_data
 from tests.support.lineages.small_jobs import random_train_job, run_job, stepper_of
 
 
@@ -31,7 +31,7 @@ def steps_of(job: TrainJob, steps: int) -> list[tuple[dict[str, float], list[tor
     """Metrics and gradient of each of the first steps; weights move between them."""
     stepper, data = stepper_of(job), read_data(job)
     order = DataOrder(data.items, job.config.batch_size, job.seed)
-    opponent = None if job.config.speed.cached_scores else opponent_of(job, stepper.network)
+    opponent = None if job.config.speed.cached_scores else opponent_scorer(job, stepper.network)
     steps_done = []
     for batch in batches(data, order, Ranks(), job.config, stepper.network.packed, 0, steps):
         measured = forward_backward(
@@ -107,14 +107,14 @@ def test_values_made_ahead_are_complete_and_in_order(depth):
         time.sleep(rng.uniform(0, 2e-3))
         return index * index
 
-    assert list(ahead(make, 3, 20, depth)) == [index * index for index in range(3, 20)]
-    assert list(ahead(make, 3, 3, depth)) == []
+    assert list(prefetch(make, 3, 20, depth)) == [index * index for index in range(3, 20)]
+    assert list(prefetch(make, 3, 3, depth)) == []
     assert threads() == before
 
 
 def test_no_more_values_are_made_ahead_than_the_depth():
     made = []
-    values = ahead(lambda index: made.append(index) or index, 0, 100, depth=2)
+    values = prefetch(lambda index: made.append(index) or index, 0, 100, depth=2)
     assert next(values) == 0
     time.sleep(0.3)
     assert len(made) <= 1 + 2 + 1, "one is in use, two wait, and one waits for a place"
@@ -129,7 +129,7 @@ def test_an_error_is_raised_where_its_value_is_due():
             raise ValueError("the fifth cannot be made")
         return index
 
-    values = ahead(make, 0, 10)
+    values = prefetch(make, 0, 10)
     assert [next(values) for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="the fifth cannot be made"):
         next(values)
@@ -138,14 +138,14 @@ def test_an_error_is_raised_where_its_value_is_due():
 
 def test_an_iterator_that_is_closed_early_leaves_no_thread():
     before = threads()
-    values = ahead(lambda index: index, 0, 1000)
+    values = prefetch(lambda index: index, 0, 1000)
     assert next(values) == 0
     assert threads() != before
     values.close()
     assert threads() == before
 
     def stopped() -> None:
-        for value in ahead(lambda index: index, 0, 1000):
+        for value in prefetch(lambda index: index, 0, 1000):
             if value == 3:
                 raise KeyError(value)
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from spin_core.config.model import ModelConfig
 from spin_core.config.train import TrainConfig
 from spin_core.models.loading import load_model
-from spin_core.models.logps import network_of
+from spin_core.models.logps import response_logps
 from spin_core.phases import score, train
 from spin_core.runtime import phase
 from spin_core.runtime import progress as runtime_progress
@@ -111,7 +111,7 @@ def run_job(job: Job, progress: runtime_progress.Progress | None = None):
 
 def stepper_of(job: TrainJob) -> SingleDevice:
     """The job's model, prepared for training on one device."""
-    network = network_of(load_model(job.start.path, job.model), job.config.speed)
+    network = response_logps(load_model(job.start.path, job.model), job.config.speed)
     prepare(network.model, job.config)
     return SingleDevice(network, job.config)
 

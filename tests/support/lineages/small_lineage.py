@@ -17,7 +17,7 @@ from spin_core.lineage import history, phase_jobs
 from spin_core.lineage.lineage import Lineage
 from spin_core.lineage.start import start_lineage
 from spin_core.store import artifacts, lock
-from spin_core.store.files import dump
+from spin_core.store.files import json_values
 from spin_core.store.identity import identity_of
 from spin_core.store.jobs import Job
 from spin_core.store.records import (
@@ -80,7 +80,7 @@ def report(folder: Path, model: str, values: Sequence[float], answer: str = "yes
         "model": model,
         "suite": "self-play",
         "harness": "by hand",
-        "scores": {"heldout_nll": dump(nll), **{name: dump(score) for name, score in scores.items()}},
+        "scores": {"heldout_nll": json_values(nll), **{name: json_values(score) for name, score in scores.items()}},
     }
     files = {"items.parquet": items, "held_out.parquet": held_out}
     return publish(folder, {"model": model}, files, fields, EvalReport)
@@ -168,7 +168,7 @@ def build_lineage(
             job.output,
             job,
             {"shard-00000.parquet": answers},
-            {**fields, "finish_reasons": {"stop": 1, "length": 1}, "statistics": dump(statistics)},
+            {**fields, "finish_reasons": {"stop": 1, "length": 1}, "statistics": json_values(statistics)},
             GenerationBatch,
         )
         job = phase_jobs.pairs_job(lineage, t, prompts, generations, previous)

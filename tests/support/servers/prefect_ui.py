@@ -145,7 +145,7 @@ class Ui:
         runs = self.page.get_by_role("tabpanel").get_by_role("listitem").filter(has_text="Running")
         self.wait_until_visible(runs.get_by_role("link", name=name)).first.click()
         expect(self.page.get_by_role("tab", name="Task Runs")).to_be_visible()
-        return self.up.ask("GET", f"/flow_runs/{urlsplit(self.page.url).path.rpartition('/')[2]}")
+        return self.up.request("GET", f"/flow_runs/{urlsplit(self.page.url).path.rpartition('/')[2]}")
 
     # A run
 

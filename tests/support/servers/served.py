@@ -108,7 +108,7 @@ class Up:
                     pids.append(int(folder.name))
         return pids
 
-    def ask(self, method: str, path: str, body: Any = None, status: int | None = None) -> Any:
+    def request(self, method: str, path: str, body: Any = None, status: int | None = None) -> Any:
         """The API's answer to a request.
 
         Retries at 503, which means that the database is busy, and while a server that was killed is started again. So
@@ -133,38 +133,38 @@ class Up:
         return answer.json() if answer.content else None
 
     def deployment(self, name: str) -> Any:
-        return self.ask("GET", f"/deployments/name/{name}/{name}")
+        return self.request("GET", f"/deployments/name/{name}/{name}")
 
     def trigger(self, name: str, parameters: Any, status: int = 201) -> Any:
         """Start a run of a deployment, as the form does."""
         body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
-        return self.ask("POST", f"/deployments/{self.deployment(name)['id']}/create_flow_run", body, status)
+        return self.request("POST", f"/deployments/{self.deployment(name)['id']}/create_flow_run", body, status)
 
     def finish(self, run: Any) -> Any:
         """The run, once it is in a final state. A run that crashed is started again by `spin up`."""
 
         def final() -> Any:
-            now = self.ask("GET", f"/flow_runs/{run['id']}")
+            now = self.request("GET", f"/flow_runs/{run['id']}")
             return now if now["state_type"] in ("COMPLETED", "FAILED", "CANCELLED") else None
 
         return wait_for(final)
 
     def history(self, run: Any) -> list[str]:
         """The names of all states that a run has had, in order."""
-        return [state["name"] for state in self.ask("GET", f"/flow_run_states/?flow_run_id={run['id']}")]
+        return [state["name"] for state in self.request("GET", f"/flow_run_states/?flow_run_id={run['id']}")]
 
     def tasks(self, run: Any) -> dict[str, str]:
         """The state of each task run, by name, as it was last."""
         query = {"flow_runs": {"id": {"any_": [run["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
-        return {task["name"]: task["state_name"] for task in self.ask("POST", "/task_runs/filter", query)}
+        return {task["name"]: task["state_name"] for task in self.request("POST", "/task_runs/filter", query)}
 
     def artifacts(self, key: str) -> list[Any]:
         """All versions of an artifact, the newest first."""
         query = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC"}
-        return list(self.ask("POST", "/artifacts/filter", query))
+        return list(self.request("POST", "/artifacts/filter", query))
 
     def count_runs(self) -> int:
-        return int(self.ask("POST", "/flow_runs/count", {}))
+        return int(self.request("POST", "/flow_runs/count", {}))
 
 
 def free_port() -> int:

@@ -45,12 +45,12 @@ def run(
 @runs_option
 def next(name: str, anyway: bool, file: Path | None, sets: tuple[str, ...], no_verify: bool, runs: Path) -> None:
     """Run one more iteration of a lineage, with its settings or with changed ones."""
-    from spin_core.config.resolve import changes
+    from spin_core.config.resolve import read_changes
     from spin_core.leaderboard import convergence
     from spin_core.lineage.changes import one_more_iteration, with_settings
     from spin_core.lineage.find import find_lineage
 
-    lineage = with_settings(find_lineage(runs, name), changes(file, sets))
+    lineage = with_settings(find_lineage(runs, name), read_changes(file, sets))
     config = one_more_iteration(lineage)
     if not anyway:
         convergence.check(lineage)
@@ -88,14 +88,14 @@ def compare(
     config = resolve(recipe, file=file, sets=sets, iterations=iterations)
     chosen = [method.strip() for method in methods.split(",") if method.strip()]
     name = name or f"compare-{recipe}"
-    lineages = comparisons.begin(runs, name, config, seeds, chosen, warn=_warn)
+    lineages = comparisons.prepare_comparison(runs, name, config, seeds, chosen, warn=_warn)
     local.prepare(runs, quiet=True)
 
     from flows.command_line.printing.comparison import print_comparison
     from flows.compare import compare_local
 
     with _live_display():
-        table = compare_local(runs, name, lineages, comparisons.left_out(config, chosen))
+        table = compare_local(runs, name, lineages, comparisons.missing_methods(config, chosen))
     print_comparison(table, runs)
 
 
@@ -125,10 +125,10 @@ def evaluate(
 ) -> None:
     """Score all versions and controls of a lineage, θ_T alone, or the model in a folder; existing scores are reused."""
     from flows.server import local
-    from spin_core.config.resolve import changes
+    from spin_core.config.resolve import read_changes
     from spin_core.leaderboard import scoring
 
-    lineage = scoring.prepare(runs, target, suites, changes(file, sets), recipe, name)
+    lineage = scoring.prepare(runs, target, suites, read_changes(file, sets), recipe, name)
     scoring.versions(lineage, versions)
     local.prepare(runs, quiet=True)
 
