@@ -20,7 +20,9 @@ class _Commands(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         from spin_core.errors import PhaseCrashed, SpinError
+        from spin_core.runtime.proxies import bypass_for_loopback
 
+        bypass_for_loopback()
         try:
             return super().invoke(context)
         except SpinError as error:

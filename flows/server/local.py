@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from flows.server import api, state
 from spin_core.errors import ConfigError, TryAgain
-from spin_core.runtime import grace, process
+from spin_core.runtime import grace, process, proxies
 
 OWN = ("PREFECT_HOME", "PREFECT_PROFILE")
 
@@ -52,8 +52,10 @@ def prepare(runs: Path, *, quiet: bool, to_serve: bool = False) -> None:
 
     Raises:
         TryAgain: PREFECT_API_URL is set, and nothing answers there.
+        ConfigError: The environment has a proxy that cannot be used.
         ConfigError: The state belongs to another user.
     """
+    proxies.check()
     settings = {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",

@@ -22,6 +22,7 @@ from spin_core.errors import ConfigError, SpinError, StorageError
 from spin_core.runtime import ranks, torchrun
 from spin_core.runtime.process import die_with_parent
 from spin_core.runtime.progress import Progress, claim_stdout
+from spin_core.runtime.proxies import bypass_for_loopback
 from spin_core.runtime.usage import environment, peak_memory_mb
 from spin_core.store import artifacts, files
 from spin_core.store.identity import digest_of, identity_of
@@ -46,6 +47,7 @@ def main(job_type: type[J], record_type: type[R], run: Callable[[J, Path, Progre
             an earlier attempt at the same job left there, and returns the record's fields except path and digest.
     """
     die_with_parent()
+    bypass_for_loopback()
     world = ranks.current()
     name = "" if world.size == 1 else f"rank {world.rank}: "
     logging.basicConfig(
