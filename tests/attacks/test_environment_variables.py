@@ -6,7 +6,7 @@ import pytest
 
 from flows.parameters import Overrides
 from flows.permissions import permitted_values
-from spin_core.config.resolve import changes, resolve
+from spin_core.config.resolve import read_changes, resolve
 from spin_core.errors import ConfigError
 from spin_core.leaderboard import scoring
 from spin_core.lineage.changes import with_settings
@@ -98,7 +98,7 @@ def test_no_file_declares_a_secret(names, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(json.dumps({"variables": names}))
     with pytest.raises(ConfigError, match="variables must be a list of names that begin with SPIN_"):
-        changes(file, ())
+        read_changes(file, ())
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "toml"])
