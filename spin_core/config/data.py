@@ -11,7 +11,8 @@ class SourceConfig(Frozen):
     """Where the prompts and the human responses come from."""
 
     path: Location = "demo"
-    """A hub name, a local folder, or a JSON, JSONL, Parquet or CSV file. `demo` is the built-in source."""
+    """A hub name, a local folder, or a JSON, JSONL, Parquet or CSV file, perhaps compressed. `demo` is the built-in
+    source."""
 
     split: str = "train"
     """The split to read, if the source has several."""
@@ -33,7 +34,8 @@ class PromptsConfig(Frozen):
     """The layout of the columns; `auto` decides by their names. `text` splits each text at `text_prompt_chars`."""
 
     columns: dict[str, str] = {}
-    """New names for columns, `{"question": "prompt", "answer": "response"}`, applied before anything else."""
+    """New names for columns, `{"ask": "prompt", "reply": "response"}`, applied before anything else. A name without a
+    meaning, such as `unused`, leaves a column out."""
 
     rounds: Literal["all", "first"] = "all"
     """Which assistant turn of a conversation to answer: the last one (`all`) or only the first (`first`, as the

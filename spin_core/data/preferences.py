@@ -76,11 +76,13 @@ def preferences(rows: Sequence[Row], columns: dict[str, str], name: str) -> tupl
     """
     source = rows_at(rows, name)
     rows = [_rename(source, index, columns) for index in range(len(source))]
-    missing = [side for side in (_CHOSEN, _REJECTED) if side not in rows[0]]
+    names = {name for row in rows for name in row}
+    missing = [side for side in (_CHOSEN, _REJECTED) if side not in names]
     if missing:
+        columns = ", ".join(sorted(names | source.unread))
         raise DataError(
             f"{name} is not preference data, since it has no column {' or '.join(missing)} "
-            f"(found: {', '.join(sorted(rows[0]))}): give other data, or name the column in {SETTING}.columns, "
+            f"(found: {columns}): give other data, or name the column in {SETTING}.columns, "
             f'{{"its name": "{missing[0]}"}}'
         )
     kept: list[Preference] = []
@@ -113,7 +115,7 @@ def preference_of(row: Row) -> Preference:
     if prompt_column is not None:
         prompt = turns_of(row, prompt_column, "user")
         sides = [turns_of(row, side, "assistant") for side in (_CHOSEN, _REJECTED)]
-    elif isinstance(row[_CHOSEN], str):
+    elif isinstance(row.get(_CHOSEN), str):
         prompt, sides = _split_texts(text_of(row, _CHOSEN), text_of(row, _REJECTED))
     else:
         prompt, sides = [], [turns_of(row, side, "assistant") for side in (_CHOSEN, _REJECTED)]

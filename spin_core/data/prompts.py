@@ -22,7 +22,7 @@ from spin_core.data.conversations import ConversationReader
 from spin_core.data.drops import Drops, list_drops, nothing_left
 from spin_core.data.examples import BATCH, CURES, Example, ExampleBuilder, random_rank, sample
 from spin_core.data.formats.values import Row
-from spin_core.data.sources import read_rows
+from spin_core.data.sources import prompt_rows
 from spin_core.data.tokenizer import context_length
 from spin_core.errors import ConfigError, DataError
 from spin_core.runtime.progress import Progress
@@ -129,7 +129,7 @@ def divide(
     if config.held_out_source is None:
         train, held_out, left_out = _split(examples, config.held_out, job.seed, leave=1)
     else:
-        rows, _ = read_rows(config.held_out_source)
+        rows, _ = prompt_rows(config, config.held_out_source)
         candidates, _ = load_examples(job, config.held_out_source.path, rows, renderer, progress)
         _, held_out, _ = _split(candidates, config.held_out, job.seed, leave=0)
         ids = {example.id for example in held_out}

@@ -29,7 +29,7 @@ log = logging.getLogger("spin_core")
 def run(job: PreferencesJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     """Read, tokenise, sample and write."""
     name = job.source.path
-    rows = preference_rows(job.source, f"{SETTING}.source")
+    rows = preference_rows(job.source, f"{SETTING}.source", job.columns)
     items, drops = preferences(rows, job.columns, name)
     tokenizer = load_tokenizer(job.tokenizer.path, ModelConfig(trust_remote_code=job.trust_remote_code))
     builder = ExampleBuilder(Renderer(tokenizer, job.chat), job.max_prompt_tokens, job.max_new_tokens)

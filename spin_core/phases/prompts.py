@@ -11,7 +11,7 @@ from spin_core.config.model import ModelConfig
 from spin_core.data.chat import Renderer
 from spin_core.data.conversations import ConversationReader
 from spin_core.data.prompts import check_context, divide, load_examples, no_prompt_left, write_examples
-from spin_core.data.sources import DEMO, demo_rows, read_rows
+from spin_core.data.sources import DEMO, demo_rows, prompt_rows
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.runtime.phase import main
 from spin_core.runtime.progress import Progress
@@ -34,7 +34,7 @@ def run(job: PromptsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
         train, drops = load_examples(job, name, rows, renderer, progress, keep_duplicates=True)
         held_out, _ = load_examples(job, name, held_out_rows, renderer, progress)
     else:
-        rows, revision = read_rows(config.source)
+        rows, revision = prompt_rows(config)
         examples, drops = load_examples(job, name, rows, renderer, progress, reader=reader)
         train, held_out, left_out = divide(job, examples, renderer, progress)
         drops += left_out

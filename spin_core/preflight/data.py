@@ -42,7 +42,7 @@ class Source(NamedTuple):
 def inspect_source(inspection: Inspection, config: RunConfig) -> Source:
     """The data can be read, and their rows have the configured format."""
     from spin_core.data.conversations import conversations
-    from spin_core.data.sources import DEMO, demo_rows, on_hub, read_rows
+    from spin_core.data.sources import DEMO, demo_rows, on_hub, prompt_rows
 
     settings = config.prompts
     if on_hub(settings.source):
@@ -53,7 +53,7 @@ def inspect_source(inspection: Inspection, config: RunConfig) -> Source:
     if settings.source.path == DEMO:
         rows, _ = demo_rows(settings.sample, settings.held_out, config.seed)
     else:
-        rows, _ = read_rows(settings.source)
+        rows, _ = prompt_rows(settings)
     usable, _ = conversations(rows, settings, settings.source.path)
     inspection.add(
         "data", f"{settings.source.path} has {len(rows):,} rows, of which {len(usable):,} are a prompt and a response"
@@ -75,7 +75,7 @@ def inspect_preferences(inspection: Inspection, config: RunConfig) -> int:
         size = f"has {number:,} rows" if number is not None else "does not say how many rows it has"
         inspection.add("data", f"{name} is on the hub and {size}; DPO reads them when the iterations are done")
         return min(number or 0, dpo.sample or number or 0)
-    rows = preference_rows(dpo.source, f"{SETTING}.source")
+    rows = preference_rows(dpo.source, f"{SETTING}.source", dpo.columns)
     usable, drops = preferences(rows, dpo.columns, name)
     if not usable:
         raise no_preference_left(name, drops)
@@ -174,7 +174,7 @@ class _Tokenised(NamedTuple):
 def _tokenise(job: PromptsJob, rows: list[dict[str, Any]], renderer: Any) -> _Tokenised:
     """Take the phase's own steps with all rows, or with the beginning of a long source."""
     from spin_core.data import prompts
-    from spin_core.data.sources import DEMO, on_hub, read_rows
+    from spin_core.data.sources import DEMO, on_hub, prompt_rows
     from spin_core.runtime.progress import Progress
 
     settings, silent = job.config, Progress(out=io.StringIO())
@@ -189,7 +189,10 @@ def _tokenise(job: PromptsJob, rows: list[dict[str, Any]], renderer: Any) -> _To
         left = len(examples) * len(rows) // read
         if settings.held_out_source is None:
             left -= settings.held_out
-        elif not on_hub(settings.held_out_source) and len(read_rows(settings.held_out_source)[0]) < settings.held_out:
+        elif (
+            not on_hub(settings.held_out_source)
+            and len(prompt_rows(settings, settings.held_out_source)[0]) < settings.held_out
+        ):
             raise DataError(f"{settings.held_out_source.path} has fewer rows than prompts.held_out: lower that")
         return _Tokenised(examples, max(1, min(settings.sample or left, left)), settings.held_out, drops, read)
     train, held_out, moved = prompts.divide(job, examples, renderer, silent)

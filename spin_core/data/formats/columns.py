@@ -33,6 +33,9 @@ _PAIRS = {"prompt-response": ("prompt", "response"), "instruction": ("instructio
 KNOWN = {*_TURNS, "real", *PROMPTS, *RESPONSES, *INPUTS, *CONTEXT, INSTANCES, "text"}
 """All names that have a meaning."""
 
+PREFERENCES = {"prompt", "conversations", "chosen", "rejected", *CONTEXT}
+"""All names that have a meaning in preference data."""
+
 _NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
     "messages": (_TURNS,),
     "spin": (("real",),),

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from spin_core.config.data import SourceConfig
-from spin_core.data.sources import _commit_of, _from_datasets
+from spin_core.data.files.folders import commit_of
+from spin_core.data.sources import read_rows
 from spin_core.errors import DataError
 from tests.support.lineages.built_prompts import rows_of, write_jsonl
 
@@ -33,7 +34,7 @@ def folder_with_card(parent: Path, answer: str) -> Path:
 
 def test_a_folder_with_a_card_gives_its_own_rows_though_another_of_that_name_was_read_before(tmp_path):
     def response(folder: Path) -> str:
-        return _from_datasets(folder, SourceConfig(path=str(folder)), "prompts.source")[0][0]["response"]
+        return read_rows(SourceConfig(path=str(folder)))[0][0]["response"]
 
     assert response(folder_with_card(tmp_path / "one", "2")) == "2"
     assert response(folder_with_card(tmp_path / "two", "3")) == "3"
@@ -82,7 +83,7 @@ def test_a_hub_name_that_cannot_be_reached_is_named(build):
 
 def test_a_file_of_another_kind_says_what_is_read(build, tmp_path):
     (tmp_path / "data.xlsx").write_bytes(b"")
-    with pytest.raises(DataError, match=r"one of the suffixes .json, .jsonl, .parquet, .csv"):
+    with pytest.raises(DataError, match=r"one of the suffixes .json, .jsonl, .ndjson, .csv, .tsv, .parquet"):
         build(tmp_path / "data.xlsx")
 
 
@@ -136,5 +137,5 @@ def test_a_folder_without_data_is_refused(build, tmp_path):
 
 def test_the_hub_commit_is_read_from_the_files_that_were_fetched():
     commit = "0123456789abcdef0123456789abcdef01234567"
-    assert _commit_of({f"hf://datasets/owner/name@{commit}/train.parquet": {}}) == commit
-    assert _commit_of(None) is None
+    assert commit_of({f"hf://datasets/owner/name@{commit}/train.parquet": {}}) == commit
+    assert commit_of(None) is None

@@ -1,0 +1,151 @@
+"""Rows of JSON files: an object on each line, an array of objects, or an object with the rows under a key."""
+
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from spin_core.data.files.opening import FileKind, open_text
+from spin_core.data.formats.values import Row
+from spin_core.errors import DataError
+
+_DEEPEST = 100
+"""How deep lists and objects may be nested."""
+
+
+class _DoubledKeyError(Exception):
+    """An object has a key twice. The message is the key."""
+
+
+def read_json(path: Path, kind: FileKind, wanted: Collection[str] | None, split: str) -> Iterator[Row]:
+    """The rows of a JSON file, one after the other where each has a line of its own.
+
+    Args:
+        path: the file.
+        kind: what its name says.
+        wanted: names of columns with a meaning; an object that has one of them is a row. None: every object is.
+        split: the key to take if the file is one object with several lists of rows.
+
+    Raises:
+        DataError: a line or row is not a JSON object, or the file holds no list of rows.
+    """
+    # Only line feeds end a line. JSON strings may hold the other characters that Python takes for line ends.
+    with open_text(path, newline="\n") as file:
+        number, line = _next_line(file, 0)
+        if line.lstrip().startswith("["):
+            yield from _objects(path, _parse_document(path, number, line, file))
+            return
+        if kind.suffix == ".json" and line.lstrip().startswith("{"):
+            if not _is_json(line):
+                yield from _rows_in(path, _parse_document(path, number, line, file), wanted, split)
+                return
+            following, following_line = _next_line(file, number)
+            first = _object(line, f"{path}, line {number}")
+            if not following_line:
+                yield from _rows_in(path, first, wanted, split)
+                return
+            yield first
+            number, line = following, following_line
+        while line:
+            yield _object(line, f"{path}, line {number}")
+            number, line = _next_line(file, number)
+
+
+def _next_line(file: IO[str], number: int) -> tuple[int, str]:
+    """The number and the text of the next line that is not blank. The text is empty at the end of the file."""
+    for line in file:
+        number += 1
+        if line.strip():
+            return number, line
+    return number, ""
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parse_document(path: Path, number: int, line: str, file: IO[str]) -> Any:
+    """The value of a whole file, of which a line was read already."""
+    return _parse("\n" * (number - 1) + line + file.read(), str(path))
+
+
+def _parse(text: str, place: str) -> Any:
+    """The value of a JSON text. A place without a line gets the one where the text is wrong."""
+    try:
+        value = json.loads(text, object_pairs_hook=_without_doubled_keys)
+    except json.JSONDecodeError as error:
+        where = place if ", line " in place else f"{place}, line {error.lineno}"
+        raise DataError(f"{where} is not JSON ({error.msg} at column {error.colno}): fix that line") from error
+    except _DoubledKeyError as error:
+        raise DataError(f"{place} has the key {error} twice in one object: remove one of them") from error
+    except RecursionError as error:
+        raise _too_deep(place) from error
+    except ValueError as error:
+        raise DataError(f"{place} holds a number with too many digits: write it as text") from error
+    # Counting is fast, so that only long rows are walked through.
+    if text.count("[") + text.count("{") > _DEEPEST and _depth_of(value) > _DEEPEST:
+        raise _too_deep(place)
+    return value
+
+
+def _too_deep(place: str) -> DataError:
+    return DataError(f"{place} is nested more than {_DEEPEST} levels deep: give rows of turns or text")
+
+
+def _without_doubled_keys(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _DoubledKeyError(repr(next(key for key in keys if keys.count(key) > 1)))
+    return row
+
+
+def _depth_of(value: Any) -> int:
+    """How many levels of lists and objects a value has."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, list | dict)]:
+        depth += 1
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
+def _object(line: str, place: str) -> Row:
+    row = _parse(line, place)
+    if not isinstance(row, dict):
+        raise DataError(f"{place} is {type(row).__name__}, not a JSON object: fix that line")
+    return row
+
+
+def _objects(path: Path, rows: list[Any]) -> list[Row]:
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, row {number} is {type(row).__name__}, not a JSON object: fix that row")
+    return rows
+
+
+def _rows_in(path: Path, document: Any, wanted: Collection[str] | None, split: str) -> list[Row]:
+    """The rows under a key of an object. An object that has a column with a meaning is a row itself."""
+    if not isinstance(document, dict):
+        return _objects(path, [document])
+    if wanted is None or not {*wanted}.isdisjoint(document):
+        return [document]
+    nested = {key: rows for key, rows in document.items() if isinstance(rows, list) and rows}
+    lists = {key: rows for key, rows in nested.items() if isinstance(rows[0], dict)}
+    if len(lists) > 1 and split in lists:
+        lists = {split: lists[split]}
+    if len(lists) == 1:
+        (rows,) = lists.values()
+        return _objects(path, rows)
+    if lists:
+        keys = ", ".join(list(lists)[:10])
+        raise DataError(
+            f"{path} is one object with several lists of rows ({keys}): set the source's split to one of them"
+        )
+    keys = ", ".join(list(document)[:10]) or "(none)"
+    raise DataError(
+        f"{path} is one object, and none of its keys ({keys}) holds a list of rows: give an object for each row"
+    )
