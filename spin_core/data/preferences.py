@@ -79,10 +79,10 @@ def preferences(rows: Sequence[Row], columns: dict[str, str], name: str) -> tupl
     names = {name for row in rows for name in row}
     missing = [side for side in (_CHOSEN, _REJECTED) if side not in names]
     if missing:
-        columns = ", ".join(sorted(names | source.unread))
+        present = ", ".join(sorted(names | source.unread))
         raise DataError(
             f"{name} is not preference data, since it has no column {' or '.join(missing)} "
-            f"(found: {columns}): give other data, or name the column in {SETTING}.columns, "
+            f"(found: {present}): give other data, or name the column in {SETTING}.columns, "
             f'{{"its name": "{missing[0]}"}}'
         )
     kept: list[Preference] = []
