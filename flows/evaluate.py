@@ -109,5 +109,5 @@ def _score_controls(lineage: Lineage, base: ModelVersion, prompts: PromptSet | N
 def _start(lineage: Lineage) -> tuple[ModelVersion, PromptSet | None]:
     """θ_0 and the SFT data; no data for a model without iterations, unless a suite asks about held-out prompts."""
     config = lineage.config.evaluate
-    held_out = config.self_play or config.exact or "human" in config.mt_bench.pairwise
+    held_out = config.self_play or config.exact or config.frontier or "human" in config.mt_bench.pairwise
     return first_opponent(lineage) if lineage.records() or held_out else (base_model(lineage), None)

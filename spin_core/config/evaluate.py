@@ -135,6 +135,24 @@ class EvaluateSpeedConfig(Frozen):
     machine, one after another."""
 
 
+FEWEST_TEMPERATURES = 3
+"""Fewest temperatures of a curve."""
+
+
+def check_temperatures(temperatures: tuple[float, ...]) -> tuple[float, ...]:
+    """Return a sweep's temperatures in rising order, each once."""
+    chosen = tuple(sorted(set(temperatures)))
+    if 0 < len(chosen) < FEWEST_TEMPERATURES:
+        raise ValueError(
+            f"evaluate.frontier has {len(chosen)} temperatures, which is not a curve: give at least "
+            f"{FEWEST_TEMPERATURES}, like [0.3, 0.5, 0.7, 0.9, 1.1], or [] to turn it off"
+        )
+    return chosen
+
+
+Temperatures = Annotated[tuple[PositiveFloat, ...], AfterValidator(check_temperatures)]
+
+
 class EvaluateConfig(Frozen):
     """How every model version is scored."""
 
@@ -158,6 +176,12 @@ class EvaluateConfig(Frozen):
 
     temperature: PositiveFloat = 1.0
     """The temperature at which versions answer in evaluation. Choose the one at which the model will be used."""
+
+    # A suite of its own: the scores of the other suites, whose jobs hold this class, do not depend on it.
+    frontier: Execution[Temperatures] = ()
+    """Measure every version and control at each of these temperatures too, and compare versions with θ_0's curve, as in
+    `[0.3, 0.5, 0.7, 0.9, 1.1]`; empty turns it off. At least three; `evaluate.temperature` is added. Measured where the
+    distance to p_data is (`exact`)."""
 
     main_metric: str = "heldout_nll"
     """The score that the gate and the leaderboard's plot use: the name of a task, or of a suite for its average."""

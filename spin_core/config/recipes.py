@@ -19,6 +19,7 @@ DEMO: dict[str, Any] = {
     "train": {"optimizer": "adamw", "learning_rate": 1e-3, "beta": 3.0, "epochs": 3, "batch_size": 256},
     "evaluate": {
         "exact": True,
+        "frontier": [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1],
         "temperature": 0.5,
         "main_metric": "total_variation",
         "headline": ["invalid_mass", "heldout_nll", "reward_accuracy"],

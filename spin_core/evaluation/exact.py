@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spin_core.models.logps import sequence_logps
+from spin_core.data import demo
+from spin_core.models.logps import sequence_logps_at
 
 Floats = npt.NDArray[np.float64]
 
@@ -46,10 +48,10 @@ def exact_distances(
     prompt_ids: Sequence[Sequence[int]],
     *,
     end_id: int,
-    temperature: float,
+    temperatures: Sequence[float],
     micro_batch_tokens: int,
-) -> dict[str, Floats]:
-    """Return the three distances at each prompt, (prompts,) each, by name.
+) -> list[dict[str, Floats]]:
+    """Return the three distances at each prompt, (prompts,) each, by name, for each temperature.
 
     A response is its tokens and then `end_id`; other tokens that spell the same text count as invalid.
 
@@ -61,7 +63,7 @@ def exact_distances(
         prompts: The texts of the prompts.
         prompt_ids: The tokens of the prompts.
         end_id: The token that ends a response.
-        temperature: The player's sampling temperature.
+        temperatures: The player's sampling temperatures. More than one cost little, since logits do not depend on them.
         micro_batch_tokens: Most tokens in a forward pass.
     """
     supports = [support(prompt) for prompt in prompts]
@@ -69,18 +71,52 @@ def exact_distances(
     response_ids = tokenizer([text for responses in supports for text in responses], add_special_tokens=False)[
         "input_ids"
     ]
-    log_q = sequence_logps(
+    log_q_KS = sequence_logps_at(
         model,
         [prompt_ids[i] for i in prompt_index],
         [[*ids, end_id] for ids in response_ids],
         micro_batch_tokens,
-        temperature,
+        temperatures,
     )
-    by_prompt = np.split(log_q.double().numpy(), np.flatnonzero(np.diff(prompt_index)) + 1)
-    results = [
-        distances(np.fromiter(responses.values(), np.float64), logs)
-        for responses, logs in zip(supports, by_prompt, strict=True)
-    ]
-    return {
-        name: np.array([result[name] for result in results]) for name in (TOTAL_VARIATION, INVALID_MASS, FORWARD_KL)
-    }
+    probabilities = [np.fromiter(responses.values(), np.float64) for responses in supports]
+    ends = np.flatnonzero(np.diff(prompt_index)) + 1
+    results = []
+    for log_q_S in log_q_KS.double().numpy():
+        by_prompt = [distances(p, log_q) for p, log_q in zip(probabilities, np.split(log_q_S, ends), strict=True)]
+        results.append(
+            {name: np.array([each[name] for each in by_prompt]) for name in (TOTAL_VARIATION, INVALID_MASS, FORWARD_KL)}
+        )
+    return results
+
+
+def demo_distances(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: pa.Table,
+    *,
+    end_id: int,
+    temperatures: Sequence[float],
+    batch_size: int,
+) -> list[dict[str, Floats]]:
+    """Return the distances to the demo's distribution at each held-out prompt, by name, for each temperature.
+
+    Args:
+        model: The player.
+        tokenizer: The player's.
+        held_out: The held-out prompts, with the columns `prompt` and `prompt_ids`.
+        end_id: The token that ends a response.
+        temperatures: The player's sampling temperatures.
+        batch_size: Most rows in a forward pass.
+    """
+    prompt_ids = held_out["prompt_ids"].to_pylist()
+    longest = max(map(len, prompt_ids)) + demo.MAX_RESPONSE_CHARS + 1
+    return exact_distances(
+        model,
+        tokenizer,
+        demo.support,
+        held_out["prompt"].to_pylist(),
+        prompt_ids,
+        end_id=end_id,
+        temperatures=temperatures,
+        micro_batch_tokens=batch_size * longest,
+    )

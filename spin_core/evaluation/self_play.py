@@ -43,13 +43,12 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_core.config.base import at
-from spin_core.data import demo
 from spin_core.data.repetition import distinct, distinct_shares, is_looping, repeated_trigrams
 from spin_core.data.sequences import token_counts
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import DataError
 from spin_core.evaluation.classifiers import length_classifier, text_classifier, two_sample_p
-from spin_core.evaluation.exact import exact_distances
+from spin_core.evaluation.exact import demo_distances
 from spin_core.evaluation.items import Values, mean, write_items
 from spin_core.inference.answering import answer_requests, decode_answers, requests_for, stop_ids
 from spin_core.inference.transformers_engine import TransformersEngine
@@ -214,18 +213,15 @@ def rewards(player: Player, table: pa.Table, opponent: pa.Table) -> Values:
 
 def _exact_distances(player: Player, held_out: pa.Table) -> Values:
     """Return the exact distances to the demo's distribution at each held-out prompt."""
-    prompt_ids = held_out["prompt_ids"].to_pylist()
-    longest = max(map(len, prompt_ids)) + demo.MAX_RESPONSE_CHARS + 1
-    return exact_distances(
+    (values,) = demo_distances(
         player.model,
         player.tokenizer,
-        demo.support,
-        held_out["prompt"].to_pylist(),
-        prompt_ids,
+        held_out,
         end_id=player.stop_ids[0],
-        temperature=player.temperature,
-        micro_batch_tokens=player.job.config.batch_size * longest,
+        temperatures=(player.temperature,),
+        batch_size=player.job.config.batch_size,
     )
+    return values
 
 
 def _notes(values: Values, scores: dict[str, Score]) -> list[str]:

@@ -20,7 +20,7 @@ _SAMPLES = 2000
 
 COVERAGE = 0.95
 
-_FEWEST = 6
+FEWEST = 6
 """Fewest items for an interval: fewer do not show how much others would differ."""
 
 NORMAL = 1.96
@@ -56,7 +56,7 @@ class Difference(NamedTuple):
         Returns:
             None for fewer than six items.
         """
-        if self.degrees_of_freedom < _FEWEST - 1:
+        if self.degrees_of_freedom < FEWEST - 1:
             return None
         ends = np.quantile(self.means_S, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
         low, high = self.mean + t_quantile(self.degrees_of_freedom) / NORMAL * (ends - self.mean)
@@ -102,6 +102,25 @@ def bootstrap(value_N: Floats, seed: int) -> Floats:
     sizes = [min(samples_at_once, _SAMPLES - start) for start in range(0, _SAMPLES, samples_at_once)]
     items = (rng.integers(len(value_N), size=(size, len(value_N)), dtype=np.int32) for size in sizes)
     return np.concatenate([value_N[item_SN].mean(1) for item_SN in items])
+
+
+def bootstrap_means(value_CN: Floats, seed: int, samples: int = _SAMPLES) -> Floats:
+    """Return the means of several values of each item over samples of the items, (S, C): the same items for all values.
+
+    Args:
+        value_CN: C values of each item.
+        seed: Seeds the samples.
+        samples: How many there are.
+    """
+    rng, items = np.random.default_rng(seed), value_CN.shape[1]
+    parts, at_once = [], max(1, _VALUES_AT_ONCE // items)
+    for start in range(0, samples, at_once):
+        size = min(at_once, samples - start)
+        # How often each item is in each sample: the sample's number tells its items from those of the others.
+        drawn = rng.integers(items, size=(size, items)) + items * np.arange(size)[:, None]
+        count_SN = np.bincount(drawn.ravel(), minlength=size * items).reshape(size, items)
+        parts.append(count_SN @ value_CN.T / items)
+    return np.concatenate(parts)
 
 
 def average(parts: Sequence[Difference]) -> Difference:

@@ -24,6 +24,9 @@ from spin_core.store.evaluation_jobs import BenchmarkTask
 LM_EVAL = "lm-eval"
 """The suite of the tasks in `evaluate.lm_eval.tasks`. It has no average."""
 
+FRONTIER = "frontier"
+"""The suite of `evaluate.frontier`. Its report has no scores, but a value of each item at each temperature."""
+
 QUICK = "-quick"
 
 _FEW = 100

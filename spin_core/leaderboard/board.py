@@ -10,6 +10,7 @@ from spin_core.config.base import Frozen
 from spin_core.config.run import RunConfig
 from spin_core.evaluation.statistics import Difference, average, paired
 from spin_core.leaderboard import reference_rows
+from spin_core.leaderboard.frontier import Frontier, frontier
 from spin_core.lineage import costs
 from spin_core.lineage.costs import Costs
 from spin_core.lineage.lineage import Lineage, reports_in
@@ -57,6 +58,8 @@ class Board(Frozen):
     """The version that the gate chose as the next opponent; None before the first decision."""
     references: tuple[Row, ...] = ()
     """Scores that others reported for their models on the same suites. None of them was measured here."""
+    frontier: Frontier | None = None
+    """The versions and controls compared with θ_0's curve over temperatures; None if that was not measured."""
 
     def tasks(self) -> list[str]:
         """Every task that any row has, the main metric first."""
@@ -165,6 +168,13 @@ def leaderboard(lineage: Lineage) -> Board:
             Row(name=name, t=None, model=source, digest="", scores=reported)
             for name, reported in reference_rows.matching(comparable).items()
         ),
+        frontier=frontier(
+            {
+                **{f"θ_{t}": (t, reports) for t, reports in reports_by_t.items()},
+                **{folder.name: (None, reports) for folder, reports in control_reports.items()},
+            },
+            lineage.config.evaluate.temperature,
+        ),
     )
 
 
@@ -209,7 +219,8 @@ def _suites_of(reports: Sequence[EvalReport]) -> dict[str, tuple[str, ...]]:
     """The tasks of every suite that any of the models has."""
     tasks_by_suite: dict[str, dict[str, None]] = {}
     for report in reports:
-        tasks_by_suite.setdefault(report.suite, {}).update(dict.fromkeys(report.scores))
+        if report.scores:  # a frontier's has none
+            tasks_by_suite.setdefault(report.suite, {}).update(dict.fromkeys(report.scores))
     return {suite: tuple(tasks) for suite, tasks in tasks_by_suite.items()}
 
 

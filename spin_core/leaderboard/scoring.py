@@ -132,7 +132,7 @@ def _with_suites(config: RunConfig, suite_names: Sequence[str], changes: Sequenc
     if suite_names:
         benchmarks = [suite for suite in suite_names if suite != "self-play"]
         self_play = "self-play" in suite_names
-        only = {"suites": benchmarks, "self_play": self_play, "lm_eval": {"tasks": []}}
+        only = {"suites": benchmarks, "self_play": self_play, "lm_eval": {"tasks": []}, "frontier": []}
         values = merge(values, {"evaluate": only if self_play else {**only, "exact": False}})
     for change in changes:
         values = merge(values, change)

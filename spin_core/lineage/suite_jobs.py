@@ -7,7 +7,7 @@ from typing import Literal
 from spin_core.config.evaluate import EvaluateSpeedConfig, JudgeConfig, LmEvalConfig, MtBenchConfig
 from spin_core.config.generate import VllmConfig
 from spin_core.errors import ConfigError
-from spin_core.evaluation.suites import QUICK, benchmarks, mt_bench_suites
+from spin_core.evaluation.suites import FRONTIER, QUICK, benchmarks, mt_bench_suites
 from spin_core.lineage.lineage import Lineage
 from spin_core.runtime import interpreter
 from spin_core.store.evaluation_jobs import (
@@ -17,8 +17,12 @@ from spin_core.store.evaluation_jobs import (
     BenchmarkTask,
     EvaluateJob,
     EvaluateSpeed,
+    FrontierConfig,
+    FrontierJob,
+    FrontierSpeed,
     MtBenchJob,
     MtBenchSpeed,
+    SuiteJob,
 )
 from spin_core.store.records import EvalReport, ModelVersion, PromptSet
 
@@ -38,7 +42,7 @@ def evaluate_jobs(
     folder: Path | None = None,
     temperature: float | None = None,
     against: Sequence[EvalReport] = (),
-) -> list[EvaluateJob | BenchmarkJob | MtBenchJob]:
+) -> list[SuiteJob]:
     """The jobs of all suites in the configuration, for one model.
 
     Args:
@@ -52,10 +56,13 @@ def evaluate_jobs(
     """
     is_base = folder is None and player.t == 0
     folder, config = folder or lineage.eval_folder(player.t), lineage.config.evaluate
-    jobs: list[EvaluateJob | BenchmarkJob | MtBenchJob] = []
+    jobs: list[SuiteJob] = []
     if config.self_play or config.exact:
         assert prompts is not None, "self-play scores held-out prompts"
         jobs.append(self_play_job(lineage, player, prompts, opponent, folder / "self-play", temperature))
+    if temperature is None and config.frontier and config.exact:
+        assert prompts is not None, "a frontier is measured on held-out prompts"
+        jobs.append(frontier_job(lineage, player, prompts, folder / FRONTIER, share=is_base))
     if temperature is None:
         jobs += [benchmark_job(lineage, player, suite, tasks, folder / suite) for suite, tasks in benchmarks(config)]
         others = {} if is_base else {"previous": against, "base": lineage.reports(0)}
@@ -95,6 +102,29 @@ def self_play_job(
         prompts=prompts,
         opponent=opponent,
         speed=EvaluateSpeed(scores=lineage.runs / SCORES),
+    )
+
+
+def frontier_job(
+    lineage: Lineage, player: ModelVersion, prompts: PromptSet, output: Path, *, share: bool = False
+) -> FrontierJob:
+    """The sweep over temperatures. It includes the one at which versions are used.
+
+    Args:
+        lineage: The lineage.
+        player: The model to measure.
+        prompts: The SFT data, for their held-out prompts.
+        output: The folder of the report.
+        share: Whether lineages share the report, as they do for θ_0.
+    """
+    config = lineage.config.evaluate
+    return FrontierJob(
+        output=output,
+        config=FrontierConfig(temperatures=tuple(sorted({*config.frontier, config.temperature}))),
+        model=lineage.config.model,
+        player=player,
+        prompts=prompts,
+        speed=FrontierSpeed(batch_size=config.batch_size, scores=lineage.runs / SCORES if share else None),
     )
 
 

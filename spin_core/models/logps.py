@@ -117,6 +117,25 @@ class ResponseLogps(nn.Module):
             logps_R = F.log_softmax(logits_RV, dim=-1).gather(1, rows.target_R[:, None]).squeeze(1)
         return segment_sums(logps_R, rows.responses_S)
 
+    @torch.no_grad()
+    def at_temperatures(self, rows: Rows, temperatures: Sequence[float]) -> Tensor:
+        """The log-probability of each response at each temperature, (K, S): the network runs once."""
+        if not self.direct:
+            logits_NTV = self.model(**rows.model_inputs()).logits
+            logits_RV = logits_NTV.flatten(0, 1).index_select(0, rows.at_R).float()
+            by_temperature = [
+                F.log_softmax(logits_RV / temperature, dim=-1).gather(1, rows.target_R[:, None]).squeeze(1)
+                for temperature in temperatures
+            ]
+        else:
+            # Kept for all temperatures, unlike the logits, of which there may be many more.
+            hidden_RH, head, scale = self._hidden(rows), self._head(), self.chunk_temperature / self.temperature
+            by_temperature = [
+                linear_logps(hidden_RH, *head, rows.target_R, temperature * scale, self.chunk_logits, cap=self.cap)
+                for temperature in temperatures
+            ]
+        return torch.stack([segment_sums(logps_R, rows.responses_S) for logps_R in by_temperature])
+
     def _hidden(self, rows: Rows) -> Tensor:
         """The last hidden states that predict response tokens, (R, H)."""
         return hidden_states(self.model, rows).flatten(0, 1).index_select(0, rows.at_R)
@@ -158,6 +177,23 @@ def sequence_logps(
     return score_sequences(
         ResponseLogps(model, temperature), Sequences.of(prompt_ids, response_ids), micro_batch_tokens
     )
+
+
+@torch.no_grad()
+def sequence_logps_at(
+    model: PreTrainedModel,
+    prompt_ids: Sequence[TokenIds],
+    response_ids: Sequence[TokenIds],
+    micro_batch_tokens: int,
+    temperatures: Sequence[float],
+) -> Tensor:
+    """The same at several temperatures, (K, S), from one pass of the network."""
+    logps, sequences = ResponseLogps(model), Sequences.of(prompt_ids, response_ids)
+    result_KS = torch.empty(len(temperatures), len(sequences), dtype=torch.float32)
+    for chosen_S, rows in _rows_of(sequences, micro_batch_tokens, logps.packed, None):
+        logps_KS = logps.at_temperatures(rows.to(model.device), temperatures)
+        result_KS[:, torch.from_numpy(chosen_S)] = logps_KS.cpu()
+    return result_KS
 
 
 @torch.no_grad()

@@ -1,15 +1,13 @@
 """Phase `evaluate`: answer and score the held-out prompts: `python -m spin_core.phases.evaluate JOB`."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from spin_core.evaluation.self_play import score
+from spin_core.evaluation.shared import shared_report
 from spin_core.runtime.phase import main
 from spin_core.runtime.progress import Progress
-from spin_core.store import artifacts, lock
 from spin_core.store.evaluation_jobs import EvaluateJob
-from spin_core.store.identity import MANIFEST, digest_of, identity_of
 from spin_core.store.records import EvalReport
 
 
@@ -21,19 +19,7 @@ def run(job: EvaluateJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     """
     if job.speed.scores is None or job.opponent is not None:
         return score(job, scratch, progress)
-    identity = identity_of(job)
-    entry = job.speed.scores / digest_of(identity)[:16]
-    with lock.locked(entry, wait=True):
-        report = artifacts.reusable(entry / "self-play", identity, EvalReport)
-        if report is None:
-            work = entry / ".self-play.partial"
-            work.mkdir(exist_ok=True)
-            fields = score(job, work, progress)
-            report = artifacts.publish(work, entry / "self-play", identity, fields, EvalReport)
-        for path in report.path.iterdir():
-            if path.name != MANIFEST:
-                shutil.copy2(path, scratch)
-    return report.model_dump(exclude={"path", "digest", "kind"})
+    return shared_report(job, job.speed.scores, "self-play", scratch, lambda folder: score(job, folder, progress))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,35 @@ class EvaluateJob(SuiteJob):
         return 1
 
 
+class FrontierConfig(Frozen):
+    """What is measured at which temperatures."""
+
+    temperatures: tuple[float, ...]
+    """In rising order."""
+
+
+class FrontierSpeed(Frozen):
+    """How the network runs, and where existing results are found."""
+
+    batch_size: int
+    scores: Path | None = None
+    """The folder of reports that lineages share: those of θ_0. None: no sharing."""
+
+
+class FrontierJob(SuiteJob):
+    """Measure one model at several temperatures, on the two axes of a frontier."""
+
+    phase: Literal["frontier"] = "frontier"
+    version: int = 1
+    config: FrontierConfig
+    prompts: PromptSet
+    speed: Execution[FrontierSpeed]
+
+    @property
+    def devices(self) -> int:
+        return 1
+
+
 class BenchmarkTask(Frozen):
     """A task of lm-eval, or a group of them."""
 

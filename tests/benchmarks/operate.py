@@ -46,6 +46,7 @@ GAME = {
     "prompts": {"sample": 600},
     "controls": {"sft_continued": False, "temperatures": []},
     "gate": {"rule": "always"},
+    "evaluate": {"frontier": []},
 }
 """The demo, small: what is measured does not depend on its size."""
 

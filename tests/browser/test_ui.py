@@ -82,7 +82,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def overrides(rows: Path) -> Any:
     """What is filled in as JSON."""
-    return OVERRIDES | ({"evaluate": {"lm_eval": {"local_data": str(rows), "limit": 1}}} if SUITE else {})
+    return OVERRIDES | (
+        {"evaluate": {"frontier": [], "lm_eval": {"local_data": str(rows), "limit": 1}}} if SUITE else {}
+    )
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ TINY = {
     "train.batch_size": 16,
     "train.save_every": 3,
     "gate.rule": "always",
+    "evaluate.frontier": [],
     "metrics.sinks": [],
     "controls": {
         "sft_continued": True,

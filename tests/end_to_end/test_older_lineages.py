@@ -52,6 +52,7 @@ SETTINGS = {
     "pairs.mix_previous": True,
     "train": {"epochs": 1, "batch_size": 16},
     "gate.rule": "always",
+    "evaluate.frontier": [],
     "metrics.sinks": [],
     "controls": {
         "sft_learning_rate": [0.001],
@@ -240,9 +241,9 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Lineage:
     return copy_to(tmp_path_factory.mktemp("played") / "runs")
 
 
-def run_phases(lineage: Lineage) -> Iterator[tuple[str, str]]:
+def run_phases(lineage: Lineage, **changes: object) -> Iterator[tuple[str, str]]:
     """Run `spin run` with the settings that made the lineage: what it did (`done`, `reused`), and to which phase."""
-    sets = [f"--set={name}={json.dumps(value)}" for name, value in SETTINGS.items()]
+    sets = [f"--set={name}={json.dumps(value)}" for name, value in {**SETTINGS, **changes}.items()]
     command = [sys.executable, str(ONE_PROCESS), "run", "demo", "--lineage", NAME, "--iterations", "2", *sets]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     result = subprocess.run(
@@ -263,6 +264,25 @@ def test_a_run_with_the_same_settings_reuses_every_phase_and_changes_no_publishe
     assert len(done) == 20
     assert contents(copied.runs) == before
     assert copied.records() == records
+
+
+@pytest.mark.slow
+def test_a_frontier_is_measured_in_addition_and_changes_no_published_file(tmp_path):
+    lineage = copy_to(tmp_path / "runs")
+    before, records = contents(lineage.runs), lineage.records()
+    done = list(run_phases(lineage, **{"evaluate.frontier": [0.3, 0.5, 0.7, 0.9]}))
+    titles = [phase.split("  ")[0] for what, phase in done if what == "done"]
+    folders = ["base", "iter 00", "iter 01", *sorted(CONTROLS)]
+    assert sorted(titles) == sorted(f"{folder} · evaluate frontier" for folder in folders)
+    assert len(done) == 20 + len(folders)
+    now = contents(lineage.runs)
+    assert {path: now[path] for path in before} == before
+    for record, earlier in zip(lineage.records(), records, strict=True):
+        *others, frontier = record.evaluations
+        assert tuple(others) == earlier.evaluations
+        assert frontier.suite == "frontier"
+    board = json.loads(spin(lineage, "leaderboard", NAME, "--json"))
+    assert [row["name"] for row in board["frontier"]["rows"]] == [*VERSIONS, *sorted(CONTROLS)]
 
 
 @pytest.mark.slow

@@ -51,6 +51,7 @@ TINY = {
     "train.epochs": 1,
     "train.batch_size": 16,
     "gate.rule": "always",
+    "evaluate.frontier": [],
     "controls": {"sft_continued": False, "temperatures": []},
 }
 

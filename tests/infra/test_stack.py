@@ -46,6 +46,7 @@ OVERRIDES = {
     "generate": {"shard_size": 24},
     "train": {"epochs": 1, "batch_size": 16},
     "gate": {"rule": "always"},
+    "evaluate": {"frontier": []},
     "controls": {"sft_continued": False, "temperatures": []},
 }
 

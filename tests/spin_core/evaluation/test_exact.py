@@ -67,9 +67,10 @@ def test_every_right_response_is_scored_as_by_brute_force(temperature):
     model, tokenizer = player(), demo.build_tokenizer()
     prompts = ["347=", "201=", "999=", "250="]
     prompt_ids = spelled(tokenizer, prompts)
-    measures = exact_distances(
+    # Several temperatures from one pass give what each gives alone.
+    _, measures = exact_distances(
         model, tokenizer, demo.support, prompts, prompt_ids,
-        end_id=tokenizer.eos_token_id, temperature=temperature, micro_batch_tokens=40,
+        end_id=tokenizer.eos_token_id, temperatures=(0.3, temperature), micro_batch_tokens=40,
     )  # fmt: skip
     for i, prompt in enumerate(prompts):
         right = demo.support(prompt)
@@ -93,9 +94,9 @@ def test_the_distance_to_the_players_own_distribution_is_0():
         model.lm_head.weight.zero_()
         model.lm_head.weight[:, 0] = -1000
         model.lm_head.weight[eos, 0] = 0
-    measures = exact_distances(
+    (measures,) = exact_distances(
         model, tokenizer, lambda _prompt: {"": 1.0}, ["347="], spelled(tokenizer, ["347="]),
-        end_id=eos, temperature=1.0, micro_batch_tokens=100,
+        end_id=eos, temperatures=(1.0,), micro_batch_tokens=100,
     )  # fmt: skip
     assert {name: measures[name][0] for name in NAMES} == dict.fromkeys(NAMES, 0.0)
 
@@ -105,5 +106,5 @@ def test_a_prompt_that_the_source_does_not_have_is_rejected():
     with pytest.raises(DataError, match="not a prompt of the demo"):
         exact_distances(
             player(), tokenizer, demo.support, ["12="], spelled(tokenizer, ["12="]),
-            end_id=2, temperature=1.0, micro_batch_tokens=100,
+            end_id=2, temperatures=(1.0,), micro_batch_tokens=100,
         )  # fmt: skip

@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +27,7 @@ from spin_core.store import artifacts, identity
 from spin_core.store.evaluation_jobs import EvaluateJob, EvaluateSpeed
 from spin_core.store.records import EvalReport, PromptSet
 from tests.support.helpers import data_folder, save_tiny_model
+from tests.support.lineages.demo_prompts import prompt_set
 from tests.support.lineages.small_jobs import CPU, version_of
 
 ROWS = 24
@@ -38,27 +38,6 @@ ALWAYS = {
 DISTINCT = {"distinct_1"}
 """The demo's answers are one word each, so there are no pairs of words."""
 EXACT = {"total_variation", "invalid_mass", "forward_kl"}
-
-
-def prompt_set(folder: Path, prompts: list[str]) -> PromptSet:
-    """Held-out prompts of the demo with a response each."""
-    tokenizer, rng = demo.build_tokenizer(), Random(0)
-    responses = [demo.sample(prompt, rng) for prompt in prompts]
-    columns = {
-        "id": [f"{int(prompt[:-1]):016x}" for prompt in prompts],
-        "prompt": prompts,
-        "response": responses,
-        "prompt_ids": [[1, *tokenizer(prompt)["input_ids"]] for prompt in prompts],
-        "response_ids": [[*tokenizer(response)["input_ids"], 2] for response in responses],
-    }
-    for name in ("prompt_ids", "response_ids"):
-        columns[name] = pa.array(columns[name], pa.list_(pa.int32()))
-    folder.mkdir(parents=True)
-    pq.write_table(pa.table(columns), folder / "held_out.parquet")
-    digest = identity.digest_folder(folder)[0]
-    return PromptSet(
-        path=folder, digest=digest, source="demo", revision=None, rows=0, held_out=len(prompts), drops={}, stop_ids=(2,)
-    )
 
 
 @pytest.fixture(scope="module")
@@ -310,9 +289,9 @@ def test_every_version_samples_with_the_same_random_numbers(tmp_path, models, pr
 def test_the_exact_distance_is_that_at_the_sampling_temperature(tmp_path, models, prompts):
     report = do(evaluate_job(tmp_path / "self-play", models[0], prompts, exact=True, temperature=0.5))
     rows, tokenizer = held_out(report), demo.build_tokenizer()
-    want = exact_distances(
+    (want,) = exact_distances(
         load_model(models[0], CPU), tokenizer, demo.support, [row["prompt"] for row in rows],
-        [row["prompt_ids"] for row in rows], end_id=2, temperature=0.5, micro_batch_tokens=200,
+        [row["prompt_ids"] for row in rows], end_id=2, temperatures=(0.5,), micro_batch_tokens=200,
     )  # fmt: skip
     assert set(report.scores) == ALWAYS | DISTINCT | EXACT
     for task in EXACT:

@@ -164,7 +164,7 @@ def test_training_longer_and_on_less_takes_the_pairs_of_iteration_0(built):
 
 
 def test_another_game_from_the_same_start_changes_answers_and_trainings_alone(built):
-    sets = ("seed=5", "controls={}", "controls.sft_continued=true")
+    sets = ("seed=5", "evaluate.frontier=[]", "controls={}", "controls.sft_continued=true")
     same, other = under(built, *sets), under(built, *sets, "play_seed=7")
     record = built.records()[0]
 

@@ -344,3 +344,43 @@ def test_both_engines_give_the_same_scores(tmp_path, wide_model, data):
     assert reports[0].scores == reports[1].scores
     environment = json.loads((reports[1].path / "manifest.json").read_text())["usage"]["environment"]
     assert "vllm" in environment
+
+
+# The sweep over temperatures.
+
+
+def jobs_at(tmp_path, *sets: str):
+    """The suites of θ_1, with the demo's distances."""
+    player = ModelVersion(path=tmp_path / "model", digest="1" * 64, t=1, parent=None)
+    return jobs_of(tmp_path, player, "evaluate.exact=true", *sets)
+
+
+def test_a_frontier_has_the_temperature_of_use_and_those_configured(tmp_path):
+    _, job = jobs_at(tmp_path, "evaluate.frontier=[1.0, 0.6, 0.3, 0.6]", "evaluate.temperature=0.5")
+    assert job.output.name == "frontier"
+    assert job.config.temperatures == (0.3, 0.5, 0.6, 1.0)
+    assert [job.output.name for job in jobs_at(tmp_path, "evaluate.frontier=[]")] == ["self-play"]
+
+
+def test_a_frontier_changes_the_identity_of_no_other_suite(tmp_path):
+    (plain,) = jobs_at(tmp_path, "evaluate.frontier=[]")
+    others, *_ = jobs_at(tmp_path, "evaluate.frontier=[0.1, 0.2, 0.3]")
+    assert identity(others) == identity(plain)
+
+
+def test_what_the_frontier_does_not_measure_is_not_in_its_identity(tmp_path):
+    _, plain = jobs_at(tmp_path)
+    _, other = jobs_at(tmp_path, "generate.max_new_tokens=7", "evaluate.batch_size=3", "seed=4")
+    assert identity(plain) == identity(other)
+
+
+@pytest.mark.parametrize("temperatures", ["[0.5]", "[0.5, 0.7, 0.5]"])
+def test_two_temperatures_are_not_a_curve(temperatures):
+    with pytest.raises(ConfigError, match=r"evaluate\.frontier has [12] temperatures, which is not a curve: give at"):
+        settings(f"evaluate.frontier={temperatures}")
+
+
+def test_only_the_base_model_shares_its_frontier(tmp_path):
+    base = ModelVersion(path=tmp_path / "model", digest="1" * 64, t=0, parent=None)
+    assert jobs_of(tmp_path, base, "evaluate.exact=true")[1].speed.scores == tmp_path / ".scores"
+    assert jobs_at(tmp_path)[1].speed.scores is None

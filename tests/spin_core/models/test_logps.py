@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from spin_core.data.sequences import Sequences
-from spin_core.models.logps import ResponseLogps, sequence_logps
+from spin_core.models.logps import ResponseLogps, sequence_logps, sequence_logps_at
 from spin_core.models.packing import padded_rows
 from spin_core.models.vocabulary_loss import ItemLosses
 from tests.support.models.logit_models import cohere, gemma2, gpt2, granite, llama
@@ -50,6 +50,16 @@ def test_a_temperature_divides_the_logits(model):
     want = torch.stack([naive(model, *pair, temperature=0.7) for pair in zip(PROMPTS, RESPONSES, strict=True)])
     logps = sequence_logps(model, PROMPTS, RESPONSES, 1000, temperature=0.7)
     torch.testing.assert_close(logps, want.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [llama, gpt2, gemma2, cohere])
+def test_several_temperatures_from_one_pass_are_those_of_a_pass_for_each(make):
+    model = make().eval()
+    logps_KS = sequence_logps_at(model, PROMPTS, RESPONSES, 12, (0.3, 0.7, 1.0))
+    for temperature, logps_S in zip((0.3, 0.7, 1.0), logps_KS, strict=True):
+        assert torch.equal(logps_S, sequence_logps(model, PROMPTS, RESPONSES, 12, temperature))
+    want = torch.stack([naive(model, *pair, temperature=0.3) for pair in zip(PROMPTS, RESPONSES, strict=True)])
+    torch.testing.assert_close(logps_KS[0], want.detach(), rtol=1e-5, atol=1e-5)
 
 
 def test_uniform_logits_give_the_logarithm_of_the_vocabulary_a_token():

@@ -31,6 +31,7 @@ def test_every_job_survives_json_and_its_identity_knows_no_folder(tmp_path):
     ]
     tasks = suites.benchmark_tasks("instruct", lineage.config.evaluate.lm_eval)
     made.append(suite_jobs.benchmark_job(lineage, record.player, "instruct", tasks, tmp_path / "instruct"))
+    made.append(suite_jobs.frontier_job(lineage, record.player, record.prompts, tmp_path / "frontier"))
     made.append(suite_jobs.mt_bench_job(lineage, record.player, record.prompts, {}, tmp_path / "mt-bench"))
     assert {type(job) for job in made} == {*JOB_TYPES.values()}
     for job in made:

@@ -377,6 +377,7 @@ def play(runs, tiny_model, across):
             f"model.path={tiny_model}", "model.device=cpu", "prompts.sample=24", "prompts.held_out=4",
             "generate.max_new_tokens=6", "train.batch_size=8", "train.epochs=4", "train.learning_rate=0.02",
             "train.lr_schedule=constant", f"train.lora={{rank: 2, across: {across}}}", "controls={}",
+            "evaluate.frontier=[]",
         ],
     )  # fmt: skip
     with lock.locked(runs / "tale"):

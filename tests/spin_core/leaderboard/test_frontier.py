@@ -1,0 +1,91 @@
+"""A lineage's frontier, from sweeps with chosen numbers."""
+
+import numpy as np
+import pytest
+
+from spin_core.evaluation.frontier.axes import EXACT
+from spin_core.leaderboard.board import leaderboard, save
+from spin_core.store.records import EvalReport
+from tests.support.lineages.small_lineage import build_lineage, publish
+
+TEMPERATURES = (0.3, 0.4, 0.5, 0.6, 0.7)
+ITEMS = [str(number) for number in range(8)]
+HARD = np.array([0.5, 1.5] * 4)
+"""How much more or less of both distances an item has; 1 on average."""
+
+
+def sweep(folder, total_variation, invalid_mass, temperatures=TEMPERATURES):
+    """A published sweep of a model with these means at each temperature."""
+    means = dict(zip(EXACT, (total_variation, invalid_mass), strict=True))
+    rows = [
+        (temperature, task, item, float(value))
+        for task, mean_K in means.items()
+        for temperature, mean in zip(temperatures, mean_K, strict=True)
+        for item, value in zip(ITEMS, mean * HARD, strict=True)
+    ]
+    columns = dict(zip(("temperature", "task", "item", "value"), map(list, zip(*rows, strict=True)), strict=True))
+    fields = {"model": folder.parent.parent.name, "suite": "frontier", "harness": "by hand", "scores": {}}
+    return publish(folder, {"model": str(total_variation)}, {"frontier.parquet": columns}, fields, EvalReport)
+
+
+BASE = ((0.5, 0.4, 0.3, 0.2, 0.1), (0.01, 0.02, 0.03, 0.04, 0.05))
+"""θ_0: each step of the temperature costs .01 of invalid mass and saves .1 of total variation."""
+
+
+@pytest.fixture(scope="module")
+def lineage(tmp_path_factory):
+    lineage = build_lineage(tmp_path_factory.mktemp("runs"))
+    sweep(lineage.eval_folder(0) / "frontier", *BASE)
+    # At the temperature of use, .5: θ_1 is where θ_0 is at .6; θ_2 has .02 less invalid mass than that.
+    sweep(lineage.eval_folder(1) / "frontier", (0.4, 0.3, 0.2, 0.1, 0.1), (0.02, 0.03, 0.04, 0.05, 0.06))
+    sweep(lineage.eval_folder(2) / "frontier", (0.4, 0.3, 0.2, 0.1, 0.1), (0.0, 0.01, 0.02, 0.03, 0.04))
+    sweep(lineage.control("sft") / "eval" / "frontier", (0.5, 0.4, 0.3, 0.2, 0.1), (0.02, 0.03, 0.04, 0.05, 0.06))
+    return lineage
+
+
+def test_gaps_are_those_of_the_numbers(lineage):
+    frontier = leaderboard(lineage).frontier
+    assert (frontier.diversity, frontier.quality, frontier.temperature, frontier.items) == (*EXACT, 0.5, 8)
+    base, first, second, control = frontier.rows
+    assert [row.name for row in frontier.rows] == ["θ_0", "θ_1", "θ_2", "sft"]
+    assert base.quality_gap is base.diversity_gap is None
+    assert (base.diversity.value, base.quality.value) == (pytest.approx(0.3), pytest.approx(0.03))
+    assert first.quality_gap.delta == pytest.approx(0, abs=1e-9)
+    assert first.quality_gap.temperature == pytest.approx(0.6)
+    assert second.quality_gap.delta == pytest.approx(-0.02)
+    # θ_0 has an invalid mass of .02 at .4, where its total variation is .4.
+    assert second.diversity_gap.delta == pytest.approx(-0.2)
+    assert second.diversity_gap.temperature == pytest.approx(0.4)
+    assert control.quality_gap.delta == pytest.approx(0.01)
+    assert [row.quality_gap.verdict for row in frontier.rows[1:]] == ["", "below", "above"]
+    assert base.quality.stderr == pytest.approx(0.03 * HARD.std(ddof=1) / np.sqrt(8))
+
+
+def test_curves_are_means_over_the_items(lineage):
+    curve = leaderboard(lineage).frontier.curves[0]
+    assert (curve.name, curve.t) == ("θ_0", 0)
+    assert [point.temperature for point in curve.points] == list(TEMPERATURES)
+    assert [point.diversity for point in curve.points] == pytest.approx(BASE[0])
+    assert [point.quality for point in curve.points] == pytest.approx(BASE[1])
+
+
+def test_a_frontier_adds_no_column_and_no_suite_to_the_leaderboard(lineage, tmp_path):
+    board, plain = save(lineage), leaderboard(build_lineage(tmp_path))
+    assert plain.frontier is None
+    assert (board.suites, board.tasks()) == (plain.suites, plain.tasks())
+
+
+def test_without_a_sweep_of_the_base_at_the_temperature_of_use_there_is_no_frontier(tmp_path):
+    lineage = build_lineage(tmp_path, sets=["evaluate.temperature=0.55"])
+    sweep(lineage.eval_folder(1) / "frontier", *BASE)
+    assert leaderboard(lineage).frontier is None
+    sweep(lineage.eval_folder(0) / "frontier", *BASE)
+    assert leaderboard(lineage).frontier is None
+
+
+def test_a_model_without_that_temperature_is_left_out(tmp_path):
+    lineage = build_lineage(tmp_path)
+    sweep(lineage.eval_folder(0) / "frontier", *BASE)
+    sweep(lineage.eval_folder(1) / "frontier", *BASE)
+    sweep(lineage.eval_folder(2) / "frontier", *BASE, temperatures=(0.2, 0.3, 0.4, 0.6, 0.7))
+    assert [row.name for row in leaderboard(lineage).frontier.rows] == ["θ_0", "θ_1"]
