@@ -4,6 +4,12 @@ A phase that raises one of these exits with its `exit_code`, and the line reache
 Any other exception from a phase is a bug in spin-loop, and keeps its traceback.
 """
 
+import contextlib
+from collections.abc import Callable, Iterator
+
+_LONGEST = 200
+"""The most characters of a library's message that are quoted."""
+
 
 class SpinError(Exception):
     """Base of all errors caused by the user's input or environment."""
@@ -67,5 +73,30 @@ STOPPED = "stopped on request; the same command continues from here"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of an error's message, cut where it is long, and the next one if the first ends in a colon."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return printable(text)
+
+
+def printable(text: str, longest: int = _LONGEST) -> str:
+    """Foreign text as a part of one line: without line breaks and control characters, and cut where it is long."""
+    text = "".join(character if character.isprintable() else "�" for character in text[: longest + 1])
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
+@contextlib.contextmanager
+def library_errors(make: Callable[[BaseException], SpinError]) -> Iterator[None]:
+    """Raise `make(error)` for whatever error a library raises while it reads a user's file.
+
+    A damaged file makes libraries raise errors of any type, so that no narrower list would be complete. Libraries that
+    are written in Rust panic with an error that is not even an `Exception`. A `SpinError` passes unchanged.
+    """
+    try:
+        yield
+    except SpinError:
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise make(error) from error
+        raise

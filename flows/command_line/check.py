@@ -10,15 +10,16 @@ from flows.command_line.options import config_options, json_option, runs_option
 
 @click.command()
 @click.argument("recipe")
+@click.option("--weights", is_flag=True, help="Look for NaN in weights of any size, not only below 4 GB.")
 @config_options
 @json_option
 @runs_option
-def check(recipe: str, file: Path | None, sets: tuple[str, ...], as_json: bool, runs: Path) -> None:
+def check(recipe: str, weights: bool, file: Path | None, sets: tuple[str, ...], as_json: bool, runs: Path) -> None:
     """Check what can be known before computing: config, data, tokenizer, memory, disk, rough time."""
     from spin_core.config.resolve import resolve
     from spin_core.preflight.check import check_run
 
-    findings = check_run(resolve(recipe, file=file, sets=sets), runs)
+    findings = check_run(resolve(recipe, file=file, sets=sets), runs, all_values=weights)
     if as_json:
         click.echo(findings.model_dump_json(indent=2))
     else:

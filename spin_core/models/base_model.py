@@ -6,7 +6,6 @@ copied. What would stop a later phase is found here: a missing padding token or 
 larger than the model's vocabulary.
 """
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -14,13 +13,15 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from spin_core.config.model import ModelConfig, SftConfig
+from spin_core.config.model import ChatConfig, ModelConfig, SftConfig
 from spin_core.data.chat import Renderer
 from spin_core.data.tokenizer import load_config, load_tokenizer
 from spin_core.errors import ModelError, first_line
-from spin_core.models.files import check_safetensors, save_model
+from spin_core.models.files import save_model
+from spin_core.models.skeleton import build_skeleton
+from spin_core.models.weights import INDEX, check_values, check_weights, read_headers, weight_files
 from spin_core.runtime.progress import Progress
 from spin_core.store.files import write_json
 from spin_core.store.jobs import BaseJob
@@ -28,10 +29,6 @@ from spin_core.store.jobs import BaseJob
 log = logging.getLogger("spin_core")
 
 _TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
-
-_WEIGHTS = "model.safetensors"
-
-_INDEX = "model.safetensors.index.json"
 
 _CONTEXT = 2048
 """The longest sequence of a new model. Its positions are rotary, so a longer one costs no weights."""
@@ -46,20 +43,34 @@ def link_model(job: BaseJob, scratch: Path, progress: Progress) -> None:
     if job.model.trust_remote_code:
         log.warning("model.trust_remote_code is on: Python code that comes with %s will run", source)
     progress.check()
-    weights = weight_files(source)
-    settings = load_config(source, job.model)
-    tokenizer = prepare_tokenizer(source, job.model)
-    check_fit(source, settings, tokenizer, job.model)
-    stop_ids = Renderer(tokenizer, job.chat).stop_ids
+    weights, renderer = check_model(source, job.model, job.chat, progress)
+    tokenizer = renderer.tokenizer
     for file in [*weights, *(sorted(source.glob("*.py")) if job.model.trust_remote_code else [])]:
         (scratch / file.name).symlink_to(file.resolve())
-    for name in ("config.json", _INDEX):
+    for name in ("config.json", INDEX):
         if (source / name).exists():
             shutil.copyfile(source / name, scratch / name)
     tokenizer.save_pretrained(scratch)
     # A model's own sampling defaults (temperature, repetition penalty) would change the opponent's distribution.
-    write_json(scratch / "generation_config.json", _generation_config(tokenizer, stop_ids))
+    write_json(scratch / "generation_config.json", _generation_config(tokenizer, renderer.stop_ids))
     log.info("%s: %d files of weights linked", source, len(weights))
+
+
+def check_model(source: Path, model: ModelConfig, chat: ChatConfig, progress: Progress) -> tuple[list[Path], Renderer]:
+    """The files with a model's weights, and the renderer of its prompts, after everything about the model is checked.
+
+    Raises:
+        ModelError: a file is missing or damaged, or files do not fit each other.
+        ConfigError: the chat template cannot be used.
+    """
+    weights = weight_files(source)
+    skeleton = build_skeleton(source, load_config(source, model), model)
+    tokenizer = prepare_tokenizer(source, model)
+    check_fit(source, skeleton, tokenizer)
+    renderer = Renderer(tokenizer, chat)
+    headers = read_headers(weights)
+    check_values(headers, without=check_weights(source, skeleton, headers), progress=progress)
+    return weights, renderer
 
 
 def create_model(job: BaseJob, shape: SftConfig, scratch: Path) -> None:
@@ -116,21 +127,6 @@ def locate(name: str, config: ModelConfig, *, weights: bool = True) -> Path:
         ) from error
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a model's weights. Raises `ModelError` if there are none, or not all."""
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-        raise ModelError(f"{folder} holds an adapter, not a model: merge it into its model and set model.path to that")
-    check_safetensors(folder)
-    if (folder / _INDEX).exists():
-        names = sorted(set(json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values()))
-    else:
-        names = [_WEIGHTS]
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise ModelError(f"{folder} lacks {', '.join(missing[:3])}: copy or fetch the model again")
-    return [folder / name for name in names]
-
-
 def prepare_tokenizer(source: Path, config: ModelConfig) -> Any:
     """The tokenizer, with the configured EOS and padding token. Raises `ModelError` if it then lacks one."""
     folder = locate(config.tokenizer, config, weights=False) if config.tokenizer else source
@@ -155,29 +151,14 @@ def prepare_tokenizer(source: Path, config: ModelConfig) -> Any:
     return tokenizer
 
 
-def check_fit(source: Path, settings: Any, tokenizer: Any, config: ModelConfig) -> None:
-    """Raise `ModelError` unless the folder has a causal language model that embeds each of the tokenizer's tokens."""
-    model = skeleton(source, settings, config)
-    rows, tokens = model.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values()) + 1
+def check_fit(source: Path, skeleton: PreTrainedModel, tokenizer: Any) -> None:
+    """Raise `ModelError` unless a model embeds each of the tokenizer's tokens."""
+    rows, tokens = skeleton.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values()) + 1
     if tokens > rows:
         raise ModelError(
             f"the tokenizer has {tokens} tokens, but the model in {source} embeds only {rows}: "
             "set model.tokenizer to the model's own, or resize the model's embeddings"
         )
-
-
-def skeleton(source: Path, settings: Any, config: ModelConfig) -> PreTrainedModel:
-    """The model of a configuration on the meta device: shapes, but no values."""
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                settings, trust_remote_code=config.trust_remote_code
-            )
-    except (ValueError, ImportError) as error:
-        raise ModelError(
-            f"{source} is not a causal language model ({first_line(error)}): set model.path to one"
-        ) from error
-    return model
 
 
 def _generation_config(tokenizer: Any, stop_ids: tuple[int, ...]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from spin_core.errors import first_line
 from spin_core.models import packing_check
 from spin_core.models.logit_transform import logit_transform_of
 
@@ -52,6 +53,20 @@ def needs_all_logits(settings: Any, trust_remote_code: bool = False) -> bool:
         return False
 
 
+def why_not_on_text(settings: Any, trust_remote_code: bool = False) -> str | None:
+    """Why a multimodal model cannot be trained on text alone; None if it can, or if that is unknown."""
+    try:
+        model = tiny_model(settings, trust_remote_code).train()
+    except _CANNOT_BUILD:
+        return None
+    try:
+        ids = torch.arange(1, 9)[None]
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.sum().backward()
+    except _CANNOT_BUILD as error:
+        return first_line(error)
+    return None
+
+
 def tiny_model(settings: Any, trust_remote_code: bool = False) -> PreTrainedModel:
     """A random model of the configuration's kind, in float32 on the CPU. Raises one of many errors if none can be."""
     small = _shrink(settings)
@@ -75,14 +90,40 @@ def tiny_model(settings: Any, trust_remote_code: bool = False) -> PreTrainedMode
 
 def _shrink(settings: Any) -> Any:
     """The configuration with small sizes, and one layer of each kind that it has."""
-    heads = int(settings.num_attention_heads)
-    key_heads = getattr(settings, "num_key_value_heads", None)
-    head_width = getattr(settings, "head_dim", None)
+    small = copy.deepcopy(settings)
+    text = small.get_text_config()
+    for name, size in _small_sizes(text).items():
+        if getattr(text, name, None) is not None:
+            setattr(text, name, size)
+    if text is not small:
+        _shrink_other_parts(small)
+    return small
+
+
+def _shrink_other_parts(small: Any) -> None:
+    """Give the vision or sound part of a multimodal model one layer, and its special tokens ids of the vocabulary."""
+    for part in (value for value in vars(small).values() if hasattr(value, "to_dict")):
+        if part is not small.get_text_config():
+            for name in ("num_hidden_layers", "depth"):
+                if getattr(part, name, None) is not None:
+                    setattr(part, name, 1)
+    special = 0
+    for name, value in list(vars(small).items()):
+        if isinstance(value, int) and (name.endswith(("_token_id", "_token_index")) or name == "vocab_size"):
+            special += 1
+            setattr(small, name, _VOCABULARY if name == "vocab_size" else _VOCABULARY - special)
+
+
+def _small_sizes(text: Any) -> dict[str, Any]:
+    """Small values of a language model's sizes."""
+    heads = int(text.num_attention_heads)
+    key_heads = getattr(text, "num_key_value_heads", None)
+    head_width = getattr(text, "head_dim", None)
     few_key_heads = _HEADS if key_heads in (None, heads) else 1 if key_heads == 1 else _HEADS // 2
     # Without a setting of its own, a head's width is its share of the hidden size. It is kept, because rotary
     # positions depend on it.
-    hidden = _WIDTH if head_width else _HEADS * (int(settings.hidden_size) // heads)
-    sizes = {
+    hidden = _WIDTH if head_width else _HEADS * (int(text.hidden_size) // heads)
+    return {
         "hidden_size": hidden,
         "num_attention_heads": _HEADS,
         "num_key_value_heads": few_key_heads,
@@ -94,13 +135,8 @@ def _shrink(settings: Any) -> Any:
         "eos_token_id": 2,
         **dict.fromkeys(_WIDTH_SETTINGS, _WIDTH),
         "word_embed_proj_dim": hidden,
-        **_few_layers(settings),
+        **_few_layers(text),
     }
-    small = copy.deepcopy(settings)
-    for name, size in sizes.items():
-        if getattr(small, name, None) is not None:
-            setattr(small, name, size)
-    return small
 
 
 def _few_layers(settings: Any) -> dict[str, Any]:

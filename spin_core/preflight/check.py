@@ -26,8 +26,14 @@ from spin_core.preflight.settings import inspect_kept_metric, inspect_ranks, ins
 from spin_core.runtime import interpreter
 
 
-def check_run(config: RunConfig, runs: Path) -> Findings:
-    """Look at everything that `spin run` with this configuration will need. Errors become findings."""
+def check_run(config: RunConfig, runs: Path, *, all_values: bool = False) -> Findings:
+    """Look at everything that `spin run` with this configuration will need. Errors become findings.
+
+    Args:
+        config: the run's settings.
+        runs: the folder that holds lineages.
+        all_values: look for NaN and infinity in the weights of a large model too.
+    """
     inspection = Inspection()
     inspection.run("config", inspect_settings, config)
     failed = {subject for subject, check in REQUIREMENTS if not inspection.passes(subject, check, config)}
@@ -38,7 +44,7 @@ def check_run(config: RunConfig, runs: Path) -> Findings:
     preferences = inspection.run("data", inspect_preferences, config)
     with tempfile.TemporaryDirectory(prefix="spin-check-") as scratch:
         folder = inspection.run("model", find_model, config, Path(scratch))
-        shape = inspection.run("model", inspect_model, config, folder)
+        shape = inspection.run("model", inspect_model, config, folder, all_values)
         shape = inspection.run("model", inspect_adapter, config, folder, shape)
         effective = inspection.run("model", inspect_packing, config, folder) or config
         effective = inspection.run("model", inspect_logits, effective, folder) or effective

@@ -62,7 +62,7 @@ class Inspection:
         try:
             check(*needs)
         except SpinError as error:
-            self.add(subject, str(error), "wrong")
+            self._add_error(subject, error)
             return False
         return True
 
@@ -73,8 +73,13 @@ class Inspection:
         try:
             return look(self, *needs)
         except SpinError as error:
-            self.add(subject, str(error), "wrong")
+            self._add_error(subject, error)
             return None
+
+    def _add_error(self, subject: str, error: SpinError) -> None:
+        """Add what is wrong, unless an earlier look has found the same."""
+        if all(finding.text != str(error) for finding in self.findings):
+            self.add(subject, str(error), "wrong")
 
 
 def count(number: int, unit: str) -> str:

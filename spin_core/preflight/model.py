@@ -1,16 +1,15 @@
 """The findings of `spin check` about the model: its sizes, its adapter, its tokenizer, and the rows it can train on."""
 
 import math
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from spin_core.config.base import at
+from spin_core.config.model import ModelConfig
 from spin_core.config.run import RunConfig
 from spin_core.errors import ModelError
-from spin_core.preflight.findings import Inspection, count
+from spin_core.preflight.findings import Inspection, count, size
 from spin_core.preflight.sizes import Shape
 
 
@@ -27,39 +26,67 @@ def find_model(_inspection: Inspection, config: RunConfig, scratch: Path) -> Pat
     return scratch
 
 
-def inspect_model(inspection: Inspection, config: RunConfig, folder: Path) -> Shape:
-    """The model's sizes: from the headers of its weights if these are here, otherwise from its configuration."""
+def inspect_model(inspection: Inspection, config: RunConfig, folder: Path, all_values: bool) -> Shape:
+    """The model's sizes, and whether its weights fit its configuration if they are here (`find_model`).
+
+    Args:
+        inspection: collects findings.
+        config: the run's settings.
+        folder: the model's folder.
+        all_values: look for NaN and infinity in the weights of a large model too.
+    """
     from spin_core.data.tokenizer import load_config
-    from spin_core.models import base_model
+    from spin_core.models import weights
+    from spin_core.models.skeleton import build_skeleton
     from spin_core.runtime.devices import device_of
 
     model = config.model
     settings = load_config(folder, model)
-    skeleton = base_model.skeleton(folder, settings, model)
+    skeleton = build_skeleton(folder, settings, model)
     parameters = sum(weight.numel() for weight in skeleton.parameters())
-    if not model.path:
-        origin = f"made here, and trained on the data for {count(at(config.sft.train.epochs, 0), 'epoch')}"
-    elif Path(model.path).expanduser().is_dir() or any(folder.glob("*.safetensors")):
-        parameters, stored = read_headers(base_model.weight_files(folder))
+    origin = f"made here, and trained on the data for {count(at(config.sft.train.epochs, 0), 'epoch')}"
+    is_read = True
+    if model.path and (Path(model.path).expanduser().is_dir() or any(folder.glob("*.safetensors"))):
+        headers = weights.read_headers(weights.weight_files(folder))
+        unused = weights.check_weights(folder, skeleton, headers)
+        is_read = weights.check_values(headers, without=unused, most=math.inf if all_values else weights.VALUES_LIMIT)
+        _, stored = weights.count_weights(headers)
         origin = f"{model.path}, stored as {stored}"
-    else:
+    elif model.path:
         origin = f"{model.path}, fetched from the hub when the run begins"
     inspection.add("model", f"{parameters:,} parameters, {model.dtype} on {device_of(model)}: {origin}")
+    if not is_read:
+        limit = size(weights.VALUES_LIMIT)
+        inspection.add(
+            "model", f"values of more than {limit} are not read; spin check --weights looks for NaN in them"
+        )
+    if settings.get_text_config() is not settings:
+        _inspect_text_only(inspection, folder, settings, model)
     if model.trust_remote_code:
         inspection.add("model", "model.trust_remote_code is on: Python code that comes with the model will run", "warn")
     return Shape.of(settings, parameters, model.dtype)
 
 
+def _inspect_text_only(inspection: Inspection, folder: Path, settings: Any, model: ModelConfig) -> None:
+    """A multimodal model answers and trains on text alone."""
+    from spin_core.models import probe
+
+    reason = probe.why_not_on_text(settings, model.trust_remote_code)
+    if reason:
+        raise ModelError(f"{folder} does not train on text alone ({reason}): set model.path to a text model")
+    inspection.add("model", "reads more than text (images or sound): only its language model is used and trained")
+
+
 def inspect_adapter(inspection: Inspection, config: RunConfig, folder: Path, shape: Shape) -> Shape:
     """The sizes with those of the adapter, if one is trained. Its layers exist."""
     from spin_core.data.tokenizer import load_config
-    from spin_core.models import base_model
+    from spin_core.models.skeleton import build_skeleton
     from spin_core.training.lora import adapted_layers
 
     lora = config.train.lora
     if lora is None:
         return shape
-    skeleton = base_model.skeleton(folder, load_config(folder, config.model), config.model)
+    skeleton = build_skeleton(folder, load_config(folder, config.model), config.model)
     layers: list[Any] = [skeleton.get_submodule(name) for name in adapted_layers(skeleton, lora.targets)]
     trained = sum(lora.rank * sum(layer.weight.shape) for layer in layers)
     scale = f"rank {lora.rank}, alpha {lora.alpha:g}"
@@ -102,34 +129,16 @@ def inspect_packing(inspection: Inspection, config: RunConfig, folder: Path) -> 
     return config.model_copy(update={"train": padded})
 
 
-def read_headers(files: Iterable[Path]) -> tuple[int, str]:
-    """The number of weights in safetensors files, and their types, from the files' headers.
-
-    Raises:
-        ModelError: A file is cut short.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    kinds: Counter[str] = Counter()
-    for path in files:
-        try:
-            with safe_open(path, "np") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (it has no iterator)
-                    weight = tensors.get_slice(name)
-                    kinds[weight.get_dtype()] += math.prod(weight.get_shape())
-        except SafetensorError as error:
-            raise ModelError(f"{path} is not a whole safetensors file ({error}): copy or fetch it again") from error
-    return kinds.total(), " and ".join(sorted(kinds))
-
-
 def inspect_tokenizer(inspection: Inspection, config: RunConfig, folder: Path) -> Any:
     """The tokenizer loads, fits the model, and can write prompts as configured. Returns its renderer."""
     from spin_core.data.chat import Renderer
     from spin_core.data.tokenizer import load_config
     from spin_core.models import base_model
+    from spin_core.models.skeleton import build_skeleton
 
     tokenizer = base_model.prepare_tokenizer(folder, config.model)
-    base_model.check_fit(folder, load_config(folder, config.model), tokenizer, config.model)
+    skeleton = build_skeleton(folder, load_config(folder, config.model), config.model)
+    base_model.check_fit(folder, skeleton, tokenizer)
     renderer = Renderer(tokenizer, config.chat)
     template = {"tokenizer": "its chat template", "plain": "bare text", "format": f"format {config.chat.format!r}"}
     tokens = f"{len(tokenizer):,} tokens; pad {tokenizer.pad_token}, responses end in {renderer.frame.end_of_turn}"

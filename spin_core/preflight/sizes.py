@@ -49,7 +49,8 @@ class Shape:
     def of(cls, settings: Any, parameters: int, dtype: str) -> "Shape":
         """The shape of a model with this configuration of transformers."""
         text = settings.get_text_config()
-        hidden, heads = int(text.hidden_size), int(text.num_attention_heads)
+        # A model without attention, such as Mamba, has no heads. Its mixers are about as wide as the model.
+        hidden, heads = int(text.hidden_size), int(getattr(text, "num_attention_heads", None) or 1)
         width = int(getattr(text, "head_dim", None) or hidden // heads)
         return cls(
             parameters=parameters,
