@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from spin_core.config.model import ChatConfig, ModelConfig, SftConfig
 from spin_core.data.chat import Renderer
 from spin_core.data.tokenizer import load_config, load_tokenizer
-from spin_core.errors import ModelError, first_line
+from spin_core.errors import ConfigError, ModelError, first_line
 from spin_core.models.files import save_model
 from spin_core.models.skeleton import build_skeleton
 from spin_core.models.weights import INDEX, check_values, check_weights, read_headers, weight_files
@@ -56,7 +56,9 @@ def link_model(job: BaseJob, scratch: Path, progress: Progress) -> None:
     log.info("%s: %d files of weights linked", source, len(weights))
 
 
-def check_model(source: Path, model: ModelConfig, chat: ChatConfig, progress: Progress) -> tuple[list[Path], Renderer]:
+def check_model(
+    source: Path, model: ModelConfig, chat: ChatConfig, progress: Progress | None = None
+) -> tuple[list[Path], Renderer]:
     """The files with a model's weights, and the renderer of its prompts, after everything about the model is checked.
 
     Raises:
@@ -67,7 +69,7 @@ def check_model(source: Path, model: ModelConfig, chat: ChatConfig, progress: Pr
     skeleton = build_skeleton(source, load_config(source, model), model)
     tokenizer = prepare_tokenizer(source, model)
     check_fit(source, skeleton, tokenizer)
-    renderer = Renderer(tokenizer, chat)
+    renderer = make_renderer(tokenizer, chat)
     headers = read_headers(weights)
     check_values(headers, without=check_weights(source, skeleton, headers), progress=progress)
     return weights, renderer
@@ -149,6 +151,16 @@ def prepare_tokenizer(source: Path, config: ModelConfig) -> Any:
             f"the tokenizer in {folder} has no padding token: set model.pad_token, for instance to {likeliest!r}"
         )
     return tokenizer
+
+
+def make_renderer(tokenizer: Any, chat: ChatConfig) -> Renderer:
+    """The renderer of a tokenizer's prompts. An error about its chat template names the folder that it is in."""
+    try:
+        return Renderer(tokenizer, chat)
+    except ConfigError as error:
+        if chat.template != "tokenizer":
+            raise
+        raise ConfigError(f"{tokenizer.name_or_path}: {error}") from error
 
 
 def check_fit(source: Path, skeleton: PreTrainedModel, tokenizer: Any) -> None:

@@ -13,6 +13,7 @@ from spin_core.preflight.data import inspect_preferences, inspect_source, inspec
 from spin_core.preflight.evaluation import inspect_benchmarks, inspect_judge
 from spin_core.preflight.findings import Findings, Inspection
 from spin_core.preflight.model import (
+    build_model,
     find_model,
     inspect_adapter,
     inspect_logits,
@@ -44,13 +45,14 @@ def check_run(config: RunConfig, runs: Path, *, all_values: bool = False) -> Fin
     preferences = inspection.run("data", inspect_preferences, config)
     with tempfile.TemporaryDirectory(prefix="spin-check-") as scratch:
         folder = inspection.run("model", find_model, config, Path(scratch))
-        shape = inspection.run("model", inspect_model, config, folder, all_values)
-        shape = inspection.run("model", inspect_adapter, config, folder, shape)
-        effective = inspection.run("model", inspect_packing, config, folder) or config
-        effective = inspection.run("model", inspect_logits, effective, folder) or effective
+        skeleton = inspection.run("model", build_model, config, folder)
+        shape = inspection.run("model", inspect_model, config, folder, skeleton, all_values)
+        shape = inspection.run("model", inspect_adapter, config, skeleton, shape)
+        effective = inspection.run("model", inspect_packing, config, skeleton) or config
+        effective = inspection.run("model", inspect_logits, effective, skeleton) or effective
         if "engine" not in failed:
             inspection.run("engine", inspect_engine, config)
-        renderer = inspection.run("tokenizer", inspect_tokenizer, config, folder)
+        renderer = inspection.run("tokenizer", inspect_tokenizer, config, folder, skeleton)
         texts = inspection.run("data", inspect_texts, config, source, folder, renderer)
         if "benchmarks" not in failed:
             inspection.run("benchmarks", inspect_benchmarks, config, Path(scratch))

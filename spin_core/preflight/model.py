@@ -26,23 +26,28 @@ def find_model(_inspection: Inspection, config: RunConfig, scratch: Path) -> Pat
     return scratch
 
 
-def inspect_model(inspection: Inspection, config: RunConfig, folder: Path, all_values: bool) -> Shape:
-    """The model's sizes, and whether its weights fit its configuration if they are here (`find_model`).
+def build_model(_inspection: Inspection, config: RunConfig, folder: Path) -> Any:
+    """The model of the folder's configuration, on the meta device."""
+    from spin_core.data.tokenizer import load_config
+    from spin_core.models.skeleton import build_skeleton
+
+    return build_skeleton(folder, load_config(folder, config.model), config.model)
+
+
+def inspect_model(inspection: Inspection, config: RunConfig, folder: Path, skeleton: Any, all_values: bool) -> Shape:
+    """The model's sizes, and whether its weights fit its configuration if they are here.
 
     Args:
         inspection: collects findings.
         config: the run's settings.
         folder: the model's folder.
+        skeleton: the model on the meta device.
         all_values: look for NaN and infinity in the weights of a large model too.
     """
-    from spin_core.data.tokenizer import load_config
     from spin_core.models import weights
-    from spin_core.models.skeleton import build_skeleton
     from spin_core.runtime.devices import device_of
 
-    model = config.model
-    settings = load_config(folder, model)
-    skeleton = build_skeleton(folder, settings, model)
+    model, settings = config.model, skeleton.config
     parameters = sum(weight.numel() for weight in skeleton.parameters())
     origin = f"made here, and trained on the data for {count(at(config.sft.train.epochs, 0), 'epoch')}"
     is_read = True
@@ -57,9 +62,7 @@ def inspect_model(inspection: Inspection, config: RunConfig, folder: Path, all_v
     inspection.add("model", f"{parameters:,} parameters, {model.dtype} on {device_of(model)}: {origin}")
     if not is_read:
         limit = size(weights.VALUES_LIMIT)
-        inspection.add(
-            "model", f"values of more than {limit} are not read; spin check --weights looks for NaN in them"
-        )
+        inspection.add("model", f"values of more than {limit} are not read; spin check --weights looks for NaN in them")
     if settings.get_text_config() is not settings:
         _inspect_text_only(inspection, folder, settings, model)
     if model.trust_remote_code:
@@ -77,16 +80,13 @@ def _inspect_text_only(inspection: Inspection, folder: Path, settings: Any, mode
     inspection.add("model", "reads more than text (images or sound): only its language model is used and trained")
 
 
-def inspect_adapter(inspection: Inspection, config: RunConfig, folder: Path, shape: Shape) -> Shape:
+def inspect_adapter(inspection: Inspection, config: RunConfig, skeleton: Any, shape: Shape) -> Shape:
     """The sizes with those of the adapter, if one is trained. Its layers exist."""
-    from spin_core.data.tokenizer import load_config
-    from spin_core.models.skeleton import build_skeleton
     from spin_core.training.lora import adapted_layers
 
     lora = config.train.lora
     if lora is None:
         return shape
-    skeleton = build_skeleton(folder, load_config(folder, config.model), config.model)
     layers: list[Any] = [skeleton.get_submodule(name) for name in adapted_layers(skeleton, lora.targets)]
     trained = sum(lora.rank * sum(layer.weight.shape) for layer in layers)
     scale = f"rank {lora.rank}, alpha {lora.alpha:g}"
@@ -94,31 +94,29 @@ def inspect_adapter(inspection: Inspection, config: RunConfig, folder: Path, sha
     return replace(shape, adapter=trained)
 
 
-def inspect_logits(inspection: Inspection, config: RunConfig, folder: Path) -> RunConfig:
+def inspect_logits(inspection: Inspection, config: RunConfig, skeleton: Any) -> RunConfig:
     """Whether the logits can be computed in chunks. Returns the configuration that costs are estimated with."""
-    from spin_core.data.tokenizer import load_config
     from spin_core.models import probe
 
     speed, model = config.train.speed, config.model
-    if not (speed.response_logits and probe.needs_all_logits(load_config(folder, model), model.trust_remote_code)):
+    if not (speed.response_logits and probe.needs_all_logits(skeleton.config, model.trust_remote_code)):
         return config
     inspection.add("model", "computes all logits at once, because it does more to them than scale or cap them", "warn")
     whole = config.train.model_copy(update={"speed": speed.model_copy(update={"response_logits": False})})
     return config.model_copy(update={"train": whole})
 
 
-def inspect_packing(inspection: Inspection, config: RunConfig, folder: Path) -> RunConfig:
+def inspect_packing(inspection: Inspection, config: RunConfig, skeleton: Any) -> RunConfig:
     """Whether the model can train on packed rows. Returns the configuration that its costs are estimated with.
 
     There is no finding if no tiny model of its kind can be made to try it.
     """
-    from spin_core.data.tokenizer import load_config
     from spin_core.models import probe
 
     speed = config.train.speed
     if not speed.packing:
         return config
-    reason = probe.why_not_packed(load_config(folder, config.model), config.model.trust_remote_code)
+    reason = probe.why_not_packed(skeleton.config, config.model.trust_remote_code)
     if reason is None:
         return config
     if not reason:
@@ -129,17 +127,13 @@ def inspect_packing(inspection: Inspection, config: RunConfig, folder: Path) -> 
     return config.model_copy(update={"train": padded})
 
 
-def inspect_tokenizer(inspection: Inspection, config: RunConfig, folder: Path) -> Any:
+def inspect_tokenizer(inspection: Inspection, config: RunConfig, folder: Path, skeleton: Any) -> Any:
     """The tokenizer loads, fits the model, and can write prompts as configured. Returns its renderer."""
-    from spin_core.data.chat import Renderer
-    from spin_core.data.tokenizer import load_config
     from spin_core.models import base_model
-    from spin_core.models.skeleton import build_skeleton
 
     tokenizer = base_model.prepare_tokenizer(folder, config.model)
-    skeleton = build_skeleton(folder, load_config(folder, config.model), config.model)
     base_model.check_fit(folder, skeleton, tokenizer)
-    renderer = Renderer(tokenizer, config.chat)
+    renderer = base_model.make_renderer(tokenizer, config.chat)
     template = {"tokenizer": "its chat template", "plain": "bare text", "format": f"format {config.chat.format!r}"}
     tokens = f"{len(tokenizer):,} tokens; pad {tokenizer.pad_token}, responses end in {renderer.frame.end_of_turn}"
     inspection.add("tokenizer", f"{tokens}; prompts are written as {template[config.chat.template]}")

@@ -13,9 +13,11 @@ from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError, TryAgain
 from spin_core.evaluation import suites
 from spin_core.leaderboard.gate import check_metrics
+from spin_core.lineage import phase_jobs
 from spin_core.lineage.find import lineage_folder
 from spin_core.lineage.lineage import Lineage
 from spin_core.lineage.start import start_lineage
+from spin_core.preflight.model_files import check_model_files
 from spin_core.remote.push import check_copy
 from spin_core.runtime import interpreter
 from spin_core.store import lock
@@ -51,11 +53,13 @@ def prepare_run(
 
     Raises:
         ConfigError: A requirement is not met, the name is not allowed, or the store cannot be used.
+        ModelError: A file of the model is missing or damaged, or its files do not fit each other.
         StaleArtifact: The lineage was started with other settings.
         LineageBusy: Another process uses the lineage, and `wait` is off.
     """
     check_requirements(config)
     folder = lineage_folder(runs, name)
+    check_model_files(config, phase_jobs.base_job(Lineage(runs, name, config)).output)
     try:
         check_copy(runs, name, config.push)
     except TryAgain as error:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from spin_core.data.templates.sandbox import MEMORY_GB, read_message, write_message
-from spin_core.errors import ConfigError
+from spin_core.errors import ConfigError, printable
 
 Turn = dict[str, Any]
 """A turn of a conversation as a template sees it."""
@@ -102,7 +102,7 @@ class ChatTemplate:
                 f"the chat template was stopped at the conversation that ends in {ending(turns)!r}, because "
                 f"{reply['limit']}: fix the template, or set chat.template to format"
             )
-        return Rendering(reply.get("text", ""), reply.get("error", ""))
+        return Rendering(reply.get("text", ""), printable(" ".join(reply.get("error", "").split())))
 
 
 def thoughts_in(turn: Turn) -> list[str]:

@@ -225,7 +225,7 @@ def test_a_schedule_that_is_too_long_is_a_warning(configured, tmp_path):
         (["prompts.columns={prompt: ask}"], "data: "),
         (["prompts.held_out=500"], "data: prompts.held_out is 500, but there are only"),
         (["prompts.max_prompt_tokens=1020"], "context: prompts of 1020 tokens and responses of 24 exceed"),
-        (["chat.template=tokenizer"], "tokenizer: the tokenizer has no chat template"),
+        (["chat.template=tokenizer"], ": the tokenizer has no chat template"),
         (["model.pad_token=<none>"], "tokenizer: model.pad_token '<none>' is not in the tokenizer's vocabulary"),
         (
             ["evaluate.main_metric=reward_margin"],
