@@ -10,12 +10,11 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from flows.parameters import Partial
-from flows.server.api import is_loopback
 from spin_core.config.base import valid_path
 from spin_core.config.resolve import REFERENCE
+from spin_core.config.trust import is_on_this_machine, value_of
 from spin_core.errors import ConfigError
 
 ALLOW = "SPIN_ALLOW"
@@ -46,7 +45,7 @@ def permitted_values(overrides: Partial) -> dict[str, Any]:
         raise ConfigError(f"{reference[0]} is not replaced in values from a form: write the value itself")
     allowed = os.environ.get(ALLOW, "").split()
     for setting, rule in GUARDED.items() if deployment.id else ():
-        value = _value_of(values, setting)
+        value = value_of(values, setting)
         if value and not rule.is_harmless(value) and not {setting, f"{setting}={value}"} & set(allowed):
             raise ConfigError(
                 f"{setting}={value} is not for a deployment's run to choose: {rule.alternative}, or list it in {ALLOW} "
@@ -78,13 +77,6 @@ def _served_folder() -> Path:
     return Path(os.environ.get("SPIN_RUNS", "") or "runs").absolute()
 
 
-def _value_of(values: Any, setting: str) -> Any:
-    """The value that was filled in for a dotted setting; None if it was left empty."""
-    for name in setting.split("."):
-        values = values.get(name) if isinstance(values, dict) else None
-    return values
-
-
 def _is_harmless_copy(url: str) -> bool:
     """Whether a copy is in the folder that is served, or in a remote store."""
     from fsspec.implementations.local import LocalFileSystem
@@ -95,10 +87,6 @@ def _is_harmless_copy(url: str) -> bool:
         return path.resolve().is_relative_to(_served_folder().resolve())
     # fsspec chains drivers with `::`: s3://name::file:///folder ends in a local folder, whatever it begins with.
     return "::" not in url and protocol in _STORES
-
-
-def _is_on_this_machine(url: str) -> bool:
-    return is_loopback(urlsplit(url).hostname or "")
 
 
 def _never(_value: Any) -> bool:
@@ -117,7 +105,7 @@ GUARDED: Mapping[str, Rule] = {
     "train.speed.rendezvous": _ON_NODES,
     "evaluate.judge.api_key_env": Rule(lambda name: name == "OPENAI_API_KEY", "use OPENAI_API_KEY"),
     "evaluate.judge.base_url": Rule(
-        _is_on_this_machine, "use a judge on the worker's own machine, or OpenAI's by leaving it out"
+        is_on_this_machine, "use a judge on the worker's own machine, or OpenAI's by leaving it out"
     ),
     "push.url": Rule(
         _is_harmless_copy, "name a folder in the one that is served, or a store such as s3://bucket/folder"

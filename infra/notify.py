@@ -11,8 +11,8 @@ from prefect.blocks.webhook import Webhook
 from prefect.events.actions import ActionTypes, CallWebhook, SendNotification
 from pydantic import SecretStr
 
-from flows.server.api import is_loopback
 from infra.email_block import Email
+from spin_core.config.trust import is_loopback
 from spin_core.errors import ConfigError
 
 _BLOCK = "spin-notify"

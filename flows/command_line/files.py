@@ -24,12 +24,13 @@ def push(lineage: str, url: str | None, again: bool, replace: bool, runs: Path) 
 @click.command()
 @click.argument("lineage")
 @click.argument("url")
+@click.option("--trust", is_flag=True, help="Also if its settings run code, send keys or reach other machines.")
 @runs_option
-def pull(lineage: str, url: str, runs: Path) -> None:
+def pull(lineage: str, url: str, trust: bool, runs: Path) -> None:
     """Download a lineage that was pushed to a store, to continue it here."""
     from flows.command_line.printing import transfers
 
-    click.echo(transfers.pull(runs, lineage, url))
+    click.echo(transfers.pull(runs, lineage, url, trust=trust))
 
 
 @click.command()

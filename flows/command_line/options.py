@@ -44,4 +44,10 @@ no_verify_option = click.option(
     help="Do not compare what phases read with the digests in its manifests.",
 )
 
+
+def warn(text: str) -> None:
+    """Print a warning on stderr."""
+    click.echo(f"{click.style('warning', fg='yellow')}  {text}", err=True)
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

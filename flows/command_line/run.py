@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.command_line.options import config_options, no_verify_option, runs_option
+from flows.command_line.options import config_options, no_verify_option, runs_option, warn
 
 if TYPE_CHECKING:
     from spin_core.config.run import RunConfig
@@ -88,7 +88,7 @@ def compare(
     config = resolve(recipe, file=file, sets=sets, iterations=iterations)
     chosen = [method.strip() for method in methods.split(",") if method.strip()]
     name = name or f"compare-{recipe}"
-    lineages = comparisons.prepare_comparison(runs, name, config, seeds, chosen, warn=_warn)
+    lineages = comparisons.prepare_comparison(runs, name, config, seeds, chosen, warn=warn)
     local.prepare(runs, quiet=True)
 
     from flows.command_line.printing.comparison import print_comparison
@@ -147,7 +147,7 @@ def _run(runs: Path, name: str, config: "RunConfig", *, verify: bool) -> None:
 
     if not verify:
         os.environ["SPIN_VERIFY"] = "0"  # phases read it
-    lineage = prepare_run(config, runs, name, warn=_warn)
+    lineage = prepare_run(config, runs, name, warn=warn)
     # Prefect reads its environment when it is imported, which the flows do.
     local.prepare(runs, quiet=True)
 
@@ -159,11 +159,6 @@ def _run(runs: Path, name: str, config: "RunConfig", *, verify: bool) -> None:
         board = run_local(lineage)
     print_leaderboards([(board, config)], runs)
     print_summary(runs, name)
-
-
-def _warn(text: str) -> None:
-    """Print a warning on stderr."""
-    click.echo(f"{click.style('warning', fg='yellow')}  {text}", err=True)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,7 @@
 """A client of a Prefect server's API without Prefect, whose import takes seconds."""
 
 import base64
-import contextlib
 import http.client
-import ipaddress
 import json
 import ssl
 import urllib.error
@@ -82,10 +80,3 @@ def is_reachable(address: str) -> bool:
         return isinstance(error.reason, ssl.SSLError)
     except (OSError, http.client.HTTPException, ValueError):
         return False
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to a host name or address."""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"

@@ -21,6 +21,7 @@ from typing import BinaryIO, NoReturn, Self, TextIO
 import click
 
 from flows.server import api, local, state, watch
+from spin_core.config.trust import is_loopback
 from spin_core.errors import ConfigError, TryAgain
 from spin_core.runtime import grace
 from spin_core.runtime import process as runtime_process
@@ -97,7 +98,7 @@ def serve(runs: Path, host: str, port: int, reruns: int = local.RERUNS) -> None:
                 f"{url}/v2/deployments starts runs; {url}/v2/artifacts shows every iteration and leaderboard\n"
                 f"lineages in {runs}; log in {log_path}; Ctrl-C or spin down ends it"
             )
-            if not api.is_loopback(host):
+            if not is_loopback(host):
                 click.echo("passwords cross the network in plain text: put a proxy with TLS in front of it")
             _watch((server, worker), api.Server(url, password), reruns, log_path)
         click.echo("ending …")

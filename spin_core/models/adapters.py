@@ -32,6 +32,7 @@ from spin_core.errors import DamagedArtifact
 from spin_core.models.files import ADAPTERS, BASE, is_stacked, weights_of
 from spin_core.store.files import dump_json
 from spin_core.store.identity import MANIFEST
+from spin_core.store.weights_index import WEIGHTS_INDEX
 
 _CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -133,10 +134,10 @@ def copy_as_stacked(start: Path, folder: Path) -> None:
     (folder / BASE).mkdir()
     weights = weights_of(start)
     for file in sorted(file for file in weights.iterdir() if file.is_file()):
-        if file.suffix in (".safetensors", ".py") or file.name in ("config.json", "model.safetensors.index.json"):
+        if file.suffix in (".safetensors", ".py") or file.name in ("config.json", WEIGHTS_INDEX):
             _link_or_copy(file, folder / BASE / file.name)
     for file in sorted(file for file in start.iterdir() if file.is_file()):
-        if not (file.suffix == ".safetensors" or file.name in ("model.safetensors.index.json", MANIFEST)):
+        if not (file.suffix == ".safetensors" or file.name in (WEIGHTS_INDEX, MANIFEST)):
             shutil.copyfile(file, folder / file.name)
     if is_stacked(start):
         shutil.copytree(start / ADAPTERS, folder / ADAPTERS)

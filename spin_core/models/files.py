@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_core.errors import ModelError
+from spin_core.store.weights_index import WEIGHTS_INDEX, indexed_files
 
 BASE, ADAPTERS = "base", "adapters"
 """In the folder of a version that stacks adapters: θ_0's weights, and the adapters by version (see `adapters.py`)."""
@@ -37,7 +38,10 @@ def save_model(
 
 
 def check_safetensors(folder: Path) -> None:
-    """Raise `ModelError` unless a folder holds plain weights in a format that runs no code when it is read."""
+    """Raise `ModelError` unless a folder holds plain weights in a format that runs no code when it is read.
+
+    Their index may name no files elsewhere, which libraries would open.
+    """
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder: model.path must name a model's folder or a hub name")
     if is_stacked(folder):
@@ -45,6 +49,8 @@ def check_safetensors(folder: Path) -> None:
             f"{folder} holds adapters next to the weights of θ_0: write plain weights with "
             "spin export --format merged, and set model.path to these"
         )
+    if (folder / WEIGHTS_INDEX).exists():
+        indexed_files(folder / WEIGHTS_INDEX)
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         raise ModelError(

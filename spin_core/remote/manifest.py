@@ -11,6 +11,9 @@ digest, so that an interrupted push changes nothing for a reader of the earlier 
 at its own path too.
 """
 
+import fnmatch
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from spin_core.lineage.lineage import CONFIGURATION, SHARED, Lineage
 from spin_core.lineage.phase_jobs import base_job
 from spin_core.remote.storage import Remote
 from spin_core.store import artifacts, identity
+from spin_core.store.weights_index import WEIGHTS_INDEX, indexed_files
 
 _FOLDER = ".pushed"
 
@@ -65,6 +69,9 @@ def files_of(lineage: Lineage) -> dict[str, File]:
     for folder in (*lineage.published(), *_shared_folders(lineage)):
         manifest = artifacts.read_manifest(folder)
         assert manifest is not None, f"{folder} is published"
+        for name in manifest["files"]:
+            if Path(name).name == WEIGHTS_INDEX:
+                indexed_files(folder / name)
         # Evaluations may be made again with other settings, so nothing in them is fixed.
         is_evaluation = "eval" in folder.relative_to(lineage.runs).parts
         fixed = {} if is_evaluation else identity.content_of(manifest["files"])
@@ -77,6 +84,26 @@ def files_of(lineage: Lineage) -> dict[str, File]:
         for path_here in sorted(lineage.root.glob(pattern)):
             files |= _changing_file(lineage, path_here)
     return files
+
+
+def is_expected(path: str, paths: Collection[str]) -> bool:
+    """Whether a push writes a file of this path: one of a published folder, or one that belongs to the lineage.
+
+    Others would be work in progress, jobs or locks, which a program here would go on with.
+
+    Args:
+        path: The path, below the lineage's folder.
+        paths: All paths of the copy.
+    """
+    folders = path.split("/")[:-1]
+    below = path.removeprefix(f"{SHARED}/").split("/")
+    if any(part in ("", "jobs") or part.startswith(".") for part in below):
+        return False
+    if any(fnmatch.fnmatchcase(path, pattern) and path.count("/") == pattern.count("/") for pattern in _CHANGING):
+        return True
+    if not folders or not re.fullmatch(rf"base|controls|iter_\d+|{re.escape(SHARED)}", folders[0]):
+        return False
+    return any(f"{'/'.join(folders[:depth])}/{identity.MANIFEST}" in paths for depth in range(2, len(folders) + 1))
 
 
 def local_path(root: Path, path: str) -> Path:

@@ -1,21 +1,33 @@
 """Bring a lineage back from its copy in a store: after the loss of a machine, or to continue on another one."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
-from spin_core.errors import ConfigError, DamagedArtifact
+from spin_core.config import trust as trusts
+from spin_core.config.run import RunConfig
+from spin_core.errors import ConfigError, DamagedArtifact, ModelError
 from spin_core.lineage.find import lineage_folder
 from spin_core.lineage.lineage import CONFIGURATION, SHARED
 from spin_core.remote import storage
-from spin_core.remote.manifest import MANIFEST, File, local_path, read_manifest
+from spin_core.remote.manifest import MANIFEST, File, is_expected, local_path, read_manifest
 from spin_core.remote.push import OnBytes, Transfer
 from spin_core.remote.storage import Remote
 from spin_core.store import identity, lock
-from spin_core.store.files import storage_errors, sync
+from spin_core.store.files import dump, load, storage_errors, sync
+from spin_core.store.weights_index import WEIGHTS_INDEX, indexed_files
 
 
-def pull(runs: Path, name: str, url: str, on_bytes: OnBytes = lambda _done, _total: None) -> Transfer:
+def pull(
+    runs: Path,
+    name: str,
+    url: str,
+    on_bytes: OnBytes = lambda _done, _total: None,
+    *,
+    trust: bool = False,
+    warn: Callable[[str], None] = lambda _text: None,
+) -> Transfer:
     """Bring a lineage back from its copy. An interrupted pull continues.
 
     Nothing counts as present before it is whole: the manifest of a folder comes after its files, and the configuration,
@@ -26,10 +38,13 @@ def pull(runs: Path, name: str, url: str, on_bytes: OnBytes = lambda _done, _tot
         name: The lineage's name.
         url: The store's URL, without the name.
         on_bytes: Called with the progress.
+        trust: Bring it also if its settings can run code, send keys or reach other machines.
+        warn: Called with what such settings can do, if they are trusted.
 
     Raises:
-        ConfigError: The lineage is here already, or there is no copy.
-        DamagedArtifact: A file of the copy does not have its digest. All other files are here then.
+        ConfigError: The lineage is here already, there is no copy, or its settings are not trusted.
+        DamagedArtifact: A file of the copy does not have its digest. All other files are here then. Or the copy names
+            files that no push writes.
     """
     remote = storage.connect(f"{url.rstrip('/')}/{name}")
     root = lineage_folder(runs, name)
@@ -39,6 +54,14 @@ def pull(runs: Path, name: str, url: str, on_bytes: OnBytes = lambda _done, _tot
     if manifest is None:
         raise ConfigError(f"{url} holds no lineage {name} that was pushed: fix the URL, or push it first")
     _check_paths(remote, manifest.files)
+    _check_inside(remote, [file.at for file in manifest.files.values()])
+    if risks := _risks(remote, manifest.files, url):
+        if not trust:
+            raise ConfigError(
+                f"{remote.url} has settings that can do more than compute: {'; '.join(risks)}: if you trust the people "
+                "who pushed it, pull it with --trust"
+            )
+        warn(f"trusted: {'; '.join(risks)}")
     with contextlib.ExitStack() as stack:
         stack.enter_context(storage_errors(root))
         stack.enter_context(lock.locked(root))
@@ -54,13 +77,44 @@ def pull(runs: Path, name: str, url: str, on_bytes: OnBytes = lambda _done, _tot
     return Transfer(len(manifest.files), len(fetched), sum(file.bytes for file in fetched))
 
 
-def _check_paths(remote: Remote, paths: Iterable[str]) -> None:
-    """Raise `DamagedArtifact` if a manifest would have files written outside the lineage."""
+def _check_paths(remote: Remote, paths: Collection[str]) -> None:
+    """Raise `DamagedArtifact` if a manifest would have files written that no push writes, or outside the lineage."""
+    _check_inside(remote, paths)
+    for path in paths:
+        if not is_expected(path, paths):
+            raise DamagedArtifact(f"{remote.name(MANIFEST)} names {path}, which no push writes: do not trust this copy")
+
+
+def _check_inside(remote: Remote, paths: Iterable[str]) -> None:
+    """Raise `DamagedArtifact` if a path leads out of its folder."""
     for path in paths:
         if Path(path).is_absolute() or ".." in Path(path).parts:
             raise DamagedArtifact(
                 f"{remote.name(MANIFEST)} names {path}, outside of the lineage: do not trust this copy"
             )
+
+
+def _risks(remote: Remote, files: Mapping[str, File], url: str) -> list[str]:
+    """What the settings of a copy's lineage and of its iterations can do beyond computing, without repetitions."""
+    risks: dict[str, None] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for path in sorted(path for path in files if path == CONFIGURATION or path.endswith("/record.json")):
+            target = Path(folder, "settings.json")
+            # With another content than its digest's it is damaged, and will not be kept.
+            if not _download(remote, files[path], target, lambda _received: None):
+                continue
+            try:
+                config = load(RunConfig, target, "config")
+            except DamagedArtifact:
+                risks[f"the settings in {path} cannot be read by this version"] = None
+                continue
+            own = config.push.url.rstrip("/") == url.rstrip("/")  # where the copy is now
+            values = dump(config) | ({"push": {}} if own else {})
+            risks |= dict.fromkeys(trusts.risks(values))
+    code = sum(path.endswith(".py") for path in files)
+    if code and any(risk.startswith("model.trust_remote_code") for risk in risks):
+        risks[f"Python files in it: {code}"] = None
+    return list(risks)
 
 
 def _fetch(remote: Remote, root: Path, files: Mapping[str, File], on_bytes: OnBytes) -> tuple[list[File], list[str]]:
@@ -118,6 +172,12 @@ def _download(remote: Remote, file: File, target: Path, on_bytes: Callable[[int]
     if identity.digest_file(scratch) != file.sha256:
         scratch.unlink()
         return False
+    if target.name == WEIGHTS_INDEX:
+        try:
+            indexed_files(scratch)
+        except ModelError as error:
+            scratch.unlink()
+            raise DamagedArtifact(str(error).replace(str(scratch), str(target))) from error
     sync(scratch)
     scratch.replace(target)
     return True

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from flows.command_line.options import warn
 from spin_core.config.push import PushConfig
 from spin_core.errors import ConfigError
 from spin_core.lineage.find import find_lineage
@@ -32,10 +33,10 @@ def push(runs: Path, name: str, url: str | None, *, again: bool, replace: bool) 
     return f"{settings.url}/{name} holds {_amount(pushed)} uploaded now, {how}"
 
 
-def pull(runs: Path, name: str, url: str) -> str:
+def pull(runs: Path, name: str, url: str, *, trust: bool) -> str:
     """Download a lineage from its copy; returns the line to print."""
     with _progress_bar("pull") as on_progress:
-        pulled = remote_pull.pull(runs, name, url, on_progress)
+        pulled = remote_pull.pull(runs, name, url, on_progress, trust=trust, warn=warn)
     return f"{runs / name} holds {_amount(pulled)} downloaded now; all have the digests that were pushed"
 
 
