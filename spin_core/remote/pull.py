@@ -15,7 +15,7 @@ from spin_core.remote.manifest import MANIFEST, File, is_expected, local_path, r
 from spin_core.remote.push import OnBytes, Transfer
 from spin_core.remote.storage import Remote
 from spin_core.store import identity, lock
-from spin_core.store.files import dump, load, storage_errors, sync
+from spin_core.store.files import json_values, load, storage_errors, sync
 from spin_core.store.weights_index import WEIGHTS_INDEX, indexed_files
 
 
@@ -109,7 +109,7 @@ def _risks(remote: Remote, files: Mapping[str, File], url: str) -> list[str]:
                 risks[f"the settings in {path} cannot be read by this version"] = None
                 continue
             own = config.push.url.rstrip("/") == url.rstrip("/")  # where the copy is now
-            values = dump(config) | ({"push": {}} if own else {})
+            values = json_values(config) | ({"push": {}} if own else {})
             risks |= dict.fromkeys(trusts.risks(values))
     code = sum(path.endswith(".py") for path in files)
     if code and any(risk.startswith("model.trust_remote_code") for risk in risks):
