@@ -123,12 +123,12 @@ def test_the_probability_metric_and_win_rates_over_the_version_before_are_reward
 def test_a_difference_without_items_is_not_clear_and_the_page_says_so(tmp_path):
     spin = arms_of(tmp_path, "θ_1", NLLS[0], bleu=Score(value=0.5, stderr=0.01, n=4))
     other = arms_of(tmp_path, "SFT", NLLS[1], bleu=Score(value=0.1, stderr=0.01, n=4))
-    json_lines = (compare.line_of(spin, spin), compare.line_of(other, spin))
-    bleu, nll = (json_lines[1].versus[task] for task in ("bleu", "heldout_nll"))
+    rows = (compare.line_of(spin, spin), compare.line_of(other, spin))
+    bleu, nll = (rows[1].versus[task] for task in ("bleu", "heldout_nll"))
     assert (bleu.delta, bleu.low, bleu.clear) == (pytest.approx(-0.4), None, False)
     assert bleu.stderr < 1e-12, "the seeds alone would do"
     assert nll.clear
-    values = {**EMPTY, "lines": json_lines, "lineages": ("a", "b", "c"), "left_out": {}}
+    values = {**EMPTY, "lines": rows, "lineages": ("a", "b", "c"), "left_out": {}}
     by_bleu = compare.Table.model_validate({**values, "main_metric": "bleu"})
     (note,) = (text for text in comparison_page.notes(by_bleu) if text.startswith("Never marked"))
     assert "bleu of SFT" in note
@@ -295,8 +295,8 @@ def test_the_page_shows_the_suites_and_what_only_some_methods_have(tmp_path):
     late = {
         1: dataclasses.replace(other[1], name="late", reports=[suite_report(tmp_path / "late", "m", {"new": [1] * 8})])
     }
-    json_lines = tuple(compare.line_of(arms, spin) for arms in (spin, other, late))
-    comparison = compare.Table.model_validate({**EMPTY, "lines": json_lines, "headline": ("suite",), "left_out": {}})
+    rows = tuple(compare.line_of(arms, spin) for arms in (spin, other, late))
+    comparison = compare.Table.model_validate({**EMPTY, "lines": rows, "headline": ("suite",), "left_out": {}})
     assert comparison_page.shown(comparison) == ["heldout_nll", "suite"]
     head, further = "\n".join(comparison_page.parts(comparison, "here")).split("<h2>Further scores</h2>")
     assert "<th>suite ↑</th><th>minus SPIN</th>" in head

@@ -75,17 +75,17 @@ def score_job(output: Path, opponent: ModelVersion, pairs: PairDataset, **fields
 
 
 def train_job(
-    folder: Path, start_job: ModelVersion, pairs: PairDataset, scores: ScoredPairs, model: ModelConfig = CPU, **config
+    folder: Path, start: ModelVersion, pairs: PairDataset, scores: ScoredPairs, model: ModelConfig = CPU, **config
 ) -> TrainJob:
     """A job that trains on these pairs. Keyword arguments are settings of `TrainConfig`, or the job's `steps`."""
     steps = config.pop("steps", None)
     return TrainJob(
         output=folder / "train",
         weights=folder / "model",
-        t=start_job.t,
+        t=start.t,
         config=TrainConfig(**{"batch_size": 8, "learning_rate": 1e-3, "epochs": 1, **config}),
         model=model,
-        start=start_job,
+        start=start,
         pairs=pairs,
         scores=scores,
         steps=steps,
@@ -94,9 +94,9 @@ def train_job(
 
 def random_train_job(folder: Path, model: Path, model_config: ModelConfig = CPU, **config) -> TrainJob:
     """A job that trains on random pairs, which are scored here under the model."""
-    start_job, pairs = version_of(model), random_pairs(folder / "pairs")
-    scores = run_job(score_job(folder / "scores", start_job, pairs, model=model_config))
-    return train_job(folder, start_job, pairs, scores, model_config, **config)
+    start, pairs = version_of(model), random_pairs(folder / "pairs")
+    scores = run_job(score_job(folder / "scores", start, pairs, model=model_config))
+    return train_job(folder, start, pairs, scores, model_config, **config)
 
 
 def run_job(job: Job, progress: runtime_progress.Progress | None = None):
