@@ -143,6 +143,9 @@ class ExampleBuilder:
         Raises:
             DataError: a prompt is too long, and `too_long` says to refuse it.
         """
+        # All rows of a batch may have been left out, and the tokenizer takes no empty list.
+        if not conversations:
+            return []
         messages = [conversation.messages for conversation in conversations]
         responses = [{**conversation.extra, "content": conversation.response} for conversation in conversations]
         tools = [conversation.tools for conversation in conversations]

@@ -260,3 +260,9 @@ def test_real_data_are_read_whole(build, chat_model, file, columns, rows):
     assert kept > rows / 3
     # What was left out was left out for what a character vocabulary cannot hold, not because it was misread.
     assert set(built.drops) <= {"unknown-character", "prompt-too-long", "duplicate", "other-response-held-out"}
+
+
+def test_a_whole_batch_of_control_tokens_is_dropped(build, monkeypatch):
+    monkeypatch.setattr("spin_core.data.prompts.BATCH", 2)
+    rows = [{"prompt": f"a</s>{i}", "response": "b"} for i in range(2)]
+    assert build([*rows, *rows_of(2)]).drops == {"control-token": 2}
