@@ -19,13 +19,13 @@ from spin_core.leaderboard import gate
 from spin_core.leaderboard.board import Board
 from spin_core.leaderboard.opponents import answerers
 from spin_core.lineage import phase_jobs
-from spin_core.lineage.history import IterationArtifacts, decided, record_iteration
+from spin_core.lineage.history import decided, record_iteration
 from spin_core.lineage.lineage import SHARED, Lineage
 from spin_core.lineage.start import start_lineage
 from spin_core.preflight.prepare import prepare_run
 from spin_core.runtime.warm import warm_process
 from spin_core.store import lock
-from spin_core.store.records import GenerationBatch, ModelVersion, PromptSet
+from spin_core.store.records import GenerationBatch, IterationArtifacts, ModelVersion, PromptSet
 from tasks.base import base_model, prepare_prompts, train_sft
 from tasks.evaluate import Reports, evaluate
 from tasks.generate import generate

@@ -1,7 +1,7 @@
-"""Errors that a user can fix. Each message says what is wrong and how to fix it, in one line.
+"""Errors that a user can fix. Each message is one line: what is wrong, and how to fix it.
 
 A phase that raises one of these exits with its `exit_code`, and the line reaches the user unchanged.
-Any other exception from a phase is a bug in spin-loop, and keeps its traceback.
+Any other exception from a phase is a bug in SPIN, and keeps its traceback.
 """
 
 import contextlib

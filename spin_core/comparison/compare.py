@@ -7,7 +7,6 @@ controls (see `spin_core.lineage.controls`). What is built is reused, so that a 
     runs/<comparison>-seed-1/…
 """
 
-import difflib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 
 from spin_core.config.base import Frozen, at
 from spin_core.config.controls import ControlsConfig
+from spin_core.config.resolve import suggestion
 from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError, DamagedArtifact
 from spin_core.evaluation.statistics import t_quantile
@@ -166,9 +166,9 @@ def prepare_comparison(
         raise ConfigError(f"{seeds} seeds cannot be compared: choose 1 to {MOST_SEEDS}")
     for method in methods:
         if method not in METHODS:
-            close = difflib.get_close_matches(method, METHODS, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"there is no method {method!r}{hint}: choose from {', '.join(METHODS)}")
+            raise ConfigError(
+                f"there is no method {method!r}{suggestion(method, METHODS)}: choose from {', '.join(METHODS)}"
+            )
     missing = missing_methods(config, methods)
     for method in methods:
         if method in missing:

@@ -33,7 +33,7 @@ class VllmConfig(Frozen):
     """vLLM, in its own virtual environment: `make vllm` installs it."""
 
     python: Execution[str] = ""
-    """Its interpreter. Empty: `.venv-vllm/bin/python` next to the virtual environment in which spin-loop runs."""
+    """Its interpreter. Empty: `.venv-vllm/bin/python` next to the virtual environment that has spin-loop."""
 
     dtype: Literal["model", "float32", "bfloat16", "float16"] = "model"
     """Precision of the computation; `model` takes `model.dtype`."""

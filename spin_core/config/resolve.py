@@ -53,7 +53,7 @@ def resolve(
     """
     if recipe not in RECIPES:
         raise ConfigError(
-            f"there is no recipe {recipe!r}{_suggestion(recipe, RECIPES)}: choose one of {', '.join(RECIPES)}"
+            f"there is no recipe {recipe!r}{suggestion(recipe, RECIPES)}: choose one of {', '.join(RECIPES)}"
         )
     values: dict[str, Any] = {**expand_environment(RECIPES[recipe], VARIABLES), "recipe": recipe}
     for change in (*read_changes(file, sets), overrides or {}):
@@ -203,7 +203,7 @@ def _error_message(error: Any) -> str:
     names = [part for part in path if part not in ("float", "int", "bool", "constrained-float", "constrained-int")]
     field = ".".join(names)
     if error["type"] == "extra_forbidden":
-        hint = _suggestion(names[-1], _known_fields(names[:-1]), prefix="".join(f"{name}." for name in names[:-1]))
+        hint = suggestion(names[-1], _known_fields(names[:-1]), prefix="".join(f"{name}." for name in names[:-1]))
         return f"{field} is not a setting{hint}: see `spin recipes --settings`"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
@@ -223,7 +223,7 @@ def _known_fields(path: list[str]) -> list[str]:
     return list(getattr(model, "model_fields", {}))
 
 
-def _suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """` (did you mean train.beta?)` if a known name is similar; empty otherwise."""
+def suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """The hint ` (did you mean train.beta?)` of an error message; empty if no known name is similar."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {prefix}{close[0]}?)" if close else ""

@@ -1,7 +1,6 @@
 """Write the record of an iteration: what it has read and made, what that cost, and which versions made it."""
 
 import subprocess
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -9,33 +8,7 @@ from typing import Any
 from spin_core.lineage import costs, rescore
 from spin_core.lineage.lineage import Lineage
 from spin_core.store import artifacts
-from spin_core.store.records import (
-    Artifact,
-    EvalReport,
-    GateDecision,
-    GenerationBatch,
-    IterationRecord,
-    ModelVersion,
-    PairDataset,
-    PromptSet,
-    ScoredPairs,
-    TrainRun,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class IterationArtifacts:
-    """What one iteration has read and made."""
-
-    prompts: PromptSet
-    opponent: ModelVersion
-    generations: GenerationBatch
-    pairs: PairDataset
-    scores: ScoredPairs
-    train: TrainRun
-    player: ModelVersion
-    evaluations: tuple[EvalReport, ...]
-    gate: GateDecision
+from spin_core.store.records import Artifact, GateDecision, IterationArtifacts, IterationRecord
 
 
 def record_iteration(lineage: Lineage, t: int, made: IterationArtifacts) -> IterationRecord:
@@ -73,15 +46,7 @@ def _new_record(lineage: Lineage, t: int, made: IterationArtifacts) -> Iteration
         lineage=lineage.name,
         t=t,
         config=lineage.config,
-        prompts=made.prompts,
-        opponent=made.opponent,
-        generations=made.generations,
-        pairs=made.pairs,
-        scores=made.scores,
-        train=made.train,
-        player=made.player,
-        evaluations=made.evaluations,
-        gate=made.gate,
+        **dict(made),
         seconds={phase: usage["seconds"] for phase, usage in used.items()},
         peak_memory_mb={phase: usage["peak_memory_mb"] for phase, usage in used.items()},
         devices={phase: usage["devices"] for phase, usage in used.items() if "devices" in usage},

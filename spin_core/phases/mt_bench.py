@@ -56,7 +56,7 @@ from spin_core.store.records import EvalReport
 
 log = logging.getLogger("spin_core")
 
-OWN_PROMPTS_NOTE = "graded by {model} with Spin's own prompts: not comparable with published MT-Bench scores"
+OWN_PROMPTS_NOTE = "graded by {model} with the built-in prompts: not comparable with published MT-Bench scores"
 
 
 class Contender(NamedTuple):

@@ -56,11 +56,11 @@ def inspect_judge(inspection: Inspection, config: RunConfig) -> None:
     from spin_core.evaluation.mt_bench.questions import HUB, load_questions
 
     folder = evaluate.mt_bench.data
-    words = "Spin's own words" if read_prompts(folder) is OWN_PROMPTS else "the folder's words"
+    prompts = "the built-in prompts" if read_prompts(folder) is OWN_PROMPTS else "the folder's prompts"
     questions = (
         f"{len(load_questions(folder))} questions in {folder}" if folder else f"questions are fetched from {HUB}"
     )
     speed = evaluate.judge.speed.model_copy(update={"timeout_seconds": 10.0})
     endpoint = JudgeEndpoint(evaluate.judge.model_copy(update={"speed": speed}))
     endpoint.check(attempts=1)
-    inspection.add("judge", f"{evaluate.judge.model} at {endpoint.url} answers, and is asked in {words}; {questions}")
+    inspection.add("judge", f"{evaluate.judge.model} at {endpoint.url} answers, with {prompts}; {questions}")

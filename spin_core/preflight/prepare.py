@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from spin_core.config import metrics
 from spin_core.config.run import RunConfig
+from spin_core.data.sources import DEMO
 from spin_core.errors import ConfigError, TryAgain
 from spin_core.evaluation import suites
 from spin_core.leaderboard.gate import check_metrics
@@ -48,7 +49,7 @@ def prepare_run(
         config: The settings of the run.
         runs: The folder that holds lineages.
         name: The lineage's name.
-        warn: Called with what a person should know, such as a store that is not reachable now.
+        warn: Called with each warning, for example that the store cannot be reached now.
         wait: Whether to wait for another process that uses the lineage.
 
     Raises:
@@ -63,7 +64,7 @@ def prepare_run(
     try:
         check_copy(runs, name, config.push)
     except TryAgain as error:
-        warn(f"{error}; the run starts without it")
+        warn(f"{error}; the run starts anyway")
     with lock.locked(folder, wait=wait):
         return start_lineage(runs, name, config)
 
@@ -76,10 +77,10 @@ def check_requirements(config: RunConfig) -> None:
 
 def _check_exact(config: RunConfig) -> None:
     """`evaluate.exact` has data whose distribution is known."""
-    if config.evaluate.exact and config.prompts.source.path != "demo":
+    if config.evaluate.exact and config.prompts.source.path != DEMO:
         raise ConfigError(
             "evaluate.exact needs data whose distribution is known: set evaluate.exact to false, or "
-            "prompts.source.path to demo"
+            f"prompts.source.path to {DEMO}"
         )
 
 

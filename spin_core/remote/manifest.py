@@ -129,7 +129,7 @@ def read_manifest(remote: Remote) -> Manifest | None:
         return None if value is None else Manifest.model_validate(value)
     except ValueError as error:
         raise ConfigError(
-            f"{remote.name(MANIFEST)} cannot be read by this version of Spin: use the version that wrote it "
+            f"{remote.name(MANIFEST)} cannot be read by this version of SPIN: use the version that wrote it "
             f"({_writer(value)}), or push to another URL"
         ) from error
 

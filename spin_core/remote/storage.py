@@ -136,7 +136,7 @@ def connect(url: str) -> Remote:
         options = {**_OPTIONS.get(protocol, {}), **fsspec.config.conf.get(protocol, {})}
         fs, root = fsspec.url_to_fs(url, skip_instance_cache=True, use_listings_cache=False, **options)
     except ImportError as error:
-        extra = "install Spin with its extra `s3`" if protocol == "s3" else first_line(error)
+        extra = "install spin-loop with its extra `s3`" if protocol == "s3" else first_line(error)
         raise ConfigError(f"{url} needs a driver that is not installed: {extra}") from error
     except ValueError as error:
         raise ConfigError(first_line(error)) from error

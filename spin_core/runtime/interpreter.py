@@ -11,7 +11,7 @@ from spin_core.store import artifacts
 from spin_core.store.job_types import JOB_TYPES
 
 _VENV = ".venv-vllm"
-"""vLLM's virtual environment, next to Spin's own."""
+"""vLLM's virtual environment, next to SPIN's own."""
 
 GPUS_ELSEWHERE = (
     "generate.engine=auto sees no GPU on this machine and does not look at those of generate.speed.ray: set it to vllm "
@@ -38,11 +38,11 @@ def choose_engine(config: GenerateConfig, model: ModelConfig, output: Path | Non
 def explain_engine(config: GenerateConfig, model: ModelConfig) -> str:
     """Why `choose_engine` chooses its engine, for people."""
     if config.engine != "auto":
-        return "as generate.engine says"
+        return "set by generate.engine"
     if model.device == "cpu" or not sees_gpu():
         return GPUS_ELSEWHERE if gpus_elsewhere(config, model) else "there is no GPU to use"
     python = vllm_python(config.vllm)
-    return "a GPU is there" if os.access(python, os.X_OK) else f"{python} is missing, make vllm installs it"
+    return "there is a GPU" if os.access(python, os.X_OK) else f"{python} is missing, make vllm installs it"
 
 
 def gpus_elsewhere(config: GenerateConfig, model: ModelConfig) -> bool:

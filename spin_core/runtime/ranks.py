@@ -1,7 +1,7 @@
 """The ranks of a distributed job: processes that train or score together, each with a device of its own.
 
-A job on one device is rank 0 of 1. It needs no process group, and nothing here costs it anything. torchrun tells each
-process in its environment which rank it is, see `torchrun.start_ranks`.
+A job on one device is rank 0 of 1. It needs no process group, and these calls cost nothing. torchrun gives each
+process its rank in environment variables, see `torchrun.start_ranks`.
 
 Light to import: torch is loaded where several ranks communicate.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 RUN_ID = "spin-"
-"""How the torchrun ids of Spin's own jobs begin."""
+"""How the torchrun ids of SPIN's own jobs begin."""
 
 TIMEOUT = timedelta(minutes=30)
 """How long ranks wait for one another: for the last node to join, or for rank 0 to write."""
@@ -112,9 +112,9 @@ def current() -> Ranks:
 
 
 def is_rank() -> bool:
-    """Whether Spin has started this process as a rank.
+    """Whether SPIN has started this process as a rank.
 
-    The variables alone do not say so: another program that uses torchrun may have started Spin.
+    The variables alone do not show this: another program that uses torchrun may have started SPIN.
     """
     return os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(RUN_ID)
 

@@ -231,12 +231,9 @@ class GateDecision(Frozen):
     """The standard error of that difference, paired if single items are known."""
 
 
-class IterationRecord(Frozen):
-    """Everything about one iteration: enough to repeat it, and to tell whether it helped."""
+class IterationArtifacts(Frozen):
+    """What one iteration has read and made."""
 
-    lineage: str
-    t: int
-    config: RunConfig
     prompts: PromptSet
     opponent: ModelVersion
     generations: GenerationBatch
@@ -246,6 +243,14 @@ class IterationRecord(Frozen):
     player: ModelVersion
     evaluations: tuple[EvalReport, ...]
     gate: GateDecision
+
+
+class IterationRecord(IterationArtifacts):
+    """Everything about one iteration: enough to repeat it, and to see whether it helped."""
+
+    lineage: str
+    t: int
+    config: RunConfig
     seconds: dict[str, float]
     """Seconds by phase, as they were when the phase ran."""
     peak_memory_mb: dict[str, float]

@@ -13,8 +13,8 @@ from spin_core.config.train import TrainConfig
 from spin_core.errors import ConfigError
 
 MISSING = (
-    "training on several ranks needs DeepSpeed: pip install 'spin-loop[deepspeed]', or set train.speed.ranks and "
-    "train.speed.nodes to 1 and train.speed.deepspeed to nothing"
+    "training on several ranks needs DeepSpeed, which is not installed: install spin-loop with its extra `deepspeed`, "
+    "or set train.speed.ranks and train.speed.nodes to 1 and leave train.speed.deepspeed empty"
 )
 
 NAMES = ("zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload")

@@ -193,7 +193,7 @@ def test_runs_are_found_by_recipe_and_lineage_and_say_where_the_leaderboard_stan
     """Nothing is played or scored here: a night finds that the gate has ended the game."""
     lineage = build_lineage(tmp_path, "found", nlls=(*NLLS[:2], NLLS[0]), sets=["gate.rule=stop"])
     board = publish.board.save(lineage)
-    monkeypatch.setattr(spin, "play", lambda _game: board)
+    monkeypatch.setattr(spin, "run_iterations", lambda _game: board)
     monkeypatch.setattr(evaluate, "score", lambda *_, **__: None)
     monkeypatch.setattr(evaluate, "_start", lambda _game: (lineage.records()[0].opponent, None))
     with tags("mine"):

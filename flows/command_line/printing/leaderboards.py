@@ -76,7 +76,7 @@ def print_differences(leaderboards: Leaderboards, *, everything: bool = False) -
             table.add_section()
         console.print(f"\n[bold]Paired differences in {board.lineage}[/]")
         console.print(table)
-    console.print("[dim]intervals by bootstrap over the items; * the interval leaves out 0[/]")
+    console.print("[dim]intervals by bootstrap over the items; * the interval excludes 0[/]")
 
 
 def csv_text(boards: Sequence[Board]) -> str:
@@ -108,7 +108,7 @@ def _legend(boards: Sequence[Board], runs: Path, everything: bool) -> list[str]:
     sources = dict.fromkeys(f"paper: {row.model}" for board in boards for row in board.references)
     return [
         "value ± standard error",
-        "* differs from θ_0: the 95 % interval of the paired difference leaves out 0",
+        "* differs from θ_0: the 95 % interval of the paired difference excludes 0",
         "a marked difference may be smaller than the digits shown: spin leaderboard --differences",
         ARROWS,
         *([f"{CHOSEN} the gate's choice"] if any(board.choice is not None for board in boards) else []),

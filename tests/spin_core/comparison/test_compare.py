@@ -217,7 +217,7 @@ PREFERENCES = "controls.dpo.source.path={}"
             3,
             ["stf-steps"],
             ConfigError,
-            r"no method 'stf-steps'; did you mean sft-steps\?: choose from sft-steps, ",
+            r"no method 'stf-steps' \(did you mean sft-steps\?\): choose from sft-steps, ",
         ),
         ([], 3, ["dpo"], ConfigError, r"dpo needs preference data, .*--set controls\.dpo\.source\.path="),
         ([PREFERENCES.format("/nowhere.jsonl")], 3, [], DataError, r"/nowhere\.jsonl"),

@@ -8,7 +8,7 @@ from flows.command_line.main import main
 from spin_core.config.resolve import resolve
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.lineage import phase_jobs, suite_jobs
-from spin_core.lineage.history import IterationArtifacts, record_iteration
+from spin_core.lineage.history import record_iteration
 from spin_core.lineage.start import start_lineage
 from spin_core.models.files import is_stacked
 from spin_core.models.loading import load_model
@@ -20,6 +20,7 @@ from spin_core.store.records import (
     EvalReport,
     GateDecision,
     GenerationBatch,
+    IterationArtifacts,
     ModelVersion,
     PairDataset,
     PromptSet,

@@ -12,7 +12,7 @@ from spin_core.lineage.start import start_lineage
 from spin_core.lineage.verify import verify
 from spin_core.store import artifacts, lock
 from spin_core.store.identity import identity_of
-from spin_core.store.records import EvalReport
+from spin_core.store.records import EvalReport, IterationArtifacts
 from tests.support.lineages.small_lineage import build_lineage, demo_config, publish
 
 HOTTER = "evaluate.temperature=0.9"
@@ -128,7 +128,7 @@ def test_the_record_says_what_scored_and_keeps_what_played(lineage):
     def recorded(lineage: Lineage):
         previous = lineage.record(0)
         parts = {name: getattr(previous, name) for name in ("prompts", "opponent", "generations", "pairs", "scores")}
-        made = history.IterationArtifacts(
+        made = IterationArtifacts(
             **parts,
             train=previous.train,
             player=previous.player,

@@ -163,7 +163,7 @@ def test_grades_by_spins_own_prompts_say_that_they_do_not_compare(tmp_path, data
             run_mt_bench(mt_bench_job(tmp_path / folder.name, folder, models[0], endpoint.url))
             for folder in (data, published)
         )
-    note = "graded by tiny-judge with Spin's own prompts: not comparable with published MT-Bench scores"
+    note = "graded by tiny-judge with the built-in prompts: not comparable with published MT-Bench scores"
     assert (own.apart, own.notes[0]) == (note, note)
     assert (theirs.apart, note in theirs.notes) == ("", False)
 

@@ -144,7 +144,7 @@ def test_which_engine_answers_is_reported_and_that_it_is_there(tmp_path, monkeyp
     assert texts(check_run(resolve("demo"), tmp_path), "engine") == ["transformers answers: there is no GPU to use"]
     vllm = ["generate.engine=vllm", f"generate.vllm.python={sys.executable}"]
     found = check_run(resolve("demo", sets=vllm), tmp_path)
-    assert "vLLM answers (as generate.engine says)" in texts(found, "engine")[0]
+    assert "vLLM answers (set by generate.engine)" in texts(found, "engine")[0]
     assert not any("generation" in text for text in texts(found, "memory"))
     found = check_run(resolve("demo", sets=["generate.engine=vllm", "generate.vllm.python=/no/such"]), tmp_path)
     assert "run `make vllm`" in texts(found, "engine", "wrong")[0]

@@ -51,7 +51,7 @@ def not_played(monkeypatch):
     def play(*_):
         pytest.fail("the run was started")
 
-    monkeypatch.setattr(spin, "play", play)
+    monkeypatch.setattr(spin, "run_iterations", play)
     monkeypatch.setattr(spin, "get_run_logger", lambda: prepare._logger)
     monkeypatch.setattr(compare, "get_run_logger", lambda: prepare._logger)
 
@@ -142,7 +142,7 @@ def test_a_store_that_is_not_reachable_is_a_warning(tmp_path, monkeypatch):
     monkeypatch.setattr(pushes.storage, "check", unreachable)
     warnings: list[str] = []
     lineage = prepare_run(demo_config("push.url=s3://bucket"), tmp_path, "tale", warn=warnings.append)
-    assert warnings == ["s3://bucket cannot be reached (timeout); the run starts without it"]
+    assert warnings == ["s3://bucket cannot be reached (timeout); the run starts anyway"]
     assert lineage == find_lineage(tmp_path, "tale")
     config = demo_config("push.url=s3://bucket", "controls={}")
     comparisons.prepare_comparison(tmp_path, "trial", config, 1, ["sft-steps"], warn=warnings.append)

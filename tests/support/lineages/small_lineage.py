@@ -23,6 +23,7 @@ from spin_core.store.jobs import Job
 from spin_core.store.records import (
     EvalReport,
     GenerationBatch,
+    IterationArtifacts,
     ModelVersion,
     PairDataset,
     PromptSet,
@@ -216,7 +217,7 @@ def build_lineage(
         reports[t + 1] = (report(folder, player.digest, nlls[t + 1], f"late {t}", reward_accuracy=accuracy),)
         best = gate.best(lineage.config, reports, t)
         decision = gate.decide(lineage.config, candidate=(t + 1, reports[t + 1]), best=best)
-        artifacts_of_iteration = history.IterationArtifacts(
+        artifacts_of_iteration = IterationArtifacts(
             prompts=prompts,
             opponent=opponent,
             generations=generations,

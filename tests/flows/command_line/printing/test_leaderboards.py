@@ -124,7 +124,7 @@ def test_differences_are_told_against_both_versions(shown):
     assert [line[3] for line in lines] == ["θ_1", "θ_2", "θ_2"]
     differences = [next(word for word in line if word[0] in "+-") for line in lines]
     assert differences == ["-0.500", "+0.500", "+0"]
-    # Differences of -.5, -.6, -.4 and -.5: the interval leaves out 0.
+    # Differences of -.5, -.6, -.4 and -.5: the interval excludes 0.
     assert lines[0][-1].endswith("]*")
 
 
