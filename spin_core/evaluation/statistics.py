@@ -104,8 +104,10 @@ def bootstrap(value_N: Floats, seed: int) -> Floats:
     return np.concatenate([value_N[item_SN].mean(1) for item_SN in items])
 
 
-def bootstrap_means(value_CN: Floats, seed: int, samples: int = _SAMPLES) -> Floats:
-    """Return the means of several values of each item over samples of the items, (S, C): the same items for all values.
+def sampled_means(value_CN: Floats, seed: int, samples: int = _SAMPLES) -> Floats:
+    """Return the means of several values of each item, (1 + S, C), first over all items and then over samples of them.
+
+    A sample has the same items for all values.
 
     Args:
         value_CN: C values of each item.
@@ -113,7 +115,7 @@ def bootstrap_means(value_CN: Floats, seed: int, samples: int = _SAMPLES) -> Flo
         samples: How many there are.
     """
     rng, items = np.random.default_rng(seed), value_CN.shape[1]
-    parts, at_once = [], max(1, _VALUES_AT_ONCE // items)
+    parts, at_once = [value_CN.mean(1)[None]], max(1, _VALUES_AT_ONCE // items)
     for start in range(0, samples, at_once):
         size = min(at_once, samples - start)
         # How often each item is in each sample: the sample's number tells its items from those of the others.

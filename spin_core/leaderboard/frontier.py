@@ -1,5 +1,6 @@
 """Whether versions are below θ_0's curve over temperatures, from the published sweeps of a lineage."""
 
+import dataclasses
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from spin_core.config.base import Frozen
 from spin_core.evaluation.frontier import curves
 from spin_core.evaluation.frontier.axes import EXACT, FILE
+from spin_core.evaluation.statistics import sampled_means
 from spin_core.evaluation.suites import FRONTIER
 from spin_core.store.records import EvalReport, Score
 from spin_core.store.tables import read_table
@@ -54,12 +56,15 @@ class FrontierRow(Frozen):
 
     name: str
     t: int | None
+    """The version; None for a control."""
     diversity: Score
     quality: Score
     quality_gap: Gap | None = None
-    """The difference in quality at equal diversity; None for θ_0."""
+    """The difference in quality from θ_0's curve at equal diversity; None for θ_0."""
     diversity_gap: Gap | None = None
-    """The difference in diversity at equal quality; None for θ_0."""
+    """The difference in diversity from θ_0's curve at equal quality; None for θ_0."""
+    control_gaps: dict[str, Gap] = {}
+    """Of a version: the difference in quality from the curve of each control, by its name."""
 
 
 class Frontier(Frozen):
@@ -83,6 +88,7 @@ class _Sweep:
         table = read_table(report.path / FILE)
         columns = (table[name].to_pylist() for name in ("temperature", "task", "item", "value"))
         self.values: dict[str, dict[float, dict[str, float]]] = {}
+        """By metric, temperature and item."""
         for temperature, task, item, value in zip(*columns, strict=True):
             self.values.setdefault(task, {}).setdefault(temperature, {})[item] = value
 
@@ -114,30 +120,81 @@ def frontier(models: Mapping[str, tuple[int | None, Sequence[EvalReport]]], temp
     base = next((sweep for t, sweep in sweeps.values() if t == 0), None)
     if base is None or temperature not in base.temperatures():
         return None
-    diversity, quality = EXACT
     sweeps = {name: entry for name, entry in sweeps.items() if temperature in entry[1].temperatures()}
-    items = sorted(set.intersection(*(set(sweep.values[quality][temperature]) for _, sweep in sweeps.values())))
-    others = {name: sweep for name, (t, sweep) in sweeps.items() if t != 0}
-    by_quality = _gaps(base, others, temperature, items, equal=diversity, compared=quality)
-    by_diversity = _gaps(base, others, temperature, items, equal=quality, compared=diversity)
+    items = sorted(set.intersection(*(set(sweep.values[EXACT[0]][temperature]) for _, sweep in sweeps.values())))
+    means = _Means({name: sweep for name, (_, sweep) in sweeps.items()}, temperature, EXACT, items)
+    first = next(name for name, (t, _) in sweeps.items() if t == 0)
+    others = [name for name in sweeps if name != first]
+    versions = [name for name in others if sweeps[name][0] is not None]
+    controls = [name for name, (t, _) in sweeps.items() if t is None]
+    by_quality, by_diversity = means.gaps(first, others), means.gaps(first, others, swapped=True)
+    by_control = {control: means.gaps(control, versions) for control in controls}
     return Frontier(
-        diversity=diversity,
-        quality=quality,
+        diversity=EXACT[0],
+        quality=EXACT[1],
         temperature=temperature,
         items=len(items),
-        curves=tuple(_curve(name, t, sweep, diversity, quality, items) for name, (t, sweep) in sweeps.items()),
+        curves=tuple(means.curve(name, t) for name, (t, _) in sweeps.items()),
         rows=tuple(
             FrontierRow(
                 name=name,
                 t=t,
-                diversity=_score(sweep.at(diversity, temperature, items)),
-                quality=_score(sweep.at(quality, temperature, items)),
+                diversity=_score(sweep.at(EXACT[0], temperature, items)),
+                quality=_score(sweep.at(EXACT[1], temperature, items)),
                 quality_gap=by_quality.get(name),
                 diversity_gap=by_diversity.get(name),
+                control_gaps={control: gaps[name] for control, gaps in by_control.items() if name in gaps},
             )
             for name, (t, sweep) in sweeps.items()
         ),
     )
+
+
+class _Means:
+    """The means of all models at all temperatures, over the same items and the same samples of them.
+
+    S: the mean over all items, and those over samples; K: temperatures.
+    """
+
+    def __init__(
+        self, sweeps: Mapping[str, _Sweep], temperature: float, axes: tuple[str, str], items: Sequence[str]
+    ) -> None:
+        self.items, self.temperature = len(items), temperature
+        self.temperatures = {name: sweep.temperatures() for name, sweep in sweeps.items()}
+        value_CN = np.concatenate([sweep.over(task, items) for sweep in sweeps.values() for task in axes])
+        mean_SC = sampled_means(value_CN, seed=zlib.crc32(" ".join(axes).encode()))
+        sizes = [len(self.temperatures[name]) for name in sweeps for _ in axes]
+        parts = iter(np.split(mean_SC, np.cumsum(sizes)[:-1], axis=1))
+        self.means: dict[str, tuple[Floats, Floats]] = {name: (next(parts), next(parts)) for name in sweeps}
+
+    def curve(self, name: str, t: int | None) -> Curve:
+        """A model's curve."""
+        x_SK, y_SK = self.means[name]
+        points = zip(self.temperatures[name], x_SK[0], y_SK[0], strict=True)
+        return Curve(name=name, t=t, points=tuple(Point(temperature=at, diversity=x, quality=y) for at, x, y in points))
+
+    def gaps(self, curve: str, models: Sequence[str], *, swapped: bool = False) -> dict[str, Gap]:
+        """The models' gaps to a curve in quality at equal diversity; with `swapped`, in diversity at equal quality."""
+        if not models or self.items < 2:
+            return {}
+        equal, compared = (1, 0) if swapped else (0, 1)
+        used = [self.temperatures[name].index(self.temperature) for name in models]
+        x_SM, y_SM = (
+            np.stack([self.means[name][axis][:, k] for name, k in zip(models, used, strict=True)], axis=1)
+            for axis in (equal, compared)
+        )
+        found = curves.gaps(
+            np.array(self.temperatures[curve]),
+            self.means[curve][equal],
+            self.means[curve][compared],
+            x_SM,
+            y_SM,
+            items=self.items,
+        )
+        return {
+            name: Gap(**dataclasses.asdict(gap), verdict=curves.verdict(gap))
+            for name, gap in zip(models, found, strict=True)
+        }
 
 
 def _sweep_in(reports: Sequence[EvalReport]) -> _Sweep | None:
@@ -150,44 +207,3 @@ def _score(value_N: Floats) -> Score:
     n = len(value_N)
     stderr = float(value_N.std(ddof=1) / np.sqrt(n)) if n > 1 else None
     return Score(value=float(value_N.mean()), stderr=stderr, n=n, higher_is_better=False)
-
-
-def _curve(name: str, t: int | None, sweep: _Sweep, diversity: str, quality: str, items: Sequence[str]) -> Curve:
-    x_K, y_K = (sweep.over(task, items).mean(1) for task in (diversity, quality))
-    points = zip(sweep.temperatures(), x_K, y_K, strict=True)
-    return Curve(
-        name=name,
-        t=t,
-        points=tuple(Point(temperature=at, diversity=float(x), quality=float(y)) for at, x, y in points),
-    )
-
-
-def _gaps(
-    base: _Sweep, others: Mapping[str, _Sweep], temperature: float, items: Sequence[str], *, equal: str, compared: str
-) -> dict[str, Gap]:
-    """Each model's gap to θ_0's curve in one metric, where another is equal."""
-    if not others or len(items) < 2:
-        return {}
-    x_MN, y_MN = (
-        np.stack([sweep.at(task, temperature, items) for sweep in others.values()]) for task in (equal, compared)
-    )
-    found = curves.gaps(
-        np.array(base.temperatures()),
-        base.over(equal, items),
-        base.over(compared, items),
-        x_MN,
-        y_MN,
-        seed=zlib.crc32(compared.encode()),
-    )
-    return {
-        name: Gap(
-            delta=gap.delta,
-            stderr=gap.stderr,
-            low=gap.low,
-            high=gap.high,
-            temperature=gap.temperature,
-            reach=gap.reach,
-            verdict=curves.verdict(gap),
-        )
-        for name, gap in zip(others, found, strict=True)
-    }

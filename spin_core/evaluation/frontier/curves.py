@@ -27,7 +27,7 @@ than Bonferroni's correction. A gap has one of three reaches:
     K  temperatures measured
     D  temperatures on a finer grid, between which the curve is straight
     M  models
-    S  bootstrap samples
+    S  the mean over all items, and those over bootstrap samples of them
 """
 
 from dataclasses import dataclass
@@ -37,13 +37,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_core.evaluation.statistics import COVERAGE, FEWEST, NORMAL, bootstrap_means, t_quantile
+from spin_core.evaluation.statistics import COVERAGE, FEWEST, NORMAL, t_quantile
 
 Floats = NDArray[np.float64]
 
 Reach = Literal["inside", "beyond", "short"]
 
-_STEPS = 16
+_STEPS = 8
 """Steps of the fine grid between two temperatures: the error of straight lines falls with their square."""
 
 _ROUNDING = 1e-9
@@ -64,43 +64,33 @@ class Gap:
     reach: Reach
 
 
-def gaps(
-    temperature_K: Floats, x_KN: Floats, y_KN: Floats, x_MN: Floats, y_MN: Floats, *, seed: int, samples: int = 2000
-) -> list[Gap]:
+def gaps(temperature_K: Floats, x_SK: Floats, y_SK: Floats, x_SM: Floats, y_SM: Floats, *, items: int) -> list[Gap]:
     """Return each model's gap to the curve, with intervals that hold together.
+
+    All means are rows of `statistics.sampled_means` over the same items: first over all of them, then over samples.
 
     Args:
         temperature_K: The temperatures of the curve, rising.
-        x_KN: The curve's values by item on the axis that is held equal; lower is better.
-        y_KN: The same on the axis that is compared.
-        x_MN: The models' values on the first axis, each at its temperature of use.
-        y_MN: The same on the second.
-        seed: Seeds the bootstrap samples.
-        samples: How many there are.
+        x_SK: The curve's means on the axis that is held equal; lower is better.
+        y_SK: The same on the axis that is compared.
+        x_SM: The models' means on the first axis, each at its temperature of use.
+        y_SM: The same on the second.
+        items: How many items they are means of.
     """
     temperature_D, weight_DK = interpolation(temperature_K)
-    parts = np.cumsum([len(x_KN), len(y_KN), len(x_MN)])
-    value_CN = np.concatenate([x_KN, y_KN, x_MN, y_MN])
-    items = value_CN.shape[1]
-
-    def all_gaps(mean_SC: Floats) -> tuple[Floats, Floats, Floats]:
-        """Gaps, (S, M), temperatures on the curve, (S, M), and the curves' x, (S, D)."""
-        x_SK, y_SK, x_SM, y_SM = np.split(mean_SC, parts, axis=1)
-        x_SD, y_SD = x_SK @ weight_DK.T, y_SK @ weight_DK.T
-        offers = [offer(x_SD, y_SD, x_S, temperature_D) for x_S in x_SM.T]
-        return y_SM - np.stack([y_S for y_S, _ in offers], 1), np.stack([at_S for _, at_S in offers], 1), x_SD
-
-    delta_1M, at_1M, x_1D = all_gaps(value_CN.mean(1)[None])
-    delta_SM, _, _ = all_gaps(bootstrap_means(value_CN, seed, samples))
+    x_SD, y_SD = x_SK @ weight_DK.T, y_SK @ weight_DK.T
+    offers = [offer(x_SD, y_SD, x_S, temperature_D) for x_S in x_SM.T]
+    gap_SM = y_SM - np.stack([y_S for y_S, _ in offers], axis=1)
+    gap_M, sample_SM = gap_SM[0], gap_SM[1:]
     # Bootstrap samples vary by the variance over N; the standard error has it over N - 1.
-    error_M = delta_SM.std(0) * np.sqrt(items / (items - 1))
-    width_M = _width(delta_SM - delta_1M, items) * error_M
-    x_M = x_MN.mean(1)
+    error_M = sample_SM.std(0) * np.sqrt(items / (items - 1))
+    width_M = _width(sample_SM - gap_M, items) * error_M
     result = []
-    for delta, error, width, at, x in zip(delta_1M[0], error_M, width_M, at_1M[0], x_M, strict=True):
-        low, high = (float(delta - width), float(delta + width)) if items >= FEWEST else (None, None)
-        reach = _reach(x, x_1D[0], at == temperature_D[0])
-        result.append(Gap(float(delta), float(error), low, high, float(at), reach))
+    for model, (_, temperature_S) in enumerate(offers):
+        delta, at, width = float(gap_M[model]), float(temperature_S[0]), float(width_M[model])
+        low, high = (delta - width, delta + width) if items >= FEWEST else (None, None)
+        reach = _reach(float(x_SM[0, model]), x_SD[0], at_first=at == temperature_D[0])
+        result.append(Gap(delta, float(error_M[model]), low, high, at, reach))
     return result
 
 
@@ -157,7 +147,7 @@ def offer(x_SD: Floats, y_SD: Floats, x_S: Floats, temperature_D: Floats) -> tup
     return y_S, temperatures[row_S, best_S]
 
 
-def _reach(x: float, x_D: Floats, at_first: bool) -> Reach:
+def _reach(x: float, x_D: Floats, *, at_first: bool) -> Reach:
     """Whether the curve has this x; `at_first` says that its lowest temperature offers the least y."""
     if x < x_D.min() - _ROUNDING:
         return "beyond"

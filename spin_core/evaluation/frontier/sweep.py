@@ -27,13 +27,14 @@ from spin_core.inference.answering import stop_ids
 from spin_core.models.loading import load_model
 from spin_core.runtime.progress import Progress
 from spin_core.store.evaluation_jobs import FrontierJob
+from spin_core.store.tables import read_table
 
 Floats = npt.NDArray[np.float64]
 
 
 def measure(job: FrontierJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     """Measure the model at every temperature, write the file, and return the fields of the report."""
-    held_out = pq.read_table(job.prompts.path / "held_out.parquet")
+    held_out = read_table(job.prompts.path / "held_out.parquet")
     temperatures = job.config.temperatures
     progress.start(len(temperatures), "temperature")
     tokenizer = load_tokenizer(job.player.path, job.model)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spin_core.evaluation.statistics import COVERAGE, average, bootstrap, paired
+from spin_core.evaluation.statistics import COVERAGE, average, bootstrap, paired, sampled_means
 
 
 def scored(values) -> dict[str, float]:
@@ -100,3 +100,18 @@ def test_an_average_is_the_mean_of_its_parts_and_their_errors_add_up_as_squares(
     assert mean_difference.means_S.std() == pytest.approx(mean_difference.stderr, rel=0.06)
     low, high = mean_difference.interval()
     assert (high - low) / 2 == pytest.approx(1.96 * mean_difference.stderr, rel=0.08)
+
+
+@pytest.mark.parametrize("at_once", [2**19, 500 * 300])
+def test_several_values_of_an_item_are_sampled_together(monkeypatch, at_once):
+    monkeypatch.setattr("spin_core.evaluation.statistics._VALUES_AT_ONCE", at_once)
+    rng = np.random.default_rng(0)
+    first_N, own_N = rng.normal(size=500), rng.exponential(size=500)
+    mean_SC = sampled_means(np.stack([first_N, first_N + 1, own_N]), seed=0)
+    assert mean_SC.shape == (2001, 3)
+    assert mean_SC[0] == pytest.approx([first_N.mean(), first_N.mean() + 1, own_N.mean()])
+    assert mean_SC[:, 1] - mean_SC[:, 0] == pytest.approx(1)
+    for value_N, mean_S in zip((first_N, own_N), mean_SC[1:, [0, 2]].T, strict=True):
+        assert mean_S.mean() == pytest.approx(value_N.mean(), abs=4 * value_N.std() / np.sqrt(500 * 2000))
+        assert mean_S.std() == pytest.approx(value_N.std() / np.sqrt(500), rel=0.06)
+    assert abs(np.corrcoef(mean_SC[1:, 0], mean_SC[1:, 2])[0, 1]) < 0.15

@@ -58,6 +58,10 @@ def test_gaps_are_those_of_the_numbers(lineage):
     assert second.diversity_gap.temperature == pytest.approx(0.4)
     assert control.quality_gap.delta == pytest.approx(0.01)
     assert [row.quality_gap.verdict for row in frontier.rows[1:]] == ["", "below", "above"]
+    # Where the control's total variation is .2, as theirs, its invalid mass is .05.
+    assert first.control_gaps["sft"].delta == pytest.approx(-0.01)
+    assert second.control_gaps["sft"].delta == pytest.approx(-0.03)
+    assert base.control_gaps == control.control_gaps == {}
     assert base.quality.stderr == pytest.approx(0.03 * HARD.std(ddof=1) / np.sqrt(8))
 
 

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from spin_core.evaluation.frontier.curves import Gap, gaps, interpolation, offer, verdict
+from spin_core.evaluation.frontier import curves
+from spin_core.evaluation.frontier.curves import Gap, interpolation, offer, verdict
+from spin_core.evaluation.statistics import sampled_means
 
 TEMPERATURES = np.array([0.3, 0.5, 0.7, 0.9, 1.1])
 
@@ -25,9 +27,17 @@ def curve(items: int, noise=0.0) -> tuple[np.ndarray, np.ndarray]:
     return x_KN, y_KN
 
 
+def gaps(x_KN, y_KN, x_MN, y_MN, seed: int = 0, samples: int = 2000) -> list[Gap]:
+    """The gaps of models to a curve, from the values of single items."""
+    parts = [x_KN, y_KN, x_MN, y_MN]
+    mean_SC = sampled_means(np.concatenate(parts), seed, samples)
+    means = np.split(mean_SC, np.cumsum([len(part) for part in parts])[:-1], axis=1)
+    return curves.gaps(TEMPERATURES, *means, items=x_KN.shape[1])
+
+
 def gap_of(x: float, y: float, items: int = 8) -> Gap:
     """The gap of a model that has the same values at all items."""
-    (gap,) = gaps(TEMPERATURES, *curve(items), np.full((1, items), x), np.full((1, items), y), seed=0, samples=50)
+    (gap,) = gaps(*curve(items), np.full((1, items), x), np.full((1, items), y), samples=50)
     return gap
 
 
@@ -111,12 +121,12 @@ def test_what_items_have_in_common_cancels():
     noise_N = np.random.default_rng(0).normal(size=200)
     x_KN, y_KN = curve(200, noise=0.02 * noise_N)
     x_1N, y_1N = (np.array([of(0.6) + 0.02 * noise_N]) for of in (x_of, y_of))
-    (gap,) = gaps(TEMPERATURES, x_KN, y_KN, x_1N, y_1N - 0.001, seed=0)
+    (gap,) = gaps(x_KN, y_KN, x_1N, y_1N - 0.001)
     assert gap.delta == pytest.approx(-0.001, abs=2e-5)
     assert gap.stderr < 1e-5
     # Noise of the model alone stays: in y as it is, and in x times the curve's slope, 0.024 / -0.6 at 0.6.
     own_N = np.random.default_rng(1).normal(size=(2, 200))
-    (gap,) = gaps(TEMPERATURES, x_KN, y_KN, x_1N + 0.01 * own_N[:1], y_1N + 0.01 * own_N[1:], seed=0)
+    (gap,) = gaps(x_KN, y_KN, x_1N + 0.01 * own_N[:1], y_1N + 0.01 * own_N[1:])
     assert gap.stderr == pytest.approx(np.hypot(0.01, 0.01 * 0.024 / 0.6) / np.sqrt(200), rel=0.15)
 
 
@@ -129,8 +139,8 @@ def test_more_models_have_wider_intervals():
     rng = np.random.default_rng(0)
     x_KN, y_KN = curve(100, noise=0.0)
     x_MN, y_MN = (np.full((8, 100), of(0.6)) + 0.01 * rng.normal(size=(8, 100)) for of in (x_of, y_of))
-    (alone,) = gaps(TEMPERATURES, x_KN, y_KN, x_MN[:1], y_MN[:1], seed=0)
-    together = gaps(TEMPERATURES, x_KN, y_KN, x_MN, y_MN, seed=0)[0]
+    (alone,) = gaps(x_KN, y_KN, x_MN[:1], y_MN[:1])
+    together = gaps(x_KN, y_KN, x_MN, y_MN)[0]
     assert (alone.delta, alone.stderr) == (together.delta, pytest.approx(together.stderr))
     # The normal quantiles of .975 and, for eight independent models, of (1 + .95^(1/8)) / 2.
     assert (together.high - together.low) / (alone.high - alone.low) == pytest.approx(2.73 / 1.96, rel=0.06)
@@ -150,7 +160,7 @@ def test_all_intervals_together_hold_the_truth_as_often_as_they_say(items):
         x_MN, y_MN = (
             value_MN + size * rng.normal(size=value_MN.shape) for value_MN, size in ((x_MN, 0.05), (y_MN, 0.01))
         )
-        intervals = gaps(TEMPERATURES, x_KN, y_KN, x_MN, y_MN, seed=trial, samples=500)
+        intervals = gaps(x_KN, y_KN, x_MN, y_MN, seed=trial, samples=500)
         found += any(verdict(gap) for gap in intervals)
     # 600 draws of probability .05 have a standard deviation of .009.
     assert found / trials == pytest.approx(0.05, abs=0.027)
