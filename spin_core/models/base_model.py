@@ -21,10 +21,11 @@ from spin_core.data.tokenizer import load_config, load_tokenizer
 from spin_core.errors import ConfigError, ModelError, first_line
 from spin_core.models.files import save_model
 from spin_core.models.skeleton import build_skeleton
-from spin_core.models.weights import INDEX, check_values, check_weights, read_headers, weight_files
+from spin_core.models.weights import check_values, check_weights, read_headers, weight_files
 from spin_core.runtime.progress import Progress
 from spin_core.store.files import write_json
 from spin_core.store.jobs import BaseJob
+from spin_core.store.weights_index import WEIGHTS_INDEX
 
 log = logging.getLogger("spin_core")
 
@@ -47,7 +48,7 @@ def link_model(job: BaseJob, scratch: Path, progress: Progress) -> None:
     tokenizer = renderer.tokenizer
     for file in [*weights, *(sorted(source.glob("*.py")) if job.model.trust_remote_code else [])]:
         (scratch / file.name).symlink_to(file.resolve())
-    for name in ("config.json", INDEX):
+    for name in ("config.json", WEIGHTS_INDEX):
         if (source / name).exists():
             shutil.copyfile(source / name, scratch / name)
     tokenizer.save_pretrained(scratch)

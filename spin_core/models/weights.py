@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from spin_core.data.tokenizer import read_json
 from spin_core.errors import ModelError, first_line, library_errors, printable
 from spin_core.models.files import check_safetensors
 from spin_core.models.skeleton import compare
 from spin_core.runtime.progress import Progress
+from spin_core.store.weights_index import WEIGHTS_INDEX, indexed_files
 
-INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
 
 VALUES_LIMIT = 4 * 10**9
@@ -61,33 +60,11 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise ModelError(f"{folder} holds an adapter, not a model: merge it into its model and set model.path to that")
     check_safetensors(folder)
-    names = _names_in_index(folder / INDEX) if (folder / INDEX).exists() else [_WEIGHTS]
+    names = indexed_files(folder / WEIGHTS_INDEX) if (folder / WEIGHTS_INDEX).exists() else [_WEIGHTS]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise ModelError(f"{folder} lacks {_listed(missing)}: copy or fetch the model again")
     return [folder / name for name in names]
-
-
-def _names_in_index(path: Path) -> list[str]:
-    """The names of the files in an index. A name that leads out of the folder is refused."""
-    weight_map = read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError(f"{path} has no weight_map with the file of each weight: copy or fetch it again")
-    names = list(weight_map.values())
-    for name in names:
-        if not _is_bare(name):
-            raise ModelError(
-                f"{path} names {printable(repr(name), 80)}, which is not the bare name of a safetensors file in its "
-                "folder: copy or fetch the index again"
-            )
-    return sorted(set(names))
-
-
-def _is_bare(name: object) -> bool:
-    """Whether this names a safetensors file within the folder."""
-    if not isinstance(name, str) or not name.isprintable() or len(name) > 200:
-        return False
-    return Path(name).name == name and name.endswith(".safetensors")
 
 
 def read_headers(files: Sequence[Path]) -> dict[str, Header]:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from spin_core.errors import ModelError
+from spin_core.errors import ModelError, first_line, printable
 
 WEIGHTS_INDEX = "model.safetensors.index.json"
 
@@ -15,25 +15,25 @@ def indexed_files(index: Path) -> list[str]:
         ModelError: It is not an index, or names anything but files in its own folder.
     """
     try:
-        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{index} is not an index of weights: copy or fetch the model again") from error
-    for name in names:
+        value = json.loads(index.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{index} cannot be read as JSON ({first_line(error)}): copy or fetch it again") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{index} holds a JSON {type(value).__name__}, not an object: copy or fetch it again")
+    weight_map = value.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index} has no weight_map with the file of each weight: copy or fetch it again")
+    for name in weight_map.values():
         if not _is_bare(name):
             raise ModelError(
-                f"{index} names {name!r:.120}, which is not a safetensors file in its folder: do not trust this model"
+                f"{index} names {printable(repr(name), 80)}, which is not the bare name of a safetensors file in its "
+                "folder: copy or fetch the index again"
             )
-    return names
+    return sorted(set(weight_map.values()))
 
 
 def _is_bare(name: object) -> bool:
-    """Whether this is the name of a file of weights, without a folder."""
-    return (
-        isinstance(name, str)
-        and "/" not in name
-        and "\\" not in name
-        and "\0" not in name
-        and not name.startswith(".")
-        and name.endswith(".safetensors")
-    )
+    """Whether this names a safetensors file within the folder."""
+    if not isinstance(name, str) or not name.isprintable() or len(name) > 200:
+        return False
+    return not {"/", "\\"} & set(name) and not name.startswith(".") and name.endswith(".safetensors")

@@ -51,7 +51,7 @@ def test_no_weights_are_read_from_elsewhere(name, model, tmp_path):
         lambda: weight_files(model),
         lambda: export_model(model, tmp_path / "out", "merged", ModelConfig(device="cpu")),
     ):
-        with pytest.raises(ModelError, match=r"names .*, which is not a"):
+        with pytest.raises(ModelError, match=r"names .*, which is not the bare name"):
             read()
     assert not (tmp_path / "out").exists()
 

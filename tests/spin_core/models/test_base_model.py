@@ -9,7 +9,6 @@ import torch
 from spin_core.config.model import ChatConfig, ModelConfig, SftConfig
 from spin_core.data.tokenizer import context_length, load_tokenizer
 from spin_core.errors import ConfigError, ModelError
-from spin_core.models import weights
 from spin_core.models.loading import load_model
 from spin_core.phases import base
 from spin_core.runtime.phase import execute
@@ -17,6 +16,7 @@ from spin_core.runtime.progress import Progress
 from spin_core.store import artifacts
 from spin_core.store.jobs import BaseJob
 from spin_core.store.records import ModelVersion
+from spin_core.store.weights_index import WEIGHTS_INDEX
 from tests.support.helpers import character_tokenizer, data_folder
 
 CPU = ModelConfig(device="cpu")
@@ -151,7 +151,7 @@ def test_pickled_weights_are_refused(copy, tmp_path):
 
 
 def test_a_missing_shard_is_named(copy, tmp_path):
-    (copy / weights.INDEX).write_text(
+    (copy / WEIGHTS_INDEX).write_text(
         json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}})
     )
     with pytest.raises(ModelError, match=r"lacks model-2.safetensors: copy or fetch the model again"):
