@@ -217,7 +217,7 @@ def test_the_services_see_by_its_missing_heartbeats_that_it_died_and_start_it_ag
     )
 
 
-def test_nobody_is_served_without_the_password_or_from_another_page(team):
+def test_requests_without_the_password_or_from_another_page_are_rejected(team):
     path, body = "/deployments/filter", {}
     assert httpx.get(f"{team.url}/health", timeout=60).status_code == 200, "health is for everyone to ask"
     for auth in (None, ("team", "guessed")):

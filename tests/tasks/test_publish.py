@@ -167,7 +167,7 @@ def test_scoring_afterwards_brings_the_copy_up_to_date_too(tmp_path, monkeypatch
         suite_report(lineage.eval_folder(player.t) / "lm-eval", player.digest, {"arc_easy": [0.0, 1.0]})
 
     monkeypatch.setattr(evaluate, "score", score)
-    monkeypatch.setattr(evaluate, "_start", lambda _game: (lineage.records()[0].opponent, None))
+    monkeypatch.setattr(evaluate, "_start", lambda _lineage: (lineage.records()[0].opponent, None))
     standing = evaluate.evaluate_local(lineage, ())
     assert "arc_easy" in standing.rows[2].scores
     if store == "nowhere":
@@ -193,9 +193,9 @@ def test_runs_are_found_by_recipe_and_lineage_and_say_where_the_leaderboard_stan
     """Nothing is played or scored here: a night finds that the gate has ended the game."""
     lineage = build_lineage(tmp_path, "found", nlls=(*NLLS[:2], NLLS[0]), sets=["gate.rule=stop"])
     board = publish.board.save(lineage)
-    monkeypatch.setattr(spin, "run_iterations", lambda _game: board)
+    monkeypatch.setattr(spin, "run_iterations", lambda _lineage: board)
     monkeypatch.setattr(evaluate, "score", lambda *_, **__: None)
-    monkeypatch.setattr(evaluate, "_start", lambda _game: (lineage.records()[0].opponent, None))
+    monkeypatch.setattr(evaluate, "_start", lambda _lineage: (lineage.records()[0].opponent, None))
     with tags("mine"):
         assert spin.run_local(lineage) == board
         evaluate.evaluate("found", runs=str(tmp_path))

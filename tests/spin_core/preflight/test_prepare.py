@@ -45,13 +45,13 @@ def no_wandb(monkeypatch):
 
 
 @pytest.fixture
-def not_played(monkeypatch):
+def not_started(monkeypatch):
     """Fail if a run gets past its checks."""
 
-    def play(*_):
+    def run_iterations(*_):
         pytest.fail("the run was started")
 
-    monkeypatch.setattr(spin, "run_iterations", play)
+    monkeypatch.setattr(spin, "run_iterations", run_iterations)
     monkeypatch.setattr(spin, "get_run_logger", lambda: prepare._logger)
     monkeypatch.setattr(compare, "get_run_logger", lambda: prepare._logger)
 
@@ -84,7 +84,7 @@ def printed_by(*arguments, runs) -> str:
     return line.removeprefix("error  ")
 
 
-@pytest.mark.usefixtures("no_wandb", "not_played")
+@pytest.mark.usefixtures("no_wandb", "not_started")
 @pytest.mark.parametrize(("sets", "says"), REJECTED.values(), ids=REJECTED)
 def test_every_way_to_start_a_run_rejects_a_configuration_with_the_same_sentence(tmp_path, monkeypatch, sets, says):
     monkeypatch.setenv("SPIN_RUNS", str(tmp_path))
@@ -102,7 +102,7 @@ def test_every_way_to_start_a_run_rejects_a_configuration_with_the_same_sentence
     assert lineage_names(tmp_path) == [], "nothing was started"
 
 
-@pytest.mark.usefixtures("no_wandb", "not_played")
+@pytest.mark.usefixtures("no_wandb", "not_started")
 @pytest.mark.parametrize(
     ("sets", "says"), [REJECTED["gate"], REJECTED["sinks"], REJECTED["store"]], ids=["gate", "sinks", "store"]
 )

@@ -167,6 +167,18 @@ class Up:
         return int(self.request("POST", "/flow_runs/count", {}))
 
 
+def install(up: Up, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m infra.install` for the server's folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "infra.install", "--runs", str(up.runs), *arguments],
+        env={**up.all_environment(), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
