@@ -1,6 +1,8 @@
-"""Commands that check: `spin check` before a run, `spin verify` after it."""
+"""Commands that check: `spin data` and `spin check` before a run, `spin verify` after it."""
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -27,6 +29,26 @@ def check(recipe: str, weights: bool, file: Path | None, sets: tuple[str, ...], 
 
         print_findings(findings)
     sys.exit(0 if findings.ok else 2)
+
+
+@click.command()
+@click.argument("recipe")
+@click.option("--rows", default=5, show_default=True, type=click.IntRange(0), help="How many rows to show.")
+@click.option("--full", is_flag=True, help="Show long texts whole.")
+@config_options
+@json_option
+def data(recipe: str, rows: int, full: bool, file: Path | None, sets: tuple[str, ...], as_json: bool) -> None:
+    """Show the first rows as the player will see them, and what is left out of the data, with the reasons."""
+    from spin_core.config.resolve import resolve
+    from spin_core.reports.data_preview import preview_data
+
+    sources = preview_data(resolve(recipe, file=file, sets=sets), rows)
+    if as_json:
+        click.echo(json.dumps([asdict(source) for source in sources], indent=2, ensure_ascii=False))
+    else:
+        from flows.command_line.printing.data import print_sources
+
+        print_sources(sources, full=full)
 
 
 @click.command()

@@ -45,7 +45,7 @@ def main() -> None:
 for command in (
     *(run.run, run.next, run.compare, run.evaluate),
     *(show.leaderboard, show.show, show.samples),
-    *(check.check, check.verify),
+    *(check.data, check.check, check.verify),
     *(files.push, files.pull, files.export),
     show.recipes,
     *(serve.up, serve.status, serve.down),

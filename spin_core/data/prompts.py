@@ -8,10 +8,13 @@ The split depends on each prompt's digest and the seed, and on nothing else. So 
 move as few prompts as possible from one side to the other, and a smaller sample is part of a larger one.
 """
 
+import io
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,8 +24,8 @@ from spin_core.data.chat import Renderer
 from spin_core.data.conversations import ConversationReader
 from spin_core.data.drops import Drops, list_drops, nothing_left
 from spin_core.data.examples import BATCH, CURES, Example, ExampleBuilder, random_rank, sample
-from spin_core.data.formats.values import Row
-from spin_core.data.sources import prompt_rows
+from spin_core.data.formats.values import Row, strings_in
+from spin_core.data.sources import DEMO, on_hub, prompt_rows
 from spin_core.data.tokenizer import context_length
 from spin_core.errors import ConfigError, DataError
 from spin_core.runtime.progress import Progress
@@ -44,6 +47,22 @@ SCHEMA = pa.schema(
 """The columns of `train.parquet` and `held_out.parquet`: the fields of `Example`."""
 
 _CURES = {**CURES, "in-held-out": "give training prompts that are not in prompts.held_out_source"}
+
+
+class Preview(NamedTuple):
+    """What phase `prompts` makes of a source, judged by the beginning of a long one."""
+
+    train: list[Example]
+    """Training examples; of a long source, those from its beginning."""
+    prompts: int
+    """The number of training prompts in the whole source."""
+    held_out: int
+    drops: Drops
+    """Rows left out, by reason."""
+    unused_columns: list[str]
+    """Columns with values that have no influence."""
+    read: int
+    """The number of rows that were tokenised."""
 
 
 def check_context(job: PromptsJob) -> None:
@@ -147,6 +166,48 @@ def write_examples(path: Path, examples: Iterable[Example]) -> None:
     columns = zip(*examples, strict=True)
     table = pa.table([pa.array(c, type=f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
     pq.write_table(table, path)
+
+
+def preview(job: PromptsJob, rows: Sequence[Row], renderer: Renderer, *, characters: int) -> Preview:
+    """What the phase makes of the rows of its source, by its own steps.
+
+    Args:
+        job: the phase's job.
+        rows: all rows of its source (`prompt_rows`, or the first of `demo_rows`).
+        renderer: renders and tokenises conversations.
+        characters: the most characters that are tokenised. Of a longer source the beginning is.
+
+    Raises:
+        DataError: no row is left, or too few for those to hold out.
+    """
+    config, silent, name = job.config, Progress(out=io.StringIO()), job.config.source.path
+    reader = ConversationReader(config, name)
+    if name == DEMO:
+        examples, drops = load_examples(job, name, rows, renderer, silent, keep_duplicates=True, reader=reader)
+        return Preview(examples, len(examples), config.held_out, drops, [], len(rows))
+    total = sum(len(text) for row in rows for text in strings_in(row))
+    read = math.ceil(len(rows) * min(1.0, characters / max(1, total)))
+    beginning = rows[:read] if read < len(rows) else rows
+    examples, drops = load_examples(job, name, beginning, renderer, silent, reader=reader)
+    unused = sorted(reader.unused | getattr(rows, "unread", set()))
+    if read < len(rows):
+        left = len(examples) * len(rows) // read
+        if config.held_out_source is None:
+            left -= config.held_out
+        elif (
+            not on_hub(config.held_out_source) and len(prompt_rows(config, config.held_out_source)[0]) < config.held_out
+        ):
+            raise DataError(f"{config.held_out_source.path} has fewer rows than prompts.held_out: lower that")
+        return Preview(examples, max(1, min(config.sample or left, left)), config.held_out, drops, unused, read)
+    train, held_out, moved = divide(job, examples, renderer, silent)
+    if not train:
+        raise no_prompt_left(name, drops + moved)
+    return Preview(train, len(train), len(held_out), drops + moved, unused, read)
+
+
+def cure_of(reason: str) -> str:
+    """What to do about rows that were dropped for a reason; empty if nothing is wrong with them."""
+    return _CURES.get(reason, "")
 
 
 def no_prompt_left(name: str, drops: Drops) -> DataError:

@@ -109,6 +109,21 @@ def new_model_config(shape: SftConfig, tokenizer: Any) -> LlamaConfig:
     )
 
 
+def folder_without_weights(model: ModelConfig, shape: SftConfig, scratch: Path) -> Path:
+    """A folder with θ_0's configuration and tokenizer, and its weights if they are on this machine already.
+
+    Those of a recipe's own model are written into `scratch`.
+    """
+    from spin_core.data import demo
+
+    if model.path:
+        return locate(model.path, model, weights=False)
+    tokenizer = demo.build_tokenizer()
+    new_model_config(shape, tokenizer).save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    return scratch
+
+
 def locate(name: str, config: ModelConfig, *, weights: bool = True) -> Path:
     """The folder of a model, or of a tokenizer alone: a local one, or a download from the hub."""
     folder = Path(name).expanduser()

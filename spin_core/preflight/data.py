@@ -1,9 +1,5 @@
 """The findings of `spin check` about the data: rows, lengths, and what phase `prompts` will leave out."""
 
-import io
-import math
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +11,7 @@ from spin_core.config.train import TrainConfig
 from spin_core.errors import DataError
 from spin_core.lineage import phase_jobs
 from spin_core.lineage.lineage import Lineage
-from spin_core.preflight.findings import Inspection
+from spin_core.preflight.findings import Inspection, listed_names
 from spin_core.preflight.sizes import Texts, sides
 from spin_core.store.jobs import PromptsJob
 from spin_core.store.records import ModelVersion
@@ -111,7 +107,9 @@ def _inspect_rows(
     inspection: Inspection, job: PromptsJob, rows: list[dict[str, Any]], renderer: Any, train: TrainConfig
 ) -> Texts:
     """Rows that are here: how many are kept, how long they are, and how many responses are cut."""
-    result = _tokenise(job, rows, renderer)
+    from spin_core.data.prompts import preview
+
+    result = preview(job, rows, renderer, characters=CHARACTERS)
     tokens = [(len(example.prompt_ids), len(example.response_ids)) for example in result.train]
     texts = Texts(
         prompts=result.prompts,
@@ -126,6 +124,8 @@ def _inspect_rows(
     lost = ", ".join(f"{number:,} {reason}" for reason, number in sorted(result.drops.items()) if number)
     left_out = f"; left out: {lost}" if lost else ""
     inspection.add("prompts", f"{texts.prompts:,} to train on and {texts.held_out:,} held out{basis}{left_out}")
+    if result.unused_columns:
+        inspection.add("data", f"columns without influence: {listed_names(result.unused_columns)}")
     cut = sum(example.finish_reason == "length" for example in result.train) / len(result.train)
     means = f"{texts.prompt_tokens:.0f} tokens a prompt and {texts.response_tokens:.0f} a response"
     text = f"{means} on average, at most {texts.longest} together; {cut:.0%} of the responses are cut"
@@ -155,59 +155,6 @@ def padding(tokens: list[tuple[int, int]], train: TrainConfig) -> float:
         for cut in micro_batches(longest_B, responses, train.micro_batch_tokens):
             padded += responses * len(cut) * int(longest_B[cut[0]])
     return padded / int(lengths_PN.sum())
-
-
-class _Tokenised(NamedTuple):
-    """What phase `prompts` makes from the rows."""
-
-    train: list[Any]
-    """Examples to train on, `examples.Example` each; of a long source, those from its beginning."""
-    prompts: int
-    """The number of training prompts in the whole source."""
-    held_out: int
-    drops: Counter[str]
-    """Rows left out, by reason."""
-    read: int
-    """The number of rows that were tokenised."""
-
-
-def _tokenise(job: PromptsJob, rows: list[dict[str, Any]], renderer: Any) -> _Tokenised:
-    """Take the phase's own steps with all rows, or with the beginning of a long source."""
-    from spin_core.data import prompts
-    from spin_core.data.sources import DEMO, on_hub, prompt_rows
-    from spin_core.runtime.progress import Progress
-
-    settings, silent = job.config, Progress(out=io.StringIO())
-    name = settings.source.path
-    if name == DEMO:
-        examples, drops = prompts.load_examples(job, name, rows, renderer, silent, keep_duplicates=True)
-        return _Tokenised(examples, len(examples), settings.held_out, drops, len(rows))
-    characters = sum(len(text) for row in rows for text in _strings_in(row))
-    read = math.ceil(len(rows) * min(1.0, CHARACTERS / max(1, characters)))
-    examples, drops = prompts.load_examples(job, name, rows[:read], renderer, silent)
-    if read < len(rows):
-        left = len(examples) * len(rows) // read
-        if settings.held_out_source is None:
-            left -= settings.held_out
-        elif (
-            not on_hub(settings.held_out_source)
-            and len(prompt_rows(settings, settings.held_out_source)[0]) < settings.held_out
-        ):
-            raise DataError(f"{settings.held_out_source.path} has fewer rows than prompts.held_out: lower that")
-        return _Tokenised(examples, max(1, min(settings.sample or left, left)), settings.held_out, drops, read)
-    train, held_out, moved = prompts.divide(job, examples, renderer, silent)
-    if not train:
-        raise prompts.no_prompt_left(name, drops + moved)
-    return _Tokenised(train, len(train), len(held_out), drops + moved, read)
-
-
-def _strings_in(value: Any) -> Iterator[str]:
-    """All strings in a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings_in(item)
 
 
 def _assume_longest(inspection: Inspection, job: PromptsJob, number: int | None) -> Texts | None:

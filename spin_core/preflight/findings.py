@@ -1,10 +1,10 @@
 """The findings of `spin check`: what they hold, how they are collected, and how numbers are written in them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
 from spin_core.config.base import Frozen
-from spin_core.errors import SpinError
+from spin_core.errors import SpinError, printable
 
 _T = TypeVar("_T")
 
@@ -91,6 +91,12 @@ def listed(values: Iterable[Any]) -> str:
     """`0.1, 0.1, 5`; one value if all are the same."""
     texts = [f"{value:g}" for value in values]
     return texts[0] if len(set(texts)) == 1 else ", ".join(texts)
+
+
+def listed_names(names: Sequence[str], most: int = 8) -> str:
+    """`id, source and 12 more`: names from a user's data, in one line."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(printable(name, 40) for name in names[:most]) + more
 
 
 def size(number: float) -> str:

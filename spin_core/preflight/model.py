@@ -15,15 +15,9 @@ from spin_core.preflight.sizes import Shape
 
 def find_model(_inspection: Inspection, config: RunConfig, scratch: Path) -> Path:
     """The model's folder, with a tokenizer. It has no weights if they are on the hub, or not made yet."""
-    from spin_core.data import demo
     from spin_core.models import base_model
 
-    if config.model.path:
-        return base_model.locate(config.model.path, config.model, weights=False)
-    tokenizer = demo.build_tokenizer()
-    base_model.new_model_config(config.sft, tokenizer).save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
-    return scratch
+    return base_model.folder_without_weights(config.model, config.sft, scratch)
 
 
 def build_model(_inspection: Inspection, config: RunConfig, folder: Path) -> Any:

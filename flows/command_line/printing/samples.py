@@ -69,7 +69,12 @@ def _label(side: Response) -> Text:
 
 def _safe_text(text: str, find: str) -> Text:
     """Text of a model or a person: never read as markup, nor as a command to the terminal."""
-    safe = Text(text.translate(_VISIBLE))
+    safe = Text(visible(text))
     if find:
         safe.highlight_words([find], style="black on yellow", case_sensitive=False)
     return safe
+
+
+def visible(text: str) -> str:
+    """Text with its control characters as visible ones, except tabs and line feeds."""
+    return text.translate(_VISIBLE)

@@ -1,5 +1,6 @@
 """Commands that check: `spin check` and `spin verify`."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -42,3 +43,20 @@ def test_check_of_a_configuration_that_is_wrong_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "2 False\n"
     assert "did you mean train.beta?" in done.stderr
+
+
+def test_data_shows_rows_and_numbers(spin, tmp_path):
+    shown = spin("data", "demo", "--rows", "2", "--set", "prompts.sample=32").stdout
+    assert shown.count(" trained ▌ ") == 2
+    assert "32 rows: 32 to train on, 300 held out" in shown
+    as_json = json.loads(spin("data", "demo", "--rows", "1", "--set", "prompts.sample=32", "--json").stdout)
+    assert [len(source["samples"]) for source in as_json] == [1]
+    missing = spin("data", "demo", "--set", f"prompts.source.path={tmp_path}/none.jsonl", status=2)
+    assert missing.stderr.startswith(f"error  {tmp_path}/none.jsonl does not exist: ")
+
+
+def test_check_of_a_broken_model_ends_with_status_2(spin, tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text("{")
+    checked = spin("check", "demo", "--set", f"model.path={tmp_path}/model", "--set", "chat.template=plain", status=2)
+    assert f"{tmp_path}/model/config.json cannot be read as JSON" in checked.stdout

@@ -66,7 +66,7 @@ def test_recipes_are_listed_without_anything_heavy(command):
     assert not {*HEAVY, *TABLES} & loaded_modules(*command)
 
 
-@pytest.mark.parametrize("command", ["", "run ", "leaderboard ", "up "])
+@pytest.mark.parametrize("command", ["", "run ", "leaderboard ", "up ", "data "])
 def test_help_loads_nothing_heavy(command):
     """Not even what validates settings."""
     modules = loaded_modules(*command.split(), "--help")
