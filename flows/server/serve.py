@@ -88,21 +88,26 @@ def serve(runs: Path, host: str, port: int, reruns: int = local.RERUNS) -> None:
                 )
             )
             print(url, file=address, flush=True)
-            signed_in = state.sign_in_url(url, password) if state.is_output_private() else ""
-            click.echo(
-                f"up: {signed_in} opens the UI, signed in"
-                if signed_in
-                else f"up: {url} asks for a password: the whole line in {state.password_file(folder)}"
-            )
-            click.echo(
-                f"{url}/v2/deployments starts runs; {url}/v2/artifacts shows every iteration and leaderboard\n"
-                f"lineages in {runs}; log in {log_path}; Ctrl-C or spin down ends it"
-            )
-            if not is_loopback(host):
-                click.echo("passwords cross the network in plain text: put a proxy with TLS in front of it")
+            _print_addresses(runs, host, url, password, log_path)
             _watch((server, worker), api.Server(url, password), reruns, log_path)
         click.echo("ending …")
     click.echo("down")
+
+
+def _print_addresses(runs: Path, host: str, url: str, password: str, log_path: Path) -> None:
+    """Print how to open the UI, where lineages and the log are, and how to end `spin up`."""
+    signed_in = state.sign_in_url(url, password) if state.is_output_private() else ""
+    click.echo(
+        f"up: {signed_in} opens the UI, signed in"
+        if signed_in
+        else f"up: {url} asks for a password: the whole line in {state.password_file(state.state_folder(runs))}"
+    )
+    click.echo(
+        f"{url}/v2/deployments starts runs; {url}/v2/artifacts shows every iteration and leaderboard\n"
+        f"lineages in {runs}; log in {log_path}; Ctrl-C or spin down ends it"
+    )
+    if not is_loopback(host):
+        click.echo("passwords cross the network in plain text: put a proxy with TLS in front of it")
 
 
 def handle_signals() -> None:

@@ -15,7 +15,7 @@ from spin_core.lineage import costs
 from spin_core.lineage.costs import Costs
 from spin_core.lineage.lineage import Lineage, reports_in
 from spin_core.store import artifacts, files
-from spin_core.store.records import Comparison, EvalReport, Score
+from spin_core.store.records import Comparison, EvalReport, IterationRecord, Score
 from spin_core.store.tables import read_table
 
 _Items = Mapping[str, Mapping[str, float]]
@@ -113,43 +113,16 @@ CHOSEN = "◂"
 def leaderboard(lineage: Lineage) -> Board:
     """Compute the leaderboard from the published evaluations."""
     records = lineage.records()
-    rows, reports_by_t = [], dict[int, list[EvalReport]]()
+    reports_by_t: dict[int, list[EvalReport]] = {}
     for t in range(len(records) + 1):
-        reports = lineage.reports(t)
-        if not reports:
+        if not (reports := lineage.reports(t)):
             break
         reports_by_t[t] = reports
-        against = dict.fromkeys(version for version in (t - 1, 0) if 0 <= version < t)
-        rows.append(
-            Row(
-                name=f"θ_{t}",
-                t=t,
-                model=str(_model_folder(lineage, t)),
-                digest=reports[0].model,
-                scores=scores(reports),
-                notes=notes(reports),
-                differences=compare(reports, {version: reports_by_t[version] for version in against}),
-                gate=records[t - 1].gate.outcome if t > 0 else None,
-                costs=costs.total(records[t - 1]) if t > 0 else None,
-            )
-        )
     control_reports = {
         folder: reports
         for folder in sorted((lineage.root / "controls").glob("*"))
         if (reports := reports_in(folder / "eval"))
     }
-    controls = [
-        Row(
-            name=folder.name,
-            t=None,
-            model=str(folder),
-            digest=reports[0].model,
-            scores=scores(reports),
-            notes=notes(reports),
-            differences=compare(reports, {0: reports_by_t[0]} if 0 in reports_by_t else {}),
-        )
-        for folder, reports in control_reports.items()
-    ]
     all_reports = [report for reports in (*reports_by_t.values(), *control_reports.values()) for report in reports]
     suites = _suites_of(all_reports)
     separate = {report.suite for report in all_reports if report.apart}
@@ -159,8 +132,8 @@ def leaderboard(lineage: Lineage) -> Board:
     return Board(
         lineage=lineage.name,
         main_metric=lineage.config.evaluate.main_metric,
-        rows=tuple(rows),
-        controls=tuple(controls),
+        rows=tuple(_version_row(lineage, t, reports_by_t, records) for t in reports_by_t),
+        controls=tuple(_control_row(folder, reports, reports_by_t) for folder, reports in control_reports.items()),
         suites=suites,
         averages=averages(all_reports),
         choice=records[-1].gate.next_opponent if records else None,
@@ -175,6 +148,38 @@ def leaderboard(lineage: Lineage) -> Board:
             },
             lineage.config.evaluate.temperature,
         ),
+    )
+
+
+def _version_row(
+    lineage: Lineage, t: int, reports_by_t: Mapping[int, Sequence[EvalReport]], records: Sequence[IterationRecord]
+) -> Row:
+    """The row of θ_t, compared with the version before it and with θ_0."""
+    reports = reports_by_t[t]
+    against = dict.fromkeys(version for version in (t - 1, 0) if 0 <= version < t)
+    return Row(
+        name=f"θ_{t}",
+        t=t,
+        model=str(_model_folder(lineage, t)),
+        digest=reports[0].model,
+        scores=scores(reports),
+        notes=notes(reports),
+        differences=compare(reports, {version: reports_by_t[version] for version in against}),
+        gate=records[t - 1].gate.outcome if t > 0 else None,
+        costs=costs.total(records[t - 1]) if t > 0 else None,
+    )
+
+
+def _control_row(folder: Path, reports: Sequence[EvalReport], reports_by_t: Mapping[int, Sequence[EvalReport]]) -> Row:
+    """The row of a control, compared with θ_0."""
+    return Row(
+        name=folder.name,
+        t=None,
+        model=str(folder),
+        digest=reports[0].model,
+        scores=scores(reports),
+        notes=notes(reports),
+        differences=compare(reports, {0: reports_by_t[0]} if 0 in reports_by_t else {}),
     )
 
 
@@ -237,7 +242,9 @@ def items(reports: Sequence[EvalReport]) -> dict[str, dict[str, float]]:
     return found
 
 
-def compare(reports: Sequence[EvalReport], others: dict[int, list[EvalReport]]) -> dict[str, tuple[Comparison, ...]]:
+def compare(
+    reports: Sequence[EvalReport], others: Mapping[int, Sequence[EvalReport]]
+) -> dict[str, tuple[Comparison, ...]]:
     """Paired differences against other versions' reports, for every task whose single items are known."""
     own_items, means = items(reports), averages(reports)
     other_items = {version: items(other) for version, other in others.items()}

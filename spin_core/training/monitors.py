@@ -5,7 +5,7 @@ Every monitor is a function of the rows of `metrics.jsonl`, so a resumed trainin
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 
 from spin_core.config.train import MonitorsConfig, TrainConfig
@@ -38,7 +38,7 @@ _CAUSE = (
 
 
 class Monitors:
-    """Gets one row after another. Each monitor acts once in a training, when its condition first holds."""
+    """The monitors of one training, which gets its rows in order. Each acts once, when its condition first holds."""
 
     def __init__(self, config: MonitorsConfig, objective: Objective) -> None:
         self.config, self.beta = config, objective.beta
@@ -53,7 +53,7 @@ class Monitors:
         if len(self._start) < self.config.window and "rewards/real" in row:
             self._start.append(row["rewards/real"])
         events = []
-        for kind, text in self._conditions(row):
+        for kind, text in self._messages(row).items():
             action = getattr(self.config, kind)
             if kind not in self._fired and action != "off":
                 message = text + _ACTION_TEXTS[action].format(kind=kind)
@@ -61,66 +61,90 @@ class Monitors:
             self._fired.add(kind)
         return events
 
-    def _conditions(self, row: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-        """Kind and message of every condition that holds at this row."""
-        config, window = self.config, list(self._rows)[-self.config.window :]
-        for name, what in (("loss", "loss"), ("grad_norm", "gradient")):
-            if not math.isfinite(row[name]):
-                yield (
-                    "not_finite",
-                    f"the {what} of step {row['step']:.0f} is not finite, at learning rate {row['learning_rate']:.3g}: "
-                    "lower train.learning_rate, raise train.warmup or set train.max_grad_norm to 1; "
-                    "if it is the first step, look for damaged weights",
-                )
-                return
-        before, now = list(self._rows)[:-LEAP], list(self._rows)[-LEAP:]
-        if len(before) == config.window:
-            usual, least = median(r["grad_norm"] for r in before), min(r["grad_norm"] for r in now)
-            if least > config.gradient_factor * usual:
-                yield (
-                    "gradient",
-                    f"the gradient's norm was at least {least:.3g} in {LEAP} steps in a row, to step "
-                    f"{row['step']:.0f}, and {usual:.3g} in the {config.window} steps before: the weights are leaving "
-                    "the region where learning is smooth; use a smaller learning rate, or a longer train.warmup",
-                )
-        if "rewards/margins" not in row or len(window) < config.window:
-            return
-        last = f"over the last {config.window} steps, to step {row['step']:.0f}"
-        if min(r["rewards/accuracies"] for r in window) >= config.saturated_accuracy:
-            yield (
-                "saturated",
-                f"reward accuracy was at least {config.saturated_accuracy} {last}: the player always "
-                "distinguishes real from generated, and may now learn only length or format; "
-                "use fewer epochs or a smaller learning rate",
-            )
+    def _messages(self, row: Mapping[str, float]) -> dict[str, str]:
+        """The message of every condition that holds at this row, by its monitor."""
+        if message := _not_finite(row):
+            return {"not_finite": message}
+        messages = {"gradient": self._gradient(row)}
+        window = list(self._rows)[-self.config.window :]
+        if "rewards/margins" in row and len(window) == self.config.window:
+            last = f"over the last {self.config.window} steps, to step {row['step']:.0f}"
+            messages |= {
+                "saturated": self._saturated(window, last),
+                "exploded": self._exploded(window, last),
+                "fallen": self._fallen(window, last),
+                "length": self._length(window, last),
+            }
+        return {kind: message for kind, message in messages.items() if message}
+
+    # Each of these returns its message, or an empty text if its condition does not hold.
+
+    def _gradient(self, row: Mapping[str, float]) -> str:
+        config, before, now = self.config, list(self._rows)[:-LEAP], list(self._rows)[-LEAP:]
+        if len(before) < config.window:
+            return ""
+        usual, least = median(r["grad_norm"] for r in before), min(r["grad_norm"] for r in now)
+        if least <= config.gradient_factor * usual:
+            return ""
+        return (
+            f"the gradient's norm was at least {least:.3g} in {LEAP} steps in a row, to step {row['step']:.0f}, and "
+            f"{usual:.3g} in the {config.window} steps before: the weights are leaving the region where learning is "
+            "smooth; use a smaller learning rate, or a longer train.warmup"
+        )
+
+    def _saturated(self, window: Sequence[Mapping[str, float]], last: str) -> str:
+        if min(r["rewards/accuracies"] for r in window) < self.config.saturated_accuracy:
+            return ""
+        return (
+            f"reward accuracy was at least {self.config.saturated_accuracy} {last}: the player always distinguishes "
+            "real from generated, and may now learn only length or format; use fewer epochs or a smaller learning rate"
+        )
+
+    def _exploded(self, window: Sequence[Mapping[str, float]], last: str) -> str:
         margin = _mean(window, "rewards/margins")
-        if margin > config.exploded_margin:
-            yield (
-                "exploded",
-                f"the mean reward margin was {margin:.1f} {last}: the loss is flat there, and the player runs away "
-                "from its opponent; use a smaller learning rate or a larger beta",
-            )
+        if margin <= self.config.exploded_margin:
+            return ""
+        return (
+            f"the mean reward margin was {margin:.1f} {last}: the loss is flat there, and the player moves away "
+            "from its opponent; use a smaller learning rate or a larger beta"
+        )
+
+    def _fallen(self, window: Sequence[Mapping[str, float]], last: str) -> str:
         # Where the reference is not the opponent, rewards do not start at zero.
         start = 0.0 if self._starts_at_zero else fmean(self._start)
         nats = (_mean(window, "rewards/real") - start) / self.beta
-        if nats < -config.fallen_nats:
-            yield (
-                "fallen",
-                f"log p of the real responses was {-nats:.1f} nats below its start {last}: the player wins by making "
-                "the generated ones unlikely, not the real ones likely; use a smaller learning rate, a larger beta "
-                "or train.nll_weight",
+        if nats >= -self.config.fallen_nats:
+            return ""
+        return (
+            f"log p of the real responses was {-nats:.1f} nats below its start {last}: the player wins by making the "
+            "generated ones unlikely, not the real ones likely; use a smaller learning rate, a larger beta or "
+            "train.nll_weight"
+        )
+
+    def _length(self, window: Sequence[Mapping[str, float]], last: str) -> str:
+        if not all(_LENGTHS in r for r in window):
+            return ""
+        correlation = _mean(window, _LENGTHS)
+        if abs(correlation) <= self.config.length_correlation:
+            return ""
+        longer = "longer" if correlation > 0 else "shorter"
+        return (
+            f"the correlation of a pair's reward margin with its difference in length was {correlation:.2f} {last}: "
+            f"the player learns that real responses are {longer}, more than what they say; look at the length "
+            "classifier's score, cap both sides alike with generate.max_new_tokens, or set pairs.drop_cut"
+        )
+
+
+def _not_finite(row: Mapping[str, float]) -> str:
+    """Which of loss and gradient is not finite, and what may help; empty if both are."""
+    for name, what in (("loss", "loss"), ("grad_norm", "gradient")):
+        if not math.isfinite(row[name]):
+            return (
+                f"the {what} of step {row['step']:.0f} is not finite, at learning rate {row['learning_rate']:.3g}: "
+                "lower train.learning_rate, raise train.warmup or set train.max_grad_norm to 1; if it is the first "
+                "step, look for damaged weights"
             )
-        if all(_LENGTHS in r for r in window):
-            correlation = _mean(window, _LENGTHS)
-            if abs(correlation) > config.length_correlation:
-                longer = "longer" if correlation > 0 else "shorter"
-                yield (
-                    "length",
-                    f"the correlation of a pair's reward margin with its difference in length was {correlation:.2f} "
-                    f"{last}: the player learns that real responses are {longer}, more than what they say; look at "
-                    "the length classifier's score, cap both sides alike with generate.max_new_tokens, or set "
-                    "pairs.drop_cut",
-                )
+    return ""
 
 
 def _mean(rows: Sequence[Mapping[str, float]], name: str) -> float:
