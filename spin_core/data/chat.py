@@ -17,7 +17,7 @@ cannot take back a prompt's last token. So training sees prompt ids + response i
 prompt ids. The tokenizer adds nothing: there is a BOS where the template writes one, or where `chat.add_bos` asks for
 one.
 
-`Renderer.encode` is the way from conversations to token ids, and `decode_responses` the way back.
+`Renderer.encode` is the way from conversations to token ids, and `responses.decode_responses` the way back.
 """
 
 import re
@@ -30,6 +30,7 @@ from spin_core.data.formats.tools import Tools, ToolSupport
 from spin_core.data.formats.values import Row
 from spin_core.data.templates.chat_template import ChatTemplate, Input, Rendering, ending, thoughts_in
 from spin_core.data.templates.frame import ANSWER, Frame, bare_frame, find_frame
+from spin_core.data.templates.responses import Ends
 from spin_core.errors import ConfigError, DataError, ModelError
 
 FinishReason = Literal["stop", "length"]
@@ -77,8 +78,13 @@ class _Texts(NamedTuple):
 class Renderer:
     """Renders conversations for one tokenizer, and tokenises them."""
 
-    def __init__(self, tokenizer: Any, config: ChatConfig) -> None:
+    def __init__(self, tokenizer: Any, config: ChatConfig, ends: Sequence[int] = ()) -> None:
         """Find out how the tokenizer's template writes a response.
+
+        Args:
+            tokenizer: of the model.
+            config: how prompts are written.
+            ends: further tokens that end a response, as the model's own settings name them (`model_ends`).
 
         Raises:
             ConfigError: the template or the format cannot be used.
@@ -89,15 +95,13 @@ class Renderer:
             raise ConfigError(f"chat.format is {config.format!r}: write {{prompt}} where the prompt goes")
         self._template = None if config.template != "tokenizer" else ChatTemplate.of(tokenizer, config.template_kwargs)
         self.frame = self._find_frame()
-        self.end_of_turn_id: int = tokenizer.convert_tokens_to_ids(self.frame.end_of_turn)
-        if self._tokenise([self.frame.closing])[0][-1:] != [self.end_of_turn_id]:
-            raise ModelError(
-                f"the tokenizer splits its end of turn {self.frame.end_of_turn!r} into pieces: "
-                "set model.eos_token to one of its special tokens"
-            )
-        eos = tokenizer.eos_token_id
-        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(i for i in (self.end_of_turn_id, eos) if i is not None))
-        """Tokens that end a response: the end of turn, and the tokenizer's EOS if that is another token."""
+        self.ends = self._find_ends(ends)
+        """What ends a response: the end of turn, the tokenizer's EOS, and the model's other ends."""
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that end a response."""
+        return self.ends.ids
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The rendered prompt: the text after which the model is to answer.
@@ -164,10 +168,8 @@ class Renderer:
     def response_text(self, text: str) -> str:
         """A response without the end of turn that data may have which were rendered before."""
         text = self.clean(text)
-        for token in {self.frame.end_of_turn, self.tokenizer.eos_token} - {None}:
-            bare = text.rstrip()
-            if bare.endswith(token):
-                text = bare.removesuffix(token)
+        while end := next((end for end in self._end_texts if text.rstrip().endswith(end)), ""):
+            text = text.rstrip().removesuffix(end)
         return text
 
     def clean(self, text: str) -> str:
@@ -177,6 +179,11 @@ class Renderer:
     def has_control_token(self, text: str) -> bool:
         """Whether the tokenizer reads a part of the text as a control token, so that the text could end a turn."""
         return self._control_tokens.search(text) is not None
+
+    @cached_property
+    def _end_texts(self) -> list[str]:
+        tokens = self.tokenizer.convert_ids_to_tokens(list(self.ends.ids))
+        return [text for text in (self.frame.end_of_turn, *tokens) if text]
 
     @cached_property
     def unknown_id(self) -> int | None:
@@ -204,7 +211,7 @@ class Renderer:
     @cached_property
     def _control_tokens(self) -> re.Pattern[str]:
         tokens = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        tokens |= {self.frame.end_of_turn}
+        tokens |= {*self._end_texts}
         return re.compile("|".join(re.escape(token) for token in sorted(tokens)))
 
     def can_render(self, messages: Sequence[Message], tools: Tools | None) -> bool:
@@ -291,6 +298,19 @@ class Renderer:
         tokens = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
         return find_frame(self._template.render, tokens, lambda: _end_of_sequence(self.tokenizer))
 
+    def _find_ends(self, ends: Sequence[int]) -> Ends:
+        known = [id for id in (self.tokenizer.eos_token_id, *ends) if id is not None and id < len(self.tokenizer)]
+        end = self.frame.end_of_turn
+        if not self.frame.is_token:
+            return Ends(tuple(dict.fromkeys(known)), (end,))
+        end_id: int = self.tokenizer.convert_tokens_to_ids(end)
+        if self._tokenise([self.frame.closing])[0][-1:] != [end_id]:
+            raise ModelError(
+                f"the tokenizer splits its end of turn {end!r} into pieces: "
+                "set model.eos_token to one of its special tokens"
+            )
+        return Ends(tuple(dict.fromkeys([end_id, *known])))
+
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text, with nothing added."""
         try:
@@ -325,26 +345,6 @@ class Renderer:
             if both[: len(before)] == before:
                 return both[len(before) :]
         return self._tokenise([tail])[0]
-
-
-def decode_responses(
-    tokenizer: Any, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]
-) -> list[str]:
-    """Responses as text, without special tokens.
-
-    Each is decoded after its prompt. By itself, a response would lose its first space with many tokenizers.
-    """
-    wholes = [[*before, *after] for before, after in zip(prompt_ids, response_ids, strict=True)]
-    prompts, texts, alone = (
-        tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        for ids in ([list(ids) for ids in prompt_ids], wholes, [list(ids) for ids in response_ids])
-    )
-    # Half a character at a prompt's end is written differently once its other half follows. Then the prompt's text is
-    # not the beginning of the whole, and the response is decoded by itself.
-    return [
-        text.removeprefix(prompt) if text.startswith(prompt) else bare
-        for prompt, text, bare in zip(prompts, texts, alone, strict=True)
-    ]
 
 
 def _end_of_sequence(tokenizer: Any) -> str:

@@ -14,10 +14,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_core.data.chat import Encoded, Message, Renderer, decode_responses
+from spin_core.data.chat import Encoded, Message, Renderer
 from spin_core.data.conversations import Conversation
 from spin_core.data.formats.tools import has_tools
 from spin_core.data.formats.values import strings_in
+from spin_core.data.templates.responses import decode_responses
 from spin_core.errors import DataError
 
 log = logging.getLogger("spin_core")

@@ -91,6 +91,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def model_ends(folder: Path) -> tuple[int, ...]:
+    """The tokens that end a response by the model's own settings, which may be several.
+
+    They are in its `generation_config.json`, or else in its `config.json`, as transformers reads them.
+    """
+    for name in ("generation_config.json", CONFIG):
+        ends = read_json(folder / name).get("eos_token_id") if (folder / name).exists() else None
+        if ends is not None:
+            return tuple(id for id in (ends if isinstance(ends, list) else [ends]) if type(id) is int and id >= 0)
+    return ()
+
+
 def _read_sizes(path: Path) -> None:
     """Raise `ModelError` for a size in a config.json that no model has, before anything is built in that size."""
     settings = read_json(path)

@@ -50,7 +50,7 @@ from spin_core.errors import DataError
 from spin_core.evaluation.classifiers import length_classifier, text_classifier, two_sample_p
 from spin_core.evaluation.exact import demo_distances
 from spin_core.evaluation.items import Values, mean, write_items
-from spin_core.inference.answering import answer_requests, decode_answers, requests_for, stop_ids
+from spin_core.inference.answering import answer_requests, decode_answers, ends_of, requests_for
 from spin_core.inference.transformers_engine import TransformersEngine
 from spin_core.models.loading import load_model
 from spin_core.models.logps import sequence_logps
@@ -83,7 +83,7 @@ class Player:
         self.job = job
         self.model: PreTrainedModel = load_model(job.player.path, job.model)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(job.player.path, job.model)
-        self.stop_ids = stop_ids(job.prompts, self.tokenizer)
+        self.ends = ends_of(job.prompts, self.tokenizer)
         self.temperature = at(job.generate.temperature, job.player.t)
 
     def logps(self, prompt_ids: list[list[int]], response_ids: list[list[int]]) -> Floats:
@@ -135,7 +135,9 @@ def answer_prompts(player: Player, held_out: pa.Table, progress: Progress) -> pa
     job = player.job
     ids, prompt_ids, real_ids = (held_out[name].to_pylist() for name in ("id", "prompt_ids", "response_ids"))
     # The model is loaded anyway, to score both sides, so the engine that shares it is used.
-    engine = TransformersEngine.from_config(player.model, player.tokenizer, player.stop_ids, job.generate, job.player.t)
+    engine = TransformersEngine.from_config(
+        player.model, player.tokenizer, player.ends.ids, job.generate, job.player.t, player.ends.strings
+    )
     requests = requests_for(ids, prompt_ids, job.seed, "held out")
     sampled = answer_requests(engine, requests, lambda rows, _tokens: progress.report(rows))
     generated_ids = [answer.response_ids for answer in sampled]
@@ -143,7 +145,7 @@ def answer_prompts(player: Player, held_out: pa.Table, progress: Progress) -> pa
         "id": ids,
         "prompt": held_out["prompt"],
         "real": held_out["response"],
-        "generated": decode_answers(player.tokenizer, requests, sampled),
+        "generated": decode_answers(player.tokenizer, requests, sampled, player.ends),
         "prompt_ids": prompt_ids,
         "real_ids": real_ids,
         "generated_ids": generated_ids,
@@ -217,7 +219,7 @@ def _exact_distances(player: Player, held_out: pa.Table) -> Values:
         player.model,
         player.tokenizer,
         held_out,
-        end_id=player.stop_ids[0],
+        end_id=player.ends.ids[0],
         temperatures=(player.temperature,),
         batch_size=player.job.config.batch_size,
     )

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from spin_core.data.chat import decode_responses
 from spin_core.data.seeds import seed_of
+from spin_core.data.templates.responses import Ends, decode_responses
 from spin_core.errors import ModelError
 from spin_core.inference.engine import Answer, Engine, Request
 from spin_core.store.records import PromptSet
@@ -78,17 +78,17 @@ def answer_requests(
     return [answers[index] for index in range(len(requests))]
 
 
-def stop_ids(prompts: PromptSet, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokens that end an answer: those of the prompts' chat format, or else the tokenizer's EOS."""
-    return prompts.stop_ids or (tokenizer.eos_token_id,)
+def ends_of(prompts: PromptSet, tokenizer: PreTrainedTokenizerBase) -> Ends:
+    """What ends an answer: the ends of the prompts' chat format, or else the tokenizer's EOS."""
+    return Ends(prompts.stop_ids or (tokenizer.eos_token_id,), prompts.stop_strings)
 
 
 def decode_answers(
-    tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request], answers: Sequence[Answer]
+    tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request], answers: Sequence[Answer], ends: Ends
 ) -> list[str]:
-    """The answers as text, without special tokens."""
+    """The answers as text, without special tokens and without their end."""
     return decode_responses(
-        tokenizer, [request.prompt_ids for request in requests], [answer.response_ids for answer in answers]
+        tokenizer, [request.prompt_ids for request in requests], [answer.response_ids for answer in answers], ends
     )
 
 

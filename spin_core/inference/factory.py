@@ -20,13 +20,25 @@ from spin_core.models.loading import load_model
 log = logging.getLogger("spin_core")
 
 
-def make_engine(folder: Path, model: ModelConfig, stop_ids: Sequence[int], config: GenerateConfig, t: int) -> Engine:
-    """Load the version in `folder` into the configured engine, with the sampling of iteration `t`."""
+def make_engine(
+    folder: Path,
+    model: ModelConfig,
+    stop_ids: Sequence[int],
+    config: GenerateConfig,
+    t: int,
+    stop_strings: Sequence[str] = (),
+) -> Engine:
+    """Load the version in `folder` into the configured engine, with the sampling of iteration `t`.
+
+    `stop_ids` and `stop_strings` are the chat format's, in addition to those of the configuration.
+    """
     if config.engine == "vllm":
         from spin_core.inference.vllm_engine import VllmEngine  # only vLLM's environment has vLLM
 
-        return VllmEngine(folder, model, stop_ids, Sampling.of(config, t), config.vllm)
+        return VllmEngine(folder, model, stop_ids, Sampling.of(config, t, stop_strings), config.vllm)
     log.info(
         "answering with transformers %s, at most %d prompts at a time", transformers.__version__, config.batch_size
     )
-    return TransformersEngine.from_config(load_model(folder, model), load_tokenizer(folder, model), stop_ids, config, t)
+    return TransformersEngine.from_config(
+        load_model(folder, model), load_tokenizer(folder, model), stop_ids, config, t, stop_strings
+    )

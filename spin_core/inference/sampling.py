@@ -27,11 +27,11 @@ class Sampling:
     """In addition to those of the chat format."""
 
     @classmethod
-    def of(cls, config: GenerateConfig, t: int) -> "Sampling":
-        """The configured sampling in iteration `t`."""
+    def of(cls, config: GenerateConfig, t: int, stop_strings: Sequence[str] = ()) -> "Sampling":
+        """The configured sampling in iteration `t`, which also stops at the chat format's `stop_strings`."""
         return cls(
             at(config.temperature, t), config.top_p, config.top_k, config.max_new_tokens, config.min_p,
-            config.repetition_penalty, config.stop_strings, config.stop_ids,
+            config.repetition_penalty, (*config.stop_strings, *stop_strings), config.stop_ids,
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_core.config.generate import GenerateConfig
-from spin_core.data.chat import decode_responses
+from spin_core.data.templates.responses import decode_responses
 from spin_core.inference.engine import Answer, Request, token_limit
 from spin_core.inference.kv_cache import RowCache
 from spin_core.inference.sampling import Sampling, draw, penalised, probabilities, uniforms
@@ -57,9 +57,10 @@ class TransformersEngine:
         stop_ids: Sequence[int],
         config: GenerateConfig,
         t: int,
+        stop_strings: Sequence[str] = (),
     ) -> "TransformersEngine":
         """Use a loaded model with the settings of iteration `t`; `config.engine` is ignored."""
-        return cls(model, stop_ids, Sampling.of(config, t), config.batch_size, tokenizer)
+        return cls(model, stop_ids, Sampling.of(config, t, stop_strings), config.batch_size, tokenizer)
 
     @torch.inference_mode()
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:

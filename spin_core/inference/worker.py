@@ -21,7 +21,7 @@ import torch
 from spin_core.data.seeds import seed_of
 from spin_core.data.sequences import read_token_ids
 from spin_core.data.tokenizer import load_tokenizer
-from spin_core.inference.answering import answer_requests, decode_answers, requests_for, stop_ids
+from spin_core.inference.answering import answer_requests, decode_answers, ends_of, requests_for
 from spin_core.inference.engine import Answer, Engine
 from spin_core.inference.factory import make_engine
 from spin_core.inference.shard_loop import make_shards
@@ -79,6 +79,7 @@ class GenerationWorker:
         progress.start(len(self.requests), "prompt" if self.answers == 1 else "answer")
         self.tally = Tally(self.shards, [self._ids_in(plan) for plan in self.plans], progress)
         self.tokenizer = load_tokenizer(job.opponent.path, job.model)
+        self.ends = ends_of(job.prompts, self.tokenizer)
         self._version: ModelVersion | None = None
         self._engine: Engine | None = None
         self._full_batch = 0
@@ -129,7 +130,7 @@ class GenerationWorker:
             "id": self._ids_in(plan),
             "answer": [row % self.answers for row in rows],
             "opponent": [plan.version.t] * len(rows),
-            "response": decode_answers(self.tokenizer, [self.requests[row] for row in rows], answers),
+            "response": decode_answers(self.tokenizer, [self.requests[row] for row in rows], answers, self.ends),
             "response_ids": [answer.response_ids for answer in answers],
             "finish_reason": [answer.finish_reason for answer in answers],
         }
@@ -157,8 +158,9 @@ class GenerationWorker:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            stops = stop_ids(self.job.prompts, self.tokenizer)
-            self._engine = make_engine(version.path, self.job.model, stops, self.job.config, self.job.t)
+            self._engine = make_engine(
+                version.path, self.job.model, self.ends.ids, self.job.config, self.job.t, self.ends.strings
+            )
             self._full_batch = self._engine.batch_size
             self._version = version
         return self._engine

@@ -8,6 +8,7 @@ larger than the model's vocabulary.
 
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from spin_core.config.model import ChatConfig, ModelConfig, SftConfig
 from spin_core.data.chat import Renderer
-from spin_core.data.tokenizer import load_config, load_tokenizer
+from spin_core.data.tokenizer import load_config, load_tokenizer, model_ends
 from spin_core.errors import ConfigError, ModelError, first_line
 from spin_core.models.files import save_model
 from spin_core.models.skeleton import build_skeleton
@@ -70,7 +71,7 @@ def check_model(
     skeleton = build_skeleton(source, load_config(source, model), model)
     tokenizer = prepare_tokenizer(source, model)
     check_fit(source, skeleton, tokenizer)
-    renderer = make_renderer(tokenizer, chat)
+    renderer = make_renderer(tokenizer, chat, model_ends(source))
     headers = read_headers(weights)
     check_values(headers, without=check_weights(source, skeleton, headers), progress=progress)
     return weights, renderer
@@ -169,10 +170,10 @@ def prepare_tokenizer(source: Path, config: ModelConfig) -> Any:
     return tokenizer
 
 
-def make_renderer(tokenizer: Any, chat: ChatConfig) -> Renderer:
+def make_renderer(tokenizer: Any, chat: ChatConfig, ends: Sequence[int]) -> Renderer:
     """The renderer of a tokenizer's prompts. An error about its chat template names the folder that it is in."""
     try:
-        return Renderer(tokenizer, chat)
+        return Renderer(tokenizer, chat, ends)
     except ConfigError as error:
         if chat.template != "tokenizer":
             raise

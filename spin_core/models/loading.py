@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from spin_core.config.model import ModelConfig
 from spin_core.errors import ModelError, first_line
@@ -51,4 +52,6 @@ def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
     model = model.to(device)
     if is_stacked(folder):
         merge_adapters(model, read_adapters(folder))
+        if (folder / GENERATION_CONFIG_NAME).exists():  # the version's, which is not next to θ_0's weights
+            model.generation_config = GenerationConfig.from_pretrained(folder)
     return model

@@ -17,7 +17,7 @@ from spin_core.data.examples import ExampleBuilder, sample
 from spin_core.data.pairs import SCHEMA
 from spin_core.data.preferences import SETTING, build_pairs, no_preference_left, preferences
 from spin_core.data.sources import preference_rows
-from spin_core.data.tokenizer import load_tokenizer
+from spin_core.data.tokenizer import load_tokenizer, model_ends
 from spin_core.runtime.phase import main
 from spin_core.runtime.progress import Progress
 from spin_core.store.jobs import PreferencesJob
@@ -32,7 +32,8 @@ def run(job: PreferencesJob, scratch: Path, progress: Progress) -> dict[str, Any
     rows = preference_rows(job.source, f"{SETTING}.source", job.columns)
     items, drops = preferences(rows, job.columns, name)
     tokenizer = load_tokenizer(job.tokenizer.path, ModelConfig(trust_remote_code=job.trust_remote_code))
-    builder = ExampleBuilder(Renderer(tokenizer, job.chat), job.max_prompt_tokens, job.max_new_tokens)
+    renderer = Renderer(tokenizer, job.chat, model_ends(job.tokenizer.path))
+    builder = ExampleBuilder(renderer, job.max_prompt_tokens, job.max_new_tokens)
     held_out = set(pq.read_table(job.prompts.path / "held_out.parquet")["id"].to_pylist())
     pairs, dropped = build_pairs(items, builder, held_out, progress)
     builder.remarks.log(name)

@@ -12,7 +12,7 @@ from spin_core.data.chat import Renderer
 from spin_core.data.conversations import ConversationReader
 from spin_core.data.prompts import check_context, divide, load_examples, no_prompt_left, write_examples
 from spin_core.data.sources import DEMO, demo_rows, prompt_rows
-from spin_core.data.tokenizer import load_tokenizer
+from spin_core.data.tokenizer import load_tokenizer, model_ends
 from spin_core.runtime.phase import main
 from spin_core.runtime.progress import Progress
 from spin_core.store.jobs import PromptsJob
@@ -26,7 +26,13 @@ def run(job: PromptsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     check_context(job)
     config, name = job.config, job.config.source.path
     tokenizer = load_tokenizer(job.tokenizer.path, ModelConfig(trust_remote_code=job.trust_remote_code))
-    renderer = Renderer(tokenizer, job.chat)
+    renderer = Renderer(tokenizer, job.chat, model_ends(job.tokenizer.path))
+    for end in renderer.ends.strings:
+        log.warning(
+            "the tokenizer has no token for %r, the chat template's end of turn: answers end where this text ends. "
+            "If the model was trained with such a token, set model.tokenizer to the tokenizer that has it",
+            end,
+        )
     reader, revision = ConversationReader(config, name), None
     if name == DEMO:
         rows, held_out_rows = demo_rows(config.sample, config.held_out, job.seed)
@@ -58,7 +64,8 @@ def run(job: PromptsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
         "rows": len(train),
         "held_out": len(held_out),
         "drops": dict(sorted((+drops).items())),
-        "stop_ids": renderer.stop_ids,
+        "stop_ids": renderer.ends.ids,
+        "stop_strings": renderer.ends.strings,
         "unused_columns": sorted(reader.unused),
     }
 

@@ -123,12 +123,17 @@ def inspect_packing(inspection: Inspection, config: RunConfig, skeleton: Any) ->
 
 def inspect_tokenizer(inspection: Inspection, config: RunConfig, folder: Path, skeleton: Any) -> Any:
     """The tokenizer loads, fits the model, and can write prompts as configured. Returns its renderer."""
+    from spin_core.data.tokenizer import model_ends
     from spin_core.models import base_model
 
     tokenizer = base_model.prepare_tokenizer(folder, config.model)
     base_model.check_fit(folder, skeleton, tokenizer)
-    renderer = base_model.make_renderer(tokenizer, config.chat)
+    renderer = base_model.make_renderer(tokenizer, config.chat, model_ends(folder))
     template = {"tokenizer": "its chat template", "plain": "bare text", "format": f"format {config.chat.format!r}"}
     tokens = f"{len(tokenizer):,} tokens; pad {tokenizer.pad_token}, responses end in {renderer.frame.end_of_turn}"
     inspection.add("tokenizer", f"{tokens}; prompts are written as {template[config.chat.template]}")
+    for end in renderer.ends.strings:
+        inspection.add(
+            "tokenizer", f"has no token for {end!r}, the template's end of turn: answers end in several tokens", "warn"
+        )
     return renderer

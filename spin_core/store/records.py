@@ -33,7 +33,10 @@ class PromptSet(Artifact):
     drops: dict[str, int]
     """Rows left out, by reason."""
     stop_ids: tuple[int, ...] = ()
-    """Tokens that end a response: the template's end of turn, then the tokenizer's EOS. Empty: the EOS alone."""
+    """Tokens that end a response: the template's end of turn, the tokenizer's EOS, then the model's other ends. Empty:
+    the EOS alone."""
+    stop_strings: tuple[str, ...] = ()
+    """The template's end of turn where the tokenizer splits it; empty in older sets."""
     unused_columns: tuple[str, ...] = ()
     """The source's columns with values that have no influence."""
 

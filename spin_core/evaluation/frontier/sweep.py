@@ -23,7 +23,7 @@ from spin_core.data.tokenizer import load_tokenizer
 from spin_core.evaluation.exact import demo_distances
 from spin_core.evaluation.frontier.axes import EXACT, FILE, SCHEMA
 from spin_core.evaluation.suites import FRONTIER
-from spin_core.inference.answering import stop_ids
+from spin_core.inference.answering import ends_of
 from spin_core.models.loading import load_model
 from spin_core.runtime.progress import Progress
 from spin_core.store.evaluation_jobs import FrontierJob
@@ -42,7 +42,7 @@ def measure(job: FrontierJob, scratch: Path, progress: Progress) -> dict[str, An
         load_model(job.player.path, job.model),
         tokenizer,
         held_out,
-        end_id=stop_ids(job.prompts, tokenizer)[0],
+        end_id=ends_of(job.prompts, tokenizer).ids[0],
         temperatures=temperatures,
         batch_size=job.speed.batch_size,
     )

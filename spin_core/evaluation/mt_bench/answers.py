@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from spin_core.config.base import at_iteration
-from spin_core.data.chat import Message, Renderer, decode_responses
+from spin_core.data.chat import Message, Renderer
 from spin_core.data.seeds import seed_of
-from spin_core.data.tokenizer import load_tokenizer
+from spin_core.data.templates.responses import decode_responses
+from spin_core.data.tokenizer import load_tokenizer, model_ends
 from spin_core.evaluation.mt_bench.questions import HUMAN, Answers, Question, TurnKey
 from spin_core.inference.answering import answer_requests
 from spin_core.inference.engine import Answer, Engine, Request
@@ -69,7 +70,8 @@ class Answerer:
         if not any(self._missing(turn) for turn in (1, 2)):
             return
         job = self.job
-        engine = make_engine(job.player.path, job.model, self._renderer.stop_ids, job.generate, job.player.t)
+        ends = self._renderer.ends
+        engine = make_engine(job.player.path, job.model, ends.ids, job.generate, job.player.t, ends.strings)
         configured = engine.sampling
         for turn in (1, 2):
             # An engine has one way of sampling at a time, and categories differ in theirs.
@@ -101,7 +103,8 @@ class Answerer:
 
     @cached_property
     def _renderer(self) -> Renderer:
-        return Renderer(load_tokenizer(self.job.player.path, self.job.model), self.job.chat)
+        folder = self.job.player.path
+        return Renderer(load_tokenizer(folder, self.job.model), self.job.chat, model_ends(folder))
 
     def _missing(self, turn: int) -> list[Question]:
         """Return the questions without an answer to this turn."""
@@ -135,7 +138,8 @@ class Answerer:
         ]
 
         def keep(index: int, answer: Answer) -> None:
-            text = decode_responses(self._renderer.tokenizer, [fitted[index]], [answer.response_ids])[0]
+            renderer = self._renderer
+            text = decode_responses(renderer.tokenizer, [fitted[index]], [answer.response_ids], renderer.ends)[0]
             id = questions[index].id
             row = {
                 "key": questions[index].key,

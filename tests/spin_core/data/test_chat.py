@@ -3,7 +3,8 @@
 import pytest
 
 from spin_core.config.model import ChatConfig, ModelConfig
-from spin_core.data.chat import Renderer, decode_responses
+from spin_core.data.chat import Renderer
+from spin_core.data.templates.responses import decode_responses
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ConfigError, DataError, ModelError
 from tests.support.helpers import character_tokenizer, data_folder

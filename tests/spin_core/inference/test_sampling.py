@@ -91,4 +91,5 @@ def test_settings_are_those_of_the_iteration():
     config = GenerateConfig(temperature=(1.0, 0.5), top_k=3, max_new_tokens=8)
     assert Sampling.of(config, 4) == Sampling(0.5, 1.0, 3, 8)
     config = GenerateConfig(min_p=0.1, repetition_penalty=1.2, stop_strings=("a",), stop_ids=(7,), max_new_tokens=8)
+    assert Sampling.of(config, 0, ["b"]).stop_strings == ("a", "b")
     assert Sampling.of(config, 0) == Sampling(1.0, 1.0, 0, 8, 0.1, 1.2, ("a",), (7,))

@@ -9,6 +9,8 @@ import torch
 from spin_core.config.model import ChatConfig, ModelConfig, SftConfig
 from spin_core.data.tokenizer import context_length, load_tokenizer
 from spin_core.errors import ConfigError, ModelError
+from spin_core.models.adapters import copy_as_stacked
+from spin_core.models.files import ADAPTERS, save_model
 from spin_core.models.loading import load_model
 from spin_core.phases import base
 from spin_core.runtime.phase import execute
@@ -83,6 +85,22 @@ def test_sampling_habits_of_the_original_are_left_out(copy, tmp_path):
     version = publish(tmp_path, path=copy)
     written = json.loads((version.path / "generation_config.json").read_text())
     assert written == {"bos_token_id": 1, "eos_token_id": [2], "pad_token_id": 0}
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_every_version_keeps_all_ends_of_the_model(copy, tmp_path, file):
+    (copy / "generation_config.json").unlink()
+    settings = json.loads((copy / "config.json").read_text()) if file == "config.json" else {}
+    (copy / file).write_text(json.dumps({**settings, "eos_token_id": [2, 41, 40]}))
+    version = publish(tmp_path, path=copy)
+    stacked = tmp_path / "stacked"
+    copy_as_stacked(version.path, stacked)
+    (stacked / ADAPTERS).mkdir()
+    for folder in (version.path, stacked):
+        saved = tmp_path / "saved" / folder.name
+        save_model(load_model(folder, CPU), load_tokenizer(folder, CPU), saved)
+        for version_folder in (folder, saved):
+            assert json.loads((version_folder / "generation_config.json").read_text())["eos_token_id"] == [2, 41, 40]
 
 
 def test_configured_tokens_are_saved_with_the_tokenizer(copy, tmp_path):

@@ -69,7 +69,21 @@ def test_answers_end_in_a_stop_token_unless_they_are_cut(tmp_path, tiny_model, p
         assert row["finish_reason"] == ("stop" if stopped else "length")
         assert stopped or len(row["response_ids"]) == 24
         assert not {EOS, END_OF_TURN} & set(row["response_ids"][:-1])
-        assert row["response"] == tokenizer.decode(row["response_ids"], skip_special_tokens=True)
+        text = row["response_ids"][:-1] if stopped else row["response_ids"]
+        assert row["response"] == tokenizer.decode(text, skip_special_tokens=True)
+
+
+def test_an_end_of_turn_that_is_text_ends_an_answer_and_is_not_in_its_text(tmp_path, tiny_model, prompts):
+    tokenizer = load_tokenizer(tiny_model, CPU)
+    prompts = prompts.model_copy(update={"stop_strings": ("e", "Q")})
+    rows = rows_of(run_generation(generate_job(tmp_path / "generations", tiny_model, prompts)))
+    ended = [row for row in rows if tokenizer.decode(row["response_ids"])[-1] in "eQ"]
+    assert ended
+    for row in rows:
+        assert not {"e", "Q"} & set(row["response"])
+    for row in ended:
+        assert row["finish_reason"] == "stop"
+        assert row["response"] == tokenizer.decode(row["response_ids"][:-1], skip_special_tokens=True)
 
 
 def test_without_stop_ids_of_the_prompts_the_tokenizers_eos_ends_an_answer(tmp_path, tiny_model):

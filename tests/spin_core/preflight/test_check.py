@@ -27,6 +27,7 @@ from spin_core.runtime.progress import Progress
 from spin_core.store.jobs import PromptsJob
 from spin_core.store.records import ModelVersion
 from tests.support.helpers import character_tokenizer, data_folder, save_tiny_model
+from tests.support.models.chat_tokenizers import chat_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -272,6 +273,13 @@ def test_a_model_that_is_not_whole_is_found_by_its_headers(configured, tiny_mode
     with pytest.raises(ModelError, match="copy or fetch it again"):
         read_headers([weights])
     assert count_weights(read_headers([tiny_model / "model.safetensors"]))[1] == "F32"
+
+
+def test_an_end_of_turn_that_the_tokenizer_splits_is_a_warning(configured, tmp_path):
+    folder = save_tiny_model(tmp_path / "model", chat_tokenizer("text-markers"))
+    found = check_run(configured(f"model.path={folder}", "chat.template=tokenizer"), tmp_path)
+    [warning] = [f.text for f in found.findings if (f.subject, f.level) == ("tokenizer", "warn")]
+    assert "has no token for '[DONE]', the template's end of turn" in warning
 
 
 @pytest.fixture
