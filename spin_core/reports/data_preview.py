@@ -16,6 +16,7 @@ from spin_core.config.run import RunConfig
 from spin_core.data import prompts, sources
 from spin_core.data.conversations import ConversationReader
 from spin_core.data.examples import Example
+from spin_core.data.tokenizer import model_ends
 from spin_core.lineage import phase_jobs
 from spin_core.lineage.lineage import Lineage
 from spin_core.models import base_model
@@ -79,7 +80,7 @@ def preview_data(config: RunConfig, rows: int) -> list[SourcePreview]:
     with tempfile.TemporaryDirectory(prefix="spin-data-") as scratch:
         folder = base_model.folder_without_weights(config.model, config.sft, Path(scratch))
         tokenizer = base_model.prepare_tokenizer(folder, config.model)
-        renderer = base_model.make_renderer(tokenizer, config.chat)
+        renderer = base_model.make_renderer(tokenizer, config.chat, model_ends(folder))
         version = ModelVersion(path=folder, digest="", t=0, parent=None)
         job = phase_jobs.prompts_job(Lineage(Path(), "data", config), version)
         previews = [_preview_source(job, renderer, rows)]
