@@ -158,7 +158,7 @@ def _run(runs: Path, name: str, config: "RunConfig", *, verify: bool) -> None:
     with _live_display():
         board = run_local(lineage)
     print_leaderboards([(board, config)], runs)
-    print_summary(runs, name)
+    print_summary(runs, name, board)
 
 
 @contextlib.contextmanager

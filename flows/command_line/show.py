@@ -13,11 +13,18 @@ from flows.command_line.options import json_option, runs_option
 @click.argument("names", nargs=-1, metavar="[LINEAGES]...")
 @click.option("--all", "everything", is_flag=True, help="Show every score, not only the headline.")
 @click.option("--differences", is_flag=True, help="Show paired differences from the previous version and from θ_0.")
+@click.option("--frontier", is_flag=True, help="Compare versions with θ_0 over temperatures, where that was measured.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @json_option
 @runs_option
 def leaderboard(
-    names: tuple[str, ...], everything: bool, differences: bool, as_csv: bool, as_json: bool, runs: Path
+    names: tuple[str, ...],
+    everything: bool,
+    differences: bool,
+    frontier: bool,
+    as_csv: bool,
+    as_json: bool,
+    runs: Path,
 ) -> None:
     """Show the scores of every version of some lineages side by side, or of all."""
     from flows.command_line.printing import leaderboards
@@ -44,6 +51,8 @@ def leaderboard(
         click.echo(f"no lineages in {runs} yet: start one with spin run demo")
     elif differences:
         leaderboards.print_differences(boards, everything=everything)
+    elif frontier:
+        leaderboards.print_frontiers(boards, runs)
     else:
         leaderboards.print_leaderboards(boards, runs, everything=everything)
 

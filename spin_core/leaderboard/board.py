@@ -299,7 +299,7 @@ def format_score(score: Score | None) -> str:
         return f"{score.value:.2f} [{low:.2f}, {high:.2f}]"
     if not score.stderr:
         return f"{score.value:.4g}"
-    digits = _digits_of(score.stderr)
+    digits = decimals(score.stderr)
     return f"{score.value:.{digits}f} ± {score.stderr:.{digits}f}"
 
 
@@ -307,12 +307,12 @@ def format_difference(comparison: Comparison) -> str:
     """`-0.0123 [-0.0150, -0.0098]`: the difference and its 95 % interval, if there is one."""
     if comparison.stderr <= 0:
         return f"{comparison.delta:+.4g}"
-    digits = _digits_of(comparison.stderr)
+    digits = decimals(comparison.stderr)
     if comparison.low is None:
         return f"{comparison.delta:+.{digits}f} (too few items for an interval)"
     return f"{comparison.delta:+.{digits}f} [{comparison.low:+.{digits}f}, {comparison.high:+.{digits}f}]"
 
 
-def _digits_of(stderr: float) -> int:
+def decimals(stderr: float) -> int:
     """How many decimals are meaningful with such a standard error, at most four."""
-    return int(min(4, max(0, 1 - np.floor(np.log10(stderr)))))
+    return int(min(4, max(0, 1 - np.floor(np.log10(stderr))))) if stderr > 0 else 4

@@ -18,8 +18,10 @@ from spin_core.leaderboard.board import (
     leaderboard,
     significant,
 )
+from spin_core.leaderboard.frontier import Gap
 from spin_core.lineage import costs as spending
 from spin_core.lineage.lineage import Lineage
+from spin_core.reports import frontier as tables
 from spin_core.reports import plots
 from spin_core.reports.formatting import ARROWS, heading, report_path
 from spin_core.reports.html_records import costs, origin
@@ -71,6 +73,8 @@ def page(lineage: Lineage, board: Board) -> str:
     """The report as text."""
     records = lineage.records()
     parts: dict[str, list[Html]] = {"Leaderboard": _standings(lineage, board)}
+    if board.frontier is not None:
+        parts["Frontier"] = frontier(board)
     if records:
         parts |= {
             "Gate": [_gate_table(records)],
@@ -218,6 +222,39 @@ def _control_legend(board: Board, tasks: Sequence[str]) -> list[Html]:
         if any(task in row.scores for task in tasks)
     ]
     return [tag("p", "Controls:", *marks, class_="legend")] if marks else []
+
+
+def frontier(board: Board) -> list[Html]:
+    """The versions against θ_0's curve over temperatures: the result in a line, the plot and the tables."""
+    swept = board.frontier
+    assert swept is not None, "the caller has looked"
+    rows = [
+        [*tables.cells(row)[:-2], *(gap_cell(gap) for gap in (row.quality_gap, row.diversity_gap))]
+        for row in swept.rows
+    ]
+    by_control = [
+        [row.name, *(gap_cell(row.control_gaps.get(name)) for name in tables.control_header(swept)[1:])]
+        for row in swept.rows
+        if row.control_gaps
+    ]
+    parts = [
+        tag("p", f"{line}.", class_="note") if (line := tables.summary(board)) else Html(""),
+        tag("div", figure(tables.axes(swept), plots.svg(plots.frontier(swept, PAGE), "frontier")), class_="wide"),
+        table(tables.header(swept), rows),
+        tag("p", f"{tables.legend(swept)}.", class_="note"),
+    ]
+    if by_control:
+        title = tables.control_title(swept)
+        parts.append(folded(title, table(tables.control_header(swept), by_control)))
+    return parts
+
+
+def gap_cell(gap: Gap | None) -> Html:
+    """A difference from a curve, coloured if it is significant, with its interval in a tooltip."""
+    if gap is None:
+        return tag("td", "–", class_="none")
+    kind = {"below": {"class_": "better"}, "above": {"class_": "worse"}}.get(gap.verdict, {})
+    return tag("td", tables.format_gap(gap), title=tables.tooltip(gap), **kind)
 
 
 def figure(title: str, drawing: str) -> Html:

@@ -8,9 +8,10 @@ from collections.abc import Collection, Sequence
 
 from spin_core.config.run import RunConfig
 from spin_core.leaderboard.board import CHOSEN, Board, Row, differs_from_base, format_score, leaderboard, significant
+from spin_core.leaderboard.frontier import Frontier
 from spin_core.lineage import costs
 from spin_core.lineage.lineage import Lineage
-from spin_core.reports import plots
+from spin_core.reports import frontier, plots
 from spin_core.reports.formatting import ARROWS, heading, middle, share
 from spin_core.reports.samples import Sample, answered, read
 from spin_core.store.records import (
@@ -40,7 +41,12 @@ def iteration_page(lineage: Lineage, record: IterationRecord) -> str:
     latest = leaderboard(lineage)
     # Only what existed after this iteration, so that a page that is written again later is the same page.
     board = latest.model_copy(
-        update={"rows": latest.rows[: t + 1], "controls": (), "choice": record.gate.next_opponent}
+        update={
+            "rows": latest.rows[: t + 1],
+            "controls": (),
+            "choice": record.gate.next_opponent,
+            "frontier": None,
+        }
     )
     return "\n\n".join(
         [
@@ -78,6 +84,8 @@ def leaderboard_page(board: Board, config: RunConfig) -> str:
         f"value ± standard error; {_MARKS}. {ARROWS}. {_CHOICE}.",
         *others,
     ]
+    if board.frontier is not None:
+        parts += _frontier(board, board.frontier)
     for suite in board.suites:
         tasks = board.main_tasks(suite)
         if board.has_score(suite):
@@ -87,6 +95,20 @@ def leaderboard_page(board: Board, config: RunConfig) -> str:
     if board.references:
         parts.append(f"{board.references[0].name} and so on: {board.references[0].model}.")
     return "\n\n".join([*parts, *(["## Further scores", *rest] if rest else [])])
+
+
+def _frontier(board: Board, swept: Frontier) -> list[str]:
+    """The versions against θ_0's curve over temperatures."""
+    by_control = frontier.control_rows(swept)
+    return [
+        "## Frontier",
+        *([f"{line}."] if (line := frontier.summary(board)) else []),
+        image(plots.png(plots.frontier(swept, plots.PAPER)), frontier.axes(swept)),
+        markdown_table(frontier.header(swept), [frontier.cells(row) for row in swept.rows]),
+        f"{frontier.legend(swept)}.".replace("*", "`*`"),
+        *([f"{frontier.control_title(swept)}:"] if by_control else []),
+        *([markdown_table(frontier.control_header(swept), by_control)] if by_control else []),
+    ]
 
 
 def _main_plot(board: Board) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from spin_core.evaluation.statistics import NORMAL
 from spin_core.leaderboard.board import Board
+from spin_core.leaderboard.frontier import Curve, Frontier, Gap
 from spin_core.store.records import AnswerStatistics, IterationRecord
 
 _DASHES = ((4, 2), (1, 1.6), (6, 2, 1, 2), (5, 1, 1, 1, 1, 1), (1, 4), (9, 3))
@@ -73,6 +74,59 @@ def scores(board: Board, task: str, colours: Colours, *, names: bool = True) -> 
         axes.set_ylabel(task.replace("_", " "), color=colours.ink, parse_math=False)
         axes.legend(frameon=False, fontsize=8, labelcolor=colours.ink, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def frontier(frontier: Frontier, colours: Colours) -> Any:
+    """Curves over temperatures of θ_0 and the controls, and the versions at the temperature of use.
+
+    A version's bar is the interval of its vertical distance from θ_0's curve, so it crosses the curve unless the two
+    differ significantly.
+    """
+    figure, axes = panel(colours, (7, 3.6))
+    controls = [curve for curve in frontier.curves if curve.t is None]
+    for number, curve in enumerate(controls):
+        colour, style = (colours.soft, colours.human)[number // len(LINES) % 2], LINES[number % len(LINES)]
+        axes.plot(*_axes_of(curve), color=colour, linestyle=style, linewidth=1, label=curve.name)
+    base = next(curve for curve in frontier.curves if curve.t == 0)
+    axes.plot(*_axes_of(base), color=colours.ink, marker=".", markersize=6, linewidth=1.2, label="θ_0 by temperature")
+    for point in (base.points[0], base.points[-1]):
+        axes.annotate(f"{point.temperature:g}", (point.diversity, point.quality), xytext=(5, 4), **_label(colours.ink))
+    versions = [row for row in frontier.rows if row.t is not None]
+    axes.errorbar(
+        [row.diversity.value for row in versions],
+        [row.quality.value for row in versions],
+        yerr=[_width_of(row.quality_gap) for row in versions],
+        color=colours.accent,
+        marker="o",
+        markersize=5,
+        capsize=3,
+        elinewidth=1,
+        label=f"SPIN at temperature {frontier.temperature:g}, with the 95 %\ninterval of the distance from θ_0's curve",
+    )
+    for row in versions:
+        at = (row.diversity.value, row.quality.value)
+        # On both sides in turn, since versions come to be close to each other.
+        side: dict[str, Any] = {"xytext": (-4, -11), "ha": "right"} if (row.t or 0) % 2 else {"xytext": (4, 6)}
+        axes.annotate(row.name, at, **side, **_label(colours.accent))
+    axes.set_xlabel(frontier.diversity.replace("_", " "), color=colours.ink, parse_math=False)
+    axes.set_ylabel(frontier.quality.replace("_", " "), color=colours.ink, parse_math=False)
+    axes.legend(frameon=False, fontsize=8, labelcolor=colours.ink, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _axes_of(curve: Curve) -> tuple[list[float], list[float]]:
+    """A curve's values on both axes."""
+    return [point.diversity for point in curve.points], [point.quality for point in curve.points]
+
+
+def _width_of(gap: Gap | None) -> float:
+    """How far a gap's interval goes to each side; 0 if it has none."""
+    return 0.0 if gap is None or gap.high is None else gap.high - gap.delta
+
+
+def _label(colour: str) -> dict[str, Any]:
+    """How a point of a plot is labelled."""
+    return {"textcoords": "offset points", "fontsize": 8, "color": colour, "parse_math": False}
 
 
 def line_of_control(number: int) -> str:

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -22,7 +22,11 @@ from spin_core.leaderboard.board import (
     format_score,
     significant,
 )
+from spin_core.reports import frontier
 from spin_core.reports.formatting import ARROWS, heading
+
+_TEMPERATURES = (0.3, 0.5, 0.7, 0.9, 1.1)
+"""Temperatures that are suggested for a frontier."""
 
 SCORE_WIDTH = 16
 """Columns of the terminal that a score takes: `0.1234±0.0012*`, and a space on each side."""
@@ -77,6 +81,43 @@ def print_differences(leaderboards: Leaderboards, *, everything: bool = False) -
         console.print(f"\n[bold]Paired differences in {board.lineage}[/]")
         console.print(table)
     console.print("[dim]intervals by bootstrap over the items; * the interval excludes 0[/]")
+
+
+def print_frontiers(leaderboards: Leaderboards, runs: Path) -> None:
+    """Print each lineage's versions against θ_0's curve over temperatures, and against the curves of controls."""
+    for board, _ in leaderboards:
+        swept = board.frontier
+        if swept is None:
+            console.print(
+                f"{board.lineage} has no frontier: measure it with spin evaluate {board.lineage} --set "
+                f"'evaluate.frontier={list(_TEMPERATURES)}'{escape(runs_argument(runs))}",
+                markup=False,
+                soft_wrap=True,
+            )
+            continue
+        console.print(f"\n[bold]Frontier of {board.lineage}[/]")
+        console.print(_frontier_table(frontier.header(swept), [frontier.cells(row) for row in swept.rows]))
+        if rows := frontier.control_rows(swept):
+            console.print(f"[bold]{escape(frontier.control_title(swept))}[/]")
+            console.print(_frontier_table(frontier.control_header(swept), rows))
+        console.print(f"[dim]{escape(frontier.legend(swept))}[/]")
+        if line := frontier.summary(board):
+            console.print(f"\n{escape(line)}")
+
+
+def _frontier_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of text cells, with as many columns as fit in the terminal."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    lines = [[cell.replace(" ± ", "±").replace(" *", "*") for cell in row] for row in rows]
+    # Titles break between words, numbers never: a part of one would be another number.
+    words = [title.split() if number else [title] for number, title in enumerate(header)]
+    widths = [max(map(len, (*title, *cells))) for title, *cells in zip(words, *lines, strict=True)]
+    columns = max(2, sum(end + 1 <= console.width for end in accumulate(width + 2 for width in widths)))
+    for number, title in enumerate(header[:columns]):
+        table.add_column(escape(title), justify="right" if number else "left", width=widths[number])
+    for line in lines:
+        table.add_row(*(escape(cell) for cell in line[:columns]))
+    return table
 
 
 def csv_text(boards: Sequence[Board]) -> str:

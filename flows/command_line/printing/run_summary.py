@@ -6,12 +6,14 @@ from rich.markup import escape
 
 from flows.command_line.options import runs_argument
 from flows.command_line.printing.console import console
+from spin_core.leaderboard.board import Board
 from spin_core.lineage.find import find_lineage
+from spin_core.reports import frontier
 from spin_core.reports.formatting import report_path
 
 
-def print_summary(runs: Path, name: str) -> None:
-    """Print whether the gate ended the run, the paths of the artifacts, and the commands that show them."""
+def print_summary(runs: Path, name: str, board: Board | None = None) -> None:
+    """Print how a run ended: the gate, the frontier, the paths of the artifacts, and the commands that show them."""
     from prefect.settings import PREFECT_UI_URL
 
     from flows.labels import artifact_url
@@ -20,6 +22,8 @@ def print_summary(runs: Path, name: str) -> None:
     records = lineage.records()
     if records and records[-1].gate.outcome == "stop":
         console.print(f"\n[yellow]gate[/]       {records[-1].gate.reason}")
+    if board is not None and (line := frontier.summary(board)):
+        console.print(f"\nfrontier   {escape(line)}", soft_wrap=True)
     console.print(f"\nartifacts  {runs / name}")
     where = escape(runs_argument(runs))
     between = "\n" if where else "        "

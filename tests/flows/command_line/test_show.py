@@ -12,6 +12,7 @@ from spin_core.config.recipes import RECIPES
 from spin_core.config.resolve import resolve
 from spin_core.leaderboard.board import Board, leaderboard
 from spin_core.store.records import IterationRecord
+from tests.support.lineages.small_sweeps import build_swept_lineage
 
 
 def test_recipes_are_listed_with_what_they_are_for(spin):
@@ -67,6 +68,15 @@ def test_the_summary_of_a_run_names_the_runs_folder_unless_it_is_the_default(lin
     monkeypatch.chdir(lineage.runs)
     assert runs_argument(lineage.runs / "runs") == ""
     assert runs_argument(lineage.runs / "my runs") == f" --runs '{lineage.runs}/my runs'"
+
+
+def test_the_summary_of_a_run_has_the_result_of_the_frontier_in_one_line(tmp_path, capsys):
+    swept = build_swept_lineage(tmp_path)
+    print_summary(tmp_path, "tale", leaderboard(swept))
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("frontier"))
+    assert line.startswith("frontier   θ_2 at temperature 0.5 is below θ_0's curve")
+    print_summary(tmp_path, "tale")
+    assert "frontier" not in capsys.readouterr().out
 
 
 def test_the_leaderboard_as_json_is_the_file(spin, lineage):

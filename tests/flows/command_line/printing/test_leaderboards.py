@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from flows.command_line.main import main
 from spin_core.store.records import Score
 from tests.support.lineages.small_lineage import NLLS, build_lineage, report, suite_report
+from tests.support.lineages.small_sweeps import build_swept_lineage
 
 SUITE = "open-llm-leaderboard"
 TASKS = {"arc_challenge": [1, 0, 1, 1], "gsm8k": [0, 0, 1, 0], "gsm8k/flexible": [0, 1, 1, 0]}
@@ -144,3 +145,28 @@ def test_csv_tells_suite_gate_source_and_differences(shown):
     reported = [row for row in rows if row["source"] == "reported"]
     assert {row["task"] for row in reported} == {SUITE, "arc_challenge", "gsm8k"}
     assert all(row["model"].startswith("paper") and row["delta_base"] == "" for row in reported)
+
+
+@pytest.fixture(scope="module")
+def swept(runs):
+    """A lineage that was measured over temperatures."""
+    return build_swept_lineage(runs, "swept").name
+
+
+@pytest.mark.usefixtures("swept")
+def test_a_frontier_is_a_table_that_fits_with_no_number_cut(shown):
+    output = shown("swept", "--frontier")
+    assert all(len(line) <= 80 for line in output.splitlines())
+    rows = [line.split() for line in output.splitlines() if line.startswith(" θ_2")]
+    assert rows[0][:2] == ["θ_2", "0.200±0.038"]
+    assert rows[0][3].startswith("-0.02")
+    assert rows[0][3].endswith("*")
+    assert rows[1][1].endswith("*"), "below the control's curve too"
+    assert "θ_2 at temperature 0.5 is below θ_0's curve over temperatures" in " ".join(output.split())
+
+
+@pytest.mark.usefixtures("swept")
+def test_a_lineage_without_a_frontier_is_told_how_to_measure_it(shown):
+    output = shown("plain", "swept", "--frontier")
+    assert "plain has no frontier: measure it with spin evaluate plain --set 'evaluate.frontier=[0.3, 0.5," in output
+    assert "Frontier of swept" in output
