@@ -6,7 +6,8 @@ from click.testing import CliRunner
 
 from flows.command_line.main import main
 from spin_core.errors import ConfigError
-from spin_core.leaderboard.gate import best, check_metrics, decide, lead
+from spin_core.evaluation import items, self_play
+from spin_core.leaderboard.gate import EXACT, SELF_PLAY, best, check_metrics, decide, lead
 from spin_core.store.records import Score
 from tests.support.lineages.small_lineage import demo_config, report, suite_report
 
@@ -226,3 +227,8 @@ def test_a_run_whose_gate_would_see_nothing_is_rejected_before_its_lineage_is_be
         "error  gate.metric 'elo' is not a score that every version has, better or worse: choose one of "
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_scores_of_a_gate_are_scores_that_versions_have():
+    assert {name for name in (*SELF_PLAY, *EXACT) if name not in self_play.__doc__} == set()
+    assert set(EXACT) < items.LOWER_IS_BETTER

@@ -15,7 +15,6 @@ from spin_core.config.resolve import resolve
 from spin_core.errors import SpinError
 from spin_core.models import weights
 from spin_core.models.base_model import check_model
-from spin_core.preflight import measure
 from spin_core.preflight.check import check_run
 from spin_core.preflight.prepare import prepare_run
 from tests.support.helpers import character_tokenizer, save_tiny_model
@@ -26,12 +25,6 @@ Break = Callable[[Path], Any]
 
 CURES = ("copy or fetch", "fetch ", "set model.path", "set model.tokenizer", "set chat.template", "correct ", "is it a")
 """One of these ends each line."""
-
-
-@pytest.fixture(autouse=True)
-def quick_measurement(monkeypatch):
-    """The device is measured in milliseconds: no test here depends on its speed."""
-    monkeypatch.setattr(measure, "TRIED_SECONDS", 0.002)
 
 
 @pytest.fixture(scope="module")
@@ -238,16 +231,16 @@ def broken(whole_model: Path, folder: Path, change: Break) -> Path:
 
 
 def test_the_model_that_is_broken_below_is_ready(configured, whole_model, tmp_path):
-    found = check_run(configured(whole_model), tmp_path)
-    assert [finding.text for finding in found.findings if finding.level == "wrong"] == []
+    result = check_run(configured(whole_model), tmp_path)
+    assert [finding.text for finding in result.findings if finding.level == "wrong"] == []
 
 
 @pytest.mark.parametrize(("change", "says"), BROKEN.values(), ids=BROKEN)
 def test_a_broken_model_is_one_line_with_its_cure(configured, whole_model, tmp_path, change, says):
     folder = broken(whole_model, tmp_path, change)
     config = configured(folder)
-    found = check_run(config, tmp_path)
-    (line,) = [finding.text for finding in found.findings if finding.level == "wrong"]
+    result = check_run(config, tmp_path)
+    (line,) = [finding.text for finding in result.findings if finding.level == "wrong"]
     assert says in line
     assert str(folder) in line
     assert line.isprintable()
@@ -270,9 +263,9 @@ def test_a_run_does_not_start_with_a_broken_model(configured, whole_model, tmp_p
 def test_values_of_a_large_model_are_read_on_request(configured, whole_model, tmp_path, monkeypatch):
     folder = broken(whole_model, tmp_path, poison(float("nan")))
     monkeypatch.setattr(weights, "VALUES_LIMIT", 1000)
-    found = check_run(configured(folder), tmp_path)
-    assert found.ok
-    assert any("are not read; spin check --weights" in finding.text for finding in found.findings)
+    result = check_run(configured(folder), tmp_path)
+    assert result.ok
+    assert any("are not read; spin check --weights" in finding.text for finding in result.findings)
     assert not check_run(configured(folder), tmp_path, all_values=True).ok
 
 

@@ -1,6 +1,5 @@
 """The device's measured speed."""
 
-import pytest
 import torch
 
 from spin_core.config.resolve import resolve
@@ -11,12 +10,6 @@ SHAPE = Shape(
     parameters=1000, layers=2, hidden=8, intermediate=16, query_width=8, key_width=4, vocabulary=50, itemsize=4
 )
 TEXTS = Texts(prompts=100, held_out=10, prompt_tokens=20, response_tokens=30, longest_prompt=40, longest=80)
-
-
-@pytest.fixture(autouse=True)
-def quick_measurement(monkeypatch):
-    """The device is measured in milliseconds: no test here depends on its speed."""
-    monkeypatch.setattr(measure, "TRIED_SECONDS", 0.005)
 
 
 def test_a_device_is_measured_in_half_a_second_and_left_as_it_was():

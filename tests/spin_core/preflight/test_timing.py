@@ -4,8 +4,10 @@ import pytest
 
 from spin_core.config.resolve import resolve
 from spin_core.preflight import timing
+from spin_core.preflight.check import check_run
 from spin_core.preflight.sizes import Shape, Texts
 from spin_core.preflight.timing import Speed
+from tests.support.findings import texts_of
 
 SHAPE = Shape(
     parameters=1000, layers=2, hidden=8, intermediate=16, query_width=8, key_width=4, vocabulary=50, itemsize=4
@@ -35,3 +37,21 @@ def test_ranks_with_a_device_each_share_the_scoring_of_one_node():
     ranks = ("train.speed.ranks=4", "train.speed.nodes=2", "train.speed.rendezvous=host:1")
     assert seconds(True, *ranks) == pytest.approx(seconds(True) / 4)
     assert seconds(False, *ranks) == pytest.approx(seconds(False))
+
+
+@pytest.mark.parametrize(
+    ("suites", "uncounted"),
+    [
+        ("[]", None),
+        ("[mt-bench-quick]", "; MT-Bench not counted;"),
+        ("[instruct]", "; benchmarks not counted;"),
+        ("[mt-bench, instruct]", "; benchmarks and MT-Bench not counted;"),
+    ],
+)
+def test_the_estimated_time_lists_what_it_leaves_out(configured, tmp_path, suites, uncounted):
+    (reason,) = texts_of(check_run(configured(f"evaluate.suites={suites}", *NO_JUDGE), tmp_path), "time")
+    assert uncounted in reason if uncounted else "not counted" not in reason
+
+
+NO_JUDGE = ("evaluate.judge.base_url=http://127.0.0.1:9/v1", "evaluate.judge.speed.retries=1")
+"""A judge that does not run, which is another finding."""
