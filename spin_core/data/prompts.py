@@ -8,43 +8,32 @@ The split depends on each prompt's digest and the seed, and on nothing else. So 
 move as few prompts as possible from one side to the other, and a smaller sample is part of a larger one.
 """
 
+import hashlib
 import io
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spin_core.config.data import PromptsConfig, SourceConfig
 from spin_core.config.model import ModelConfig
 from spin_core.data.chat import Renderer
-from spin_core.data.conversations import ConversationReader
+from spin_core.data.conversations import Conversation, ConversationReader
 from spin_core.data.drops import Drops, list_drops, nothing_left
 from spin_core.data.examples import BATCH, CURES, Example, ExampleBuilder, random_rank, sample
+from spin_core.data.files.example_files import ExampleFile, table_of
 from spin_core.data.formats.values import Row, strings_in
-from spin_core.data.sources import DEMO, on_hub, prompt_rows
+from spin_core.data.sources import DEMO, no_rows, on_hub, prompt_parts, prompt_rows
 from spin_core.data.tokenizer import context_length
 from spin_core.errors import ConfigError, DataError
 from spin_core.runtime.progress import Progress
 from spin_core.store.jobs import PromptsJob
 
 log = logging.getLogger("spin_core")
-
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("prompt", pa.string()),
-        ("messages", pa.string()),
-        ("response", pa.string()),
-        ("prompt_ids", pa.list_(pa.int32())),
-        ("response_ids", pa.list_(pa.int32())),
-        ("finish_reason", pa.string()),
-    ]
-)
-"""The columns of `train.parquet` and `held_out.parquet`: the fields of `Example`."""
 
 _CURES = {**CURES, "in-held-out": "give training prompts that are not in prompts.held_out_source"}
 
@@ -105,67 +94,185 @@ def load_examples(
     Raises:
         DataError: no row is left.
     """
-    builder = ExampleBuilder(renderer, job.config.max_prompt_tokens, job.max_new_tokens, job.config.too_long)
+    loader = ExampleLoader(job, renderer, keep_duplicates=keep_duplicates)
     reader = reader or ConversationReader(job.config, name)
-    items, drops = reader.read(rows), reader.drops
-    progress.start(len(items), "row")
-    examples: list[Example] = []
-    seen: set[tuple[bytes, bytes]] = set()
-    for first in range(0, len(items), BATCH):
-        batch = items[first : first + BATCH]
-        faults = [builder.fault_of(conversation) for conversation in batch]
-        drops.update(fault for fault in faults if fault)
+    progress.start(len(rows), "row")
+    examples = [example for batch in loader.load(rows, reader, progress) for example in batch]
+    return examples, loader.end_source(name, reader, len(examples))
+
+
+class ExampleLoader:
+    """Makes examples of rows, which may come in parts and from several sources, and drops duplicates among all."""
+
+    def __init__(self, job: PromptsJob, renderer: Renderer, *, keep_duplicates: bool = False) -> None:
+        """Take the limits of the job; `keep_duplicates` keeps rows with the same token ids."""
+        self._job, self._renderer, self._keep_duplicates = job, renderer, keep_duplicates
+        # Digests take less memory than the token ids.
+        self._seen: set[bytes] = set()
+        self.begin_source()
+
+    def begin_source(self) -> None:
+        """Count again from here; examples of earlier sources stay known."""
+        limits = self._job.config.max_prompt_tokens, self._job.max_new_tokens, self._job.config.too_long
+        self._builder = ExampleBuilder(self._renderer, *limits)
+        self.drops: Drops = Counter()
+        """Conversations that were left out, by reason."""
+
+    def end_source(self, name: str, reader: ConversationReader, kept: int) -> Drops:
+        """Log what became of a source's rows, and return how many were left out, by reason.
+
+        Raises `DataError` if none is left.
+        """
+        self._builder.remarks.log(name)
+        drops = self.drops + reader.drops
+        if not kept:
+            raise no_prompt_left(name, drops)
+        log.info("%s: kept %d of %d rows%s", name, kept, kept + drops.total(), list_drops(drops))
+        if reader.unused:
+            log.info("%s: columns without influence: %s", name, ", ".join(sorted(reader.unused)))
+        return drops
+
+    def load(
+        self, rows: Sequence[Row], reader: ConversationReader, progress: Progress, done: int = 0
+    ) -> Iterator[list[Example]]:
+        """The examples in some rows, a batch at a time.
+
+        Args:
+            rows: some rows of a source.
+            reader: reads the conversations of this source.
+            progress: counts the rows.
+            done: the number of rows before these.
+        """
+        items = reader.read(rows)
+        for first in range(0, len(items), BATCH):
+            batch = items[first : first + BATCH]
+            yield self._examples_of(batch)
+            progress.report(done + len(rows) * min(first + BATCH, len(items)) // len(items))
+
+    def _examples_of(self, batch: Sequence[Conversation]) -> list[Example]:
+        faults = [self._builder.fault_of(conversation) for conversation in batch]
+        self.drops.update(fault for fault in faults if fault)
         clean = [conversation for conversation, fault in zip(batch, faults, strict=True) if not fault]
-        for example, reason in builder.build(clean):
-            key = example.prompt_ids.tobytes(), example.response_ids.tobytes()
-            if reason is None and key in seen and not keep_duplicates:
+        examples = []
+        for example, reason in self._builder.build(clean):
+            key = _key_of(example)
+            if reason is None and key in self._seen and not self._keep_duplicates:
                 reason = "duplicate"
             if reason is None:
-                seen.add(key)
+                self._seen.add(key)
                 examples.append(example)
             else:
-                drops[reason] += 1
-        progress.report(min(first + BATCH, len(items)))
-    builder.remarks.log(name)
-    if not examples:
-        raise no_prompt_left(name, drops)
-    log.info("%s: kept %d of %d rows%s", name, len(examples), len(examples) + drops.total(), list_drops(drops))
-    return examples, drops
+                self.drops[reason] += 1
+        return examples
+
+
+class LoadedSource(NamedTuple):
+    """What was read of a source."""
+
+    examples: int
+    drops: Drops
+    """Rows that were left out, by reason."""
+    revision: str | None
+    """The hub's commit, if the source is there."""
+    unused_columns: list[str]
+
+
+def load_source(
+    config: PromptsConfig, source: SourceConfig, loader: ExampleLoader, file: ExampleFile, progress: Progress
+) -> LoadedSource:
+    """Write the examples of a source into a file, a part at a time.
+
+    Args:
+        config: the layout of the rows.
+        source: what to read.
+        loader: makes the examples.
+        file: receives them.
+        progress: counts the rows.
+
+    Raises:
+        DataError: the source cannot be read, or no row is left.
+    """
+    parts, revision = prompt_parts(config, source)
+    reader, before = ConversationReader(config, source.path), len(file.ids)
+    loader.begin_source()
+    done, done_before_file, current = 0, 0, ""
+    for part in parts:
+        if part.file != current:
+            current, done_before_file = part.file, done
+        total = max(done_before_file + part.total, done + len(part))
+        if total != progress.total:
+            progress.start(total, "row")
+        for batch in loader.load(part, reader, progress, done):
+            file.add(batch)
+        done += len(part)
+    if not done:
+        raise no_rows(source, "prompts.source")
+    progress.start(done, "row")
+    progress.report(done)
+    kept = len(file.ids) - before
+    drops = loader.end_source(source.path, reader, kept)
+    return LoadedSource(kept, drops, revision, sorted(reader.unused))
 
 
 def divide(
     job: PromptsJob, examples: list[Example], renderer: Renderer, progress: Progress
 ) -> tuple[list[Example], list[Example], Drops]:
-    """Divide the examples, and sample from those to train on.
-
-    Held-out prompts come from a source of their own where the configuration names one; the training prompts then lose
-    those that are in it.
+    """Divide examples in memory as `divide_rows` divides those on disk.
 
     Returns:
         Training examples, held-out examples, and how many examples are in neither, by reason.
     """
+    source, candidates = job.config.held_out_source, None
+    if source is not None:
+        candidates, _ = load_examples(job, source.path, prompt_rows(job.config, source)[0], renderer, progress)
+    other_ids = None if candidates is None else [example.id for example in candidates]
+    division = divide_rows(job, [example.id for example in examples], other_ids)
+    held_out = [(examples if candidates is None else candidates)[row] for row in division.held_out]
+    return [examples[row] for row in division.train], held_out, division.drops
+
+
+class Division(NamedTuple):
+    """Rows to train on and rows to hold out, in their order."""
+
+    train: list[int]
+    held_out: list[int]
+    """Rows of the held-out source, if there is one."""
+    drops: Drops
+    """How many rows are in neither, by reason."""
+
+
+def divide_rows(job: PromptsJob, ids: Sequence[str], other_ids: Sequence[str] | None) -> Division:
+    """Divide examples, and sample from those to train on.
+
+    Held-out prompts come from a source of their own where the configuration names one; the training prompts then lose
+    those that are in it.
+
+    Args:
+        job: says how many prompts to hold out and to sample.
+        ids: the id of each example of the source.
+        other_ids: the id of each example of the held-out source; None without one.
+
+    Raises:
+        DataError: there are too few prompts.
+    """
     config = job.config
-    if config.held_out_source is None:
-        train, held_out, left_out = _split(examples, config.held_out, job.seed, leave=1)
+    if other_ids is None:
+        train, held_out, left_out = _split(ids, config.held_out, job.seed, leave=1)
     else:
-        rows, _ = prompt_rows(config, config.held_out_source)
-        candidates, _ = load_examples(job, config.held_out_source.path, rows, renderer, progress)
-        _, held_out, _ = _split(candidates, config.held_out, job.seed, leave=0)
-        ids = {example.id for example in held_out}
-        train = [example for example in examples if example.id not in ids]
-        left_out = Counter({"in-held-out": len(examples) - len(train)})
+        _, held_out, _ = _split(other_ids, config.held_out, job.seed, leave=0)
+        chosen = {other_ids[row] for row in held_out}
+        train = [row for row, id in enumerate(ids) if id not in chosen]
+        left_out = Counter({"in-held-out": len(ids) - len(train)})
     if config.sample is not None:
-        chosen = sample([example.id for example in train], config.sample, job.seed)
-        left_out["not-sampled"] += len(train) - len(chosen)
-        train = [train[row] for row in chosen]
-    return train, held_out, left_out
+        kept = sample([ids[row] for row in train], config.sample, job.seed)
+        left_out["not-sampled"] += len(train) - len(kept)
+        train = [train[row] for row in kept]
+    return Division(train, held_out, left_out)
 
 
-def write_examples(path: Path, examples: Iterable[Example]) -> None:
+def write_examples(path: Path, examples: Sequence[Example]) -> None:
     """Write examples as Parquet."""
-    columns = zip(*examples, strict=True)
-    table = pa.table([pa.array(c, type=f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
-    pq.write_table(table, path)
+    pq.write_table(table_of(examples), path)
 
 
 def preview(job: PromptsJob, rows: Sequence[Row], renderer: Renderer, *, characters: int) -> Preview:
@@ -215,14 +322,14 @@ def no_prompt_left(name: str, drops: Drops) -> DataError:
     return nothing_left(f"row of {name}", drops, _CURES)
 
 
-def _split(
-    examples: Sequence[Example], held_out: int, seed: int, *, leave: int
-) -> tuple[list[Example], list[Example], Drops]:
-    """Training examples, held-out examples with one response to each prompt, and how many other responses were dropped.
+def _split(ids: Sequence[str], held_out: int, seed: int, *, leave: int) -> tuple[list[int], list[int], Drops]:
+    """Rows to train on, rows to hold out with one response to each prompt, and how many other responses were dropped.
 
     Raises `DataError` if fewer than `leave` prompts would be left for training.
     """
-    first_by_id = {example.id: example for example in reversed(examples)}
+    first_by_id: dict[str, int] = {}
+    for row, id in enumerate(ids):
+        first_by_id.setdefault(id, row)
     most = len(first_by_id) - leave
     if most < held_out:
         cure = f"lower it to at most {most}" if most > 0 else "give more rows"
@@ -230,6 +337,12 @@ def _split(
             f"prompts.held_out is {held_out}, but there are only {len(first_by_id)} different prompts: {cure}"
         )
     chosen = set(sorted(first_by_id, key=lambda id: random_rank(id, seed))[:held_out])
-    train = [example for example in examples if example.id not in chosen]
-    kept_out = [example for example in examples if example.id in chosen and first_by_id[example.id] is example]
-    return train, kept_out, Counter({"other-response-held-out": len(examples) - len(train) - len(kept_out)})
+    train = [row for row, id in enumerate(ids) if id not in chosen]
+    kept_out = [row for row, id in enumerate(ids) if id in chosen and first_by_id[id] == row]
+    return train, kept_out, Counter({"other-response-held-out": len(ids) - len(train) - len(kept_out)})
+
+
+def _key_of(example: Example) -> bytes:
+    """A digest of an example's token ids, of both sides."""
+    prompt, response = example.prompt_ids.tobytes(), example.response_ids.tobytes()
+    return hashlib.blake2b(b"%d:%b%b" % (len(prompt), prompt, response), digest_size=16).digest()

@@ -133,4 +133,4 @@ def _table_parts(dataset: Any, source: SourceConfig, wanted: Collection[str] | N
     for start in range(0, len(dataset), PART):
         stop = min(start + PART, len(dataset))
         rows = batch_rows(table[start:stop], source.path) if columns else [{} for _ in range(start, stop)]
-        yield Rows(rows, source.path, start + 1, unread)
+        yield Rows(rows, source.path, start + 1, unread, len(dataset))

@@ -56,7 +56,20 @@ def open_text(path: Path, newline: str | None) -> Iterator[io.TextIOWrapper]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}{_undecodable_line(path)}: save the file as UTF-8") from error
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({first_line(error)}): check the file") from error
+        raise _unreadable(path, error) from error
+
+
+def count_lines(path: Path) -> int:
+    """The number of lines of a file. Raises `DataError` for a damaged compression."""
+    try:
+        with _open_bytes(path) as data:
+            return sum(block.count(b"\n") for block in iter(lambda: data.read(1 << 20), b""))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path} cannot be read ({first_line(error)}): check the file")
 
 
 def _open_bytes(path: Path) -> IO[bytes]:

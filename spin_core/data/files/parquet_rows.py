@@ -38,7 +38,7 @@ def read_parquet(path: Path, wanted: Collection[str] | None, size: int) -> Itera
         try:
             for batch in file.iter_batches(batch_size=size, columns=columns):
                 rows = batch_rows(batch, str(path)) if columns else [{} for _ in range(batch.num_rows)]
-                yield Rows(rows, str(path), number, unread)
+                yield Rows(rows, str(path), number, unread, file.metadata.num_rows)
                 number += batch.num_rows
         except _DAMAGE as error:
             raise DataError(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from spin_core.data.files.csv_rows import read_csv
 from spin_core.data.files.json_rows import read_json
-from spin_core.data.files.opening import FORMATS, file_kind
+from spin_core.data.files.opening import FORMATS, count_lines, file_kind
 from spin_core.data.files.parquet_rows import read_parquet
 from spin_core.data.files.rows import Rows
 from spin_core.errors import DataError
@@ -37,7 +37,9 @@ def read_parts(path: Path, wanted: Collection[str] | None = None, split: str = "
         yield from read_parquet(path, wanted, PART)
         return
     rows = read_csv(path, kind, wanted) if kind.format == "csv" else read_json(path, kind, wanted, split)
+    # A JSON document is read whole; it does not say how many rows it has.
+    total = 0 if kind.suffix == ".json" else count_lines(path)
     first = 1
     while part := list(islice(rows, PART)):
-        yield Rows(part, str(path), first)
+        yield Rows(part, str(path), first, total=total)
         first += len(part)

@@ -9,7 +9,9 @@ from spin_core.data.formats.values import Row
 class Rows(list[Row]):
     """Rows that know where they are."""
 
-    def __init__(self, rows: Iterable[Row], file: str, first: int = 1, unread: Sequence[str] = ()) -> None:
+    def __init__(
+        self, rows: Iterable[Row], file: str, first: int = 1, unread: Sequence[str] = (), total: int = 0
+    ) -> None:
         """Take rows that follow each other in a file.
 
         Args:
@@ -17,9 +19,11 @@ class Rows(list[Row]):
             file: the file's name.
             first: the number of the first row in the file, counted from 1.
             unread: names of columns that were not read, since nothing uses them.
+            total: about how many rows the file has; 0 if that is not known.
         """
         super().__init__(rows)
         self.unread = set(unread)
+        self.file, self.total = file, total
         self._parts = [(0, file, first)]
 
     def place(self, index: int) -> str:

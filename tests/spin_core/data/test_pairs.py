@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from spin_core.config.data import PairsConfig
-from spin_core.data.prompts import SCHEMA as PROMPTS
+from spin_core.data.files.example_files import SCHEMA as PROMPTS
 from spin_core.errors import DamagedArtifact, DataError
 from spin_core.phases import pairs
 from spin_core.runtime.phase import execute

@@ -10,8 +10,8 @@ from spin_core.config.data import SourceConfig
 from spin_core.config.model import ChatConfig
 from spin_core.data import pairs
 from spin_core.data.chat import Renderer
+from spin_core.data.files.example_files import SCHEMA as PROMPTS
 from spin_core.data.preferences import preference_of
-from spin_core.data.prompts import SCHEMA as PROMPTS
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import DataError
 from spin_core.phases import preferences

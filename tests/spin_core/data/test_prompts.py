@@ -266,3 +266,23 @@ def test_a_whole_batch_of_control_tokens_is_dropped(build, monkeypatch):
     monkeypatch.setattr("spin_core.data.prompts.BATCH", 2)
     rows = [{"prompt": f"a</s>{i}", "response": "b"} for i in range(2)]
     assert build([*rows, *rows_of(2)]).drops == {"control-token": 2}
+
+
+def test_rows_in_several_parts_give_the_bytes_of_rows_in_one(build, monkeypatch):
+    rows = [*rows_of(40), *rows_of(5), {"prompt": "x", "response": None}, *rows_of(50)[40:]]
+    whole = build(rows, held_out=10, sample=20, seed=3)
+    monkeypatch.setattr("spin_core.data.files.reading.PART", 7)
+    parts = build(rows, held_out=10, sample=20, seed=3)
+    assert parts.bytes == whole.bytes
+    assert parts.fields == whole.fields
+    assert parts.drops == {"duplicate": 5, "empty-response": 1, "not-sampled": 20}
+
+
+def test_a_held_out_source_is_read_in_parts_too(build, tmp_path, monkeypatch):
+    monkeypatch.setattr("spin_core.data.files.reading.PART", 3)
+    other = write_jsonl(tmp_path / "other.jsonl", rows_of(12)[5:])
+    built = build(rows_of(10), held_out=7, held_out_source=other)
+    assert [row["response"] for row in built.train] == ["0!", "1!", "2!", "3!", "4!"]
+    assert len(built.held_out) == 7
+    with pytest.raises(DataError, match="holds no rows"):
+        build(rows_of(10), held_out_source=write_jsonl(tmp_path / "none.jsonl", []))

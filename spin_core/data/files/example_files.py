@@ -1,0 +1,105 @@
+"""Examples on disk: written in parts and chosen by row, so that memory does not grow with their number."""
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spin_core.data.examples import Example
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt", pa.string()),
+        ("messages", pa.string()),
+        ("response", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("response_ids", pa.list_(pa.int32())),
+        ("finish_reason", pa.string()),
+    ]
+)
+"""The columns of phase `prompts`' files: the fields of `Example`."""
+
+SOURCE = pa.field("source", pa.string())
+"""The name of the source of each row, where there are several."""
+
+GROUP = 8192
+"""Rows that are in memory before they are written together."""
+
+
+class ExampleFile:
+    """A Parquet file of examples. What is needed to choose among them stays in memory."""
+
+    def __init__(self, path: Path, *, with_source: bool = False) -> None:
+        """Begin the file.
+
+        Args:
+            path: the file.
+            with_source: whether each row has the name of its source.
+        """
+        self.path = path
+        self.ids: list[str] = []
+        """The id of each example."""
+        self.is_cut: list[bool] = []
+        """Whether each response was cut."""
+        self.with_source = with_source
+        self._writer = _GroupWriter(path, SCHEMA.append(SOURCE) if with_source else SCHEMA)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+    def add(self, examples: Sequence[Example], source: str = "") -> None:
+        """Write examples of one source."""
+        if not examples:
+            return
+        self.ids += [example.id for example in examples]
+        self.is_cut += [example.finish_reason == "length" for example in examples]
+        table = table_of(examples)
+        if self.with_source:
+            table = table.append_column(SOURCE, pa.array([source] * len(examples), pa.string()))
+        self._writer.add(table)
+
+    def copy(self, rows: Iterable[int], target: Path) -> None:
+        """Write a file with some of the rows, given in ascending order. No more can be added after this."""
+        self._writer.close()
+        with pq.ParquetFile(self.path) as file:
+            writer = _GroupWriter(target, file.schema_arrow)
+            for group, members in groupby(rows, key=lambda row: row // GROUP):
+                table = file.read_row_group(group)
+                writer.add(table.take(pa.array([row % GROUP for row in members], pa.int64())))
+            writer.close()
+
+
+def table_of(examples: Sequence[Example]) -> pa.Table:
+    """Examples as a table."""
+    columns = zip(*examples, strict=True)
+    return pa.table([pa.array(c, type=f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+
+
+class _GroupWriter:
+    """Writes tables as row groups of `GROUP` rows. A smaller file has the bytes of one that is written at once."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._file = pq.ParquetWriter(path, schema)
+        self._waiting: list[pa.Table] = []
+
+    def add(self, table: pa.Table) -> None:
+        self._waiting.append(table)
+        while sum(map(len, self._waiting)) >= GROUP:
+            whole = pa.concat_tables(self._waiting).combine_chunks()
+            self._file.write_table(whole.slice(0, GROUP).combine_chunks())
+            self._waiting = [whole.slice(GROUP)]
+
+    def close(self) -> None:
+        if self._file.is_open:
+            rest = pa.concat_tables(self._waiting).combine_chunks() if self._waiting else None
+            if rest is not None and len(rest):
+                self._file.write_table(rest)
+            self._waiting = []
+            self._file.close()
