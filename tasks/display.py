@@ -1,9 +1,13 @@
 """The display of a run in a terminal. In a worker nothing is displayed: Prefect has the log."""
 
+import contextlib
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Silent:
@@ -38,10 +42,9 @@ class Terminal(Silent):
     """Prints one line per phase, with a live progress bar if the output is a terminal."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        self.console = Console(highlight=False)
+        self.console = _make_console()
         self.live = Progress(
             SpinnerColumn(),
             TextColumn("{task.description:<28}"),
@@ -76,23 +79,40 @@ class Terminal(Silent):
     def finished(self, title: str, seconds: float) -> None:
         self.live.remove_task(self.bar)
         did = f"{self.last['done']:,} {self.last['unit']}s" if self.last else ""
-        self.console.print(f"[green]done[/]    {title:<28} {seconds:6.1f} s  {did:<15} [dim]{numbers(self.last)}[/]")
+        self._print(f"[green]done[/]    {title:<28} {seconds:6.1f} s  {did:<15} [dim]{numbers(self.last)}[/]")
 
     def reused(self, title: str) -> None:
         self.count_reused += 1
-        self.console.print(f"[cyan]reused[/]  {title}")
+        self._print(f"[cyan]reused[/]  {title}")
 
     def failed(self, title: str) -> None:
         self.live.remove_task(self.bar)
-        self.console.print(f"[red]failed[/]  {title}")
+        self._print(f"[red]failed[/]  {title}")
 
     def noted(self, text: str) -> None:
         from rich.markup import escape
 
-        self.console.print(f"[yellow]note[/]    {escape(text)}")
+        self._print(f"[yellow]note[/]    {escape(text)}")
 
     def close(self) -> None:
-        self.live.stop()
+        with contextlib.suppress(OSError):
+            self.live.stop()
+
+    def _print(self, text: str) -> None:
+        """Print a line. A run does not end because nobody reads its output, or a full disk cannot hold it."""
+        with contextlib.suppress(OSError):
+            self.console.print(text)
+
+
+def _make_console() -> "Console":
+    """A console on standard output that does not mind if its reader has gone; rich's own ends the process."""
+    from rich.console import Console
+
+    class _Console(Console):
+        def on_broken_pipe(self) -> None:
+            """Print no more."""
+
+    return _Console(highlight=False)
 
 
 _SHOWN = ("loss", "tokens/s")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from flows.command_line.options import config_options, json_option, runs_option
+from flows.command_line.options import config_options, json_option, json_text, runs_option
 
 
 @click.command()
@@ -23,7 +23,7 @@ def check(recipe: str, weights: bool, file: Path | None, sets: tuple[str, ...], 
 
     findings = check_run(resolve(recipe, file=file, sets=sets), runs, all_values=weights)
     if as_json:
-        click.echo(findings.model_dump_json(indent=2))
+        click.echo(json_text(findings.model_dump(mode="json")))
     else:
         from flows.command_line.printing.findings import print_findings
 

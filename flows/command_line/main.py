@@ -4,6 +4,10 @@ Each subcommand is in the module of its topic. These modules import nothing heav
 instant: what a command needs is imported when it runs.
 """
 
+import contextlib
+import errno
+import io
+import os
 import sys
 from typing import Any
 
@@ -18,13 +22,27 @@ class _Commands(click.Group):
     def list_commands(self, _context: click.Context) -> list[str]:
         return list(self.commands)
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            # An error about a file has its name. Standard output has none.
+            if error.filename is not None or error.errno not in _OUTPUT_ERRORS:
+                raise
+            _discard_output()
+            text = f"standard output cannot be written ({error.strerror}): send it to another file or to a terminal"
+            click.echo(f"{click.style('error', fg='red', bold=True)}  {text}", err=True)
+            sys.exit(2)
+
     def invoke(self, context: click.Context) -> Any:
         from spin_core.errors import PhaseCrashed, SpinError
         from spin_core.runtime.proxies import bypass_for_loopback
 
         bypass_for_loopback()
+        _escape_letters()
         try:
-            return super().invoke(context)
+            result = super().invoke(context)
+            sys.stdout.flush()
         except SpinError as error:
             click.echo(f"{click.style('error', fg='red', bold=True)}  {error}", err=True)
             sys.exit(error.exit_code)
@@ -34,6 +52,28 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("stopped; the same command continues from here", err=True)
             sys.exit(130)
+        except BrokenPipeError:  # the reader, as in `spin leaderboard | head -1`, has seen enough
+            _discard_output()
+            sys.exit(0)
+        else:
+            return result
+
+
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+"""How writing to standard output fails."""
+
+
+def _escape_letters() -> None:
+    """Show letters by their codes where output cannot show them, as with PYTHONIOENCODING=ascii or LC_ALL=C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Drop what standard output still holds, which Python would try to write at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,7 +1,9 @@
 """Options that several commands share."""
 
+import json
 import os
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,10 +20,27 @@ def runs_option(command: F) -> F:
         envvar="SPIN_RUNS",
         default="runs",
         show_default=True,
-        type=click.Path(file_okay=False, path_type=Path),
-        callback=lambda _context, _parameter, value: value.absolute(),
+        metavar="DIRECTORY",
+        type=click.Path(path_type=Path),
+        callback=lambda _context, _parameter, value: _checked_folder(value.absolute()),
         help="The folder that holds lineages.",
     )(command)
+
+
+def _checked_folder(runs: Path) -> Path:
+    """The folder if it exists or may be created. Raises `ConfigError` otherwise."""
+    from spin_core.errors import ConfigError
+
+    # Messages and Prefect's server could not name it.
+    if not str(runs).isprintable():
+        raise ConfigError(f"--runs {str(runs)!r} has characters that cannot be printed: choose another folder")
+    try:
+        existing = next(path for path in (runs, *runs.parents) if path.exists())
+    except OSError as error:
+        raise ConfigError(f"--runs {runs} cannot be a folder ({error.strerror}): choose another folder") from error
+    if not existing.is_dir():
+        raise ConfigError(f"--runs {runs} cannot be a folder, because {existing} is a file: choose another folder")
+    return runs
 
 
 def runs_argument(runs: Path) -> str:
@@ -43,6 +62,12 @@ no_verify_option = click.option(
     is_flag=True,
     help="Do not compare what phases read with the digests in its manifests.",
 )
+
+
+def json_text(value: Any) -> str:
+    """A value as JSON that standard output can show: other letters than ASCII are escaped where it has only those."""
+    is_ascii = (getattr(sys.stdout, "encoding", None) or "ascii").lower() in ("ascii", "us-ascii", "ansi_x3.4-1968")
+    return json.dumps(value, indent=2, ensure_ascii=is_ascii)
 
 
 def warn(text: str) -> None:

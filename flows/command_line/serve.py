@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from flows.command_line.options import json_option, runs_option
+from flows.command_line.options import json_option, json_text, runs_option
 
 
 @click.command()
@@ -44,7 +44,7 @@ def status(as_json: bool, runs: Path) -> None:
 
     now = server_status.status(runs)
     if as_json:
-        click.echo(now.model_dump_json(indent=2))
+        click.echo(json_text(now.model_dump(mode="json")))
     else:
         from flows.command_line.printing.status import print_status
 

@@ -1,12 +1,11 @@
 """Commands that read: `spin leaderboard`, `show`, `samples` and `recipes`."""
 
-import json
 from pathlib import Path
 from typing import Literal
 
 import click
 
-from flows.command_line.options import json_option, runs_option
+from flows.command_line.options import json_option, json_text, runs_option, warn
 
 
 @click.command()
@@ -33,18 +32,22 @@ def leaderboard(
     from spin_core.leaderboard import board
     from spin_core.lineage.find import find_lineage, lineage_names
 
-    boards = []
-    for name in names or lineage_names(runs):
+    boards, existing = [], lineage_names(runs)
+    for name in names or existing:
         try:
             lineage = find_lineage(runs, name)
+            for path in lineage.lost_records():
+                warn(f"{path} is missing, though the iteration is finished: spin verify {name} says how to go on")
             boards.append((board.leaderboard(lineage), lineage.config))
         except DamagedArtifact:
             if names:
                 raise
             click.echo(unreadable_line(name, runs), err=True)
+    if existing and not boards:
+        raise DamagedArtifact(f"no lineage in {runs} can be read: restore their lineage.json, or name another --runs")
     if as_json:
         values = [each.model_dump(mode="json") for each, _ in boards]
-        click.echo(json.dumps(values[0] if len(names) == 1 else values, indent=2, ensure_ascii=False))
+        click.echo(json_text(values[0] if len(names) == 1 else values))
     elif as_csv:
         click.echo(leaderboards.csv_text([each for each, _ in boards]), nl=False)
     elif not boards:
@@ -77,9 +80,12 @@ def show(name: str, t: int | None, html: Path | None, as_json: bool, runs: Path)
         click.echo(report.write(lineage, html))
         return
     records = lineage.records() if t is None else [printing.record_at(lineage, t)]
+    if records:
+        for path in lineage.lost_records():
+            warn(f"{path} is missing, though the iteration is finished: spin verify {name} says how to go on")
     if as_json:
         values = [record.model_dump(mode="json") for record in records]
-        click.echo(json.dumps(values if t is None else values[0], indent=2, ensure_ascii=False))
+        click.echo(json_text(values if t is None else values[0]))
     else:
         printing.print_records(lineage, records)
 
@@ -123,7 +129,7 @@ def samples(
 
         click.echo(write(html, everything, rows, limit))
     elif as_json:
-        click.echo(json.dumps([everything.sample(row).as_json() for row in rows], indent=2, ensure_ascii=False))
+        click.echo(json_text([everything.sample(row).as_json() for row in rows]))
     else:
         from flows.command_line.printing.samples import pages
 

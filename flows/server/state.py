@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from spin_core.errors import ConfigError
+from spin_core.store.files import storage_errors
 
 OF_SERVER, OF_CLIENTS = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
 """Prefect's variables for the password, as name:password."""
@@ -41,7 +42,8 @@ def prepare_state(state: Path) -> None:
     Raises:
         ConfigError: It belongs to another user.
     """
-    state.parent.mkdir(parents=True, exist_ok=True)
+    with storage_errors(state.parent):
+        state.parent.mkdir(parents=True, exist_ok=True)
     try:
         with contextlib.suppress(FileExistsError):
             state.mkdir(mode=0o700)

@@ -11,12 +11,21 @@ STORE_URL = re.compile(r"[a-z][a-z0-9+.-]*://([^:@/?#]+@)?[^@?#]+")
 """A user's name may be in it, as in `abfs://container@account…`; a password, a key or a token may not."""
 
 
+_NO_STORES = ("ftp", "http", "https", "data")
+
+
 def check_url(url: str) -> str:
     """Return the URL of a folder in a store if it is valid. The error does not show it, since it may hold a secret."""
     if not STORE_URL.fullmatch(url):
         raise ValueError(
             "push.url must be like s3://bucket/folder, gs://bucket/folder, hf://buckets/me/name/folder or "
             "file:///mnt/backup, without passwords, keys or tokens: those belong in the environment"
+        )
+    protocol = url.partition("://")[0]
+    if protocol in _NO_STORES:
+        raise ValueError(
+            f"push.url cannot begin with {protocol}://, where files cannot be replaced safely: use s3://, gs://, "
+            "hf://, sftp:// or file://"
         )
     return url
 

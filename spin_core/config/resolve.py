@@ -16,6 +16,8 @@ from pydantic import ValidationError
 
 from spin_core.config.recipes import RECIPES
 from spin_core.config.run import RunConfig
+from spin_core.config.yaml_text import MAX_DEPTH as _MAX_LEVELS
+from spin_core.config.yaml_text import read_yaml
 from spin_core.errors import ConfigError
 
 VARIABLES = frozenset({"SPIN_DATA"})
@@ -133,7 +135,7 @@ def read_file(path: Path) -> dict[str, Any]:
     """Read settings from a YAML or TOML file."""
     try:
         text = path.read_text("utf-8")
-        values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+        values = tomllib.loads(text) if path.suffix == ".toml" else read_yaml(text)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}): give the path of a YAML or TOML file") from error
     except UnicodeDecodeError as error:
@@ -142,6 +144,8 @@ def read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {' '.join(str(error).split())}: fix that line") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML, {_yaml_problem(error)}: fix that line") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply: settings have four levels") from error
     if not isinstance(values, dict):
         raise ConfigError(f'{path} has no settings: write them as "train: {{beta: 0.1}}"')
     return values
@@ -161,11 +165,14 @@ def read_assignment(text: str) -> dict[str, Any]:
     if not sign or not name.strip():
         raise ConfigError(f"--set {text!r} has no value: write it as --set train.beta=0.1")
     try:
-        settings: Any = yaml.safe_load(value)
+        settings: Any = read_yaml(value)
     except yaml.YAMLError as error:
         reason = getattr(error, "problem", None) or " ".join(str(error).split())
         raise ConfigError(f"--set {text!r} has a value that is not valid YAML ({reason}): fix or quote it") from error
-    for key in reversed(name.strip().split(".")):
+    names = name.strip().split(".")
+    if not all(names) or len(names) > _MAX_LEVELS:
+        raise ConfigError(f"--set {name.strip()[:80]!r} is not the name of a setting: see `spin recipes --settings`")
+    for key in reversed(names):
         settings = {key: settings}
     return dict(settings)
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from spin_core.config.model import ModelConfig
 from spin_core.errors import ConfigError, DataError
 from spin_core.store.files import storage_errors, sync
+from spin_core.store.tables import read_table
 
 _Row = dict[str, Any]
 
@@ -39,7 +40,7 @@ def export_pairs(pairs_folder: Path, out_file: Path, format: Literal["dpo", "spi
     if out_file.suffix not in (".jsonl", ".parquet"):
         raise ConfigError(f"{out_file} cannot be written: give it the suffix .jsonl or .parquet")
     convert: Callable[[_Row], _Row] = {"dpo": _dpo_row, "spin": _spin_row}[format]
-    rows = [convert(row) for row in pq.read_table(source).to_pylist()]
+    rows = [convert(row) for row in read_table(source).to_pylist()]
     scratch = out_file.with_name(f".{out_file.name}.{os.getpid()}")
     with storage_errors(out_file.parent):
         out_file.parent.mkdir(parents=True, exist_ok=True)

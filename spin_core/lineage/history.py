@@ -5,9 +5,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from spin_core.errors import DamagedArtifact
 from spin_core.lineage import costs, rescore
 from spin_core.lineage.lineage import Lineage
 from spin_core.store import artifacts
+from spin_core.store.identity import MANIFEST
 from spin_core.store.records import Artifact, GateDecision, IterationArtifacts, IterationRecord
 
 
@@ -70,6 +72,8 @@ def _usage(folder: Path) -> dict[str, Any]:
     manifest = artifacts.read_manifest(folder)
     assert manifest is not None, f"{folder} is published, so it has a manifest"
     usage: dict[str, Any] = manifest["usage"]
+    if not {"seconds", "peak_memory_mb", "environment"} <= usage.keys():
+        raise DamagedArtifact(f"{folder / MANIFEST} does not say what it cost: remove {folder} to build it again")
     return usage
 
 

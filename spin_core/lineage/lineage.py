@@ -84,6 +84,18 @@ class Lineage:
         runs_then = record.player.path.parents[2]
         return IterationRecord.model_validate(move_paths(json_values(record), runs_then, self.runs))
 
+    def lost_records(self) -> list[Path]:
+        """The records that are missing though their iterations are finished. `spin run` writes them again."""
+        begun = [int(path.name[5:]) for path in self.root.glob("iter_*") if path.name[5:].isdigit()]
+        lost = []
+        for t in range(max(begun, default=-1) + 1):
+            path = self.iteration(t) / "record.json"
+            made = [self.iteration(t) / name / MANIFEST for name in ("train", "model")]
+            is_finished = t < max(begun) or (all(map(Path.exists, made)) and bool(self.reports(t + 1)))
+            if is_finished and not path.exists():
+                lost.append(path)
+        return lost
+
     def save_record(self, record: IterationRecord) -> None:
         """Write the record of an iteration."""
         write_json(self.iteration(record.t) / "record.json", record.model_dump(mode="json"))

@@ -72,6 +72,7 @@ def push(
         DamagedArtifact: The copy's manifest is damaged, or a file here has changed since it was published.
     """
     remote = _connect(settings.url, lineage.name)
+    _check_is_elsewhere(remote, lineage)
     manifest = None if replace else read_manifest(remote)
     copied = manifest.files if manifest else {}
     files = files_of(lineage)
@@ -128,6 +129,15 @@ class _Upload:
 def _connect(url: str, name: str) -> Remote:
     """The folder of a lineage's copy."""
     return storage.connect(f"{url.rstrip('/')}/{name}")
+
+
+def _check_is_elsewhere(remote: Remote, lineage: Lineage) -> None:
+    """Raise `ConfigError` if the copy would be in the lineage's own folder, or contain it."""
+    if not getattr(remote.fs, "local_file", False):
+        return
+    copy, own = Path(remote.root).resolve(), lineage.root.resolve()
+    if copy.is_relative_to(own) or own.is_relative_to(copy):
+        raise ConfigError(f"{remote.url} is the lineage's own folder {own}: push to another one")
 
 
 def _check_nothing_is_lost(remote: Remote, copied: Mapping[str, File], files: Mapping[str, File]) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from spin_core.data.answer_statistics import answer_rows
 from spin_core.data.repetition import is_looping
 from spin_core.data.sequences import token_ids_in
-from spin_core.errors import ConfigError
+from spin_core.errors import ConfigError, DamagedArtifact
 from spin_core.lineage.lineage import Lineage
 from spin_core.store import identity
 from spin_core.store.tables import read_table
@@ -189,9 +189,16 @@ def read(lineage: Lineage, part: Part = "held-out", upto: int | None = None) -> 
 
     Raises:
         ConfigError: Nothing is published, or `upto` does not exist.
+        DamagedArtifact: What a finished iteration has answered is gone.
     """
     held_out = part == "held-out"
     folders = answered(lineage, part)
+    if not folders and lineage.records():
+        folder = (lineage.eval_folder(0) / "self-play") if held_out else (lineage.iteration(0) / "generations")
+        raise DamagedArtifact(
+            f"{folder} is gone, though iteration 0 is finished: restore it from a copy, or start the lineage's spin "
+            "run again, which makes it again"
+        )
     if not folders:
         raise ConfigError(
             f"no {PROMPTS[part]} of lineage {lineage.name} is answered yet: run it with spin run, or look at the "

@@ -6,16 +6,16 @@ identity (the digest of the inputs), so that the same job reuses the result, and
 the field that differs.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NotRequired, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
 
 from spin_core.errors import DamagedArtifact, StaleArtifact
-from spin_core.store.files import dump_json, sync
+from spin_core.store.files import dump_json, read_json, sync
 from spin_core.store.identity import (
     MANIFEST,
     content_of,
@@ -33,19 +33,47 @@ R = TypeVar("R", bound=Artifact)
 _RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 
 
+@with_config(ConfigDict(extra="allow"))
+class _File(TypedDict):
+    """What a manifest has of a file."""
+
+    sha256: str
+    bytes: NotRequired[int]
+
+
+@with_config(ConfigDict(extra="allow"))
+class _Manifest(TypedDict):
+    """The values of a manifest."""
+
+    identity: dict[str, Any]
+    record: dict[str, Any]
+    usage: dict[str, Any]
+    files: dict[str, _File]
+
+
+_MANIFEST: TypeAdapter[Any] = TypeAdapter(_Manifest)
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a published folder; None if nothing is published there."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
+        manifest = read_json(folder / MANIFEST)
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise DamagedArtifact(
-            f"{folder / MANIFEST} is not JSON ({error}): remove {folder} to build it again"
+            f"{folder / MANIFEST} cannot be read ({error}): remove {folder} to build it again"
         ) from error
-    if not isinstance(manifest, dict) or not {"identity", "record", "usage", "files"} <= manifest.keys():
-        raise DamagedArtifact(f"{folder / MANIFEST} is not a manifest: remove {folder} to build it again")
-    return manifest
+    try:
+        checked: dict[str, Any] = _MANIFEST.validate_python(manifest, strict=True)
+    except ValidationError as error:
+        field = ".".join(map(str, error.errors()[0]["loc"])) or "all of it"
+        raise DamagedArtifact(
+            f"{folder / MANIFEST} is not a manifest ({field}: {error.errors()[0]['msg']}): remove {folder} to build it "
+            "again"
+        ) from error
+    else:
+        return checked
 
 
 def read_record(folder: Path, kind: type[R]) -> R | None:

@@ -131,6 +131,23 @@ def json_values(config: BaseModel) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
+def read_json(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except OSError as error:
+        raise ValueError(error.strerror) from error
+
+
 def load(kind: type[M], path: Path, key: str | None = None) -> M:
     """Read a record from a JSON file, or from one key of it.
 
@@ -138,7 +155,7 @@ def load(kind: type[M], path: Path, key: str | None = None) -> M:
         DamagedArtifact: The file has no such record. The message says how to go on.
     """
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = read_json(path)
         return kind.model_validate(values[key] if key else values)
     except (ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -6,9 +6,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.command_line.printing.console import console
-from spin_core.errors import ConfigError
+from spin_core.errors import ConfigError, DamagedArtifact
 from spin_core.lineage import costs
 from spin_core.lineage.lineage import Lineage
+from spin_core.lineage.verify import REWRITE
 from spin_core.reports.formatting import middle, share
 from spin_core.store.records import GenerationBatch, IterationRecord, ResponseStatistics
 
@@ -16,15 +17,24 @@ from spin_core.store.records import GenerationBatch, IterationRecord, ResponseSt
 def record_at(lineage: Lineage, t: int) -> IterationRecord:
     """The record of iteration t; `ConfigError` if the lineage has none."""
     records = lineage.records()
+    if t >= len(records):
+        raise_if_lost(lineage)
     if not 0 <= t < len(records):
         existing = f"0 to {len(records) - 1}" if records else "none yet"
         raise ConfigError(f"lineage {lineage.name} has no finished iteration {t} (there: {existing})")
     return records[t]
 
 
+def raise_if_lost(lineage: Lineage) -> None:
+    """Raise `DamagedArtifact` if records are missing of iterations that are finished."""
+    for path in lineage.lost_records()[:1]:
+        raise DamagedArtifact(f"{path} is missing, though the iteration is finished: {REWRITE}")
+
+
 def print_records(lineage: Lineage, records: Sequence[IterationRecord]) -> None:
     """Print one block per iteration: data, training, gate, cost."""
     if not records:
+        raise_if_lost(lineage)
         console.print(f"{lineage.name} has no finished iteration yet")
     for record in records:
         table = Table(box=None, show_header=False, title=f"iteration {record.t}: θ_{record.t} → θ_{record.t + 1}")

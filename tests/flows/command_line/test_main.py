@@ -89,7 +89,7 @@ def test_a_broken_settings_file_is_one_line(spin, tmp_path):
 def test_a_runs_folder_below_a_file_is_one_line(spin, tmp_path):
     (tmp_path / "file").write_text("")
     line = refusal(spin("run", "demo", "--runs", tmp_path / "file" / "runs", status=2))
-    assert "a file is in the way" in line
+    assert "file is a file: choose another folder" in line
 
 
 def test_a_runs_folder_that_cannot_be_created_is_one_line(spin):

@@ -9,7 +9,7 @@ import pytest
 
 from spin_core.config.model import ModelConfig
 from spin_core.data.pairs import SCHEMA
-from spin_core.errors import ConfigError, DataError, StorageError
+from spin_core.errors import ConfigError, DamagedArtifact, DataError, StorageError
 from spin_core.lineage.export import export_model, export_pairs
 
 CONVERSATION = [
@@ -122,7 +122,7 @@ def test_an_export_that_fails_leaves_the_earlier_file(pairs, tmp_path):
     before = out.read_bytes()
     folder = pairs()
     (folder / "pairs.parquet").write_bytes(b"broken")
-    with pytest.raises(pa.ArrowInvalid):
+    with pytest.raises(DamagedArtifact, match=r"pairs\.parquet is damaged"):
         export_pairs(folder, out, "dpo")
     assert out.read_bytes() == before
 

@@ -52,7 +52,7 @@ def test_a_damaged_manifest_does_not_hide_what_else_is_wrong(lineage):
     (lineage.iteration(1) / "model" / "model.safetensors").write_bytes(b"other")
     problems, _ = verify(lineage)
     assert len(problems) == 2
-    assert "manifest.json is not JSON" in problems[0]
+    assert "manifest.json cannot be read" in problems[0]
     assert problems[1].endswith("model.safetensors: changed since it was published")
 
 

@@ -128,7 +128,7 @@ def test_verify_finds_a_record_that_is_not_of_its_files(tmp_path):
 def test_a_damaged_manifest_says_how_to_fix_it(tmp_path, content):
     publish(tmp_path / "model", {"a": "1"})
     (tmp_path / "model" / MANIFEST).write_bytes(content)
-    with pytest.raises(DamagedArtifact, match=r"manifest.json is .*: remove .*/model to build it again"):
+    with pytest.raises(DamagedArtifact, match=r"manifest.json .*: remove .*/model to build it again"):
         artifacts.read_record(tmp_path / "model", ModelVersion)
     assert len(artifacts.verify(tmp_path / "model")) == 1
 
