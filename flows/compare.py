@@ -60,7 +60,7 @@ def compare(
 
 @flow(name="compare", flow_run_name="{name}", persist_result=False, validate_parameters=False)
 def compare_local(runs: Path, name: str, lineages: Sequence[Lineage], left_out: dict[str, str]) -> Table:
-    """The same with lineages that are prepared already: what the command line runs."""
+    """Compare lineages that are prepared already: what the command line calls."""
     end_together()
     label_with_process()
     return completed(artifact_line("comparison", name), _run_seeds(runs, name, lineages, left_out))

@@ -60,7 +60,7 @@ def evaluate(
 
 @flow(name="evaluate", flow_run_name="evaluate-{lineage.name}", persist_result=False, validate_parameters=False)
 def evaluate_local(lineage: Lineage, versions: Sequence[int]) -> Board:
-    """The same for the command line, which has resolved all settings already."""
+    """Score a lineage whose settings are resolved already: what the command line calls."""
     end_together()
     label_with_process()
     return completed(artifact_line("leaderboard", lineage.name), _score_versions(lineage, versions))
@@ -98,7 +98,7 @@ def _score_controls(lineage: Lineage, base: ModelVersion, prompts: PromptSet | N
     config = lineage.config.evaluate
     sampled = [folder for folder in temperatures if folder.is_dir() and (config.self_play or config.exact)]
     if trained or sampled:
-        show_note(f"scored too: {', '.join(folder.name for folder in (*trained, *sampled))}")
+        show_note(f"also scored: {', '.join(folder.name for folder in (*trained, *sampled))}")
     for folder in trained:
         model = trained_model(folder / "model")
         score(lineage, model, prompts, of_base, folder=folder / "eval", score_again=False)

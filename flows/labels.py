@@ -1,4 +1,4 @@
-"""What Prefect's list of runs shows of a run: tags to find it by, and at its end a line with its table's address."""
+"""Labels of a run in Prefect's list: tags to find it by, and at its end a line with the address of its table."""
 
 import contextlib
 from typing import TypeVar, cast
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def add_tags(**tags: str) -> None:
-    """Add tags such as `recipe:demo` to the current run. A run without its tags goes on: errors are ignored."""
+    """Add tags such as `recipe:demo` to the current run. Errors are ignored, and the run continues without tags."""
     if not flow_run.id:
         return
     run, new = UUID(flow_run.id), [f"{name}:{value}" for name, value in tags.items()]
@@ -33,7 +33,7 @@ def add_tags(**tags: str) -> None:
 
 
 def completed(message: str, result: T) -> T:
-    """What a flow returns so that its run is completed with a message. The flow's caller gets the result."""
+    """The value that a flow returns to complete its run with a message. The flow's caller gets `result`."""
     get_run_logger().info("%s", message)
     return cast(T, Completed(message=message, data=result))
 

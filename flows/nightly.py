@@ -62,8 +62,8 @@ def nightly(
     # its iteration before the crash, and must not add a second one.
     planned = json.loads(note.read_text("utf-8"))["iterations"] if note.exists() else None
     if not planned and (end := _last_end_since(root, flow_run.scheduled_start_time)):
-        return _skipped(lineage, f"ended {end:%Y-%m-%d %H:%M} UTC")
-    ending, played = (_ending(existing, until_converged) if existing and not planned else None), ""
+        return _skipped(lineage, f"it ended {end:%Y-%m-%d %H:%M} UTC")
+    ending, ended_at = (_ending(existing, until_converged) if existing and not planned else None), ""
     if not ending:
         config = _config(existing, recipe, planned)
         _write_note(note, iterations=config.iterations)
@@ -73,12 +73,12 @@ def nightly(
             if not _is_locked_by_nightly_run(root):
                 raise
             note.unlink()
-            return _skipped(lineage, "still plays")
-        played = datetime.now(UTC).isoformat()
+            return _skipped(lineage, "it is still running")
+        ended_at = datetime.now(UTC).isoformat()
         existing = find_lineage(folder, lineage)
         ending = _ending(existing, until_converged)
     assert existing is not None, "it existed, or was started"
-    _write_note(note, iterations=len(existing.records()), ended=ending.reason if ending else "", played=played)
+    _write_note(note, iterations=len(existing.records()), ended=ending.reason if ending else "", ended_at=ended_at)
     line = artifact_line("leaderboard", lineage)
     if not ending:
         return completed(line, None)
@@ -95,11 +95,12 @@ def _config(lineage: Lineage | None, recipe: RecipeName, planned: int | None) ->
     return lineage.config.model_copy(update={"iterations": iterations, "controls": ControlsConfig()})
 
 
-def _write_note(path: Path, *, iterations: int, ended: str = "", played: str | None = None) -> None:
+def _write_note(path: Path, *, iterations: int, ended: str = "", ended_at: str | None = None) -> None:
     """Write the note of this run: the `iterations` to reach; at its end, why the lineage ended, and the time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     note = {"iterations": iterations, "ended": ended, "by": THIS_PROCESS}
-    files.write_json(path, note if played is None else {**note, "played": played})
+    # `played` is the time of the run's end, under the name that it has in the notes of all versions.
+    files.write_json(path, note if ended_at is None else {**note, "played": ended_at})
 
 
 def _notes(root: Path) -> list[dict[str, Any]]:
@@ -108,9 +109,9 @@ def _notes(root: Path) -> list[dict[str, Any]]:
 
 
 def _last_end_since(root: Path, due: datetime) -> datetime | None:
-    """When the last nightly run of the lineage ended, if one was playing when this one was due, or has played since.
+    """When the last nightly run of the lineage ended, if one was running when this one was due, or has run since.
 
-    A run that died has no end, so that the next one makes up for it.
+    A run that died has no end, so the next one adds the iteration instead.
     """
     ends = [datetime.fromisoformat(note["played"]) for note in _notes(root) if note.get("played")]
     return max((end for end in ends if end >= due), default=None)
@@ -124,7 +125,7 @@ def _is_locked_by_nightly_run(root: Path) -> bool:
 
 def _skipped(name: str, why: str) -> State[None]:
     """The final state of a run that adds nothing."""
-    reason = f"due while another played: a nightly run of {name} that {why}"
+    reason = f"due while another nightly run of {name} was busy ({why})"
     get_run_logger().info("skipped, %s", reason)
     return Completed(name="LeftOut", message=reason)
 

@@ -1,8 +1,8 @@
 """What a run of a deployment may choose.
 
 A person who may start runs in the UI or by the API is not necessarily allowed to do all that the worker's user can. So
-a run of a deployment may not run code that nobody here has chosen, send a key elsewhere, or write outside the folder
-that is served, unless the worker's environment allows it. Runs of the command line are not restricted.
+a run of a deployment may not choose other code to run, send a key elsewhere, or write outside the folder that is
+served, unless the worker's environment allows it. Runs of the command line are not restricted.
 """
 
 import json

@@ -72,7 +72,7 @@ def spin(
 
 @flow(name="spin", flow_run_name="{lineage.name}", persist_result=False, validate_parameters=False)
 def run_local(lineage: Lineage) -> Board:
-    """Play a lineage that is prepared already: what the command line runs."""
+    """Run a lineage that is prepared already: what the command line calls."""
     end_together()
     label_with_process()
     add_tags(recipe=lineage.config.recipe, lineage=lineage.name)
@@ -80,13 +80,13 @@ def run_local(lineage: Lineage) -> Board:
 
 
 def continue_lineage(runs: Path, name: str, config: RunConfig) -> Board:
-    """Check the run, then play until the lineage has `config.iterations` iterations."""
+    """Check the run, then run until the lineage has `config.iterations` iterations."""
     end_with_worker()
     return run_locked(prepare_run(config, runs, name, warn=get_run_logger().warning, wait=started_again()))
 
 
 def run_locked(lineage: Lineage) -> Board:
-    """Play with the lineage's lock held."""
+    """Run all iterations with the lineage's lock held."""
     with lock.locked(lineage.root, wait=started_again()), warm_process.enabled():
         # Another process may have continued the lineage with other settings since this run was prepared.
         start_lineage(lineage.runs, lineage.name, lineage.config)
@@ -106,7 +106,7 @@ def run_iterations(lineage: Lineage) -> Board:
     """The algorithm. Each line is a phase in its own process; what is built already is reused."""
     opponent, prompts = first_opponent(lineage)
     reports: dict[int, Reports] = {0: evaluate(lineage, opponent, prompts)}
-    gate.score_of(lineage.config, reports[0])  # fails now if the main metric is missing
+    gate.score_of(lineage.config, reports[0])  # fails early if the main metric is missing
     versions = {0: opponent}
     previous: GenerationBatch | None = None
     initial: GenerationBatch | None = None
@@ -121,7 +121,7 @@ def run_iterations(lineage: Lineage) -> Board:
         best = gate.best(lineage.config, reports, t)
         decision = decided(lineage, t) or gate.decide(
             lineage.config, candidate=(t + 1, reports[t + 1]), best=best
-        )  # which version plays next
+        )  # which version is the next opponent
         made = IterationArtifacts(
             prompts=prompts, opponent=opponent, generations=generations, pairs=pairs, scores=scores, train=training,
             player=player, evaluations=reports[t + 1], gate=decision,

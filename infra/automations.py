@@ -67,7 +67,7 @@ def recovery(deadline: float = DEADLINE_SECONDS) -> list[AutomationCore]:
                 ChangeFlowRunState(
                     state=StateType.SCHEDULED,
                     name="AwaitingRetry",
-                    message="It crashed, and goes on by itself. What is finished is reused.",
+                    message="It crashed, and continues by itself. What is finished is reused.",
                 )
             ],
         ),

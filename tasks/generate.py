@@ -68,9 +68,9 @@ def workers_on(ray: RayConfig, job: GenerateJob) -> Iterator[None]:
 
 @contextlib.contextmanager
 def watched(futures: Sequence[Future], job: GenerateJob) -> Iterator[None]:
-    """Watch the workers on the cluster. When the last one has ended, tell the phase with a file.
+    """Watch the workers on the cluster. When the last one has ended, write a file that the phase reads.
 
-    So the phase also ends if shards are left and this machine has no workers to answer them.
+    So the phase also ends if shards are unfinished and this machine has no workers of its own.
     """
     note = shards.work_folder(job) / shards.WORKERS_ENDED
     note.unlink(missing_ok=True)  # from an earlier attempt
@@ -79,7 +79,7 @@ def watched(futures: Sequence[Future], job: GenerateJob) -> Iterator[None]:
     def watch() -> None:
         last_lines = []
         for future in futures:
-            while (line := last_word(future)) is None:
+            while (line := last_line(future)) is None:
                 if over.is_set():
                     return
             last_lines.append(line)
@@ -87,7 +87,9 @@ def watched(futures: Sequence[Future], job: GenerateJob) -> Iterator[None]:
             if over.wait(shards.POLL_SECONDS):
                 return
         with contextlib.suppress(FileNotFoundError):  # it has published in the meantime
-            files.write_text(note, "; ".join(f"{count} said: {line}" for line, count in Counter(last_lines).items()))
+            files.write_text(
+                note, "; ".join(f"{count} ended with: {line}" for line, count in Counter(last_lines).items())
+            )
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -98,7 +100,7 @@ def watched(futures: Sequence[Future], job: GenerateJob) -> Iterator[None]:
         watcher.join()
 
 
-def last_word(future: Future) -> str | None:
+def last_line(future: Future) -> str | None:
     """The last line of a worker's error, or `all is done`; None while it is running."""
     if not has_ended(future, LOOK_SECONDS):
         return None

@@ -54,7 +54,7 @@ def status(as_json: bool, runs: Path) -> None:
 @click.command()
 @runs_option
 def down(runs: Path) -> None:
-    """Stop what `spin up` has started, and wait for it. Runs save their work and go on at the next `spin up`."""
+    """Stop what `spin up` has started, and wait for it. Runs save their work and continue at the next `spin up`."""
     from flows.server import status
 
     status.down(runs)

@@ -1,7 +1,7 @@
 """The server of `spin up`: Prefect's, behind a check of the host name: `python -m flows.server.app HOST PORT`.
 
 A web page may have its own DNS name resolved to this machine. A browser then takes the server for that page's own, past
-CORS and CSRF protection. Its requests still name the page's host, by which they are refused here. Prefect has no such
+CORS and CSRF protection. Its requests still name the page's host, by which they are rejected here. Prefect has no such
 check.
 """
 

@@ -141,7 +141,7 @@ def _head(runs: Path, name: str) -> Head:
 
 
 def down(runs: Path) -> None:
-    """End the `spin up` of a folder and wait for that. Its runs save their work, and go on at the next `spin up`.
+    """End the `spin up` of a folder and wait for that. Its runs save their work, and continue at the next `spin up`.
 
     Runs of the command line are not its runs, and continue.
 
@@ -170,4 +170,4 @@ def down(runs: Path) -> None:
         if time.monotonic() > deadline:
             raise TryAgain(f"process {up.pid} has not ended after {timeout:.0f} s: run spin down again")
         time.sleep(0.1)
-    click.echo("down" + (f"; {', '.join(waiting)} will go on at the next spin up" if waiting else ""))
+    click.echo("down" + (f"; {', '.join(waiting)} will continue at the next spin up" if waiting else ""))

@@ -41,7 +41,7 @@ _POOL = {"name": {"any_": [local.POOL]}}
 
 _GONE = "Its process is gone."
 
-_AGAIN = "It crashed, and goes on by itself. What is finished is reused."
+_AGAIN = "It crashed, and continues by itself. What is finished is reused."
 
 
 def check_runs(server: Server, reruns: int = local.RERUNS) -> None:
@@ -102,7 +102,7 @@ def label_with_process() -> None:
 
 
 def process_labels(pid: int) -> dict[str, Any]:
-    """The labels of a run that a process of this machine plays."""
+    """The labels of a run that a process of this machine executes."""
     return {HOST_LABEL: os.uname().nodename, PID_LABEL: pid, START_TIME_LABEL: process.start_time(pid)}
 
 

@@ -19,7 +19,7 @@ log = logging.getLogger("spin_core")
 def requests_for(
     ids: Sequence[str], prompt_ids: Sequence[Sequence[int]], seed: int, purpose: str, answers: int = 1
 ) -> list[Request]:
-    """`answers` requests for each prompt, those of one prompt next to each other.
+    """`answers` requests for each prompt, one after another for each prompt.
 
     A request's seed is a digest of the seed, the purpose, the prompt's id and how often that id came before; the second
     answer and later ones add their number. So asking for more answers does not change the first ones.
@@ -41,16 +41,16 @@ def answer_requests(
 ) -> list[Answer]:
     """The answers in the order of the requests.
 
-    When memory runs out, the batch is halved, for later calls too, and what is not answered is asked again.
+    When memory runs out, the batch is halved, for later calls too, and the remaining requests are repeated.
 
     Args:
         engine: Answers the requests; its `batch_size` may be lowered.
         requests: What to answer.
         on_progress: Is called after each answer with the answers and tokens so far.
-        on_answer: Is called with each answer and the index of its request as soon as it is there.
+        on_answer: Is called with each answer and the index of its request as soon as it is available.
 
     Raises:
-        ModelError: Memory does not suffice for one prompt at a time.
+        ModelError: There is not enough memory for one prompt at a time.
     """
     answers: dict[int, Answer] = {}
     tokens = 0

@@ -1,4 +1,4 @@
-"""What an engine is: requests in, answers out.
+"""The interface of engines: requests in, answers out.
 
 A finish reason starts here, at `Answer`; every engine decides it, and all later columns and counts copy it.
 """
@@ -59,7 +59,7 @@ def token_limit(prompt_ids: Sequence[int], limit: int, context: int | None, voca
         vocabulary: How many tokens the model has.
 
     Raises:
-        DataError: The prompt has no tokens, or leaves no room in the context.
+        DataError: The prompt has no tokens, or leaves no space in the context.
         ModelError: The prompt has a token that the model does not have.
     """
     length = len(prompt_ids)

@@ -1,4 +1,4 @@
-"""The loop of a worker: claim a shard, make it, and go on until no shard of the job is missing."""
+"""The loop of a worker: claim a shard, make it, and repeat until no shard of the job is missing."""
 
 import logging
 import time
@@ -14,8 +14,8 @@ WAITING_SECONDS = 60.0
 """How often a waiting worker logs that it waits."""
 
 IDLE_SECONDS = 5.0
-"""A run that makes no shard itself ends when its workers have ended and nobody has held a claim for so long. A worker
-that somebody started by hand may go on, and holds no claim between two shards."""
+"""A run that makes no shards itself ends when its workers have ended and no claim was held for this long. A worker that
+a person has started may continue, and holds no claim between two shards."""
 
 
 def make_shards(
@@ -24,7 +24,7 @@ def make_shards(
     order: Callable[[int], Any] = lambda number: number,
     between: Callable[[], None] = lambda: None,
 ) -> None:
-    """Make shards until all exist. Returns too when their folder is gone: then another worker made the last ones.
+    """Make shards until all exist. Also returns when their folder is gone, because another worker made the last ones.
 
     Args:
         shards: The shards of the job.
@@ -39,7 +39,7 @@ def make_shards(
     while True:
         between()
         try:
-            # Before the look at the shards: a worker may have made the last ones before it ended.
+            # Read before the shards are: a worker may have made the last ones before it ended.
             ended = shards.workers_ended() if make is None else ""
             missing = shards.missing()
             if not missing:

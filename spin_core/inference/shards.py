@@ -1,4 +1,4 @@
-"""Shards of a job's output, and the claims by which several workers divide them.
+"""Shards of a job's output, and the claims with which several workers divide them.
 
 Workers share a folder and nothing else, so the folder decides every race:
 
@@ -7,13 +7,13 @@ Workers share a folder and nothing else, so the folder decides every race:
   two workers that want the same claim exactly one gets it.
 - The holder rewrites its claim every few seconds. A claim is dead when its process has ended or, on another machine,
   when the file has not changed for a minute.
-- A dead claim is never removed by others: between the look and the removal somebody else may already have taken over,
-  and the removal would hit the new claim. Instead the next worker adds `claim-0001`; the highest number counts.
-- A worker that gets a claim looks once more whether the shard exists, since its last holder may have published it in
-  between.
+- A dead claim is never removed by others: between check and removal another worker may already have taken over, and
+  the removal would hit the new claim. Instead the next worker adds `claim-0001`; the highest number counts.
+- A worker that gets a claim checks again whether the shard exists, since its last holder may have published it in the
+  meantime.
 - A shard is written under a hidden name, flushed to disk, and linked to its real name. So it appears whole or not at
-  all, and only once: a worker that was slow, and was taken for dead, finds the name taken and drops its own copy.
-  Nothing is lost by that, since both copies have the same content.
+  all, and only once: a worker that was slow and counted as dead finds the name taken, and drops its own copy. Both
+  copies have the same content.
 
 Some file systems have no hard links. There a claim is created exclusively under its real name and then filled, so that
 others may see it empty for a moment; and a shard is renamed by the worker that holds a second claim, on the shard's
@@ -43,13 +43,13 @@ HEARTBEAT_SECONDS = 2.0
 """How often a claim is rewritten."""
 
 POLL_SECONDS = 0.2
-"""How often a worker looks for news while all missing shards are claimed by others."""
+"""How often a worker checks for changes while all missing shards are claimed by others."""
 
-WORKERS_ENDED = "last-words.txt"
+WORKERS_ENDED = "workers-ended.txt"
 """A file next to the claims: all workers on other machines have ended, and with which messages."""
 
 _STALE_SECONDS = 60.0
-"""A claim from another machine is dead when it has not changed for so long, measured by the reader's own clock."""
+"""A claim from another machine is dead when it has not changed for this long, by the reader's own clock."""
 
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 """Errors of file systems without hard links: exFAT, some network disks, mounted buckets."""
@@ -59,11 +59,11 @@ class Holder(TypedDict):
     """The content of a claim: who holds it, and how far the shard is."""
 
     host: str
-    place: str
+    pid_scope: str
     """Where `pid` is valid, see `process.pid_scope`."""
     pid: int
-    born: str
-    """The process's start time, see `process.start_time`."""
+    start_time: str
+    """When the process started, see `process.start_time`."""
     items: int
     tokens: int
 
@@ -77,7 +77,7 @@ class Claim:
         self._ended = threading.Event()
         self._heartbeat = threading.Thread(target=self._rewrite_until_ended, daemon=True)
 
-    def note(self, items: int, tokens: int) -> None:
+    def set_progress(self, items: int, tokens: int) -> None:
         """Set how far the shard is; other workers read it from the claim."""
         self.items, self.tokens = items, tokens
 
@@ -95,7 +95,7 @@ class Claim:
     def _rewrite_until_ended(self) -> None:
         while not self._ended.wait(HEARTBEAT_SECONDS):
             scratch = _hidden(self.path)
-            # A full disk or a removed folder ends the worker's own write, whose error says more than this one.
+            # A full disk or a removed folder also ends the worker's own write, whose error is clearer than this one.
             with contextlib.suppress(OSError):
                 scratch.write_text(_claim_text(self.items, self.tokens), "utf-8")
                 scratch.replace(self.path)
@@ -115,10 +115,11 @@ class Shards:
         """
         self.final, self.folder, self.count, self.stale_seconds = final, folder, count, stale_seconds
         self._changes: dict[str, tuple[int, float]] = {}
-        """By name of a claim: its last modification time, and when we first saw that time on our own clock."""
+        """By name of a claim: its last modification time, and when this process first saw that time, on its own
+        clock."""
 
     def path(self, number: int) -> Path:
-        """Where a shard is once it is finished."""
+        """The path of a finished shard."""
         return self.final / f"{shard_name(number)}.parquet"
 
     def missing(self) -> list[int]:
@@ -139,7 +140,7 @@ class Shards:
             if not self._create_claim(path):
                 continue  # another worker was faster
             if self.path(number).exists():
-                path.unlink()  # published between the caller's look and our claim
+                path.unlink()  # published after the caller's check and before this claim
                 continue
             if current is not None:
                 log.info("%s was left unfinished: taking it over", shard_name(number))
@@ -160,13 +161,16 @@ class Shards:
             with path.open(encoding="utf-8") as file:  # network disks refresh a file's times when it is opened
                 modified = os.fstat(file.fileno()).st_mtime_ns
                 holder: Holder = json.load(file)
+                if not Holder.__required_keys__ <= holder.keys():
+                    raise ValueError("a claim of another version")
         except FileNotFoundError:
             return None
-        except ValueError:  # without hard links a claim is created first and filled then
-            holder = {"host": "somebody", "place": "", "pid": 0, "born": "", "items": 0, "tokens": 0}
-        if holder["place"] and holder["place"] == process.pid_scope():
-            return holder if process.start_time(holder["pid"]) == holder["born"] else None
-        # Clocks of two machines may differ, so only the fact of a change counts, timed by our own clock.
+        except ValueError:  # or a claim that was created without hard links and is not filled yet
+            holder = {"host": "unknown", "pid_scope": "", "pid": 0, "start_time": "", "items": 0, "tokens": 0}
+        if holder["pid_scope"] and holder["pid_scope"] == process.pid_scope():
+            return holder if process.start_time(holder["pid"]) == holder["start_time"] else None
+        # Clocks of two machines may differ, so only the fact that a claim changes counts, timed by this machine's
+        # clock.
         last_modified, since = self._changes.get(path.name, (None, 0.0))
         if last_modified != modified:
             self._changes[path.name] = modified, time.monotonic()
@@ -188,7 +192,7 @@ class Shards:
         """Write a shard's file by `write(path)` and publish it.
 
         Returns:
-            False if another worker had published the shard before; its file stays.
+            False if another worker has published the shard before; its file stays.
         """
         partial = _hidden(self.folder / shard_name(number))
         try:
@@ -241,8 +245,8 @@ def _claim_text(items: int = 0, tokens: int = 0) -> str:
     """A claim of this process as JSON."""
     pid = os.getpid()
     holder: Holder = {
-        "host": os.uname().nodename, "place": process.pid_scope(), "pid": pid, "born": process.start_time(pid),
-        "items": items, "tokens": tokens,
+        "host": os.uname().nodename, "pid_scope": process.pid_scope(), "pid": pid,
+        "start_time": process.start_time(pid), "items": items, "tokens": tokens,
     }  # fmt: skip
     return json.dumps(holder)
 

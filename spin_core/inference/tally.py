@@ -51,7 +51,7 @@ class Tally:
         self.progress.show(items, **self.rates(items, tokens))
 
     def start_clock(self, items: int | None = None, tokens: int | None = None) -> None:
-        """Start the clock of the rates, unless it runs: rates leave out the time that loading a model takes."""
+        """Start the clock of the rates, unless it runs: rates exclude the time that loading a model takes."""
         if self._start is None:
             finished_items, finished_tokens = _total(list(self._finished.values()))
             self._start = (
@@ -85,16 +85,16 @@ class Tally:
 
 
 def merge_timings(folder: Path, names: Sequence[str], log_file: Path) -> list[dict[str, Any]]:
-    """Collect what workers noted of their shards, earlier attempts included, into one file of JSON lines.
+    """Collect the timings that workers wrote, those of earlier attempts included, into one file of JSON lines.
 
-    Returns the notes.
+    Returns the timings.
     """
     paths = [folder / f"{name}.json" for name in names]
-    notes: list[dict[str, Any]] = [json.loads(path.read_text("utf-8")) for path in paths if path.exists()]
-    if notes:
+    timings: list[dict[str, Any]] = [json.loads(path.read_text("utf-8")) for path in paths if path.exists()]
+    if timings:
         log_file.parent.mkdir(exist_ok=True)
-        log_file.write_text("".join(f"{json.dumps(note)}\n" for note in notes), "utf-8")
-    return notes
+        log_file.write_text("".join(f"{json.dumps(timing)}\n" for timing in timings), "utf-8")
+    return timings
 
 
 def _total(counts: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """An engine on transformers, with a batch whose rows come and go.
 
-Shapes: N rows in the batch, T tokens of the longest prompt that is read, V vocabulary.
+Shapes: N rows in the batch, T tokens of the longest prompt that is read, C columns of the cache's window (one per token
+of the longest row), V vocabulary.
 """
 
 import inspect

@@ -112,7 +112,7 @@ class GenerationWorker:
             log.info("%s was published by another worker: this copy is dropped", shard_name(claim.number))
 
     def _report_progress(self, claim: Claim, items: int, tokens: int) -> None:
-        claim.note(items, tokens)
+        claim.set_progress(items, tokens)
         if self.progress.stopping:  # this shard is finished first
             self.on_stop()
         else:
@@ -137,7 +137,7 @@ class GenerationWorker:
         return pa.table(columns, schema=SCHEMA)
 
     def _write_timing(self, claim: Claim, answers: Sequence[Answer], engine: Engine, seconds: float) -> None:
-        """Leave a shard's timing next to the claims; `merge_timings` collects them."""
+        """Write a shard's timing next to the claims; `merge_timings` collects them."""
         tokens = sum(len(answer.response_ids) for answer in answers)
         timing = {
             "shard": shard_name(claim.number),

@@ -146,8 +146,10 @@ def decide(
     if gate.rule == "always":
         return GateDecision(outcome="promote", reason="the gate is always open", next_opponent=t, **measured)
     if stderr is None or gain >= -gate.tolerance * stderr:
-        return GateDecision(outcome="promote", reason=f"θ_{t} plays next: {comparison}", next_opponent=t, **measured)
+        return GateDecision(
+            outcome="promote", reason=f"θ_{t} is the next opponent: {comparison}", next_opponent=t, **measured
+        )
     if gate.rule == "best":
-        reason = f"θ_{best_t} plays again: {comparison}"
+        reason = f"θ_{best_t} is the opponent again: {comparison}"
         return GateDecision(outcome="keep-best", reason=reason, next_opponent=best_t, **measured)
     return GateDecision(outcome="stop", reason=f"stopped: {comparison}", next_opponent=best_t, **measured)

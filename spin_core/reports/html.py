@@ -104,7 +104,7 @@ def about(lineage: Lineage, board: Board, records: Sequence[IterationRecord]) ->
         ("training prompts", f"{records[0].prompts.rows:,}" if records else "–"),
         ("tokens generated", f"{sum(record.generations.tokens for record in records):,}"),
         ("time", f"{_clock(spent.seconds)}; {spent.device_hours:.3g} device hours"),
-        ("gate", f"{lineage.config.gate.rule}; θ_{board.choice} plays next" if records else "–"),
+        ("gate", f"{lineage.config.gate.rule}; θ_{board.choice} is the next opponent" if records else "–"),
     ]
     if records and records[-1].gate.outcome == "stop":
         facts[-1] = ("gate", "ended the run")
@@ -279,7 +279,7 @@ def _gate_table(records: Sequence[IterationRecord]) -> Html:
         ]
         for record in records
     ]
-    return table(["version", "outcome", "difference", "plays next", wide("reason", "th")], rows)
+    return table(["version", "outcome", "difference", "next opponent", wide("reason", "th")], rows)
 
 
 def change(gate: GateDecision) -> str:

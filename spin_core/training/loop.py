@@ -9,14 +9,14 @@ How a training resumes, so that the result has the same bits as without the inte
 - The order of the data follows from the seed and the step's number alone (`DataOrder`), and so does an adapter's
   dropout. Neither is saved.
 - A checkpoint holds the float32 weights, the optimizer's state of each, the random state of torch, the number of steps
-  done, and how long each file of metrics was. Metrics behind that length belong to steps that are done again, so they
-  are cut off.
-- Monitors are functions of the rows of metrics, so they read the rows that are left and then know what they knew.
+  done, and how long each file of metrics was. Metrics after that length belong to steps that are repeated, so they are
+  removed.
+- Monitors are functions of the rows of metrics, so after reading the remaining rows they are in the same state.
 - The learning rate is a function of the step's number. Whether a step is saved or measured is one too.
-- SIGTERM is looked for after each step, and between the micro-batches of a measurement. The step is saved and `Stopped`
+- SIGTERM is checked after each step, and between the micro-batches of a measurement. The step is saved and `Stopped`
   raised, in the last step too: a training that is stopped there would otherwise lose all steps since the last save. If
-  the signal comes while that step is measured on held-out pairs, the measurement is dropped, and is made first thing
-  when the training resumes.
+  the signal comes while that step is measured on held-out pairs, the measurement is dropped, and repeated when the
+  training resumes.
 """
 
 import logging
@@ -70,7 +70,7 @@ def train(
 
     Raises:
         Stopped: SIGTERM arrived; the last step is saved.
-        TrainingDiverged: A monitor refuses to go on, or the first loss is wrong.
+        TrainingDiverged: A monitor ends the training with an error, or the first loss is wrong.
     """
     config, world = job.config, ranks.current()
     torch.manual_seed(job.seed)
@@ -182,7 +182,7 @@ class _Training:
         """Give a step's row to the monitors; returns the event that ends the training, if one does.
 
         Raises:
-            TrainingDiverged: The event's action is to refuse, or this is the first step and its loss is wrong.
+            TrainingDiverged: The event's action is `refuse`, or this is the first step and its loss is wrong.
         """
         events = self.monitors.check(row)
         event = ending(events)

@@ -37,7 +37,7 @@ _WEIGHT = "weight/"
 def adapted_layers(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
     """Full names of the layers that get an adapter: those in `targets`, or all linear ones except the output.
 
-    Reads no weights, so a model on the meta device suffices.
+    Reads no weights, so a model on the meta device is enough.
 
     Raises:
         ConfigError: A target does not exist, or is tied to the embeddings. The message lists the model's layers.
@@ -70,7 +70,7 @@ def attach(model: PreTrainedModel, lora: LoraConfig, seed: int) -> dict[str, Any
     """Freeze the model, and add an adapter that changes nothing yet, in the model's own precision.
 
     Returns:
-        The adapter's configuration in peft's words, for `trained`.
+        The adapter's configuration as peft writes it, for `trained_adapter`.
     """
     import peft
 

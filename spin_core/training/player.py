@@ -33,7 +33,7 @@ class Player:
     stepper: Stepper
     """Moves the model's weights."""
     adapter_config: dict[str, Any]
-    """The adapter's configuration in peft's words; empty if all weights train."""
+    """The adapter's configuration as peft writes it; empty if all weights train."""
 
 
 def set_up_player(job: TrainJob, world: Ranks) -> Player:

@@ -1,4 +1,4 @@
-"""What a training reads: its sequences, the opponent's scores of them, and the batch of each step, laid out ahead.
+"""The data of a training: sequences, the opponent's scores of them, and the batch of each step, prepared in advance.
 
 Shapes: P responses to each of the items' prompts; B items of a batch, b of a micro-batch.
 """

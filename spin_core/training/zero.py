@@ -216,7 +216,7 @@ def _import_deepspeed(device: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide what DeepSpeed prints on setup, and its warning about untested optimizers; our tests cover ours."""
+    """Hide what DeepSpeed prints on setup, and its warning about untested optimizers, which tests here cover."""
     logger = logging.getLogger("DeepSpeed")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -180,8 +180,8 @@ def test_a_suite_that_is_asked_for_later_is_scored_on_the_controls_too(compared)
         shutil.rmtree(path)
     out = compared.spin("evaluate", "whole-seed-1", "--suite", "self-play", one_process=True).stdout
     names = [path.parents[1].name for path in lost]
-    assert "scored too: " in out
-    assert all(name in " ".join(out.split("scored too: ")[1].split()) for name in names)
+    assert "also scored: " in out
+    assert all(name in " ".join(out.split("also scored: ")[1].split()) for name in names)
     assert compared.digests("whole-seed-1") == before
     board = json.loads((root / "leaderboard.json").read_text())
     assert {row["name"] for row in board["controls"]} == set(names)

@@ -101,7 +101,7 @@ def test_a_lineage_in_use_leaves_a_night_out_if_a_night_plays_it_and_fails_it_ot
         process.communicate("")
     if by == "a night":
         assert (state.name, count_iterations(tmp_path, "tale")) == ("LeftOut", 2)
-        assert "a nightly run of tale that still plays" in state.message
+        assert "another nightly run of tale was busy (it is still running)" in state.message
         assert [path.name for path in (root / "nights").iterdir()] == ["another.json"]
         return
     with pytest.raises(LineageBusy, match="lineage tale is in use by process"):

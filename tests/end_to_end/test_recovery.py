@@ -68,7 +68,7 @@ def kill_server(up: Up, root: Path) -> None:  # noqa: ARG001
 
 def down_and_up(up: Up, root: Path) -> None:  # noqa: ARG001
     output = up.spin("down").stdout
-    assert output == "down; demo-whole will go on at the next spin up\n"
+    assert output == "down; demo-whole will continue at the next spin up\n"
     assert up.end() == 0
     assert not up.alive()
     up.start()

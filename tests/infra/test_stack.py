@@ -213,7 +213,7 @@ def test_the_services_see_by_its_missing_heartbeats_that_it_died_and_start_it_ag
     messages = {state["message"] for state in interrupted_run.states if state["name"] == "Crashed"}
     assert "Silent for 40 s: its process, or its machine, is gone." in messages
     assert interrupted_run.states[names.index("AwaitingRetry")]["message"].startswith(
-        "It crashed, and goes on by itself."
+        "It crashed, and continues by itself."
     )
 
 

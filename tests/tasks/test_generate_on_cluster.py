@@ -67,9 +67,8 @@ def test_a_run_whose_workers_all_die_says_why_and_keeps_what_is_done(tmp_path, t
         with generate.watched(futures, job), pytest.raises(WorkersLost) as lost:
             run_generation(job)
     message = str(lost.value)
-    assert (
-        "no worker is left, and 3 of 4 shards are missing (2 said: the machine is gone; 1 said: ModelError: " in message
-    )
+    assert message.startswith("no worker is left, and 3 of 4 shards are missing (2 ended with: the machine is gone; ")
+    assert "; 1 ended with: ModelError: " in message
     assert "/nowhere/model" in message
     assert message.endswith(": fix that and run the same command again; finished shards are kept")
     assert "\n" not in message
@@ -81,9 +80,9 @@ def test_a_run_whose_workers_all_die_says_why_and_keeps_what_is_done(tmp_path, t
 @pytest.mark.parametrize("error", [None, ValueError("one\ntwo"), KeyError()])
 def test_a_worker_is_quoted_with_its_last_line(error):
     future = Future()
-    assert generate.last_word(Worker(future)) is None
+    assert generate.last_line(Worker(future)) is None
     future.set_exception(error) if error else future.set_result(None)
-    assert generate.last_word(Worker(future)) == ("all is done" if error is None else str(error)[4:] or "KeyError")
+    assert generate.last_line(Worker(future)) == ("all is done" if error is None else str(error)[4:] or "KeyError")
 
 
 @pytest.fixture
@@ -96,7 +95,7 @@ def folder(tmp_path):
 @pytest.mark.timeout(60)
 def test_a_worker_that_joined_by_itself_goes_on_when_the_others_have_failed(folder):
     own_shards, other_shards = (Shards(folder / "final", folder / "work", 4) for _ in range(2))
-    (folder / "work" / WORKERS_ENDED).write_text("1 said: out of memory")
+    (folder / "work" / WORKERS_ENDED).write_text("1 ended with: out of memory")
 
     def slowly(claim):
         time.sleep(0.4)
@@ -113,8 +112,8 @@ def test_a_worker_that_joined_by_itself_goes_on_when_the_others_have_failed(fold
 def test_what_one_attempt_said_last_does_not_end_the_next(folder, tmp_path, tiny_model, prompts):
     own_shards = Shards(folder / "final", folder / "work", 4)
     note = folder / "work" / WORKERS_ENDED
-    note.write_text("1 said: out of memory\n")
-    with pytest.raises(WorkersLost, match=r"4 of 4 shards are missing \(1 said: out of memory\): fix that"):
+    note.write_text("1 ended with: out of memory\n")
+    with pytest.raises(WorkersLost, match=r"4 of 4 shards are missing \(1 ended with: out of memory\): fix that"):
         make_shards(own_shards, None)
     assert not note.exists()
     job = generate_job(tmp_path / "generations", tiny_model, prompts)

@@ -19,9 +19,7 @@ def print_recipes() -> None:
     for name in RECIPES:
         table.add_row(f"[bold]{name}[/]", ABOUT[name])
     console.print(table)
-    console.print(
-        "\n[dim]spin recipes NAME shows all its values; spin recipes --settings says what each setting does[/]"
-    )
+    console.print("\n[dim]spin recipes NAME shows all its values; spin recipes --settings explains each setting[/]")
 
 
 def print_settings() -> None:

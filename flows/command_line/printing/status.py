@@ -45,7 +45,7 @@ def _sign_in(status: "Status") -> str:
 
 def unreadable_line(name: str, runs: Path) -> str:
     """`old  cannot be read …`."""
-    return f"{name}  cannot be read: spin show {name}{runs_argument(runs)} says why"
+    return f"{name}  cannot be read: spin show {name}{runs_argument(runs)} shows why"
 
 
 def _column(lines: Sequence[str]) -> str:

@@ -105,7 +105,7 @@ def test_show_tells_what_an_iteration_was_made_from(spin, lineage):
     assert output.index("θ_0 → θ_1") < output.index("θ_1 → θ_2")
     for part in (
         "1 of 2; dropped: 1 empty",
-        "promote: θ_1 plays next",
+        "promote: θ_1 is the next opponent",
         "total 9.0 without starting processes, ",
         lineage.records()[0].player.digest[:12],
     ):

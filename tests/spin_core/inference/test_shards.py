@@ -4,6 +4,7 @@ import json
 import os
 import time
 
+from spin_core.inference.shards import Shards
 from tests.support.processes.claimers import race, shards_in
 
 
@@ -26,14 +27,14 @@ def test_a_claimed_shard_is_refused_until_the_claim_is_released(tmp_path):
 def test_a_claim_is_dead_when_its_process_id_belongs_to_another_process(tmp_path):
     shards = shards_in(tmp_path)
     claim = shards.claim([0])
-    claim.path.write_text(json.dumps({**json.loads(claim.path.read_text()), "born": "1"}))
+    claim.path.write_text(json.dumps({**json.loads(claim.path.read_text()), "start_time": "1"}))
     assert shards.claim([0]).number == 0
 
 
 def test_a_claim_from_another_machine_is_alive_as_long_as_it_changes(tmp_path):
     shards = shards_in(tmp_path, stale_seconds=0.4)
     claim = shards.claim([0])
-    elsewhere = {**json.loads(claim.path.read_text()), "place": "another machine"}
+    elsewhere = {**json.loads(claim.path.read_text()), "pid_scope": "another machine"}
     claim.path.write_text(json.dumps(elsewhere))
     for _ in range(4):
         assert shards.claim([0]) is None
@@ -48,7 +49,7 @@ def test_a_claim_is_rewritten_while_its_shard_is_made(tmp_path, monkeypatch):
     monkeypatch.setattr("spin_core.inference.shards.HEARTBEAT_SECONDS", 0.02)
     shards = shards_in(tmp_path)
     with shards.claim([0]) as claim:
-        claim.note(7, 93)
+        claim.set_progress(7, 93)
         deadline = time.monotonic() + 20
         while shards.holders()[0][1]["items"] == 0:
             assert time.monotonic() < deadline
@@ -71,3 +72,13 @@ def test_a_shard_that_is_published_meanwhile_is_not_claimed(tmp_path):
     shards.publish(0, lambda path: path.write_text("done"))
     assert shards.claim([0]) is None
     assert shards.claims() == {}
+
+
+def test_a_claim_of_another_version_counts_as_alive_until_it_is_stale(tmp_path):
+    shards = Shards(tmp_path, tmp_path, count=1, stale_seconds=0.05)
+    (tmp_path / "shard-00000.claim-0000").write_text('{"host": "old", "pid": 1}')
+    assert shards.claim([0]) is None
+    time.sleep(0.1)
+    claim = shards.claim([0])
+    assert claim is not None
+    assert claim.path.name == "shard-00000.claim-0001"

@@ -75,7 +75,7 @@ def test_of_many_workers_that_publish_one_shard_at_once_the_first_ones_stays(tmp
 def test_a_worker_that_died_during_the_rename_does_not_block_others(tmp_path):
     shards = shards_in(tmp_path)
     dead = shards.claim([0], "name")
-    dead.path.write_text(json.dumps({**json.loads(dead.path.read_text()), "born": "1"}))
+    dead.path.write_text(json.dumps({**json.loads(dead.path.read_text()), "start_time": "1"}))
     assert shards.publish(0, lambda path: path.write_text("done"))
     assert shards.path(0).read_text() == "done"
 
