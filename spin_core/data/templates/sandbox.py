@@ -27,7 +27,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MEMORY_GB = 2
+MEMORY_GB = 1
 """The most memory that the process may address."""
 
 _DATE = "26 Jul 2024"
