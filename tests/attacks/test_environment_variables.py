@@ -48,7 +48,7 @@ def test_nothing_is_replaced_in_a_form(overrides, deployed, monkeypatch, tmp_pat
         permitted_values(Overrides.model_validate(filled))
 
 
-def test_what_a_flow_merges_over_a_recipe_is_taken_as_it_is():
+def test_overrides_of_a_flow_replace_a_recipes_values():
     config = resolve("demo", overrides={"chat": {"system": "${SPIN_SMTP_PASSWORD:-}"}})
     assert config.chat.system == "${SPIN_SMTP_PASSWORD:-}"
 

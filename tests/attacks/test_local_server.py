@@ -72,7 +72,7 @@ def test_another_user_of_the_machine_starts_no_run_and_reads_nothing(up):
     ],
     ids=lambda variables: next(iter(variables)),
 )
-def test_who_has_the_password_changes_no_command_environment_or_folder_of_a_run(up, variables):
+def test_the_password_does_not_allow_to_change_a_runs_command_environment_or_folder(up, variables):
     """By a run of their own, and by the deployment: that is stored, and then no run starts."""
     filled = {name: value.format(up.runs) if isinstance(value, str) else value for name, value in variables.items()}
     deployment = up.deployment("spin")
@@ -203,12 +203,12 @@ def check(monkeypatch: pytest.MonkeyPatch) -> HostCheck:
         *(b"127.0.0.1@evil.example", b"spin.example.org.evil.example", b"evil.example#127.0.0.1", b"127.0.0.1 evil"),
     ],
 )
-def test_a_foreign_host_name_is_refused(check, host):
+def test_a_foreign_host_name_is_rejected(check, host):
     assert asyncio.run(ask(check, host))[0]["status"] == 403
     assert asyncio.run(ask(check, host, kind="websocket")) == [{"type": "websocket.close", "code": 1008}]
 
 
-def test_a_request_without_a_host_or_with_two_is_refused(check):
+def test_a_request_without_a_host_or_with_two_is_rejected(check):
     for hosts in ((), (b"localhost", b"evil.example")):
         assert asyncio.run(ask(check, *hosts))[0]["status"] == 403
 

@@ -73,7 +73,7 @@ def with_setting(setting: str, value: Any) -> Callable[[bytes], bytes]:
 
 @pytest.mark.parametrize("setting", HARMFUL)
 @pytest.mark.parametrize("path", ["lineage.json", "iter_00/record.json"])
-def test_settings_that_can_do_more_than_compute_are_refused_and_named(setting, path, store, tmp_path):
+def test_settings_that_can_do_more_than_compute_are_rejected_by_name(setting, path, store, tmp_path):
     """Also those of an iteration's record, by which `spin export` loads its model."""
     forge(tmp_path, path, with_setting(setting, HARMFUL[setting]))
     with pytest.raises(ConfigError, match="if you trust the people who pushed it, pull it with --trust") as refused:
@@ -152,7 +152,7 @@ def test_every_file_that_a_push_writes_is_expected(tmp_path):
     assert [path for path in files if not is_expected(path, files)] == []
 
 
-def test_what_a_form_may_not_choose_is_not_trusted_either():
+def test_settings_that_the_form_hides_are_not_accepted_either():
     assert set(GUARDED) <= set(RISKS)
     assert {name.removesuffix(".address") for name in RISKS} == set(HARMFUL)
 

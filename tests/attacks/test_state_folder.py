@@ -29,7 +29,7 @@ def modes(folder: Path) -> dict[str, str]:
     return {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in (folder, *folder.iterdir())}
 
 
-def test_what_a_run_makes_is_closed_to_others_from_the_first_moment(tmp_path):
+def test_the_files_of_a_run_are_never_readable_by_others(tmp_path):
     local.prepare(tmp_path / "runs", quiet=True)
     assert modes(tmp_path / "runs" / ".prefect") == {".prefect": "0o700", "prefect.db": "0o600", "password": "0o600"}
 
@@ -55,7 +55,7 @@ def test_a_link_in_the_folder_changes_nothing_elsewhere(tmp_path):
     assert stat.S_IMODE((tmp_path / "theirs").stat().st_mode) == 0o644
 
 
-def test_the_folder_of_another_user_is_refused_in_one_line(environment, tmp_path):
+def test_the_folder_of_another_user_is_rejected_in_one_line(environment, tmp_path):
     def refuse(*_: object) -> None:
         raise PermissionError
 
@@ -71,7 +71,7 @@ def test_the_address_file_is_closed_to_others(tmp_path):
         assert modes(tmp_path / ".prefect")["server.url"] == "0o600"
 
 
-def test_status_warns_of_what_others_may_read(tmp_path):
+def test_status_warns_of_files_that_others_may_read(tmp_path):
     folder = tmp_path / ".prefect"
     folder.mkdir(mode=0o755)
     (folder / "prefect.db").touch()

@@ -66,7 +66,7 @@ def test_an_index_of_files_in_its_folder_is_followed(model):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "[" * 100_000])
-def test_an_index_that_is_none_is_refused_in_one_line(text, tmp_path):
+def test_an_invalid_index_is_a_one_line_error(text, tmp_path):
     (tmp_path / WEIGHTS_INDEX).write_text(text)
     with pytest.raises(ModelError) as refused:
         indexed_files(tmp_path / WEIGHTS_INDEX)

@@ -28,14 +28,14 @@ def test_a_process_has_memory_and_time_and_its_children_belong_to_it():
     assert operate.pss_mb([child.pid]) == operate.cpu_seconds([child.pid]) == 0
 
 
-def test_figures_are_a_middle_with_its_range_and_what_nine_of_ten_keep_to():
+def test_figures_are_a_median_with_its_range_and_a_ninth_decile():
     assert operate.middle([4.0, 1.0, 2.0]) == "2.00 s (1.00 to 4.00)"
     assert operate.tenth([float(number) for number in range(1, 11)]) == 10
     assert operate.tenth([float(number) for number in range(20)]) == 18
     assert operate.tenth([3.0]) == 3
 
 
-def test_a_stage_that_does_not_exist_is_refused(monkeypatch, capsys):
+def test_a_stage_that_does_not_exist_is_rejected(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["operate.py", "--only", "start,clikc"])
     with pytest.raises(SystemExit):
         operate.main()

@@ -204,7 +204,7 @@ def test_without_the_password_the_pages_ask_for_it(browser, up, version):
     context.close()
 
 
-def test_the_form_says_what_can_be_chosen(ui):
+def test_the_form_lists_all_choices(ui):
     ui.open_form()
     assert ui.choices("recipe") == list(RECIPES)
     ui.choose("recipe", "zephyr-7b")
@@ -215,7 +215,7 @@ def test_the_form_says_what_can_be_chosen(ui):
     assert ui.choices("suites") == list(get_args(SuiteName))
 
 
-def test_a_bad_value_is_refused_in_the_form_before_there_is_a_run(up, ui):
+def test_an_invalid_value_is_rejected_in_the_form_before_a_run_exists(up, ui):
     before = up.count_runs()
     ui.open_form()
     ui.fill("Mine!", 0)
@@ -229,7 +229,7 @@ def test_a_bad_value_is_refused_in_the_form_before_there_is_a_run(up, ui):
     assert up.count_runs() == before
 
 
-def test_a_run_is_what_the_form_was_filled_in_with(finished_run, overrides):
+def test_a_run_has_the_values_of_the_form(finished_run, overrides):
     assert finished_run["state_name"] == "Completed"
     assert finished_run["name"] == f"demo-{LINEAGE}"
     sent = finished_run["parameters"]
@@ -300,7 +300,7 @@ def test_a_run_can_be_watched(up, ui, training):
     wait_for(lambda: steps(up) > before)
 
 
-def test_a_run_that_crashed_goes_on_when_it_is_told_to_retry(up, ui, training, retried):
+def test_a_crashed_run_continues_on_retry(up, ui, training, retried):
     ui.open_run(training.run)
     for name in ("generate", "build pairs", "score"):
         ui.wait_until_visible(ui.task(f"{name} t={ITERATIONS}", "Reused"))

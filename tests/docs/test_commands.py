@@ -104,7 +104,7 @@ def test_every_setting_that_is_named_exists(page):
     assert sorted(name for name in named if not is_setting(name.split("."))) == []
 
 
-def test_settings_are_told_from_other_words():
+def test_settings_are_distinguished_from_other_words():
     text = "`train.beta`, `--set train.lora.rank=16`, `train.parquet`, `train.betta` and --set prompts.columns.a=b"
     named = settings_of(text)
     assert named == {"train.beta", "train.lora.rank", "train.betta", "prompts.columns.a"}

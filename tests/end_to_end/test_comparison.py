@@ -66,7 +66,7 @@ def seen(folder: Path) -> list[int]:
     return [json.loads(line)["tokens"] for line in (folder / TIMING).read_text().splitlines()]
 
 
-def test_seeds_start_alike_and_differ_in_what_they_answer_and_in_every_training(compared, standing):
+def test_seeds_have_the_same_start_and_different_answers_and_trainings(compared, standing):
     records = [find_lineage(compared.runs, name).records()[0] for name in standing.lineages]
     assert len({record.opponent.digest for record in records}) == 1
     assert len({record.prompts.digest for record in records}) == 1
@@ -97,7 +97,7 @@ def test_equal_steps_and_equal_tokens_are_equal(compared, standing):
 
 
 @pytest.mark.slow
-def test_every_method_is_played_from_the_same_start(compared, everything):
+def test_every_method_starts_from_the_same_model(compared, everything):
     methods = ["spin", "spin", "sft-steps", "sft-tokens", "dpo", "spin-dpo", "longer", "sizes", "sizes", "sizes"]
     assert [line.method for line in everything.lines] == methods
     assert all("total_variation" in line.scores for line in everything.lines)
@@ -112,7 +112,7 @@ def test_every_method_is_played_from_the_same_start(compared, everything):
 
 
 @pytest.mark.slow
-def test_a_share_of_the_prompts_is_smaller_for_spin_and_for_fine_tuning_alike(compared, everything):
+def test_a_share_of_the_prompts_is_the_same_for_spin_and_for_fine_tuning(compared, everything):
     assert everything.prompts == 96
     root = compared.runs / "whole-seed-1" / "controls"
     spin, sft, whole = (
@@ -122,7 +122,7 @@ def test_a_share_of_the_prompts_is_smaller_for_spin_and_for_fine_tuning_alike(co
     assert 0.5 * sft < spin / 2 <= sft * 1.1  # two responses to a prompt, less those that the filters drop
 
 
-def test_a_comparison_run_again_reuses_everything_and_says_the_same(compared, standing):
+def test_a_comparison_run_again_reuses_everything_and_gives_the_same_table(compared, standing):
     stamps = compared.stamps("whole-seed-1") | compared.stamps("whole-seed-2")
     out = compared.spin(*arguments(compared, "whole", "--methods", FEW)).stdout
     assert not [line for line in out.splitlines() if line.startswith("done")]
@@ -153,7 +153,7 @@ def test_a_comparison_killed_again_and_again_ends_in_the_same_table(compared, st
     assert killed.model_copy(update={"name": standing.name, "lineages": standing.lineages}) == standing
 
 
-def test_a_method_without_its_data_is_refused_before_compute_or_left_out_with_one_line(compared):
+def test_a_method_without_its_data_is_rejected_before_compute_or_left_out_with_a_note(compared):
     refused = compared.spin("compare", "demo", "--name", "no", "--methods", "dpo", check=False)
     assert refused.returncode == 2
     assert "controls.dpo.source.path=preferences.jsonl" in refused.stderr
@@ -171,7 +171,7 @@ def test_versions_are_scored_afterwards_and_never_twice(compared):
     assert "θ_1" in out
 
 
-def test_a_suite_that_is_asked_for_later_is_scored_on_the_controls_too(compared):
+def test_a_suite_that_is_added_later_is_scored_for_controls_too(compared):
     root = compared.runs / "whole-seed-1"
     before = compared.digests("whole-seed-1")
     lost = sorted(root.glob("controls/*/eval/self-play"))
@@ -187,7 +187,7 @@ def test_a_suite_that_is_asked_for_later_is_scored_on_the_controls_too(compared)
     assert {row["name"] for row in board["controls"]} == set(names)
 
 
-def test_a_model_of_its_own_is_scored_and_stands_on_the_leaderboard(compared):
+def test_a_model_outside_of_lineages_is_scored_and_listed_on_the_leaderboard(compared):
     folder = compared.runs / "whole-seed-1" / "iter_00" / "model"
     sets = [word for word in compared.arguments("whole") if word.startswith("--set=prompts")]
     named = ["--recipe", "demo", "--lineage", "mine", "--suite", "self-play"]

@@ -76,13 +76,13 @@ def task_state(client: SyncPrefectClient, run: Any) -> str:
     return task.state.name
 
 
-def test_what_ran_here_goes_on_unless_it_was_cancelled_or_has_been_started_too_often(became):
+def test_local_runs_continue_unless_they_were_cancelled_or_restarted_too_often(became):
     assert became["here"] == ("AwaitingRetry", "Crashed")
     assert became["cancelling here"] == ("Cancelled", "Crashed")
     assert became["too often"] == ("Crashed", "Crashed")
 
 
-def test_what_runs_on_another_machine_is_left_to_its_worker(became):
+def test_runs_on_another_machine_are_left_to_its_worker(became):
     assert became["there"] == ("Running", "Running")
     assert became["cancelling there"] == ("Cancelling", "Running")
 
@@ -182,7 +182,7 @@ def theirs(client: SyncPrefectClient, request: pytest.FixtureRequest) -> UUID:
     return deployment
 
 
-def test_what_a_user_has_set_stays_and_what_is_new_comes_beside_it(client, theirs, tmp_path, monkeypatch, request):
+def test_a_users_settings_are_kept_and_new_ones_are_added(client, theirs, tmp_path, monkeypatch, request):
     monkeypatch.setattr(deploy, "deploy", lambda: as_in_file(client, request.node.name))
     deploy.deploy_keeping_settings(client, tmp_path / "kept.json")
     assert settings(client, theirs) == THEIRS | {"tags": ["spin", "theirs"]}

@@ -45,7 +45,7 @@ def count_iterations(runs: Path, lineage: str) -> int:
     return len(list((runs / lineage).glob("iter_*/record.json")))
 
 
-def test_a_night_that_waited_while_another_of_its_lineage_played_adds_nothing(tmp_path):
+def test_a_nightly_run_that_waited_for_another_of_its_lineage_adds_nothing(tmp_path):
     assert night(tmp_path, "tale", timedelta(hours=30)).name == "Completed"
     left_out = night(tmp_path, "tale", timedelta(hours=6))
     assert (left_out.type.value, left_out.name) == ("COMPLETED", "LeftOut")
@@ -55,25 +55,25 @@ def test_a_night_that_waited_while_another_of_its_lineage_played_adds_nothing(tm
     assert len(list((tmp_path / "tale" / "nights").iterdir())) == 1
 
 
-def test_a_night_that_is_due_after_the_one_before_has_ended_plays(tmp_path):
+def test_a_nightly_run_starts_if_the_one_before_has_ended(tmp_path):
     for iterations in (1, 2):
         assert night(tmp_path, "tale").name == "Completed"
         assert count_iterations(tmp_path, "tale") == iterations
 
 
-def test_a_night_is_not_left_out_for_the_nights_of_another_lineage(tmp_path):
+def test_a_nightly_run_is_not_skipped_for_nightly_runs_of_another_lineage(tmp_path):
     for lineage in ("tale", "other"):
         assert night(tmp_path, lineage, timedelta(hours=6)).name == "Completed"
         assert count_iterations(tmp_path, lineage) == 1
 
 
-def test_nights_that_were_missed_do_not_pile_up(tmp_path):
+def test_missed_nightly_runs_do_not_pile_up(tmp_path):
     states = [night(tmp_path, "tale", timedelta(days=days)).name for days in (2, 4, 1, 3)]
     assert states == ["Completed", "LeftOut", "LeftOut", "LeftOut"]
     assert count_iterations(tmp_path, "tale") == 1
 
 
-def test_a_night_that_died_is_made_up_for_by_the_one_that_waited(tmp_path, monkeypatch):
+def test_a_nightly_run_that_died_is_replaced_by_the_one_that_waited(tmp_path, monkeypatch):
     def die(*_: Any) -> None:
         raise RuntimeError("as if killed")
 
@@ -86,7 +86,9 @@ def test_a_night_that_died_is_made_up_for_by_the_one_that_waited(tmp_path, monke
 
 
 @pytest.mark.parametrize("by", ["a night", "someone else"])
-def test_a_lineage_in_use_leaves_a_night_out_if_a_night_plays_it_and_fails_it_otherwise(tmp_path, monkeypatch, by):
+def test_a_nightly_run_of_a_lineage_in_use_is_skipped_if_a_nightly_run_uses_it_and_fails_otherwise(
+    tmp_path, monkeypatch, by
+):
     root = build_lineage(tmp_path, "tale").root
     monkeypatch.setattr(nights, "continue_lineage", spin.continue_lineage)
     holder = [sys.executable, "-c", HOLDS, str(root)]
@@ -108,7 +110,7 @@ def test_a_lineage_in_use_leaves_a_night_out_if_a_night_plays_it_and_fails_it_ot
         state.result()
 
 
-def test_a_night_writes_down_by_which_process_it_plays_as_the_lock_does(tmp_path, monkeypatch):
+def test_a_nightly_run_records_its_process_as_the_lock_does(tmp_path, monkeypatch):
     seen = []
 
     def look(runs: str, name: str, config: Any) -> None:

@@ -143,7 +143,7 @@ def test_the_leaderboard_has_its_versions_and_controls_with_the_published_scores
     assert all(name in table for name in (*VERSIONS, *CONTROLS))
 
 
-def test_show_tells_of_both_iterations(lineage):
+def test_show_lists_both_iterations(lineage):
     shown = spin(lineage, "show", NAME)
     assert "θ_0 → θ_1" in shown
     assert "θ_1 → θ_2" in shown

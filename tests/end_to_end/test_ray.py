@@ -66,7 +66,7 @@ def answers(folder: Path) -> list[tuple]:
     return [(row["id"], row["response_ids"]) for table in tables for row in table]
 
 
-def test_a_ray_cluster_answers_as_one_machine_does_though_a_worker_is_killed(finished, cluster):
+def test_a_ray_cluster_gives_the_answers_of_one_machine_even_if_a_worker_is_killed(finished, cluster):
     speed = {"workers": 0, "ray": {"address": cluster, "workers": 2, "gpus": 1}}
     sets = ["--iterations", "1", "--set=controls={}", "--set=generate.shard_size=2"]
     process = subprocess.Popen(
@@ -101,7 +101,7 @@ def process_in(file: Path) -> int | None:
         return None
 
 
-def test_a_ray_cluster_scores_as_one_machine_does_though_a_worker_is_killed(
+def test_a_ray_cluster_gives_the_scores_of_one_machine_even_if_a_worker_is_killed(
     player_in, server_url, cluster, tiny_model, tmp_path
 ):
     here, there = (player_in(tmp_path / name, server_url) for name in ("here", "there"))

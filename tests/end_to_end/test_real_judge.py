@@ -145,7 +145,7 @@ def judged_run(player_in, data, models, url, tmp_path_factory):
     return player, out
 
 
-def test_a_suite_that_is_added_later_is_scored_for_all_versions_and_shown_wherever_scores_are(judged_run):
+def test_a_suite_that_is_added_later_is_scored_for_all_versions_and_shown_with_all_scores(judged_run):
     player, out = judged_run
     assert all(f"done    {place} · evaluate mt-bench-quick" in out for place in ("base", "iter 00", "iter 01"))
     assert "reused  base · evaluate self-play" in out

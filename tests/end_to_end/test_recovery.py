@@ -104,7 +104,7 @@ def test_a_run_that_is_struck_ends_with_the_same_leaderboard(
     assert board(root) == board(finished.runs / "whole")
 
 
-def test_other_machines_are_not_served_unless_that_is_asked_for(up):
+def test_other_machines_are_not_served_by_default(up):
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", up.port), timeout=10)
     assert up.auth is not None, "other users of this machine are"

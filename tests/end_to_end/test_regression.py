@@ -88,7 +88,7 @@ def check_reports_of_the_fall(lineage: Lineage, board: dict, outcome: str) -> No
     assert sent[1]["payload"] == {"t": 2, **decision.model_dump(mode="json")}
 
 
-def test_a_regression_ends_a_game_whose_gate_stops(runs, player_in):
+def test_a_regression_ends_a_run_whose_gate_stops(runs, player_in):
     lineage, board = run_lineage(player_in, runs, "stop")
     check_reports_of_the_fall(lineage, board, "stop")
     assert len(lineage.records()) == 2
@@ -105,7 +105,7 @@ def test_a_regression_ends_a_game_whose_gate_stops(runs, player_in):
     assert len(events("stop", 2)) == 2
 
 
-def test_after_a_regression_the_best_version_plays_again_where_the_gate_keeps_it(runs, player_in):
+def test_after_a_regression_a_gate_that_keeps_the_best_version_makes_it_the_opponent(runs, player_in):
     lineage, board = run_lineage(player_in, runs, "best")
     check_reports_of_the_fall(lineage, board, "keep-best")
     first, fallen, last = lineage.records()

@@ -72,7 +72,7 @@ def test_verify_finds_the_lineage_whole(finished):
     assert "are whole" in finished.spin("verify", "whole").stdout
 
 
-def test_another_configuration_is_refused_before_any_compute(finished):
+def test_another_configuration_is_rejected_before_any_compute(finished):
     done = finished.spin(*finished.arguments("whole", "--set=train.beta=0.7"), check=False)
     assert done.returncode == 2
     assert "train.beta" in done.stderr

@@ -67,7 +67,7 @@ def continued(up: Up, killed: Path) -> tuple[Any, dict[str, int]]:
     return up.finish(up.trigger("spin", as_in_form(killed))), before
 
 
-def test_a_run_through_the_worker_continues_a_game_that_was_killed_in_a_phase_and_completes_it(up, killed, continued):
+def test_a_run_through_the_worker_completes_a_run_that_was_killed_in_a_phase(up, killed, continued):
     run, before = continued
     assert run["state_name"] == "Completed", run["state"]["message"]
     assert (run["name"], run["run_count"]) == ("demo-killed", 1)
@@ -79,7 +79,7 @@ def test_a_run_through_the_worker_continues_a_game_that_was_killed_in_a_phase_an
 
 
 @pytest.mark.usefixtures("continued")
-def test_it_ends_with_the_digests_and_the_scores_of_a_game_that_nobody_disturbed(player, killed, undisturbed):
+def test_it_ends_with_the_digests_and_the_scores_of_an_undisturbed_run(player, killed, undisturbed):
     assert player.digests("killed") == player.digests("undisturbed")
     ended, whole = (
         [(row["t"], row["digest"], row["scores"]) for row in board(root)["rows"]] for root in (killed, undisturbed)

@@ -63,7 +63,7 @@ def test_recipe_and_iterations_are_parameters_of_their_own():
     assert [about["position"] for about in parameters.values()] == [0, 1, 2, 3, 4]
 
 
-def test_settings_stand_in_the_order_of_the_configuration():
+def test_settings_have_the_order_of_the_configuration():
     for about in (SCHEMA, *SCHEMA["$defs"].values()):
         positions = [field["position"] for field in about["properties"].values()]
         assert positions == sorted(positions)
@@ -80,7 +80,7 @@ def test_sections_are_closed_and_settings_empty():
             assert "default" not in about, path
 
 
-def test_yes_or_no_is_a_choice_since_a_switch_cannot_be_left_alone():
+def test_yes_or_no_is_a_choice_that_can_be_left_unset():
     assert schema_of(("pairs", "drop_cut"))["enum"] == [True, False]
     assert schema_of(("pairs", "mix_previous"))["anyOf"][0]["enum"] == [True, False]
 
@@ -93,7 +93,7 @@ def test_nothing_filled_in_changes_nothing(recipe):
         assert resolve(recipe, overrides=permitted_values(overrides)) == resolve(recipe)
 
 
-def test_what_is_filled_in_is_laid_over_the_recipe():
+def test_values_of_the_form_override_the_recipe():
     values = {
         "seed": 3,
         "train": {"beta": [0.1, 0.2], "epochs": 4},
@@ -115,7 +115,7 @@ def test_what_is_filled_in_is_laid_over_the_recipe():
     assert config.prompts.sample == RECIPES["demo"]["prompts"]["sample"]
 
 
-def test_a_setting_that_can_be_none_is_given_none_and_others_are_left_out():
+def test_only_settings_that_may_be_null_are_set_to_null():
     overrides = Overrides(prompts={"sample": None, "held_out": None}, evaluate={"lm_eval": {"limit": None}})
     assert permitted_values(overrides) == {"prompts": {"sample": None}, "evaluate": {"lm_eval": {"limit": None}}}
     assert resolve("demo", overrides=permitted_values(overrides)).prompts.sample is None
@@ -144,7 +144,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("values", BAD, ids=str)
-def test_a_bad_value_is_refused_by_the_schema_and_by_the_model(values):
+def test_an_invalid_value_is_rejected_by_the_schema_and_by_the_model(values):
     assert not Draft202012Validator(SCHEMA).is_valid(values)
     with pytest.raises(ValidationError):
         Overrides.model_validate(values)
@@ -155,26 +155,26 @@ def test_a_bad_value_is_refused_by_the_schema_and_by_the_model(values):
     [{"evaluate": {"judge": {"base_url": "http://me:hush@host/v1"}}}, {"push": {"url": "s3://key:hush@bucket/x"}}],
     ids=str,
 )
-def test_a_secret_in_a_url_is_refused_by_the_schema_and_the_model_and_that_does_not_repeat_it(values):
+def test_a_secret_in_a_url_is_rejected_by_the_schema_and_the_model_and_that_does_not_repeat_it(values):
     assert not Draft202012Validator(SCHEMA).is_valid(values)
     with pytest.raises(ValidationError) as refused:
         Overrides.model_validate(values)
     assert "hush" not in str(refused.value)
 
 
-def test_the_schema_takes_what_recipes_say():
+def test_the_schema_accepts_all_recipes():
     for recipe in RECIPES.values():
         values = {name: value for name, value in recipe.items() if name != "iterations"}
         assert list(Draft202012Validator(SCHEMA).iter_errors(values)) == []
 
 
-def test_a_night_needs_the_name_of_a_lineage():
+def test_a_nightly_run_needs_the_name_of_a_lineage():
     parameters = nightly.parameters.model_dump()
     assert parameters["required"] == ["lineage"]
     assert parameters["properties"]["lineage"]["pattern"]
 
 
-def test_runs_lie_where_named_or_where_the_environment_says(monkeypatch):
+def test_the_runs_folder_is_an_option_or_an_environment_variable(monkeypatch):
     monkeypatch.setenv("SPIN_RUNS", "/somewhere")
     assert runs_folder() == Path("/somewhere")
     assert runs_folder("within") == Path("/somewhere/within")

@@ -128,12 +128,12 @@ def test_a_deployments_run_neither_runs_other_code_nor_sends_keys_elsewhere(sett
         ("model.trust_remote_code", False),
     ],
 )
-def test_what_does_no_harm_needs_no_leave(setting, value, monkeypatch):
+def test_harmless_settings_need_no_permission(setting, value, monkeypatch):
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "of-some-deployment")
     assert permitted_values(change(setting, value)) == change(setting, value).filled_in()
 
 
-def test_every_setting_of_that_kind_is_guarded_wherever_it_stands():
+def test_every_setting_of_a_guarded_kind_is_guarded():
     kinds = {setting.rpartition(".")[2] for setting, _ in HARMFUL}
     harmful = {path for path in settings(RunConfig) if path.rpartition(".")[2] in kinds}
     assert harmful == {setting for setting, _ in HARMFUL} == set(GUARDED)

@@ -231,7 +231,7 @@ def test_identical_pairs_are_needed_exactly_where_they_have_a_gradient(settings,
 
 
 @pytest.mark.parametrize("mu", [0.25, 1.0, 4.0])
-def test_with_beta_1_space_reaches_p_data_in_one_iteration_whatever_mu_is(mu):
+def test_with_beta_1_space_reaches_p_data_in_one_iteration_for_any_mu(mu):
     p_data = distribution(0)
     reached = best_response(Objective("space", beta=1.0, space_mu=mu), p_data, distribution(100))
     torch.testing.assert_close(reached, p_data, rtol=1e-4, atol=1e-7)
@@ -267,7 +267,7 @@ def test_an_anchored_reference_takes_the_opponents_place_in_the_closed_form():
     torch.testing.assert_close(best_response(objective, p_data, p_t, p_0), want, rtol=1e-4, atol=1e-7)
 
 
-def test_the_anchored_games_fixed_point_lies_between_the_data_and_the_initial_policy():
+def test_with_an_anchor_the_fixed_point_is_between_the_data_and_the_initial_policy():
     """p^(1 + lambda a) is proportional to p_data p_0^(lambda a), with a the anchor."""
     p_data, p_0, anchor, beta = distribution(0), distribution(100), 0.3, 2.0
     between = normalised((p_data * p_0 ** (beta * anchor)) ** (1 / (1 + beta * anchor)))

@@ -17,7 +17,7 @@ def test_greedy_answers_are_those_of_the_cpu(make):
 
 
 @pytest.mark.parametrize("make", [llama, mistral])
-def test_the_same_requests_give_the_same_answers_whatever_the_batch(make):
+def test_the_same_requests_give_the_same_answers_in_any_batch(make):
     model, to_answer = make().cuda(), requests(24)
     together, again, few = (answers(TransformersEngine(model, [3], AS_IS, size), to_answer) for size in (16, 16, 3))
     assert together == again

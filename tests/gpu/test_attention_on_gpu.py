@@ -47,7 +47,7 @@ def test_variable_length_in_bfloat16_is_as_near_to_float32_as_padded_rows_are(fa
         assert relative(tensor, want) < max(2 * relative(other, want), 0.03)
 
 
-def test_auto_takes_variable_length_in_half_precision_alone():
+def test_auto_selects_variable_length_kernels_only_in_half_precision():
     assert choose_implementation("auto", model_of(FAMILIES["llama"]).to("cuda", torch.bfloat16)) == PACKED, "heads of 4"
     model = model_of(WIDER["llama"]).cuda()
     assert choose_implementation("auto", model) == PACKED

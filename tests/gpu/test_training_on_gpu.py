@@ -89,7 +89,7 @@ def test_an_adapter_trains_too(tmp_path, model):
     assert losses(job)[-1] < losses(job)[0]
 
 
-def test_one_rank_with_nccl_and_deepspeed_learns_what_one_device_does(tmp_path, model):
+def test_one_rank_with_nccl_and_deepspeed_trains_as_one_device_does(tmp_path, model):
     pytest.importorskip("deepspeed")
     alone = random_train_job(tmp_path / "alone", model, BF16, epochs=8)
     run_job(alone)

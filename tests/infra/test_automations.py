@@ -39,7 +39,7 @@ def test_a_run_that_failed_is_not_started_again():
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_runs_of_the_command_line_and_of_others_are_left_alone(name):
+def test_runs_of_the_command_line_and_of_others_are_not_touched(name):
     (event,) = next(automation.trigger.after for automation in automations.recovery() if automation.name == name)
     assert acts(name, [DEPLOYMENT, TAG], event)
     assert not acts(name, [DEPLOYMENT, OTHER_TAG], event)

@@ -43,7 +43,7 @@ def test_every_variable_is_in_the_example_and_every_one_there_is_used():
     assert used == set(documented())
 
 
-def test_no_secret_has_a_value_and_the_file_is_refused_without_one():
+def test_secrets_have_no_default_and_the_file_is_rejected_without_them():
     given = documented()
     assert {name for name, value in given.items() if not value} >= {*SECRETS, "HF_TOKEN"}
     for name in SECRETS:
@@ -61,7 +61,7 @@ def test_a_secret_reaches_only_what_needs_it(whole):
     assert holders["SPIN_AUTH"] == prefect | {"deploy", "automations", "worker", "worker-cpu"}
 
 
-def test_the_file_of_secrets_reaches_workers_alone_and_may_be_missing(whole):
+def test_only_workers_get_the_file_of_secrets_which_may_be_missing(whole):
     """All its variables (keys of stores, of a judge, of sinks) are in the environment of workers, and so of runs."""
     files = {name: service["env_file"] for name, service in whole["services"].items() if "env_file" in service}
     optional = [{"path": "secrets.env", "required": False}]
@@ -78,7 +78,7 @@ def test_the_file_of_secrets_reaches_workers_alone_and_may_be_missing(whole):
 
 
 @pytest.mark.parametrize("name", ["infra/.env", "infra/secrets.env", "infra/of-my-team.env"])
-def test_git_keeps_no_file_of_secrets_whatever_it_is_called_and_the_example(name):
+def test_git_ignores_files_of_secrets_but_not_the_example(name):
     for path, status in ((name, 0), ("infra/example.env", 1)):
         assert subprocess.run(["git", "check-ignore", "--quiet", path], cwd=ROOT, check=False).returncode == status
 
@@ -102,7 +102,7 @@ def linked() -> str:
     return done.stdout.strip()
 
 
-def test_what_a_service_waits_for_is_there_and_can_be_waited_for(whole):
+def test_every_service_depends_on_services_that_report_their_health(whole):
     services = whole["services"]
     for name, service in services.items():
         for other, wait in service.get("depends_on", {}).items():
@@ -115,7 +115,7 @@ def test_what_a_service_waits_for_is_there_and_can_be_waited_for(whole):
     }  # fmt: skip
 
 
-def test_every_volume_is_declared_and_what_must_outlive_a_container_lies_in_one(whole):
+def test_every_volume_is_declared_and_has_all_persistent_data(whole):
     mounted = {
         name: [volume.split(":") for volume in service.get("volumes", ())]
         for name, service in whole["services"].items()
@@ -149,7 +149,7 @@ def test_every_image_is_pinned_to_a_release(whole):
         assert re.fullmatch(r"[\w/]+:\d+\.\d+\.?\d*-[\w.-]+", image), image
 
 
-def test_both_targets_are_what_the_compose_file_asks_for_and_alike_but_for_vllm(whole):
+def test_both_targets_are_in_the_compose_file_and_differ_only_in_vllm(whole):
     text = DOCKERFILE.read_text()
     stages = re.split(r"^FROM \S+ AS (\w+)\n", text, flags=re.MULTILINE)
     targets = dict(zip(stages[1::2], stages[2::2], strict=True))
@@ -178,7 +178,7 @@ def mentioned_extras() -> set[str]:
     return {name for pair in named for name in pair if name} | {*get_args(SinkName)} - {"tensorboard"}
 
 
-def test_the_image_has_every_extra_that_a_setting_can_ask_for():
+def test_the_image_has_every_extra_that_a_setting_may_need():
     """A run in a container can install nothing: what is missing there would be refused."""
     extras = installed_extras((DOCKERFILE.parent / "install.sh").read_text())
     mentioned = mentioned_extras()
@@ -187,7 +187,7 @@ def test_the_image_has_every_extra_that_a_setting_can_ask_for():
     assert extras == set(known_extras())
 
 
-def test_what_the_image_installs_is_there():
+def test_everything_that_the_image_installs_exists():
     script = (DOCKERFILE.parent / "install.sh").read_text()
     assert installed_extras(script) <= set(known_extras())
     targets = re.findall(r"^(?:\w+=\S+ )?make (\S+)", script, re.MULTILINE)
@@ -204,7 +204,7 @@ def test_the_image_leaves_out_what_git_ignores():
     assert {line.removeprefix("**/") for line in left_out if not line.startswith("#")} == ignored
 
 
-def test_yaml_that_docker_reads_is_what_we_read():
+def test_docker_reads_the_same_yaml():
     """Values that YAML makes a number or a truth of would reach a program in another form."""
     for name, service in yaml.safe_load(FILE.read_text())["services"].items():
         for key, value in service.get("environment", {}).items():

@@ -56,14 +56,14 @@ def test_manifests_keep_to_the_published_schemas(name):
         validate(document, VERSION, strict=True)
 
 
-def test_a_field_that_kubernetes_does_not_know_is_refused():
+def test_a_field_that_kubernetes_does_not_know_is_rejected():
     job = manifest_of("run.yaml", "Job")
     job["spec"]["template"]["spec"]["subdomains"] = "spin-run"
     with pytest.raises(ValidationError, match="subdomains"):
         validate(job, VERSION, strict=True)
 
 
-def test_what_prefects_worker_makes_of_the_template_is_a_job_with_gpus_and_shared_memory():
+def test_prefects_worker_makes_a_job_with_gpus_and_shared_memory_from_the_template():
     job = filled_in(gpus=4, node_selector={"nvidia.com/gpu.product": "H100"}, shared_memory="8Gi").job_manifest
     spec = job["spec"]["template"]["spec"]
     # Prefect itself asks for these two, which a pod does not have; a cluster says so and goes on.
@@ -87,7 +87,7 @@ def test_the_template_does_without_any_value_and_every_variable_is_used():
     assert used == set(template()["variables"]["properties"])
 
 
-def test_secrets_are_named_and_not_told():
+def test_secrets_are_referred_to_by_name():
     """The worker's own password reaches a run by the name of its secret, as its settings in the manifest ask for."""
     from prefect_kubernetes.worker import KubernetesWorker
 
@@ -104,7 +104,7 @@ def test_secrets_are_named_and_not_told():
     assert "planted" not in json.dumps(made.job_manifest)
 
 
-def test_runs_are_told_where_browsers_reach_the_server():
+def test_runs_get_the_servers_address_for_browsers():
     """The worker sets it, or the manifest of a run on several machines. Browsers cannot resolve the cluster's names."""
     place = {"name": "PREFECT_UI_URL", "value": "http://127.0.0.1:4200"}
     for manifest, kind in (("worker.yaml", "Deployment"), ("run.yaml", "Job")):
@@ -126,7 +126,7 @@ def test_a_run_may_be_given_another_secret():
     assert source["secretRef"]["name"] == "of-my-team"
 
 
-def test_the_worker_may_do_what_it_does_and_no_more():
+def test_the_worker_has_exactly_the_permissions_that_it_needs():
     (binding,) = [document for document in documents("worker.yaml") if document["kind"] == "RoleBinding"]
     role, deployment = manifest_of("worker.yaml", "Role"), manifest_of("worker.yaml", "Deployment")
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
@@ -158,7 +158,7 @@ def test_the_pods_of_a_run_find_each_other_by_a_name_of_the_service():
     assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(environment["SPIN_NODES"]["value"])
 
 
-def test_a_pod_is_told_all_that_a_node_must_know(monkeypatch, tmp_path):
+def test_a_pod_gets_all_settings_of_a_node(monkeypatch, tmp_path):
     job = manifest_of("run.yaml", "Job")
     program, flag, module, *arguments = container_of(job)["args"]
     assert (program, flag, module) == ("python", "-m", "infra.node")

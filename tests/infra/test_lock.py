@@ -38,7 +38,7 @@ def asked_by_vllm() -> list[str]:
     [("constraints.txt", requirements()), ("constraints-vllm.txt", asked_by_vllm())],
     ids=lambda case: case[0],
 )
-def test_every_package_that_is_asked_for_has_a_version_that_is_allowed(name, wanted):
+def test_every_requirement_has_an_allowed_version(name, wanted):
     versions = locked(name)
     assert len(wanted) >= 6
     for requirement in map(Requirement, wanted):
@@ -60,7 +60,7 @@ def test_the_image_is_built_with_them():
     assert re.search(r"^PIP_CONSTRAINT=/opt/spin/infra/docker/constraints-vllm\.txt make vllm ", script, re.MULTILINE)
 
 
-def test_what_is_locked_is_what_is_asked_for_and_what_that_needs():
+def test_locked_packages_are_the_requirements_and_their_dependencies():
     pins = runpy.run_path(str(FOLDER / "lock.py"))["pins"]
     names = {line.partition("==")[0] for line in pins(["lm-eval[ifeval]", "not-installed-anywhere"])}
     assert {"lm-eval", "langdetect", "evaluate", "numpy"} <= names, "of an extra, and of a package"

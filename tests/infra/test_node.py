@@ -52,7 +52,7 @@ def wait_for(condition) -> None:
         time.sleep(0.02)
 
 
-def test_a_node_takes_part_in_trainings_that_count_it_in_and_in_nothing_that_one_does_alone(tmp_path, monkeypatch):
+def test_a_node_joins_only_trainings_that_are_configured_for_several_nodes(tmp_path, monkeypatch):
     assert node.local_commands(train(tmp_path, nodes=1)) == []
     ((line, environment),) = node.local_commands(train(tmp_path, nodes=2))
     assert (line[1:], environment) == (["-m", "spin_core.phases.train", str(tmp_path / "iter_00/jobs/train.json")], {})
@@ -78,7 +78,7 @@ def test_a_node_answers_with_as_many_workers_as_the_first_each_on_gpus_of_its_ow
     assert len(node.local_commands(path)) == 1, "a first node that only waits leaves the work to the others"
 
 
-def test_phases_are_found_wherever_the_first_node_may_begin_them(tmp_path):
+def test_phases_are_found_in_all_folders_in_which_the_first_node_may_start_them(tmp_path):
     root = tmp_path / "mine"
     places = ["iter_00/jobs/train.json", "controls/dpo/jobs/train.json", "../.sft/0a1b/jobs/train.json"]
     for where in places:
@@ -115,7 +115,7 @@ def test_each_attempt_is_joined_once_and_the_mark_ends_it(tmp_path, monkeypatch)
     assert log.read_text() == "11"
 
 
-def test_what_the_first_node_has_given_up_is_given_up_here(tmp_path, monkeypatch):
+def test_a_phase_that_the_first_node_gave_up_is_given_up_here(tmp_path, monkeypatch):
     monkeypatch.setattr(node, "GRACE_SECONDS", 0.2)
     path, mark = train(tmp_path), tmp_path / "ended"
     begin(path, "1 1")
@@ -175,7 +175,7 @@ def test_a_run_id_that_is_not_a_file_name_is_rejected(tmp_path, name):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_what_the_first_node_runs_ends_with_it(number, tmp_path):
+def test_a_phase_ends_here_when_it_ends_on_the_first_node(number, tmp_path):
     """A `spin run` that outlived it would hold the lineage while a new one waits."""
     program = tmp_path / "program"
     program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid; sleep 600\n")

@@ -66,7 +66,7 @@ def test_a_mail_arrives_however_the_server_encrypts(security, certificate, monke
     assert mail.get_content() == "θ_1 leads.\r\n"
 
 
-def test_a_server_that_nobody_vouches_for_is_sent_no_password(certificate):
+def test_an_unverified_server_gets_no_password(certificate):
     theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     theirs.load_cert_chain(certificate)
     with mailbox(PASSWORD, theirs) as box:
@@ -82,7 +82,7 @@ def test_a_server_that_does_not_encrypt_is_sent_no_password():
     assert "STARTTLS" in refused.value.log
 
 
-def test_what_went_wrong_is_told_without_the_password():
+def test_errors_are_reported_without_the_password():
     with mailbox("another") as box, pytest.raises(NotificationError) as refused:
         send(block(box.port), "x", "x")
     assert "535" in refused.value.log
@@ -117,7 +117,7 @@ def test_passwords_cross_no_network_in_the_clear(server, security, port, monkeyp
         ("smtp://localhost:port", "me@example.org", "write it as smtps://user@mail.example.org"),
     ],
 )
-def test_what_cannot_be_right_is_refused_with_the_cure(server, to, message):
+def test_invalid_settings_of_mail_are_rejected_with_the_fix(server, to, message):
     with pytest.raises(ConfigError) as refused:
         notify.email_block((to,), server, "")
     assert message in str(refused.value)

@@ -96,7 +96,7 @@ def sbatch(folder: Path, script: Path, *arguments: str, tasks: int) -> subproces
 
 
 @pytest.mark.parametrize("script", [RUN, GENERATE], ids=lambda path: path.name)
-def test_what_slurm_is_told_stands_before_the_first_command_and_is_an_option_of_sbatch(script):
+def test_options_for_slurm_come_before_the_first_command_and_exist_in_sbatch(script):
     lines = script.read_text().splitlines()
     option_lines = [number for number, line in enumerate(lines) if line.startswith("#SBATCH")]
     first = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))

@@ -55,7 +55,7 @@ def begin(folder: Path, kind: str = "run") -> "subprocess.Popen[bytes]":
 
 @pytest.mark.parametrize("kind", ["run", "supervised"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_worker_that_is_asked_to_end_lets_its_runs_save_first(number, kind, tmp_path):
+def test_a_worker_that_gets_sigterm_lets_its_runs_save_first(number, kind, tmp_path):
     with begin(tmp_path, kind) as process:
         os.kill(process.pid, number)  # as Docker does: that one process, and no other
         assert process.wait(60) == 3, "it ends as Prefect's does"
@@ -63,7 +63,7 @@ def test_a_worker_that_is_asked_to_end_lets_its_runs_save_first(number, kind, tm
     assert (tmp_path / "worker").read_text() == "0", "when it was asked, its run had ended by itself"
 
 
-def test_a_worker_ends_with_what_tends_it_though_that_is_killed(tmp_path):
+def test_a_worker_ends_when_its_supervisor_is_killed(tmp_path):
     with begin(tmp_path) as process:
         (pid,) = [child for child in children_of(process.pid) if b"STAND_IN" in command_of(child)]
         (run,) = children_of(pid)

@@ -9,13 +9,13 @@ KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and is
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_an_error_has_the_exit_status_that_callers_tell_it_by(kind):
+def test_each_kind_of_error_has_its_exit_status(kind):
     special = {"TryAgain": 75, "Stopped": 143}
     assert kind.exit_code == special.get(kind.__name__, 2)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_an_error_says_what_it_is_for(kind):
+def test_every_error_is_documented(kind):
     assert kind.__doc__
 
 

@@ -79,7 +79,7 @@ def test_no_trick_names_a_suite(name):
     "setting",
     ["model.path", "model.tokenizer", "prompts.source.path", "evaluate.lm_eval.local_data", "evaluate.mt_bench.data"],
 )
-def test_what_can_be_no_path_is_refused_with_its_setting(setting, path):
+def test_an_invalid_path_is_rejected_with_its_setting(setting, path):
     change = path
     for key in reversed(setting.split(".")):
         change = {key: change}
@@ -100,7 +100,7 @@ def test_nor_does_it_name_a_model_or_a_folder_of_runs(path, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../x.jsonl", "loop.jsonl", "gone.jsonl", "away.txt"])
-def test_a_source_that_leads_nowhere_is_refused(name, tmp_path):
+def test_a_missing_source_is_rejected(name, tmp_path):
     (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
     (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nothing")
     (tmp_path / "away.txt").symlink_to("/etc/hostname")
@@ -118,19 +118,19 @@ def test_a_setting_can_name_no_secret_of_the_environment(monkeypatch):
     assert expanded == {"path": "${OPENAI_API_KEY:-none}", "source": "/data/train.jsonl"}
 
 
-def test_a_key_that_is_given_in_place_of_its_variables_name_is_refused():
+def test_a_key_that_is_given_in_place_of_its_variables_name_is_rejected():
     with pytest.raises(ConfigError, match=r"evaluate\.judge\.api_key_env"):
         resolve("demo", overrides={"evaluate": {"judge": {"api_key_env": "sk-abc"}}})
 
 
-def test_weights_that_run_code_when_they_are_read_are_refused(tiny_model, tmp_path):
+def test_weights_that_run_code_when_they_are_read_are_rejected(tiny_model, tmp_path):
     model = shutil.copytree(tiny_model, tmp_path / "model")
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     findings = check_of(model, tmp_path)
     assert [line for line in findings if "holds no safetensors weights (only pytorch_model.bin)" in line]
 
 
-def test_code_that_comes_with_a_model_is_refused_and_told_of_where_it_is_allowed(tiny_model, tmp_path):
+def test_code_that_comes_with_a_model_is_rejected_or_reported_if_allowed(tiny_model, tmp_path):
     model = shutil.copytree(tiny_model, tmp_path / "model")
     (model / "own.py").write_text("raise SystemExit('this code ran')\n")
     settings = (model / "config.json").read_text()
@@ -142,7 +142,7 @@ def test_code_that_comes_with_a_model_is_refused_and_told_of_where_it_is_allowed
     assert "model.trust_remote_code is on: Python code that comes with the model will run" in messages
 
 
-def test_code_that_comes_with_a_tokenizer_is_refused(tiny_model, tmp_path):
+def test_code_that_comes_with_a_tokenizer_is_rejected(tiny_model, tmp_path):
     model = shutil.copytree(tiny_model, tmp_path / "model")
     (model / "own.py").write_text("raise SystemExit('this code ran')\n")
     (model / "tokenizer.json").unlink()

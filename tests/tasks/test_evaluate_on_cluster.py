@@ -91,14 +91,14 @@ def test_a_suite_that_fails_ends_the_run_when_the_others_are_done(score_again):
     assert not cluster.at_work
 
 
-def test_a_suite_whose_workers_die_again_and_again_is_said_to_be_lost_in_one_line(score_again):
+def test_a_suite_whose_workers_die_repeatedly_is_a_one_line_error(score_again):
     _, error = score_again({"mt-bench": RuntimeError("the worker died\nat night")}, workers=4)
     assert isinstance(error, WorkersLost)
     assert "eval/mt-bench was started 3 times on the cluster" in str(error)
     assert "(the worker died)" in str(error)
 
 
-def test_where_suites_are_run_is_no_part_of_what_they_are_known_by(tmp_path):
+def test_the_place_where_suites_run_is_not_part_of_their_identity(tmp_path):
     here, there = (
         build_lineage(tmp_path / name, sets=[*NAMES, *more])
         for name, more in (("here", []), ("there", ['evaluate.speed.ray={"address": "auto", "workers": 3}']))

@@ -52,7 +52,7 @@ def prompts(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_whose_workers_all_die_says_why_and_keeps_what_is_done(tmp_path, tiny_model, prompts):
+def test_a_run_whose_workers_all_die_reports_why_and_keeps_finished_shards(tmp_path, tiny_model, prompts):
     whole = run_generation(generate_job(tmp_path / "whole", tiny_model, prompts))
     job = generate_job(tmp_path / "generations", tiny_model, prompts, speed={"workers": 0})
     scratch = phase.workspace(job.output, identity_of(job))
@@ -93,7 +93,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.timeout(60)
-def test_a_worker_that_joined_by_itself_goes_on_when_the_others_have_failed(folder):
+def test_a_worker_that_joined_by_itself_continues_when_the_others_have_failed(folder):
     own_shards, other_shards = (Shards(folder / "final", folder / "work", 4) for _ in range(2))
     (folder / "work" / WORKERS_ENDED).write_text("1 ended with: out of memory")
 
@@ -109,7 +109,7 @@ def test_a_worker_that_joined_by_itself_goes_on_when_the_others_have_failed(fold
 
 
 @pytest.mark.timeout(60)
-def test_what_one_attempt_said_last_does_not_end_the_next(folder, tmp_path, tiny_model, prompts):
+def test_the_last_message_of_one_attempt_does_not_end_the_next(folder, tmp_path, tiny_model, prompts):
     own_shards = Shards(folder / "final", folder / "work", 4)
     note = folder / "work" / WORKERS_ENDED
     note.write_text("1 ended with: out of memory\n")
@@ -128,7 +128,7 @@ def test_what_one_attempt_said_last_does_not_end_the_next(folder, tmp_path, tiny
     ("gpu_here", "gpus", "engine", "is_warned"),
     [(False, 1, "auto", True), (True, 1, "auto", False), (False, 0, "auto", False), (False, 1, "transformers", False)],
 )
-def test_auto_says_that_it_looks_at_this_machine_where_only_the_workers_have_gpus(
+def test_auto_warns_that_it_inspects_this_machine_if_only_workers_have_gpus(
     tmp_path, tiny_model, prompts, monkeypatch, gpu_here, gpus, engine, is_warned
 ):
     speed = {"workers": 0, "ray": {"address": "auto", "gpus": gpus}}

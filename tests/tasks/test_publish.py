@@ -91,7 +91,7 @@ def test_publishing_again_adds_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("killed_in", ["emit_decision", "show"])
-def test_what_a_kill_left_out_is_made_up_for_by_the_next_run(tmp_path, monkeypatch, killed_in):
+def test_the_next_run_repeats_what_a_kill_interrupted(tmp_path, monkeypatch, killed_in):
     """The page is on disk, and Prefect has not received it, or only a part."""
     name = f"killed-{killed_in.replace('_', '-')}"
     lineage = build_lineage(tmp_path, name, nlls=NLLS[:2])
@@ -132,7 +132,7 @@ class Shown(display.Silent):
 
 
 @pytest.mark.parametrize("store", ["file", "nowhere"])
-def test_a_run_brings_the_copy_up_to_date_and_goes_on_where_it_cannot(tmp_path, monkeypatch, store):
+def test_a_run_updates_its_copy_and_continues_if_that_fails(tmp_path, monkeypatch, store):
     monkeypatch.setattr(display, "current", shown := Shown())
     lineage = build_lineage(tmp_path / "runs", sets=[f"push.url={store}://{tmp_path}/copy"])
 
@@ -189,7 +189,7 @@ def stands(key: str) -> str:
     return f"{PREFECT_API_URL.value().removesuffix('/api')}/v2/artifacts/key/{key}"
 
 
-def test_runs_are_found_by_recipe_and_lineage_and_say_where_the_leaderboard_stands(tmp_path, monkeypatch):
+def test_runs_are_found_by_recipe_and_lineage_and_link_their_leaderboard(tmp_path, monkeypatch):
     """Nothing is played or scored here: a night finds that the gate has ended the game."""
     lineage = build_lineage(tmp_path, "found", nlls=(*NLLS[:2], NLLS[0]), sets=["gate.rule=stop"])
     board = publish.board.save(lineage)
@@ -211,7 +211,7 @@ def test_runs_are_found_by_recipe_and_lineage_and_say_where_the_leaderboard_stan
     assert listed("recipe:demo", "lineage:found")[3:] == [("evaluate-found", "Completed", place)]
 
 
-def test_a_comparison_is_found_by_its_name_and_its_games_by_their_lineages(tmp_path, monkeypatch):
+def test_a_comparison_is_found_by_its_name_and_its_runs_by_their_lineages(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "run_locked", lambda *_: None)
     monkeypatch.setattr(compare.comparisons, "table", lambda *_: "the table")
     monkeypatch.setattr(compare, "publish_comparison", lambda *_: None)

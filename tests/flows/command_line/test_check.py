@@ -23,7 +23,7 @@ def test_verify_finds_a_flipped_byte(spin, lineage, tmp_path):
     assert result.stdout == ""
 
 
-def test_check_tells_what_is_ready_and_what_is_not(spin, tmp_path):
+def test_check_reports_what_is_ready_and_what_is_not(spin, tmp_path):
     ready = spin("check", "demo", "--set", "prompts.sample=64", "--runs", tmp_path / "runs")
     assert "ready: no problems found" in ready.stdout
     assert not (tmp_path / "runs").exists()

@@ -100,7 +100,7 @@ def test_the_leaderboard_of_an_empty_folder_says_how_to_begin(spin, tmp_path):
     assert json.loads(spin("leaderboard", "--json", "--runs", tmp_path).stdout) == []
 
 
-def test_show_tells_what_an_iteration_was_made_from(spin, lineage):
+def test_show_lists_the_inputs_of_an_iteration(spin, lineage):
     output = spin("show", "tale").output
     assert output.index("θ_0 → θ_1") < output.index("θ_1 → θ_2")
     for part in (

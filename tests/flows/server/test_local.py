@@ -90,27 +90,27 @@ def say_half(handler: http.server.BaseHTTPRequestHandler) -> None:
     handler.wfile.write(b"[{")
 
 
-def test_what_is_served_is_the_folders_own_database_whatever_server_the_shell_names(environment, tmp_path):
+def test_the_folders_own_database_is_served_even_if_the_shell_sets_another_server(environment, tmp_path):
     environment.setitem(os.environ, "PREFECT_API_URL", f"{NOWHERE}/api")
     local.prepare(tmp_path, quiet=False, to_serve=True)
     assert os.environ["PREFECT_HOME"] == str(tmp_path / ".prefect")
 
 
 @pytest.mark.parametrize("name", local.OWN)
-def test_who_has_a_prefect_of_their_own_keeps_it(environment, tmp_path, name):
+def test_a_users_own_prefect_settings_are_kept(environment, tmp_path, name):
     environment.setitem(os.environ, name, "theirs")
     local.prepare(tmp_path, quiet=False, to_serve=True)
     assert os.environ[name] == "theirs"
     assert os.environ.get("PREFECT_HOME", "theirs") == "theirs"
 
 
-def test_a_run_whose_server_is_away_is_refused_with_the_cure(environment, tmp_path):
+def test_a_run_without_its_server_is_rejected_with_the_fix(environment, tmp_path):
     environment.setitem(os.environ, "PREFECT_API_URL", f"{NOWHERE}/api")
     with pytest.raises(TryAgain, match="unset PREFECT_API_URL"):
         local.prepare(tmp_path, quiet=True)
 
 
-def test_a_server_that_answers_is_taken_whatever_it_says(environment, tmp_path):
+def test_a_server_that_answers_with_any_status_counts_as_running(environment, tmp_path):
     with server(say_half) as url:
         for address in (f"{url}/api", f"{url}/elsewhere"):
             environment.setitem(os.environ, "PREFECT_API_URL", address)
@@ -118,7 +118,7 @@ def test_a_server_that_answers_is_taken_whatever_it_says(environment, tmp_path):
     assert "PREFECT_HOME" not in os.environ
 
 
-def test_what_serves_on_this_machine_is_found_and_ended(tmp_path, capsys):
+def test_a_server_on_this_machine_is_found_and_ended(tmp_path, capsys):
     with server(say_half) as url, up(tmp_path, f"{os.uname().nodename} {pid_scope()}", url) as process:
         assert local.serving(tmp_path) == url
         threading.Thread(target=process.wait, daemon=True).start()  # as init does
@@ -127,7 +127,7 @@ def test_what_serves_on_this_machine_is_found_and_ended(tmp_path, capsys):
     assert capsys.readouterr().out == "down\n", "though the server did not say what runs"
 
 
-def test_what_serves_on_another_machine_is_named_and_no_process_here_is_ended(tmp_path):
+def test_a_server_on_another_machine_is_reported_and_no_local_process_is_ended(tmp_path):
     with server(say_half) as url, up(tmp_path, "machine-a 0a1b-pid:[4026531836]", url) as process:
         assert local.serving(tmp_path) is None, "its port may be another program's here"
         for end in (lambda: status.down(tmp_path), lambda: serve.serve(tmp_path, "127.0.0.1", 4200)):
@@ -139,7 +139,7 @@ def test_what_serves_on_another_machine_is_named_and_no_process_here_is_ended(tm
 
 
 @pytest.mark.parametrize("answer", [break_off, say_half])
-def test_a_server_that_dies_in_mid_answer_is_asked_another_time(answer):
+def test_a_server_that_dies_during_its_answer_is_tried_again(answer):
     with server(answer) as url, pytest.raises(TryAgain, match="does not answer"):
         api.Server(url).post("/flow_runs/filter", {})
 
@@ -161,13 +161,13 @@ def test_a_lineage_of_another_version_hides_no_other(tmp_path):
 
 
 @pytest.mark.parametrize("port", ["0", "-1", "70000"])
-def test_a_port_that_there_is_not_is_refused_at_once(port, tmp_path):
+def test_an_invalid_port_is_rejected_immediately(port, tmp_path):
     done = CliRunner().invoke(main, ["up", "--port", port, "--runs", str(tmp_path)])
     assert done.exit_code == 2
     assert "is not in the range 1<=x<=65535" in done.stderr
 
 
-def test_a_port_for_root_alone_is_refused_with_the_cure(monkeypatch):
+def test_a_port_that_only_root_may_use_is_rejected_with_the_fix(monkeypatch):
     def refuse(*_: object) -> None:
         raise PermissionError
 

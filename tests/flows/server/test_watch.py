@@ -84,16 +84,16 @@ def test_a_run_of_this_machine_without_a_process_is_dead_after_a_while(state, se
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "PENDING", "CANCELLING"])
-def test_a_run_of_a_worker_on_another_machine_is_left_to_it(state):
+def test_a_run_of_a_worker_on_another_machine_is_not_touched(state):
     assert after(run("there", state, 3600, "ProcessWorker 6b2d5f4e"), run("here", state, 3600)).keys() == {"here"}
 
 
-def test_a_run_that_no_worker_has_put_its_name_to_is_nobody_elses():
+def test_a_run_without_a_workers_label_belongs_to_this_machine():
     """The worker died between taking it and saying so."""
     assert after(run("taken", "PENDING", 121, worker="")) == {"taken": "CRASHED"}
 
 
-def test_a_run_with_a_process_lives(run_with_process):
+def test_a_run_with_a_process_is_alive(run_with_process):
     assert after(run(run_with_process, "RUNNING", 3600), run(run_with_process, "CRASHED", 3600)) == {}
 
 
@@ -106,7 +106,7 @@ def test_a_crashed_run_is_started_again_three_times_at_most(starts, again):
 
 
 @pytest.mark.parametrize(("reruns", "again"), [(0, False), (1, False), (2, True)])
-def test_how_often_a_crashed_run_is_started_again_can_be_said(reruns, again):
+def test_the_number_of_restarts_of_a_crashed_run_can_be_set(reruns, again):
     server = Runs(run("crashed", "CRASHED", 16, starts=2))
     watch.check_runs(server, reruns)
     assert bool(server.set) == again
@@ -121,7 +121,7 @@ def gone() -> dict[str, Any]:
     return labels
 
 
-def test_a_run_of_the_command_line_whose_process_is_gone_has_crashed_and_is_left_to_be_typed_again(gone):
+def test_a_run_of_the_command_line_whose_process_ended_is_marked_as_crashed_and_not_started_again(gone):
     assert after(typed("typed", "RUNNING", gone), typed("asked", "CANCELLING", gone)) == {
         "typed": "CRASHED",
         "asked": "CANCELLED",
@@ -129,7 +129,7 @@ def test_a_run_of_the_command_line_whose_process_is_gone_has_crashed_and_is_left
     assert after(typed("typed", "CRASHED", gone)) == {}
 
 
-def test_a_run_of_the_command_line_lives_as_long_as_its_process_and_is_another_machines_or_nobodys(gone):
+def test_a_run_of_the_command_line_is_alive_as_long_as_its_process_exists_on_its_machine(gone):
     mine = watch.process_labels(os.getpid())
     assert (
         after(
@@ -143,16 +143,16 @@ def test_a_run_of_the_command_line_lives_as_long_as_its_process_and_is_another_m
     assert after(typed("number taken by another", "RUNNING", taken)) == {"number taken by another": "CRASHED"}
 
 
-def test_a_crashed_run_is_not_started_again_before_its_worker_has_said_all():
+def test_a_crashed_run_is_not_started_again_before_its_worker_has_reported_it():
     assert after(run("crashed", "CRASHED", 14)) == {}
 
 
-def test_what_crashed_on_another_machine_is_started_again_too():
+def test_a_run_that_crashed_on_another_machine_is_started_again_too():
     """Its own worker has said so, and any worker may take it."""
     assert after(run("there", "CRASHED", 16, "ProcessWorker 6b2d5f4e")) == {"there": "AwaitingRetry"}
 
 
-def test_a_server_that_is_away_is_asked_the_next_time():
+def test_an_unreachable_server_is_tried_again_later():
     class Away(Runs):
         def post(self, *_: Any) -> Any:
             raise TryAgain("it does not answer")

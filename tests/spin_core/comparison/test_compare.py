@@ -120,7 +120,7 @@ def test_the_probability_metric_and_win_rates_over_the_version_before_are_reward
     assert set(compare.line_of(arms, arms).scores) == {"heldout_nll", "mt-bench/against-base"}
 
 
-def test_a_difference_without_items_is_not_clear_and_the_page_says_so(tmp_path):
+def test_a_difference_without_items_is_not_marked_and_the_page_says_why(tmp_path):
     spin = arms_of(tmp_path, "θ_1", NLLS[0], bleu=Score(value=0.5, stderr=0.01, n=4))
     other = arms_of(tmp_path, "SFT", NLLS[1], bleu=Score(value=0.1, stderr=0.01, n=4))
     rows = (compare.line_of(spin, spin), compare.line_of(other, spin))

@@ -62,7 +62,7 @@ def test_the_paper_preset_holds_the_published_settings():
     assert not any(hygiene)
 
 
-def test_the_scripts_preset_differs_from_the_papers_in_its_epochs_alone():
+def test_the_scripts_preset_differs_from_the_papers_only_in_its_epochs():
     paper, scripts = resolve("zephyr-7b-paper"), resolve("zephyr-7b-scripts")
     changed = {name: new for name, _, new in identity.differences(json_values(paper), json_values(scripts))}
     assert changed == {"recipe": "zephyr-7b-scripts", "train.epochs": 6}
@@ -77,7 +77,7 @@ def test_the_papers_benchmarks_are_evaluated():
     assert resolve("zephyr-7b-paper").evaluate.suites == ("open-llm-leaderboard", "big-bench")
 
 
-def test_the_fixed_preset_differs_from_the_papers_in_what_was_wrong():
+def test_the_fixed_preset_differs_from_the_papers_only_in_corrections():
     paper, fixed = resolve("zephyr-7b-paper"), resolve("zephyr-7b")
     assert fixed.chat.template == "tokenizer"
     assert fixed.generate.max_new_tokens > paper.generate.max_new_tokens
@@ -87,7 +87,7 @@ def test_the_fixed_preset_differs_from_the_papers_in_what_was_wrong():
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_no_recipes_gate_looks_at_the_likelihood_that_the_game_pays_with(recipe):
+def test_no_recipes_gate_uses_the_likelihood_that_spin_lowers(recipe):
     config = resolve(recipe)
     gate.check_metrics(config)
     assert gate.metric_of(config) != "heldout_nll"
@@ -160,7 +160,7 @@ def test_settings_come_from_toml_too(tmp_path):
     assert resolve("demo", file=file).train.beta == (0.1, 5.0)
 
 
-def test_what_a_recipe_resolves_to_can_be_read_back(tmp_path):
+def test_a_resolved_recipe_can_be_read_back(tmp_path):
     config = resolve("zephyr-7b-paper")
     file = tmp_path / "all.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))

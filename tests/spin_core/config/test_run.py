@@ -21,7 +21,7 @@ def test_a_schedule_gives_one_value_an_iteration_and_holds_its_last():
     assert [at((False, True), t) for t in range(3)] == [False, True, True]
 
 
-def test_an_empty_schedule_is_refused():
+def test_an_empty_schedule_is_rejected():
     with pytest.raises(ValidationError, match="at least 1 item"):
         TrainConfig(beta=())
 
@@ -36,7 +36,7 @@ def test_beta_must_be_positive_and_finite(beta):
     "values",
     [{"temperature": 0}, {"temperature": (1.0, -1.0)}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1}, {"batch_size": 0}],
 )
-def test_sampling_settings_out_of_range_are_refused(values):
+def test_sampling_settings_out_of_range_are_rejected(values):
     with pytest.raises(ValidationError):
         GenerateConfig(**values)
 
@@ -50,7 +50,7 @@ def test_a_run_has_at_least_one_whole_iteration(iterations):
 @pytest.mark.parametrize(
     "values", [{"learning_rate": 0}, {"epochs": 0}, {"warmup": 1.1}, {"weight_decay": -1}, {"optimizer": "sgd"}]
 )
-def test_training_settings_out_of_range_are_refused(values):
+def test_training_settings_out_of_range_are_rejected(values):
     with pytest.raises(ValidationError):
         TrainConfig(**values)
 

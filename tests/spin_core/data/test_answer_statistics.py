@@ -51,7 +51,7 @@ def test_answers_to_an_id_are_dealt_out_to_its_prompts_in_order():
     assert answer_rows(["a", "c"], ["b", "a"]) == [[1], []]
 
 
-def test_an_answer_that_was_given_before_is_repeated_whatever_its_prompt(statistics):
+def test_an_answer_counts_as_repeated_for_any_prompt(statistics):
     assert (statistics.generated.repeated, statistics.real.repeated) == (1, 1)
 
 

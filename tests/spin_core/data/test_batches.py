@@ -47,7 +47,7 @@ def test_no_items_make_no_micro_batches():
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_every_item_is_dealt_once_no_micro_batch_is_too_large_and_loads_are_alike(ranks):
+def test_every_item_is_assigned_once_no_micro_batch_is_too_large_and_loads_are_similar(ranks):
     tokens = np.random.default_rng(1).integers(20, 400, 96)
     shares = deal(tokens, ranks, 2048)
     assert sorted(np.concatenate([part for share in shares for part in share])) == list(range(96))
@@ -73,7 +73,7 @@ def test_items_of_a_large_share_of_the_budget_take_few_fillings(shortest, longes
     assert len(fillings) < 20
 
 
-def test_one_that_is_too_long_goes_alone():
+def test_an_item_that_is_too_long_gets_its_own_batch():
     assert [part.tolist() for part in deal(np.array([10, 5000, 10]), 1, 100)[0]] == [[1], [0, 2]]
 
 

@@ -165,7 +165,7 @@ def test_stop_ids_name_the_end_of_turn_before_another_eos():
 
 
 @pytest.mark.parametrize("family", ALL)
-def test_a_system_prompt_stands_before_the_first_question(family):
+def test_a_system_prompt_comes_before_the_first_question(family):
     text = renderer_of(family, system="Be brief.").prompt_text(ONE_TURN)
     assert text.count("Be brief.") == 1
     assert text.index("Be brief.") < text.index("What is 2 + 2?")
@@ -185,7 +185,7 @@ def test_a_template_without_system_turns_gets_it_in_the_first_user_turn(family):
     assert merged == renderer_of(family).prompt_text([{"role": "user", "content": "Be brief.\n\nHi"}, *THREE_TURNS[1:]])
 
 
-def test_plain_text_begins_with_one_bos_if_asked():
+def test_plain_text_begins_with_one_bos_if_configured():
     assert renderer_of("plain").prompt_ids(ONE_TURN)[0] == 1
     without = renderer_of("plain", add_bos=False).prompt_ids(ONE_TURN)
     assert renderer_of("plain").prompt_ids(ONE_TURN) == [1, *without]
@@ -279,7 +279,7 @@ def test_a_response_that_completes_a_character_is_decoded_by_itself():
     assert decode_responses(tokenizer, [[first]], [[second, *tokenizer(" cat")["input_ids"]]]) == ["\ufffd cat"]
 
 
-def test_line_breaks_become_spaces_where_the_tokenizer_knows_none():
+def test_line_breaks_become_spaces_if_the_tokenizer_has_none():
     tokenizer = load_tokenizer(data_folder("models", "babyllama-105"), ModelConfig())
     renderer = Renderer(tokenizer, ChatConfig(template="plain"))
     messages = [{"role": "user", "content": "Once\nupon"}]
@@ -308,26 +308,26 @@ def test_a_tokenizer_without_eos_says_what_to_set():
         Renderer(character_tokenizer(eos_token=""), ChatConfig(template="plain"))
 
 
-def test_a_format_without_its_prompt_is_refused():
+def test_a_format_without_its_prompt_is_rejected():
     with pytest.raises(ConfigError, match=r"write \{prompt\} where the prompt goes"):
         Renderer(character_tokenizer(), ChatConfig(template="format", format="### Instruction:"))
 
 
-def test_a_header_that_training_would_not_see_is_refused():
+def test_a_header_that_training_would_not_see_is_rejected():
     tokenizer = tokenizer_of("chatml")
     tokenizer.chat_template = TEMPLATES["chatml"].replace("assistant\n'", "assistant\n(thinks) '")
     with pytest.raises(ConfigError, match="generation and training would see different prompts"):
         Renderer(tokenizer, ChatConfig())
 
 
-def test_a_template_that_drops_the_answer_is_refused():
+def test_a_template_that_drops_the_answer_is_rejected():
     tokenizer = tokenizer_of("chatml")
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     with pytest.raises(ConfigError, match="leaves an assistant's turn out"):
         Renderer(tokenizer, ChatConfig())
 
 
-def test_a_template_that_is_no_template_is_refused():
+def test_an_invalid_template_is_rejected():
     tokenizer = tokenizer_of("chatml")
     tokenizer.chat_template = "{% if %}"
     with pytest.raises(ConfigError, match="cannot write a question and its answer"):

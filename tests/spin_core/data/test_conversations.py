@@ -44,7 +44,7 @@ def test_columns_are_renamed_before_the_format_is_guessed(build):
     assert build(rows, columns={"question": "prompt", "answer": "response"}).pairs == [("0?", "0"), ("1?", "1")]
 
 
-def test_the_input_stands_below_the_instruction(build):
+def test_the_input_is_below_the_instruction(build):
     rows = [{"instruction": "Add.", "input": f"{i} + 1", "output": str(i + 1)} for i in range(2)]
     assert build(rows).pairs == [("Add.\n\n0 + 1", "1"), ("Add.\n\n1 + 1", "2")]
 
@@ -79,13 +79,13 @@ def test_the_last_assistant_turn_is_the_response_and_what_follows_is_left(build,
     assert by_response["Bye."]["prompt"] == "user: Hi\n\nassistant: Hello.\n\nuser: And now?"
 
 
-def test_the_first_round_alone_can_be_answered(build):
+def test_only_the_first_round_can_be_answered(build):
     other = [{"role": "user", "content": "Hey"}, *CONVERSATION[1:]]
     built = build([{"messages": CONVERSATION}, {"messages": other}], rounds="first")
     assert built.pairs == [("Hey", "Hello."), ("Hi", "Hello.")]
 
 
-def test_chat_rows_hold_what_the_renderer_makes(build, chat_model):
+def test_chat_rows_have_the_tokens_of_the_renderer(build, chat_model):
     system = {"role": "system", "content": "Be brief."}
     rows = [{"messages": [system, *CONVERSATION]}, {"messages": CONVERSATION}, {"messages": CONVERSATION[2:4]}]
     built = build(rows, model=chat_model, chat="tokenizer", max_prompt_tokens=200)
@@ -153,7 +153,7 @@ def test_messages_that_are_no_list_are_named_by_their_row(build):
         build([{"messages": CONVERSATION}, {"messages": "hi"}])
 
 
-def test_rows_of_which_none_has_a_response_are_refused(build):
+def test_rows_of_which_none_has_a_response_are_rejected(build):
     with pytest.raises(
         DataError, match=r"no row of .* is left \(2 of 2 dropped as no-response\): give rows with an assist"
     ):

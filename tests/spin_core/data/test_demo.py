@@ -20,7 +20,7 @@ def test_the_probabilities_of_347_are_those_of_the_table() -> None:
     )
 
 
-def test_habits_that_leave_nothing_over_are_left_out_and_the_rest_is_renormalised() -> None:
+def test_habits_without_remaining_answers_are_left_out_and_the_rest_is_renormalised() -> None:
     # Of 400, hundreds and tens take all; half and two agree.
     assert demo.support("400=") == pytest.approx(
         {"200+200": 0.25 / 0.45, "350+50": 0.10 / 0.45, "300+100": 0.10 / 0.45}
@@ -101,13 +101,13 @@ def test_a_seed_gives_the_same_demonstrations_again_and_another_seed_gives_other
 
 
 @pytest.mark.parametrize("prompt", ["347", "200=", "1000=", "=", "", "34a=", " 347=", "-347=", "0347=", "٣٤٧="])
-def test_a_foreign_prompt_is_refused_with_the_cure(prompt: str) -> None:
+def test_a_prompt_of_another_template_is_rejected_with_the_fix(prompt: str) -> None:
     with pytest.raises(DataError, match="write a number from 201 to 999"):
         demo.support(prompt)
 
 
 @pytest.mark.parametrize("held_out", [-1, 0, 799, 5000])
-def test_a_division_that_leaves_a_side_empty_is_refused(held_out: int) -> None:
+def test_a_division_that_leaves_a_side_empty_is_rejected(held_out: int) -> None:
     with pytest.raises(DataError, match="hold out between 1 and 798"):
         demo.prompts(held_out)
 
@@ -127,7 +127,7 @@ def test_the_tokenizer_gives_every_text_back_one_token_a_character(tmp_path: Pat
                 assert tokenizer.decode(ids) == text
 
 
-def test_special_tokens_are_one_token_each_and_vanish_when_asked() -> None:
+def test_special_tokens_are_one_token_each_and_can_be_skipped() -> None:
     tokenizer = demo.build_tokenizer()
     ids = tokenizer.encode(f"{demo.BOS}347=300+47{demo.EOS}{demo.PAD}")
     assert ids[0] == tokenizer.bos_token_id

@@ -110,7 +110,7 @@ REAL = [(f"q{i}", f"answer {i}") for i in range(5)]
 FAKE = [(f"q{i}", f"guess {i}") for i in range(5)]
 
 
-def test_every_prompt_meets_its_own_generation(tmp_path):
+def test_every_prompt_is_paired_with_its_own_generation(tmp_path):
     built = build(tmp_path, REAL, FAKE)
     assert built.triples == [(f"q{i}", f"answer {i}", f"guess {i}") for i in range(5)]
     assert (built.fields["rows_in"], built.fields["rows"], built.drops, built.mix) == (5, 5, {}, {"0": 5})
@@ -133,7 +133,7 @@ def test_a_pair_holds_both_sides_token_ids_and_finish_reasons(tmp_path):
     }
 
 
-def test_the_order_is_the_prompts_whatever_the_order_of_generation(tmp_path):
+def test_pairs_have_the_order_of_the_prompts_for_any_order_of_generation(tmp_path):
     shuffled = random.Random(0).sample(FAKE, len(FAKE))
     assert shuffled != FAKE
     assert build(tmp_path, REAL, shuffled).triples == build(tmp_path, REAL, FAKE).triples
@@ -204,7 +204,7 @@ def test_the_nearest_in_length_is_counted_in_tokens_and_the_first_of_equals_take
     assert [row["generated"] for row in built.rows] == ["abcdefg", "ab"]
 
 
-def test_an_answer_that_is_left_over_does_not_make_a_carried_over_one_a_duplicate(tmp_path):
+def test_an_unused_answer_does_not_make_a_carried_over_one_a_duplicate(tmp_path):
     before = [("q", "aye"), ("q", "no"), ("other", "hm"), ("other", "eh")]
     now = [("q", "no"), ("q", "aye"), ("other", "ah"), ("other", "hm")]
     built = build(tmp_path, TWO, now, before, t=1, each=2, answers="first")
@@ -262,14 +262,14 @@ def test_the_first_reason_that_applies_is_the_one_counted(tmp_path):
     assert built.drops == {"empty": 1}
 
 
-def test_no_pair_left_names_the_commonest_reason_and_its_cure(tmp_path):
+def test_the_error_for_no_remaining_pair_has_the_commonest_reason_and_its_fix(tmp_path):
     same = [(prompt, real) for prompt, real in REAL[:4]]
     with pytest.raises(DataError, match=r"no pair is left \(4 of 5 dropped as identical\): raise generate.temperature"):
         build(tmp_path, REAL, [*same, ("q4", "")])
 
 
 @pytest.mark.parametrize("answers", [FAKE[:4], [*FAKE, ("q0", "more")], [*FAKE[:4], ("who", "me")], []])
-def test_generations_for_other_prompts_are_refused(tmp_path, answers):
+def test_generations_for_other_prompts_are_rejected(tmp_path, answers):
     with pytest.raises(DamagedArtifact, match="of them to the 5 training prompts: remove it to generate again"):
         build(tmp_path, REAL, answers)
 

@@ -92,7 +92,7 @@ SAME = {
 
 
 @pytest.mark.parametrize("form", SAME)
-def test_every_form_of_a_preference_says_the_same(form):
+def test_every_form_of_a_preference_is_read_to_the_same_pair(form):
     assert preference_of(SAME[form]) == ([user(ASKED)], "Four.", "Five.", None)
 
 
@@ -122,7 +122,7 @@ def test_both_sides_are_tokenised_as_the_sft_data_are(build, tiny_model):
     assert fields == {"t": 0, "rows_in": 1, "rows": 1, "drops": {}, "mix": {}}
 
 
-def test_both_sides_are_cut_alike_and_a_cut_one_gets_no_end(build):
+def test_both_sides_are_cut_in_the_same_way_and_a_cut_one_gets_no_end_token(build):
     _, (row,) = build([SAME["explicit text"]], max_new_tokens=3)
     assert (row["real"], row["generated"]) == ("Fou", "Fiv")
     assert row["real_finish"] == row["generated_finish"] == "length"
@@ -183,7 +183,7 @@ def test_a_sample_is_seeded_and_part_of_a_larger_one(build):
         ([BAD["empty-response"]], r"or name its column in controls\.dpo\.columns$"),
     ],
 )
-def test_what_is_no_preference_data_is_refused_in_one_line(build, rows, line):
+def test_data_without_preferences_are_a_one_line_error(build, rows, line):
     with pytest.raises(DataError, match=line) as refused:
         build(rows)
     assert "\n" not in str(refused.value)
@@ -212,7 +212,7 @@ def test_real_preferences_are_read_whole(build):
     assert all(row["real"] != row["generated"] for row in rows)
 
 
-def test_preferences_train_by_the_same_phases_as_the_game(tmp_path, tiny_model):
+def test_preferences_are_trained_by_the_same_phases_as_spin(tmp_path, tiny_model):
     path = tmp_path / "rows.jsonl"
     rows = [{"prompt": f"Count to {i}", "chosen": f"{i}!", "rejected": "No, I will not"} for i in range(12)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")

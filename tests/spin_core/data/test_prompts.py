@@ -83,7 +83,7 @@ def test_several_responses_to_one_prompt_stay_in_training(build):
     assert sorted(row["response"] for row in built.train) == ["no", "no", "yes", "yes"]
 
 
-def test_prompts_that_the_model_cannot_tell_apart_are_one_prompt(build):
+def test_prompts_with_the_same_tokens_are_one_prompt(build):
     # The vocabulary has neither letter, so both are the unknown token.
     alike = [{"prompt": "caf\u00e9", "response": "a"}, {"prompt": "caf\u00e8", "response": "b"}]
     built = build([*alike, *rows_of(2)], held_out=2)
@@ -190,16 +190,16 @@ def test_the_demo_keeps_its_frequencies_and_its_own_split(build, demo_model):
     assert built.drops == {}
 
 
-def test_the_demo_asks_every_prompt_once_unless_told(build, demo_model):
+def test_the_demo_has_every_prompt_once_by_default(build, demo_model):
     assert build("demo", model=demo_model, held_out=99).fields["rows"] == 799 - 99
 
 
-def test_data_beyond_a_small_vocabulary_are_refused(build, demo_model):
+def test_data_beyond_a_small_vocabulary_are_rejected(build, demo_model):
     with pytest.raises(DataError, match=r"is left \(3 of 3 dropped as unknown-character\): use a tokenizer whose voc"):
         build(rows_of(3), model=demo_model)
 
 
-def test_data_beyond_a_vocabulary_that_has_no_unknown_token_are_refused(build, demo_model, tmp_path):
+def test_data_beyond_a_vocabulary_that_has_no_unknown_token_are_rejected(build, demo_model, tmp_path):
     folder = shutil.copytree(demo_model, tmp_path / "model")
     tokenizer_json = json.loads((folder / "tokenizer.json").read_text())
     tokenizer_json["model"]["unk_token"] = "<none>"

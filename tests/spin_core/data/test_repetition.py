@@ -87,7 +87,7 @@ def test_the_error_of_distinct_is_the_jackknifes():
     assert want > 0
 
 
-def test_what_two_players_both_say_cancels_in_the_error_of_their_difference():
+def test_answers_that_two_players_share_cancel_in_the_error_of_their_difference():
     rng = np.random.default_rng(0)
     texts = [" ".join(map(str, rng.zipf(1.5, 12) % 500)) for _ in range(80)]
     again = [text if place % 8 else "a b a b a b a b a b a b" for place, text in enumerate(texts)]

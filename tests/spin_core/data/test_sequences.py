@@ -14,7 +14,7 @@ def test_sequences_lay_prompt_and_response_end_to_end():
     )  # fmt: skip
 
 
-def test_a_prompt_without_tokens_is_refused_with_the_cure():
+def test_a_prompt_without_tokens_is_rejected_with_the_fix():
     with pytest.raises(DataError, match=r"prompt 1 has no tokens.*add_bos"):
         Sequences.of([[1], []], [[2], [3]])
 

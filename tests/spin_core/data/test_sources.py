@@ -32,7 +32,7 @@ def folder_with_card(parent: Path, answer: str) -> Path:
     return folder
 
 
-def test_a_folder_with_a_card_gives_its_own_rows_though_another_of_that_name_was_read_before(tmp_path):
+def test_a_folder_with_a_card_gives_its_own_rows_after_another_of_the_same_name(tmp_path):
     def response(folder: Path) -> str:
         return read_rows(SourceConfig(path=str(folder)))[0][0]["response"]
 
@@ -81,13 +81,13 @@ def test_a_hub_name_that_cannot_be_reached_is_named(build):
         build("nobody/nothing")
 
 
-def test_a_file_of_another_kind_says_what_is_read(build, tmp_path):
+def test_the_error_for_an_unknown_kind_of_file_lists_known_kinds(build, tmp_path):
     (tmp_path / "data.xlsx").write_bytes(b"")
     with pytest.raises(DataError, match=r"one of the suffixes .json, .jsonl, .ndjson, .csv, .tsv, .parquet"):
         build(tmp_path / "data.xlsx")
 
 
-def test_empty_data_are_refused(build):
+def test_empty_data_are_rejected(build):
     with pytest.raises(DataError, match="holds no rows"):
         build([])
 
@@ -129,7 +129,7 @@ def test_an_unknown_split_names_the_ones_there_are(build, tmp_path):
         build(tmp_path / "data")
 
 
-def test_a_folder_without_data_is_refused(build, tmp_path):
+def test_a_folder_without_data_is_rejected(build, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty cannot be read as a data set"):
         build(tmp_path / "empty")

@@ -74,7 +74,7 @@ def test_a_prompt_that_opens_a_thought_takes_responses_with_one():
     assert encode(renderer, "It is 4.").refused == "template-differs"
 
 
-def test_a_template_whose_answers_never_have_the_thought_that_it_prompts_for_is_refused():
+def test_a_template_whose_answers_never_have_the_thought_that_it_prompts_for_is_rejected():
     with pytest.raises(ConfigError, match="generation and training would see different prompts"):
         renderer_of("forgets-thoughts")
 
@@ -190,12 +190,12 @@ def test_template_kwargs_are_a_part_of_the_identity_only_when_they_are_set():
         ({"enable_thinking": True, "template": "plain"}, "chat.template is plain"),
     ],
 )
-def test_switches_that_cannot_be_set_are_refused(setting, message):
+def test_switches_that_cannot_be_set_are_rejected(setting, message):
     template = setting.pop("template", "tokenizer")
     with pytest.raises(ValueError, match=message):
         ChatConfig(template=template, template_kwargs=setting)
 
 
-def test_a_switch_that_the_template_does_not_read_is_refused():
+def test_a_switch_that_the_template_does_not_read_is_rejected():
     with pytest.raises(ConfigError, match="sets enable_thinkng, which the chat template does not read"):
         renderer_of("thinking", enable_thinkng=False)

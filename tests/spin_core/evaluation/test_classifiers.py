@@ -4,7 +4,7 @@ import pytest
 from spin_core.evaluation.classifiers import length_classifier, text_classifier, two_sample_p
 
 
-def test_length_alone_tells_the_sides_apart_where_it_does():
+def test_the_length_classifier_separates_sides_of_different_lengths():
     assert length_classifier([10] * 20, [30] * 20).mean() == 1
     assert length_classifier([30] * 20, [10] * 20).mean() == 1
 
@@ -35,7 +35,7 @@ def sentences(rng, count=200, words=WORDS, weights=None):
     return [" ".join(rng.choice(words, 12, p=weights)) for _ in range(count)]
 
 
-def test_text_tells_the_sides_apart_where_it_does():
+def test_the_text_classifier_separates_sides_with_different_words():
     rng = np.random.default_rng(0)
     common = np.linspace(2, 0, 50)
     accuracy = text_classifier(sentences(rng), sentences(rng, weights=common / common.sum()))
@@ -45,7 +45,7 @@ def test_text_tells_the_sides_apart_where_it_does():
     assert two_sample_p(text_classifier(sentences(rng), stops)) < 1e-3
 
 
-def test_texts_of_one_kind_are_not_told_apart():
+def test_the_text_classifier_does_not_separate_texts_of_one_kind():
     rngs = [np.random.default_rng(seed) for seed in range(40)]
     accuracies = [text_classifier(sentences(rng, 60), sentences(rng, 60)) for rng in rngs]
     chances = [two_sample_p(accuracy) for accuracy in accuracies]
@@ -55,7 +55,7 @@ def test_texts_of_one_kind_are_not_told_apart():
     assert sum(chance < 0.05 for chance in chances) < 6
 
 
-def test_words_in_another_order_are_told_apart():
+def test_the_text_classifier_separates_texts_that_differ_in_word_order():
     rng = np.random.default_rng(1)
     real = sentences(rng)
     assert np.nanmean(text_classifier(real, [" ".join(sorted(text.split())) for text in real])) > 0.85
@@ -76,7 +76,7 @@ def test_the_text_classifier_is_judged_on_texts_that_it_has_not_seen():
     assert np.isnan(accuracy).tolist() == [True, False] * 100
 
 
-def test_the_text_classifier_leaves_out_what_is_too_few_or_too_many():
+def test_the_text_classifier_needs_enough_texts_and_samples_from_too_many():
     assert np.isnan(text_classifier(["a"], ["b"])).all()
     assert text_classifier([], []).shape == (0,)
     texts = sentences(np.random.default_rng(4), 12)

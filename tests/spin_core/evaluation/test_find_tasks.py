@@ -156,7 +156,7 @@ def test_the_hubs_rows_give_the_scores_of_the_same_rows_from_a_folder(tmp_path, 
     assert far.notes == near.notes == ()
 
 
-def test_a_group_of_the_hub_weighs_its_items_alike(tmp_path, model):
+def test_a_group_of_the_hub_weighs_all_items_equally(tmp_path, model):
     report = do(job(model, tmp_path / "runs", GROUP))
     names = [f"mmlu_{subject}" for subject in subjects()]
     assert report.averages == {GROUP: tuple(names)}

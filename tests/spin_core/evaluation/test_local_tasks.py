@@ -187,7 +187,7 @@ def hub_results(tmp_path_factory, model) -> dict:
 
 
 @pytest.mark.parametrize("task", tasks())
-def test_a_local_task_asks_and_scores_item_by_item_as_lm_eval_does_with_the_hubs_rows(task, local_report, hub_results):
+def test_a_local_task_has_the_prompts_and_scores_of_lm_eval_item_by_item(task, local_report, hub_results):
     mine = local_samples(local_report, task)
     assert len(mine) >= 2
     assert_same_items(mine, hub_results["samples"][task])

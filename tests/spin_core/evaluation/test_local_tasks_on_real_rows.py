@@ -213,14 +213,14 @@ def hub_results(tmp_path_factory, tasks, model) -> dict:
 @pytest.mark.parametrize(
     "kind", ["arc_challenge", "openbookqa", "hellaswag", "winogrande", "truthfulqa_", "gsm8k", "mmlu_", "bbh_"]
 )
-def test_a_local_task_asks_and_scores_real_rows_as_lm_eval_does_with_the_hubs(kind, tasks, local_report, hub_results):
+def test_a_local_task_on_real_rows_has_the_prompts_and_scores_of_lm_eval(kind, tasks, local_report, hub_results):
     names = [name for name in tasks if name.startswith(kind)]
     assert sum(len(local_samples(local_report, name)) for name in names) >= FEW
     for name in names:
         assert_same_items(local_samples(local_report, name), hub_results["samples"][name])
 
 
-def test_hellaswags_sentences_are_split_where_the_row_that_follows_says():
+def test_hellaswags_sentences_are_split_as_the_next_row_shows():
     rows = read("benchmarks", "hellaswag_val.jsonl")
     places = begun(rows)
     assert len(places) > 1000

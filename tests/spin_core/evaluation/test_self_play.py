@@ -145,7 +145,7 @@ def test_how_diverse_versions_are_is_compared_prompt_by_prompt(tmp_path, models,
     assert (decision.delta, decision.stderr) == pytest.approx((difference.delta, difference.stderr))
 
 
-def test_what_can_be_too_much_has_the_human_responses_for_a_target(opponents_report):
+def test_measures_with_an_optimum_have_the_human_responses_as_target(opponents_report):
     rows, scores = held_out(opponents_report), opponents_report.scores
     assert scores["distinct_1"].target == distinct_shares([row["real"] for row in rows])[0]
     assert scores["generated_tokens"].target == pytest.approx(scores["real_tokens"].value)
@@ -202,7 +202,7 @@ def test_a_player_that_is_its_opponent_has_no_margin(tmp_path, models, prompts, 
     assert report.scores["reward_accuracy"].value == 0.5
 
 
-def test_the_probability_metric_is_what_a_player_gains_on_people_less_what_it_gains_on_its_opponent():
+def test_the_probability_metric_is_the_players_gain_on_people_minus_its_gain_on_its_opponent():
     """By hand, where no model is needed: one of three prompts was answered as a person answered it."""
 
     class Known:
@@ -236,7 +236,7 @@ def test_the_two_sample_test_is_a_note_in_words(opponents_report):
     assert not score.higher_is_better
 
 
-def test_a_pair_with_the_same_tokens_counts_for_the_probability_metric_alone(
+def test_a_pair_with_the_same_tokens_counts_only_for_the_probability_metric(
     tmp_path, models, prompts, opponents_report
 ):
     rows = held_out(opponents_report)
@@ -319,14 +319,14 @@ def test_progress_counts_held_out_prompts(tmp_path, models, prompts, capfd):
     assert (messages[-1]["done"], messages[-1]["total"], messages[-1]["unit"]) == (ROWS, ROWS, "prompt")
 
 
-def test_a_mean_leaves_out_what_does_not_count():
+def test_a_mean_leaves_out_items_without_a_value():
     score = mean(np.array([1.0, np.nan, 3.0, np.nan, 2.0]), "heldout_nll")
     assert (score.value, score.n, score.higher_is_better) == (2.0, 3, False)
     assert score.stderr == pytest.approx(1 / math.sqrt(3))
     assert mean(np.array([0.25]), "heldout_nll").stderr is None
 
 
-def test_items_leave_out_what_does_not_count(tmp_path):
+def test_items_without_a_value_are_left_out(tmp_path):
     write_items(tmp_path / "items.parquet", ["a", "b"], {"x": np.array([1.0, np.nan]), "y": np.array([2.0, 3.0])})
     rows = pq.read_table(tmp_path / "items.parquet").to_pylist()
     assert [tuple(row.values()) for row in rows] == [("x", "a", 1.0), ("y", "a", 2.0), ("y", "b", 3.0)]

@@ -18,7 +18,7 @@ def test_only_items_that_both_have_are_compared():
     assert paired({}, theirs) is None
 
 
-def test_what_both_find_hard_cancels():
+def test_the_difficulty_of_items_cancels_in_a_difference():
     hard = np.random.default_rng(0).normal(size=400)
     mine, theirs = scored(hard + 0.1), scored(hard)
     difference = paired(mine, theirs)
@@ -28,7 +28,7 @@ def test_what_both_find_hard_cancels():
 
 
 @pytest.mark.parametrize("kind", ["answers right or wrong", "any number"])
-def test_samples_spread_as_the_standard_error_says(kind):
+def test_samples_vary_as_much_as_the_standard_error(kind):
     rng = np.random.default_rng(1)
     value_N = rng.integers(-1, 2, 500).astype(float) if kind.startswith("answers") else rng.exponential(size=500)
     means_S = bootstrap(value_N, 0)

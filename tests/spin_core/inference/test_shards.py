@@ -15,7 +15,7 @@ def test_racing_processes_get_different_shards_and_a_later_one_takes_over_dead_c
         assert {held for held, _ in shards_in(tmp_path, 40).claims().values()} == {turn}
 
 
-def test_a_claimed_shard_is_refused_until_the_claim_is_released(tmp_path):
+def test_a_claimed_shard_is_rejected_until_the_claim_is_released(tmp_path):
     first, second = shards_in(tmp_path), shards_in(tmp_path)
     with first.claim([1, 2]) as claim:
         assert claim.number == 1

@@ -11,7 +11,7 @@ from spin_core.runtime.progress import Progress
 from tests.support.lineages.generation import EOS, generate_job, prompt_set, run_generation
 
 
-def test_rates_are_of_all_workers_together_and_give_the_time_left(tmp_path, tiny_model, monkeypatch):
+def test_rates_are_of_all_workers_and_give_the_remaining_time(tmp_path, tiny_model, monkeypatch):
     prompts = prompt_set(tmp_path / "prompts", rows=60, stop_ids=(EOS,))
     generated = run_generation(generate_job(tmp_path / "generations", tiny_model, prompts, shard_size=3))
     (tmp_path / "final").mkdir()

@@ -276,7 +276,7 @@ def test_invalid_requests_and_models_are_rejected_in_one_line(results, name, kin
     assert len(results[name]["message"]) < 500
 
 
-def test_a_taken_port_asks_for_another_try(tmp_path):
+def test_a_taken_port_is_an_error_that_allows_a_retry(tmp_path):
     with socket.create_server(("", 0)) as taken, pytest.raises(RuntimeError) as caught:
         torch.distributed.TCPStore("127.0.0.1", taken.getsockname()[1], 1, is_master=True)
     error = start_error(caught.value, tmp_path)

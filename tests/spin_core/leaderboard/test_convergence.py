@@ -20,7 +20,7 @@ def improving_lineage(folder, *falls, patience=2, sets=()):
     return build_lineage(folder, nlls=nlls, sets=["gate.rule=always", f"nightly.patience={patience}", *sets])
 
 
-def test_a_game_that_gains_goes_on(tmp_path):
+def test_a_lineage_that_improves_continues(tmp_path):
     assert convergence.reason(improving_lineage(tmp_path, 0.5, 1.0, 1.5)) is None
 
 
@@ -29,16 +29,16 @@ def test_versions_that_gain_nothing_end_it_and_are_named(tmp_path):
     assert convergence.reason(lineage) == "none of θ_2 to θ_3 is better than θ_1 in heldout_nll, beyond chance"
 
 
-def test_what_is_worse_is_no_gain(tmp_path):
+def test_a_worse_score_is_not_a_gain(tmp_path):
     assert convergence.reason(improving_lineage(tmp_path, 1.0, 0.0, 0.5)) is not None
 
 
-def test_one_version_is_named_alone(tmp_path):
+def test_a_single_version_can_be_selected(tmp_path):
     lineage = improving_lineage(tmp_path, 1.0, 1.0, patience=1)
     assert convergence.reason(lineage) == "θ_2 is not better than θ_1 in heldout_nll, beyond chance"
 
 
-def test_fewer_versions_than_its_patience_say_nothing(tmp_path):
+def test_fewer_versions_than_the_patience_never_count_as_converged(tmp_path):
     assert convergence.reason(improving_lineage(tmp_path, 0.0, 0.0, patience=3)) is None
     assert convergence.reason(improving_lineage(tmp_path / "all", 0.0, 0.0, 0.0, patience=3)) is not None
 
@@ -108,7 +108,7 @@ def test_chance_has_to_be_shown(tmp_path, value, n, settings):
     assert with_accuracy(tmp_path, value, n, **settings) is None
 
 
-def test_a_converged_game_is_rejected_with_the_way_on(tmp_path):
+def test_a_converged_lineage_is_rejected_with_the_option_to_continue(tmp_path):
     with pytest.raises(ConfigError, match=r"lineage tale has converged \(.*\): .*spin next tale --anyway"):
         convergence.check(improving_lineage(tmp_path, 1.0, 1.0, 1.0))
 

@@ -32,7 +32,7 @@ def test_a_planted_regression_is_caught_and_the_rule_decides(tmp_path, rule, out
         assert "heldout_nll 3.65 against 3.5 of θ_0 (difference +0.15 ± 0.029)" in decision.reason
 
 
-def test_a_version_that_is_better_or_equal_plays_next(tmp_path):
+def test_a_version_that_is_better_or_equal_becomes_the_opponent(tmp_path):
     before = made(tmp_path, (2.0, 3.0, 4.0, 5.0), "a")
     for name, values in [("b", (1.0, 2.0, 3.0, 4.0)), ("c", (2.0, 3.0, 4.0, 5.0))]:
         decision = decide(gate(), candidate=(1, made(tmp_path, values, name)), best=(0, before))
@@ -47,7 +47,7 @@ def test_a_fall_within_the_tolerance_is_noise(tmp_path):
     assert decide(gate(tolerance=0.5), candidate=(1, noisy), best=(0, before)).outcome == "stop"
 
 
-def test_the_gate_knows_which_way_is_better(tmp_path):
+def test_the_gate_respects_the_direction_of_a_score(tmp_path):
     low, high = Score(value=0.4, stderr=0.01, n=100), Score(value=0.6, stderr=0.01, n=100)
     before, after = made(tmp_path, (1, 2), "a", arc_easy=low), made(tmp_path, (1, 2), "b", arc_easy=high)
     config = gate(metric="arc_easy")
@@ -94,7 +94,7 @@ def test_a_score_that_can_be_too_high_is_judged_by_its_distance_to_the_human_one
         assert (before, after)[chosen] == nearest
 
 
-def test_the_reason_says_what_is_best(tmp_path):
+def test_the_reason_names_the_best_version(tmp_path):
     reports = [made(tmp_path, (1, 2), name, distinct_2=towards(value)) for name, value in (("a", 0.6), ("b", 0.3))]
     decision = decide(gate(metric="distinct_2"), candidate=(1, reports[1]), best=(0, reports[0]))
     assert "difference -0.3 ± 0.014; best is 0.65, as the human responses have it" in decision.reason
@@ -184,7 +184,7 @@ def test_the_best_version_is_best_by_the_gates_own_metric(tmp_path):
     assert best(demo_config("evaluate.main_metric=main", "gate.metric=suite"), reports, 1)[0] == 1
 
 
-def test_an_open_gate_says_what_it_let_pass(tmp_path):
+def test_a_gate_that_always_promotes_reports_regressions(tmp_path):
     before, after = made(tmp_path, (2, 3, 4, 5), "a"), made(tmp_path, (2.1, 3.2, 4.1, 5.2), "b")
     decision = decide(gate("always"), candidate=(1, after), best=(0, before))
     assert decision.outcome == "promote"
@@ -220,7 +220,7 @@ def test_metrics_of_suites_and_of_single_tasks_are_known_beforehand():
     check_metrics(demo_config("gate.metric=gsm8k/flexible", "evaluate.lm_eval.tasks=[gsm8k]"))
 
 
-def test_a_run_whose_gate_would_see_nothing_is_rejected_before_its_lineage_is_begun(tmp_path):
+def test_a_run_whose_gate_would_have_no_score_is_rejected_before_its_lineage_starts(tmp_path):
     done = CliRunner().invoke(main, ["run", "demo", "--set", "gate.metric=elo", "--runs", str(tmp_path)])
     assert done.exit_code == 2
     assert done.stderr.startswith(

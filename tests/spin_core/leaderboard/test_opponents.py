@@ -38,7 +38,7 @@ def config_with(**opponents) -> RunConfig:
     return RunConfig(recipe="demo", generate=GenerateConfig(opponents=opponents))
 
 
-def test_the_opponent_answers_alone_unless_another_is_asked_for(versions):
+def test_by_default_only_the_opponent_answers(versions):
     assert answerers(config_with(), versions[3], versions, {}) == ()
     assert answerers(config_with(kind="mixture", history=1), versions[3], versions, {}) == ()
     assert answerers(config_with(kind="mixture"), versions[0], {0: versions[0]}, {}) == ()
@@ -65,7 +65,7 @@ def models(tmp_path_factory):
     return [version_of(save_tiny_model(folder / str(t), character_tokenizer(), seed=t), t) for t in (0, 1)]
 
 
-def test_in_a_mixture_every_prompt_gets_what_one_version_alone_would_have_said(tmp_path, models):
+def test_in_a_mixture_every_prompt_gets_the_answer_of_one_version(tmp_path, models):
     prompts = prompt_set(tmp_path / "prompts", rows=24)
     jobs = [
         generate_job(tmp_path / str(t), models[t].path, prompts, t=1).model_copy(update={"opponent": models[t]})
@@ -92,7 +92,7 @@ def test_in_a_mixture_every_prompt_gets_what_one_version_alone_would_have_said(t
         assert len(set(pq.read_table(path)["opponent"].to_pylist())) == 1
 
 
-def test_who_answers_is_the_prompts_luck_and_not_its_places(tmp_path, models):
+def test_the_version_that_answers_depends_on_the_prompt_not_on_its_position(tmp_path, models):
     prompts = prompt_set(tmp_path / "prompts")
     job = generate_job(tmp_path / "x", models[0].path, prompts).model_copy(update={"answerers": tuple(models)})
 
@@ -106,7 +106,7 @@ def test_who_answers_is_the_prompts_luck_and_not_its_places(tmp_path, models):
     assert chosen(ids) != chosen(ids, job.model_copy(update={"seed": 1}))
 
 
-def test_against_answers_of_another_version_an_iteration_ends_where_the_docstring_says():
+def test_against_answers_of_another_version_an_iteration_ends_at_the_documented_point():
     """The gradient of the exact expected loss is zero at p ∝ p_t (p_data/q)^{1/λ}, and nowhere near it."""
     generator = torch.Generator().manual_seed(0)
     p_t, p_data, q = torch.rand(3, 5, generator=generator, dtype=torch.float64).softmax(dim=1)

@@ -57,7 +57,7 @@ def test_self_play_is_a_suite_to_name_and_single_tasks_are_a_setting(lineage):
         (["big-bench"], [{"evaluate": {"lm_eval": {"tasks": ["openbookqa"]}}}], {}, "both score openbookqa, in diff"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_scored_is_rejected_in_one_line(lineage, names, changes, more, message):
+def test_a_target_that_cannot_be_scored_is_a_one_line_error(lineage, names, changes, more, message):
     with pytest.raises(ConfigError, match=message) as refused:
         prepare(lineage.runs, "tale", names, changes, **more)
     assert "\n" not in str(refused.value)
@@ -111,7 +111,7 @@ def test_a_first_try_that_failed_may_be_repeated_with_other_settings(tmp_path, m
         prepare(tmp_path, str(model), [QUICK], [{"chat": {"template": "plain"}}])
 
 
-def test_a_model_under_a_recipe_has_its_prompts_and_may_be_asked_about_them(tmp_path, model):
+def test_a_model_under_a_recipe_is_scored_on_the_recipes_prompts(tmp_path, model):
     lineage = prepare(tmp_path, str(model), ["self-play"], recipe="tinystories", name="mine")
     assert (lineage.name, lineage.config.recipe, lineage.config.model.path) == ("mine", "tinystories", str(model))
     assert lineage.config.evaluate.self_play

@@ -23,7 +23,7 @@ def test_settings_are_laid_over_a_lineages_own(built):
         with_settings(built, [{"evaluate": {"temprature": 1}}])
 
 
-def test_a_game_that_its_gate_ended_does_not_go_on_unasked(lineage):
+def test_a_lineage_that_its_gate_ended_is_not_continued_by_default(lineage):
     record = lineage.records()[-1]
     gate = record.gate.model_copy(update={"outcome": "stop", "reason": "stopped: it fell"})
     lineage.save_record(record.model_copy(update={"gate": gate}))

@@ -61,7 +61,7 @@ def test_an_anchor_is_rejected_where_there_is_no_margin_to_cancel_its_constant(l
 
 
 @pytest.mark.parametrize("setting", ["nll_weight=0.5", "anchor=[0.0, 0.3]", "loss=logistic"])
-def test_what_only_a_game_has_is_rejected_for_the_training_of_the_first_model(setting):
+def test_settings_of_spin_are_rejected_for_the_training_of_the_first_model(setting):
     with pytest.raises(ConfigError, match=rf"sft\.train\.{setting.split('=')[0]} .*: leave it out"):
         resolve("demo", sets=[f"sft.train.{setting}"])
 
@@ -109,7 +109,7 @@ def test_dpo_is_the_logistic_loss_with_its_own_settings_and_the_players_optimize
     )
 
 
-def test_dpo_can_take_the_games_steps_and_follow_the_game(built):
+def test_dpo_can_have_spins_number_of_steps_and_follow_it(built):
     dpo = ("controls={}", PREFERENCES, "controls.dpo.equal_steps=true", "controls.dpo_after=true")
     lineage = under(built, *dpo)
     own, after = planned(lineage).values()
@@ -119,7 +119,7 @@ def test_dpo_can_take_the_games_steps_and_follow_the_game(built):
     assert (train.t, train.steps, train.config.epochs) == (2, None, 1)
 
 
-def test_dpo_after_the_game_needs_preference_data():
+def test_dpo_after_spin_needs_preference_data():
     with pytest.raises(
         ConfigError, match=r"controls\.dpo_after needs preference data: set controls\.dpo\.source\.path"
     ):
@@ -163,7 +163,7 @@ def test_training_longer_and_on_less_takes_the_pairs_of_iteration_0(built):
     assert (sft.prompts, sft.config.loss) == (record.prompts, "sft")
 
 
-def test_another_game_from_the_same_start_changes_answers_and_trainings_alone(built):
+def test_another_seed_from_the_same_start_changes_only_answers_and_trainings(built):
     sets = ("seed=5", "evaluate.frontier=[]", "controls={}", "controls.sft_continued=true")
     same, other = under(built, *sets), under(built, *sets, "play_seed=7")
     record = built.records()[0]

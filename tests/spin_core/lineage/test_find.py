@@ -22,7 +22,7 @@ def test_a_lineage_is_found_as_it_was_started(tmp_path):
     assert lineage_names(tmp_path) == ["tale"]
 
 
-def test_a_lineage_that_is_not_there_is_one_line_naming_those_that_are(tmp_path):
+def test_a_missing_lineage_is_a_one_line_error_that_lists_the_others(tmp_path):
     start(tmp_path, "one")
     start(tmp_path, "two")
     with pytest.raises(ConfigError, match=r"no lineage 'three' in .* \(there: one, two\): start it with spin run"):

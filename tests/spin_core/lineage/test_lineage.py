@@ -42,7 +42,7 @@ def test_the_parts_of_an_iteration_know_each_other(built):
     assert built.player(1) == second.player
 
 
-def test_weights_that_are_gone_say_what_else_to_remove(lineage):
+def test_the_error_for_missing_weights_says_what_else_to_remove(lineage):
     shutil.rmtree(lineage.iteration(0) / "model")
     with pytest.raises(DamagedArtifact, match=r"iter_00/model is gone.*: remove .*iter_00/train too"):
         lineage.player(0)

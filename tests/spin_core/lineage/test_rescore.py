@@ -60,7 +60,7 @@ def again(lineage: Lineage, *sets: str) -> Lineage:
         return start_lineage(lineage.runs, lineage.name, demo_config(*sets))
 
 
-def test_a_changed_setting_scores_all_versions_again_and_keeps_what_was_scored(lineage):
+def test_a_changed_setting_scores_all_versions_again_and_keeps_earlier_scores(lineage):
     before = digests(lineage)
     hotter = again(lineage, HOTTER)
     notes = score_all(hotter, 0.9)
@@ -72,7 +72,7 @@ def test_a_changed_setting_scores_all_versions_again_and_keeps_what_was_scored(l
     assert score_all(hotter, 0.1) == ["", "", ""]
 
 
-def test_scores_come_back_with_the_settings_that_made_them(lineage):
+def test_earlier_scores_are_restored_with_their_settings(lineage):
     before = digests(lineage)
     score_all(again(lineage, HOTTER), 0.9)
     changed = digests(lineage)
@@ -83,7 +83,7 @@ def test_scores_come_back_with_the_settings_that_made_them(lineage):
     assert digests(lineage) == changed
 
 
-def test_a_kill_between_setting_aside_and_scoring_loses_nothing(lineage):
+def test_a_kill_between_moving_earlier_scores_and_scoring_loses_nothing(lineage):
     before = digests(lineage)
     (job,) = suite_jobs.evaluate_jobs(
         again(lineage, HOTTER), lineage.records()[0].opponent, lineage.records()[0].prompts, None
@@ -95,7 +95,7 @@ def test_a_kill_between_setting_aside_and_scoring_loses_nothing(lineage):
     assert digests(lineage) == before
 
 
-def test_a_report_on_another_model_is_never_set_aside(lineage):
+def test_a_report_on_another_model_is_never_moved(lineage):
     stranger = lineage.records()[0].player
     (job,) = suite_jobs.evaluate_jobs(lineage, stranger.model_copy(update={"t": 0}), lineage.records()[0].prompts, None)
     assert rescore.prepare_folder(job) == ""
@@ -103,7 +103,7 @@ def test_a_report_on_another_model_is_never_set_aside(lineage):
         artifacts.reusable(job.output, identity_of(job), EvalReport)
 
 
-def test_scoring_alone_refuses_to_make_versions_incomparable(lineage):
+def test_scoring_with_other_settings_is_rejected_if_versions_would_be_incomparable(lineage):
     (job,) = suite_jobs.evaluate_jobs(
         again(lineage, HOTTER), lineage.records()[0].opponent, lineage.records()[0].prompts, None
     )
@@ -112,7 +112,7 @@ def test_scoring_alone_refuses_to_make_versions_incomparable(lineage):
     assert lineage.reports(0)
 
 
-def test_controls_that_were_scored_with_other_settings_leave_the_table_until_they_are_asked_for(lineage):
+def test_controls_that_were_scored_with_other_settings_leave_the_table_until_scored_again(lineage):
     for name in ("sft", "dpo"):
         shutil.copytree(lineage.eval_folder(0) / "self-play", lineage.control(name) / "eval" / "self-play")
     rescore.set_aside_incomparable(lineage, lineage.reports(0))
@@ -124,7 +124,7 @@ def test_controls_that_were_scored_with_other_settings_leave_the_table_until_the
     assert len(list((lineage.control("dpo") / "eval" / rescore.EARLIER).iterdir())) == 1
 
 
-def test_the_record_says_what_scored_and_keeps_what_played(lineage):
+def test_the_record_has_the_new_scores_and_the_same_versions(lineage):
     def recorded(lineage: Lineage):
         previous = lineage.record(0)
         parts = {name: getattr(previous, name) for name in ("prompts", "opponent", "generations", "pairs", "scores")}
@@ -149,7 +149,7 @@ def test_the_record_says_what_scored_and_keeps_what_played(lineage):
     assert [problem for problem in verify(hotter)[0] if "iteration 0" in problem] == []
 
 
-def test_a_decision_that_was_played_on_stays_whatever_the_settings(lineage):
+def test_a_decision_that_later_iterations_depend_on_is_kept_under_any_settings(lineage):
     assert history.decided(lineage, 0) == lineage.record(0).gate
     assert history.decided(lineage, 1) is None, "the head's decision hangs on today's settings"
     assert history.decided(lineage, 2) is None

@@ -19,7 +19,7 @@ def start(runs, name="tale", *, sets=()) -> Lineage:
         return start_lineage(runs, name, demo_config(*sets))
 
 
-def test_another_configuration_is_rejected_naming_the_field_and_both_values(tmp_path):
+def test_another_configuration_is_rejected_with_the_field_and_both_values(tmp_path):
     start(tmp_path, sets=["train.beta=0.1"])
     with pytest.raises(StaleArtifact) as caught:
         start(tmp_path, sets=["train.beta=0.2"])
@@ -28,7 +28,7 @@ def test_another_configuration_is_rejected_naming_the_field_and_both_values(tmp_
 
 
 @pytest.mark.parametrize("change", ["seed=1", "model.dtype=bfloat16", "generate.top_k=5", "prompts.held_out=64"])
-def test_whatever_touches_what_is_built_is_rejected(tmp_path, change):
+def test_changes_of_settings_that_built_results_depend_on_are_rejected(tmp_path, change):
     start(tmp_path)
     with pytest.raises(StaleArtifact, match=change.split("=")[0]):
         start(tmp_path, sets=[change])

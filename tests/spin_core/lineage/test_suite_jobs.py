@@ -70,7 +70,7 @@ def test_tasks_examples_and_metrics_are_the_papers():
 
 
 @pytest.mark.parametrize("suite", BENCHMARKS)
-def test_a_quick_suite_asks_the_same_of_fewer_items_and_a_limit_counts_more(suite):
+def test_a_quick_suite_has_the_same_tasks_with_fewer_items_unless_a_limit_is_set(suite):
     whole, quick, limited = (
         suites.benchmark_tasks(name, LmEvalConfig(limit=limit))
         for name, limit in ((suite, None), (f"{suite}-quick", None), (f"{suite}-quick", 7))
@@ -134,13 +134,13 @@ def test_a_job_depends_on_what_it_reads_and_on_nothing_else(tmp_path, tiny_model
         ),
     ],
 )
-def test_what_does_not_go_together_is_rejected_before_a_run(sets, words):
+def test_incompatible_settings_are_rejected_before_a_run(sets, words):
     with pytest.raises(ConfigError, match=words):
         suites.check(settings(*sets))
 
 
 @pytest.mark.parametrize(("first", "second"), list(combinations(get_args(SuiteName), 2)))
-def test_any_two_suites_go_together_and_no_score_of_theirs_is_asked_for_in_two_ways(first, second, monkeypatch):
+def test_any_two_suites_can_be_combined_and_none_of_their_scores_has_two_settings(first, second, monkeypatch):
     monkeypatch.setattr(nltk_data, "has_punkt", lambda: True)
     config = settings(f"evaluate.suites=[{first}, {second}]", "evaluate.lm_eval.tasks=[arc_easy]")
     suites.check(config)
@@ -156,7 +156,7 @@ def test_any_two_suites_go_together_and_no_score_of_theirs_is_asked_for_in_two_w
 
 
 @pytest.mark.parametrize("task", ["mmlu_pro", "mmlu_flan_cot_zeroshot", "arc_easy", "arc_challenge_chat", "hellaswag"])
-def test_a_single_task_goes_with_a_suite_that_has_no_such_task_or_asks_it_in_the_same_way(task):
+def test_a_single_task_may_be_in_a_suite_only_with_the_same_settings(task):
     alike = ["evaluate.lm_eval.num_fewshot=10"] if task == "hellaswag" else []
     suites.check(settings("evaluate.suites=[open-llm-leaderboard, bbh]", f"evaluate.lm_eval.tasks=[{task}]", *alike))
     suites.check(settings("evaluate.suites=[open-llm-leaderboard-quick]", f"evaluate.lm_eval.tasks=[{task}]"))
@@ -256,7 +256,7 @@ def test_a_group_weighs_items_and_a_suite_weighs_tasks(tmp_path, tiny_model, dat
         assert difference(name, values, nothing, means).mean == pytest.approx(scores[name].value)
 
 
-def test_a_part_of_a_group_says_so_and_what_lm_eval_does_not_know_is_rejected(tmp_path, tiny_model, data):
+def test_part_of_a_group_is_noted_and_an_unknown_task_is_rejected(tmp_path, tiny_model, data):
     sets = [f"evaluate.lm_eval.local_data={data}", "evaluate.lm_eval.tasks=[mmlu]"]
     (job,) = jobs_of(tmp_path, version_of(tiny_model), *sets)
     assert do(job).notes == ("mmlu: 2 of its 57 tasks have rows, and the score is theirs alone",)

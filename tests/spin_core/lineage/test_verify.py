@@ -23,7 +23,7 @@ def test_a_whole_lineage_verifies(built):
         "tale/base/eval/self-play/items.parquet",
     ],
 )
-def test_a_flipped_byte_is_found_wherever_it_is(lineage, name):
+def test_a_flipped_byte_is_found_in_every_file(lineage, name):
     path = lineage.runs / name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -39,7 +39,7 @@ def test_a_flipped_byte_in_a_shared_model_is_found(lineage):
     assert verify(lineage)[0] == [f"{path}: changed since it was published"]
 
 
-def test_a_folder_that_is_missing_or_another_is_found(lineage):
+def test_a_missing_or_replaced_folder_is_found(lineage):
     pairs = lineage.iteration(1) / "pairs"
     shutil.rmtree(pairs)
     assert verify(lineage)[0] == [f"{pairs}: nothing is published here"]
@@ -47,7 +47,7 @@ def test_a_folder_that_is_missing_or_another_is_found(lineage):
     assert verify(lineage)[0] == [f"{pairs}: not what the record of iteration 1 names"]
 
 
-def test_a_damaged_manifest_does_not_hide_what_else_is_wrong(lineage):
+def test_a_damaged_manifest_does_not_hide_other_damage(lineage):
     (lineage.iteration(0) / "pairs" / "manifest.json").write_text("{")
     (lineage.iteration(1) / "model" / "model.safetensors").write_bytes(b"other")
     problems, _ = verify(lineage)
@@ -56,7 +56,7 @@ def test_a_damaged_manifest_does_not_hide_what_else_is_wrong(lineage):
     assert problems[1].endswith("model.safetensors: changed since it was published")
 
 
-def test_what_a_kill_left_half_published_is_no_part_of_a_lineage(lineage):
+def test_partly_published_folders_are_not_part_of_a_lineage(lineage):
     shutil.copytree(lineage.eval_folder(1) / "self-play", lineage.eval_folder(1) / ".self-play.partial")
     shutil.copytree(lineage.iteration(0) / "train", lineage.iteration(0) / ".train.partial")
     assert len(lineage.reports(1)) == 1
@@ -64,7 +64,7 @@ def test_what_a_kill_left_half_published_is_no_part_of_a_lineage(lineage):
     assert verify(lineage)[0] == []
 
 
-def test_a_runs_folder_that_was_moved_is_whole_where_it_is(lineage, tmp_path):
+def test_a_moved_runs_folder_is_complete_at_its_new_path(lineage, tmp_path):
     before = lineage.records()[1]
     shutil.move(lineage.runs, tmp_path / "moved")
     moved = find_lineage(tmp_path / "moved", "tale")

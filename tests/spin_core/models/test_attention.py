@@ -18,7 +18,7 @@ from tests.support.models.attention_families import (
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_rows_give_what_plain_ones_give_with_and_without_shared_prompts(family):
+def test_packed_rows_equal_padded_ones_with_and_without_shared_prompts(family):
     want = values_and_gradients(ResponseLogps(model_of(FAMILIES[family])), padded_rows(SEQUENCES, np.arange(6)))
     packed = ResponseLogps(model_of(FAMILIES[family]), pack=PACKED)
     assert packed.packed, "this family takes packed rows"

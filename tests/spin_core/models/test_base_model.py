@@ -36,7 +36,7 @@ def copy(tiny_model, tmp_path):
     return shutil.copytree(tiny_model, tmp_path / "copy")
 
 
-def test_the_published_model_loads_and_says_what_the_original_says(tiny_model, tmp_path):
+def test_the_published_model_has_the_logits_of_the_original(tiny_model, tmp_path):
     version = publish(tmp_path, path=tiny_model)
     ids = torch.tensor([[1, 40, 41, 42]])
     with torch.no_grad():
@@ -131,38 +131,38 @@ def test_the_real_small_model_is_brought_in(tmp_path):
 # Refusals
 
 
-def test_a_path_that_is_no_folder_is_refused(tmp_path):
+def test_a_path_that_is_no_folder_is_rejected(tmp_path):
     with pytest.raises(ModelError, match=r"absent is not a folder: set model.path"):
         publish(tmp_path, path=tmp_path / "absent")
 
 
-def test_a_hub_name_that_cannot_be_reached_is_refused(tmp_path):
+def test_a_hub_name_that_cannot_be_reached_is_rejected(tmp_path):
     with pytest.raises(
         ModelError, match=r"nobody/nothing is not a folder here, and the hub did not provide it .*model.path"
     ):
         publish(tmp_path, path="nobody/nothing")
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path):
+def test_a_folder_without_a_model_is_rejected(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="holds no safetensors weights: is it a model"):
         publish(tmp_path, path=tmp_path / "empty")
 
 
-def test_weights_without_a_configuration_are_refused(copy, tmp_path):
+def test_weights_without_a_configuration_are_rejected(copy, tmp_path):
     (copy / "config.json").unlink()
     with pytest.raises(ModelError, match=r"holds no config.json of a model that transformers knows"):
         publish(tmp_path, path=copy)
 
 
-def test_an_adapter_is_refused(tmp_path):
+def test_an_adapter_is_rejected(tmp_path):
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="holds an adapter, not a model: merge it"):
         publish(tmp_path, path=tmp_path / "lora")
 
 
-def test_pickled_weights_are_refused(copy, tmp_path):
+def test_pickled_weights_are_rejected(copy, tmp_path):
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"only pytorch_model.bin\): convert them with save_pretrained"):
         publish(tmp_path, path=copy)
@@ -176,42 +176,42 @@ def test_a_missing_shard_is_named(copy, tmp_path):
         publish(tmp_path, path=copy)
 
 
-def test_a_missing_tokenizer_is_refused(copy, tmp_path):
+def test_a_missing_tokenizer_is_rejected(copy, tmp_path):
     for file in copy.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(ModelError, match=r"holds no tokenizer that loads .*set model.tokenizer"):
         publish(tmp_path, path=copy)
 
 
-def test_a_tokenizer_without_eos_is_refused(copy, tmp_path):
+def test_a_tokenizer_without_eos_is_rejected(copy, tmp_path):
     character_tokenizer(eos_token="").save_pretrained(copy)
     with pytest.raises(ModelError, match=r"no end-of-sequence token: set model.eos_token"):
         publish(tmp_path, path=copy)
 
 
-def test_a_tokenizer_without_padding_is_told_what_would_serve(copy, tmp_path):
+def test_the_error_for_a_tokenizer_without_padding_suggests_a_token(copy, tmp_path):
     character_tokenizer(pad_token="", specials=("<s>", "</s>", "<unk>")).save_pretrained(copy)
     with pytest.raises(ModelError, match=r"no padding token: set model.pad_token, for instance to '<unk>'"):
         publish(tmp_path, path=copy)
 
 
-def test_a_token_outside_the_vocabulary_is_refused(tiny_model, tmp_path):
+def test_a_token_outside_the_vocabulary_is_rejected(tiny_model, tmp_path):
     with pytest.raises(ModelError, match=r"model.pad_token '\[PAD\]' is not in the tokenizer's vocabulary"):
         publish(tmp_path, path=tiny_model, pad_token="[PAD]")
 
 
-def test_a_tokenizer_larger_than_the_model_is_refused(copy, tmp_path):
+def test_a_tokenizer_larger_than_the_model_is_rejected(copy, tmp_path):
     character_tokenizer(("<pad>", "<s>", "</s>", "<unk>", "<more>")).save_pretrained(copy)
     with pytest.raises(ModelError, match=r"the tokenizer has 101 tokens, but the model in .* embeds only 100"):
         publish(tmp_path, path=copy)
 
 
-def test_a_missing_chat_template_is_refused_before_any_compute(tiny_model, tmp_path):
+def test_a_missing_chat_template_is_rejected_before_any_compute(tiny_model, tmp_path):
     with pytest.raises(ConfigError, match=r"no chat template: set chat.template"):
         publish(tmp_path, path=tiny_model, chat="tokenizer")
 
 
-def test_remote_code_is_refused_unless_it_is_trusted(copy, tmp_path):
+def test_remote_code_is_rejected_unless_it_is_trusted(copy, tmp_path):
     config = json.loads((copy / "config.json").read_text())
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}}
     (copy / "config.json").write_text(json.dumps(config))
@@ -236,14 +236,14 @@ def test_trusted_code_comes_along(copy, tmp_path, monkeypatch):
     assert context_length(version.path, trusting) == 1024
 
 
-def test_a_model_of_another_kind_is_refused(copy, tmp_path):
+def test_a_model_of_another_kind_is_rejected(copy, tmp_path):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "model_type": "clip", "architectures": ["CLIPModel"]}))
     with pytest.raises(ModelError, match="is not a causal language model"):
         publish(tmp_path, path=copy)
 
 
-def test_nothing_to_start_from_is_refused(tmp_path):
+def test_a_configuration_without_a_start_is_rejected(tmp_path):
     with pytest.raises(ModelError, match=r"no model to start from: set model.path"):
         publish(tmp_path)
 
@@ -251,7 +251,7 @@ def test_nothing_to_start_from_is_refused(tmp_path):
 # A fresh model
 
 
-def test_a_fresh_model_has_the_shape_that_was_asked_for(tmp_path):
+def test_a_new_model_has_the_configured_shape(tmp_path):
     shape = SftConfig(hidden_size=24, layers=3, heads=2, intermediate_size=40)
     version = publish(tmp_path, sft=shape)
     config = load_model(version.path, CPU).config
@@ -268,6 +268,6 @@ def test_the_seed_decides_a_fresh_model(tmp_path):
 
 
 @pytest.mark.parametrize(("width", "heads"), [(30, 4), (12, 4)])
-def test_a_width_that_the_heads_cannot_share_is_refused(tmp_path, width, heads):
+def test_a_width_that_the_heads_cannot_share_is_rejected(tmp_path, width, heads):
     with pytest.raises(ModelError, match=rf"sft.hidden_size {width} is not a multiple of 8, twice sft.heads"):
         publish(tmp_path, sft=SftConfig(hidden_size=width, heads=heads))

@@ -106,7 +106,7 @@ def test_a_weight_that_does_not_train_gets_none():
     assert model.model.norm.weight.grad is not None
 
 
-def test_a_loss_that_is_scaled_afterwards_is_refused():
+def test_a_loss_that_is_scaled_afterwards_is_rejected():
     stepper = SingleDevice(ResponseLogps(model_of(LlamaConfig(**WIDE))), TrainConfig())
     loss, _ = stepper.loss(padded_rows(SEQUENCES, np.array([0, 2, 1, 3])), ItemLosses(TOKENS_PB, losses))
     with pytest.raises(RuntimeError, match="added for a loss of slope 1"):

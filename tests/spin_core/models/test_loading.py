@@ -49,7 +49,7 @@ def test_the_context_is_what_the_model_was_built_for(tiny_model):
     assert context_length(data_folder("models", "babyllama-105"), CPU) == 256
 
 
-def test_a_context_that_is_not_told_is_unknown(copy):
+def test_a_context_that_the_configuration_lacks_is_unknown(copy):
     (copy / "config.json").write_text(json.dumps({"model_type": "bloom"}))
     assert context_length(copy, CPU) is None
 

@@ -28,11 +28,11 @@ RESPONSES = [[20, 21, 2], [22], [23, 24, 25, 26, 27, 2], []]
         (granite, LogitTransform(scale=1 / 7)),
     ],
 )
-def test_what_comes_after_the_output_layer_is_noticed(make, transform, dtype):
+def test_a_transform_after_the_output_layer_is_detected(make, transform, dtype):
     assert logit_transform_of(make().to(dtype).eval()) == transform
 
 
-def test_a_model_whose_logits_are_made_in_a_way_that_is_not_known_computes_them_all_and_says_so(monkeypatch, caplog):
+def test_a_model_with_an_unknown_logit_transform_computes_all_logits_and_reports_it(monkeypatch, caplog):
     model = cohere().eval()
     want = sequence_logps(model, PROMPTS, RESPONSES, 1000)
     monkeypatch.setattr(logit_transform, "_SCALES", ())

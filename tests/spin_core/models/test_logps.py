@@ -77,7 +77,7 @@ def test_the_end_of_turn_counts_where_it_is_present():
     )
 
 
-def test_padding_and_the_tokens_beside_it_change_nothing(model):
+def test_padding_and_tokens_next_to_it_change_nothing(model):
     sequences = Sequences.of(PROMPTS, RESPONSES)
     rows = padded_rows(sequences, torch.arange(4).numpy())
     logps = ResponseLogps(model)

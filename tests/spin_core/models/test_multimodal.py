@@ -106,7 +106,7 @@ def test_check_knows_its_context(configured, tmp_path):
     ]
 
 
-def test_a_model_that_does_not_train_on_text_alone_is_refused(configured, tmp_path, monkeypatch):
+def test_a_model_that_does_not_train_on_text_alone_is_rejected(configured, tmp_path, monkeypatch):
     monkeypatch.setattr(probe, "why_not_on_text", lambda *_: "pixel_values are missing")
     wrong = [finding.text for finding in check_run(configured(), tmp_path).findings if finding.level == "wrong"]
     assert len(wrong) == 1

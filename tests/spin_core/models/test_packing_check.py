@@ -35,7 +35,7 @@ HYBRIDS = {
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-def test_a_model_whose_attention_cannot_be_told_pays_for_padding_and_says_so(caplog):
+def test_a_model_with_unknown_attention_uses_padding_and_reports_it(caplog):
     config = Gemma2Config(**WIDE, head_dim=8, attn_logit_softcapping=1.0, attn_implementation="eager")
     model = model_of(config)
     with caplog.at_level(logging.INFO, "spin_core"):
@@ -49,7 +49,7 @@ def test_a_model_whose_attention_cannot_be_told_pays_for_padding_and_says_so(cap
         assert torch.equal(logps(padded_rows(SEQUENCES, np.arange(6))), want)
 
 
-def test_a_window_that_a_model_knows_as_a_mask_alone_is_noticed():
+def test_a_window_that_exists_only_as_a_mask_is_detected():
     model = model_of(FAMILIES["mistral with a window"])
 
     class Hidden:

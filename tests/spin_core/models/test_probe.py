@@ -58,7 +58,7 @@ def test_a_tiny_model_keeps_what_attention_depends_on():
     assert probe.tiny_model(Gemma2Config(num_key_value_heads=1)).config.num_key_value_heads == 1
 
 
-def test_asking_leaves_the_configuration_and_the_random_numbers_alone():
+def test_the_probe_changes_neither_the_configuration_nor_random_numbers():
     before, state = Gemma2Config().to_dict(), torch.get_rng_state()
     settings = Gemma2Config()
     probe.why_not_packed(settings)

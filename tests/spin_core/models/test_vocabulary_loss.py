@@ -79,7 +79,7 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_logits_are_computed_once_but_for_what_exceeds_a_chunk():
+def test_logits_are_computed_once_within_a_chunk():
     hidden, weight = torch.randn(12, 4, requires_grad=True), torch.randn(50, 4, requires_grad=True)
 
     def products(tokens_PB: list[list[int]], chunk_tokens: int) -> int:

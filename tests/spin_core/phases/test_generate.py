@@ -213,7 +213,7 @@ class StoppedWithin(runtime_progress.Progress):
             self.stop()
 
 
-def test_a_stop_finishes_the_shard_and_the_next_run_goes_on(tmp_path, tiny_model, prompts):
+def test_a_stop_finishes_the_shard_and_the_next_run_continues(tmp_path, tiny_model, prompts):
     whole = run_generation(generate_job(tmp_path / "whole", tiny_model, prompts))
     job, progress = generate_job(tmp_path / "stopped", tiny_model, prompts), StoppedWithin()
     with pytest.raises(Stopped):

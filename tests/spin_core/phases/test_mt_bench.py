@@ -150,7 +150,7 @@ def test_a_judge_that_prefers_the_first_answer_gives_ties(tmp_path, data, models
     assert len(endpoint.requests) == requests_before
 
 
-def test_grades_by_spins_own_prompts_say_that_they_do_not_compare(tmp_path, data, models):
+def test_grades_by_spins_own_prompts_are_marked_as_not_comparable(tmp_path, data, models):
     published = tmp_path / "published"
     shutil.copytree(data, published)
     rows = [

@@ -101,7 +101,7 @@ def test_an_item_that_the_judge_refuses_does_not_count_and_is_noted(tmp_path, da
     assert (row["id"], row["turn"], row["fault"], row["reply"]) == ("82", 2, "refused", "400 we would rather not")
 
 
-def test_a_judge_that_graded_nothing_is_asked_again_once_it_is_fixed(tmp_path, data, models):
+def test_a_judge_that_graded_nothing_gets_all_requests_again_once_it_is_fixed(tmp_path, data, models):
     with serving(lambda _body, _before: Reply(text="I like it.")) as endpoint:
         job = lineage(tmp_path, "first", data, models[0], endpoint.url)
         with pytest.raises(ConfigError, match="gives no grade that can be read"):

@@ -149,7 +149,7 @@ def test_scoring_takes_this_nodes_ranks_without_deepspeed(tmp_path, tiny_model):
 
 
 @pytest.mark.slow
-def test_two_ranks_give_what_one_device_gives(tmp_path, tiny_model):
+def test_two_ranks_give_the_scores_of_one_device(tmp_path, tiny_model):
     opponent, pairs, many = (
         version_of(tiny_model, t=1),
         random_pairs(tmp_path / "p"),

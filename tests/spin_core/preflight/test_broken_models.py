@@ -236,7 +236,7 @@ def test_the_model_that_is_broken_below_is_ready(configured, whole_model, tmp_pa
 
 
 @pytest.mark.parametrize(("change", "says"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_model_is_one_line_with_its_cure(configured, whole_model, tmp_path, change, says):
+def test_a_broken_model_is_a_one_line_error_with_its_fix(configured, whole_model, tmp_path, change, says):
     folder = broken(whole_model, tmp_path, change)
     config = configured(folder)
     result = check_run(config, tmp_path)

@@ -20,7 +20,7 @@ from spin_core.store.records import ModelVersion
 from tests.support.findings import only_error, texts_of
 
 
-def test_padding_is_what_rows_hold_beyond_their_sequences():
+def test_padding_is_the_rows_size_relative_to_their_sequences():
     config = TrainConfig(batch_size=4, micro_batch_tokens=10**6, loss="sft")
     assert data.padding([(5, 5)] * 10, config) == 1
     assert data.padding([(1, 1), (1, 2), (1, 3), (1, 8)], config) == 4 * 9 / (2 + 3 + 4 + 9)

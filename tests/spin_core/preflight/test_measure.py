@@ -12,7 +12,7 @@ SHAPE = Shape(
 TEXTS = Texts(prompts=100, held_out=10, prompt_tokens=20, response_tokens=30, longest_prompt=40, longest=80)
 
 
-def test_a_device_is_measured_in_half_a_second_and_left_as_it_was():
+def test_measuring_a_device_takes_half_a_second_and_changes_nothing():
     threads = torch.get_num_threads()
     speed = measure.measure(SHAPE, resolve("demo"), TEXTS, torch.device("cpu"))
     assert speed.batch_flops > 1e6

@@ -43,7 +43,7 @@ def test_memory_for_weights_by_hand():
         assert memory.training_memory(bf16, ranks, 10)[held] == bytes_each * 10**9
 
 
-def test_what_is_offloaded_is_not_on_the_gpu_by_hand():
+def test_offloaded_tensors_are_not_counted_on_the_gpu_by_hand():
     key, small = "weights, gradients and optimizer", {"micro_batch_tokens": 1, "batch_size": 1}
     bf16 = Shape(**{**vars(SHAPE), "itemsize": 2, "parameters": 10**9})
 
@@ -69,7 +69,7 @@ def test_what_is_offloaded_is_not_on_the_gpu_by_hand():
     assert memory.offloaded_memory(deep, TrainConfig()) == 0
 
 
-def test_what_a_file_of_ones_own_offloads_counts_as_deepspeed_reads_it(tmp_path):
+def test_offloading_in_a_users_deepspeed_file_counts_as_deepspeed_reads_it(tmp_path):
     def offloads(**zero) -> dict[str, str]:
         file = tmp_path / "own.json"
         file.write_text(json.dumps({"zero_optimization": zero}))
@@ -126,7 +126,7 @@ def test_keys_and_values_by_hand():
     assert parts["weights"] == 4000
 
 
-def test_an_adapter_needs_no_gradient_nor_optimizer_state_of_the_weights_that_it_leaves_alone(tiny_model):
+def test_an_adapter_needs_no_gradients_or_optimizer_state_of_frozen_weights(tiny_model):
     shape = Shape.of(load_config(tiny_model, ModelConfig()), 1_000_000, "bfloat16")
     config = TrainConfig(optimizer="adamw")
     key = "weights, gradients and optimizer"

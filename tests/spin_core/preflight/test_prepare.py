@@ -129,7 +129,7 @@ def test_settings_that_the_versions_depend_on_are_compared_before_any_compute(tm
         prepare_run(demo_config("train.beta=0.7"), tmp_path, "tale")
 
 
-def test_a_name_that_is_not_allowed_is_rejected_before_the_store_is_asked(tmp_path, monkeypatch):
+def test_an_invalid_name_is_rejected_before_the_store_is_used(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "check_copy", lambda *_: pytest.fail("the store was asked"))
     with pytest.raises(ConfigError, match="cannot name a lineage"):
         prepare_run(demo_config(), tmp_path, "../up")

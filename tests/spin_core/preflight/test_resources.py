@@ -23,7 +23,7 @@ TEXTS = Texts(prompts=100, held_out=10, prompt_tokens=20, response_tokens=30, lo
         (("train.speed.ranks=2", "train.speed.deepspeed=zero3-offload"), None),
     ],
 )
-def test_offloading_is_a_cure_where_it_would_help(monkeypatch, sets, cure):
+def test_offloading_is_suggested_where_it_would_help(monkeypatch, sets, cure):
     from spin_core.runtime import devices
 
     monkeypatch.setattr(devices, "device_of", lambda _model: torch.device("cuda"))

@@ -104,7 +104,7 @@ def test_the_demo_has_a_preview_before_its_model_exists():
     assert preview.samples[0].response.endswith("<eos>")
 
 
-def test_data_of_which_nothing_is_left_are_one_line(configured, tmp_path):
+def test_data_without_usable_rows_are_a_one_line_error(configured, tmp_path):
     empty = tmp_path / "empty.jsonl"
     empty.write_text('{"prompt": "?", "response": " "}\n')
     with pytest.raises(DataError, match=r"no row of .* is left \(1 of 1 dropped as empty-response\): give rows"):

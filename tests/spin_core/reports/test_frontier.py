@@ -24,7 +24,7 @@ def gap(**changes) -> Gap:
     return Gap(**{**values, "reach": "inside", "verdict": "below", **changes})
 
 
-def test_a_difference_has_its_error_a_star_and_what_is_known_of_it():
+def test_a_difference_has_its_error_its_interval_and_a_star():
     assert frontier.format_gap(gap()) == "-0.0051 ± 0.0014 *"
     assert frontier.format_gap(gap(verdict="")) == "-0.0051 ± 0.0014"
     assert frontier.format_gap(gap(reach="beyond")) == "≤-0.0051 ± 0.0014 *"

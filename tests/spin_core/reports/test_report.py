@@ -42,7 +42,7 @@ def pictures(text: str) -> list[bytes]:
     return [base64.b64decode(data) for data in re.findall(r"!\[[^]]*\]\(data:image/png;base64,([^)]*)\)", text)]
 
 
-def test_a_page_begins_with_what_was_decided_and_why(page):
+def test_a_page_begins_with_the_decision_and_its_reason(page):
     beginning, _ = page.split("## ", maxsplit=1)
     assert beginning.startswith("# tale")
     for part in ("θ_1 → θ_2", "**Gate: promote.**", "heldout_nll 2.9 against 3 of θ_1"):

@@ -121,7 +121,7 @@ def test_several_answers_of_several_opponents_are_distinguished(tmp_path):
     assert answers == [("θ_1", "a"), ("θ_0 in iteration 1", "b")]
 
 
-def test_text_is_found_in_prompts_and_responses_whatever_its_case(held_out):
+def test_text_is_found_in_prompts_and_responses_in_any_case(held_out):
     assert held_out.select(find="HELLO") == [0]
     assert held_out.select(find="round AND") == [3]
     assert held_out.select(find="human", limit=2) == [0, 1]
@@ -156,7 +156,7 @@ def test_a_request_that_cannot_be_shown_fails_with_one_line(lineage, arguments, 
     assert says in line
 
 
-def test_a_lineage_that_has_generated_nothing_says_so(tmp_path):
+def test_a_lineage_without_generations_is_a_one_line_error(tmp_path):
     made = build_lineage(tmp_path, nlls=NLLS[:1])
     with pytest.raises(ConfigError, match=r"no training prompt of lineage tale is answered yet: .* with --held-out"):
         samples.read(made, "train")
@@ -203,7 +203,7 @@ def test_control_characters_of_a_model_reach_no_terminal(tmp_path):
     assert "␛[2Jgone ␇ [red]markup[/]" in text
 
 
-def test_a_page_says_how_much_of_a_part_it_holds(held_out, tmp_path, monkeypatch):
+def test_a_page_says_how_many_of_the_samples_it_shows(held_out, tmp_path, monkeypatch):
     monkeypatch.setattr(samples_page, "MOST", 3)
     path = tmp_path / "page.html"
     assert "3 of 4 held-out prompts; --limit 4 takes all" in samples_page.write(path, held_out, range(4))

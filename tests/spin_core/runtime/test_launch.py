@@ -77,7 +77,7 @@ def test_a_users_error_comes_through_unchanged(tmp_path, does, kind, says):
     assert type(caught.value) is kind
 
 
-def test_a_crash_brings_the_end_of_its_log_and_how_to_run_it_alone(tmp_path):
+def test_the_error_for_a_crash_has_the_end_of_its_log_and_a_command_to_run_it_alone(tmp_path):
     with pytest.raises(PhaseCrashed) as caught:
         run_phase(job(tmp_path, does="bug"), ScoredPairs)
     text = str(caught.value)
@@ -91,7 +91,7 @@ def test_a_killed_phase_may_have_been_out_of_memory(tmp_path):
         run_phase(job(tmp_path, does="killed"), ScoredPairs)
 
 
-def test_a_training_without_memory_gets_a_hint_about_what_needs_less(tmp_path, monkeypatch):
+def test_the_error_for_a_training_without_memory_names_settings_that_need_less(tmp_path, monkeypatch):
     monkeypatch.setattr(ToyJob, "less_memory", TrainJob.less_memory)
     cure = (
         r"\(out of memory\? lower train\.micro_batch_tokens or set train\.gradient_checkpointing, and the same lineage"
@@ -101,7 +101,7 @@ def test_a_training_without_memory_gets_a_hint_about_what_needs_less(tmp_path, m
             run_phase(job(tmp_path, does=does), ScoredPairs)
 
 
-def test_a_phase_that_someone_stops_says_so(tmp_path):
+def test_a_phase_that_is_stopped_reports_it(tmp_path):
     def stop(_message):
         os.kill(int((tmp_path / "jobs" / "toy.pid").read_text().split()[0]), signal.SIGTERM)
 
@@ -192,7 +192,7 @@ def test_a_phase_and_its_children_end_with_the_parent_however_that_ends(tmp_path
     wait_for(lambda: not any(runs(pid) for pid in family))
 
 
-def test_what_a_killed_run_left_is_ended_before_the_phase_starts_again(tmp_path):
+def test_processes_of_a_killed_run_are_ended_before_the_phase_starts_again(tmp_path):
     path = launch.job_path(job(tmp_path))
     path.parent.mkdir(parents=True)
     abandoned = subprocess.Popen(
@@ -205,14 +205,14 @@ def test_what_a_killed_run_left_is_ended_before_the_phase_starts_again(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "not a number", "999999999 1", None])
-def test_a_process_number_that_is_no_longer_ours_is_left_alone(tmp_path, content):
+def test_a_reused_process_id_is_not_signalled(tmp_path, content):
     path = launch.job_path(job(tmp_path))
     path.parent.mkdir(parents=True)
     path.with_suffix(".pid").write_text(f"{os.getpid()} 1" if content is None else content)
     run_phase(job(tmp_path), ScoredPairs)
 
 
-def test_phases_of_several_threads_do_not_meet(tmp_path):
+def test_phases_of_several_threads_are_independent(tmp_path):
     records = {}
 
     def run_toy(number: int) -> None:

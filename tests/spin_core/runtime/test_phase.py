@@ -45,7 +45,7 @@ def counted(folder: Path) -> list[str]:
     return (folder / "toy" / "counted.txt").read_text().split()
 
 
-def test_a_phase_publishes_and_tells_its_progress_and_its_record(tmp_path):
+def test_a_phase_publishes_its_output_and_reports_progress_and_record(tmp_path):
     status, messages, log = finish(start(tmp_path, seconds=0.3))
     assert status == 0
     *shown, last = messages
@@ -70,7 +70,7 @@ def test_the_manifest_says_what_it_cost_and_what_made_it(tmp_path):
     assert "device" in usage["environment"]
 
 
-def test_what_is_built_is_reused(tmp_path):
+def test_a_built_artifact_is_reused(tmp_path):
     first = finish(start(tmp_path))
     status, messages, log = finish(start(tmp_path))
     assert (status, messages, log) == (0, first[1][-1:], "")
@@ -114,7 +114,7 @@ def test_a_broken_job_file_is_one_line(tmp_path, content, says):
     assert "\n" not in message
 
 
-def test_a_phase_without_a_job_says_so():
+def test_a_phase_without_a_job_is_an_error():
     process = subprocess.run([sys.executable, TOY], capture_output=True, text=True, check=False, timeout=60)
     assert (process.returncode, "takes one job file" in process.stdout) == (2, True)
 
@@ -127,7 +127,7 @@ def test_a_real_phase_is_started_by_its_module(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGKILL", -signal.SIGKILL)])
-def test_a_phase_that_was_stopped_goes_on_to_the_same_digest(tmp_path, name, status):
+def test_a_phase_that_was_stopped_continues_to_the_same_digest(tmp_path, name, status):
     finish(start(tmp_path / "whole", items=40))
     process = start(tmp_path / "stopped", items=40, seconds=0.02)
     assert json.loads(process.stdout.readline())["done"] >= 1
@@ -142,7 +142,7 @@ def test_a_phase_that_was_stopped_goes_on_to_the_same_digest(tmp_path, name, sta
     assert counted(tmp_path / "stopped") == counted(tmp_path / "whole") == [str(i) for i in range(40)]
 
 
-def test_sigterm_is_a_stop_that_says_how_to_go_on(tmp_path):
+def test_sigterm_stops_a_run_with_a_message_how_to_continue(tmp_path):
     process = start(tmp_path, items=1000, seconds=0.01)
     process.stdout.readline()
     process.terminate()

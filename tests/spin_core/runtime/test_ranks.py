@@ -47,7 +47,7 @@ def family(folder: Path) -> list[int]:
     return [pairs[0][0], pairs[1][0], pairs[0][1]]
 
 
-def test_a_process_on_its_own_is_the_first_of_one_and_waits_for_nobody():
+def test_a_single_process_is_rank_zero_of_one():
     alone = ranks.join(on_gpu=False)
     assert alone == Ranks(0, 1)
     assert alone.first
@@ -115,7 +115,7 @@ def test_a_rank_that_is_killed_is_reported_as_killed(tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_stops_all_ranks_at_one_step_and_the_same_call_goes_on(tmp_path):
+def test_sigterm_stops_all_ranks_at_one_step_and_the_same_call_continues(tmp_path):
     def stop(_message):
         os.kill(int((tmp_path / "jobs" / "toy.pid").read_text().split()[0]), signal.SIGTERM)
 
@@ -175,7 +175,7 @@ except TryAgain as error:
 
 
 @pytest.mark.slow
-def test_a_node_that_nobody_waits_for_says_where_it_looked():
+def test_a_node_without_a_phase_to_join_reports_where_it_looked():
     process = subprocess.run(
         [sys.executable, "-c", LATE], cwd=ROOT, env={**os.environ, runtime_torchrun.NODE_RANK: "1"},
         capture_output=True, text=True, check=False, timeout=60,
@@ -210,7 +210,7 @@ def on_two_nodes(folder: Path, **values) -> list[tuple[int, list[dict], str]]:
 
 
 @pytest.mark.slow
-def test_two_nodes_meet_over_the_network(tmp_path):
+def test_two_nodes_form_one_group_over_the_network(tmp_path):
     first, second = on_two_nodes(tmp_path, does="crowd")
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     assert second[1] == []

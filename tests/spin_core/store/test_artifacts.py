@@ -28,7 +28,7 @@ def publish(folder: Path, files: dict[str, str], made_by: dict | None = None) ->
     return artifacts.publish(scratch, folder, made_by or identity(), FIELDS, ModelVersion, usage={"seconds": 1.0})
 
 
-def test_what_is_published_is_found_again_and_whole(tmp_path):
+def test_a_published_artifact_is_found_again_and_complete(tmp_path):
     record = publish(tmp_path / "model", {"a.txt": "a", "below/b.txt": "b"})
     assert artifacts.read_record(tmp_path / "model", ModelVersion) == record
     assert artifacts.reusable(tmp_path / "model", identity(), ModelVersion) == record
@@ -60,7 +60,7 @@ def test_timings_are_verified_but_not_in_the_digest(tmp_path):
     assert artifacts.verify(tmp_path / "one") == [f"{tmp_path}/one/log/timing.jsonl: changed since it was published"]
 
 
-def test_other_work_in_the_same_folder_is_refused_naming_the_field(tmp_path):
+def test_another_job_in_the_same_folder_is_rejected_with_the_field_that_differs(tmp_path):
     publish(tmp_path / "model", {"a": "1"}, identity(config={"train": {"beta": 0.1, "epochs": 2}}))
     want = identity(config={"train": {"beta": 0.2, "epochs": 2}})
     with pytest.raises(StaleArtifact, match=r"config\.train\.beta = 0\.1, not 0\.2: choose a new lineage name"):

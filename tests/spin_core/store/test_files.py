@@ -69,14 +69,14 @@ def test_a_folder_that_cannot_be_created_is_one_line(tmp_path, runs, reason):
     assert "\n" not in line
 
 
-def test_other_errors_of_the_system_stay_what_they_are(tmp_path):
+def test_other_system_errors_are_not_translated(tmp_path):
     with pytest.raises(FileNotFoundError), files.storage_errors(tmp_path):
         (tmp_path / "none").read_text()
     with pytest.raises(FileNotFoundError):
         files.write_text(tmp_path / "none" / "file", "text")
 
 
-def test_a_damaged_file_says_how_to_go_on_without_loss(tmp_path):
+def test_the_error_for_a_damaged_file_says_how_to_continue_without_loss(tmp_path):
     for name in ("lineage.json", "record.json"):
         (tmp_path / name).write_text("{")
     with pytest.raises(DamagedArtifact, match=rf"or remove the folder {tmp_path} to start over$"):

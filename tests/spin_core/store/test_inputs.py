@@ -84,7 +84,7 @@ def test_digests_are_computed_once_and_then_only_for_files_that_were_written(tmp
     assert sorted(digested[5:]) == ["model", "pairs"]
 
 
-def test_a_phase_does_nothing_with_damaged_inputs_unless_it_is_told_not_to_verify(tmp_path, job, monkeypatch):
+def test_a_phase_fails_on_damaged_inputs_unless_verification_is_off(tmp_path, job, monkeypatch):
     calls = []
 
     def run(*_):

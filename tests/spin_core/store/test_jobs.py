@@ -11,7 +11,7 @@ from spin_core.store.job_types import JOB_TYPES
 from tests.support.lineages.small_lineage import build_lineage
 
 
-def test_every_job_survives_json_and_its_identity_knows_no_folder(tmp_path):
+def test_every_job_survives_json_and_its_identity_has_no_path(tmp_path):
     lineage = build_lineage(tmp_path, sets=["controls.dpo.source.path=preferences.jsonl"])
     record = lineage.records()[1]
     generations = record.generations

@@ -34,7 +34,7 @@ def test_a_lineage_in_use_names_its_holder_and_is_free_after_kill_9(tmp_path):
         pass
 
 
-def test_who_waits_for_a_lock_gets_it_when_the_holder_ends(tmp_path):
+def test_a_waiting_process_gets_the_lock_when_its_holder_ends(tmp_path):
     holder = python(HOLDER.replace("60", "0.3"), tmp_path)
     assert holder.stdout.readline() == "held\n"
     began = time.monotonic()

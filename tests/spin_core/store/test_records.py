@@ -45,7 +45,7 @@ def test_a_record_survives_json(record):
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.kind)
-def test_a_record_is_known_by_its_kind(record):
+def test_a_record_is_read_by_its_kind(record):
     assert TypeAdapter(Record).validate_python(record.model_dump(mode="json")) == record
 
 

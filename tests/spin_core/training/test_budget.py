@@ -75,7 +75,7 @@ def test_training_on_a_share_has_only_its_pairs_and_their_scores(tmp_path, score
     assert part.sequences.lengths_S.tolist() == whole.sequences.lengths_S[whole.rows(kept)].ravel().tolist()
 
 
-def test_fine_tuning_on_a_share_takes_the_same_prompts_as_the_game_does(tmp_path, scored):
+def test_fine_tuning_on_a_share_uses_the_same_prompts_as_spin(tmp_path, scored):
     start, pairs, scores = scored
     prompts = random_prompts(tmp_path / "prompts", rows=40)
     fields = {"start": start, "prompts": prompts, "share": 0.5, "t": 0, "output": tmp_path, "weights": tmp_path}

@@ -165,7 +165,7 @@ def test_which_step_is_published():
         published_step(last, 5, [], [back.model_copy(update={"step": 5})])
 
 
-def test_a_best_checkpoint_stays_until_a_checkpoint_knows_of_a_better_one(tmp_path):
+def test_a_best_checkpoint_is_kept_until_there_is_a_better_one(tmp_path):
     def there():
         return [path.name for kind in ("best", "step") for path in checkpoints(tmp_path / "checkpoints", kind)]
 

@@ -98,7 +98,7 @@ def test_thresholds_and_window_are_configuration():
     assert [step for _, step, _ in events] == [5, 5, 5, 5, 10]
 
 
-def test_the_fall_of_the_real_responses_is_measured_in_nats_whatever_beta_is():
+def test_the_fall_of_the_real_responses_is_in_nats_for_any_beta():
     assert seen(rows(_R_real=-0.2), Objective("logistic", 5.0)) == []
 
 
@@ -117,7 +117,7 @@ def test_fine_tuning_has_a_gradient_to_watch_and_no_rewards():
     assert [kind for kind, *_ in seen(made, Objective("sft", 0.1))] == ["gradient"]
 
 
-def test_a_resumed_run_sees_what_an_uninterrupted_one_sees():
+def test_a_resumed_run_gets_the_batches_of_an_uninterrupted_one():
     made = rows(_R_accuracies=1.0, grad_norm=leap(30, LEAP, 11.0))
     whole, resumed = (Monitors(MonitorsConfig(), LOGISTIC) for _ in range(2))
     want = [whole.check(row) for row in made]

@@ -243,7 +243,7 @@ def test_a_training_resumes_with_other_ranks_or_another_stage_and_records_it(job
 
 
 @pytest.mark.slow
-def test_what_is_published_is_what_from_pretrained_loads(jobs):
+def test_published_weights_are_loaded_by_from_pretrained(jobs):
     for name in ("zero3", "every-tied"):
         model = load_model(jobs[name].weights, CPU)
         for key, value in weights(jobs[name]).items():

@@ -46,7 +46,7 @@ def shown(runs, monkeypatch):
     return shown
 
 
-def test_lineages_stand_side_by_side_in_one_table(shown):
+def test_lineages_are_compared_in_one_table(shown):
     output = shown("plain", "suited")
     assert "Leaderboard of plain, suited" in output
     first = output.split(f"\n{SUITE}\n")[0]
@@ -57,7 +57,7 @@ def test_lineages_stand_side_by_side_in_one_table(shown):
     assert max(map(len, output.splitlines())) <= 80
 
 
-def test_a_suite_has_a_table_of_its_own_beside_the_papers_rows(shown):
+def test_a_suite_has_its_own_table_with_the_papers_rows(shown):
     head, table = shown("suited").split(f"\n{SUITE}\n")
     titles = table[: table.index("θ_0")]
     assert titles.index("open") < titles.index("arc") < titles.index("gsm8k")
@@ -71,13 +71,13 @@ def test_a_suite_has_a_table_of_its_own_beside_the_papers_rows(shown):
     assert "gsm8k/flexible" in shown("suited", "--all")
 
 
-def test_the_last_versions_notes_stand_under_the_tables(shown):
+def test_the_last_versions_notes_are_below_the_tables(shown):
     assert shown("suited").splitlines()[-1] == f"θ_2, {SUITE}: 2 prompts [of 4] were cut"
     assert shown("plain", "suited").splitlines()[-1] == f"suited, θ_2, {SUITE}: 2 prompts [of 4] were cut"
     assert "were cut" not in shown("plain")
 
 
-def test_a_version_that_the_gate_did_not_let_play_says_so(shown):
+def test_a_version_that_the_gate_rejected_is_marked(shown):
     head = shown("suited").split(f"\n{SUITE}\n")[0]
     (line,) = (line for line in head.splitlines() if line.startswith(" θ_2 "))
     assert line.startswith(" θ_2 keep-best ")
@@ -99,7 +99,7 @@ def test_signs_of_markup_in_a_tasks_name_stay_signs(tmp_path, monkeypatch):
         assert "[red]x[/oops]" in done.stdout
 
 
-def test_a_win_rate_stands_with_its_own_interval(tmp_path, monkeypatch):
+def test_a_win_rate_is_shown_with_its_own_interval(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("flows.command_line.printing.console.console._width", 200)
     lineage = build_lineage(tmp_path, "won")
@@ -120,7 +120,7 @@ def test_the_gates_choice_is_marked(shown):
     assert line.startswith(" θ_1 ◂ ")
 
 
-def test_differences_are_told_against_both_versions(shown):
+def test_differences_are_shown_against_both_versions(shown):
     lines = [line.split() for line in shown("suited", "--differences").splitlines() if line.startswith(" heldout nll")]
     assert [line[3] for line in lines] == ["θ_1", "θ_2", "θ_2"]
     differences = [next(word for word in line if word[0] in "+-") for line in lines]
@@ -129,7 +129,7 @@ def test_differences_are_told_against_both_versions(shown):
     assert lines[0][-1].endswith("]*")
 
 
-def test_csv_tells_suite_gate_source_and_differences(shown):
+def test_csv_has_suite_gate_source_and_differences(shown):
     rows = list(csv.DictReader(io.StringIO(shown("plain", "suited", "--csv"))))
     (row,) = (row for row in rows if (row["lineage"], row["model"], row["task"]) == ("suited", "θ_2", "heldout_nll"))
     assert (row["suite"], row["gate"], row["plays_next"], row["source"]) == (

@@ -3,7 +3,7 @@
 from flows.command_line.printing.records import answer_rows
 
 
-def test_a_shown_iteration_says_that_memory_ran_out_while_it_answered(lineage):
+def test_show_reports_that_memory_ran_out_during_generation(lineage):
     batch = lineage.records()[0].generations
     rows = dict(answer_rows(batch))
     assert "  memory" not in rows

@@ -70,7 +70,7 @@ def test_a_folder_of_plain_text_is_read_by_line(tmp_path):
     assert read_rows(SourceConfig(path=str(tmp_path / "data")))[0] == [{"text": "one"}, {"text": "two"}]
 
 
-def test_a_folder_with_a_script_is_refused_in_one_line(tmp_path):
+def test_a_folder_with_a_script_is_rejected_in_one_line(tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "old.py").write_text("import datasets\nraise SystemExit('this ran')\n")
     write_jsonl(tmp_path / "old" / "train.jsonl", rows_of(2))
@@ -78,7 +78,7 @@ def test_a_folder_with_a_script_is_refused_in_one_line(tmp_path):
         read_rows(SourceConfig(path=str(tmp_path / "old")))
 
 
-def test_a_folder_whose_card_is_not_yaml_is_refused_in_one_line(tmp_path):
+def test_a_folder_whose_card_is_not_yaml_is_rejected_in_one_line(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "README.md").write_text("---\nconfigs: [\n---\n")
     write_jsonl(tmp_path / "data" / "train.jsonl", rows_of(2))

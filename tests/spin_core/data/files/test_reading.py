@@ -149,7 +149,7 @@ def test_commas_separate_unless_others_find_columns_with_a_meaning(tmp_path):
     assert rows == [{"prompt": "1", "response": "2", "notes, if any": "3"}]
 
 
-def test_doubled_columns_are_refused(tmp_path):
+def test_doubled_columns_are_rejected(tmp_path):
     (tmp_path / "a.csv").write_text("prompt,response, response\na,b,c\n")
     with pytest.raises(DataError, match=r"a.csv has two columns named response: rename one of them"):
         read_file(tmp_path / "a.csv")

@@ -27,7 +27,7 @@ def test_common_names_are_known_in_any_combination(build, prompt, response):
 
 @pytest.mark.parametrize("column", ["input", "context"])
 @pytest.mark.parametrize("prompt", ["instruction", "question", "query"])
-def test_an_input_stands_below_any_instruction(build, prompt, column):
+def test_an_input_follows_the_instruction(build, prompt, column):
     rows = [{prompt: "Add.", column: f"{i} + 1", "response": str(i + 1)} for i in range(2)]
     assert build(rows).pairs == [("Add.\n\n0 + 1", "1"), ("Add.\n\n1 + 1", "2")]
 
@@ -123,7 +123,7 @@ def test_columns_without_influence_are_listed_by_their_own_names():
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_a_new_name_that_another_column_has_is_refused(build, flip):
+def test_a_new_name_that_another_column_has_is_rejected(build, flip):
     row = {"question": "q", "answer": "a", "prompt": "TEMPLATE"}
     row = dict(reversed(row.items())) if flip else row
     columns = {"question": "prompt", "answer": "response"}
@@ -140,7 +140,7 @@ def test_names_can_be_exchanged_and_an_absent_column_gives_way():
         rename({"a": 1, "b": 2}, {"a": "c", "b": "c"}, "x")
 
 
-def test_two_columns_for_one_thing_are_refused_unless_they_belong_together(build):
+def test_two_columns_for_one_thing_are_rejected_unless_they_belong_together(build):
     rows = [{"question": f"{i}?", "query": "b", "answer": "c"} for i in range(2)]
     with pytest.raises(DataError, match="there are the columns question and query, which mean the same"):
         build(rows)
@@ -169,7 +169,7 @@ def test_rows_of_two_layouts_are_named_by_their_place(build):
     assert build([turns, turns, *rows_of(2)], format="prompt-response").drops == {"empty-prompt": 2}
 
 
-def test_the_first_row_alone_does_not_decide_what_columns_there_are(build):
+def test_columns_are_not_decided_by_the_first_row(build):
     assert build([{"prompt": "x"}, *rows_of(2)]).drops == {"empty-response": 1}
     assert build([{"id": 1}, *rows_of(2)]).drops == {"empty-prompt": 1}
 

@@ -65,7 +65,7 @@ def test_a_call_is_never_the_response(build, tool_model):
     assert built.drops == {"tool-call": 1}
 
 
-def test_what_a_template_does_not_write_of_tools_drops_the_row(build, chat_model):
+def test_a_row_with_tools_that_the_template_does_not_write_is_dropped(build, chat_model):
     conversation = [ASK, {"role": "assistant", "tool_calls": [CALL]}, SUNNY, ANSWER]
     kept = [{"messages": [{**ASK, "content": text}, ANSWER]} for text in ("Hi", "Ho")]
     assert build([*kept, {"messages": conversation}], model=chat_model, chat="tokenizer").drops == {

@@ -56,7 +56,7 @@ def test_a_cubic_is_interpolated_exactly_between_uneven_temperatures():
 
 
 @pytest.mark.parametrize("count", [3, 4, 9])
-def test_a_curve_passes_through_what_was_measured(count):
+def test_a_curve_passes_through_its_measured_points(count):
     temperatures = np.linspace(0.3, 1.1, count)
     value_K = np.random.default_rng(0).normal(size=count)
     at_D, weight_DK = interpolation(temperatures)
@@ -117,7 +117,7 @@ def test_where_the_sweep_is_too_short_only_above_can_be_said():
     assert (verdict(lower), verdict(higher)) == ("", "above")
 
 
-def test_what_items_have_in_common_cancels():
+def test_what_all_items_share_cancels_in_a_difference():
     noise_N = np.random.default_rng(0).normal(size=200)
     x_KN, y_KN = curve(200, noise=0.02 * noise_N)
     x_1N, y_1N = (np.array([of(0.6) + 0.02 * noise_N]) for of in (x_of, y_of))

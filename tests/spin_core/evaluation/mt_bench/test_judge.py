@@ -40,7 +40,7 @@ def test_equal_requests_are_sent_once(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "good"), [(SINGLE, "[[4]]"), (PAIR, "[[B]]")])
-def test_a_reply_without_a_verdict_is_asked_again_with_a_reminder(tmp_path, kind, good):
+def test_a_reply_without_a_verdict_is_requested_again_with_a_reminder(tmp_path, kind, good):
     def reply(body, _before):
         reminded = body["messages"][-1]["content"] == REMINDERS[kind]
         return Reply(text=good if reminded else "Let me think.")
@@ -69,7 +69,7 @@ def test_a_verdict_in_a_reply_that_was_cut_does_not_count(tmp_path, kind, weighe
     assert (row["value"], row["asked"], row["fault"]) == (4.0 if kind == SINGLE else "B", 2, "")
 
 
-def test_a_judge_without_a_readable_verdict_is_recorded_and_not_asked_again(tmp_path):
+def test_an_unreadable_verdict_is_recorded_and_not_requested_again(tmp_path):
     with serving(replies_in_order(Reply(text="ten out of ten"))) as endpoint:
         for _ in range(2):
             (row,) = request_verdicts(tmp_path, endpoint.url, verdict_requests(1))
@@ -140,7 +140,7 @@ def kept(folder):
 
 @pytest.mark.parametrize("parallel", [1, 8])
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_an_item_that_is_refused_is_a_fault_while_others_are_answered(tmp_path, parallel, status):
+def test_an_item_that_is_rejected_is_a_fault_while_others_are_answered(tmp_path, parallel, status):
     with serving(refusing(0, 5, reply=Reply(status, "we would rather not"))) as endpoint:
         rows = request_verdicts(tmp_path, endpoint.url, verdict_requests(10), speed={"parallel": parallel})
     assert [row["value"] for row in rows] == [None, 7, 7, 7, 7, None, 7, 7, 7, 7]
@@ -150,7 +150,7 @@ def test_an_item_that_is_refused_is_a_fault_while_others_are_answered(tmp_path, 
     assert kept(tmp_path) == [7] * 8
 
 
-def test_a_single_remaining_item_that_is_refused_does_not_end_the_run(tmp_path):
+def test_a_single_remaining_item_that_is_rejected_does_not_end_the_run(tmp_path):
     with serving() as endpoint:
         request_verdicts(tmp_path, endpoint.url, verdict_requests(3)[1:])
         endpoint.reply = refusing(0)
@@ -162,7 +162,7 @@ def test_a_single_remaining_item_that_is_refused_does_not_end_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 3, 80])
-def test_a_judge_that_refuses_everything_is_an_error_in_one_line_and_not_asked_further(tmp_path, count):
+def test_a_judge_that_refuses_everything_is_a_one_line_error_after_a_few_requests(tmp_path, count):
     with (
         serving(refusing(*range(count))) as endpoint,
         pytest.raises(ConfigError, match=r"refuses our request .400 we would rather not.*temperature") as refused,

@@ -61,7 +61,7 @@ def test_each_pause_is_twice_the_one_before_up_to_a_limit(tmp_path, monkeypatch)
         assert 0.75 * most <= wait <= most
 
 
-def test_a_rate_limit_holds_all_threads_for_as_long_as_it_asks(tmp_path):
+def test_a_rate_limit_pauses_all_threads_for_its_time(tmp_path):
     came, together = [], threading.Barrier(4)
 
     def reply(_body, _before):
@@ -79,7 +79,7 @@ def test_a_rate_limit_holds_all_threads_for_as_long_as_it_asks(tmp_path):
     assert came[4] - came[3] >= 1
 
 
-def test_an_endpoint_that_asks_for_hours_counts_as_down(tmp_path):
+def test_an_endpoint_that_requests_a_pause_of_hours_counts_as_down(tmp_path):
     with (
         serving(replies_in_order(Reply(429, "quota of the day", {"retry-after": "7200"}))) as endpoint,
         pytest.raises(TryAgain, match="429 quota of the day"),
