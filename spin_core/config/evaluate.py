@@ -180,8 +180,19 @@ class EvaluateConfig(Frozen):
     # A suite of its own: the scores of the other suites, whose jobs hold this class, do not depend on it.
     frontier: Execution[Temperatures] = ()
     """Measure every version and control at each of these temperatures too, and compare versions with θ_0's curve, as in
-    `[0.3, 0.5, 0.7, 0.9, 1.1]`; empty turns it off. At least three; `evaluate.temperature` is added. Measured where the
-    distance to p_data is (`exact`)."""
+    `[0.3, 0.5, 0.7, 0.9, 1.1]`; empty turns it off. At least three; `evaluate.temperature` is added. The axes are total
+    variation and invalid mass with `exact`, else those of the next two settings."""
+
+    frontier_diversity: Execution[Literal["distinct_2", "self_bleu"]] = "distinct_2"
+    """The axis of diversity for text: distinct word pairs, or BLEU of each answer against the others."""
+
+    frontier_quality: Execution[Literal["faulty_share", "text_classifier", "reference_nll"]] = "faulty_share"
+    """The axis of quality for text, lower is better: the share of answers that loop, were cut, are empty or repeat
+    another one; the accuracy of telling answers from human responses; or their NLL under `frontier_reference`."""
+
+    frontier_reference: Execution[Folder | None] = None
+    """The folder of a model that scores the answers for `reference_nll`. Choose one that is not θ_0, whose likelihood
+    favours its own lower temperatures."""
 
     main_metric: str = "heldout_nll"
     """The score that the gate and the leaderboard's plot use: the name of a task, or of a suite for its average."""

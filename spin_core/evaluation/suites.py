@@ -13,6 +13,7 @@ The names of its scores end in `-quick` too, so a model can be scored on both.
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations, product
+from pathlib import Path
 
 from spin_core.config.evaluate import EvaluateConfig, LmEvalConfig
 from spin_core.config.run import RunConfig
@@ -113,12 +114,34 @@ def check(config: RunConfig) -> None:
     evaluate = config.evaluate
     suites = list(benchmarks(evaluate))
     check_names(suites)
+    _check_frontier(config)
     if evaluate.lm_eval.engine == "vllm" and suites:
         interpreter.required_python(config.generate.vllm, "evaluate.lm_eval.engine")
     if any(task.name == "ifeval" for _, tasks in suites for task in tasks):
         from spin_core.evaluation.nltk_data import require_punkt  # imports the hub's library, which takes a while
 
         require_punkt(evaluate.lm_eval.local_data)
+
+
+def _check_frontier(config: RunConfig) -> None:
+    """Raise `ConfigError` if the quality of a frontier cannot be measured."""
+    evaluate, reference = config.evaluate, config.evaluate.frontier_reference
+    if not evaluate.frontier or evaluate.exact:
+        return
+    if evaluate.frontier_quality == "reference_nll" and reference is None:
+        raise ConfigError(
+            "evaluate.frontier_quality reference_nll needs a model that scores the answers: name its folder with "
+            "evaluate.frontier_reference, or choose faulty_share or text_classifier"
+        )
+    if reference is not None and not (reference / "config.json").is_file():
+        raise ConfigError(
+            f"evaluate.frontier_reference {reference} is not a model's folder, since it has no config.json: correct it"
+        )
+    if reference is not None and reference.absolute() == Path(config.model.path).expanduser().absolute():
+        raise ConfigError(
+            f"evaluate.frontier_reference {reference} is θ_0 itself, whose likelihood favours its own lower "
+            "temperatures: name another model"
+        )
 
 
 def check_names(suites: Sequence[tuple[str, tuple[BenchmarkTask, ...]]]) -> None:

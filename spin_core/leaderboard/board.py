@@ -146,7 +146,7 @@ def leaderboard(lineage: Lineage) -> Board:
                 **{f"θ_{t}": (t, reports) for t, reports in reports_by_t.items()},
                 **{folder.name: (None, reports) for folder, reports in control_reports.items()},
             },
-            lineage.config.evaluate.temperature,
+            lineage.config.evaluate,
         ),
     )
 

@@ -1,15 +1,16 @@
 """Whether versions are below θ_0's curve over temperatures, from the published sweeps of a lineage."""
 
-import dataclasses
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spin_core.config.base import Frozen
+from spin_core.config.evaluate import EvaluateConfig
 from spin_core.evaluation.frontier import curves
-from spin_core.evaluation.frontier.axes import EXACT, FILE
+from spin_core.evaluation.frontier.axes import FILE, HIGHER_IS_BETTER, axes_of
 from spin_core.evaluation.statistics import sampled_means
 from spin_core.evaluation.suites import FRONTIER
 from spin_core.store.records import EvalReport, Score
@@ -36,7 +37,7 @@ class Curve(Frozen):
 
 
 class Gap(Frozen):
-    """How far a model is from θ_0's curve on one axis, where both are equal on the other. Negative is better."""
+    """How far a model is from a curve on one axis, where both are equal on the other."""
 
     delta: float
     stderr: float
@@ -44,11 +45,13 @@ class Gap(Frozen):
     high: float | None
     """The ends of its 95 % interval, which holds for all models of the table together; None with too few items."""
     temperature: float
-    """θ_0's temperature there."""
+    """The curve's temperature there."""
     reach: curves.Reach
     """`inside`, or why the curve has no such point: `beyond` what any temperature reaches, or outside the sweep."""
-    verdict: str
-    """`below` or `above` the curve if that is significant; else empty."""
+    bound: Literal["", "≤", "≥"]
+    """Whether the true difference is known to be at most or at least this one, because the curve does not reach."""
+    verdict: Literal["better", "worse", ""]
+    """`better` or `worse` than the curve if that is significant; else empty."""
 
 
 class FrontierRow(Frozen):
@@ -68,12 +71,14 @@ class FrontierRow(Frozen):
 
 
 class Frontier(Frozen):
-    """Curves over temperatures on two axes, lower is better on both, and how far models are from θ_0's."""
+    """Curves over temperatures on two axes, and how far models are from θ_0's."""
 
     diversity: str
     """The metric of the first axis."""
     quality: str
-    """The metric of the second axis."""
+    """The metric of the second axis. Lower is better."""
+    more_is_diverse: bool = False
+    """Whether higher is better on the first axis."""
     temperature: float
     """The temperature of use."""
     items: int
@@ -96,6 +101,14 @@ class _Sweep:
         """The temperatures, rising."""
         return sorted(next(iter(self.values.values())))
 
+    def has(self, axes: Sequence[str], temperature: float) -> bool:
+        """Whether both axes were measured, at this temperature too."""
+        return set(axes) <= self.values.keys() and temperature in self.temperatures()
+
+    def items(self, axes: Sequence[str]) -> set[str]:
+        """The items that count on both axes at every temperature."""
+        return set.intersection(*(set(value) for task in axes for value in self.values[task].values()))
+
     def at(self, task: str, temperature: float, items: Sequence[str]) -> Floats:
         """The values of these items, (N,)."""
         value = self.values[task][temperature]
@@ -106,23 +119,27 @@ class _Sweep:
         return np.stack([self.at(task, temperature, items) for temperature in self.temperatures()])
 
 
-def frontier(models: Mapping[str, tuple[int | None, Sequence[EvalReport]]], temperature: float) -> Frontier | None:
+def frontier(models: Mapping[str, tuple[int | None, Sequence[EvalReport]]], config: EvaluateConfig) -> Frontier | None:
     """Compare models with θ_0's curve.
 
     Args:
         models: The version (None for a control) and the reports of each model, by name.
-        temperature: The temperature of use.
+        config: Has the temperature of use, and the axes for text.
 
     Returns:
-        None if θ_0 has no sweep that includes the temperature of use.
+        None if θ_0 has no sweep of these axes that includes the temperature of use.
     """
+    temperature = config.temperature
     sweeps = {name: (t, sweep) for name, (t, reports) in models.items() if (sweep := _sweep_in(reports))}
     base = next((sweep for t, sweep in sweeps.values() if t == 0), None)
-    if base is None or temperature not in base.temperatures():
+    axes = axes_of(base.values, config) if base is not None else None
+    if base is None or axes is None or temperature not in base.temperatures():
         return None
-    sweeps = {name: entry for name, entry in sweeps.items() if temperature in entry[1].temperatures()}
-    items = sorted(set.intersection(*(set(sweep.values[EXACT[0]][temperature]) for _, sweep in sweeps.values())))
-    means = _Means({name: sweep for name, (_, sweep) in sweeps.items()}, temperature, EXACT, items)
+    sweeps = {name: (t, sweep) for name, (t, sweep) in sweeps.items() if sweep.has(axes, temperature)}
+    items = sorted(set.intersection(*(sweep.items(axes) for _, sweep in sweeps.values())))
+    if not items:
+        return None
+    means = _Means({name: sweep for name, (_, sweep) in sweeps.items()}, temperature, axes, items)
     first = next(name for name, (t, _) in sweeps.items() if t == 0)
     others = [name for name in sweeps if name != first]
     versions = [name for name in others if sweeps[name][0] is not None]
@@ -130,8 +147,9 @@ def frontier(models: Mapping[str, tuple[int | None, Sequence[EvalReport]]], temp
     by_quality, by_diversity = means.gaps(first, others), means.gaps(first, others, swapped=True)
     by_control = {control: means.gaps(control, versions) for control in controls}
     return Frontier(
-        diversity=EXACT[0],
-        quality=EXACT[1],
+        diversity=axes[0],
+        quality=axes[1],
+        more_is_diverse=axes[0] in HIGHER_IS_BETTER,
         temperature=temperature,
         items=len(items),
         curves=tuple(means.curve(name, t) for name, (t, _) in sweeps.items()),
@@ -139,8 +157,8 @@ def frontier(models: Mapping[str, tuple[int | None, Sequence[EvalReport]]], temp
             FrontierRow(
                 name=name,
                 t=t,
-                diversity=_score(sweep.at(EXACT[0], temperature, items)),
-                quality=_score(sweep.at(EXACT[1], temperature, items)),
+                diversity=_score(sweep.at(axes[0], temperature, items), axes[0]),
+                quality=_score(sweep.at(axes[1], temperature, items), axes[1]),
                 quality_gap=by_quality.get(name),
                 diversity_gap=by_diversity.get(name),
                 control_gaps={control: gaps[name] for control, gaps in by_control.items() if name in gaps},
@@ -153,6 +171,8 @@ def frontier(models: Mapping[str, tuple[int | None, Sequence[EvalReport]]], temp
 class _Means:
     """The means of all models at all temperatures, over the same items and the same samples of them.
 
+    Those of an axis on which more is better have the opposite sign, so that lower is better on both.
+
     S: the mean over all items, and those over samples; K: temperatures.
     """
 
@@ -160,17 +180,21 @@ class _Means:
         self, sweeps: Mapping[str, _Sweep], temperature: float, axes: tuple[str, str], items: Sequence[str]
     ) -> None:
         self.items, self.temperature = len(items), temperature
+        self.signs = [-1.0 if axis in HIGHER_IS_BETTER else 1.0 for axis in axes]
         self.temperatures = {name: sweep.temperatures() for name, sweep in sweeps.items()}
-        value_CN = np.concatenate([sweep.over(task, items) for sweep in sweeps.values() for task in axes])
-        mean_SC = sampled_means(value_CN, seed=zlib.crc32(" ".join(axes).encode()))
-        sizes = [len(self.temperatures[name]) for name in sweeps for _ in axes]
-        parts = iter(np.split(mean_SC, np.cumsum(sizes)[:-1], axis=1))
-        self.means: dict[str, tuple[Floats, Floats]] = {name: (next(parts), next(parts)) for name in sweeps}
+        parts = [
+            sign * sweep.over(task, items)
+            for sweep in sweeps.values()
+            for task, sign in zip(axes, self.signs, strict=True)
+        ]
+        mean_SC = sampled_means(np.concatenate(parts), seed=zlib.crc32(" ".join(axes).encode()))
+        means = iter(np.split(mean_SC, np.cumsum([len(part) for part in parts])[:-1], axis=1))
+        self.means: dict[str, tuple[Floats, Floats]] = {name: (next(means), next(means)) for name in sweeps}
 
     def curve(self, name: str, t: int | None) -> Curve:
         """A model's curve."""
-        x_SK, y_SK = self.means[name]
-        points = zip(self.temperatures[name], x_SK[0], y_SK[0], strict=True)
+        x_K, y_K = (sign * mean_SK[0] for sign, mean_SK in zip(self.signs, self.means[name], strict=True))
+        points = zip(self.temperatures[name], x_K, y_K, strict=True)
         return Curve(name=name, t=t, points=tuple(Point(temperature=at, diversity=x, quality=y) for at, x, y in points))
 
     def gaps(self, curve: str, models: Sequence[str], *, swapped: bool = False) -> dict[str, Gap]:
@@ -183,7 +207,7 @@ class _Means:
             np.stack([self.means[name][axis][:, k] for name, k in zip(models, used, strict=True)], axis=1)
             for axis in (equal, compared)
         )
-        found = curves.gaps(
+        gaps = curves.gaps(
             np.array(self.temperatures[curve]),
             self.means[curve][equal],
             self.means[curve][compared],
@@ -191,10 +215,27 @@ class _Means:
             y_SM,
             items=self.items,
         )
-        return {
-            name: Gap(**dataclasses.asdict(gap), verdict=curves.verdict(gap))
-            for name, gap in zip(models, found, strict=True)
-        }
+        return {name: _as_gap(gap, self.signs[compared]) for name, gap in zip(models, gaps, strict=True)}
+
+
+def _as_gap(gap: curves.Gap, sign: float) -> Gap:
+    """A gap with the sign that its axis has."""
+    low, high = sorted(sign * end for end in (gap.low, gap.high) if end is not None) or (None, None)
+    bounds: dict[curves.Reach, Literal["", "≤", "≥"]] = {"inside": "", "beyond": "≤", "short": "≥"}
+    verdicts: dict[str, Literal["better", "worse", ""]] = {"below": "better", "above": "worse", "": ""}
+    bound = bounds[gap.reach]
+    if bound and sign < 0:
+        bound = "≥" if bound == "≤" else "≤"
+    return Gap(
+        delta=sign * gap.delta,
+        stderr=gap.stderr,
+        low=low,
+        high=high,
+        temperature=gap.temperature,
+        reach=gap.reach,
+        bound=bound,
+        verdict=verdicts[curves.verdict(gap)],
+    )
 
 
 def _sweep_in(reports: Sequence[EvalReport]) -> _Sweep | None:
@@ -202,8 +243,8 @@ def _sweep_in(reports: Sequence[EvalReport]) -> _Sweep | None:
     return next((_Sweep(report) for report in reports if report.suite == FRONTIER), None)
 
 
-def _score(value_N: Floats) -> Score:
+def _score(value_N: Floats, task: str) -> Score:
     """The mean over the items with its standard error."""
     n = len(value_N)
     stderr = float(value_N.std(ddof=1) / np.sqrt(n)) if n > 1 else None
-    return Score(value=float(value_N.mean()), stderr=stderr, n=n, higher_is_better=False)
+    return Score(value=float(value_N.mean()), stderr=stderr, n=n, higher_is_better=task in HIGHER_IS_BETTER)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from spin_core.config.base import at_iteration
 from spin_core.config.evaluate import EvaluateSpeedConfig, JudgeConfig, LmEvalConfig, MtBenchConfig
 from spin_core.config.generate import VllmConfig
 from spin_core.errors import ConfigError
@@ -60,7 +61,7 @@ def evaluate_jobs(
     if config.self_play or config.exact:
         assert prompts is not None, "self-play scores held-out prompts"
         jobs.append(self_play_job(lineage, player, prompts, opponent, folder / "self-play", temperature))
-    if temperature is None and config.frontier and config.exact:
+    if temperature is None and config.frontier:
         assert prompts is not None, "a frontier is measured on held-out prompts"
         jobs.append(frontier_job(lineage, player, prompts, folder / FRONTIER, share=is_base))
     if temperature is None:
@@ -117,13 +118,22 @@ def frontier_job(
         output: The folder of the report.
         share: Whether lineages share the report, as they do for θ_0.
     """
-    config = lineage.config.evaluate
+    config, generate = lineage.config.evaluate, None
+    if not config.exact:
+        # As for the diagnostics, but at every temperature, and with the settings of the version's iteration.
+        sampling = {"temperature": 1.0, "engine": "transformers", "vllm": VllmConfig()}
+        generate = at_iteration(lineage.config.generate, player.t).model_copy(update=sampling)
     return FrontierJob(
         output=output,
-        config=FrontierConfig(temperatures=tuple(sorted({*config.frontier, config.temperature}))),
+        seed=0 if config.exact else lineage.config.seed,
+        config=FrontierConfig(
+            temperatures=tuple(sorted({*config.frontier, config.temperature})),
+            reference=None if config.exact else config.frontier_reference,
+        ),
         model=lineage.config.model,
         player=player,
         prompts=prompts,
+        generate=generate,
         speed=FrontierSpeed(batch_size=config.batch_size, scores=lineage.runs / SCORES if share else None),
     )
 

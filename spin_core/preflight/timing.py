@@ -48,11 +48,13 @@ def iteration_seconds(shape: Shape, texts: Texts, config: RunConfig, t: int, spe
     scored = item * pairs * (2 if config.train.anchor_in(t) else 1)
     rows, answers = config.generate.batch_size, texts.prompts * config.generate.answers
     devices = max(1, config.generate.speed.workers) if speed.own_device else 1
+    # A frontier of texts answers the held-out prompts at each temperature.
+    sweeps = 0 if config.evaluate.exact else len(config.evaluate.frontier)
     return {
         "generating": _generation_seconds(shape, texts, answers, rows, speed) / devices,
         "scoring": _scoring_seconds(shape, scored, config.train, texts.longest, speed),
         "training": training_seconds(shape, trained, config.train, texts.longest, speed),
-        "evaluating": _generation_seconds(shape, texts, texts.held_out, rows, speed)
+        "evaluating": (1 + sweeps) * _generation_seconds(shape, texts, texts.held_out, rows, speed)
         + _pass_seconds(shape, 3 * row * texts.held_out, config.train, texts.longest, speed),
         "starting phases": 5 * _START_SECONDS,
     }

@@ -3,16 +3,13 @@
 from spin_core.leaderboard.board import Board, decimals, format_score
 from spin_core.leaderboard.frontier import Frontier, FrontierRow, Gap
 
-_SIGNS = {"inside": "", "beyond": "≤", "short": "≥"}
-"""Before a difference: what is known of it where the curve does not reach."""
-
 
 def header(frontier: Frontier) -> list[str]:
     """The titles of the columns."""
     x, y = _name(frontier.diversity), _name(frontier.quality)
     return [
         f"at temperature {frontier.temperature:g}",
-        f"{x} ↓",
+        f"{x} {'↑' if frontier.more_is_diverse else '↓'}",
         f"{y} ↓",
         f"{y} from θ_0 at equal {x}",
         f"{x} from θ_0 at equal {y}",
@@ -65,28 +62,24 @@ def format_gap(gap: Gap | None) -> str:
         return "–"
     digits = decimals(gap.stderr)
     star = " *" if gap.verdict else ""
-    return f"{_SIGNS[gap.reach]}{gap.delta:+.{digits}f} ± {gap.stderr:.{digits}f}{star}"
+    return f"{gap.bound}{gap.delta:+.{digits}f} ± {gap.stderr:.{digits}f}{star}"
 
 
 def legend(frontier: Frontier) -> str:
     """How to read the table."""
     count = sum(row.quality_gap is not None for row in frontier.rows)
-    marks = [f"{sign} {meaning}" for reach, sign, meaning in _MARKS if _has(frontier, reach)]
+    better = f", but positive in {_name(frontier.diversity)}" if frontier.more_is_diverse else ""
+    shown = (gap for row in frontier.rows for gap in (row.quality_gap, row.diversity_gap, *row.control_gaps.values()))
+    bounded = any(gap is not None and gap.bound for gap in shown)
     return "; ".join(
         [
             f"from θ_0: the difference from θ_0's curve over temperatures {_range(frontier)}, where that has the same "
-            "value on the other axis; negative: better than θ_0 at any temperature",
+            f"value on the other axis; negative is better{better}",
             f"* the 95 % interval excludes 0; the intervals hold for all {count} models together, by bootstrap over "
-            f"{frontier.items:,} items with θ_0's curve in every sample",
-            *marks,
+            f"{frontier.items:,} items with the curve in every sample",
+            *(["≤ ≥ at most, at least: no temperature of the sweep has that value"] if bounded else []),
         ]
     )
-
-
-_MARKS = (
-    ("beyond", "≤", "at most: θ_0 does not reach that value at any temperature"),
-    ("short", "≥", "at least: θ_0 reaches better values at all temperatures of the sweep"),
-)
 
 
 def summary(board: Board) -> str:
@@ -99,27 +92,16 @@ def summary(board: Board) -> str:
     row = next((row for row in versions if row.t == board.choice), versions[-1])
     gap, y, x = row.quality_gap, _name(frontier.quality), _name(frontier.diversity)
     assert gap is not None, "chosen for it"
-    where = {"below": "is below", "above": "is above", "": "is not significantly off"}[gap.verdict]
+    where = {"better": "is below", "worse": "is above", "": "is not significantly off"}[gap.verdict]
     digits = decimals(gap.stderr)
     interval = "" if gap.low is None else f" [{gap.low:+.{digits}f}, {gap.high:+.{digits}f}]"
-    delta = f"{_SIGNS[gap.reach]}{gap.delta:+.{digits}f}"
+    delta = f"{gap.bound}{gap.delta:+.{digits}f}"
     text = f"{row.name} at temperature {frontier.temperature:g} {where} θ_0's curve over temperatures"
     text += f": {y} {delta}{interval} at equal {x}"
     if row.control_gaps:
-        below = sum(gap.verdict == "below" for gap in row.control_gaps.values())
+        below = sum(gap.verdict == "better" for gap in row.control_gaps.values())
         text += f"; below the curves of {below} of {len(row.control_gaps)} controls"
     return text
-
-
-def _has(frontier: Frontier, reach: str) -> bool:
-    """Whether any difference in the tables has this reach."""
-    gaps = (
-        gap
-        for row in frontier.rows
-        for gap in (row.quality_gap, row.diversity_gap, *row.control_gaps.values())
-        if gap is not None
-    )
-    return any(gap.reach == reach for gap in gaps)
 
 
 def _range(frontier: Frontier) -> str:

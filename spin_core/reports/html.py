@@ -253,7 +253,7 @@ def gap_cell(gap: Gap | None) -> Html:
     """A difference from a curve, coloured if it is significant, with its interval in a tooltip."""
     if gap is None:
         return tag("td", "–", class_="none")
-    kind = {"below": {"class_": "better"}, "above": {"class_": "worse"}}.get(gap.verdict, {})
+    kind = {"class_": gap.verdict} if gap.verdict else {}
     return tag("td", tables.format_gap(gap), title=tables.tooltip(gap), **kind)
 
 

@@ -56,6 +56,8 @@ class FrontierConfig(Frozen):
 
     temperatures: tuple[float, ...]
     """In rising order."""
+    reference: Path | None = None
+    """The folder of the model that scores answers."""
 
 
 class FrontierSpeed(Frozen):
@@ -73,6 +75,8 @@ class FrontierJob(SuiteJob):
     version: int = 1
     config: FrontierConfig
     prompts: PromptSet
+    generate: GenerateConfig | None = None
+    """How the model answers, apart from the temperature; None where the distance to p_data is known instead."""
     speed: Execution[FrontierSpeed]
 
     @property

@@ -28,7 +28,7 @@ def test_gaps_are_those_of_the_numbers(lineage):
     assert second.diversity_gap.delta == pytest.approx(-0.2)
     assert second.diversity_gap.temperature == pytest.approx(0.4)
     assert control.quality_gap.delta == pytest.approx(0.01)
-    assert [row.quality_gap.verdict for row in frontier.rows[1:]] == ["", "below", "above"]
+    assert [row.quality_gap.verdict for row in frontier.rows[1:]] == ["", "better", "worse"]
     # Where the control's total variation is .2, as theirs, its invalid mass is .05.
     assert first.control_gaps["sft"].delta == pytest.approx(-0.01)
     assert second.control_gaps["sft"].delta == pytest.approx(-0.03)
@@ -64,3 +64,36 @@ def test_a_model_without_that_temperature_is_left_out(tmp_path):
     sweep(lineage.eval_folder(1) / "frontier", *BASE)
     sweep(lineage.eval_folder(2) / "frontier", *BASE, temperatures=(0.2, 0.3, 0.4, 0.6, 0.7))
     assert [row.name for row in leaderboard(lineage).frontier.rows] == ["θ_0", "θ_1"]
+
+
+def test_an_axis_on_which_more_is_better_keeps_its_sign(tmp_path):
+    lineage = build_lineage(tmp_path)
+    axes = ("distinct_2", "faulty_share")
+    sweep(lineage.eval_folder(0) / "frontier", (0.1, 0.2, 0.3, 0.4, 0.5), BASE[1], axes=axes)
+    # At .5, θ_1 is as diverse as θ_0 at .6 with .02 less of faults, which θ_0 has at .4, with .2 less of diversity.
+    sweep(lineage.eval_folder(1) / "frontier", (0.2, 0.3, 0.4, 0.5, 0.6), (0.0, 0.01, 0.02, 0.03, 0.04), axes=axes)
+    frontier = leaderboard(lineage).frontier
+    assert (frontier.diversity, frontier.quality, frontier.more_is_diverse) == (*axes, True)
+    assert [point.diversity for point in frontier.curves[0].points] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    row = frontier.rows[1]
+    assert row.quality_gap.delta == pytest.approx(-0.02)
+    assert row.diversity_gap.delta == pytest.approx(0.2)
+    assert row.diversity_gap.low <= row.diversity_gap.delta <= row.diversity_gap.high
+    assert row.diversity_gap.verdict == "better"
+    assert row.diversity.higher_is_better
+
+
+def test_more_diverse_than_the_curve_at_any_temperature_is_at_least_the_difference(tmp_path):
+    lineage = build_lineage(tmp_path)
+    axes = ("distinct_2", "faulty_share")
+    sweep(lineage.eval_folder(0) / "frontier", (0.1, 0.2, 0.3, 0.4, 0.5), BASE[1], axes=axes)
+    sweep(lineage.eval_folder(1) / "frontier", [0.9] * 5, [0.001] * 5, axes=axes)
+    row = leaderboard(lineage).frontier.rows[1]
+    assert (row.quality_gap.reach, row.quality_gap.bound) == ("beyond", "≤")
+    assert (row.diversity_gap.reach, row.diversity_gap.bound) == ("beyond", "≥")
+
+
+def test_axes_that_were_not_measured_are_no_frontier(tmp_path):
+    lineage = build_lineage(tmp_path, sets=["evaluate.frontier_quality=reference_nll"])
+    sweep(lineage.eval_folder(0) / "frontier", *BASE, axes=("distinct_2", "faulty_share"))
+    assert leaderboard(lineage).frontier is None

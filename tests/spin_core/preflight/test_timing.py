@@ -29,6 +29,17 @@ def test_time_grows_with_epochs_and_model_and_falls_with_speed():
     assert timing.other_seconds(SHAPE, TEXTS, config, speed) > 0
 
 
+def test_a_frontier_of_texts_answers_the_held_out_prompts_at_each_temperature():
+    def seconds(*sets: str) -> float:
+        speed = Speed(batch_flops=1e9, row_flops=1e6, bandwidth=1e12, start=0)
+        return timing.iteration_seconds(SHAPE, TEXTS, resolve("demo", sets=sets), 0, speed)["evaluating"]
+
+    swept = "evaluate.frontier=[0.3, 0.5, 0.7]"
+    plain, once = seconds("evaluate.frontier=[]"), seconds("evaluate.exact=false", swept)
+    assert once == pytest.approx(4 * plain, rel=0.1)
+    assert seconds(swept) == plain, "exact distances take one pass of the network for all temperatures"
+
+
 def test_ranks_with_a_device_each_share_the_scoring_of_one_node():
     def seconds(own_device: bool, *sets: str) -> float:
         speed = Speed(batch_flops=1e9, row_flops=1e8, bandwidth=1e9, start=1e-6, own_device=own_device)

@@ -21,14 +21,14 @@ def board(lineage) -> Board:
 
 def gap(**changes) -> Gap:
     values = {"delta": -0.0051, "stderr": 0.0014, "low": -0.0089, "high": -0.0012, "temperature": 0.88}
-    return Gap(**{**values, "reach": "inside", "verdict": "below", **changes})
+    return Gap(**{**values, "reach": "inside", "bound": "", "verdict": "better", **changes})
 
 
 def test_a_difference_has_its_error_its_interval_and_a_star():
     assert frontier.format_gap(gap()) == "-0.0051 ± 0.0014 *"
     assert frontier.format_gap(gap(verdict="")) == "-0.0051 ± 0.0014"
-    assert frontier.format_gap(gap(reach="beyond")) == "≤-0.0051 ± 0.0014 *"
-    assert frontier.format_gap(gap(reach="short", verdict="")) == "≥-0.0051 ± 0.0014"
+    assert frontier.format_gap(gap(reach="beyond", bound="≤")) == "≤-0.0051 ± 0.0014 *"
+    assert frontier.format_gap(gap(reach="short", bound="≥", verdict="")) == "≥-0.0051 ± 0.0014"
     assert frontier.format_gap(None) == "–"
     assert frontier.tooltip(gap()) == "[-0.0089, -0.0012], at temperature 0.88 of the curve"
 

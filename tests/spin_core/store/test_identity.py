@@ -130,7 +130,7 @@ NAMES_BEFORE = {
     *("speed", "python", "api_key_env"),
     *("gradient_checkpointing", "micro_batch_tokens", "keep_checkpoints", "first_loss_tolerance"),
     # Newer settings that no job of that version depends on.
-    "frontier",
+    *("frontier", "frontier_diversity", "frontier_quality", "frontier_reference"),
 }
 
 

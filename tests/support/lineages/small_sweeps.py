@@ -15,9 +15,9 @@ HARD = np.array([0.5, 1.5] * 4)
 """How much more or less of both distances an item has; 1 on average."""
 
 
-def sweep(folder, total_variation, invalid_mass, temperatures=TEMPERATURES):
+def sweep(folder, diversity, quality, temperatures=TEMPERATURES, axes=EXACT):
     """A published sweep of a model with these means at each temperature."""
-    means = dict(zip(EXACT, (total_variation, invalid_mass), strict=True))
+    means = dict(zip(axes, (diversity, quality), strict=True))
     rows = [
         (temperature, task, item, float(value))
         for task, mean_K in means.items()
@@ -26,7 +26,7 @@ def sweep(folder, total_variation, invalid_mass, temperatures=TEMPERATURES):
     ]
     columns = dict(zip(("temperature", "task", "item", "value"), map(list, zip(*rows, strict=True)), strict=True))
     fields = {"model": folder.parent.parent.name, "suite": "frontier", "harness": "by hand", "scores": {}}
-    return publish(folder, {"model": str(total_variation)}, {"frontier.parquet": columns}, fields, EvalReport)
+    return publish(folder, {"model": str(diversity)}, {"frontier.parquet": columns}, fields, EvalReport)
 
 
 BASE = ((0.5, 0.4, 0.3, 0.2, 0.1), (0.01, 0.02, 0.03, 0.04, 0.05))
