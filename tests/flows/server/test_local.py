@@ -149,7 +149,7 @@ def test_a_lineage_of_another_version_hides_no_other(tmp_path):
     old = build_lineage(tmp_path, "old").root / "lineage.json"
     settings = json.loads(old.read_text())
     old.write_text(json.dumps(settings | {"config": settings["config"] | {"of-another-version": 1}}))
-    line = f"old  cannot be read: spin show old --runs {tmp_path} says why"
+    line = f"old  cannot be read: spin show old --runs {tmp_path} shows why"
     done = CliRunner().invoke(main, ["status", "--runs", str(tmp_path)])
     assert done.stdout.endswith(f"lineages   mine  θ_2\n           {line}\n")
     done = CliRunner().invoke(main, ["leaderboard", "--json", "--runs", str(tmp_path)])
