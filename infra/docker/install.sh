@@ -18,6 +18,7 @@ PIP_CONSTRAINT=/opt/spin/infra/docker/constraints-vllm.txt make vllm VLLM="$1"
 
 # The ubuntu image already has a user with this id.
 id 1000 >/dev/null 2>&1 || useradd --create-home --uid 1000 spin
-mkdir -p /runs /models
-chown 1000:1000 /runs /models
+# New volumes get the owner of these folders.
+mkdir -p /runs /models /cache /state
+chown 1000:1000 /runs /models /cache /state
 git config --system --add safe.directory /opt/spin

@@ -275,15 +275,16 @@ def team_server(folder: Path) -> Iterator[tuple[dict[str, str], Callable[[], lis
     from tests.support.servers.stack import Stack, documented, loopback_addresses, postgres, redis
 
     database, cache, api = (free_port() for _ in range(3))
-    places = loopback_addresses(database, cache, api)
-    stack = Stack(folder, documented() | {"SPIN_AUTH": "team:benchmark", "SPIN_DATABASE_PASSWORD": "benchmark"}, places)
+    places = loopback_addresses(database, cache, api, "benchmark")
+    passwords = dict.fromkeys(("SPIN_DATABASE_PASSWORD", "SPIN_REDIS_PASSWORD"), "benchmark")
+    stack = Stack(folder, documented() | {"SPIN_AUTH": "team:benchmark"} | passwords, places)
 
     def ready() -> bool:
         with contextlib.suppress(httpx.TransportError):
             return httpx.get(f"{places['PREFECT_API_URL']}/ready", timeout=5).is_success
         return False
 
-    with postgres(database, "benchmark"), redis(folder, cache, stack.services["redis"]["command"]):
+    with postgres(database, "benchmark"), redis(folder, cache, stack.services["redis"]):
         try:
             stack.finish("migrate")
             stack.start("server")

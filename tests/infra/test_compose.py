@@ -14,7 +14,11 @@ import yaml
 from spin_core.config.metrics import SinkName
 from tests.support.servers.stack import FILE, ROOT, VARIABLE, compose, documented
 
-SECRETS = {"SPIN_AUTH": "someone:passing", "SPIN_DATABASE_PASSWORD": "planted-password"}
+SECRETS = {
+    "SPIN_AUTH": "someone:passing",
+    "SPIN_DATABASE_PASSWORD": "planted-password",
+    "SPIN_REDIS_PASSWORD": "plantedcachepassword",
+}
 DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"
 
 
@@ -58,6 +62,7 @@ def test_a_secret_reaches_only_what_needs_it(whole):
     }
     prefect = {"migrate", "server", "services"}
     assert holders["SPIN_DATABASE_PASSWORD"] == prefect | {"postgres"}
+    assert holders["SPIN_REDIS_PASSWORD"] == prefect | {"redis"}
     assert holders["SPIN_AUTH"] == prefect | {"deploy", "automations", "worker", "worker-cpu"}
 
 
@@ -68,7 +73,7 @@ def test_only_workers_get_the_file_of_secrets_which_may_be_missing(whole):
     assert files == {"worker": optional, "worker-cpu": optional}
     # What `environment` gives comes before it, even where that is empty.
     variables = [name for name in whole["services"]["worker"]["environment"] if not name.startswith("PREFECT_")]
-    assert sorted(variables) == ["DO_NOT_TRACK", "HF_TOKEN", "SPIN_ALLOW"]
+    assert sorted(variables) == ["DO_NOT_TRACK", "HF_TOKEN", "HOME", "SPIN_ALLOW", "TORCHINDUCTOR_CACHE_DIR"]
     # The token is a secret, and is nowhere else.
     services = whole["services"].items()
     assert {name for name, service in services if "HF_TOKEN" in service.get("environment", {})} == set(files)
@@ -143,10 +148,72 @@ def test_a_worker_for_gpus_or_one_without(whole):
 
 def test_every_image_is_pinned_to_a_release(whole):
     images = {service["image"] for service in whole["services"].values()} - {"spin:gpu"}
-    images |= set(re.findall(r"^FROM (\S+)", DOCKERFILE.read_text(), re.MULTILINE))
+    images |= set(re.findall(r"^ARG \w+_BASE=(\S+)", DOCKERFILE.read_text(), re.MULTILINE))
+    bases = whole["services"]["migrate"]["build"]["args"]
+    assert {bases["GPU_BASE"], bases["CPU_BASE"]} <= images, "the same in both files"
     assert len(images) == 4
     for image in images:
         assert re.fullmatch(r"[\w/]+:\d+\.\d+\.?\d*-[\w.-]+", image), image
+
+
+@pytest.mark.parametrize(("name", "service"), [("SPIN_POSTGRES_IMAGE", "postgres"), ("SPIN_REDIS_IMAGE", "redis")])
+def test_an_image_can_be_pinned_by_its_digest(name, service):
+    pinned = f"{documented()[name]}@sha256:{'0' * 64}"
+    assert compose(documented() | SECRETS | {name: pinned})["services"][service]["image"] == pinned
+
+
+def test_no_container_can_write_to_its_root_gain_privileges_or_take_the_whole_machine(whole):
+    for name, service in whole["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], f"{name}: or Docker's seccomp profile is off"
+        assert service["user"] not in ("", "0", "root", "0:0"), name
+        assert service["pids_limit"] > 0, name
+        limits = service["deploy"]["resources"]["limits"]
+        assert float(limits["cpus"]) > 0, name
+        assert re.fullmatch(r"\d+g", limits["memory"]), name
+        taken = {"privileged", "cap_add", "network_mode", "pid", "ipc", "devices", "userns_mode"} & set(service)
+        assert taken == set(), name
+        assert "docker.sock" not in json.dumps(service), name
+
+
+def test_what_a_container_writes_is_in_memory_or_in_a_volume(whole):
+    """Homes, Prefect's copy of its pages, caches of compilers, and the folders that databases need."""
+    for name, service in whole["services"].items():
+        writable = [place.split(":")[0] for place in service["tmpfs"]]
+        writable += [volume.split(":")[1] for volume in service.get("volumes", ())]
+        assert "/tmp" in writable, name
+        for variable, value in service.get("environment", {}).items():
+            if variable in ("HOME", "PREFECT_HOME", "PREFECT_UI_STATIC_DIRECTORY", "TORCHINDUCTOR_CACHE_DIR"):
+                assert any(value == path or value.startswith(f"{path}/") for path in writable), f"{name}: {variable}"
+    assert {"HOME", "PREFECT_HOME", "PREFECT_UI_STATIC_DIRECTORY"} <= set(whole["services"]["server"]["environment"])
+    for folder in ("/runs", "/models", "/cache", "/state"):
+        assert f"{folder} " in f"{installed_folders()} ", folder
+
+
+def installed_folders() -> str:
+    """The folders that the image gives to its user, whom new volumes then belong to."""
+    (folders,) = re.findall(r"^chown 1000:1000 (.+)$", (DOCKERFILE.parent / "install.sh").read_text(), re.MULTILINE)
+    return str(folders)
+
+
+def test_databases_are_reached_by_prefect_alone_and_have_no_way_out(whole):
+    assert whole["networks"]["state"] == {"internal": True}
+    members = {name: set(service["networks"]) for name, service in whole["services"].items()}
+    assert members["postgres"] == members["redis"] == {"state"}
+    assert {name for name, networks in members.items() if "state" in networks} == {
+        "postgres", "redis", "migrate", "server", "services"
+    }  # fmt: skip
+    assert members["worker"] == members["worker-cpu"] == members["deploy"] == members["automations"] == {"api"}
+
+
+def test_redis_asks_for_a_password_that_stands_in_no_command_line(whole):
+    service = whole["services"]["redis"]
+    assert "requirepass $REDISCLI_AUTH\n" in service["command"][2]
+    assert SECRETS["SPIN_REDIS_PASSWORD"] not in json.dumps(service["command"])
+    for name in ("PREFECT_REDIS_MESSAGING_URL", "PREFECT_SERVER_DOCKET_URL", "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL"):
+        value = whole["services"]["server"]["environment"][name]
+        assert value.startswith(f"redis://:{SECRETS['SPIN_REDIS_PASSWORD']}@redis:6379/")
 
 
 def test_both_targets_are_in_the_compose_file_and_differ_only_in_vllm(whole):

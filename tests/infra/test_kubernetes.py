@@ -1,9 +1,11 @@
 """The manifests for Kubernetes, against the published schemas, and as Prefect's worker fills them in. No cluster."""
 
 import asyncio
+import ipaddress
 import json
 import re
 import tomllib
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -17,6 +19,10 @@ from tests.support.servers.stack import ROOT
 FOLDER = ROOT / "infra" / "kubernetes"
 VERSION = "1.33"
 """The oldest release in which all that we use is there for good."""
+
+
+RUN = dict.fromkeys(("id", "flow_id"), "6b2d5f4e-7c38-4f0a-9d0f-3c8e5f1f7a11") | {"name": "demo-mine"}
+"""A run, as its worker gets it."""
 
 
 def documents(name: str):
@@ -41,7 +47,7 @@ def filled_in(auth: str = "", ui: str = "", **values):
     own = {PREFECT_API_AUTH_STRING: auth or None, PREFECT_UI_URL: ui or None}
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api", **own}):
         made = asyncio.run(KubernetesWorkerJobConfiguration.from_template_and_values(template(), values))
-        made.prepare_for_flow_run(FlowRun.model_validate({"flow_id": "6b2d5f4e-7c38-4f0a-9d0f-3c8e5f1f7a11"}))
+        made.prepare_for_flow_run(FlowRun.model_validate(RUN))
     return made
 
 
@@ -50,7 +56,7 @@ def container_of(job):
     return container
 
 
-@pytest.mark.parametrize("name", ["worker.yaml", "run.yaml"])
+@pytest.mark.parametrize("name", ["worker.yaml", "run.yaml", "network-policy.yaml"])
 def test_manifests_keep_to_the_published_schemas(name):
     for document in documents(name):
         validate(document, VERSION, strict=True)
@@ -74,7 +80,8 @@ def test_prefects_worker_makes_a_job_with_gpus_and_shared_memory_from_the_templa
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
     assert volumes["shared-memory"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
     mounts = {mount["name"]: mount["mountPath"] for mount in container_of(job)["volumeMounts"]}
-    assert mounts == {"runs": "/runs", "models": "/models", "shared-memory": "/dev/shm"}
+    own = {"cache": "/cache", "tmp": "/tmp"}
+    assert mounts == {"runs": "/runs", "models": "/models", "shared-memory": "/dev/shm"} | own
     assert "prefect" in " ".join(container_of(job)["args"])
 
 
@@ -119,11 +126,6 @@ def test_secrets_of_ones_own_come_from_a_secret_that_may_be_missing(kind):
     (source,) = container_of(job)["envFrom"]
     assert source == {"secretRef": {"name": "spin-environment", "optional": True}}
     assert "envFrom" not in container_of(manifest_of("worker.yaml", "Deployment"))
-
-
-def test_a_run_may_be_given_another_secret():
-    (source,) = container_of(filled_in(environment_secret="of-my-team").job_manifest)["envFrom"]
-    assert source["secretRef"]["name"] == "of-my-team"
 
 
 def test_the_worker_has_exactly_the_permissions_that_it_needs():
@@ -188,6 +190,101 @@ def test_a_run_is_not_retried_for_a_mistake_of_the_user():
     job = manifest_of("run.yaml", "Job")
     ends = [rule["onExitCodes"] for rule in job["spec"]["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"]
     assert ends == [{"containerName": container_of(job)["name"], "operator": "In", "values": [SpinError.exit_code]}]
+
+
+def pods():
+    """The pods that the manifests and the template make, by their kind."""
+    made = {
+        "worker": manifest_of("worker.yaml", "Deployment"),
+        "nodes": manifest_of("run.yaml", "Job"),
+        "run": filled_in().job_manifest,
+    }
+    return {name: manifest["spec"]["template"] for name, manifest in made.items()}
+
+
+@pytest.mark.parametrize("name", ["worker", "nodes", "run"])
+def test_a_pod_keeps_to_the_restricted_profile_and_writes_to_volumes_alone(name):
+    """The rules of Kubernetes' Pod Security Standards, and a root file system that cannot be written to."""
+    pod = pods()[name]["spec"]
+    assert {"hostNetwork", "hostPID", "hostIPC"} & set(pod) == set()
+    context = pod["securityContext"]
+    assert context["runAsNonRoot"] is True
+    assert context["runAsUser"] == 1000
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert {kind for volume in pod["volumes"] for kind in volume} == {"name", "emptyDir"} | (
+        {"persistentVolumeClaim"} if name != "worker" else set()
+    )
+    assert pod.get("automountServiceAccountToken", True) is (name == "worker")
+    (container,) = pod["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}
+    }  # fmt: skip
+    limits = container["resources"]["limits"]
+    assert {"cpu", "memory", "ephemeral-storage"} <= set(limits)
+    assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert all("sizeLimit" in volume["emptyDir"] for volume in volumes.values() if "emptyDir" in volume)
+    writable = {mount["mountPath"] for mount in container["volumeMounts"]}
+    environment = {item["name"]: item.get("value", "") for item in container["env"]}
+    for variable in ("HOME", "PREFECT_HOME"):
+        assert any(environment[variable].startswith(path) for path in writable), variable
+
+
+def test_a_run_has_the_homes_of_its_own_template_whatever_its_worker_has():
+    from prefect.settings import PREFECT_HOME, temporary_settings
+
+    with temporary_settings({PREFECT_HOME: "/elsewhere"}):
+        made = container_of(filled_in().job_manifest)["env"]
+    homes = {item["value"] for item in made if item["name"] == "PREFECT_HOME"}
+    (worker,) = [item["value"] for item in container_of(manifest_of("worker.yaml", "Deployment"))["env"]
+                 if item["name"] == "PREFECT_HOME"]  # fmt: skip
+    assert homes <= {"/cache/prefect", "/elsewhere"}
+    assert worker == "/cache/prefect", "a worker may pass its own on, so they are the same"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *({"command": "touch owned"}, {"env": {"LD_PRELOAD": "x"}}, {"image": "evil"}, {"namespace": "kube-system"}),
+        *({"secret": "other"}, {"environment_secret": "other"}, {"runs_claim": "other"}, {"labels": {"a": "b"}}),
+    ],
+    ids=lambda asked: next(iter(asked)),
+)
+def test_a_run_chooses_no_other_command_image_secret_or_label(asked):
+    from prefect.utilities.schema_tools import ValidationError as Refused
+    from prefect.utilities.schema_tools import validate as check
+
+    with pytest.raises(Refused):  # what the server does
+        check(asked, template()["variables"], raise_on_error=True)
+    plain, made = (json.dumps(filled_in(**values).job_manifest, sort_keys=True) for values in ({}, asked))
+    assert made == plain, "what the worker does, if it reached that"
+
+
+def test_network_policies_take_all_our_pods_and_open_what_they_need():
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in documents("network-policy.yaml")}
+    for name, pod in pods().items():
+        labels = pod["metadata"]["labels"]
+        assert policies["spin-deny"]["podSelector"]["matchLabels"].items() <= labels.items(), name
+    assert set(policies["spin-deny"]) == {"podSelector", "policyTypes"}, "it opens nothing"
+    assert policies["spin-deny"]["policyTypes"] == ["Ingress", "Egress"]
+    dns, server, internet = policies["spin-egress"]["egress"]
+    assert {port["port"] for port in dns["ports"]} == {53}
+    address = urlsplit({item["name"]: item for item in container_of(manifest_of("worker.yaml", "Deployment"))["env"]}
+                       ["PREFECT_API_URL"]["value"])  # fmt: skip
+    assert server["ports"] == [{"protocol": "TCP", "port": address.port}]
+    assert server["to"][0]["podSelector"] == policies["spin-server"]["podSelector"]
+    closed = [ipaddress.ip_network(block) for block in internet["to"][0]["ipBlock"]["except"]]
+    for host in ("169.254.169.254", "10.96.0.1", "192.168.1.1", "172.20.0.1"):
+        assert any(ipaddress.ip_address(host) in network for network in closed), host
+    worker = manifest_of("worker.yaml", "Deployment")["spec"]["template"]["metadata"]["labels"]
+    chosen = policies["spin-worker-kubernetes"]["podSelector"]["matchLabels"]
+    assert chosen.items() <= worker.items()
+    assert all(not chosen.items() <= pods()[name]["metadata"]["labels"].items() for name in ("nodes", "run"))
+    nodes = manifest_of("run.yaml", "Service")["spec"]["selector"]
+    assert policies["spin-nodes"]["podSelector"]["matchLabels"] == nodes
+    assert [
+        policy["podSelector"]["matchLabels"] for rule in policies["spin-nodes"]["ingress"] for policy in rule["from"]
+    ] == [nodes]
 
 
 def test_the_image_has_what_the_worker_runs():

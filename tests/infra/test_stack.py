@@ -38,6 +38,7 @@ pytestmark = [
 
 AUTH = ("team", "planted-pass:word")
 PASSWORD = "planted-database-password"
+CACHE_PASSWORD = "plantedcachepassword"
 LINEAGE = "team"
 ONE_PROCESS = str(ROOT / "tests" / "support" / "processes" / "one_process.py")
 OVERRIDES = {
@@ -105,15 +106,16 @@ def free_ports(count: int) -> list[int]:
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     folder = tmp_path_factory.mktemp("team")
     database, cache, api, health = free_ports(4)
-    places = loopback_addresses(database, cache, api) | {
+    places = loopback_addresses(database, cache, api, CACHE_PASSWORD) | {
         "PREFECT_WORKER_WEBSERVER_PORT": str(health),
         "PREFECT_WORKER_QUERY_SECONDS": "2",
     }
-    variables = documented() | {"SPIN_AUTH": ":".join(AUTH), "SPIN_DATABASE_PASSWORD": PASSWORD, "SPIN_DEADLINE": "40"}
+    passwords = {"SPIN_DATABASE_PASSWORD": PASSWORD, "SPIN_REDIS_PASSWORD": CACHE_PASSWORD}
+    variables = documented() | {"SPIN_AUTH": ":".join(AUTH), "SPIN_DEADLINE": "40"} | passwords
     stack = Stack(folder, variables, places)
     with (
         postgres(database, PASSWORD),
-        redis(folder, cache, stack.services["redis"]["command"]),
+        redis(folder, cache, stack.services["redis"]),
         new_client() as client,
     ):
         team = Team(stack, folder / "runs", places["PREFECT_API_URL"], cache, client)
@@ -171,7 +173,7 @@ def interrupted_run(alone: tuple[Path, subprocess.Popen[bytes]], team: Team) -> 
     deployment = team.get("/deployments/name/spin/spin")["id"]
     run = team.post(f"/deployments/{deployment}/create_flow_run", body)
     team.wait((root / "iter_00" / "jobs" / "train.json").exists)
-    with client.Redis(port=team.redis, db=0) as store:
+    with client.Redis(port=team.redis, db=0, password=CACHE_PASSWORD) as store:
         leases = len(store.keys("prefect:concurrency:lease:*"))
     team.stack.end("server", signal.SIGKILL)
     assert not team.ready()
@@ -224,6 +226,17 @@ def test_requests_without_the_password_or_from_another_page_are_rejected(team):
         assert httpx.get(f"{team.url}/admin/settings", auth=auth, timeout=60).status_code == 401
     assert team.request("POST", path, body).status_code == 403
     assert {deployment["name"] for deployment in team.post(path, body)} >= {"spin", "nightly"}
+
+
+def test_redis_asks_for_its_password_which_stands_in_no_command_line(team):
+    import redis as client
+
+    for password in (None, "guessed"):
+        with client.Redis(port=team.redis, password=password) as store, pytest.raises(client.RedisError):
+            store.ping()
+    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.parent.exists()]
+    assert [line for line in lines if str(team.redis).encode() in line and b"redis-server" in line]
+    assert [line for line in lines if CACHE_PASSWORD.encode() in line] == []
 
 
 def test_the_worker_answers_its_health_check(team):

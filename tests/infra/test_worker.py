@@ -74,7 +74,9 @@ def test_a_worker_ends_when_its_supervisor_is_killed(tmp_path):
 
 def test_runs_have_time_to_end_before_docker_kills_them():
     for name in ("worker", "worker-cpu"):
-        service = compose(documented() | {"SPIN_AUTH": "a:b", "SPIN_DATABASE_PASSWORD": "c"})["services"][name]
+        service = compose(
+            documented() | {"SPIN_AUTH": "a:b", "SPIN_DATABASE_PASSWORD": "c", "SPIN_REDIS_PASSWORD": "d"}
+        )["services"][name]
         assert service["command"][:3] == ["python", "-m", "infra.worker"]
         assert (
             float(service["stop_grace_period"].removesuffix("s")) > grace.LONGEST_GRACE_SECONDS + worker.REPORT_SECONDS

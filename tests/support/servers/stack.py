@@ -53,7 +53,7 @@ def compose(variables: Mapping[str, str]) -> Any:
             return {key: filled(below) for key, below in node.items()}
         if isinstance(node, list):
             return [filled(below) for below in node]
-        return VARIABLE.sub(value, node) if isinstance(node, str) else node
+        return VARIABLE.sub(value, node).replace("$$", "$") if isinstance(node, str) else node
 
     return filled(yaml.safe_load(FILE.read_text("utf-8")))
 
@@ -64,14 +64,14 @@ def documented() -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
-def loopback_addresses(database: int, cache: int, api: int) -> dict[str, str]:
+def loopback_addresses(database: int, cache: int, api: int, cache_password: str) -> dict[str, str]:
     """The variables that tell the services the ports of database, Redis and API on this machine."""
     return {
         "PREFECT_SERVER_DATABASE_HOST": "127.0.0.1",
         "PREFECT_SERVER_DATABASE_PORT": str(database),
-        "PREFECT_REDIS_MESSAGING_URL": f"redis://127.0.0.1:{cache}/0",
-        "PREFECT_SERVER_DOCKET_URL": f"redis://127.0.0.1:{cache}/1",
-        "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL": f"redis://127.0.0.1:{cache}/2",
+        "PREFECT_REDIS_MESSAGING_URL": f"redis://:{cache_password}@127.0.0.1:{cache}/0",
+        "PREFECT_SERVER_DOCKET_URL": f"redis://:{cache_password}@127.0.0.1:{cache}/1",
+        "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL": f"redis://:{cache_password}@127.0.0.1:{cache}/2",
         "PREFECT_SERVER_API_HOST": "127.0.0.1",
         "PREFECT_SERVER_API_PORT": str(api),
         "PREFECT_API_URL": f"http://127.0.0.1:{api}/api",
@@ -90,8 +90,10 @@ class Stack:
         """The environment of a service in the file, with the addresses and paths of this test."""
         given = {key: str(value) for key, value in self.services[name]["environment"].items()}
         kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-        home = {"PREFECT_HOME": str(self.folder / f"home-{name}"), "OMP_NUM_THREADS": "1"}
-        return {**kept, **home, **given, **{key: value for key, value in self.places.items() if key in given}}
+        home = str(self.folder / f"home-{name}")
+        given = {key: re.sub("^/(state|cache)", home, value) for key, value in given.items()}
+        places = {key: value for key, value in self.places.items() if key in given}
+        return {**kept, "OMP_NUM_THREADS": "1", **given, **places}
 
     def command(self, name: str) -> list[str]:
         """The service's command line, with this interpreter."""
@@ -179,10 +181,11 @@ def postgres_programs() -> Path | None:
 
 
 @contextmanager
-def redis(folder: Path, port: int, command: list[str]) -> Iterator[None]:
+def redis(folder: Path, port: int, service: Mapping[str, Any]) -> Iterator[None]:
     """Debian's Redis, started as in the file, with its own folder."""
     place = ["--dir", str(folder), "--port", str(port), "--bind", "127.0.0.1"]
-    process = subprocess.Popen([*command, *place], stdout=subprocess.DEVNULL)
+    environment = {**os.environ, **service["environment"]}
+    process = subprocess.Popen([*service["command"], *place], env=environment, stdout=subprocess.DEVNULL)
     try:
         yield
     finally:
