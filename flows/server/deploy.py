@@ -95,6 +95,7 @@ def deploy_keeping_settings(client: SyncPrefectClient, backup: Path) -> None:
     Until that is done the settings are in the file `backup`, so that a deploy that is interrupted loses none of them.
     """
     before: Settings = user_settings(client) | (json.loads(backup.read_text("utf-8")) if backup.exists() else {})
+    backup.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(backup, before)
     deploy()
     _restore(client, before)
