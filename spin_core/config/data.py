@@ -1,8 +1,10 @@
 """Settings of the data: sources, prompts and pairs."""
 
-from typing import Literal
+import re
+from pathlib import Path
+from typing import Any, Literal, Self
 
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt, field_validator, model_validator
 
 from spin_core.config.base import Frozen, Location, Schedule
 
@@ -24,13 +26,40 @@ class SourceConfig(Frozen):
     """Branch, tag or commit on the hub."""
 
 
+Format = Literal["auto", "messages", "prompt-response", "instruction", "spin", "text"]
+
+
+class MixedSource(SourceConfig):
+    """One of several sources, with a layout of its own."""
+
+    path: Location
+    """A hub name, a local folder, or a file."""
+
+    format: Format = "auto"
+    """The layout of its columns, as in `prompts.format`."""
+
+    columns: dict[str, str] = {}
+    """New names for its columns, as in `prompts.columns`."""
+
+    weight: PositiveFloat | None = None
+    """Its share of all rows, relative to the other sources' weights. As many rows are taken as these proportions allow
+    without repeating one."""
+
+    rows: PositiveInt | None = None
+    """Take this many of its rows, a seeded sample; None takes all."""
+
+
 class PromptsConfig(Frozen):
     """The SFT data: prompts and the human responses that the player learns to prefer."""
 
     source: SourceConfig = SourceConfig()
     """Where the rows come from."""
 
-    format: Literal["auto", "messages", "prompt-response", "instruction", "spin", "text"] = "auto"
+    sources: dict[str, MixedSource] | None = None
+    """Several sources by name, in the place of `source`. A list is named after its files. Held-out prompts are drawn
+    from their mixture."""
+
+    format: Format = "auto"
     """The layout of the columns; `auto` decides by their names. `text` splits each text at `text_prompt_chars`."""
 
     columns: dict[str, str] = {}
@@ -58,6 +87,62 @@ class PromptsConfig(Frozen):
 
     too_long: Literal["drop", "refuse"] = "drop"
     """What happens to a longer prompt: `drop` leaves it out and counts it, `refuse` ends with an error."""
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _name_a_list(cls, value: Any) -> Any:
+        """A list of sources, or of their paths, by the names of their files."""
+        if isinstance(value, dict):
+            return {name: {"path": item} if isinstance(item, str) else item for name, item in value.items()}
+        if not isinstance(value, list | tuple):
+            return value
+        sources: dict[str, Any] = {}
+        for item in value:
+            source = {"path": item} if isinstance(item, str) else item
+            path = source.path if isinstance(source, SourceConfig) else str(dict(source).get("path", ""))
+            name = re.sub(r"[^\w-]+", "-", Path(path).name.split(".")[0], flags=re.ASCII).strip("-") or "source"
+            if name in sources:
+                raise ValueError(f"prompts.sources has two files named {name}: give names, {{a: {{path: …}}, b: …}}")
+            sources[name] = source
+        return sources
+
+    @model_validator(mode="after")
+    def _mixture_is_clear(self) -> Self:
+        if self.sources is None:
+            return self
+        if not self.sources:
+            raise ValueError("prompts.sources is empty: name sources, or leave it out")
+        for name, source in self.sources.items():
+            if not re.fullmatch(r"[\w-]{1,50}", name, re.ASCII):
+                raise ValueError(f"prompts.sources has the name {name!r}: use letters, digits, - and _")
+            if source.path == "demo":
+                raise ValueError(f"prompts.sources.{name} is the built-in demo, which cannot be mixed: leave it out")
+        weighted = [name for name, source in self.sources.items() if source.weight is not None]
+        counted = [name for name, source in self.sources.items() if source.rows is not None]
+        if weighted and (counted or len(weighted) < len(self.sources)):
+            raise ValueError("prompts.sources: give a weight to every source and rows to none, or weights to none")
+        return self
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether the rows are those of the built-in source."""
+        return self.sources is None and self.source.path == "demo"
+
+    def parts(self) -> dict[str, "PromptsConfig"]:
+        """The configuration of each source by itself: by its name, or by its path where there is one alone."""
+        if self.sources is None:
+            return {self.source.path: self}
+        return {
+            name: self.model_copy(
+                update={
+                    "source": SourceConfig(**source.model_dump(include=set(SourceConfig.model_fields))),
+                    "format": source.format,
+                    "columns": source.columns,
+                    "sources": None,
+                }
+            )
+            for name, source in self.sources.items()
+        }
 
 
 class PairsConfig(Frozen):

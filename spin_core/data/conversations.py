@@ -4,7 +4,7 @@ A source's layout is recognised by the names of its columns (`spin_core.data.for
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from spin_core.config.data import PromptsConfig
@@ -18,8 +18,6 @@ from spin_core.data.formats.tools import Tools
 from spin_core.data.formats.turns import UNLEARNED, Dropped, turns_of
 from spin_core.data.formats.values import Row, describe, text_of
 from spin_core.errors import DataError
-
-_SETTING = "prompts.columns"
 
 
 class Conversation(NamedTuple):
@@ -39,9 +37,9 @@ class ConversationReader:
     The first part decides the layout of all.
     """
 
-    def __init__(self, config: PromptsConfig, name: str) -> None:
-        """Take the settings of the rows, and the source's name for messages."""
-        self.config, self.name = config, name
+    def __init__(self, config: PromptsConfig, name: str, setting: str = "prompts") -> None:
+        """Take the settings of the rows, and for messages the source's name and where it is configured."""
+        self.config, self.name, self.setting = config, name, setting
         self.drops: Drops = Counter()
         """Rows that were left out, by reason."""
         self.unused: set[str] = set()
@@ -72,7 +70,7 @@ class ConversationReader:
 
     def _rename(self, rows: Rows, index: int) -> Row:
         try:
-            return rename(rows[index], self.config.columns, _SETTING)
+            return rename(rows[index], self.config.columns, f"{self.setting}.columns")
         except DataError as error:
             raise DataError(f"{rows.place(index)}: {error}") from error
 
@@ -82,14 +80,17 @@ class ConversationReader:
         with_value = {key for row in expanded for key, value in row.items() if value is not None}
         named = {key for row in expanded for key in row}
         try:
-            layout = find_layout(with_value, self.config) or find_layout(named, self.config)
+            layout = self._layout_of(with_value) or self._layout_of(named)
         except DataError as error:
             raise DataError(f"{self.name}: {error}") from error
         if layout is None:
-            raise missing_columns(self.name, named | source.unread, self.config)
+            raise missing_columns(self.name, named | source.unread, self.config, self.setting)
         if layout.kind == "text" and self.config.format == "auto":
             self._marked = mostly_marked([row.get("text") for row in rows])
         return layout
+
+    def _layout_of(self, columns: Collection[str]) -> Layout | None:
+        return find_layout(columns, self.config, self.setting)
 
     def _conversations_in(self, row: Row) -> Iterator[Conversation]:
         """The conversations of one row; what has none is counted."""
@@ -97,7 +98,7 @@ class ConversationReader:
             self._check_columns(inner)
             try:
                 turns = self._turns_in(inner)
-                tools = None if self._layout and self._layout.kind == "text" else row_tools(inner)
+                tools = None if self._layout and self._layout.kind == "text" else row_tools(inner, self.setting)
                 yield check_conversation(turns, self.config)._replace(tools=tools)
             except Dropped as reason:
                 self.drops[str(reason)] += 1
@@ -110,13 +111,13 @@ class ConversationReader:
         if self.config.format != "auto" or (is_whole and all(row.get(column) is None for column in layout.others)):
             return
         present = [key for key, value in row.items() if value is not None]
-        own = find_layout(present, self.config)
+        own = self._layout_of(present)
         # The two names for turns are one layout.
         is_same = own is None or own.needed == layout.needed or own.kind == layout.kind == "messages"
         if own is not None and not is_same and own.kind != "text":
             raise DataError(
                 f"the row has {' and '.join(own.needed)}, while others have {' and '.join(layout.needed)}: "
-                "put rows of different layouts into sources of their own, or set prompts.format"
+                f"put rows of different layouts into sources of their own, or set {self.setting}.format"
             )
 
     def _turns_in(self, row: Row) -> list[Message]:
@@ -126,7 +127,7 @@ class ConversationReader:
         if layout.kind == "text":
             return self._turns_in_text(text_of(row, layout.needed[0]))
         if layout.kind == "exchange":
-            return with_context(row, _exchange_turns(row, layout))
+            return with_context(row, _exchange_turns(row, layout), self.setting)
         (column,) = layout.needed
         # A row may have the other one of the two names for turns.
         if row.get(column) is None and layout.kind == "messages":
@@ -136,7 +137,7 @@ class ConversationReader:
             raise Dropped("no-response")
         if not isinstance(turns, list):
             raise DataError(f"{column} is {describe(turns)}, not a list of turns: fix that row")
-        return with_context(row, turns_of(row, column, "user"))
+        return with_context(row, turns_of(row, column, "user"), self.setting)
 
     def _turns_in_text(self, text: str) -> list[Message]:
         if self._marked:

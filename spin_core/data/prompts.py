@@ -13,21 +13,24 @@ import io
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
-from spin_core.config.data import PromptsConfig, SourceConfig
+from spin_core.config.data import PromptsConfig
 from spin_core.config.model import ModelConfig
 from spin_core.data.chat import Renderer
 from spin_core.data.conversations import Conversation, ConversationReader
 from spin_core.data.drops import Drops, list_drops, nothing_left
-from spin_core.data.examples import BATCH, CURES, Example, ExampleBuilder, random_rank, sample
+from spin_core.data.examples import BATCH, CURES, Example, ExampleBuilder
+from spin_core.data.files.division import divide_rows
 from spin_core.data.files.example_files import ExampleFile, table_of
+from spin_core.data.files.mixture import mixture_counts
+from spin_core.data.formats.columns import wanted_columns
 from spin_core.data.formats.values import Row, strings_in
-from spin_core.data.sources import DEMO, no_rows, on_hub, prompt_parts, prompt_rows
+from spin_core.data.sources import no_rows, on_hub, open_source, prompt_rows
 from spin_core.data.tokenizer import context_length
 from spin_core.errors import ConfigError, DataError
 from spin_core.runtime.progress import Progress
@@ -169,7 +172,6 @@ class ExampleLoader:
 class LoadedSource(NamedTuple):
     """What was read of a source."""
 
-    examples: int
     drops: Drops
     """Rows that were left out, by reason."""
     revision: str | None
@@ -178,22 +180,28 @@ class LoadedSource(NamedTuple):
 
 
 def load_source(
-    config: PromptsConfig, source: SourceConfig, loader: ExampleLoader, file: ExampleFile, progress: Progress
+    config: PromptsConfig,
+    loader: ExampleLoader,
+    file: ExampleFile,
+    progress: Progress,
+    name: str = "",
 ) -> LoadedSource:
     """Write the examples of a source into a file, a part at a time.
 
     Args:
-        config: the layout of the rows.
-        source: what to read.
+        config: names the source and the layout of its rows.
         loader: makes the examples.
         file: receives them.
         progress: counts the rows.
+        name: the source's name among several; empty where it is the only one.
 
     Raises:
         DataError: the source cannot be read, or no row is left.
     """
-    parts, revision = prompt_parts(config, source)
-    reader, before = ConversationReader(config, source.path), len(file.ids)
+    source, setting = config.source, f"prompts.sources.{name}" if name else "prompts"
+    place = setting if name else f"{setting}.source"
+    parts, revision = open_source(source, place, wanted_columns(config.columns))
+    reader, before = ConversationReader(config, source.path, setting), len(file.ids)
     loader.begin_source()
     done, done_before_file, current = 0, 0, ""
     for part in parts:
@@ -203,15 +211,15 @@ def load_source(
         if total != progress.total:
             progress.start(total, "row")
         for batch in loader.load(part, reader, progress, done):
-            file.add(batch)
+            file.add(batch, name)
         done += len(part)
     if not done:
-        raise no_rows(source, "prompts.source")
+        raise no_rows(source, place)
     progress.start(done, "row")
     progress.report(done)
     kept = len(file.ids) - before
     drops = loader.end_source(source.path, reader, kept)
-    return LoadedSource(kept, drops, revision, sorted(reader.unused))
+    return LoadedSource(drops, revision, sorted(reader.unused))
 
 
 def divide(
@@ -231,85 +239,88 @@ def divide(
     return [examples[row] for row in division.train], held_out, division.drops
 
 
-class Division(NamedTuple):
-    """Rows to train on and rows to hold out, in their order."""
-
-    train: list[int]
-    held_out: list[int]
-    """Rows of the held-out source, if there is one."""
-    drops: Drops
-    """How many rows are in neither, by reason."""
-
-
-def divide_rows(job: PromptsJob, ids: Sequence[str], other_ids: Sequence[str] | None) -> Division:
-    """Divide examples, and sample from those to train on.
-
-    Held-out prompts come from a source of their own where the configuration names one; the training prompts then lose
-    those that are in it.
-
-    Args:
-        job: says how many prompts to hold out and to sample.
-        ids: the id of each example of the source.
-        other_ids: the id of each example of the held-out source; None without one.
-
-    Raises:
-        DataError: there are too few prompts.
-    """
-    config = job.config
-    if other_ids is None:
-        train, held_out, left_out = _split(ids, config.held_out, job.seed, leave=1)
-    else:
-        _, held_out, _ = _split(other_ids, config.held_out, job.seed, leave=0)
-        chosen = {other_ids[row] for row in held_out}
-        train = [row for row, id in enumerate(ids) if id not in chosen]
-        left_out = Counter({"in-held-out": len(ids) - len(train)})
-    if config.sample is not None:
-        kept = sample([ids[row] for row in train], config.sample, job.seed)
-        left_out["not-sampled"] += len(train) - len(kept)
-        train = [train[row] for row in kept]
-    return Division(train, held_out, left_out)
-
-
 def write_examples(path: Path, examples: Sequence[Example]) -> None:
     """Write examples as Parquet."""
     pq.write_table(table_of(examples), path)
 
 
-def preview(job: PromptsJob, rows: Sequence[Row], renderer: Renderer, *, characters: int) -> Preview:
+def preview(
+    job: PromptsJob, rows: Sequence[Row] | Mapping[str, Sequence[Row]], renderer: Renderer, *, characters: int
+) -> Preview:
     """What the phase makes of the rows of its source, by its own steps.
 
     Args:
         job: the phase's job.
-        rows: all rows of its source (`prompt_rows`, or the first of `demo_rows`).
+        rows: all rows of its source (`prompt_rows`, or the first of `demo_rows`); those of each, if there are several.
         renderer: renders and tokenises conversations.
         characters: the most characters that are tokenised. Of a longer source the beginning is.
 
     Raises:
         DataError: no row is left, or too few for those to hold out.
     """
-    config, silent, name = job.config, Progress(out=io.StringIO()), job.config.source.path
-    reader = ConversationReader(config, name)
-    if name == DEMO:
-        examples, drops = load_examples(job, name, rows, renderer, silent, keep_duplicates=True, reader=reader)
+    config = job.config
+    if isinstance(rows, Mapping):
+        return _preview_mixture(job, rows, renderer, characters)
+    if config.is_demo:
+        examples, drops = load_examples(
+            job, config.source.path, rows, renderer, Progress(out=io.StringIO()), keep_duplicates=True
+        )
         return Preview(examples, len(examples), config.held_out, drops, [], len(rows))
+    examples, drops, unused, read = _load_beginning(job, rows, renderer, characters)
+    if read == len(rows):
+        train, held_out, moved = divide(job, examples, renderer, Progress(out=io.StringIO()))
+        if not train:
+            raise no_prompt_left(config.source.path, drops + moved)
+        return Preview(train, len(train), len(held_out), drops + moved, unused, read)
+    return Preview(
+        examples, _left_to_train(config, len(examples) * len(rows) // read), config.held_out, drops, unused, read
+    )
+
+
+def _load_beginning(
+    job: PromptsJob, rows: Sequence[Row], renderer: Renderer, characters: int, setting: str = "prompts"
+) -> tuple[list[Example], Drops, list[str], int]:
+    """The examples, the drops and the unused columns of a source's first rows, and how many rows these are."""
+    name = job.config.source.path
+    reader = ConversationReader(job.config, name, setting)
     total = sum(len(text) for row in rows for text in strings_in(row))
     read = math.ceil(len(rows) * min(1.0, characters / max(1, total)))
     beginning = rows[:read] if read < len(rows) else rows
-    examples, drops = load_examples(job, name, beginning, renderer, silent, reader=reader)
-    unused = sorted(reader.unused | getattr(rows, "unread", set()))
-    if read < len(rows):
-        left = len(examples) * len(rows) // read
-        if config.held_out_source is None:
-            left -= config.held_out
-        elif (
-            not on_hub(config.held_out_source) and len(prompt_rows(config, config.held_out_source)[0]) < config.held_out
-        ):
-            raise DataError(f"{config.held_out_source.path} has fewer rows than prompts.held_out: lower that")
-        return Preview(examples, max(1, min(config.sample or left, left)), config.held_out, drops, unused, read)
-    train, held_out, moved = divide(job, examples, renderer, silent)
-    if not train:
-        raise no_prompt_left(name, drops + moved)
-    return Preview(train, len(train), len(held_out), drops + moved, unused, read)
+    examples, drops = load_examples(job, name, beginning, renderer, Progress(out=io.StringIO()), reader=reader)
+    return examples, drops, sorted(reader.unused | getattr(rows, "unread", set())), read
+
+
+def _preview_mixture(
+    job: PromptsJob, rows: Mapping[str, Sequence[Row]], renderer: Renderer, characters: int
+) -> Preview:
+    """What the phase makes of several sources, each judged by its beginning. Duplicates among them are not known."""
+    config = job.config
+    assert config.sources is not None
+    examples: dict[str, list[Example]] = {}
+    available, drops, unused, read = {}, Counter[str](), set[str](), 0
+    for name, part in config.parts().items():
+        own_job = job.model_copy(update={"config": part})
+        own = _load_beginning(own_job, rows[name], renderer, characters // len(rows), f"prompts.sources.{name}")
+        examples[name], available[name] = own[0], len(own[0]) * len(rows[name]) // own[3]
+        drops, unused, read = drops + own[1], unused | {*own[2]}, read + own[3]
+    counts = mixture_counts(config.sources, available)
+    left = _left_to_train(config, sum(counts.values()))
+    # Equal shares of what was read of each source give the mixture's proportions.
+    share = min(1.0, *(len(examples[name]) / count for name, count in counts.items()))
+    train = [example for name, count in counts.items() for example in examples[name][: max(1, int(count * share))]]
+    return Preview(train, left, config.held_out, drops, sorted(unused), read)
+
+
+def _left_to_train(config: PromptsConfig, usable: int) -> int:
+    """About how many of the usable rows are trained on. Raises `DataError` if too few are left to hold out."""
+    left = usable
+    if config.held_out_source is None:
+        left -= config.held_out
+        if left < 1 and config.sources is not None:
+            raise DataError(f"prompts.held_out is {config.held_out}, but there are only {usable} usable rows: lower it")
+    elif not on_hub(config.held_out_source) and len(prompt_rows(config, config.held_out_source)[0]) < config.held_out:
+        raise DataError(f"{config.held_out_source.path} has fewer rows than prompts.held_out: lower that")
+    return max(1, min(config.sample or left, left))
 
 
 def cure_of(reason: str) -> str:
@@ -320,26 +331,6 @@ def cure_of(reason: str) -> str:
 def no_prompt_left(name: str, drops: Drops) -> DataError:
     """The error to raise when all rows of a source were dropped."""
     return nothing_left(f"row of {name}", drops, _CURES)
-
-
-def _split(ids: Sequence[str], held_out: int, seed: int, *, leave: int) -> tuple[list[int], list[int], Drops]:
-    """Rows to train on, rows to hold out with one response to each prompt, and how many other responses were dropped.
-
-    Raises `DataError` if fewer than `leave` prompts would be left for training.
-    """
-    first_by_id: dict[str, int] = {}
-    for row, id in enumerate(ids):
-        first_by_id.setdefault(id, row)
-    most = len(first_by_id) - leave
-    if most < held_out:
-        cure = f"lower it to at most {most}" if most > 0 else "give more rows"
-        raise DataError(
-            f"prompts.held_out is {held_out}, but there are only {len(first_by_id)} different prompts: {cure}"
-        )
-    chosen = set(sorted(first_by_id, key=lambda id: random_rank(id, seed))[:held_out])
-    train = [row for row, id in enumerate(ids) if id not in chosen]
-    kept_out = [row for row, id in enumerate(ids) if id in chosen and first_by_id[id] == row]
-    return train, kept_out, Counter({"other-response-held-out": len(ids) - len(train) - len(kept_out)})
 
 
 def _key_of(example: Example) -> bytes:

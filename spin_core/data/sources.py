@@ -65,11 +65,6 @@ def read_rows(
     return rows, revision
 
 
-def prompt_parts(config: PromptsConfig, source: SourceConfig | None = None) -> tuple[Iterator[Rows], str | None]:
-    """The rows of the SFT data in parts, as `prompt_rows` has them at once."""
-    return open_source(source or config.source, wanted=wanted_columns(config.columns))
-
-
 def prompt_rows(config: PromptsConfig, source: SourceConfig | None = None) -> tuple[Rows, str | None]:
     """All rows of the SFT data, or of another source in their layout. Columns without a meaning may not be read."""
     return read_rows(source or config.source, wanted=wanted_columns(config.columns))

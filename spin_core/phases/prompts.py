@@ -5,16 +5,18 @@ Writes `train.parquet` and `held_out.parquet`.
 
 import logging
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from spin_core.config.model import ModelConfig
 from spin_core.data.chat import Renderer
+from spin_core.data.files.division import divide_rows
 from spin_core.data.files.example_files import ExampleFile
+from spin_core.data.files.mixture import mix_rows
 from spin_core.data.prompts import (
     ExampleLoader,
     check_context,
-    divide_rows,
     load_examples,
     load_source,
     no_prompt_left,
@@ -25,7 +27,7 @@ from spin_core.data.tokenizer import load_tokenizer, model_ends
 from spin_core.runtime.phase import main
 from spin_core.runtime.progress import Progress
 from spin_core.store.jobs import PromptsJob
-from spin_core.store.records import PromptSet
+from spin_core.store.records import PromptSet, SourceSummary
 
 log = logging.getLogger("spin_core")
 
@@ -41,7 +43,7 @@ def run(job: PromptsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
             "If the model was trained with such a token, set model.tokenizer to the tokenizer that has it",
             end,
         )
-    build = _build_demo if job.config.source.path == DEMO else _build_from_rows
+    build = _build_demo if job.config.is_demo else _build_from_rows
     fields = build(job, renderer, scratch, progress)
     log.info(
         "%d training prompts (%d responses cut at %d tokens), %d held out",
@@ -52,7 +54,7 @@ def run(job: PromptsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     )
     drops = dict(sorted((+fields.pop("drops")).items()))
     return {
-        "source": job.config.source.path,
+        "source": ", ".join(job.config.parts()),
         **fields,
         "drops": drops,
         "stop_ids": renderer.ends.ids,
@@ -73,30 +75,57 @@ def _build_demo(job: PromptsJob, renderer: Renderer, scratch: Path, progress: Pr
 
 
 def _build_from_rows(job: PromptsJob, renderer: Renderer, scratch: Path, progress: Progress) -> dict[str, Any]:
-    """Write the examples of a source. All are on disk before it is known which to train on."""
-    config = job.config
+    """Write the examples of the sources. All are on disk before it is known which to train on."""
+    config, loader = job.config, ExampleLoader(job, renderer)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        everything = candidates = ExampleFile(Path(folder) / "all.parquet")
+        everything = candidates = ExampleFile(Path(folder) / "all.parquet", with_source=config.sources is not None)
         with everything:
-            loaded = load_source(config, config.source, ExampleLoader(job, renderer), everything, progress)
+            loaded = {
+                name: load_source(part, loader, everything, progress, name if config.sources else "")
+                for name, part in config.parts().items()
+            }
         if config.held_out_source is not None:
             candidates = ExampleFile(Path(folder) / "held_out.parquet")
+            held_out = config.model_copy(update={"source": config.held_out_source})
             with candidates:
-                load_source(config, config.held_out_source, ExampleLoader(job, renderer), candidates, progress)
-        division = divide_rows(job, everything.ids, None if candidates is everything else candidates.ids)
-        drops = loaded.drops + division.drops
-        if not division.train:
-            raise no_prompt_left(config.source.path, drops)
-        everything.copy(division.train, scratch / "train.parquet")
-        candidates.copy(division.held_out, scratch / "held_out.parquet")
-    return {
-        "revision": loaded.revision,
-        "rows": len(division.train),
-        "held_out": len(division.held_out),
-        "cut": sum(everything.is_cut[row] for row in division.train),
+                load_source(held_out, ExampleLoader(job, renderer), candidates, progress)
+        ids, rows = everything.ids, list(range(len(everything.ids)))
+        if config.sources is not None:
+            rows = mix_rows(config.sources, everything.sources, ids, job.seed)
+        other_ids = None if candidates is everything else candidates.ids
+        division = divide_rows(job, [ids[row] for row in rows], other_ids)
+        train = [rows[row] for row in division.train]
+        held_out_rows = [rows[row] for row in division.held_out] if other_ids is None else division.held_out
+        drops = sum((source.drops for source in loaded.values()), division.drops)
+        drops["not-in-mixture"] = len(ids) - len(rows)
+        if not train:
+            raise no_prompt_left(", ".join(loaded), drops)
+        everything.copy(train, scratch / "train.parquet")
+        candidates.copy(held_out_rows, scratch / "held_out.parquet")
+    fields: dict[str, Any] = {
+        "revision": next((source.revision for source in loaded.values()), None) if config.sources is None else None,
+        "rows": len(train),
+        "held_out": len(held_out_rows),
+        "cut": sum(everything.is_cut[row] for row in train),
         "drops": drops,
-        "unused_columns": loaded.unused_columns,
+        "unused_columns": sorted({column for source in loaded.values() for column in source.unused_columns}),
     }
+    if config.sources is not None:
+        trained = Counter(everything.sources[row] for row in train)
+        kept_out = Counter(candidates.sources[row] for row in held_out_rows) if candidates.sources else Counter()
+        fields["sources"] = {
+            name: SourceSummary(
+                path=config.sources[name].path,
+                revision=source.revision,
+                rows=trained[name],
+                held_out=kept_out[name],
+                drops=dict(sorted((+source.drops).items())),
+                unused_columns=tuple(source.unused_columns),
+            )
+            for name, source in loaded.items()
+        }
+        log.info("training prompts: %s", ", ".join(f"{trained[name]:,} of {name}" for name in loaded))
+    return fields
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """The findings of `spin check` about the data: rows, lengths, and what phase `prompts` will leave out."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from spin_core.config.data import SourceConfig
+from spin_core.config.data import PromptsConfig, SourceConfig
 from spin_core.config.run import RunConfig
 from spin_core.config.train import TrainConfig
+from spin_core.data.formats.values import Row
 from spin_core.errors import DataError
 from spin_core.lineage import phase_jobs
 from spin_core.lineage.lineage import Lineage
@@ -29,30 +31,49 @@ _CUT = 0.25
 class Source(NamedTuple):
     """The data before they are tokenised."""
 
-    rows: list[dict[str, Any]]
-    """All rows; empty if they are on the hub."""
+    rows: Sequence[Row] | Mapping[str, Sequence[Row]]
+    """All rows, of each source if there are several; empty if some are on the hub."""
     number: int | None
     """The number of rows; None if the hub does not say."""
 
 
 def inspect_source(inspection: Inspection, config: RunConfig) -> Source:
     """The data can be read, and their rows have the configured format."""
-    from spin_core.data.conversations import conversations
-    from spin_core.data.sources import DEMO, demo_rows, on_hub, prompt_rows
-
     settings = config.prompts
-    if on_hub(settings.source):
-        number = rows_on_hub(settings.source)
+    if settings.sources is None:
+        return _inspect_part(inspection, settings, "prompts", config.seed)
+    parts = {
+        name: _inspect_part(inspection, part, f"prompts.sources.{name}", config.seed)
+        for name, part in settings.parts().items()
+    }
+    numbers = [part.number for part in parts.values() if part.number is not None]
+    number = sum(numbers) if len(numbers) == len(parts) else None
+    rows = {name: part.rows for name, part in parts.items() if part.rows and not isinstance(part.rows, Mapping)}
+    return Source(rows if len(rows) == len(parts) else {}, number)
+
+
+def _inspect_part(inspection: Inspection, settings: PromptsConfig, setting: str, seed: int) -> Source:
+    """One source can be read, and its rows have the configured format."""
+    from spin_core.data.conversations import ConversationReader
+    from spin_core.data.formats.columns import wanted_columns
+    from spin_core.data.sources import demo_rows, on_hub, read_rows
+
+    source, place = (
+        settings.source,
+        setting if settings.sources is None and setting != "prompts" else f"{setting}.source",
+    )
+    if on_hub(source):
+        number = rows_on_hub(source, place)
         size = f"has {number:,} rows" if number is not None else "does not say how many rows it has"
-        inspection.add("data", f"{settings.source.path} is on the hub and {size}; they are read when the run begins")
+        inspection.add("data", f"{source.path} is on the hub and {size}; they are read when the run begins")
         return Source([], number)
-    if settings.source.path == DEMO:
-        rows, _ = demo_rows(settings.sample, settings.held_out, config.seed)
+    if settings.is_demo:
+        rows: Sequence[Row] = demo_rows(settings.sample, settings.held_out, seed)[0]
     else:
-        rows, _ = prompt_rows(settings)
-    usable, _ = conversations(rows, settings, settings.source.path)
+        rows, _ = read_rows(source, place, wanted_columns(settings.columns))
+    usable = ConversationReader(settings, source.path, setting).read(rows)
     inspection.add(
-        "data", f"{settings.source.path} has {len(rows):,} rows, of which {len(usable):,} are a prompt and a response"
+        "data", f"{source.path} has {len(rows):,} rows, of which {len(usable):,} are a prompt and a response"
     )
     return Source(rows, len(rows))
 
@@ -87,7 +108,7 @@ def inspect_texts(
     job = phase_jobs.prompts_job(Lineage(Path(), "check", config), tokenizer)
     inspection.run("context", _inspect_context, job)
     return (
-        _inspect_rows(inspection, job, source.rows, renderer, config.train)
+        _inspect_rows(inspection, job, source, renderer, config.train)
         if source.rows
         else _assume_longest(inspection, job, source.number)
     )
@@ -103,13 +124,11 @@ def _inspect_context(inspection: Inspection, job: PromptsJob) -> None:
     )
 
 
-def _inspect_rows(
-    inspection: Inspection, job: PromptsJob, rows: list[dict[str, Any]], renderer: Any, train: TrainConfig
-) -> Texts:
+def _inspect_rows(inspection: Inspection, job: PromptsJob, source: Source, renderer: Any, train: TrainConfig) -> Texts:
     """Rows that are here: how many are kept, how long they are, and how many responses are cut."""
     from spin_core.data.prompts import preview
 
-    result = preview(job, rows, renderer, characters=CHARACTERS)
+    result = preview(job, source.rows, renderer, characters=CHARACTERS)
     tokens = [(len(example.prompt_ids), len(example.response_ids)) for example in result.train]
     texts = Texts(
         prompts=result.prompts,
@@ -120,7 +139,7 @@ def _inspect_rows(
         longest=max(prompt + response for prompt, response in tokens),
         padding=padding(tokens, train),
     )
-    basis = f", judged by the first {result.read:,} rows" if result.read < len(rows) else ""
+    basis = f", judged by the first {result.read:,} rows" if result.read < (source.number or 0) else ""
     lost = ", ".join(f"{number:,} {reason}" for reason, number in sorted(result.drops.items()) if number)
     left_out = f"; left out: {lost}" if lost else ""
     inspection.add("prompts", f"{texts.prompts:,} to train on and {texts.held_out:,} held out{basis}{left_out}")

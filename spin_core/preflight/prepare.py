@@ -77,7 +77,7 @@ def check_requirements(config: RunConfig) -> None:
 
 def _check_exact(config: RunConfig) -> None:
     """`evaluate.exact` has data whose distribution is known."""
-    if config.evaluate.exact and config.prompts.source.path != DEMO:
+    if config.evaluate.exact and not config.prompts.is_demo:
         raise ConfigError(
             "evaluate.exact needs data whose distribution is known: set evaluate.exact to false, or "
             f"prompts.source.path to {DEMO}"

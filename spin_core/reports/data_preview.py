@@ -16,6 +16,7 @@ from spin_core.config.run import RunConfig
 from spin_core.data import prompts, sources
 from spin_core.data.conversations import ConversationReader
 from spin_core.data.examples import Example
+from spin_core.data.formats.columns import wanted_columns
 from spin_core.data.tokenizer import model_ends
 from spin_core.lineage import phase_jobs
 from spin_core.lineage.lineage import Lineage
@@ -83,16 +84,25 @@ def preview_data(config: RunConfig, rows: int) -> list[SourcePreview]:
         renderer = base_model.make_renderer(tokenizer, config.chat, model_ends(folder))
         version = ModelVersion(path=folder, digest="", t=0, parent=None)
         job = phase_jobs.prompts_job(Lineage(Path(), "data", config), version)
-        previews = [_preview_source(job, renderer, rows)]
-        if config.prompts.held_out_source is not None:
-            previews.append(_preview_held_out(job, renderer, rows))
+        settings = config.prompts
+        if settings.sources is None:
+            previews = [_preview_source(job, renderer, rows)]
+        else:
+            use = "train" if settings.held_out_source else "train and held out"
+            previews = [
+                _preview_part(job.model_copy(update={"config": part}), renderer, rows, use, name)
+                for name, part in settings.parts().items()
+            ]
+        if settings.held_out_source is not None:
+            part = settings.model_copy(update={"source": settings.held_out_source})
+            previews.append(_preview_part(job.model_copy(update={"config": part}), renderer, rows, "held out"))
         return previews
 
 
 def _preview_source(job: PromptsJob, renderer: Any, rows: int) -> SourcePreview:
     """The source of the training prompts."""
     config = job.config
-    if config.source.path == sources.DEMO:
+    if config.is_demo:
         source_rows: Sequence[Any] = sources.demo_rows(config.sample, config.held_out, job.seed)[0]
     else:
         source_rows = sources.prompt_rows(config)[0]
@@ -114,26 +124,25 @@ def _preview_source(job: PromptsJob, renderer: Any, rows: int) -> SourcePreview:
     )
 
 
-def _preview_held_out(job: PromptsJob, renderer: Any, rows: int) -> SourcePreview:
-    """The source of the held-out prompts."""
-    source = job.config.held_out_source
-    assert source is not None
-    source_rows, _ = sources.prompt_rows(job.config, source)
-    reader = ConversationReader(job.config, source.path)
+def _preview_part(job: PromptsJob, renderer: Any, rows: int, use: str, name: str = "") -> SourcePreview:
+    """A source that is read whole: one of several, or that of the held-out prompts. How it is divided is not known."""
+    config, setting = job.config, f"prompts.sources.{name}" if name else "prompts"
+    source_rows, _ = sources.read_rows(config.source, setting, wanted_columns(config.columns))
+    reader = ConversationReader(config, config.source.path, setting)
     examples, drops = prompts.load_examples(
-        job, source.path, source_rows, renderer, Progress(out=io.StringIO()), reader=reader
+        job, config.source.path, source_rows, renderer, Progress(out=io.StringIO()), reader=reader
     )
     return _describe(
         job,
         renderer.tokenizer,
         examples,
         rows,
-        name=source.path,
-        use="held out",
+        name=config.source.path,
+        use=use,
         rows=len(source_rows),
         read=len(source_rows),
-        train=0,
-        held_out=min(job.config.held_out, len(examples)),
+        train=len(examples) if name else 0,
+        held_out=0 if name else min(config.held_out, len(examples)),
         left_out=drops,
         unused_columns=sorted(reader.unused),
     )

@@ -21,6 +21,20 @@ class Artifact(Frozen):
     """SHA-256 over its files' names and contents."""
 
 
+class SourceSummary(Frozen):
+    """What phase `prompts` took of one of several sources."""
+
+    path: str
+    revision: str | None
+    rows: int
+    """Training prompts."""
+    held_out: int
+    drops: dict[str, int]
+    """Rows left out, by reason."""
+    unused_columns: tuple[str, ...]
+    """Columns with values that have no influence."""
+
+
 class PromptSet(Artifact):
     """`train.parquet` and `held_out.parquet`: prompts, human responses, and the token ids of both."""
 
@@ -39,6 +53,8 @@ class PromptSet(Artifact):
     """The template's end of turn where the tokenizer splits it; empty in older sets."""
     unused_columns: tuple[str, ...] = ()
     """The source's columns with values that have no influence."""
+    sources: dict[str, SourceSummary] = {}
+    """What was taken of each source, if there are several. Each row then has the name of its source."""
 
 
 class ModelVersion(Artifact):

@@ -64,7 +64,9 @@ def test_recipe_and_iterations_are_parameters_of_their_own():
 
 
 def test_settings_have_the_order_of_the_configuration():
-    for about in (SCHEMA, *SCHEMA["$defs"].values()):
+    # A model in a mapping is no section: it is filled in as a whole.
+    sections = [about for name, about in SCHEMA["$defs"].items() if name.endswith("Overrides")]
+    for about in (SCHEMA, *sections):
         positions = [field["position"] for field in about["properties"].values()]
         assert positions == sorted(positions)
     assert list(properties(schema_of(("train",)))) == list(RunConfig.model_fields["train"].annotation.model_fields)
@@ -181,3 +183,14 @@ def test_the_runs_folder_is_an_option_or_an_environment_variable(monkeypatch):
     monkeypatch.delenv("SPIN_RUNS")
     assert runs_folder("within") == Path.cwd() / "runs" / "within"
     assert runs_folder() == Path.cwd() / "runs"
+
+
+def test_several_sources_can_be_filled_in():
+    filled = Overrides(
+        prompts={"sources": {"a": {"path": "a.jsonl", "weight": 2}, "b": {"path": "b.csv", "weight": 1}}}
+    )
+    config = resolve("demo", overrides=filled.model_dump(mode="json")).prompts
+    assert {name: (source.path, source.weight) for name, source in config.sources.items()} == {
+        "a": ("a.jsonl", 2),
+        "b": ("b.csv", 1),
+    }

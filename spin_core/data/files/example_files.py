@@ -45,6 +45,8 @@ class ExampleFile:
         """The id of each example."""
         self.is_cut: list[bool] = []
         """Whether each response was cut."""
+        self.sources: list[str] = []
+        """The name of each example's source; empty without `with_source`."""
         self.with_source = with_source
         self._writer = _GroupWriter(path, SCHEMA.append(SOURCE) if with_source else SCHEMA)
 
@@ -62,6 +64,7 @@ class ExampleFile:
         self.is_cut += [example.finish_reason == "length" for example in examples]
         table = table_of(examples)
         if self.with_source:
+            self.sources += [source] * len(examples)
             table = table.append_column(SOURCE, pa.array([source] * len(examples), pa.string()))
         self._writer.add(table)
 

@@ -101,7 +101,7 @@ def rename(row: Row, columns: Mapping[str, str], setting: str) -> Row:
     return renamed
 
 
-def find_layout(present: Collection[str], config: PromptsConfig) -> Layout | None:
+def find_layout(present: Collection[str], config: PromptsConfig, setting: str = "prompts") -> Layout | None:
     """The layout of rows with these columns; None if they have none.
 
     Raises:
@@ -116,34 +116,34 @@ def find_layout(present: Collection[str], config: PromptsConfig) -> Layout | Non
     if config.format in texts:
         return texts[config.format]
     if config.format != "auto":
-        return _exchange(present, config)
+        return _exchange(present, config, setting)
     # A renamed column states an intent. Preference data have `conversations` too, with the response in another column.
     targets = set(config.columns.values())
-    if targets & {*PROMPTS} and targets & {*RESPONSES} and (exchange := _exchange(present, config)):
+    if targets & {*PROMPTS} and targets & {*RESPONSES} and (exchange := _exchange(present, config, setting)):
         return exchange
-    return texts["messages"] or texts["spin"] or _exchange(present, config) or texts["text"]
+    return texts["messages"] or texts["spin"] or _exchange(present, config, setting) or texts["text"]
 
 
-def missing_columns(place: str, present: Collection[str], config: PromptsConfig) -> DataError:
+def missing_columns(place: str, present: Collection[str], config: PromptsConfig, setting: str = "prompts") -> DataError:
     """The error to raise if rows have no layout."""
     columns = ", ".join(sorted(present)) or "no columns"
     if config.format == "auto":
         needed = f"{' or '.join(_TURNS)}; real; a prompt ({', '.join(PROMPTS)}) and a response ({', '.join(RESPONSES)})"
         return DataError(
             f"{place} has the columns {columns}, but needs one of: {needed}; text. "
-            'Name them in prompts.columns, for instance {"ask": "prompt", "reply": "response"}'
+            f'Name them in {setting}.columns, for instance {{"ask": "prompt", "reply": "response"}}'
         )
     groups = _NEEDED[config.format]
     names = _PAIRS.get(config.format, tuple(group[0] for group in groups))
     missing = [name for name, group in zip(names, groups, strict=True) if not {*group} & {*present}]
     return DataError(
-        f"{place} has no column {' or '.join(missing)}, which prompts.format = {config.format} needs "
-        f"(found: {columns}): name it in prompts.columns, "
-        f'{{"its name": "{missing[0]}"}}, or set another prompts.format'
+        f"{place} has no column {' or '.join(missing)}, which {setting}.format = {config.format} needs "
+        f"(found: {columns}): name it in {setting}.columns, "
+        f'{{"its name": "{missing[0]}"}}, or set another {setting}.format'
     )
 
 
-def _exchange(present: Collection[str], config: PromptsConfig) -> Layout | None:
+def _exchange(present: Collection[str], config: PromptsConfig, setting: str) -> Layout | None:
     """The layout of a prompt and a response, each in a column of its own."""
     targets = set(config.columns.values())
 
@@ -161,8 +161,8 @@ def _exchange(present: Collection[str], config: PromptsConfig) -> Layout | None:
     for names in (prompts, responses):
         if pair is None and len(names) > 1:
             raise DataError(
-                f"there are the columns {' and '.join(names)}, which mean the same: leave one out in prompts.columns, "
-                f'{{"{names[1]}": "unused"}}'
+                f"there are the columns {' and '.join(names)}, which mean the same: "
+                f'leave one out in {setting}.columns, {{"{names[1]}": "unused"}}'
             )
     prompt, response = pair or (prompts[0], responses[0])
     # A prompt by that name is whole, unless the input is named for it.

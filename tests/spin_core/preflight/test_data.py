@@ -133,3 +133,17 @@ def test_a_held_out_source_with_too_few_rows_is_an_error(configured, rows, tmp_p
     other = configured(f"prompts.held_out_source={{path: {rows}}}", "prompts.held_out=100")
     assert isinstance(other.prompts, PromptsConfig)
     assert "has fewer rows than prompts.held_out: lower that" in only_error(check_run(other, tmp_path))
+
+
+def test_each_of_several_sources_is_reported_and_its_rows_are_counted(configured, rows, tmp_path):
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text("".join(json.dumps({"ask": f"hi {i}", "reply": "ho", "id": i}) + "\n" for i in range(20)))
+    source = f"{{path: {chats}, columns: {{ask: prompt, reply: response}}, rows: 10}}"
+    result = check_run(configured(f"prompts.sources={{tasks: {rows}, chats: {source}}}"), tmp_path)
+    reported = texts_of(result, "data")
+    assert f"{chats} has 20 rows, of which 20 are a prompt and a response" in reported
+    assert any(text.startswith(f"{rows} has 60 rows") for text in reported)
+    assert texts_of(result, "prompts")[0].startswith("59 to train on and 8 held out"), "57 + 10 usable rows"
+    assert any(text.endswith("columns without influence: id") for text in reported)
+    line = only_error(check_run(configured(f"prompts.sources={{chats: {chats}}}"), tmp_path))
+    assert "Name them in prompts.sources.chats.columns" in line

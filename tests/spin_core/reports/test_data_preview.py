@@ -109,3 +109,15 @@ def test_data_without_usable_rows_are_a_one_line_error(configured, tmp_path):
     empty.write_text('{"prompt": "?", "response": " "}\n')
     with pytest.raises(DataError, match=r"no row of .* is left \(1 of 1 dropped as empty-response\): give rows"):
         preview_data(configured(f"prompts.source.path={empty}"), 1)
+
+
+def test_each_of_several_sources_is_shown(configured, rows, tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"ask": "Why?", "answer": "So."}\n' * 2)
+    source = f"{{path: {other}, columns: {{ask: prompt}}}}"
+    shown = preview_data(configured(f"prompts.sources={{own: {rows}, other: {source}}}", "chat.system=null"), 1)
+    assert [(part.name, part.use, part.train, part.left_out.get("duplicate")) for part in shown] == [
+        (str(rows), "train and held out", 20, 1),
+        (str(other), "train and held out", 1, 1),
+    ]
+    assert "Why?" in shown[1].samples[0].prompt

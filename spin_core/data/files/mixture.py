@@ -1,0 +1,54 @@
+"""How many examples of each of several sources are taken, and which."""
+
+from collections.abc import Mapping, Sequence
+
+from spin_core.config.data import MixedSource
+from spin_core.data.examples import sample
+from spin_core.errors import DataError
+
+
+def mixture_counts(sources: Mapping[str, MixedSource], available: Mapping[str, int]) -> dict[str, int]:
+    """How many examples to take of each source.
+
+    With weights, as many as possible in these proportions, so that none is repeated. Otherwise the number of rows that
+    the source names, or all.
+
+    Args:
+        sources: the sources, by name.
+        available: how many examples each has.
+
+    Raises:
+        DataError: a source has fewer examples than it is to give.
+    """
+    weights = {name: source.weight for name, source in sources.items() if source.weight is not None}
+    if weights:
+        unit = min(available[name] / weight for name, weight in weights.items())
+        return {name: min(available[name], max(1, round(unit * weight))) for name, weight in weights.items()}
+    for name, source in sources.items():
+        if source.rows is not None and source.rows > available[name]:
+            raise DataError(
+                f"prompts.sources.{name}.rows is {source.rows}, but {source.path} has only {available[name]} usable "
+                "rows: lower it"
+            )
+    return {name: source.rows or available[name] for name, source in sources.items()}
+
+
+def mix_rows(sources: Mapping[str, MixedSource], names: Sequence[str], ids: Sequence[str], seed: int) -> list[int]:
+    """The rows that make the mixture, in their order.
+
+    Which rows of a source they are depends on their prompts and the seed alone, so that a smaller number of rows is a
+    part of a larger one.
+
+    Args:
+        sources: the sources, by name.
+        names: the name of the source of each row.
+        ids: the id of each row.
+        seed: another seed takes other rows.
+    """
+    rows: dict[str, list[int]] = {name: [] for name in sources}
+    for row, name in enumerate(names):
+        rows[name].append(row)
+    counts = mixture_counts(sources, {name: len(own) for name, own in rows.items()})
+    return sorted(
+        own[chosen] for name, own in rows.items() for chosen in sample([ids[row] for row in own], counts[name], seed)
+    )
