@@ -103,7 +103,8 @@ def choose_server(runs: Path) -> bool:
     Raises:
         ConfigError: There is no server.
     """
-    local.prepare(runs, quiet=False)
+    if local.serving(runs) or "PREFECT_API_URL" in os.environ:
+        local.prepare(runs, quiet=False)
     named = os.environ.get("PREFECT_API_URL", "").rstrip("/").removesuffix("/api")
     if not named:
         raise ConfigError(

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
+from flows.server import local
 from spin_core.runtime import grace, process
 
 REPORT_SECONDS = 30.0
@@ -21,7 +23,18 @@ REPORT_SECONDS = 30.0
 
 def main() -> None:
     """Run Prefect's worker, and exit with its status."""
+    find_server()
     sys.exit(run_worker([sys.executable, "-m", "prefect", "worker", "start", *sys.argv[1:]]))
+
+
+def find_server() -> None:
+    """Use the `spin up` of the runs folder on this machine, if there is one, with the password from its file.
+
+    A server that the environment names keeps the environment's password.
+    """
+    runs = Path(os.environ.get("SPIN_RUNS", "") or "runs").absolute()
+    if "SPIN_UP" not in os.environ and local.serving(runs):
+        local.prepare(runs, quiet=False)
 
 
 def run_worker(command: Sequence[str]) -> int:

@@ -157,8 +157,8 @@ def memory(up: Up) -> list[Row]:
     """What stays in memory while nothing runs."""
     time.sleep(10)
     everyone = family(up.process.pid)
-    parts = {name: pss_mb(sorted({process for one in up.alive(name) for process in family(one)} & set(everyone)))
-             for name in ("server", "worker")}  # fmt: skip
+    parts = {name: pss_mb(sorted({process for one in up.alive(word) for process in family(one)} & set(everyone)))
+             for name, word in (("server", "flows.server.app"), ("worker", "worker"))}  # fmt: skip
     total = pss_mb(everyone)
     parts["spin up itself, which watches"] = total - sum(parts.values())
     return [("idle stack, PSS", f"{total:.0f} MB", ", ".join(f"{name} {value:.0f}" for name, value in parts.items()))]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.server import local, state
 from infra import worker
 from spin_core.runtime import grace
 from spin_core.runtime.process import children_of
@@ -88,3 +89,23 @@ def command_of(pid: int) -> bytes:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     return b""
+
+
+@pytest.mark.parametrize(
+    ("environment", "found"),
+    [
+        ({}, ("http://127.0.0.1:4200/api", "spin:theirs")),
+        ({"PREFECT_API_URL": "http://127.0.0.1:4200/api"}, ("http://127.0.0.1:4200/api", "spin:theirs")),
+        ({"PREFECT_API_URL": "http://team/api", "PREFECT_API_AUTH_STRING": "a:b"}, ("http://team/api", "a:b")),
+    ],
+    ids=["nothing named", "the same named", "another named"],
+)
+def test_a_worker_finds_the_server_of_its_runs_folder_and_the_password(environment, found, monkeypatch, tmp_path):
+    state.prepare_state(tmp_path / ".prefect")
+    state.password_file(tmp_path / ".prefect").write_text("spin:theirs\n")
+    kept = {name: value for name, value in os.environ.items() if "PREFECT" not in name}
+    monkeypatch.setattr(os, "environ", kept | {"SPIN_RUNS": str(tmp_path)} | environment)
+    monkeypatch.setattr(local, "serving", lambda _runs: "http://127.0.0.1:4200")
+    monkeypatch.setattr(local.api, "is_reachable", lambda _address: True)
+    worker.find_server()
+    assert (os.environ["PREFECT_API_URL"], os.environ["PREFECT_API_AUTH_STRING"]) == found
