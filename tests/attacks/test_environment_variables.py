@@ -48,7 +48,7 @@ def test_nothing_is_replaced_in_a_form(overrides, deployed, monkeypatch, tmp_pat
         permitted_values(Overrides.model_validate(filled))
 
 
-def test_overrides_of_a_flow_replace_a_recipes_values():
+def test_environment_variables_in_overrides_of_a_flow_are_not_replaced():
     config = resolve("demo", overrides={"chat": {"system": "${SPIN_SMTP_PASSWORD:-}"}})
     assert config.chat.system == "${SPIN_SMTP_PASSWORD:-}"
 

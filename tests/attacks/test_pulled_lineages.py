@@ -152,7 +152,7 @@ def test_every_file_that_a_push_writes_is_expected(tmp_path):
     assert [path for path in files if not is_expected(path, files)] == []
 
 
-def test_settings_that_the_form_hides_are_not_accepted_either():
+def test_settings_that_forms_may_not_change_are_risks_of_pulled_lineages_too():
     assert set(GUARDED) <= set(RISKS)
     assert {name.removesuffix(".address") for name in RISKS} == set(HARMFUL)
 

@@ -184,7 +184,7 @@ def test_the_best_version_is_best_by_the_gates_own_metric(tmp_path):
     assert best(demo_config("evaluate.main_metric=main", "gate.metric=suite"), reports, 1)[0] == 1
 
 
-def test_a_gate_that_always_promotes_reports_regressions(tmp_path):
+def test_a_gate_that_always_promotes_records_the_difference(tmp_path):
     before, after = made(tmp_path, (2, 3, 4, 5), "a"), made(tmp_path, (2.1, 3.2, 4.1, 5.2), "b")
     decision = decide(gate("always"), candidate=(1, after), best=(0, before))
     assert decision.outcome == "promote"

@@ -157,7 +157,7 @@ def test_any_two_suites_can_be_combined_and_none_of_their_scores_has_two_setting
 
 
 @pytest.mark.parametrize("task", ["mmlu_pro", "mmlu_flan_cot_zeroshot", "arc_easy", "arc_challenge_chat", "hellaswag"])
-def test_a_single_task_may_be_in_a_suite_only_with_the_same_settings(task):
+def test_a_single_task_may_be_added_to_suites_that_lack_it_or_have_the_same_settings(task):
     alike = ["evaluate.lm_eval.num_fewshot=10"] if task == "hellaswag" else []
     suites.check(settings("evaluate.suites=[open-llm-leaderboard, bbh]", f"evaluate.lm_eval.tasks=[{task}]", *alike))
     suites.check(settings("evaluate.suites=[open-llm-leaderboard-quick]", f"evaluate.lm_eval.tasks=[{task}]"))

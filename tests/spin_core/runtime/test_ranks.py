@@ -175,7 +175,7 @@ except TryAgain as error:
 
 
 @pytest.mark.slow
-def test_a_node_without_a_phase_to_join_reports_where_it_looked():
+def test_a_node_that_cannot_reach_the_first_one_reports_its_address():
     process = subprocess.run(
         [sys.executable, "-c", LATE], cwd=ROOT, env={**os.environ, runtime_torchrun.NODE_RANK: "1"},
         capture_output=True, text=True, check=False, timeout=60,

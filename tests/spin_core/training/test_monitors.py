@@ -117,7 +117,7 @@ def test_fine_tuning_has_a_gradient_to_watch_and_no_rewards():
     assert [kind for kind, *_ in seen(made, Objective("sft", 0.1))] == ["gradient"]
 
 
-def test_a_resumed_run_gets_the_batches_of_an_uninterrupted_one():
+def test_resumed_monitors_report_what_uninterrupted_ones_report():
     made = rows(_R_accuracies=1.0, grad_norm=leap(30, LEAP, 11.0))
     whole, resumed = (Monitors(MonitorsConfig(), LOGISTIC) for _ in range(2))
     want = [whole.check(row) for row in made]
