@@ -115,13 +115,8 @@ def lead(arguments: Sequence[str], mark: Path) -> None:
     It ends when this process ends, even by kill -9.
     """
     words = [sys.executable, "-m", "flows.command_line", *arguments]
-    with (
-        subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0) as process,
-        contextlib.ExitStack() as stack,
-    ):
-        # The guard starts inside `try`, so that a signal that arrives meanwhile ends the process too.
+    with runtime_process.guarded(words) as process:
         try:
-            stack.enter_context(runtime_process.guard(process.pid))
             status = process.wait()
         finally:
             if process.poll() is None:

@@ -8,7 +8,6 @@ Meanwhile the worker is paused (SIGSTOP), or it would start the next run.
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -44,7 +43,7 @@ def run_worker(command: Sequence[str]) -> int:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    with subprocess.Popen(command, process_group=0) as worker, process.guard(worker.pid):
+    with process.guarded(command) as worker:
         try:
             status = worker.wait()
         except KeyboardInterrupt:

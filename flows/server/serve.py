@@ -266,17 +266,10 @@ def _module_process(
         stop_seconds: How long it may take to end after SIGTERM.
         umask: The permissions that its new files do not get; -1 is this process's.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", *module],
-        env=environment,
-        cwd=HOME,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        process_group=0,
-        umask=umask,
-    )
-    with process, runtime_process.guard(process.pid):
+    command = [sys.executable, "-m", *module]
+    with runtime_process.guarded(
+        command, env=environment, cwd=HOME, stdout=log, stderr=subprocess.STDOUT, umask=umask
+    ) as process:
         try:
             yield process
         finally:

@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from spin_core.runtime.grace import GRACE_SECONDS
 
@@ -40,6 +41,27 @@ def spawn(arguments: list[str], *, stdin: int, stderr: int | IO[str] = subproces
         process_group=0,
         env={**DEFAULTS, **os.environ, "SPIN_PARENT": str(os.getpid())},
     )
+
+
+@contextlib.contextmanager
+def guarded(arguments: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that leads its own group, which ends when this process ends, even by kill -9 at any moment.
+
+    Args:
+        arguments: A command that does not call `die_with_parent`, and does not read stdin.
+        options: Options of `subprocess.Popen`.
+    """
+    # The command starts when its guard runs: a process that was killed between the two would leave an orphan.
+    wait = ["sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh"]
+    with (
+        subprocess.Popen([*wait, *arguments], stdin=subprocess.PIPE, process_group=0, **options) as process,
+        guard(process.pid),
+    ):
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it was ended meanwhile
+            process.stdin.write(b"\n")
+            process.stdin.close()
+        yield process
 
 
 def guard(group: int) -> subprocess.Popen[bytes]:

@@ -1,4 +1,4 @@
-"""A node of a run on several nodes: what it takes part in, how often, and when it ends."""
+"""A node of a run on several nodes: which phases it joins, how often, and when it ends."""
 
 import json
 import os
@@ -23,7 +23,7 @@ VLLM = {"python": sys.executable, "speed": {"tensor_parallel": 2}}
 
 @pytest.fixture(autouse=True)
 def second(monkeypatch):
-    """We are the second node, look often, and have no GPU."""
+    """This process is the second node, looks often, and has no GPU."""
     monkeypatch.setenv(torchrun.NODE_RANK, "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(node, "LOOK_SECONDS", 0.02)
@@ -41,14 +41,14 @@ def train(root: Path, nodes: int = 2, where: str = "iter_00/jobs/train.json") ->
 
 
 def begin(path: Path, by: str) -> None:
-    """As the first node does it."""
+    """Begin a phase, as the first node does."""
     path.with_suffix(".pid").write_text(by)
 
 
 def wait_for(condition) -> None:
     deadline = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "the condition did not become true within 60 s"
         time.sleep(0.02)
 
 
@@ -91,7 +91,7 @@ def test_phases_are_found_in_all_folders_in_which_the_first_node_may_start_them(
 
 
 def following(root: Path, mark: Path, monkeypatch, does: str) -> threading.Thread:
-    """Follow in a thread. Taking part, `does` is run, as Python, with the job file as its argument."""
+    """Follow in a thread. To join a phase, it runs the Python code `does` with the job file as its argument."""
     monkeypatch.setattr(launch, "command", lambda path, _: [sys.executable, "-c", does, str(path)])
     thread = threading.Thread(target=node.follow, args=(root, mark))
     thread.start()
@@ -131,7 +131,7 @@ def test_a_phase_that_the_first_node_gave_up_is_given_up_here(tmp_path, monkeypa
 
 
 def children_commands() -> str:
-    """The command lines of our children."""
+    """The command lines of this process's children."""
     children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
     pids = [pid for file in children for pid in file.read_text().split()]
     lines = [Path(f"/proc/{pid}/cmdline") for pid in pids]
@@ -175,7 +175,7 @@ def test_a_run_id_that_is_not_a_file_name_is_rejected(tmp_path, name):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_phase_ends_here_when_it_ends_on_the_first_node(number, tmp_path):
+def test_spin_run_ends_with_the_process_of_the_first_node(number, tmp_path):
     """A `spin run` that outlived it would hold the lineage while a new one waits."""
     program = tmp_path / "program"
     program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid; sleep 600\n")

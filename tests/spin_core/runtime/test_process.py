@@ -1,8 +1,11 @@
-"""What the kernel says of processes."""
+"""Processes: what the kernel says of them, and that they end with the process that started them."""
 
 import os
+import signal
 import subprocess
 import sys
+
+import pytest
 
 from spin_core.runtime.process import (
     children_of,
@@ -12,7 +15,8 @@ from spin_core.runtime.process import (
     members_of_group,
     start_time,
 )
-from tests.support.processes.children import wait_for
+from tests.support.helpers import ROOT
+from tests.support.processes.children import python, wait_for
 
 
 def test_a_process_is_described_while_it_runs_and_not_after_it_has_ended():
@@ -35,3 +39,31 @@ def test_a_process_is_described_while_it_runs_and_not_after_it_has_ended():
         assert members_of_group(pid) == set()
     assert command_line(pid) == b""
     assert environment_values("SPIN_TEST_VALUE") == set()
+
+
+GUARDED = """
+import os, pathlib, signal, sys
+from spin_core.runtime import process
+
+guard = process.guard
+
+def killed(pid):
+    pathlib.Path("pid").write_text(str(pid))
+    if sys.argv[1] == "after":
+        guard(pid)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+process.guard = killed
+with process.guarded(["sh", "-c", "touch started; sleep 600"]):
+    pass
+"""
+"""Kills itself before or after the guard of a command has started."""
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_guarded_command_ends_with_a_process_that_is_killed_while_it_starts(moment, tmp_path):
+    with python(GUARDED, moment, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+        assert process.wait(60) == -signal.SIGKILL
+    pid = int((tmp_path / "pid").read_text())
+    wait_for(lambda: not members_of_group(pid))
+    assert not (tmp_path / "started").exists()
