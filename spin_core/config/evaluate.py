@@ -187,7 +187,7 @@ class EvaluateConfig(Frozen):
     """The axis of diversity for text: distinct word pairs, or BLEU of each answer against the others."""
 
     frontier_quality: Execution[Literal["faulty_share", "text_classifier", "reference_nll"]] = "faulty_share"
-    """The axis of quality for text, lower is better: the share of answers that loop, were cut, are empty or repeat
+    """The axis of quality for text, lower is better: the share of answers that loop, are cut, are empty or repeat
     another one; the accuracy of telling answers from human responses; or their NLL under `frontier_reference`."""
 
     frontier_reference: Execution[Folder | None] = None

@@ -2,7 +2,8 @@
 
     distinct_2         share of different word pairs in all answers together
     self_bleu          how much each answer looks like the others
-    faulty_share       share of answers that loop, were cut, have no text, or repeat an earlier answer
+    faulty_share       share of answers that loop, were cut although the human response was not, have no text, or
+                       repeat an earlier answer
     text_classifier    accuracy of telling them from human responses
     reference_nll      nats per token of the answers under the reference model, if one is configured
 
@@ -48,8 +49,7 @@ _SCHEMA = pa.schema(
 def text_values(job: FrontierJob, held_out: pa.Table, scratch: Path, progress: Progress) -> list[Values]:
     """Return the metrics of each held-out prompt, by name, for each temperature of the job."""
     answers = _answers(job, held_out, scratch, progress)
-    real: list[str] = held_out["response"].to_pylist()
-    values = [measures(table, real) for table in answers]
+    values = [measures(table, held_out) for table in answers]
     reference = job.config.reference
     if reference is not None:
         model = load_model(reference, job.model)
@@ -61,14 +61,14 @@ def text_values(job: FrontierJob, held_out: pa.Table, scratch: Path, progress: P
     return values
 
 
-def measures(answers: pa.Table, real: Sequence[str]) -> Values:
-    """Return the metrics that need no other model, of the answers to all prompts at one temperature."""
+def measures(answers: pa.Table, held_out: pa.Table) -> Values:
+    """Return the metrics that need no other model, of the answers to all held-out prompts at one temperature."""
     texts: list[str] = answers["generated"].to_pylist()
     return {
         "distinct_2": distinct(texts, 2),
         "self_bleu": self_bleu(texts),
-        "faulty_share": _is_faulty(answers),
-        "text_classifier": text_classifier(real, texts),
+        "faulty_share": _is_faulty(answers, held_out["finish_reason"].to_pylist()),
+        "text_classifier": text_classifier(held_out["response"].to_pylist(), texts),
     }
 
 
@@ -139,12 +139,16 @@ def _reporter(progress: Progress, done: int) -> Callable[[int, int], None]:
     return lambda answers, _tokens: progress.report(done + answers)
 
 
-def _is_faulty(answers: pa.Table) -> Floats:
-    """1 for each answer that loops, was cut, has no text, or equals an earlier one token by token; else 0."""
+def _is_faulty(answers: pa.Table, real_reasons: Sequence[str]) -> Floats:
+    """1 for each answer that loops, was cut, has no text, or equals an earlier one token by token; else 0.
+
+    Texts that have no end, such as parts of a book, are cut on both sides, which is not a fault.
+    """
     earlier = set[tuple[int, ...]]()
     faulty = []
     columns = (answers[name].to_pylist() for name in ("generated", "generated_ids", "finish_reason"))
-    for text, ids, reason in zip(*columns, strict=True):
-        faulty.append(reason == "length" or not text.strip() or is_looping(ids) or tuple(ids) in earlier)
+    for text, ids, reason, real_reason in zip(*columns, real_reasons, strict=True):
+        is_cut = reason == "length" and real_reason != "length"
+        faulty.append(is_cut or not text.strip() or is_looping(ids) or tuple(ids) in earlier)
         earlier.add(tuple(ids))
     return np.array(faulty, dtype=np.float64)

@@ -32,6 +32,7 @@ def prompts(tmp_path_factory) -> PromptSet:
         "id": [str(number) for number in range(ROWS)],
         "prompt": texts,
         "response": ["it is a number"] * ROWS,
+        "finish_reason": ["stop"] * ROWS,
         "prompt_ids": pa.array([[1, *tokenizer(one)["input_ids"]] for one in texts], pa.list_(pa.int32())),
         "response_ids": pa.array([[5, 2]] * ROWS, pa.list_(pa.int32())),
     }
@@ -104,7 +105,10 @@ def test_an_answer_is_faulty_if_it_loops_was_cut_is_empty_or_repeats_another():
         ("na" * 40, [5, 6] * 40, "stop"),
         ("good", [9, 2], "stop"),
     )
-    assert measures(answers, ["human"] * 6)["faulty_share"].tolist() == [0, 1, 1, 1, 1, 0]
+    real = pa.table({"response": ["human"] * 6, "finish_reason": ["stop"] * 6})
+    assert measures(answers, real)["faulty_share"].tolist() == [0, 1, 1, 1, 1, 0]
+    cut = pa.table({"response": ["human"] * 6, "finish_reason": ["length"] * 6})
+    assert measures(answers, cut)["faulty_share"].tolist() == [0, 0, 1, 1, 1, 0], "the human response was cut too"
 
 
 def test_the_reference_scores_the_text_of_answers_in_its_own_tokens(models):
