@@ -75,7 +75,7 @@ def legend(frontier: Frontier) -> str:
         [
             f"from θ_0: the difference from θ_0's curve over temperatures {_range(frontier)}, where that has the same "
             f"value on the other axis; negative is better{better}",
-            f"* the 95 % interval excludes 0, by bootstrap over {frontier.items:,} items with the curve in every sample",
+            f"* the 95 % interval excludes 0, by bootstrap over {frontier.items:,} items and their curve",
             *([f"the intervals hold for all {count} models together"] if count > 1 else []),
             *(["≤ ≥ at most, at least: no temperature of the sweep has that value"] if bounded else []),
         ]
