@@ -56,11 +56,16 @@ class Preference(NamedTuple):
     chosen: str
     rejected: str
     tools: Tools | None = None
+    extras: tuple[Message, Message] = ({}, {})
+    """Other keys of both responses' turns, such as their thoughts."""
 
     def conversations(self) -> tuple[Conversation, Conversation]:
         """The prompt with the chosen response, and with the rejected one."""
-        sides = (Conversation(self.messages, text, self.tools) for text in (self.chosen, self.rejected))
-        return next(sides), next(sides)
+        chosen, rejected = self.extras
+        return (
+            Conversation(self.messages, self.chosen, self.tools, chosen),
+            Conversation(self.messages, self.rejected, self.tools, rejected),
+        )
 
 
 def preferences(rows: Sequence[Row], columns: dict[str, str], name: str) -> tuple[list[Preference], Drops]:
@@ -123,7 +128,8 @@ def preference_of(row: Row) -> Preference:
     chosen, rejected = (check_conversation(with_context(row, _whole(prompt, side), SETTING), config) for side in sides)
     if chosen.messages != rejected.messages:
         raise Dropped("prompts-differ")
-    return Preference(chosen.messages, chosen.response, rejected.response, row_tools(row, SETTING))
+    extras = chosen.extra, rejected.extra
+    return Preference(chosen.messages, chosen.response, rejected.response, row_tools(row, SETTING), extras)
 
 
 def build_pairs(
@@ -150,7 +156,10 @@ def build_pairs(
         for (chosen, reason), (rejected, other_reason) in zip(chosen_side, rejected_side, strict=True):
             key = tuple(ids.tobytes() for ids in (chosen.prompt_ids, chosen.response_ids, rejected.response_ids))
             reason = reason or other_reason
-            if reason is None and np.array_equal(chosen.response_ids, rejected.response_ids):
+            if reason is None and chosen.id != rejected.id:
+                # The template opens an answer without thoughts in another way than one with them.
+                reason = "prompts-differ"
+            elif reason is None and np.array_equal(chosen.response_ids, rejected.response_ids):
                 reason = "identical"
             elif reason is None and chosen.id in held_out:
                 reason = "in-held-out"

@@ -20,8 +20,9 @@ from spin_core.runtime.progress import Progress
 from spin_core.store.jobs import PreferencesJob
 from spin_core.store.records import ModelVersion, PairDataset, PromptSet
 from spin_core.training.losses import LOG_2
-from tests.support.helpers import data_folder
+from tests.support.helpers import data_folder, save_tiny_model
 from tests.support.lineages.small_jobs import CPU, run_job, score_job, train_job, version_of
+from tests.support.models.chat_tokenizers import chat_tokenizer
 
 FORMAT = ChatConfig(template="format", format="Q: {prompt} A: ")
 
@@ -54,19 +55,39 @@ def job_of(folder, model, source, held_out=(), **fields):
 def build(tiny_model, tmp_path):
     """The record's fields and the rows that the phase makes of some rows or of a file."""
 
-    def make(source, **fields):
+    def make(source, model=tiny_model, **fields):
         if isinstance(source, list):
             path = tmp_path / "rows.jsonl"
             path.write_text("".join(json.dumps(row) + "\n" for row in source), "utf-8")
             source = path
         scratch = tmp_path / "scratch"
         scratch.mkdir(exist_ok=True)
-        results = preferences.run(job_of(tmp_path, tiny_model, source, **fields), scratch, Progress())
+        results = preferences.run(job_of(tmp_path, model, source, **fields), scratch, Progress())
         table = pq.read_table(scratch / "pairs.parquet")
         assert table.schema == pairs.SCHEMA
         return results, table.to_pylist()
 
     return make
+
+
+def test_both_sides_follow_one_prompt_with_their_thoughts(build, tmp_path):
+    tokenizer = chat_tokenizer("thinking")
+    model = save_tiny_model(tmp_path / "model", tokenizer)
+
+    def side(text, **extra):
+        return [{**assistant(text), **extra}]
+
+    both = {"prompt": "2 + 2?", "chosen": side("4", reasoning="Two."), "rejected": side("5", reasoning_content="Tree.")}
+    rows = [both, {**both, "rejected": side("5")}, {**both, "chosen": side("4."), "rejected": side("5.")}]
+    fields, (thoughts, none) = build(rows, model=model, chat=ChatConfig())
+    assert fields["drops"] == {"prompts-differ": 1}
+    texts = [tokenizer.decode(thoughts["prompt_ids"] + thoughts[f"{name}_ids"]) for name in ("real", "generated")]
+    assert [text.partition("assistant\n")[2] for text in texts] == [
+        "<think>\nTwo.\n</think>\n\n4<|im_end|>",
+        "<think>\nTree.\n</think>\n\n5<|im_end|>",
+    ]
+    assert tokenizer.decode(none["prompt_ids"]).endswith("<think>\n\n</think>\n\n")
+    assert (none["real"], none["generated"]) == ("4.", "5.")
 
 
 ASKED = "What is two and two?"
@@ -93,12 +114,12 @@ SAME = {
 
 @pytest.mark.parametrize("form", SAME)
 def test_every_form_of_a_preference_is_read_to_the_same_pair(form):
-    assert preference_of(SAME[form]) == ([user(ASKED)], "Four.", "Five.", None)
+    assert preference_of(SAME[form]) == ([user(ASKED)], "Four.", "Five.", None, ({}, {}))
 
 
 def test_texts_without_a_prompt_part_after_the_last_word_that_they_share():
     row = {"chosen": "The sky is blue today.", "rejected": "The sky is black today."}
-    assert preference_of(row) == ([user("The sky is")], " blue today.", " black today.", None)
+    assert preference_of(row) == ([user("The sky is")], " blue today.", " black today.", None, ({}, {}))
 
 
 def test_several_rounds_and_system_prompts_are_kept():
@@ -109,7 +130,13 @@ def test_several_rounds_and_system_prompts_are_kept():
     assert preference_of({**row, "prompt": [system, *turns]}).messages == [system, *turns]
     marked = "\n\nHuman: Hi\n\nAssistant: Hello\n\nthere\n\nHuman: Two and two?\n\nAssistant: "
     preference = preference_of({"chosen": f"{marked}Four", "rejected": f"{marked}Five"})
-    assert preference == ([user("Hi"), assistant("Hello\n\nthere"), user("Two and two?")], "Four", "Five", None)
+    assert preference == (
+        [user("Hi"), assistant("Hello\n\nthere"), user("Two and two?")],
+        "Four",
+        "Five",
+        None,
+        ({}, {}),
+    )
 
 
 def test_both_sides_are_tokenised_as_the_sft_data_are(build, tiny_model):
