@@ -16,7 +16,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from flows.server.local import HEARTBEAT_SECONDS, RERUNS
 
 TAG = "spin"
-"""Our deployments have it, and pass it on to their runs."""
+"""The tag of this project's deployments, which their runs inherit."""
 
 DEADLINE_SECONDS = 3.0 * HEARTBEAT_SECONDS
 """How long a run may send no heartbeat before it counts as dead."""
@@ -113,7 +113,7 @@ def notifications(of_runs: ActionTypes, of_gate: ActionTypes) -> list[Automation
 
 
 def _at_event(name: str, events: set[str], of: dict[str, str], action: ActionTypes) -> AutomationCore:
-    """An automation that does something at each of these events of our runs."""
+    """An automation that does something at each of these events of runs with the tag."""
     return AutomationCore(
         name=name,
         description="Installed by python -m infra.install.",

@@ -15,7 +15,7 @@ from flows.command_line.options import json_option, json_text, runs_option
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen on. Everyone is asked for the password in .prefect/password, in the runs folder.",
+    help="Address to listen on. Clients need the password in .prefect/password, in the runs folder.",
 )
 @click.option(
     "--reruns",

@@ -120,7 +120,7 @@ def reschedule_lost_runs(client: SyncPrefectClient) -> None:
 
 
 def _unfinished_runs(client: SyncPrefectClient) -> list[FlowRun]:
-    """The runs of our deployments that the server has in an unfinished state."""
+    """The unfinished runs of this project's deployments."""
     runs: list[FlowRun] = []
     while page := client.read_flow_runs(
         flow_run_filter=_UNFINISHED_RUNS, work_pool_filter=_IN_OUR_POOL, sort=FlowRunSort.ID_DESC, offset=len(runs)

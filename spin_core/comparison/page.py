@@ -30,7 +30,7 @@ _HOW = (
 )
 
 _HOW_ALONE = (
-    "One seed, so nothing here says how much another run would differ. Differences are a method minus SPIN's last "
+    "One seed, so the difference to another run is unknown. Differences are a method minus SPIN's last "
     "version; a difference is marked * if the held-out items do not explain it (bootstrap, 95 %)."
 )
 
@@ -188,8 +188,8 @@ def sizes(table: Table, colours: Colours) -> Any:
 
 def _best(table: Table, lines: Sequence[Line]) -> Line | None:
     """The line with the best main score, the first of equal ones; None without lines."""
-    known = [line for line in lines if table.main_metric in line.scores]
-    return max(known, key=lambda line: line.scores[table.main_metric].merit() or 0.0, default=None)
+    scored = [line for line in lines if table.main_metric in line.scores]
+    return max(scored, key=lambda line: line.scores[table.main_metric].merit() or 0.0, default=None)
 
 
 def _frame(table: Table, colours: Colours) -> tuple[Any, Any]:
@@ -202,13 +202,13 @@ def _frame(table: Table, colours: Colours) -> tuple[Any, Any]:
 
 def _draw(axes: Any, table: Table, points: Sequence[_Point], name: str, colour: str, style: str = "-") -> None:
     """Draw means with standard errors as one line, and a faint dot for each seed."""
-    known = sorted(((x, line) for x, line in points if table.main_metric in line.scores), key=lambda point: point[0])
-    spreads = [line.scores[table.main_metric] for _, line in known]
-    for x, line in known:
+    scored = sorted(((x, line) for x, line in points if table.main_metric in line.scores), key=lambda point: point[0])
+    spreads = [line.scores[table.main_metric] for _, line in scored]
+    for x, line in scored:
         values = line.values[table.main_metric]
         axes.plot([x] * len(values), values, linestyle="", marker="o", markersize=3, color=colour, alpha=0.35)
     axes.errorbar(
-        [x for x, _ in known],
+        [x for x, _ in scored],
         [spread.mean for spread in spreads],
         yerr=[spread.stderr or 0.0 for spread in spreads],
         color=colour,

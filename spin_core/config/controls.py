@@ -1,4 +1,4 @@
-"""Settings of the controls that the self-play is compared with."""
+"""Settings of the controls that self-play is compared with."""
 
 from typing import Annotated, Self
 
@@ -31,7 +31,7 @@ class DpoConfig(Frozen):
     """Passes over the preferences."""
 
     equal_steps: bool = False
-    """From θ_0, train for as many steps as the iterations took together, whatever `epochs` says. DPO of the last
+    """From θ_0, train for as many steps as the iterations took together, regardless of `epochs`. DPO of the last
     version always uses `epochs`."""
 
 

@@ -113,7 +113,7 @@ class GenerateConfig(Frozen):
     """Sample from the k likeliest tokens; 0 takes all."""
 
     min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Leave out tokens less likely than this fraction of the likeliest token's probability; 0 takes all. It is applied
+    """Drop tokens less likely than this fraction of the likeliest token's probability; 0 takes all. It is applied
     before top_k and top_p."""
 
     repetition_penalty: PositiveFloat = 1.0

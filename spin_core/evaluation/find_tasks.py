@@ -69,9 +69,12 @@ def find_tasks(config: BenchmarkConfig, folder: Path) -> list[NamedTask]:
 
 def _named_task(task: BenchmarkTask, local: local_tasks.LocalTasks, load: Callable[[str], Any]) -> NamedTask:
     """Return a task on local rows, with notes on what rows are missing."""
-    singles = [SingleTask(one.name, one.digest, functools.partial(load, one.name)) for one in local.tasks]
+    singles = [
+        SingleTask(local_task.name, local_task.digest, functools.partial(load, local_task.name))
+        for local_task in local.tasks
+    ]
     notes = []
-    if any(one.borrows_examples(task.num_fewshot) for one in local.tasks):
+    if any(local_task.borrows_examples(task.num_fewshot) for local_task in local.tasks):
         notes.append(f"{task.name}: examples in the prompt come from the rows that are evaluated")
     if len(singles) < local.total:
         notes.append(f"{task.name}: {len(singles)} of its {local.total} tasks have rows, and the score is theirs alone")

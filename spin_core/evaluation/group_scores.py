@@ -94,12 +94,12 @@ def _group_stderr(stderrs: Sequence[float | None], sizes: npt.NDArray[np.int64],
 
     None if a task's is not known, such as that of a single item.
     """
-    known = np.array([stderr for stderr in stderrs if stderr is not None])
-    if sizes.min() < 2 or len(known) < len(stderrs):
+    values = np.array([stderr for stderr in stderrs if stderr is not None])
+    if sizes.min() < 2 or len(values) < len(stderrs):
         return None
     if not by_size:
-        return float(np.sqrt((known**2).sum()) / len(known))
-    variance = ((sizes - 1) * sizes * known**2).sum() / (sizes - 1).sum()
+        return float(np.sqrt((values**2).sum()) / len(values))
+    variance = ((sizes - 1) * sizes * values**2).sum() / (sizes - 1).sum()
     return float(np.sqrt(variance / sizes.sum()))
 
 

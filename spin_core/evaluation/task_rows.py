@@ -169,7 +169,9 @@ def _gsm8k(row: Row) -> Row:
 
 def _ifeval(row: Row) -> Row:
     """IFEval: the arguments of each instruction, without the null ones that the hub's columns have."""
-    arguments = [{name: value for name, value in one.items() if value is not None} for one in row["kwargs"]]
+    arguments = [
+        {name: value for name, value in instruction.items() if value is not None} for instruction in row["kwargs"]
+    ]
     instructions = row["instruction_id_list"]
     return {"key": row["key"], "prompt": row["prompt"], "instruction_id_list": instructions, "kwargs": arguments}
 

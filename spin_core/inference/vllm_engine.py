@@ -124,7 +124,7 @@ class VllmEngine:
             repetition_penalty=sampling.repetition_penalty,
             stop=list(sampling.stop_strings) or None,
             stop_token_ids=self._stop_ids,
-            ignore_eos=True,  # which comes from the model's files; ours are in stop_token_ids
+            ignore_eos=True,  # it comes from the model's files; the configured ones are in stop_token_ids
             max_tokens=limit,
             seed=request.seed % 2**63,
             detokenize=bool(sampling.stop_strings),
@@ -173,7 +173,7 @@ def check_device(model: ModelConfig) -> bool:
 
 
 def vllm_settings(model: ModelConfig, config: VllmConfig, *, on_cpu: bool) -> dict[str, Any]:
-    """Our settings as arguments of `vllm.LLM`."""
+    """The settings as arguments of `vllm.LLM`."""
     speed = config.speed
     cache_gb = speed.cache_gb or (_CPU_CACHE_GB if on_cpu else None)
     return {

@@ -269,8 +269,8 @@ def difference(task: str, own: _Items, other: _Items, means: Mapping[str, Sequen
     if task in own and task in other:
         return paired(own[task], other[task], task)
     parts = [difference(part, own, other, means) for part in means.get(task, ())]
-    known = [part for part in parts if part is not None]
-    return average(known) if parts and len(known) == len(parts) else None
+    measured = [part for part in parts if part is not None]
+    return average(measured) if parts and len(measured) == len(parts) else None
 
 
 def significant(comparison: Comparison) -> bool:

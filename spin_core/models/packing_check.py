@@ -26,7 +26,7 @@ _SAFE_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
 
 
 def enable_packing(model: PreTrainedModel, implementation: str = PACKED) -> bool:
-    """Make a model take packed rows, if it can. Returns whether it does; the log says why not."""
+    """Make a model take packed rows, if it can. Returns whether it does; if not, the log has the reason."""
     reason = why_not_packed(model, implementation)
     if reason is not None:
         log.info("%s cannot take packed rows (%s): its rows are padded", type(model).__name__, reason)

@@ -94,7 +94,7 @@ def _notes(
     if job.config.apply_chat_template is None and not templated:
         notes.append("the model has no chat template, and was asked without one")
     for named in tasks:
-        fits = [json.loads((reports[one.name].path / "fit.json").read_text("utf-8")) for one in named.singles]
+        fits = [json.loads((reports[single.name].path / "fit.json").read_text("utf-8")) for single in named.singles]
         notes += harness.fit_notes(named.task.name, fits)
     return notes
 

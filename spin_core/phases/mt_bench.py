@@ -85,7 +85,9 @@ def run(job: MtBenchJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     if job.suite == "mt-bench-quick":
         questions = quick_questions(questions, job.seed)
     contenders = _contenders(job, questions)
-    human_questions = [question for one in contenders if one.name == HUMAN for question in one.questions]
+    human_questions = [
+        question for contender in contenders if contender.name == HUMAN for question in contender.questions
+    ]
     all_questions = [*questions, *human_questions]
     judge = Judge(job.judge)
     judge.endpoint.check()  # before anything is computed

@@ -20,10 +20,10 @@ def checkpoint_disk(shape: Shape, config: TrainConfig, steps: int) -> int:
     The next checkpoint is written before the oldest is removed. The last step has none, except of an adapter. With
     `keep_best` there are two more: the best one that the last checkpoint refers to, and a better one since.
     """
-    one = shape.trained * FLOAT32 * (1 + optimizer_states(config))
+    checkpoint = shape.trained * FLOAT32 * (1 + optimizer_states(config))
     saved = (steps - 1) // config.save_every + bool(shape.adapter)
     best = min(2, -(-steps // config.evaluate_every)) if config.keep_best else 0
-    return one * (min(config.keep_checkpoints + 1, saved) + best)
+    return checkpoint * (min(config.keep_checkpoints + 1, saved) + best)
 
 
 def text_disk(texts: Texts, config: RunConfig, t: int) -> float:

@@ -62,7 +62,7 @@ def generation_memory(shape: Shape, config: GenerateConfig, longest_prompt: int)
     return {
         "weights": float(shape.parameters * shape.itemsize),
         "keys and values": float(rows * columns * shape.layers * 2 * shape.key_width * shape.itemsize),
-        "a batch at work": _SLACK * (prompts + 4 * rows * shape.vocabulary * FLOAT32),
+        "temporary tensors": _SLACK * (prompts + 4 * rows * shape.vocabulary * FLOAT32),
     }
 
 

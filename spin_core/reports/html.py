@@ -181,7 +181,8 @@ def score_cell(row: Row, task: str) -> Html:
 
 def _tooltip(pairs: Sequence[Comparison], items: int) -> str:
     """A score's differences and its number of items."""
-    return "; ".join([*(f"against θ_{one.against}: {format_difference(one)}" for one in pairs), f"{items:,} items"])
+    differences = [f"against θ_{difference.against}: {format_difference(difference)}" for difference in pairs]
+    return "; ".join([*differences, f"{items:,} items"])
 
 
 def _difference_table(board: Board, tasks: Sequence[str]) -> Html:
@@ -190,12 +191,12 @@ def _difference_table(board: Board, tasks: Sequence[str]) -> Html:
         [
             heading(board, task).replace("_", " "),
             row.name,
-            f"θ_{one.against}",
-            format_difference(one) + (" *" if significant(one) else ""),
+            f"θ_{difference.against}",
+            format_difference(difference) + (" *" if significant(difference) else ""),
         ]
         for task in tasks
         for row in (*board.rows, *board.controls)
-        for one in row.differences.get(task, ())
+        for difference in row.differences.get(task, ())
     ]
     if not rows:
         return tag("p", "Nothing to compare: single items are not known, or there is only one version.", class_="note")
@@ -329,7 +330,7 @@ def legend(names: Mapping[int, str], *before: Html) -> Html:
 def answers(records: Sequence[IterationRecord]) -> list[Html]:
     """Counts, lengths and faults of the answers, next to the human responses."""
     by_iteration = {record.t: record.generations.statistics for record in records}
-    known = {t: statistics for t, statistics in by_iteration.items() if statistics is not None}
+    existing = {t: statistics for t, statistics in by_iteration.items() if statistics is not None}
     kept = [
         [
             f"iteration {record.t}",
@@ -341,17 +342,17 @@ def answers(records: Sequence[IterationRecord]) -> list[Html]:
         for record in records
     ]
     counts = table(["", "answers", "tokens", "pairs kept", "dropped"], kept)
-    if not known:
+    if not existing:
         return [counts]
     # The human responses are those of the last iteration: all have the same prompts.
-    by_what = zip(*(answer_rows(statistics) for statistics in known.values()), strict=True)
+    by_what = zip(*(answer_rows(statistics) for statistics in existing.values()), strict=True)
     rows = [[same[-1][0], same[-1][1], *(row[2] for row in same)] for same in by_what]
-    plot = plots.svg(plots.lengths(known, PAGE, (4.8, 2.0)), "lengths")
+    plot = plots.svg(plots.lengths(existing, PAGE, (4.8, 2.0)), "lengths")
     human = tag("span", tag("i", style="background: var(--human)"), "human")
     return [
-        legend({t: f"answers of iteration {t}" for t in known}, human),
+        legend({t: f"answers of iteration {t}" for t in existing}, human),
         tag("div", figure("lengths of responses", plot), class_="wide"),
-        table(["", "human", *(f"iteration {t}" for t in known)], rows),
+        table(["", "human", *(f"iteration {t}" for t in existing)], rows),
         counts,
     ]
 

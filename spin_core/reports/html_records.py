@@ -25,7 +25,7 @@ def costs(records: Sequence[IterationRecord]) -> list[Html]:
     for record in records:
         tokens = spending.tokens(record)
         for phase, seconds in record.seconds.items():
-            known = tokens.get(phase)
+            count = tokens.get(phase)
             rows.append(
                 [
                     f"iteration {record.t}",
@@ -33,8 +33,8 @@ def costs(records: Sequence[IterationRecord]) -> list[Html]:
                     f"{seconds:,.1f}",
                     f"{spending.device_hours(record, phase):.3g}",
                     f"{record.peak_memory_mb.get(phase, 0):,.0f}",
-                    "–" if known is None else f"{known:,}",
-                    "–" if known is None else f"{known / max(seconds, 1e-3):,.0f}",
+                    "–" if count is None else f"{count:,}",
+                    "–" if count is None else f"{count / max(seconds, 1e-3):,.0f}",
                 ]
             )
     spent = spending.total(*records)

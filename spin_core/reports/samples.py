@@ -54,7 +54,7 @@ class Response:
     marks: tuple[str, ...]
     """Faults and properties: `cut`, `empty`, `looping`, or `same` (the human response, token for token)."""
     margin: float | None = None
-    """The reward margin in nats, without beta; None if nobody has scored it.
+    """The reward margin in nats, without beta; None if it was not scored.
 
     By how much more than the opponent the player that was trained against this answer prefers the human response.
     """

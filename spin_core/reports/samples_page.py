@@ -20,7 +20,7 @@ from spin_core.store import files
 _PARTS = Path(__file__).parent / "assets"
 
 MOST = 5000
-"""The largest number of prompts on a page unless `--limit` says otherwise, since a browser keeps all in memory."""
+"""The largest number of prompts on a page unless `--limit` sets another, since a browser keeps all in memory."""
 
 
 def write(path: Path, samples: Samples, indices: Sequence[int], limit: int | None = None) -> str:

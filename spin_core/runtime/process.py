@@ -1,6 +1,6 @@
-"""Processes: start them in groups, end whole groups, end them with their parent, and read what the kernel says of them.
+"""Processes: start them in groups, end whole groups, end them with their parent, and read their state from the kernel.
 
-What is read comes from /proc; on systems without it, no process appears to run.
+The state is read from /proc; on systems without it, no process appears to run.
 """
 
 import contextlib
@@ -130,7 +130,7 @@ def command_line(pid: int) -> bytes:
 
 
 def environment_values(name: str) -> set[str]:
-    """The values that an environment variable has in the running processes of this machine that we may read."""
+    """The values of an environment variable in the running processes of this machine that this user may read."""
     values, prefix = set(), f"{name}=".encode()
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):  # the process has ended meanwhile, or belongs to another user
@@ -162,7 +162,7 @@ def _pids_with(field: int, value: int) -> set[int]:
 def pid_scope() -> str:
     """Names the scope in which this process's id is unique: this boot of this machine, and this container.
 
-    Empty where the system does not say.
+    Empty if the system does not show it.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()

@@ -173,11 +173,11 @@ def verify(folder: Path) -> list[str]:
             problems.append(f"{path}: missing")
         elif digest_file(path) != entry["sha256"]:
             problems.append(f"{path}: changed since it was published")
-    known = {*manifest["files"], MANIFEST}
+    listed = {*manifest["files"], MANIFEST}
     extra = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).as_posix() not in known
+        if path.is_file() and path.relative_to(folder).as_posix() not in listed
     ]
     problems += [f"{path}: not in the manifest" for path in extra]
     return problems

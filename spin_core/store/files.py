@@ -152,7 +152,7 @@ def load(kind: type[M], path: Path, key: str | None = None) -> M:
     """Read a record from a JSON file, or from one key of it.
 
     Raises:
-        DamagedArtifact: The file has no such record. The message says how to go on.
+        DamagedArtifact: The file has no such record. The message says how to fix it.
     """
     try:
         values = read_json(path)

@@ -2,7 +2,7 @@
 
 A job's identity is its JSON without the fields that its class, or the classes of its settings, mark as `Execution`
 (`spin_core.config.base`). Records that it reads count by their digest. A manifest keeps the identity of the job that
-made a folder, so the same job finds its result again and another job is refused.
+made a folder, so the same job finds its result again and another job is rejected.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ def identity_of(job: BaseModel) -> dict[str, Any]:
 def current_identity(published: Mapping[str, Any]) -> dict[str, Any]:
     """An identity from a manifest without the fields that no longer count.
 
-    Older versions counted some of the fields that are marked as `Execution` today. The class that says which those are
+    Older versions counted some of the fields that are marked as `Execution` today. The class that declares them
     follows from the phase. Fields that it does not know stay, so that they appear as a difference.
     """
     kind = JOB_TYPES.get(published.get("phase", ""))

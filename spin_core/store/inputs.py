@@ -42,7 +42,7 @@ def check_inputs(job: BaseModel, jobs: Path) -> None:
         jobs: The folder of job files, in which it is noted what was compared.
 
     Raises:
-        DamagedArtifact: A file is missing or has changed. The message says how to go on.
+        DamagedArtifact: A file is missing or has changed. The message says how to fix it.
     """
     if os.environ.get(VERIFY) == "0":
         return

@@ -43,7 +43,7 @@ class Job(Frozen):
 
     @property
     def title(self) -> str:
-        """What people see while the job runs: `iter 01 · train`. The folder is named after the job's purpose."""
+        """The job's name in progress displays: `iter 01 · train`. The folder is named after the job's purpose."""
         return title_of(self.output.parent, self.output.name)
 
     @property
@@ -210,10 +210,10 @@ class TrainJob(Job):
     prompts: PromptSet | None = None
     """The SFT data, when the loss is `sft`."""
     steps: int | None = None
-    """Train for exactly this many steps, whatever `config.epochs` says."""
+    """Train for exactly this many steps, regardless of `config.epochs`."""
     tokens: int | None = None
-    """Train for the number of steps that comes nearest to this many tokens of prompts and responses, whatever
-    `config.epochs` says."""
+    """Train for the number of steps that comes nearest to this many tokens of prompts and responses, regardless of
+    `config.epochs`."""
     share: float | None = None
     """Train only on about this share of the prompts; a larger share contains all prompts of a smaller one."""
     held_out_seed: int = 0

@@ -1,7 +1,7 @@
-"""The records of the phases' results: small, immutable, and enough to tell where a number came from.
+"""The records of the phases' results: small, immutable, and enough to trace where a number comes from.
 
-`digest` is the digest of the published files, so that records made from equal inputs are equal. A path says where
-a file is, not what it is, so paths are not part of any identity.
+`digest` is the digest of the published files, so that records made from equal inputs are equal. A path is the location
+of a file, not its content, so paths are not part of any identity.
 """
 
 from pathlib import Path

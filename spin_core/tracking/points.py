@@ -42,7 +42,7 @@ class Point:
 
 
 def points(lineage: Lineage, last: Last) -> Iterator[Point]:
-    """All points after the last ones, in order, as far as the lineage has come."""
+    """All points after the last ones, in order, up to the lineage's present state."""
     if not lineage.iteration(0).joinpath("generations", identity.MANIFEST).exists():
         return  # the scores of θ_0 may not be complete yet
     if last.version < 0:

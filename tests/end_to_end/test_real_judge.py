@@ -89,7 +89,7 @@ def test_a_judge_behind_vllms_own_server_grades_and_compares(tmp_path, data, mod
     report = launch.run_phase(job, EvalReport)
     with pytest.raises(ConfigError, match=r"has no model 'gpt-9'.*tiny-judge"):
         run_mt_bench(mt_bench_job(tmp_path / "unknown", data, models[0], url, judge={"model": "gpt-9"}))
-    with pytest.raises(ConfigError, match=r"refuses our request \(400 max_tokens=2048 cannot be greater"):
+    with pytest.raises(ConfigError, match=r"rejects the request \(400 max_tokens=2048 cannot be greater"):
         run_mt_bench(mt_bench_job(tmp_path / "verbose", data, models[0], url))
     (folder := tmp_path / "long").mkdir()
     question = {"question_id": 1, "category": "stem", "turns": ["why " * 1200, "and why?"]}

@@ -81,10 +81,10 @@ class JudgeEndpoint:
             return  # it has no list of models: the first request will show whether it has this one
         names = [model.id for model in getattr(models, "data", None) or ()]
         if names and self.config.model not in names and "*" not in names:
-            some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+            listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
             raise ConfigError(
                 f"the judge at {self.url} has no model {self.config.model!r}: set evaluate.judge.model to one that "
-                f"it has ({some})"
+                f"it has ({listed})"
             )
 
     def complete(self, messages: Sequence[Message]) -> Row:
@@ -197,7 +197,7 @@ class JudgeEndpoint:
                 f"({message}): see evaluate.judge.model, and whether evaluate.judge.base_url should end in /v1"
             )
         return ConfigError(
-            f"the judge at {self.url} refuses our request ({message}): see evaluate.judge.temperature, max_tokens and "
+            f"the judge at {self.url} rejects the request ({message}): see evaluate.judge.temperature, max_tokens and "
             "extra_body, which it may not take"
         )
 

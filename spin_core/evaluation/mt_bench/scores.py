@@ -96,5 +96,5 @@ def fault_notes(requests: Sequence[VerdictRequest], verdicts: Verdicts) -> list[
 
 def _mean_of_known(values: Sequence[float | None]) -> float:
     """Return the mean of the values that are not None; NaN if there are none."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else float("nan")
+    given = [value for value in values if value is not None]
+    return sum(given) / len(given) if given else float("nan")

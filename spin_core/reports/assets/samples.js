@@ -108,29 +108,29 @@ function summarise() {
   for (const number of [...pressed].sort((a, b) => a - b)) {
     sides.push([data.versions[number], found.flatMap((sample) => sample.answers.filter((answer) => answer.version === number))]);
   }
-  const longest = sides.reduce((most, [, said]) => said.reduce((top, one) => Math.max(top, one.tokens), most), 0);
-  const scored = sides.some(([, said]) => said.some((one) => one.margin !== undefined));
+  const longest = sides.reduce((most, [, responses]) => responses.reduce((top, response) => Math.max(top, response.tokens), most), 0);
+  const scored = sides.some(([, responses]) => responses.some((response) => response.margin !== undefined));
   const heads = ["", "responses", "median tokens", "lengths", ...Object.values(MARKS), ...(scored ? ["mean margin"] : [])];
   const table = element("table");
   const head = table.createTHead().insertRow();
   heads.forEach((text) => head.append(element("th", "", text)));
   const body = table.createTBody();
-  for (const [name, said] of sides) {
+  for (const [name, responses] of sides) {
     const row = body.insertRow();
     if (name === "human") row.className = "human";
     row.append(element("th", "", name));
-    const tokens = said.map((one) => one.tokens).sort((a, b) => a - b);
-    row.append(element("td", "", said.length.toLocaleString("en")));
+    const tokens = responses.map((response) => response.tokens).sort((a, b) => a - b);
+    row.append(element("td", "", responses.length.toLocaleString("en")));
     row.append(element("td", "", tokens.length ? tokens[tokens.length >> 1].toLocaleString("en") : "–"));
     row.insertCell().append(histogram(tokens, longest));
     for (const mark of Object.keys(MARKS)) {
-      const count = said.filter((one) => one.marks.includes(mark)).length;
-      const percent = said.length ? Math.round((1000 * count) / said.length) / 10 : 0;
+      const count = responses.filter((response) => response.marks.includes(mark)).length;
+      const percent = responses.length ? Math.round((1000 * count) / responses.length) / 10 : 0;
       const none = name === "human" && mark === "same";
       row.append(element("td", count ? "" : "zero", none ? "–" : count ? `${count.toLocaleString("en")} (${percent} %)` : "0"));
     }
-    const margins = said.filter((one) => one.margin !== undefined).map((one) => one.margin);
-    const mean = margins.reduce((sum, one) => sum + one, 0) / margins.length;
+    const margins = responses.filter((response) => response.margin !== undefined).map((response) => response.margin);
+    const mean = margins.reduce((sum, margin) => sum + margin, 0) / margins.length;
     if (scored) row.append(element("td", "", margins.length ? signed(mean) : "–"));
   }
   at("summary").replaceChildren(table);
@@ -185,7 +185,7 @@ function card(sample, text) {
   made.append(ask, sides);
   const long = (one) => one.length > FOLD || one.split("\n", 16).length > 15;
   const texts = [...sample.turns.map((turn) => turn.content), sample.real.text, ...shownAnswers(sample).map((one) => one.text)];
-  // What is searched for may stand far down.
+  // The matching text may be far down.
   if (!text && texts.some(long)) {
     made.classList.add("folded");
     const button = element("button", "unfold", "Show all");
@@ -211,8 +211,8 @@ function side(name, response, text, className) {
     margin.title = "How much more the player trained against this answer prefers the human response than the opponent did, in nats";
     head.append(margin);
   }
-  const said = response.text.trim() ? marked(response.text.trim(), text) : element("div", "nothing", "nothing");
-  made.append(head, said);
+  const content = response.text.trim() ? marked(response.text.trim(), text) : element("div", "nothing", "nothing");
+  made.append(head, content);
   return made;
 }
 

@@ -165,7 +165,7 @@ def test_a_single_remaining_item_that_is_rejected_does_not_end_the_run(tmp_path)
 def test_a_judge_that_refuses_everything_is_a_one_line_error_after_a_few_requests(tmp_path, count):
     with (
         serving(refusing(*range(count))) as endpoint,
-        pytest.raises(ConfigError, match=r"refuses our request .400 we would rather not.*temperature") as refused,
+        pytest.raises(ConfigError, match=r"rejects the request .400 we would rather not.*temperature") as refused,
     ):
         request_verdicts(tmp_path, endpoint.url, verdict_requests(count), speed={"parallel": 4})
     # The flow knows errors by their names in `errors`, so it must be exactly this class.
