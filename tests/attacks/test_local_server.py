@@ -20,6 +20,7 @@ from tests.support.servers.served import Up, free_port
 
 TEMPORARY = """
 import sys
+from pathlib import Path
 from flows.server import local
 local.prepare(Path(sys.argv[1]), quiet=True)
 from prefect.client.orchestration import get_client
@@ -144,7 +145,6 @@ def test_the_temporary_server_of_a_single_run_asks_for_the_password_too(tmp_path
         password = (tmp_path / "runs" / ".prefect" / "password").read_text().strip()
         auth = tuple(password.split(":", 1))
         assert httpx.get(f"{url}/admin/settings", auth=auth, timeout=60).status_code == 200
-        process.kill()
 
 
 @pytest.mark.slow
