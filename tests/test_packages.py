@@ -56,7 +56,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports() -> dict[str, set[str]]:
-    """The modules of the project that each module imports, wherever in its text."""
+    """The modules of the project that each module imports, anywhere in its text."""
     paths = modules()
     imports: dict[str, set[str]] = {}
     for name, path in paths.items():

@@ -163,14 +163,14 @@ def padded(folder: Path, rows: int) -> dict[str, float]:
 
 
 def elsewhere(python: str, *arguments: str, **surroundings: str) -> dict[str, float]:
-    """A way that runs in a process, and an environment, of its own."""
+    """A measurement in its own process and environment."""
     done = subprocess.run(
         [python, __file__, "--way", *arguments],
         capture_output=True, text=True, check=False, env={**SURROUNDINGS, **surroundings},
     )  # fmt: skip
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
-    # vLLM logs there too, and goes on after our last word.
+    # vLLM logs there too, also after the result.
     [line] = [line for line in done.stdout.splitlines() if line.startswith('{"tokens"')]
     found: dict[str, float] = json.loads(line)
     return found

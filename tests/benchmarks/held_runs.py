@@ -37,7 +37,7 @@ LIFE_SECONDS = 30.0
 DRAIN_SECONDS = 20.0
 """How long after a window its runs may still be taken; what is not counts as taken then."""
 SAMPLE = 60
-"""How many runs of a window are asked for their states."""
+"""For how many runs of a window the states are requested."""
 
 
 @flow(name="nothing", persist_result=False)
@@ -120,7 +120,7 @@ async def ladder(kind: str, pool: str, rates: list[int], seconds: float, limit: 
         if kind == "held":
             worker = asyncio.create_task(HeldWorker(work_pool_name=pool).start(printer=lambda _: None))
             stack.callback(worker.cancel)
-        await asyncio.sleep(3)  # the worker says that it is there
+        await asyncio.sleep(3)  # the worker reports that it is running
         for rate in rates:
             print(json.dumps({"begins": rate}), flush=True)
             delays = sorted(await window(client, deployment, rate, seconds))

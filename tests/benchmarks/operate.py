@@ -54,7 +54,7 @@ Row = tuple[str, str, str]
 """A figure, its value, and what it consists of."""
 
 
-# What a machine says of processes.
+# What the kernel reports of processes.
 
 
 def pss_mb(processes: Sequence[int]) -> float:
@@ -68,7 +68,7 @@ def pss_mb(processes: Sequence[int]) -> float:
 
 
 def cpu_seconds(processes: Sequence[int]) -> float:
-    """Processor time of living processes since they began, and of those that they have waited for."""
+    """CPU time of running processes since they started, and of the children that they have waited for."""
     ticks = 0
     for process in processes:
         with contextlib.suppress(OSError):
@@ -165,7 +165,7 @@ def memory(up: Up) -> list[Row]:
 
 
 def played(up: Up, iterations: int) -> Path:
-    """A lineage of so many iterations, played by the worker; its folder holds its run's id."""
+    """A lineage of this many iterations, run by the worker; its folder has its run's id."""
     root = up.runs / "bench"
     if not (root / "run").exists():
         parameters = {"recipe": "demo", "lineage": "bench", "iterations": iterations, "overrides": GAME}
@@ -237,7 +237,7 @@ def runs_held(
     environment: dict[str, str],
     roles: dict[str, Callable[[], list[int]]],
 ) -> list[Row]:
-    """Rates a minute, each for so many seconds, until runs wait too long; one row a rate."""
+    """Increase the rate of runs a minute, each for `seconds`, until runs wait too long; one row for each rate."""
     words = [sys.executable, str(Path(__file__).with_name("held_runs.py")), kind, pool, json.dumps(list(rates))]
     surroundings = {**environment, "PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL"}
     rows: list[Row] = []

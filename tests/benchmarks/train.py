@@ -39,7 +39,7 @@ from train_ways import LONGEST, MODELS, SEED, Model, ways_of
 
 VOCABULARIES = (8_000, 32_000, 128_000)
 FIRST_STEP = 1e-4
-"""How far the first step may be from ours, relatively, before a way is marked."""
+"""The relative distance of the first step from Spin's, beyond which a row is marked."""
 SURROUNDINGS = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
 """The environment of each way, taken before a module of the tests sets another number of threads here."""
 
@@ -114,7 +114,7 @@ def useful(folder: Path, batch_size: int, model: Model, vocabulary: int) -> tupl
 
 
 def compare(data: str, shape: str, names: list[str], steps: int, batch_size: int, micro_batch_tokens: int) -> None:
-    """Run each way and print the table; a way that fails, as for want of memory, is a row that says so."""
+    """Run each way and print the table. A way that fails, such as without enough memory, is a row with its error."""
     model = MODELS[shape]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -204,7 +204,7 @@ def memory_of_vocabularies(steps: int = 2, batch_size: int = 4, micro_batch_toke
 
 
 def predicted(folder: Path, model: Model, batch_size: int, micro_batch_tokens: int) -> tuple[float, float]:
-    """What `spin check` says of our training: megabytes at the peak, seconds a step."""
+    """What `spin check` estimates for the training: peak megabytes, seconds a step."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -1,6 +1,6 @@
-"""The ways of training that `train.py` puts side by side, each run alone in a process of its own.
+"""The ways of training that `train.py` compares, each in its own process.
 
-Our ways are the whole `train` phase, its journal and its loader included; TRL's are its `DPOTrainer.train`.
+Spin's ways are the whole `train` phase with its journal and loader; TRL's are its `DPOTrainer.train`.
 """
 
 import json
@@ -88,7 +88,7 @@ THEIRS_ON_GPU: dict[str, dict[str, Any]] = {
         **EIGHT, "per_device_train_batch_size": 2, "use_liger_kernel": True,
     },
 }  # fmt: skip
-"""In bfloat16 by autocast over float32 weights: our precision."""
+"""In bfloat16 by autocast over float32 weights: Spin's precision."""
 
 
 def ways_of(model: Model, more: bool) -> list[str]:

@@ -38,7 +38,7 @@ def path(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def visit(browser, path):
-    """Opens the report; fails if it says something on the console, or asks for anything but itself."""
+    """Opens the report; fails if it writes to the console, or requests anything but itself."""
     messages: list[str] = []
     context = browser.new_context()
 

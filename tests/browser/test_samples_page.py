@@ -20,13 +20,13 @@ HOSTILE = [
 
 
 def column(texts: list[str], lengths: list[int], cut: set[int] = frozenset()) -> Column:
-    """Responses of so many tokens, none of which loops."""
+    """Responses with these numbers of tokens, none of which loops."""
     ids = [np.arange(length, dtype=np.int32) + row for row, length in enumerate(lengths)]
     return Column(texts, ids, ["length" if row in cut else "stop" for row in range(len(texts))])
 
 
 def samples(rows: int, *columns: Column, turns: tuple[Turn, ...] | None = None) -> Samples:
-    """Some prompts with answers of as many versions as are given."""
+    """Prompts with one column of answers for each version."""
     versions = [
         Version(
             t, f"θ_{t}", answers, [f"θ_{t}"] * rows, [float(row - 1) if t == 0 else None for row in range(rows)], places
@@ -41,7 +41,7 @@ def samples(rows: int, *columns: Column, turns: tuple[Turn, ...] | None = None) 
 
 @pytest.fixture
 def visit(browser, tmp_path):
-    """Opens a page of samples; fails if it says something on the console, asks something, or loads something."""
+    """Opens a page of samples; fails if it writes to the console, opens a dialog, or loads something."""
     messages: list[str] = []
     context = browser.new_context(viewport={"width": 1280, "height": 900})
 

@@ -1,6 +1,6 @@
-"""A game from Prefect's own pages, by a real browser, server and worker: started, watched, read, retried, cancelled.
+"""Runs from Prefect's own pages, with a real browser, server and worker: started, watched, read, retried, cancelled.
 
-With SPIN_SCREENSHOTS the game is the demo's, and pictures of it go to the folder of that name: `make screenshots`.
+With SPIN_SCREENSHOTS the run is the demo's, and pictures of it go to the folder of that name: `make screenshots`.
 """
 
 import json
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 LINEAGE = "mine"
 ENDLESS = 10_000
-"""Epochs that nobody waits for."""
+"""Epochs of a training that does not end during the tests."""
 SAVE_EVERY = 50
 TINY = {
     "sft": {"hidden_size": 8, "intermediate_size": 16, "layers": 1, "train": {"epochs": 1}},
@@ -39,7 +39,7 @@ DEMO = {"train": {"epochs": [3, 3, 3, ENDLESS], "save_every": SAVE_EVERY}}
 ITERATIONS, OVERRIDES = (3, DEMO) if pictures_folder() else (1, TINY)
 SUITE = "" if pictures_folder() else "big-bench-quick"
 """A benchmark that is chosen in the form."""
-"""The iteration after these trains without end, so that there is time to watch it."""
+"""The iteration after these trains without an end, so that there is time to watch it."""
 LAST = ITERATIONS - 1
 
 
@@ -81,7 +81,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def overrides(rows: Path) -> Any:
-    """What is filled in as JSON."""
+    """The overrides, filled in as JSON."""
     return OVERRIDES | (
         {"evaluate": {"frontier": [], "lm_eval": {"local_data": str(rows), "limit": 1}}} if SUITE else {}
     )
@@ -89,7 +89,7 @@ def overrides(rows: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def finished_run(up: Up, ui: Ui, overrides: Any) -> Any:
-    """The run of a game that was started by the form, once it has ended."""
+    """The run that was started by the form, once it has ended."""
     ui.open_form()
     ui.choose("recipe", "demo")
     ui.fill(LINEAGE, ITERATIONS)
@@ -128,9 +128,20 @@ class Training:
                 pids.append(int(path.parent.name))
         return pids
 
+    def pause(self) -> None:
+        """Stop the training's process, which would otherwise compute while pages are read."""
+        os.kill(self.trainer(), signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.trainer(), signal.SIGCONT)
+
+    def trainer(self) -> int:
+        """The process that trains."""
+        return int(self.pid.read_text().split()[0])
+
 
 def steps(up: Up, since: str = "") -> int:
-    """How many steps the newest training has done, as its progress says; 0 before there is any."""
+    """The number of steps of the newest training, from its progress artifact; 0 without one."""
     query = {"artifacts": {"type": {"any_": ["progress"]}}, "sort": "CREATED_DESC"}
     newest = next(
         (artifact for artifact in up.request("POST", "/artifacts/filter", query) if artifact["created"] > since), None
@@ -143,14 +154,16 @@ def steps(up: Up, since: str = "") -> int:
 
 @pytest.fixture(scope="module")
 def training(up: Up, ui: Ui, finished_run: Any) -> Training:
-    """One more iteration of the game, started by a copy of its run."""
+    """One more iteration, started by a copy of the run. Its training is paused where no test needs its steps."""
     ui.open_run(finished_run)
     ui.act("Copy to new run")
     ui.fill(LINEAGE, ITERATIONS + 1)
     run = ui.start(f"demo-{LINEAGE}")
     ui.leave()
     wait_for(lambda: steps(up) > SAVE_EVERY)
-    return Training(run, up.runs / LINEAGE / f"iter_{ITERATIONS:02d}" / "jobs" / "train.pid")
+    training = Training(run, up.runs / LINEAGE / f"iter_{ITERATIONS:02d}" / "jobs" / "train.pid")
+    training.pause()
+    return training
 
 
 @dataclass
@@ -172,6 +185,7 @@ def retried(up: Up, ui: Ui, training: Training) -> Retried:
     ui.act("Retry", "Retry")
     ui.leave()
     wait_for(lambda: steps(up, crashed["end_time"]) > 0)
+    training.pause()
     return Retried(before, crashed["end_time"])
 
 
@@ -181,6 +195,7 @@ def cancelled(up: Up, ui: Ui, training: Training, retried: Retried) -> Any:  # n
     assert len(training.processes()) > 1
     ui.open_run(training.run)
     ui.wait_until_visible(ui.state("Running"))
+    training.resume()  # it saves its work when it is cancelled
     ui.act("Cancel", "Cancel Flow Run")
     ui.leave()
     return up.finish(training.run)
@@ -241,7 +256,7 @@ def test_a_run_has_the_values_of_the_form(finished_run, overrides):
 
 
 def filled_in(form: Any) -> Any:
-    """Without the settings that were left as the recipe has them."""
+    """The form without settings that keep the recipe's values."""
     if not isinstance(form, dict):
         return form
     return {name: filled_in(value) for name, value in form.items() if value is not None}
@@ -270,7 +285,7 @@ def test_the_leaderboard_has_a_timeline_of_its_versions(up, ui):
     key = f"leaderboard-{LINEAGE}"
     versions = ui.versions(key)
     made = up.artifacts(key)
-    assert len(made) > ITERATIONS, "one an iteration, and one with what the game is compared with"
+    assert len(made) > ITERATIONS, "one for each iteration, and one with the controls"
     assert [artifact.inner_text() for artifact in versions.all()] == [artifact["id"][:8] for artifact in made]
     versions.first.click()
     expect(ui.page.get_by_role("heading", name=f"Leaderboard of {LINEAGE}")).to_be_visible()
@@ -297,7 +312,9 @@ def test_a_run_can_be_watched(up, ui, training):
     expect(ui.page.get_by_text(re.compile(r"^Progress: \d+(\.\d)?%$"))).to_be_visible()
     ui.leave()
     before = steps(up)
+    training.resume()
     wait_for(lambda: steps(up) > before)
+    training.pause()
 
 
 def test_a_crashed_run_continues_on_retry(up, ui, training, retried):

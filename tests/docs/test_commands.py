@@ -131,7 +131,7 @@ def test_every_make_target_and_module_that_is_named_exists(page):
 
 @pytest.mark.parametrize("page", TEXTS)
 def test_every_path_of_the_repository_that_is_named_exists(page):
-    """Files are named in backticks where no link can lead to them: they are no part of the site."""
+    """Files that are not part of the site are in backticks, since no link can lead to them."""
     new = set(re.findall(r"^# new file: (\S+)$", TEXTS[page], re.MULTILINE))
     folders = "spin_core|flows|tasks|infra|tests|docs"
     named = set(re.findall(rf"(?<![\w/.-])(?:{folders})/[\w./-]*\w", code_of(TEXTS[page])))

@@ -23,7 +23,7 @@ def test_every_link_and_picture_leads_somewhere(page):
 
 @pytest.mark.parametrize("page", [page for page in TEXTS if page.startswith("docs/")])
 def test_links_of_the_site_stay_inside_it(page):
-    """What is outside is no page of the site, so such a link would be dead there."""
+    """Files outside of the docs are not pages of the site, so such a link would be dead there."""
     targets = {(ROOT / page).parent.joinpath(target).resolve() for target, _ in links_of(TEXTS[page]) if target}
     assert [str(target) for target in targets if not target.is_relative_to(DOCS)] == []
 

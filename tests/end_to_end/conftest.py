@@ -1,4 +1,4 @@
-"""A whole game in miniature, played by the command line in a process of its own, as a user plays it."""
+"""A whole small run by the command line in its own process, as a user starts it."""
 
 import fcntl
 import json
@@ -39,14 +39,14 @@ ITERATIONS = 2
 
 @dataclass(frozen=True)
 class Player:
-    """The `spin` command with a folder of its own."""
+    """The `spin` command with its own folder."""
 
     runs: Path
     api: str = ""
     """A server's, for commands whose own temporary one is not what is tested."""
 
     def command(self, *arguments: str, one_process: bool = False) -> list[str]:
-        """The command line; with `one_process`, that of a stand-in which starts no process for a phase."""
+        """The command line; with `one_process`, one that runs all phases in its own process."""
         spin = [str(SUPPORT / "processes" / "one_process.py")] if one_process else ["-m", "flows.command_line"]
         return [sys.executable, *spin, *arguments, "--runs", str(self.runs)]
 
@@ -98,9 +98,9 @@ def player_in() -> type[Player]:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A runs folder with the lineage `whole`, played from start to end without a disturbance.
+    """A runs folder with the lineage `whole`, run from start to end without interruption.
 
-    Where several processes share the tests, the first one plays it for all.
+    If several processes share the tests, the first one runs it for all.
     """
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:

@@ -1,4 +1,4 @@
-"""Comparisons, and scoring after a game, through the command line and a real Prefect server."""
+"""Comparisons, and scoring after a run, through the command line and a real Prefect server."""
 
 import json
 import shutil
@@ -24,9 +24,9 @@ CONTROLS = {
 }
 FEW = "sft-steps,sft-tokens,longer"
 MOMENTS = (
-    "seed-1/iter_00/.train.partial",  # within a training of the game
+    "seed-1/iter_00/.train.partial",  # during a training of the run
     "seed-1/controls/epochs-4/model",  # a control is trained, and not scored yet
-    "seed-2/iter_00/generations/manifest.json",  # the second game has begun
+    "seed-2/iter_00/generations/manifest.json",  # the second run has begun
 )
 
 
@@ -87,7 +87,7 @@ def test_equal_steps_and_equal_tokens_are_equal(compared, standing):
         (by_tokens,) = root.glob("controls/sft-*-tokens-*/train")
         assert len(seen(by_steps)) == len(spin_items)
         assert abs(sum(seen(by_tokens)) - sum(spin_items)) <= max(seen(by_tokens)) / 2
-        # The game sees two responses to each prompt, so that this is another budget.
+        # SPIN sees two responses to each prompt, so this is another budget.
         assert len(seen(by_tokens)) > len(spin_items) + 1
     steps, tokens, spin = (next(row for row in standing.lines if row.name.startswith(name)) for name in (
         "SFT, equal steps", "SFT, equal tokens", "θ_1",

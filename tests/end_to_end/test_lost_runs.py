@@ -50,7 +50,7 @@ def start(client: SyncPrefectClient, deployment: Any, worker: str, state: Any, s
 
 @pytest.fixture(scope="module")
 def client(shared_server: str) -> Iterator[SyncPrefectClient]:  # noqa: ARG001 (the client takes it from the settings)
-    """A client of a server with our work pool."""
+    """A client of a server with Spin's work pool."""
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name=local.POOL, type="process"))
         yield client
@@ -144,7 +144,7 @@ THEIRS = {
 
 
 def as_in_file(client: SyncPrefectClient, name: str, parameter: str = "lineage") -> UUID:
-    """What `prefect deploy` does of a deployment: it is as the file has it, whatever it was."""
+    """Do what `prefect deploy` does: replace a deployment by that of the file."""
     return client.create_deployment(
         client.create_flow_from_name("spin"),
         name,

@@ -1,4 +1,4 @@
-"""Nightly runs of a lineage: which of them play, and which are skipped. Results are published by hand."""
+"""Nightly runs of a lineage: which of them add an iteration, and which are skipped. Results are published by hand."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_server")]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A night's game is replaced, so that it takes no time."""
+    """The iterations of a nightly run are replaced, so that they take no time."""
     monkeypatch.setattr(nights, "continue_lineage", publish)
 
 

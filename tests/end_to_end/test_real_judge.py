@@ -105,14 +105,14 @@ def test_a_judge_behind_vllms_own_server_grades_and_compares(tmp_path, data, mod
         assert (row["value"], row["model"], row["asked"]) == (want, "tiny-judge", 1)
         assert row["prompt_tokens"] > 50
         assert row["completion_tokens"] == 2
-    assert report.scores["mt-bench/against-base"].value == 0.5  # it says B in both orders
+    assert report.scores["mt-bench/against-base"].value == 0.5  # it chooses B in both orders
     assert report.scores["mt-bench/against-human"].value == 0
     assert 3 < report.scores["mt-bench"].value < 9
 
 
 @pytest.fixture(scope="module")
 def judged_run(player_in, data, models, url, tmp_path_factory):
-    """A game of two versions that a judge was added to when it was over, and then one more."""
+    """A run of two versions, to which a judge was added when it had ended, and then one more iteration."""
     folder = tmp_path_factory.mktemp("judged")
     player = player_in(folder / "runs")
     rows = [{"text": f"{name} went to the {place}. PERSON was there."} for name in NAMES for place in PLACES]

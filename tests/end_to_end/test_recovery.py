@@ -1,6 +1,6 @@
 """Runs that die are detected and continued: kill -9 of what runs them, during a run, with a real server and worker.
 
-Each game is the second iteration of one that the command line has played, less what its training and all after it made.
+Each run is the second iteration of one of the command line, without the results of its training and what follows it.
 It must end with the same leaderboard.
 """
 

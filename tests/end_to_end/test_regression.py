@@ -1,4 +1,4 @@
-"""A game whose second training is ruined by its learning rate: what the gate makes of it, up to Prefect's event."""
+"""A run whose second training is ruined by its learning rate: what the gate decides, up to Prefect's event."""
 
 import json
 import time
@@ -32,18 +32,18 @@ def phases_run_here(monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """One folder for all games, which share θ_0."""
+    """One folder for all runs, which share θ_0."""
     return tmp_path_factory.mktemp("runs")
 
 
 @flow(validate_parameters=False)
 def run_iterations(runs: Path, name: str, config: RunConfig) -> Board:
-    """The game of the command line's flow, without ending this process together with the server."""
+    """The flow of the command line, without ending this process together with the server."""
     return continue_lineage(runs, name, config)
 
 
 def run_lineage(player, runs: Path, rule: str) -> tuple[Lineage, dict]:
-    """Play a game of three iterations: its lineage, and the leaderboard that its flow returned."""
+    """Run three iterations; returns the lineage, and the leaderboard that the flow returned."""
     tiny = [word.removeprefix("--set=") for word in player.arguments(rule) if word.startswith("--set=")]
     own = [f"gate.rule={rule}", f"gate.metric={METRIC}", "controls={}", f"train.learning_rate={RATES}"]
     sets = [*(word for word in tiny if not word.startswith("controls=")), *own]
@@ -96,7 +96,7 @@ def test_a_regression_ends_a_run_whose_gate_stops(runs, player_in):
     assert (len(board["rows"]), board["choice"]) == (3, 1)
     assert len(events("stop", 2)) == 2
     assert lineage.ended_by_gate()
-    # A second run for three iterations plays none, and sends no event again.
+    # A second run for three iterations adds none, and sends no event again.
     before = {path: path.stat().st_mtime_ns for path in lineage.root.rglob("*.json")}
     _, again = run_lineage(player_in, runs, "stop")
     assert again == board

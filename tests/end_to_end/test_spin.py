@@ -23,7 +23,7 @@ MOMENTS = (
     "iter_00/.generations.partial/shard-00001.parquet",  # within a phase: a shard is done, others are not
     "iter_01/generations/manifest.json",  # between two phases
     "iter_01/.train.partial",  # within training
-    "iter_01/train/manifest.json",  # without its server, and asked to end: it waits for nobody
+    "iter_01/train/manifest.json",  # without its server, and after SIGTERM: it does not wait
 )
 
 

@@ -158,7 +158,7 @@ def cores_of(pid: int) -> set[str]:
 
 
 def test_one_process_answers_for_every_version_of_a_mixture(tmp_path, model):
-    """Each shard by the version it is to be by: greedily, word for word what the transformers engine says."""
+    """Each shard is by its version: greedily, exactly the answers of the transformers engine."""
     sets = [
         f"model.path={model}", "model.device=cpu", "prompts.sample=24", "prompts.held_out=4", "generate.shard_size=10",
         "generate.temperature=0.000001", "generate.max_new_tokens=12", "generate.vllm.speed.cache_gb=0.0625",

@@ -1,6 +1,6 @@
-"""One whole game in minutes, by a real server, worker and phases: started, killed in a phase, and continued to its end.
+"""One whole run in minutes, with a real server, worker and phases: started, killed in a phase, and continued.
 
-`spin up` serves a folder. The command line plays a game there without a disturbance. It begins a second one, which is
+`spin up` serves a folder. The command line makes a run there without interruption. It begins a second one, which is
 killed while it generates and continued through the worker. Both must have the same digests.
 """
 
@@ -37,14 +37,14 @@ def player(up: Up, player_in: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def undisturbed(player: Any) -> Path:
-    """A game that was played from start to end, with all phases in one process."""
+    """A run from start to end, with all phases in one process."""
     player.spin(*player.arguments("undisturbed", *ITERATIONS, *SETTINGS), one_process=True)
     return player.runs / "undisturbed"
 
 
 @pytest.fixture(scope="module")
 def killed(player: Any, undisturbed: Path) -> Path:  # noqa: ARG001 (it trains the first version for both)
-    """The same game, whose process was killed as soon as the first answers were there."""
+    """The same run, whose process was killed as soon as the first answers existed."""
     root = player.runs / "killed"
     process = subprocess.Popen(
         player.play("killed", *ITERATIONS, *SETTINGS), env=player.environment(), stdout=subprocess.DEVNULL

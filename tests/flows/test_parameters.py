@@ -64,7 +64,7 @@ def test_recipe_and_iterations_are_parameters_of_their_own():
 
 
 def test_settings_have_the_order_of_the_configuration():
-    # A model in a mapping is no section: it is filled in as a whole.
+    # A model in a mapping is not a section: it is given as a whole.
     sections = [about for name, about in SCHEMA["$defs"].items() if name.endswith("Overrides")]
     for about in (SCHEMA, *sections):
         positions = [field["position"] for field in about["properties"].values()]

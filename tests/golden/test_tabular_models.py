@@ -1,4 +1,4 @@
-"""The game in a table: one logit a sequence, so that expectations are exact sums and the theory can be checked.
+"""Tabular models: one logit a sequence, so that expectations are exact sums and the theory can be checked.
 
 Shapes: S sequences, C combinations of a real, a generated and (for T-SPIN) an initial sequence. The expected loss is
 over all of them, real ~ p_data, generated ~ p_t and initial ~ p_0, each weighted with its probability.
@@ -250,7 +250,7 @@ def test_without_a_reference_the_best_response_forgets_its_opponent(alpha):
 
 @pytest.mark.parametrize("history_weight", [0.0, 0.1])
 def test_p_data_is_no_fixed_point_of_t_spin(history_weight):
-    """So it lives by stopping early: played to its end at p_t = p_data, it leaves the data."""
+    """So it depends on early stopping: trained to its end at p_t = p_data, it moves away from the data."""
     p_data = distribution(0)
     objective = Objective("t-spin", beta=1.0, history_weight=history_weight)
     assert total_variation(best_response(objective, p_data, p_data, distribution(100)), p_data) > 0.05

@@ -60,7 +60,7 @@ def test_loss_gradient_and_metrics_equal_trls(tmp_path: Path, tiny_model: Path):
         expected_loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
         expected_loss.backward()
     their_gradients = {name: weight.grad for name, weight in trainer.model.named_parameters()}
-    # Its model is in evaluation mode, as ours is.
+    # Its model is in evaluation mode, as Spin's is.
     their_metrics = {name: values[0] for name, values in trainer._metrics["eval"].items()}
 
     columns = ([list(row[name]) for row in rows] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))

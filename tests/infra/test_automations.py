@@ -1,4 +1,4 @@
-"""Which runs the automations act on, asked of the server's own triggers without a server; and their installation."""
+"""Which runs the automations act on, by Prefect's own triggers without a server; and their installation."""
 
 from typing import Any
 

@@ -90,7 +90,7 @@ def test_git_ignores_files_of_secrets_but_not_the_example(name):
 
 @pytest.mark.parametrize("place", ["http://127.0.0.1:4200", "https://spin.example.org"])
 def test_links_of_runs_begin_with_the_address_that_browsers_know(place, monkeypatch):
-    """What Prefect makes of the API's address has a name in it that is known among the containers alone."""
+    """Without this setting, addresses in the UI have a name that only the containers know."""
     services = compose(documented() | SECRETS | {"SPIN_URL": place})["services"]
     for name, value in services["worker"]["environment"].items():
         if name in ("PREFECT_API_URL", "PREFECT_UI_URL"):
@@ -239,7 +239,7 @@ def known_extras() -> list[str]:
 
 
 def mentioned_extras() -> set[str]:
-    """The extras that a setting can ask for: our errors name them, and sinks have the names of their extras."""
+    """The extras that a setting may need: error messages name them, and sinks have the names of their extras."""
     code = "".join(path.read_text() for folder in ("spin_core", "tasks") for path in (ROOT / folder).rglob("*.py"))
     named = set(re.findall(r"extra `(\w+)`|spin-loop\[(\w+)\]", code))
     return {name for pair in named for name in pair if name} | {*get_args(SinkName)} - {"tensorboard"}

@@ -18,7 +18,7 @@ from tests.support.servers.stack import ROOT
 
 FOLDER = ROOT / "infra" / "kubernetes"
 VERSION = "1.33"
-"""The oldest release in which all that we use is there for good."""
+"""The oldest release in which all used features are stable."""
 
 
 RUN = dict.fromkeys(("id", "flow_id"), "6b2d5f4e-7c38-4f0a-9d0f-3c8e5f1f7a11") | {"name": "demo-mine"}
@@ -39,7 +39,7 @@ def template():
 
 
 def filled_in(auth: str = "", ui: str = "", **values):
-    """The Job that Prefect's worker would create for a run. No server is there, and none is asked."""
+    """The Job that Prefect's worker would create for a run. This needs no server."""
     from prefect.client.schemas.objects import FlowRun
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
     from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
@@ -72,7 +72,7 @@ def test_a_field_that_kubernetes_does_not_know_is_rejected():
 def test_prefects_worker_makes_a_job_with_gpus_and_shared_memory_from_the_template():
     job = filled_in(gpus=4, node_selector={"nvidia.com/gpu.product": "H100"}, shared_memory="8Gi").job_manifest
     spec = job["spec"]["template"]["spec"]
-    # Prefect itself asks for these two, which a pod does not have; a cluster says so and goes on.
+    # Prefect itself sets these two, which a pod does not have; a cluster warns and continues.
     assert (spec.pop("parallelism"), spec.pop("completions")) == (1, 1)
     validate(job, VERSION, strict=True)
     assert container_of(job)["resources"]["limits"]["nvidia.com/gpu"] == 4
@@ -121,7 +121,7 @@ def test_runs_get_the_servers_address_for_browsers():
 
 @pytest.mark.parametrize("kind", ["of a deployment", "on several machines"])
 def test_secrets_of_ones_own_come_from_a_secret_that_may_be_missing(kind):
-    """Its keys are variables: those of stores, of a judge, of sinks. The worker, which plays nothing, has none."""
+    """Its keys are variables: those of stores, of a judge, of sinks. The worker, which runs no phases, has none."""
     job = filled_in().job_manifest if kind == "of a deployment" else manifest_of("run.yaml", "Job")
     (source,) = container_of(job)["envFrom"]
     assert source == {"secretRef": {"name": "spin-environment", "optional": True}}

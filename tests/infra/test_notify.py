@@ -34,7 +34,7 @@ def send(block: Email, body: str, subject: str) -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory) -> Path:
-    """A certificate for this machine and its key, which nobody has signed but itself."""
+    """A self-signed certificate for this machine, and its key."""
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
     here = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
     now = datetime.now(UTC)

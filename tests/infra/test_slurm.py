@@ -1,4 +1,4 @@
-"""The templates for Slurm, run as they are. Of Slurm itself there are two stand-ins, which know what we ask of it."""
+"""The templates for Slurm, run unchanged, with stand-ins for the two commands of Slurm that they use."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def job_number() -> int:
 
 
 def sbatch(folder: Path, script: Path, *arguments: str, tasks: int) -> subprocess.CompletedProcess[str]:
-    """What Slurm would do with the script: run it on the first node, in an environment of its own."""
+    """Do what Slurm would do with the script: run it on the first node, in its own environment."""
     stand_ins = folder / "bin"
     stand_ins.mkdir()
     for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
@@ -109,7 +109,7 @@ def test_options_for_slurm_come_before_the_first_command_and_exist_in_sbatch(scr
 
 @pytest.mark.slow
 def test_a_run_on_two_nodes_is_answered_by_the_second_and_trained_by_both(tmp_path):
-    # With no worker of its own, the first node leaves all prompts to the second.
+    # Without its own worker, the first node leaves all prompts to the second.
     settings = {**TINY, "generate.speed.workers": 0}
     sets = [part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
     done = sbatch(tmp_path, RUN, "demo", "--lineage", "mine", "--iterations", "1", *sets, tasks=2)

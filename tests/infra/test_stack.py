@@ -54,7 +54,7 @@ OVERRIDES = {
 
 @dataclass
 class Team:
-    """The stack, and what is asked of its server."""
+    """The stack, and requests to its server."""
 
     stack: Stack
     runs: Path
@@ -137,7 +137,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
-    """The same game by the command line, undisturbed. It plays while the stack starts."""
+    """The same run by the command line, without interruption, while the stack starts."""
     runs = tmp_path_factory.mktemp("alone") / "runs"
     sets = [f"--set={name}={json.dumps(value)}" for name, value in OVERRIDES.items()]
     words = [sys.executable, ONE_PROCESS, "run", "demo", "--lineage", LINEAGE, "--iterations", "1", "--runs", str(runs)]

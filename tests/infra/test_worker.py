@@ -1,4 +1,4 @@
-"""How a team's worker ends, with a stand-in for Prefect's that treats its runs as that does. No server."""
+"""How a team's worker ends, with a stand-in for Prefect's worker that treats runs as that does. No server."""
 
 import contextlib
 import os
@@ -70,7 +70,7 @@ def test_a_worker_ends_when_its_supervisor_is_killed(tmp_path):
         (run,) = children_of(pid)
         process.kill()
     wait_for(lambda: not command_of(pid))
-    os.kill(run, signal.SIGKILL)  # a session of its own keeps it
+    os.kill(run, signal.SIGKILL)  # it is in its own session, which the guard does not end
 
 
 def test_runs_have_time_to_end_before_docker_kills_them():

@@ -154,7 +154,7 @@ def test_code_that_comes_with_a_tokenizer_is_rejected(tiny_model, tmp_path):
 
 
 def check_of(model: Path, runs: Path, **settings: bool) -> list[str]:
-    """What `spin check` says of a model's folder."""
+    """What `spin check` reports of a model's folder."""
     change = {"model": {"path": str(model), **settings}, "controls": {}, "evaluate": {"exact": False}}
     config, inspection = resolve("demo", overrides=change), Inspection()
     folder = inspection.run("model", find_model, config, runs)

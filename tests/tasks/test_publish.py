@@ -42,7 +42,7 @@ def ask(path: str, query: dict) -> list[dict]:
 
 
 def events(lineage: str, least: int) -> list[dict]:
-    """The gate's events of a lineage, the oldest first, once there are so many: the server takes them in by and by."""
+    """The gate's events of a lineage, the oldest first, once there are `least`: the server stores them with a delay."""
     since = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
     query = {
         "filter": {
@@ -190,7 +190,7 @@ def stands(key: str) -> str:
 
 
 def test_runs_are_found_by_recipe_and_lineage_and_link_their_leaderboard(tmp_path, monkeypatch):
-    """Nothing is played or scored here: a night finds that the gate has ended the game."""
+    """Nothing is run or scored here: a nightly run finds that the gate has ended the lineage."""
     lineage = build_lineage(tmp_path, "found", nlls=(*NLLS[:2], NLLS[0]), sets=["gate.rule=stop"])
     board = publish.board.save(lineage)
     monkeypatch.setattr(spin, "run_iterations", lambda _lineage: board)

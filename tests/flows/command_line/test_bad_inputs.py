@@ -272,7 +272,7 @@ def test_an_iteration_that_is_not_finished_lacks_nothing(folder):
 
 
 def spin_process(*arguments: str, stdout: Any, **variables: str) -> tuple[int, str, str]:
-    """Status, output and errors of the command in a process of its own, with its output in a file or a pipe."""
+    """Status, output and errors of the command in its own process, with its output in a file or a pipe."""
     done = subprocess.run(
         [sys.executable, "-m", "flows.command_line", *arguments],
         stdout=stdout,

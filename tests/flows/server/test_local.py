@@ -34,14 +34,14 @@ with open(sys.argv[1], "a") as file:
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An environment of our own, without Prefect's variables."""
+    """An environment for the test, without Prefect's variables."""
     monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if "PREFECT" not in name})
     return monkeypatch
 
 
 @contextmanager
 def up(runs: Path, *lines: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the folder's address file, in which these lines stand below its own number."""
+    """A process that holds the folder's address file, in which these lines follow its process id."""
     path = local.address_file(runs)
     path.parent.mkdir(parents=True)
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What `spin up` does about runs that died: asked of a server that is a list of runs, on this machine's processes."""
+"""What `spin up` does about runs that died, with a list of runs as the server and this machine's processes."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ class Runs:
 
 
 def run(name: str, state: str, seconds: float, worker: str = local.WORKER, starts: int = 1) -> dict[str, Any]:
-    """A run that has been in its state for so many seconds; the labels are those that Prefect's workers give."""
+    """A run that has been in its state for this many seconds, with the labels of Prefect's workers."""
     since = datetime.now(UTC) - timedelta(seconds=seconds)
     labels = {"prefect.worker.name": worker, "prefect.worker.type": "process"} if worker else {}
     state_of = {"type": state, "timestamp": since.isoformat()}
@@ -148,7 +148,7 @@ def test_a_crashed_run_is_not_started_again_before_its_worker_has_reported_it():
 
 
 def test_a_run_that_crashed_on_another_machine_is_started_again_too():
-    """Its own worker has said so, and any worker may take it."""
+    """Its own worker has reported it, and any worker may take it."""
     assert after(run("there", "CRASHED", 16, "ProcessWorker 6b2d5f4e")) == {"there": "AwaitingRetry"}
 
 

@@ -37,7 +37,7 @@ SIZES = ["SPIN, iteration 0, 50% of prompts", "SFT, 50% of prompts, lr 0.001", "
 
 
 def seed_of(runs, number: int, shift: float) -> Lineage:
-    """A finished game whose last version is `shift` worse than the usual one, with its controls half a nat worse."""
+    """A finished lineage whose last version is `shift` worse than the usual one, with its controls half a nat worse."""
     nlls = [*NLLS[:2], [value + shift for value in NLLS[2]]]
     lineage = build_lineage(runs, f"trial-seed-{number}", nlls, sets=[*SETS, f"play_seed={number}"])
     for control in controls.plan(lineage, lineage.records()):

@@ -176,7 +176,7 @@ def test_the_text_of_a_cut_story_follows_its_prompt(build):
 
 @pytest.fixture(scope="session")
 def demo_model(tmp_path_factory):
-    """A tiny model with the demo's tokenizer, which knows digits, plus and equals alone."""
+    """A tiny model with the demo's tokenizer, which has only digits, plus and equals."""
     return save_tiny_model(tmp_path_factory.mktemp("demo"), demo.build_tokenizer())
 
 

@@ -68,7 +68,7 @@ def test_equal_texts_are_half_right():
 
 
 def test_the_text_classifier_is_judged_on_texts_that_it_has_not_seen():
-    # Each text is a word of its own, which a memory would know.
+    # Each text is a different word, which a classifier could only memorise.
     numbers = np.random.default_rng(3).permutation(10**6)[:400]
     real, generated = ([f"{n:06d}" for n in part] for part in (numbers[:200], numbers[200:]))
     accuracy = text_classifier(real, generated)

@@ -83,7 +83,7 @@ def test_every_right_response_is_scored_as_by_brute_force(temperature):
 
 
 def test_the_distance_to_the_players_own_distribution_is_0():
-    # A model that says the same whatever was said before: the support is every text of one digit, or none.
+    # A model whose answers do not depend on the prompt: the support is every text of one digit, or none.
     model, tokenizer = player(), demo.build_tokenizer()
     eos = tokenizer.eos_token_id
     with torch.no_grad():

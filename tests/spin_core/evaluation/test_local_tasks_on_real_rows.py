@@ -34,7 +34,7 @@ from tests.support.lineages.parity import (
 FEW = 24
 SUBJECTS = ("abstract_algebra", "global_facts", "marketing", "moral_scenarios", "professional_law", "us_foreign_policy")
 VIDEOS = 3243
-"""So many of HellaSwag's validation rows tell of a video; WikiHow's follow."""
+"""The number of HellaSwag's validation rows about videos; those of WikiHow follow."""
 QUOTED = (1692, 2421)
 """HellaSwag's rows where the sentence to be finished begins with a quotation mark, and there is one that follows."""
 WORD = re.compile(r'\w+|"')
@@ -84,7 +84,7 @@ def begun_at(row: dict, later: dict) -> int | None:
 
 
 def begun(rows: list[dict]) -> dict[int, int]:
-    """Those rows of videos whose following row tells where the sentence to be finished begins, and where."""
+    """The rows of videos whose next row shows where the sentence to finish begins, with that position."""
     beginnings = ((i, begun_at(*pair)) for i, pair in enumerate(pairwise(rows[:VIDEOS])))
     return {i: place for i, place in beginnings if place is not None}
 

@@ -1,4 +1,4 @@
-"""What suites need in addition to their rows: if it is missing, one line says so before anything is computed."""
+"""What suites need in addition to their rows: a one-line error before compute if it is missing."""
 
 import http.server
 import json

@@ -127,7 +127,7 @@ def test_heldout_nll_is_nats_a_token_of_the_human_responses(opponents_report):
     want = [-row["real_logps"] / len(row["real_ids"]) for row in held_out(opponents_report)]
     assert list(items(opponents_report)["heldout_nll"].values()) == pytest.approx(want)
     assert not opponents_report.scores["heldout_nll"].higher_is_better
-    # A random model over 16 tokens knows next to nothing.
+    # A random model over 16 tokens has learned almost nothing.
     assert opponents_report.scores["heldout_nll"].value == pytest.approx(math.log(16), rel=0.1)
 
 

@@ -83,7 +83,7 @@ def changed(model: Path, folder: Path, **config) -> Path:
 
 @pytest.fixture(scope="module")
 def results(model, stacked, tmp_path_factory) -> dict:
-    """The answers to all questions, asked in one process, which takes long to start."""
+    """The answers to all questions, from one process, since it takes long to start."""
     folder = tmp_path_factory.mktemp("probe")
     questions = {}
 

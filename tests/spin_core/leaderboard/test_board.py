@@ -112,7 +112,7 @@ SIX = ("arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc2", "winogrande", "gs
 
 
 def test_an_average_is_compared_part_by_part():
-    """Every part counts alike: one of four items rises by .4, one of two hundred falls by .1."""
+    """Every part has the same weight: one of four items rises by .4, one of two hundred falls by .1."""
     averages = {"both": ("few", "many"), "whole": ("both", "one")}
     small, large = np.array([0.0, 0.1, 0.9, 0.5]), np.linspace(0, 1, 200)
     mine = {"few": small + np.array([0.4, 0.4, 0.3, 0.5]), "many": large - 0.1, "one": small}

@@ -100,8 +100,8 @@ def test_a_player_that_cannot_tell_human_answers_has_nothing_to_learn(tmp_path):
     [
         (0.6, 1000, {}),  # it can
         (0.5, 200, {}),  # it may: .5 + 1.645 · .035 is above .55
-        (0.0, 2, {}),  # two pairs show nothing, though they agree
-        (0.5, 1000, {"indifference": 0.0}),  # nobody asked
+        (0.0, 2, {}),  # two pairs show nothing, even if they agree
+        (0.5, 1000, {"indifference": 0.0}),  # not configured
     ],
 )
 def test_chance_has_to_be_shown(tmp_path, value, n, settings):

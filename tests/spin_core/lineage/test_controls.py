@@ -81,7 +81,7 @@ def planned(lineage: Lineage) -> dict[str, Control]:
 
 
 def job_of(lineage: Lineage, control: Control):
-    """The training of a control of a finished game."""
+    """The training of a control of a finished lineage."""
     record = lineage.records()[0]
     return control_jobs.train_job(lineage, control, record.opponent, record.prompts, record.pairs, record.scores)
 

@@ -228,7 +228,7 @@ def test_a_stop_finishes_the_shard_and_the_next_run_continues(tmp_path, tiny_mod
 
 
 def start(job: GenerateJob, folder: Path) -> subprocess.Popen:
-    """The phase as a process of its own."""
+    """The phase in its own process."""
     path = folder / "job.json"
     path.write_text(job.model_dump_json())
     command = [sys.executable, "-m", "spin_core.phases.generate", str(path)]

@@ -1,4 +1,4 @@
-"""Broken models: each is one line that names the file and the cure, from `spin check` and before a run alike."""
+"""Broken models: each is one line with the file and the fix, from `spin check` and before a run."""
 
 import json
 import shutil
@@ -221,7 +221,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
         "the tokenizer has 101 tokens, but the model in",
     ),
 }  # fmt: skip
-"""How a model is broken, and a part of the line that says so."""
+"""How a model is broken, and part of the error."""
 
 
 def broken(whole_model: Path, folder: Path, change: Break) -> Path:

@@ -1,4 +1,4 @@
-"""A run is checked once, before any compute, and by the same checks wherever it comes from."""
+"""A run is checked once, before any compute, and by the same checks for every way to start it."""
 
 import functools
 import json

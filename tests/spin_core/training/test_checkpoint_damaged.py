@@ -140,7 +140,7 @@ def test_damaged_weights_are_not_published(tmp_path):
 
 
 class _StopsAfter(Progress):
-    """Progress of a training that is asked to stop in a step."""
+    """Progress of a training that is stopped in a step."""
 
     def __init__(self, step: int) -> None:
         super().__init__(quiet=True)

@@ -84,7 +84,7 @@ def test_a_training_killed_anywhere_in_a_save_resumes_to_the_same_end(tmp_path, 
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_digest(tmp_path, tiny_model):
-    """SIGKILL twice, SIGTERM once, each in a process of its own; then the end is that of a run left in peace."""
+    """After SIGKILL twice and SIGTERM once, each in its own process, the end is that of an undisturbed run."""
     version, pairs = version_of(tiny_model), random_pairs(tmp_path / "pairs", rows=96, longest=60)
     scores = run_job(score_job(tmp_path / "scores", version, pairs))
     settings = {"batch_size": 32, "steps": 64, "save_every": 3, "micro_batch_tokens": 2048}

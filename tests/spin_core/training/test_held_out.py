@@ -202,7 +202,7 @@ def test_at_most_two_best_checkpoints_exist(tmp_path):
 
 
 class StopsAsked(Progress):
-    """It is asked to stop at its n-th look."""
+    """Progress that asks to stop the n-th time that it is read."""
 
     def __init__(self, number: int) -> None:
         super().__init__(quiet=True)

@@ -140,7 +140,7 @@ def test_the_reference_is_read_from_the_scores_and_anchored_if_configured(tmp_pa
 
 
 def trained(folder, tiny_model, t: int, **config):
-    """Training of a θ_t that is not θ_0, with θ_0's answers and scores at hand."""
+    """Training of a θ_t that is not θ_0, with θ_0's answers and scores."""
     start, base = version_of(tiny_model, t), version_of(save_tiny_model(folder / "base", character_tokenizer(), seed=1))
     pairs = random_pairs(folder / "pairs")
     path = pairs.path / "pairs.parquet"

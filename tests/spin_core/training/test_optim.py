@@ -89,7 +89,7 @@ def test_the_papers_learning_rate_moves_bfloat16_weights(name):
 def test_gradients_of_bfloat16_weights_are_summed_in_float32():
     model = layer(torch.bfloat16)
     optimizer = single(model, TrainConfig(max_grad_norm=0))
-    for value in (1.0, 2**-10, 2**-10):  # bfloat16 would lose the small ones beside the large one
+    for value in (1.0, 2**-10, 2**-10):  # bfloat16 would lose the small ones next to the large one
         optimizer.backward(model.weight.sum() * value, last=False)
     assert torch.equal(optimizer.masters[0].grad, torch.full((4, 8), 1 + 2**-9))
 

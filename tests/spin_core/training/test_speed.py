@@ -22,7 +22,7 @@ from tests.support.lineages.small_jobs import random_train_job, run_job, stepper
 
 
 def with_speed(job: TrainJob, folder, **speed) -> TrainJob:
-    """The same job done in another way, in a folder of its own."""
+    """The same job with other execution settings, in its own folder."""
     config = job.config.model_copy(update={"speed": SpeedConfig(**speed)})
     return job.model_copy(update={"config": config, "output": folder / "train", "weights": folder / "model"})
 

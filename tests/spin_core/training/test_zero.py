@@ -44,7 +44,7 @@ STOP = 8
 
 
 def variant(job: TrainJob, name: str, deepspeed: str = "", size: int = 1, **config) -> TrainJob:
-    """The same job in a folder of its own, shared out in another way."""
+    """The same job with another distribution, in its own folder."""
     folder = job.output.parent.parent / name
     speed = {"deepspeed": deepspeed, "ranks": size, **config.pop("speed", {})}
     changed = job.config.model_copy(update={**config, "speed": SpeedConfig(**speed)})

@@ -120,7 +120,7 @@ class ByHand:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, tiny_model):
-    """The tiny model with larger weights: what it says depends on what it has read."""
+    """The tiny model with larger weights, so that its answers depend on the prompt."""
     folder = tmp_path_factory.mktemp("model")
     large = load_model(tiny_model, CPU)
     with torch.no_grad():

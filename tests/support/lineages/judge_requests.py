@@ -28,7 +28,7 @@ def judge_config(url: str = "", **settings) -> JudgeConfig:
 
 
 def verdict_requests(count: int, kind: str = SINGLE) -> list[VerdictRequest]:
-    """Requests for verdicts, each on a question of its own."""
+    """Requests for verdicts, each on another question."""
     return [VerdictRequest(kind, [{"role": "user", "content": f"question {number}"}]) for number in range(count)]
 
 

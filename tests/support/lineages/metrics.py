@@ -18,7 +18,7 @@ OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "MLFLOW_TRACKING_URI
 
 
 def begin_training(lineage: Lineage, steps: int) -> Path:
-    """Let iteration 2 be in training, with so many finished steps."""
+    """Write an unfinished training of iteration 2 with this many finished steps."""
     folder = scratch_of(lineage.iteration(2) / "train")
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{"step": step, "loss": 0.7 - step / 100, "grad_norm": None} for step in range(1, steps + 1)]

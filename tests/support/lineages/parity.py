@@ -40,7 +40,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class ParityTask:
-    """How a task is asked: examples in the prompt, lm-eval's definition, and rows."""
+    """A task: the number of examples in its prompt, lm-eval's definition, and rows."""
 
     shots: int | None
     definition: str
@@ -73,7 +73,7 @@ def write_hub(tasks: Tasks, folder: Path) -> None:
 
 
 def write_data_set(folder: Path, parts: Mapping[str, Mapping[str, list[dict]]]) -> None:
-    """A data set as the hub has it: rows by split, by the name of a part, and a card that says where they lie.
+    """A data set as the hub has it: rows by split, by the name of a part, and a card with their paths.
 
     `datasets` knows such a folder by its name and its card alone: what it keeps in a cache must not outlive the rows.
     """
@@ -99,7 +99,7 @@ def plain_setting(path: Path, key: str) -> str | None:
 
 
 def save_ending_model(first: Path, folder: Path, context: int = 6000) -> Path:
-    """A tiny model that comes to an end by itself, whose context holds the examples of BBH if not told otherwise."""
+    """A tiny model whose answers end; by default its context has room for the examples of BBH."""
     tokenizer = character_tokenizer()
     network = load_model(save_tiny_model(first, tokenizer), CPU)
     network.config.max_position_embeddings = context

@@ -127,7 +127,7 @@ def batch_metrics(job: TrainJob, stepper: SingleDevice, items: np.ndarray) -> di
 
 
 def start_job(job: Job, folder: Path) -> subprocess.Popen:
-    """Start a job in a process of its own, as tasks do; its log is in `folder`."""
+    """Start a job in its own process, as tasks do; its log is in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job.json").write_text(job.model_dump_json())
     with (folder / "stderr.txt").open("ab") as stderr:

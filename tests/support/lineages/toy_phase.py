@@ -1,4 +1,4 @@
-"""A phase for tests of what surrounds phases: it does what its job says, and counts as a real one works."""
+"""A phase for tests of what surrounds phases: it behaves as its job says, and counts instead of computing."""
 
 import os
 import signal
@@ -41,20 +41,20 @@ class ToyJob(Job):
 
 
 def run(job: ToyJob, scratch: Path, progress: Progress) -> dict[str, Any]:
-    us = ranks.current()
-    if us.first:
+    local = ranks.current()
+    if local.first:
         print("toy is running", file=sys.stderr, flush=True)
     DOES[job.does](job)
     progress.start(job.items, "item")
     counted = scratch / "counted.txt"
     done = len(counted.read_text().split()) if counted.exists() else 0
-    for item in range(int(us.total(done if us.first else 0)), job.items):
-        if us.first:
+    for item in range(int(local.total(done if local.first else 0)), job.items):
+        if local.first:
             with counted.open("a") as file:
                 file.write(f"{item + job.seed}\n")
         time.sleep(job.seconds)
         progress.show(item + 1, loss=1 / (item + 1))
-        if us.any(progress.stopping):
+        if local.any(progress.stopping):
             raise Stopped(STOPPED)
     return {"pairs": "p", "opponent": "o"}
 
@@ -76,7 +76,7 @@ def bug(_job: ToyJob) -> None:
 
 
 def starved(_job: ToyJob) -> None:
-    """As torch says it of a GPU."""
+    """Raise the error that torch raises when a GPU is out of memory."""
     raise type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory")
 
 
@@ -108,13 +108,13 @@ def family(job: ToyJob) -> None:
 
 
 def crowd(job: ToyJob) -> None:
-    """Each rank tells its number, and that of the process which started it."""
+    """Each rank writes its process id, and that of the process that started it."""
     rank = ranks.current().rank
     job.output.with_name(f"pids-{rank}").write_text(f"{os.getpid()} {os.getppid()}\n")
 
 
 def wrong_second(_job: ToyJob) -> None:
-    """The second rank has an error of its own, while the others wait for it."""
+    """The second rank has an error, while the others wait for it."""
     if ranks.current().rank == 1:
         raise DataError("the data of one rank are wrong: correct them")
     ranks.current().wait()

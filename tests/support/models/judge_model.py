@@ -15,7 +15,7 @@ TEMPLATE = (
     "{% if 'PERSON' in said.split('the answer of assistant B')[0] %}<first>{% else %}<second>{% endif %}"
     "{% elif said | length is odd %}<good>{% else %}<bad>{% endif %}"
 )
-"""Of two answers it likes the one that says PERSON, or else the second; of one, whether the prompt's length is odd."""
+"""It chooses the answer with PERSON, or else the second, and grades by whether the prompt's length is odd."""
 
 
 def grade(prompt: str) -> float:

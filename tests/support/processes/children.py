@@ -11,7 +11,7 @@ __all__ = ["python", "runs", "wait_for"]
 
 
 def python(code: str, *arguments: object, **kwargs) -> subprocess.Popen:
-    """A process of its own that runs `code`."""
+    """A process that runs `code`."""
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], text=True, stdout=subprocess.PIPE, **kwargs
     )

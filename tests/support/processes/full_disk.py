@@ -1,3 +1,3 @@
-"""A disk that is full, in a mount namespace of its own."""
+"""A full disk, in its own mount namespace."""
 
 FULL = "is full: free some space and run the same command again"

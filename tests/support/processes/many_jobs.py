@@ -18,7 +18,7 @@ from spin_core.store.records import ScoredPairs, TrainRun
 
 
 class StopsAt(progress.Progress):
-    """Progress of a job that is asked to stop in a step."""
+    """Progress of a job that is stopped in a step."""
 
     def __init__(self, step: int | None) -> None:
         super().__init__(out=sys.stderr, quiet=True)
@@ -33,7 +33,7 @@ class StopsAt(progress.Progress):
 
 
 def do_on_ranks(folder: Path, size: int, jobs: list[tuple[TrainJob | ScoreJob, int | None]]) -> None:
-    """Do the jobs on so many ranks."""
+    """Run the jobs on this many ranks."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "jobs.json"
     file.write_text(json.dumps([[job.model_dump_json(), stop] for job, stop in jobs]))
@@ -48,7 +48,7 @@ def do_on_ranks(folder: Path, size: int, jobs: list[tuple[TrainJob | ScoreJob, i
 
 def main() -> None:
     """What each rank does."""
-    us = ranks.join(on_gpu=False)
+    local = ranks.join(on_gpu=False)
     for text, stop in json.loads(Path(sys.argv[1]).read_text()):
         try:
             if json.loads(text)["phase"] == "score":
@@ -57,7 +57,7 @@ def main() -> None:
                 phase.execute(TrainJob.model_validate_json(text), TrainRun, train.run, StopsAt(stop))
         except Stopped:
             assert stop is not None
-        us.wait()
+        local.wait()
     ranks.leave()
 
 

@@ -1,6 +1,6 @@
-"""The `spin` command with all phases in its own process: for tests of what is played, not of how phases are started.
+"""The `spin` command with all phases in its own process: for tests of results, not of how phases are started.
 
-A phase's process spends seconds on loading torch, while a phase of a small game computes for a tenth of a second.
+A phase's process spends seconds on loading torch, while a phase of a small run computes for a tenth of a second.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""A small endpoint that speaks OpenAI's protocol over HTTP, and fails as real ones do, when it is told to."""
+"""A small endpoint that speaks OpenAI's protocol over HTTP, and fails as real ones do, on request."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ class Reply:
 
 @dataclass
 class Endpoint:
-    """The server, and what it was asked."""
+    """The server, and the requests that it got."""
 
     url: str
     reply: Callable[[dict[str, Any], int], Reply]
@@ -105,13 +105,13 @@ def serving(reply: Callable[[dict[str, Any], int], Reply] | None = None, port: i
                 self.wfile.write(data)
 
         def log_message(self, *_: object) -> None:
-            """Says nothing."""
+            """Log nothing."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
 
         def handle_error(self, *_: object) -> None:
-            """A client that was killed is no error."""
+            """Ignore errors of clients that were killed."""
 
     with Server(("127.0.0.1", port), Handler) as server:
         endpoint = Endpoint(

@@ -213,5 +213,5 @@ def open_context(browser: Browser) -> BrowserContext:
 
 
 def pictures_folder() -> Path | None:
-    """The folder for the README's pictures; None if they are not asked for."""
+    """The folder for the README's pictures; None without SPIN_SCREENSHOTS."""
     return Path(os.environ["SPIN_SCREENSHOTS"]) if "SPIN_SCREENSHOTS" in os.environ else None

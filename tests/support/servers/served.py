@@ -19,14 +19,14 @@ T = TypeVar("T")
 TIMEOUT_SECONDS = 240.0
 """How long anything here may take on a busy machine."""
 PAUSE = 0.25
-"""Seconds between two looks: each costs the server as much as the one who asks."""
+"""Seconds between two checks: each costs CPU time here and in the server."""
 
 
 def wait_for(condition: Callable[[], T]) -> T:
     """The first true value that `condition` returns. Calls it again and again."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while not (value := condition()):
-        assert time.monotonic() < deadline, "it has not become true in time"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(PAUSE)
     return value
 
@@ -71,7 +71,7 @@ class Up:
         return {**kept, "OMP_NUM_THREADS": "1"}
 
     def start(self) -> None:
-        """Start it, and return when it says that it is up."""
+        """Start it, and return when it reports that it is up."""
         environment = self.all_environment() | self.secrets
         self.process = subprocess.Popen(self.command(), env=environment, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None

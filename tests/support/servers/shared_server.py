@@ -1,4 +1,4 @@
-"""One Prefect server for all test files of a process: starting one takes longer than most of what is asked of it.
+"""One Prefect server for all test files of a process: starting one takes longer than most tests that use it.
 
 `tests/conftest.py` makes these fixtures known to all tests, and gives the files that use them to the same process.
 """

@@ -32,7 +32,7 @@ def wait_for(condition: Callable[[], T], alive: Callable[[], None] = lambda: Non
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while not (value := condition()):
         alive()
-        assert time.monotonic() < deadline, "it has not become true in time"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(PAUSE_SECONDS)
     return value
 
@@ -65,7 +65,7 @@ def documented() -> dict[str, str]:
 
 
 def loopback_addresses(database: int, cache: int, api: int, cache_password: str) -> dict[str, str]:
-    """The variables that tell the services the ports of database, Redis and API on this machine."""
+    """The variables with the ports of database, Redis and API on this machine."""
     return {
         "PREFECT_SERVER_DATABASE_HOST": "127.0.0.1",
         "PREFECT_SERVER_DATABASE_PORT": str(database),

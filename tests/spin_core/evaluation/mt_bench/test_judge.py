@@ -168,7 +168,7 @@ def test_a_judge_that_refuses_everything_is_a_one_line_error_after_a_few_request
         pytest.raises(ConfigError, match=r"rejects the request .400 we would rather not.*temperature") as refused,
     ):
         request_verdicts(tmp_path, endpoint.url, verdict_requests(count), speed={"parallel": 4})
-    # The flow knows errors by their names in `errors`, so it must be exactly this class.
+    # The flow finds errors by their names in `errors`, so it must be exactly this class.
     assert type(refused.value) is ConfigError
     assert "\n" not in str(refused.value)
     assert len(endpoint.requests) <= REFUSALS + 4

@@ -89,7 +89,7 @@ def test_an_endpoint_that_requests_a_pause_of_hours_counts_as_down(tmp_path):
 
 
 def one_a_window():
-    """Answers one request in each window; tells the others when the next window begins."""
+    """Answers one request in each window; the error for the others has the time until the next window."""
     started, served, lock = time.monotonic(), set(), threading.Lock()
 
     def reply(_body, _before):
