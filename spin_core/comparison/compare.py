@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from spin_core.comparison.frontier import SeedFrontier, Sweeps, over_seeds
 from spin_core.config.base import Frozen, at
 from spin_core.config.controls import ControlsConfig
 from spin_core.config.resolve import suggestion
@@ -22,6 +23,7 @@ from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError, DamagedArtifact
 from spin_core.evaluation.statistics import t_quantile
 from spin_core.leaderboard import board
+from spin_core.leaderboard.frontier import Sweep
 from spin_core.lineage import controls
 from spin_core.lineage.controls import Method
 from spin_core.lineage.find import lineage_folder
@@ -117,6 +119,8 @@ class Table(Frozen):
     lines: tuple[Line, ...]
     left_out: dict[str, str]
     """Methods that were left out, and what they need."""
+    frontier: SeedFrontier | None = None
+    """The methods against θ_0's curve over temperatures; None if that was not measured."""
 
     def of(self, *methods: str) -> list[Line]:
         """The lines of these methods."""
@@ -272,7 +276,20 @@ def table(name: str, lineages: Sequence[Lineage], missing: dict[str, str]) -> Ta
         prompts=first.records()[0].prompts.rows,
         lines=tuple(line_of(arm, spin) for arm in by_name.values()),
         left_out=missing,
+        frontier=over_seeds(_sweeps(by_name), len(lineages), config.evaluate),
     )
+
+
+def _sweeps(arms: Mapping[str, Mapping[int, Arm]]) -> Sweeps:
+    """The sweeps over temperatures of all methods and seeds, as far as they were measured."""
+    return {
+        name: {
+            seed: (round(arm.x) if arm.method == "spin" else None, sweep)
+            for seed, arm in by_seed.items()
+            if (sweep := Sweep.in_reports(arm.reports)) is not None
+        }
+        for name, by_seed in arms.items()
+    }
 
 
 def line_of(arms: dict[int, Arm], spin: dict[int, Arm]) -> Line:

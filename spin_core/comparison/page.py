@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from spin_core.comparison import frontier
 from spin_core.comparison.compare import Line, Spread, Table, Versus
 from spin_core.reports import formatting, plots
 from spin_core.reports import markdown as reports_markdown
@@ -242,11 +243,20 @@ def markdown(table: Table) -> str:
             reports_markdown.image(plots.png(drawn(_PRINT)), name),
         )
     ]
+    swept = []
+    if table.frontier is not None:
+        lines = [frontier.cells(line) for line in table.frontier.lines]
+        swept = [
+            "## Frontier over temperatures",
+            reports_markdown.markdown_table(table.frontier.header(), lines),
+            frontier.FRONTIER_NOTE.replace("*", "`*`"),
+        ]
     return "\n\n".join(
         [
             f"# SPIN compared: {table.name}",
             reports_markdown.markdown_table(header(table, tasks[:2]), rows),
             *notes(table),
+            *swept,
             *pictures,
             f"Lineages: {', '.join(table.lineages)}",
         ]
@@ -270,6 +280,10 @@ def parts(table: Table, made_by: str) -> list[str]:
     lead = f"recipe {table.recipe}, {len(table.epochs)} iterations, {table.prompts:,} training prompts; {made_by}"
     body = [f'<p class="lead">{html.escape(lead)}</p>', _html_table(table, tasks)]
     body += [f"<p>{html.escape(note)}</p>" for note in notes(table)]
+    if table.frontier is not None:
+        swept = [frontier.cells(line) for line in table.frontier.lines]
+        body += ["<h2>Frontier over temperatures</h2>", _plain_table(table.frontier.header(), swept)]
+        body.append(f"<p>{html.escape(frontier.FRONTIER_NOTE)}</p>")
     for name, drawn in figures(table).items():
         caption = f"<figcaption>{html.escape(_CAPTIONS[name])}</figcaption>"
         body += [f"<h2>As the paper's {name}</h2>", f"<figure>{plots.svg(drawn(PAGE), name)}{caption}</figure>"]
@@ -295,3 +309,11 @@ def _as_html(head: Sequence[str], rows: Sequence[tuple[Line, Sequence[str]]]) ->
         html_rows.append(f"<tr{mark}>" + "".join(f"<td>{html.escape(text)}</td>" for text in texts) + "</tr>")
         before = line.method
     return f'<div class="wide"><table>{"".join(html_rows)}</table></div>'
+
+
+def _plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table without rules."""
+    titles = "".join(f"<th>{html.escape(text)}</th>" for text in head)
+    lines = ("".join(f"<td>{html.escape(text)}</td>" for text in row) for row in rows)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="wide"><table><tr>{titles}</tr>{body}</table></div>'

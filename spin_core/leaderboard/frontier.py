@@ -86,16 +86,38 @@ class Frontier(Frozen):
     rows: tuple[FrontierRow, ...]
 
 
-class _Sweep:
-    """A published sweep: value by item of each metric at each temperature."""
+class Sweep:
+    """What was measured of one model: values by metric, temperature and item."""
 
-    def __init__(self, report: EvalReport) -> None:
+    def __init__(self, values: dict[str, dict[float, dict[str, float]]]) -> None:
+        self.values = values
+
+    @classmethod
+    def in_reports(cls, reports: Sequence[EvalReport]) -> "Sweep | None":
+        """The sweep that one of a model's reports holds; None if none does."""
+        report = next((report for report in reports if report.suite == FRONTIER), None)
+        if report is None:
+            return None
         table = read_table(report.path / FILE)
         columns = (table[name].to_pylist() for name in ("temperature", "task", "item", "value"))
-        self.values: dict[str, dict[float, dict[str, float]]] = {}
-        """By metric, temperature and item."""
+        values: dict[str, dict[float, dict[str, float]]] = {}
         for temperature, task, item, value in zip(*columns, strict=True):
-            self.values.setdefault(task, {}).setdefault(temperature, {})[item] = value
+            values.setdefault(task, {}).setdefault(temperature, {})[item] = value
+        return cls(values)
+
+    @classmethod
+    def mean_of(cls, sweeps: Sequence["Sweep"]) -> "Sweep":
+        """The mean of each value over several models, where all have it."""
+        first, *others = (sweep.values for sweep in sweeps)
+        means: dict[str, dict[float, dict[str, float]]] = {}
+        for task, by_temperature in first.items():
+            for temperature, by_item in by_temperature.items():
+                same = [by_item, *(other.get(task, {}).get(temperature, {}) for other in others)]
+                shared = [item for item in by_item if all(item in values for values in same)]
+                if shared:
+                    mean = {item: float(np.mean([values[item] for values in same])) for item in shared}
+                    means.setdefault(task, {})[temperature] = mean
+        return cls(means)
 
     def temperatures(self) -> list[float]:
         """The temperatures, rising."""
@@ -129,8 +151,13 @@ def frontier(models: Mapping[str, tuple[int | None, Sequence[EvalReport]]], conf
     Returns:
         None if θ_0 has no sweep of these axes that includes the temperature of use.
     """
+    sweeps = {name: (t, sweep) for name, (t, reports) in models.items() if (sweep := Sweep.in_reports(reports))}
+    return compare_sweeps(sweeps, config)
+
+
+def compare_sweeps(sweeps: Mapping[str, tuple[int | None, Sweep]], config: EvaluateConfig) -> Frontier | None:
+    """The same for sweeps that are read already."""
     temperature = config.temperature
-    sweeps = {name: (t, sweep) for name, (t, reports) in models.items() if (sweep := _sweep_in(reports))}
     base = next((sweep for t, sweep in sweeps.values() if t == 0), None)
     axes = axes_of(base.values, config) if base is not None else None
     if base is None or axes is None or temperature not in base.temperatures():
@@ -177,7 +204,7 @@ class _Means:
     """
 
     def __init__(
-        self, sweeps: Mapping[str, _Sweep], temperature: float, axes: tuple[str, str], items: Sequence[str]
+        self, sweeps: Mapping[str, Sweep], temperature: float, axes: tuple[str, str], items: Sequence[str]
     ) -> None:
         self.items, self.temperature = len(items), temperature
         self.signs = [-1.0 if axis in HIGHER_IS_BETTER else 1.0 for axis in axes]
@@ -236,11 +263,6 @@ def _as_gap(gap: curves.Gap, sign: float) -> Gap:
         bound=bound,
         verdict=verdicts[curves.verdict(gap)],
     )
-
-
-def _sweep_in(reports: Sequence[EvalReport]) -> _Sweep | None:
-    """The sweep among a model's reports."""
-    return next((_Sweep(report) for report in reports if report.suite == FRONTIER), None)
 
 
 def _score(value_N: Floats, task: str) -> Score:

@@ -8,8 +8,9 @@ from rich.table import Table as RichTable
 
 from flows.command_line.printing.console import console
 from flows.command_line.printing.leaderboards import SCORE_WIDTH
-from spin_core.comparison import page
+from spin_core.comparison import frontier, page
 from spin_core.comparison.compare import Table
+from spin_core.comparison.frontier import SeedFrontier
 
 _NAMES_WIDTH = 58
 """Columns of the terminal for names, the main score and the difference."""
@@ -36,6 +37,20 @@ def print_comparison(table: Table, runs: Path) -> None:
     console.print(grid)
     for note in page.notes(table):
         console.print(f"[dim]{escape(note)}[/]")
+    if table.frontier is not None:
+        _print_frontier(table.frontier)
     folder = runs / table.name
     console.print(f"\npage       {folder / 'report.html'}    values {folder / 'compare.json'}")
     console.print(f"lineages   {' '.join(table.lineages)}")
+
+
+def _print_frontier(swept: SeedFrontier) -> None:
+    """Print how far each method is from θ_0's curve over temperatures."""
+    grid = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, text in enumerate(swept.header()):
+        grid.add_column(escape(text), justify="right" if number else "left")
+    for line in swept.lines:
+        grid.add_row(*(escape(text.replace(" ± ", "±").replace(" *", "*")) for text in frontier.cells(line)))
+    console.print("\n[bold]Frontier over temperatures[/]")
+    console.print(grid)
+    console.print(f"[dim]{escape(frontier.FRONTIER_NOTE)}[/]")
