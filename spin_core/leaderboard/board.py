@@ -231,15 +231,15 @@ def _suites_of(reports: Sequence[EvalReport]) -> dict[str, tuple[str, ...]]:
 
 def items(reports: Sequence[EvalReport]) -> dict[str, dict[str, float]]:
     """The value of each item of each task, over all suites of one model."""
-    found: dict[str, dict[str, float]] = {}
+    values: dict[str, dict[str, float]] = {}
     for report in reports:
         path = report.path / "items.parquet"
         if path.exists():
             table = read_table(path)
             rows = zip(*(table[name].to_pylist() for name in ("task", "item", "value")), strict=True)
             for task, item, value in rows:
-                found.setdefault(task, {})[item] = value
-    return found
+                values.setdefault(task, {})[item] = value
+    return values
 
 
 def compare(
@@ -251,9 +251,8 @@ def compare(
     comparisons: dict[str, tuple[Comparison, ...]] = {}
     for task in scores(reports):
         pairs = {version: difference(task, own_items, other, means) for version, other in other_items.items()}
-        known = [comparison(version, pair) for version, pair in pairs.items() if pair]
-        if known:
-            comparisons[task] = tuple(known)
+        if compared := tuple(comparison(version, pair) for version, pair in pairs.items() if pair):
+            comparisons[task] = compared
     return comparisons
 
 

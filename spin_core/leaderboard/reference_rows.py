@@ -90,7 +90,7 @@ def matching(suites: Mapping[str, Iterable[str]]) -> dict[str, dict[str, Score]]
 
 
 def _is_task(name: str, key: str) -> bool:
-    """Whether a task is one of the paper's. Tasks of BIG-Bench Hard carry lm-eval's prefix."""
+    """Whether a task is one of the paper's. Tasks of BIG-Bench Hard have lm-eval's prefix."""
     return name == key or name.endswith(f"_{key}")
 
 

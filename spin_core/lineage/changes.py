@@ -1,4 +1,4 @@
-"""Other settings for a lineage that exists: a user's changes, and one iteration more."""
+"""Other settings for a lineage that exists: a user's changes, and one more iteration."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -39,7 +39,7 @@ def one_more_iteration(lineage: Lineage) -> RunConfig:
     records = lineage.records()
     if reason := lineage.ended_by_gate():
         raise ConfigError(
-            f"the gate ended lineage {lineage.name} ({reason}): to go on all the same, use spin run "
+            f"the gate ended lineage {lineage.name} ({reason}): to continue anyway, use spin run "
             f"{lineage.config.recipe} --lineage {lineage.name} --iterations {len(records) + 1} --set gate.rule=best"
         )
     return lineage.config.model_copy(update={"iterations": len(records) + 1, "controls": ControlsConfig()})

@@ -1,4 +1,4 @@
-"""Controls: what the self-play is compared with, from the same θ_0 and in the same table.
+"""Controls: trainings that self-play is compared with, from the same θ_0 and in the same table.
 
     sft-lr-0.001-steps-96     continued fine-tuning of θ_0, for as many steps as the iterations took together
     sft-lr-0.001-tokens-8000  the same, for as many tokens
@@ -31,7 +31,7 @@ TIMING = "log/timing.jsonl"
 
 @dataclass(frozen=True)
 class Control:
-    """One training to compare the self-play with."""
+    """One training to compare self-play with."""
 
     name: str
     """Its folder below `controls`."""
@@ -43,7 +43,7 @@ class Control:
     after: int = 0
     """The version that it starts from, which is also DPO's reference."""
     x: float = 0.0
-    """Its place on a figure's horizontal axis: epochs, or the share of the prompts."""
+    """Its x coordinate in a figure: epochs, or the share of the prompts."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `train` that differ from the player's in iteration 0."""
     steps: int | None = None

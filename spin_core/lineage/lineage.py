@@ -52,7 +52,7 @@ class Lineage:
         return (self.root / "base" if t == 0 else self.iteration(t - 1)) / "eval"
 
     def control(self, name: str) -> Path:
-        """The folder of a control: a training that the self-play is compared with."""
+        """The folder of a control: a training that self-play is compared with."""
         return self.root / "controls" / name
 
     def page(self, t: int) -> Path:

@@ -1,6 +1,5 @@
-"""The job of each phase of a lineage: what it reads, with which settings, and where its result goes.
-
-In the order of the phases. The jobs that score a version are in `suite_jobs`, those of controls in `control_jobs`.
+"""The job of each phase of a lineage: inputs, settings and output folder, in the order of the phases.
+The jobs that score a version are in `suite_jobs`, those of controls in `control_jobs`.
 """
 
 from collections.abc import Sequence

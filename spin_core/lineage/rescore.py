@@ -1,4 +1,4 @@
-"""Scores that were made with other settings than today's: set aside, kept, and restored.
+"""Scores that were made with other settings than the present ones: set aside, kept, and restored.
 
 The settings of `evaluate` may change at any time, because no version depends on them. A new suite is then scored for
 all versions. A suite whose settings changed is scored again for all versions, since scores can be compared only if they
