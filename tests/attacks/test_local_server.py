@@ -35,11 +35,11 @@ with get_client(sync_client=True) as client:
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """A `spin up` on loopback, with nothing chosen."""
-    one = Up(tmp_path_factory.mktemp("attacked") / "runs", free_port())
-    one.start()
-    yield one
-    if one.process.poll() is None:
-        one.end()
+    started = Up(tmp_path_factory.mktemp("attacked") / "runs", free_port())
+    started.start()
+    yield started
+    if started.process.poll() is None:
+        started.end()
 
 
 @pytest.mark.slow
@@ -93,9 +93,9 @@ def test_a_worker_makes_nothing_of_job_variables_that_reach_it():
     from prefect.settings import PREFECT_API_URL, temporary_settings
     from prefect.workers.process import ProcessJobConfiguration
 
-    asked = {"command": "touch owned", "env": {"LD_PRELOAD": "x"}, "env.PYTHONPATH": "x", "working_dir": "/tmp"}
+    variables = {"command": "touch owned", "env": {"LD_PRELOAD": "x"}, "env.PYTHONPATH": "x", "working_dir": "/tmp"}
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):  # no server is asked
-        made = asyncio.run(ProcessJobConfiguration.from_template_and_values(deploy.JOB_TEMPLATE, asked))
+        made = asyncio.run(ProcessJobConfiguration.from_template_and_values(deploy.JOB_TEMPLATE, variables))
     assert (made.command, made.env, made.working_dir) == (None, {}, None)
 
 

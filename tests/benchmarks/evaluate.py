@@ -56,13 +56,13 @@ def chosen() -> dict[str, list[int]]:
     from spin_core.evaluation.task_scores import subset
 
     folder = RowsFolder(DATA)
-    found = {}
+    rows = {}
     for name, limit in TASKS.items():
         path = folder.find(SINGLE_TASKS[name].file)
         if path is None:
             raise SystemExit(f"there are no rows of {name} below {DATA}: set SPIN_TEST_DATA")
-        found[name] = subset(len(folder.rows(path)), limit, 0, name)
-    return found
+        rows[name] = subset(len(folder.rows(path)), limit, 0, name)
+    return rows
 
 
 def job_of(folder: Path, lineage: str, engine: str) -> Any:
@@ -81,7 +81,7 @@ def job_of(folder: Path, lineage: str, engine: str) -> Any:
     return BenchmarkJob(output=folder / lineage / "eval" / "lm-eval", config=config, model=CPU, player=player)
 
 
-def ours(folder: Path, lineage: str, engine: str) -> dict[str, Any]:
+def spin_phase(folder: Path, lineage: str, engine: str) -> dict[str, Any]:
     """Our phase."""
     from spin_core.runtime import launch
     from spin_core.store.records import EvalReport
@@ -150,11 +150,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
     count = sum(TASKS.values())
-    found: dict[str, list[dict[str, Any]]] = {}
+    results: dict[str, list[dict[str, Any]]] = {}
 
     def measure(name: str, found_now: dict[str, Any]) -> None:
         print(name, found_now, file=sys.stderr, flush=True)
-        found.setdefault(name, []).append(found_now)
+        results.setdefault(name, []).append(found_now)
 
     with tempfile.TemporaryDirectory() as scratch:
         make(Path(scratch) / "model")
@@ -162,33 +162,33 @@ def main() -> None:
             folder = Path(scratch) / str(number)
             folder.mkdir()
             measure("lm-eval's command line", theirs(folder))
-            measure("our phase", ours(folder, "first", "transformers"))
-        measure("our phase, a second lineage with the same model", ours(folder, "second", "transformers"))
+            measure("our phase", spin_phase(folder, "first", "transformers"))
+        measure("our phase, a second lineage with the same model", spin_phase(folder, "second", "transformers"))
         if interpreter.vllm_python(VllmConfig()).exists():
-            measure("our phase with vLLM", ours(folder, "third", "vllm"))
+            measure("our phase with vLLM", spin_phase(folder, "third", "vllm"))
     table = Table(title=f"{count} items of {', '.join(TASKS)}, Llama 0.4m, batches of {BATCH}, one thread")
     for column in ("", "working, s", "ratio", "items/s", "before, s", "all, s", "ratio"):
         table.add_column(column, justify="left" if not column else "right")
     best = {
-        name: {key: min(one[key] for one in runs) for key in ("before", "working", "all")}
-        for name, runs in found.items()
+        name: {key: min(run[key] for run in runs) for key in ("before", "working", "all")}
+        for name, runs in results.items()
     }
     reference = best["lm-eval's command line"]
     for name, run in best.items():
-        known = run["working"] < 0.01
+        is_reused = run["working"] < 0.01
         table.add_row(
             name,
-            "–" if known else f"{run['working']:.1f}",
-            "–" if known else f"{run['working'] / reference['working']:.3f}",
-            "–" if known else f"{count / run['working']:,.1f}",
+            "–" if is_reused else f"{run['working']:.1f}",
+            "–" if is_reused else f"{run['working'] / reference['working']:.3f}",
+            "–" if is_reused else f"{count / run['working']:,.1f}",
             f"{run['before']:.1f}", f"{run['all']:.1f}", f"{run['all'] / reference['all']:.2f}",
         )  # fmt: skip
     Console(width=140).print(table)
-    same = found["our phase"][0]["scores"] == found["lm-eval's command line"][0]["scores"]
+    same = results["our phase"][0]["scores"] == results["lm-eval's command line"][0]["scores"]
     print(
         "the scores of both are equal"
         if same
-        else f"the scores differ: {[runs[0]['scores'] for runs in found.values()]}"
+        else f"the scores differ: {[runs[0]['scores'] for runs in results.values()]}"
     )
 
 

@@ -80,7 +80,7 @@ def job_of(folder: Path, name: str, dtype: str = "float32", **config: Any) -> An
     )  # fmt: skip
 
 
-def ours(folder: Path, name: str, **config: Any) -> dict[str, float]:
+def spin_phase(folder: Path, name: str, **config: Any) -> dict[str, float]:
     """Our whole phase, started as tasks start it."""
     from spin_core.runtime import launch
     from spin_core.store.records import GenerationBatch
@@ -130,9 +130,9 @@ def bare(folder: Path) -> dict[str, float]:
     llm = LLM(model=str(folder / "model"), dtype="float32", enforce_eager=True, kv_cache_memory_bytes=2 * 2**30)
     loaded = time.time()
     parameters = SamplingParams(temperature=1.0, max_tokens=NEW_TOKENS, stop_token_ids=STOPS)
-    found = llm.generate([{"prompt_token_ids": ids} for ids in prompts], parameters, use_tqdm=False)
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], parameters, use_tqdm=False)
     ended = time.time()
-    tokens = sum(len(one.outputs[0].token_ids) for one in found)
+    tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
     return {"tokens": tokens, "seconds": ended - loaded, "load": loaded - began}
 
 
@@ -149,8 +149,8 @@ def padded(folder: Path, rows: int) -> dict[str, float]:
     for first in range(0, len(prompts), rows):
         batch = prompts[first : first + rows]
         width = max(map(len, batch))
-        ids = torch.tensor([[0] * (width - len(one)) + one for one in batch])
-        mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in batch])
+        ids = torch.tensor([[0] * (width - len(ids_of_prompt)) + ids_of_prompt for ids_of_prompt in batch])
+        mask = torch.tensor([[0] * (width - len(ids_of_prompt)) + [1] * len(ids_of_prompt) for ids_of_prompt in batch])
         with torch.inference_mode():
             whole = model.generate(
                 input_ids=ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
@@ -172,11 +172,11 @@ def elsewhere(python: str, *arguments: str, **surroundings: str) -> dict[str, fl
         raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
     # vLLM logs there too, also after the result.
     [line] = [line for line in done.stdout.splitlines() if line.startswith('{"tokens"')]
-    found: dict[str, float] = json.loads(line)
-    return found
+    result: dict[str, float] = json.loads(line)
+    return result
 
 
-def ways(folder: Path, count: int) -> dict[str, tuple[str, Callable[[], dict[str, float]]]]:
+def measurements_of(folder: Path, count: int) -> dict[str, tuple[str, Callable[[], dict[str, float]]]]:
     """Every row of the table: what its ratio is to, and what measures it."""
     from spin_core.config.generate import VllmConfig
     from spin_core.runtime import interpreter
@@ -185,12 +185,14 @@ def ways(folder: Path, count: int) -> dict[str, tuple[str, Callable[[], dict[str
     size, quarter = max(1, count), max(1, count // 4)
     alone = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     plain = {"engine": "transformers", "shard_size": size}
-    found: dict[str, tuple[str, Callable[[], dict[str, float]]]] = {
+    measurements: dict[str, tuple[str, Callable[[], dict[str, float]]]] = {
         "vllm.LLM.generate": ("", lambda: elsewhere(vllm, "bare", path)),
         "vllm.LLM.generate, engine in the same process": (
             "vllm.LLM.generate", lambda: elsewhere(vllm, "bare", path, **alone),
         ),
-        "our phase with vLLM": ("vllm.LLM.generate", lambda: ours(folder, "vllm", engine="vllm", shard_size=size)),
+        "our phase with vLLM": (
+            "vllm.LLM.generate", lambda: spin_phase(folder, "vllm", engine="vllm", shard_size=size),
+        ),
         "transformers, padded, 16 at a time": ("", lambda: elsewhere(here, "padded", path, "16")),
         "transformers, padded, 32": (
             "transformers, padded, 16 at a time", lambda: elsewhere(here, "padded", path, "32"),
@@ -199,25 +201,25 @@ def ways(folder: Path, count: int) -> dict[str, tuple[str, Callable[[], dict[str
             "transformers, padded, 16 at a time", lambda: elsewhere(here, "padded", path, "128"),
         ),
         "our phase with transformers, 32 (the default)": (
-            "transformers, padded, 16 at a time", lambda: ours(folder, "32", batch_size=32, **plain),
+            "transformers, padded, 16 at a time", lambda: spin_phase(folder, "32", batch_size=32, **plain),
         ),
         "our phase with transformers, 128": (
-            "transformers, padded, 128", lambda: ours(folder, "128", batch_size=128, **plain),
+            "transformers, padded, 128", lambda: spin_phase(folder, "128", batch_size=128, **plain),
         ),
         "our phase with transformers, 32, bfloat16": (
             "our phase with transformers, 32 (the default)",
-            lambda: ours(folder, "half", batch_size=32, dtype="bfloat16", **plain),
+            lambda: spin_phase(folder, "half", batch_size=32, dtype="bfloat16", **plain),
         ),
         "our phase with vLLM, bfloat16": (
             "our phase with vLLM",
-            lambda: ours(folder, "vllm-half", engine="vllm", shard_size=size, dtype="bfloat16"),
+            lambda: spin_phase(folder, "vllm-half", engine="vllm", shard_size=size, dtype="bfloat16"),
         ),
         "one worker, four shards": (
-            "", lambda: ours(folder, "one", engine="transformers", shard_size=quarter),
+            "", lambda: spin_phase(folder, "one", engine="transformers", shard_size=quarter),
         ),
         "two workers, four shards": (
             "one worker, four shards",
-            lambda: ours(folder, "two", engine="transformers", shard_size=quarter, speed={"workers": 2}),
+            lambda: spin_phase(folder, "two", engine="transformers", shard_size=quarter, speed={"workers": 2}),
         ),
         "resumed after kill -9, transformers": (
             "", lambda: resumed(folder, "killed", engine="transformers", shard_size=quarter),
@@ -226,15 +228,15 @@ def ways(folder: Path, count: int) -> dict[str, tuple[str, Callable[[], dict[str
             "", lambda: resumed(folder, "killed-vllm", engine="vllm", shard_size=quarter),
         ),
     }  # fmt: skip
-    return found
+    return measurements
 
 
 def main() -> None:
     """The command line."""
     if sys.argv[1:2] == ["--way"]:
         _, _, name, folder, *rest = sys.argv
-        found = bare(Path(folder)) if name == "bare" else padded(Path(folder), *map(int, rest))
-        print("\n" + json.dumps(found), flush=True)
+        result = bare(Path(folder)) if name == "bare" else padded(Path(folder), *map(int, rest))
+        print("\n" + json.dumps(result), flush=True)
         return
     from rich.console import Console
     from rich.table import Table
@@ -252,19 +254,19 @@ def main() -> None:
         for column in ("", "tokens", "seconds", "tokens/s", "ratio", "before, s"):
             table.add_column(column, justify="left" if not column else "right")
         speeds: dict[str, float] = {}
-        for name, (reference, measure) in ways(folder, given.prompts).items():
+        for name, (reference, measure) in measurements_of(folder, given.prompts).items():
             if given.only and not any(part in name for part in given.only):
                 continue
-            found = measure()
-            print(name, found, file=sys.stderr, flush=True)
-            if "resumed" in found:
-                table.add_row(name, f"{found['kept']:.0f} answers kept", "", "", "", f"{found['resumed']:.1f}")
+            result = measure()
+            print(name, result, file=sys.stderr, flush=True)
+            if "resumed" in result:
+                table.add_row(name, f"{result['kept']:.0f} answers kept", "", "", "", f"{result['resumed']:.1f}")
                 continue
-            speeds[name] = found["tokens"] / found["seconds"]
+            speeds[name] = result["tokens"] / result["seconds"]
             ratio = f"{speeds[name] / speeds[reference]:.2f}" if reference in speeds else ""
             table.add_row(
-                name, f"{found['tokens']:,.0f}", f"{found['seconds']:.1f}", f"{speeds[name]:,.0f}", ratio,
-                f"{found['load']:.1f}",
+                name, f"{result['tokens']:,.0f}", f"{result['seconds']:.1f}", f"{speeds[name]:,.0f}", ratio,
+                f"{result['load']:.1f}",
             )  # fmt: skip
         Console(width=140).print(table)
 

@@ -83,11 +83,11 @@ def family(process: int) -> list[int]:
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             parents[int(path.parent.name)] = int(path.read_text("utf-8").rpartition(")")[2].split()[1])
-    found, last = {process}, set[int]()
-    while found != last:
-        last = set(found)
-        found |= {child for child, parent in parents.items() if parent in found}
-    return sorted(found)
+    family_ids, last = {process}, set[int]()
+    while family_ids != last:
+        last = set(family_ids)
+        family_ids |= {child for child, parent in parents.items() if parent in family_ids}
+    return sorted(family_ids)
 
 
 def middle(values: Sequence[float]) -> str:
@@ -120,7 +120,7 @@ def start(up: Up) -> list[Row]:
 
     def worker() -> bool:
         there = up.request("POST", "/work_pools/spin/workers/filter", {})
-        return any(datetime.fromisoformat(one["last_heartbeat_time"]) > clock for one in there)
+        return any(datetime.fromisoformat(worker["last_heartbeat_time"]) > clock for worker in there)
 
     wait_for(worker)
     ready = time.monotonic() - began
@@ -131,7 +131,7 @@ def start(up: Up) -> list[Row]:
 
 def click(up: Up, rounds: int) -> list[Row]:
     """Trigger runs and cancel each as soon as its first phase runs."""
-    found: list[tuple[float, float, float]] = []
+    times: list[tuple[float, float, float]] = []
     for number in range(rounds):
         there = set(phases(up.runs))
         began = time.time()
@@ -139,11 +139,13 @@ def click(up: Up, rounds: int) -> list[Row]:
         wait_for(lambda there=there: set(phases(up.runs)) - there)
         first = time.time() - began
         states = up.request("GET", f"/flow_run_states/?flow_run_id={run['id']}")
-        at = {one["type"]: datetime.fromisoformat(one["timestamp"]).timestamp() - began for one in reversed(states)}
-        found.append((at["PENDING"], at["RUNNING"], first))
+        at = {
+            state["type"]: datetime.fromisoformat(state["timestamp"]).timestamp() - began for state in reversed(states)
+        }
+        times.append((at["PENDING"], at["RUNNING"], first))
         up.request("POST", f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
         up.finish(run)
-    taken, running, first = ([one[place] for one in found] for place in range(3))
+    taken, running, first = ([row[place] for row in times] for place in range(3))
     parts = f"taken by the worker {statistics.median(taken):.1f}, running {statistics.median(running):.1f}"
     return [("click to the first phase running", middle(first), parts)]
 
@@ -157,14 +159,14 @@ def memory(up: Up) -> list[Row]:
     """What stays in memory while nothing runs."""
     time.sleep(10)
     everyone = family(up.process.pid)
-    parts = {name: pss_mb(sorted({process for one in up.alive(word) for process in family(one)} & set(everyone)))
+    parts = {name: pss_mb(sorted({process for pid in up.alive(word) for process in family(pid)} & set(everyone)))
              for name, word in (("server", "flows.server.app"), ("worker", "worker"))}  # fmt: skip
     total = pss_mb(everyone)
     parts["spin up itself, which watches"] = total - sum(parts.values())
     return [("idle stack, PSS", f"{total:.0f} MB", ", ".join(f"{name} {value:.0f}" for name, value in parts.items()))]
 
 
-def played(up: Up, iterations: int) -> Path:
+def run_bench_lineage(up: Up, iterations: int) -> Path:
     """A lineage of this many iterations, run by the worker; its folder has its run's id."""
     root = up.runs / "bench"
     if not (root / "run").exists():
@@ -180,17 +182,20 @@ def iteration(up: Up, rounds: int) -> list[Row]:
 
     Iteration 0 is left out, since it alone prepares prompts.
     """
-    root = played(up, rounds + 1)
+    root = run_bench_lineage(up, rounds + 1)
     query = {"flow_runs": {"id": {"any_": [(root / "run").read_text()]}}, "limit": 200}
     tasks = up.request("POST", "/task_runs/filter", query)
-    at = {one["name"]: [datetime.fromisoformat(one[side]) for side in ("start_time", "end_time")] for one in tasks}
+    at = {task["name"]: [datetime.fromisoformat(task[side]) for side in ("start_time", "end_time")] for task in tasks}
     again = range(1, rounds + 1)
     flow = [(at[f"publish t={t}"][1] - at[f"generate t={t}"][0]).total_seconds() for t in again]
     lines = [aside("lines", up, str(t))["phases"] for t in again]
-    found = [aside("aside", up, str(t)) for t in again]
-    warm, pages = [one["phases"] for one in found], [one["pages"] for one in found]
-    over = [one - phases - page for one, phases, page in zip(flow, warm, pages, strict=True)]
-    ratio = statistics.median(one / other for one, other in zip(flow, lines, strict=True))
+    measurements = [aside("aside", up, str(t)) for t in again]
+    warm, pages = (
+        [measurement["phases"] for measurement in measurements],
+        [measurement["pages"] for measurement in measurements],
+    )
+    over = [whole - phases - page for whole, phases, page in zip(flow, warm, pages, strict=True)]
+    ratio = statistics.median(value / other for value, other in zip(flow, lines, strict=True))
     return [
         ("an iteration, by the flow", middle(flow), "from its first task's start until its page is there"),
         ("its phases by their command lines", middle(lines), f"the flow takes {ratio:.2f} of that"),
@@ -202,14 +207,14 @@ def iteration(up: Up, rounds: int) -> list[Row]:
 
 def mapped(up: Up) -> list[Row]:
     """Shards through Prefect and without."""
-    played(up, 2)
-    found, tasks = aside("shards", up), aside("tasks", up)
-    over, each = found["task"] - found["phase"], (tasks["prefect"] - tasks["plain"]) / prefect_aside.SHARDS
+    run_bench_lineage(up, 2)
+    shards, tasks = aside("shards", up), aside("tasks", up)
+    over, each = shards["task"] - shards["phase"], (tasks["prefect"] - tasks["plain"]) / prefect_aside.SHARDS
     return [
         (
-            f"overhead on a generation of {found['shards']:.0f} shards",
+            f"overhead on a generation of {shards['shards']:.0f} shards",
             f"{over:.2f} s",
-            f"{1000 * over / found['shards']:.1f} ms a shard: one task around a phase of {found['phase']:.1f} s",
+            f"{1000 * over / shards['shards']:.1f} ms a shard: one task around a phase of {shards['phase']:.1f} s",
         ),
         (
             f"overhead, were each of {prefect_aside.SHARDS} shards a task",
@@ -224,8 +229,8 @@ def aside(what: str, up: Up, *arguments: str) -> dict[str, float]:
     """A measure of `prefect_aside`."""
     words = [sys.executable, prefect_aside.__file__, what, str(up.runs), *arguments]
     done = subprocess.run(words, env=Up.all_environment(), stdout=subprocess.PIPE, check=True, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def runs_held(
@@ -248,19 +253,19 @@ def runs_held(
         roles = {**roles, "load": lambda: family(process.pid)}
         began, used = 0.0, dict[str, float]()
         for line in process.stdout:
-            found = json.loads(line)
+            message = json.loads(line)
             now = {role: cpu_seconds(processes()) for role, processes in roles.items()}
-            if "begins" in found:
+            if "begins" in message:
                 began, used = time.monotonic(), now
                 continue
             wall = time.monotonic() - began
             cores = ", ".join(f"{role} {(now[role] - used[role]) / wall:.2f}" for role in roles)
-            half = statistics.median(found["delays"])
+            half = statistics.median(message["delays"])
             rows.append(
                 (
-                    f"{name}, {found['rate']} runs a minute",
+                    f"{name}, {message['rate']} runs a minute",
                     f"{half:.1f} s" + (" (too long)" if half > LIMIT_SECONDS else ""),
-                    f"90 % within {tenth(found['delays']):.1f} s; cores: {cores}",
+                    f"90 % within {tenth(message['delays']):.1f} s; cores: {cores}",
                 )
             )
     assert process.returncode == 0, f"{name}: the load ended with status {process.returncode}"
@@ -291,7 +296,7 @@ def team_server(folder: Path) -> Iterator[tuple[dict[str, str], Callable[[], lis
             stack.start("services")
             wait_for(ready)
             environment = {**stack.environment("worker-cpu"), "PREFECT_WORKER_QUERY_SECONDS": "2"}
-            yield environment, lambda: [one for part in stack.running.values() for one in family(part.pid)]
+            yield environment, lambda: [pid for part in stack.running.values() for pid in family(part.pid)]
         finally:
             for name in reversed(list(stack.running)):
                 stack.end(name, signal.SIGKILL)
@@ -310,7 +315,7 @@ def runs(up: Up, folder: Path, quick: bool) -> list[Row]:
     processes, seconds_each = ([10], 12.0) if quick else ([10, 20, 40, 80], seconds)
 
     def part(name: str) -> Callable[[], list[int]]:
-        return lambda: sorted({process for one in up.alive(name) for process in family(one)})
+        return lambda: sorted({process for pid in up.alive(name) for process in family(pid)})
 
     both, alone = {name: part(name) for name in ("server", "worker")}, {"server": part("server")}
     rows = runs_held("a process each, SQLite", "process", "spin", processes, seconds_each, environment, both)
@@ -336,9 +341,9 @@ def measure(stages: Sequence[str], quick: bool) -> Iterator[Row]:
         folder = Path(scratch)
         up = Up(folder / "runs", free_port())
         try:
-            found = start(up)
+            rows = start(up)
             if "start" in stages:
-                yield ("spin up, the first time in a folder", *found[0][1:])
+                yield ("spin up, the first time in a folder", *rows[0][1:])
                 up.end()
                 yield ("spin up, again", *start(up)[0][1:])
             if "memory" in stages:
@@ -362,7 +367,7 @@ def machine() -> str:
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
+    load = ", ".join(f"{load_average:.1f}" for load_average in os.getloadavg())
     return (
         f"{os.cpu_count()} cores of {name}, load {load}; Python {platform.python_version()}, Prefect "
         f"{version('prefect')}, torch {version('torch')}; commit {commit}"

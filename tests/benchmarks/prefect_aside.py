@@ -81,8 +81,8 @@ def aside(runs: Path, number: str) -> dict[str, float]:
         warm_process.prepare()
         time.sleep(WARM_SECONDS)
         began = time.monotonic()
-        for one, kind in zip(jobs, kinds, strict=True):
-            launch.run_phase(one, kind)
+        for job, kind in zip(jobs, kinds, strict=True):
+            launch.run_phase(job, kind)
         phases = time.monotonic() - began
     began = time.monotonic()
     standing = board.save(lineage)
@@ -111,9 +111,9 @@ def shards(runs: Path) -> dict[str, float]:
 
     def timed(*given: Any, **named: Any) -> Any:
         began = time.monotonic()
-        found = run_phase(*given, **named)
+        record = run_phase(*given, **named)
         seconds["phase"] = time.monotonic() - began
-        return found
+        return record
 
     launch.run_phase = timed
 
@@ -160,5 +160,5 @@ if __name__ == "__main__":
 
     _, what, folder, *rest = sys.argv
     local.prepare(Path(folder), quiet=True)
-    ways = {"lines": lines, "aside": aside, "shards": shards, "tasks": tasks}
-    print(json.dumps(ways[what](Path(folder), *rest)))
+    measurements = {"lines": lines, "aside": aside, "shards": shards, "tasks": tasks}
+    print(json.dumps(measurements[what](Path(folder), *rest)))

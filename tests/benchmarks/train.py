@@ -163,26 +163,26 @@ def table_of(
     title: str,
 ) -> Table:
     """A row for each way."""
-    peak = max(found["peak_flops"] for found in results.values())
+    peak = max(result["peak_flops"] for result in results.values())
     table = Table(
         title=f"{title}, {batch_size} pairs a step, {steps - 1} steps timed",
         caption=f"utilisation of {peak / 1e9:,.0f} GFLOP/s; !: the first step is off by more than {FIRST_STEP:.0e}",
     )
     for column in ("", "pairs/s", "useful tokens/s", "peak MB", "utilisation", "x TRL", "waits", "log p, loss 1, 2"):
         table.add_column(column, justify="left" if not column else "right")
-    speeds = {name: batch_size * (steps - 1) / sum(found["seconds"][1:]) for name, found in results.items()}
+    speeds = {name: batch_size * (steps - 1) / sum(result["seconds"][1:]) for name, result in results.items()}
     best = max((speed for name, speed in speeds.items() if name.startswith("TRL, cached")), default=float("nan"))
     first = next(iter(results.values()))
-    for name, found in results.items():
-        seconds = sum(found["seconds"][1:])
-        off = [abs(found["logps"] / first["logps"] - 1)]
-        off += [abs(found["loss"][step] / first["loss"][step] - 1) for step in range(2)]
+    for name, result in results.items():
+        seconds = sum(result["seconds"][1:])
+        off = [abs(result["logps"] / first["logps"] - 1)]
+        off += [abs(result["loss"][step] / first["loss"][step] - 1) for step in range(2)]
         far = " !" if max(off[:2]) > FIRST_STEP else ""
         table.add_row(
-            name, f"{speeds[name]:.2f}", f"{sum(tokens[1:]) / seconds:,.0f}", f"{found['peak_mb']:,.0f}",
+            name, f"{speeds[name]:.2f}", f"{sum(tokens[1:]) / seconds:,.0f}", f"{result['peak_mb']:,.0f}",
             f"{sum(flops[1:]) / seconds / peak:.0%}", f"{speeds[name] / best:.2f}",
-            f"{found['wait'] / seconds:.1%}" if "wait" in found else "",
-            ", ".join(f"{one:.0e}" for one in off) + far,
+            f"{result['wait'] / seconds:.1%}" if "wait" in result else "",
+            ", ".join(f"{deviation:.0e}" for deviation in off) + far,
         )  # fmt: skip
     return table
 
@@ -256,9 +256,9 @@ def run_child(name: str, folder: Path, shape: str, batch_size: int, micro_batch_
     )  # fmt: skip
     if done.returncode:
         raise ChildFailed(done.stderr[-3000:])
-    found: dict[str, Any] = json.loads(done.stdout.rsplit("\n", 2)[-2])
-    print(f"{name}: {[round(one, 2) for one in found['seconds']]}", file=sys.stderr, flush=True)
-    return found
+    result: dict[str, Any] = json.loads(done.stdout.rsplit("\n", 2)[-2])
+    print(f"{name}: {[round(value, 2) for value in result['seconds']]}", file=sys.stderr, flush=True)
+    return result
 
 
 def main() -> None:

@@ -100,7 +100,7 @@ def ways_of(model: Model, more: bool) -> list[str]:
     return [*OURS, *(MORE if more else ()), *THEIRS]
 
 
-def ours(folder: Path, model: Model, change: dict[str, Any], batch_size: int, most: int) -> dict[str, Any]:
+def train_with_spin(folder: Path, model: Model, change: dict[str, Any], batch_size: int, most: int) -> dict[str, Any]:
     """Our phase; seconds of each step, and what the first two measured."""
     from spin_core.store import artifacts, identity
     from spin_core.store.records import ModelVersion, PairDataset, ScoredPairs
@@ -170,10 +170,10 @@ def ours_in_memory(folder: Path, change: dict[str, Any], batch_size: int, most: 
         batch = batch_of(data, order.batch(step), Ranks(), most, packed=network.packed, prefix_sharing=True)
         began = time.monotonic()
         measured = forward_backward(batch, objective_of(config, 0), stepper, Ranks(), device).metrics
-        found = dict(zip(measured, torch.stack([*measured.values(), stepper.step(RATE)]).tolist(), strict=False))
+        values = dict(zip(measured, torch.stack([*measured.values(), stepper.step(RATE)]).tolist(), strict=False))
         seconds.append(time.monotonic() - began)
-        loss.append(found["loss"])
-        logps = logps or found["logps/real"]
+        loss.append(values["loss"])
+        logps = logps or values["logps/real"]
     return {"seconds": seconds, "loss": loss, "logps": logps}
 
 
@@ -234,9 +234,9 @@ def theirs(folder: Path, model: Model, change: dict[str, Any], batch_size: int) 
         losses, plain = [], trainer.compute_loss
 
         def compute_loss(*args: Any, **kwargs: Any) -> Any:
-            found = plain(*args, **kwargs)
-            losses.append((found[0] if isinstance(found, tuple) else found).detach())
-            return found
+            output = plain(*args, **kwargs)
+            losses.append((output[0] if isinstance(output, tuple) else output).detach())
+            return output
 
         trainer.compute_loss = compute_loss
         trainer.train()
@@ -280,10 +280,10 @@ def use_flash_attention() -> str:
             lengths = attention_mask.sum(1)
             parts = [x.index_select(0, kept) for x in parts]
         bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-        found = kernel(*parts, bounds, bounds, width, width, scale=scaling, window_size=(-1, 0))
+        attention = kernel(*parts, bounds, bounds, width, width, scale=scaling, window_size=(-1, 0))
         if kept is not None:
-            found = found.new_zeros((rows * width, *found.shape[1:])).index_copy(0, kept, found)
-        return found.unflatten(0, (rows, width)), None
+            attention = attention.new_zeros((rows * width, *attention.shape[1:])).index_copy(0, kept, attention)
+        return attention.unflatten(0, (rows, width)), None
 
     # A name with `flash` in it would be taken for a package.
     AttentionInterface.register("varlen_of_torch", attend)
@@ -313,19 +313,19 @@ def child(name: str, folder: Path, shape: str, batch_size: int, micro_batch_toke
     """One way of training, in this process; prints its measurements as JSON."""
     import torch
 
-    model, known = MODELS[shape], OURS | OURS_ON_GPU | MORE
-    if name in known:
-        options = (known[name], batch_size, micro_batch_tokens)
-        found = ours_in_memory(folder, *options) if model.in_memory else ours(folder, model, *options)
+    model, ways_of_spin = MODELS[shape], OURS | OURS_ON_GPU | MORE
+    if name in ways_of_spin:
+        options = (ways_of_spin[name], batch_size, micro_batch_tokens)
+        result = ours_in_memory(folder, *options) if model.in_memory else train_with_spin(folder, model, *options)
     else:
-        found = theirs(folder, model, (THEIRS | THEIRS_ON_GPU)[name], batch_size)
+        result = theirs(folder, model, (THEIRS | THEIRS_ON_GPU)[name], batch_size)
     if model.gpu:
-        found["peak_mb"] = torch.cuda.max_memory_allocated() / 2**20
+        result["peak_mb"] = torch.cuda.max_memory_allocated() / 2**20
         torch.cuda.empty_cache()
     else:
-        found["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    found["peak_flops"] = peak_flops(model)
-    print("\n" + json.dumps(found))
+        result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result["peak_flops"] = peak_flops(model)
+    print("\n" + json.dumps(result))
 
 
 if __name__ == "__main__":

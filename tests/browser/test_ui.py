@@ -57,9 +57,9 @@ def up(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[U
 @pytest.fixture(scope="module")
 def ui(browser: Browser, up: Up, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
     context = open_context(browser)
-    one = Ui(up, context.new_page(), pictures_folder() or tmp_path_factory.mktemp("pictures"))
-    one.sign_in()
-    yield one
+    ui = Ui(up, context.new_page(), pictures_folder() or tmp_path_factory.mktemp("pictures"))
+    ui.sign_in()
+    yield ui
     context.close()
 
 

@@ -255,9 +255,9 @@ def test_a_nightly_run_publishes_only_its_own_iteration(up, nightly_run):
 def test_notifications_report_failed_runs_and_the_gates_decisions(up, nightly_run):
     *runs, gate = nightly_run.messages
     assert f"spin: demo-whole is Failed: {nightly_run.concurrent_run['state']['message']}" in [
-        one["text"] for one in runs
+        message["text"] for message in runs
     ]
-    assert "prefect.flow-run.Crashed" in [one["event"] for one in runs]
+    assert "prefect.flow-run.Crashed" in [message["event"] for message in runs]
     decision = json.loads((up.runs / "whole" / "iter_02" / "record.json").read_text())["gate"]
     assert gate["event"] == f"spin.gate.{decision['outcome']}"
     assert gate["text"] == f"spin: whole: {decision['reason']}"

@@ -243,20 +243,20 @@ def test_a_run_has_the_homes_of_its_own_template_whatever_its_worker_has():
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "variables",
     [
         *({"command": "touch owned"}, {"env": {"LD_PRELOAD": "x"}}, {"image": "evil"}, {"namespace": "kube-system"}),
         *({"secret": "other"}, {"environment_secret": "other"}, {"runs_claim": "other"}, {"labels": {"a": "b"}}),
     ],
-    ids=lambda asked: next(iter(asked)),
+    ids=lambda variables: next(iter(variables)),
 )
-def test_a_run_chooses_no_other_command_image_secret_or_label(asked):
+def test_a_run_chooses_no_other_command_image_secret_or_label(variables):
     from prefect.utilities.schema_tools import ValidationError as Refused
     from prefect.utilities.schema_tools import validate as check
 
     with pytest.raises(Refused):  # what the server does
-        check(asked, template()["variables"], raise_on_error=True)
-    plain, made = (json.dumps(filled_in(**values).job_manifest, sort_keys=True) for values in ({}, asked))
+        check(variables, template()["variables"], raise_on_error=True)
+    plain, made = (json.dumps(filled_in(**values).job_manifest, sort_keys=True) for values in ({}, variables))
     assert made == plain, "what the worker does, if it reached that"
 
 

@@ -92,7 +92,7 @@ def command_of(pid: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("environment", "found"),
+    ("environment", "expected"),
     [
         ({}, ("http://127.0.0.1:4200/api", "spin:theirs")),
         ({"PREFECT_API_URL": "http://127.0.0.1:4200/api"}, ("http://127.0.0.1:4200/api", "spin:theirs")),
@@ -100,7 +100,7 @@ def command_of(pid: int) -> bytes:
     ],
     ids=["nothing named", "the same named", "another named"],
 )
-def test_a_worker_finds_the_server_of_its_runs_folder_and_the_password(environment, found, monkeypatch, tmp_path):
+def test_a_worker_finds_the_server_of_its_runs_folder_and_the_password(environment, expected, monkeypatch, tmp_path):
     state.prepare_state(tmp_path / ".prefect")
     state.password_file(tmp_path / ".prefect").write_text("spin:theirs\n")
     kept = {name: value for name, value in os.environ.items() if "PREFECT" not in name}
@@ -108,4 +108,4 @@ def test_a_worker_finds_the_server_of_its_runs_folder_and_the_password(environme
     monkeypatch.setattr(local, "serving", lambda _runs: "http://127.0.0.1:4200")
     monkeypatch.setattr(local.api, "is_reachable", lambda _address: True)
     worker.find_server()
-    assert (os.environ["PREFECT_API_URL"], os.environ["PREFECT_API_AUTH_STRING"]) == found
+    assert (os.environ["PREFECT_API_URL"], os.environ["PREFECT_API_AUTH_STRING"]) == expected

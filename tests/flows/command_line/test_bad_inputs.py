@@ -208,8 +208,10 @@ FILES: dict[str, tuple[str, str, str]] = {
 def test_a_file_of_settings_that_cannot_be_right_is_one_line(tmp_path, name, text, line):
     (tmp_path / name).write_text(text)
     result = run_spin("check", "demo", "--config", tmp_path / name, status=2)
-    (said,) = result.stderr.splitlines()
-    assert re.fullmatch(rf"error  {re.escape(str(tmp_path))}/{name}( is not valid YAML,)? ({line})", said), said
+    (error_line,) = result.stderr.splitlines()
+    assert re.fullmatch(rf"error  {re.escape(str(tmp_path))}/{name}( is not valid YAML,)? ({line})", error_line), (
+        error_line
+    )
 
 
 def test_merged_mappings_and_references_still_work(tmp_path):
@@ -240,16 +242,18 @@ FOLDERS = {
 def test_a_runs_folder_that_cannot_be_made_is_one_line(tmp_path, runs, line, command):
     (tmp_path / "file").touch()
     result = run_spin(*command.split(), "--runs", runs.replace("@", str(tmp_path)), status=2)
-    (said,) = result.stderr.splitlines()
-    assert re.fullmatch(f"error  --runs .* {line}".replace("@", re.escape(str(tmp_path))), said), said
+    (error_line,) = result.stderr.splitlines()
+    assert re.fullmatch(f"error  --runs .* {line}".replace("@", re.escape(str(tmp_path))), error_line), error_line
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
 @pytest.mark.parametrize("command", ["run demo", "compare demo"])
 def test_a_runs_folder_that_the_system_refuses_is_one_line(command):
     result = run_spin(*command.split(), "--runs", "/proc/no-such-folder", status=2)
-    (said,) = result.stderr.splitlines()
-    assert re.fullmatch(r"error  /proc/no-such-folder.* cannot be created \(.*\): choose another .*", said), said
+    (error_line,) = result.stderr.splitlines()
+    assert re.fullmatch(r"error  /proc/no-such-folder.* cannot be created \(.*\): choose another .*", error_line), (
+        error_line
+    )
 
 
 def test_a_lost_record_is_a_warning_where_other_iterations_are_shown(folder):

@@ -17,8 +17,8 @@ def start(runs, name="tale", *, sets=()) -> Lineage:
 
 def test_a_lineage_is_found_as_it_was_started(tmp_path):
     begun = start(tmp_path, sets=["train.beta=0.3"])
-    found = find_lineage(tmp_path, "tale")
-    assert found.config == begun.config
+    lineage = find_lineage(tmp_path, "tale")
+    assert lineage.config == begun.config
     assert lineage_names(tmp_path) == ["tale"]
 
 

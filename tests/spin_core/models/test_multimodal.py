@@ -95,11 +95,11 @@ def test_sizes_are_read_from_the_language_model(multimodal):
 
 
 def test_check_knows_its_context(configured, tmp_path):
-    found = check_run(configured(), tmp_path)
-    assert [finding.text for finding in found.findings if finding.level != "ok"] == []
-    assert any("only its language model is used" in finding.text for finding in found.findings)
-    found = check_run(configured("prompts.max_prompt_tokens=120"), tmp_path)
-    wrong = [finding.text for finding in found.findings if finding.level == "wrong"]
+    result = check_run(configured(), tmp_path)
+    assert [finding.text for finding in result.findings if finding.level != "ok"] == []
+    assert any("only its language model is used" in finding.text for finding in result.findings)
+    result = check_run(configured("prompts.max_prompt_tokens=120"), tmp_path)
+    wrong = [finding.text for finding in result.findings if finding.level == "wrong"]
     assert wrong == [
         f"prompts of 120 tokens and responses of 12 exceed the model's context of {CONTEXT}: "
         "lower prompts.max_prompt_tokens to 116"

@@ -23,14 +23,14 @@ def test_a_pulled_lineage_has_the_pushed_bytes_and_can_be_continued(lineage, tmp
     assert pushed.moved == pushed.files - 1 > 30, "the timings of both trainings are equal, and stored once"
     pulled = pull(tmp_path / "elsewhere", "tale", url)
     assert pulled.moved == pushed.files
-    found = find_lineage(tmp_path / "elsewhere", "tale")
-    assert contents(found) == contents(lineage)
-    problems, folders = verify(found)
+    pulled_lineage = find_lineage(tmp_path / "elsewhere", "tale")
+    assert contents(pulled_lineage) == contents(lineage)
+    problems, folders = verify(pulled_lineage)
     assert not problems
-    assert folders == len(found.published()) + 1
-    assert found.records()[0].opponent.path.is_relative_to(tmp_path / "elsewhere" / ".sft")
-    assert (phase_jobs.base_job(found).output / "model.safetensors").exists()
-    assert start_lineage(found.runs, "tale", found.config).config == lineage.config
+    assert folders == len(pulled_lineage.published()) + 1
+    assert pulled_lineage.records()[0].opponent.path.is_relative_to(tmp_path / "elsewhere" / ".sft")
+    assert (phase_jobs.base_job(pulled_lineage).output / "model.safetensors").exists()
+    assert start_lineage(pulled_lineage.runs, "tale", pulled_lineage.config).config == lineage.config
 
 
 def test_a_pull_reports_damaged_files_and_the_next_one_downloads_only_those(lineage, store, tmp_path):

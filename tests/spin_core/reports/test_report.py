@@ -82,7 +82,7 @@ def test_the_first_iteration_is_compared_once(lineage):
 
 
 @pytest.mark.parametrize(
-    "told",
+    "text",
     [
         "1 of 2 (1 from iteration 1)",
         "| 1 empty |",
@@ -94,8 +94,8 @@ def test_the_first_iteration_is_compared_once(lineage):
         "log 2 is 0.69315",
     ],
 )
-def test_counts_and_costs_are_shown(page, told):
-    assert told in page
+def test_counts_and_costs_are_shown(page, text):
+    assert text in page
 
 
 def test_published_weights_of_an_earlier_step_are_shown_with_their_held_out_metrics(lineage):

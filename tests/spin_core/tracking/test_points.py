@@ -18,22 +18,22 @@ def test_steps_are_counted_through_all_iterations_with_versions_between_them(lin
     whole = order_of(lineage)
     kinds = [VERSION, STEP, STEP, VERSION, STEP, STEP, VERSION]
     assert whole == list(zip(kinds, (0, 1, 2, 1, 3, 4, 2), range(7), strict=True))
-    for known in range(8):
-        before = whole[:known]
+    for sent in range(8):
+        before = whole[:sent]
         last = Last(
             max((at for kind, at, _ in before if kind == STEP), default=0),
             max((at for kind, at, _ in before if kind == VERSION), default=-1),
         )
-        assert order_of(lineage, last) == whole[known:]
+        assert order_of(lineage, last) == whole[sent:]
 
 
 def test_points_have_measurements_scores_and_costs(lineage):
-    found = {(point.kind, point.at): point.values for point in points(lineage, Last())}
-    assert found[STEP, 4]["train/rewards/accuracies"] == 0.9
-    assert found[STEP, 3]["train/tokens/s"] == 7 / 0.5
-    assert found[STEP, 4]["train/iteration"] == 1
-    assert found[VERSION, 0] == {"scores/heldout_nll": 3.5}
-    second = found[VERSION, 2]
+    values = {(point.kind, point.at): point.values for point in points(lineage, Last())}
+    assert values[STEP, 4]["train/rewards/accuracies"] == 0.9
+    assert values[STEP, 3]["train/tokens/s"] == 7 / 0.5
+    assert values[STEP, 4]["train/iteration"] == 1
+    assert values[VERSION, 0] == {"scores/heldout_nll": 3.5}
+    second = values[VERSION, 2]
     assert (second["scores/heldout_nll"], second["scores/reward_accuracy"]) == (pytest.approx(2.9), 0.75)
     assert (second["pairs/kept"], second["pairs/dropped/empty"], second["gate/promoted"]) == (1, 1, 1)
     assert (second["answers/cut"], second["cost/tokens/generate"]) == (0.5, 20)

@@ -18,12 +18,12 @@ def events(lineage: Lineage) -> Counter[tuple[str, int]]:
     """How often each value is in TensorBoard's files, by its own reader."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-    found: Counter[tuple[str, int]] = Counter()
+    counts: Counter[tuple[str, int]] = Counter()
     for path in (lineage.root / "metrics" / "tensorboard").iterdir():
-        found.update(
+        counts.update(
             (value.tag, event.step) for event in EventFileLoader(str(path)).Load() for value in event.summary.value
         )
-    return found
+    return counts
 
 
 def test_tensorboard_has_each_point_once_after_kills_of_the_follower_and_of_the_training(lineage):
@@ -36,10 +36,10 @@ def test_tensorboard_has_each_point_once_after_kills_of_the_follower_and_of_the_
     assert follow(lineage, "tensorboard") == ""
     begin_training(lineage, 60)
     follow(lineage, "tensorboard")
-    found = events(lineage)
-    assert set(found.values()) == {1}
-    assert {step for tag, step in found if tag == "train/loss"} == set(range(1, 4 + 60))
-    assert {version for tag, version in found if tag == "scores/heldout_nll"} == {0, 1, 2}
+    counts = events(lineage)
+    assert set(counts.values()) == {1}
+    assert {step for tag, step in counts if tag == "train/loss"} == set(range(1, 4 + 60))
+    assert {version for tag, version in counts if tag == "scores/heldout_nll"} == {0, 1, 2}
 
 
 @pytest.mark.skipif(find_spec("wandb") is None, reason="the extra wandb is not installed")

@@ -150,7 +150,7 @@ def test_more_models_have_wider_intervals():
 @pytest.mark.parametrize("items", [30, 300])
 def test_all_intervals_together_hold_the_truth_as_often_as_they_say(items):
     """Models on the curve of the population of items, with items of their own difficulty and the model's own noise."""
-    rng, found, trials = np.random.default_rng(7), 0, 600
+    rng, clear, trials = np.random.default_rng(7), 0, 600
     for trial in range(trials):
         hard_N = rng.gamma(2.0, 0.5, items)
         x_KN, y_KN = (of(TEMPERATURES)[:, None] * hard_N for of in (x_of, y_of))
@@ -161,6 +161,6 @@ def test_all_intervals_together_hold_the_truth_as_often_as_they_say(items):
             value_MN + size * rng.normal(size=value_MN.shape) for value_MN, size in ((x_MN, 0.05), (y_MN, 0.01))
         )
         intervals = gaps(x_KN, y_KN, x_MN, y_MN, seed=trial, samples=500)
-        found += any(verdict(gap) for gap in intervals)
+        clear += any(verdict(gap) for gap in intervals)
     # 600 draws of probability .05 have a standard deviation of .009.
-    assert found / trials == pytest.approx(0.05, abs=0.027)
+    assert clear / trials == pytest.approx(0.05, abs=0.027)

@@ -33,7 +33,7 @@ def prompts(tmp_path_factory) -> PromptSet:
         "prompt": texts,
         "response": ["it is a number"] * ROWS,
         "finish_reason": ["stop"] * ROWS,
-        "prompt_ids": pa.array([[1, *tokenizer(one)["input_ids"]] for one in texts], pa.list_(pa.int32())),
+        "prompt_ids": pa.array([[1, *tokenizer(text)["input_ids"]] for text in texts], pa.list_(pa.int32())),
         "response_ids": pa.array([[5, 2]] * ROWS, pa.list_(pa.int32())),
     }
     pq.write_table(pa.table(columns), folder / "held_out.parquet")
@@ -141,12 +141,12 @@ def test_a_reference_adds_its_metric(tmp_path, models, prompts):
 
 def test_a_killed_sweep_continues_at_the_temperature_it_was_at(tmp_path, models, prompts, monkeypatch):
     whole = do(frontier_job(tmp_path / "whole", models[0], prompts))
-    job, asked = frontier_job(tmp_path / "frontier", models[0], prompts), []
+    job, requests = frontier_job(tmp_path / "frontier", models[0], prompts), []
     answer = text.answer_requests
 
     def once(*arguments):
-        asked.append(1)
-        if len(asked) == 2:
+        requests.append(1)
+        if len(requests) == 2:
             raise KeyboardInterrupt
         return answer(*arguments)
 
@@ -154,4 +154,4 @@ def test_a_killed_sweep_continues_at_the_temperature_it_was_at(tmp_path, models,
     with pytest.raises(KeyboardInterrupt):
         do(job)
     assert do(job).digest == whole.digest
-    assert len(asked) == 2 + len(TEMPERATURES) - 1
+    assert len(requests) == 2 + len(TEMPERATURES) - 1
