@@ -4,7 +4,14 @@ import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from spin_core.config.base import Frozen, Location, Schedule
 
@@ -122,6 +129,14 @@ class PromptsConfig(Frozen):
         if weighted and (counted or len(weighted) < len(self.sources)):
             raise ValueError("prompts.sources: give a weight to every source and rows to none, or weights to none")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Left out while it is unset, so that it is not a part of older identities.
+        values: dict[str, Any] = serialize(self)
+        if self.sources is None:
+            values.pop("sources", None)
+        return values
 
     @property
     def is_demo(self) -> bool:
