@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from spin_core.data.templates.chat_template import ChatTemplate, Input
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ConfigError
 from spin_core.inference import vllm_engine
@@ -156,10 +157,14 @@ def fit_notes(task: str, fits: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def load(job: BenchmarkJob) -> Any:
     """Load the model for lm-eval, on the configured engine. Raises `SpinError` if it cannot be loaded."""
-    if job.config.apply_chat_template and not load_tokenizer(job.player.path, job.model).chat_template:
+    tokenizer = load_tokenizer(job.player.path, job.model)
+    if job.config.apply_chat_template and not tokenizer.chat_template:
         raise ConfigError(
             "evaluate.lm_eval.apply_chat_template is on, but the tokenizer has no chat template: turn it off"
         )
+    if uses_chat_template(job):
+        # lm-eval runs the template in this process, without limits. One that never ends is found out here.
+        ChatTemplate.of(tokenizer, {}).render([Input([{"role": "user", "content": "?"}], opens_answer=True)])
     return _load_on_vllm(job) if job.config.engine == "vllm" else _load_on_transformers(job)
 
 

@@ -6,9 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from spin_core.data.templates import chat_template
+from spin_core.errors import ConfigError
+from spin_core.evaluation import harness
 from spin_core.evaluation.task_scores import subset
 from spin_core.store import artifacts
-from tests.support.helpers import data_folder
+from tests.support.helpers import character_tokenizer, data_folder, save_tiny_model
 from tests.support.lineages.benchmark_jobs import (
     ROWS,
     benchmark_job,
@@ -165,3 +168,13 @@ def test_a_real_small_model_runs_the_real_benchmarks(tmp_path):
     assert all(score.n == 4 and 0 <= score.value <= 1 for score in report.scores.values())
     # One character is one token, and the context is 256.
     assert any("longer than the model's context of 256 tokens" in note for note in report.notes)
+
+
+def test_a_chat_template_that_never_ends_is_stopped_before_lm_eval_runs_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(chat_template, "SECONDS", 0.5)
+    tokenizer = character_tokenizer(
+        chat_template="{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    )
+    model = save_tiny_model(tmp_path / "model", tokenizer)
+    with pytest.raises(ConfigError, match="the chat template was stopped"):
+        harness.load(benchmark_job(tmp_path / "eval", model, None, "arc_easy", apply_chat_template=True))
