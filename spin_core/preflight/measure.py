@@ -16,7 +16,7 @@ _MOST_ROWS = {"cpu": 2048, "cuda": 16384}
 
 
 def measure(shape: Shape, config: RunConfig, texts: Texts, device: Any) -> Speed:
-    """Measure matrix products of this model's widths on a torch device, and operations that compute almost nothing."""
+    """Measure products and attention of this model's widths on a torch device, and operations that compute nothing."""
     import torch
 
     from spin_core.models.loading import SINGLE_THREAD_PARAMETERS
@@ -31,12 +31,23 @@ def measure(shape: Shape, config: RunConfig, texts: Texts, device: Any) -> Speed
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if shape.parameters < SINGLE_THREAD_PARAMETERS else threads)  # as `load_model` does
+
+    def attention() -> float:
+        """Seconds of one layer's attention over one token, in sequences of the data's mean length."""
+        length = max(1, round(texts.prompt_tokens + texts.response_tokens))
+        rows = max(1, min(_MOST_ROWS[device.type], tokens_in_a_pass(config.train, texts.longest)) // length)
+        size = (rows, shape.heads, length, max(1, shape.query_width // shape.heads))
+        query, key, value = (torch.full(size, 0.01, dtype=dtype, device=device) for _ in range(3))
+        attend = torch.nn.functional.scaled_dot_product_attention
+        return _fastest(lambda: attend(query, key, value, is_causal=True), device) / (rows * length)
+
     try:
         large, tiny = (torch.zeros(size, device=device) for size in (4_000_000, 8))
         return Speed(
             batch_flops=flops(min(_MOST_ROWS[device.type], tokens_in_a_pass(config.train, texts.longest))),
             row_flops=flops(min(config.generate.batch_size, texts.prompts)),
             bandwidth=2.0 * FLOAT32 * len(large) / _fastest(lambda: large + 1, device),
+            attention=attention(),
             start=_fastest(lambda: tiny + 1, device),
             own_device=device.type == "cuda",
         )

@@ -128,7 +128,7 @@ def inspect_time(inspection: Inspection, config: RunConfig, shape: Shape, texts:
     total = other + sum(sum(parts.values()) for parts in iterations)
     last = iterations[-1]
     parts = ", ".join(f"{name} {duration(part)}" for name, part in last.items() if part >= 1)
-    rest = f"; {duration(other)} for SFT and controls" if other else ""
+    rest = f"; {duration(other)} for θ_0, SFT and controls" if other else ""
     missing = ["benchmarks"] if any(suites.benchmarks(config.evaluate)) else []
     missing += ["MT-Bench"] if suites.mt_bench_suites(config.evaluate) else []
     uncounted = f"; {' and '.join(missing)} not counted" if missing else ""

@@ -32,6 +32,8 @@ class Shape:
     vocabulary: int
     itemsize: int
     """Bytes of a weight in memory."""
+    heads: int = 1
+    """Query heads."""
     adapter: int = 0
     """Parameters of the adapter that is trained; 0 if all weights are."""
 
@@ -60,6 +62,7 @@ class Shape:
             query_width=heads * width,
             key_width=int(getattr(text, "num_key_value_heads", None) or heads) * width,
             vocabulary=int(text.vocab_size),
+            heads=heads,
             itemsize=2 if dtype == "bfloat16" else FLOAT32,
         )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from spin_core.config.base import at
 from spin_core.config.run import RunConfig
 from spin_core.config.train import TrainConfig
+from spin_core.evaluation import suites
 from spin_core.preflight.memory import activations
 from spin_core.preflight.sizes import Parts, Shape, Texts, pairs_in, steps_in, tokens_in_a_pass, tokens_of_item
 
@@ -17,10 +18,10 @@ _KERNELS = 120
 _EFFICIENCY = 0.6
 """Speed of a whole network divided by that of its fastest matrix product alone. Measured: 0.4 (small) to 0.8."""
 
-_START_SECONDS = 3.0
-"""From the start of a phase's process until it computes."""
+_START_SECONDS = 6.0
+"""A phase's time besides computing: its process loads torch, and its task and files are recorded. Measured: 4 to 6.5."""
 
-_ANSWER_SECONDS = 5e-4
+_ANSWER_SECONDS = 1e-4
 """Work on one answer outside the network: its random numbers, its text, its row in a file."""
 
 
@@ -36,32 +37,52 @@ class Speed:
     """Bytes per second through an operation that computes almost nothing."""
     start: float
     """Seconds to start one operation."""
+    attention: float = 0.0
+    """Seconds of one layer's attention over one token. In short sequences it takes longer than the products."""
     own_device: bool = False
     """Whether each rank has a device of its own. Ranks on one CPU share it."""
 
 
 def iteration_seconds(shape: Shape, texts: Texts, config: RunConfig, t: int, speed: Speed) -> Parts:
     """Time of iteration t by phase."""
-    pairs, row = pairs_in(texts, config, t), texts.prompt_tokens + texts.response_tokens
+    pairs = pairs_in(texts, config, t)
     item = tokens_of_item(texts, config.train)
     trained = item * pairs * at(config.train.epochs, t)
     scored = item * pairs * (2 if config.train.anchor_in(t) else 1)
     rows, answers = config.generate.batch_size, texts.prompts * config.generate.answers
     devices = max(1, config.generate.speed.workers) if speed.own_device else 1
-    # A frontier of texts answers the held-out prompts at each temperature.
-    sweeps = 0 if config.evaluate.exact else len(config.evaluate.frontier)
     return {
         "generating": _generation_seconds(shape, texts, answers, rows, speed) / devices,
         "scoring": _scoring_seconds(shape, scored, config.train, texts.longest, speed),
         "training": training_seconds(shape, trained, config.train, texts.longest, speed),
-        "evaluating": (1 + sweeps) * _generation_seconds(shape, texts, texts.held_out, rows, speed)
-        + _pass_seconds(shape, 3 * row * texts.held_out, config.train, texts.longest, speed),
-        "starting phases": 5 * _START_SECONDS,
+        "evaluating": _evaluation_seconds(shape, texts, config, speed) + _frontier_seconds(shape, texts, config, speed),
+        # Generating, building pairs, scoring and training are a phase each, and so is each suite.
+        "starting phases": (4 + _suites(config)) * _START_SECONDS,
     }
 
 
+def _evaluation_seconds(shape: Shape, texts: Texts, config: RunConfig, speed: Speed) -> float:
+    """Answers to the held-out prompts, and three passes over them for their scores."""
+    row = texts.prompt_tokens + texts.response_tokens
+    answers = _generation_seconds(shape, texts, texts.held_out, config.generate.batch_size, speed)
+    return answers + _pass_seconds(shape, 3 * row * texts.held_out, config.train, texts.longest, speed)
+
+
+def _frontier_seconds(shape: Shape, texts: Texts, config: RunConfig, speed: Speed) -> float:
+    """Answers to the held-out prompts at each temperature of a frontier of texts. An exact one takes a single pass."""
+    sweeps = 0 if config.evaluate.exact else len(config.evaluate.frontier)
+    return sweeps * _generation_seconds(shape, texts, texts.held_out, config.generate.batch_size, speed)
+
+
+def _suites(config: RunConfig) -> int:
+    """How many phases score one model (`suite_jobs.evaluate_jobs`)."""
+    evaluate = config.evaluate
+    of_held_out = (evaluate.self_play or evaluate.exact) + bool(evaluate.frontier)
+    return of_held_out + len(list(suites.benchmarks(evaluate))) + len(suites.mt_bench_suites(evaluate))
+
+
 def other_seconds(shape: Shape, texts: Texts, config: RunConfig, speed: Speed, preferences: int = 0) -> float:
-    """Time outside the iterations: SFT of a model that the recipe makes, and the controls that train.
+    """Time outside the iterations: θ_0, its SFT if the recipe makes it, and the controls, each trained and scored.
 
     Args:
         shape: The model.
@@ -89,6 +110,14 @@ def other_seconds(shape: Shape, texts: Texts, config: RunConfig, speed: Speed, p
         tokens += (item * pairs if controls.dpo.equal_steps else dpo_tokens) + dpo_tokens * controls.dpo_after
         scored = item * preferences * (1 + controls.dpo_after)
         seconds += _scoring_seconds(shape, scored, config.train, texts.longest, speed)
+    # θ_0 is made, the data are read, and θ_0 is scored, as is each control. DPO also reads and scores its preferences.
+    # At other temperatures only held-out prompts are answered.
+    scored_models = 1 + controls.trainings
+    phases = 2 + (not config.model.path) + controls.trainings + scored_models * _suites(config)
+    phases += len(controls.temperatures) + (2 * (1 + controls.dpo_after) if controls.dpo is not None else 0)
+    answered = scored_models + len(controls.temperatures)
+    seconds += phases * _START_SECONDS + answered * _evaluation_seconds(shape, texts, config, speed)
+    seconds += scored_models * _frontier_seconds(shape, texts, config, speed)
     return seconds + training_seconds(shape, tokens, config.train, texts.longest, speed)
 
 
@@ -108,17 +137,17 @@ def _scoring_seconds(shape: Shape, tokens: float, config: TrainConfig, longest: 
 
 
 def _pass_seconds(shape: Shape, tokens: float, config: TrainConfig, longest: int, speed: Speed) -> float:
-    """A forward pass over `tokens`: arithmetic, memory traffic, and the start of kernels, each in seconds per token."""
+    """A forward pass over `tokens`: products, attention, memory traffic, and the start of kernels."""
     arithmetic = 2.0 * shape.parameters / (_EFFICIENCY * speed.batch_flops)
     traffic = 1.5 * activations(shape, 1, recomputed=False) / speed.bandwidth
     starting = shape.layers * _KERNELS * speed.start / tokens_in_a_pass(config, longest)
-    return tokens * (arithmetic + traffic + starting)
+    return tokens * (arithmetic + shape.layers * speed.attention + traffic + starting)
 
 
 def _generation_seconds(shape: Shape, texts: Texts, prompts: int, rows: int, speed: Speed) -> float:
     """Reading `prompts` prompts, and answering them one token per step, `rows` at a time."""
     per_token = 2.0 * shape.parameters / _EFFICIENCY
-    steps = prompts * texts.response_tokens / min(rows, prompts)
+    steps = prompts * texts.response_tokens / min(rows, max(1, prompts))
     reading = prompts * texts.prompt_tokens * per_token / speed.batch_flops
     writing = prompts * texts.response_tokens * per_token / speed.row_flops
     return reading + writing + steps * shape.layers * _KERNELS * speed.start + prompts * _ANSWER_SECONDS

@@ -19,4 +19,5 @@ def test_measuring_a_device_takes_half_a_second_and_changes_nothing():
     assert speed.row_flops > 1e5
     assert speed.bandwidth > 1e7
     assert 0 < speed.start < 0.01
+    assert 0 < speed.attention < 0.01
     assert torch.get_num_threads() == threads

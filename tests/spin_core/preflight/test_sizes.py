@@ -51,4 +51,11 @@ def test_shapes_are_read_from_other_families_too():
     assert Shape.of(llama, 1, "bfloat16").key_width == 16
     assert Shape.of(llama, 1, "bfloat16").itemsize == 2
     gpt2 = Shape.of(GPT2Config(n_embd=64, n_head=4, n_layer=3), 1, "float32")
-    assert (gpt2.hidden, gpt2.layers, gpt2.intermediate, gpt2.key_width) == (64, 3, 256, 64)
+    assert (gpt2.hidden, gpt2.layers, gpt2.intermediate, gpt2.key_width, gpt2.heads) == (64, 3, 256, 64, 4)
+
+
+def test_a_model_without_attention_has_sizes_too():
+    from transformers import MambaConfig
+
+    mamba = Shape.of(MambaConfig(hidden_size=64, num_hidden_layers=3), 1, "float32")
+    assert (mamba.hidden, mamba.layers, mamba.query_width) == (64, 3, 64)

@@ -1,5 +1,7 @@
 """Estimated time: what it grows and falls with."""
 
+import dataclasses
+
 import pytest
 
 from spin_core.config.resolve import resolve
@@ -38,6 +40,48 @@ def test_a_frontier_of_texts_answers_the_held_out_prompts_at_each_temperature():
     plain, once = seconds("evaluate.frontier=[]"), seconds("evaluate.exact=false", swept)
     assert once == pytest.approx(4 * plain, rel=0.1)
     assert seconds(swept) == plain, "exact distances take one pass of the network for all temperatures"
+
+
+def test_short_sequences_wait_for_attention():
+    speed = Speed(batch_flops=1e9, row_flops=1e8, bandwidth=1e9, start=1e-6)
+    slower = Speed(batch_flops=1e9, row_flops=1e8, bandwidth=1e9, start=1e-6, attention=1e-6)
+    config = resolve("demo", sets=["train.epochs=1", "prompts.sample=100"])
+    without, with_attention = (
+        timing.iteration_seconds(SHAPE, TEXTS, config, 0, each)["training"] for each in (speed, slower)
+    )
+    tokens, passes = 100 * (20 + 2 * 30), 3
+    assert with_attention - without == pytest.approx(tokens * SHAPE.layers * 1e-6 * passes), "by hand"
+
+
+NO_CONTROLS = ("controls.sft_continued=false", "controls.temperatures=[]", "evaluate.frontier=[]")
+
+
+def phases_outside(*sets: str) -> float:
+    """The time outside the iterations in starts of phases, on a device that computes in no time."""
+    fast = Speed(batch_flops=1e30, row_flops=1e30, bandwidth=1e30, start=0.0)
+    config = resolve("demo", sets=[*NO_CONTROLS, *sets])
+    seconds = timing.other_seconds(SHAPE, dataclasses.replace(TEXTS, held_out=0), config, fast)
+    return seconds / timing._START_SECONDS
+
+
+def test_every_phase_outside_the_iterations_is_started():
+    base, prompts, sft, score, train = 1, 1, 1, 1, 1
+    assert phases_outside() == base + prompts + sft + score
+    assert phases_outside("model.path=mine") == base + prompts + score
+    assert phases_outside("evaluate.frontier=[0.3, 0.5, 0.7]") == base + prompts + sft + 2
+    assert phases_outside("controls.temperatures=[0.3, 0.7]") == base + prompts + sft + 3 * score
+    fine_tuned = ("controls.sft_continued=true", "controls.sft_learning_rate=[0.1, 0.2]")
+    assert phases_outside(*fine_tuned) == base + prompts + sft + score + 2 * (train + score)
+    dpo = ("controls.dpo={source: {path: demo}}", "controls.dpo_after=true")
+    preferences, reference = 1, 1
+    assert phases_outside(*dpo) == base + prompts + sft + score + 2 * (preferences + reference + train + score)
+
+
+def test_phases_of_an_iteration_are_counted_with_their_suites():
+    speed = Speed(batch_flops=1e9, row_flops=1e8, bandwidth=1e9, start=1e-6)
+    for sets, phases in ((["evaluate.frontier=[]"], 5), ([], 6), (["evaluate.suites=[big-bench-quick]"], 7)):
+        seconds = timing.iteration_seconds(SHAPE, TEXTS, resolve("demo", sets=sets), 0, speed)["starting phases"]
+        assert seconds == phases * timing._START_SECONDS
 
 
 def test_ranks_with_a_device_each_share_the_scoring_of_one_node():
