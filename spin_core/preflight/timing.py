@@ -19,7 +19,7 @@ _EFFICIENCY = 0.6
 """Speed of a whole network divided by that of its fastest matrix product alone. Measured: 0.4 (small) to 0.8."""
 
 _START_SECONDS = 6.0
-"""A phase's time besides computing: its process loads torch, and its task and files are recorded. Measured: 4 to 6.5."""
+"""A phase's time besides computing: its process loads torch, and task and files are recorded. Measured: 4 to 6.5."""
 
 _ANSWER_SECONDS = 1e-4
 """Work on one answer outside the network: its random numbers, its text, its row in a file."""
