@@ -31,6 +31,9 @@ class Silent:
     def failed(self, title: str) -> None:
         """A phase has failed. The error itself is reported elsewhere."""
 
+    def stopped(self, title: str) -> None:
+        """A phase has saved its work and ended, on request."""
+
     def noted(self, text: str) -> None:
         """Show a warning that does not end the run."""
 
@@ -88,6 +91,10 @@ class Terminal(Silent):
     def failed(self, title: str) -> None:
         self.live.remove_task(self.bar)
         self._print(f"[red]failed[/]  {title}")
+
+    def stopped(self, title: str) -> None:
+        self.live.remove_task(self.bar)
+        self._print(f"[yellow]stopped[/] {title}")
 
     def noted(self, text: str) -> None:
         from rich.markup import escape

@@ -17,11 +17,11 @@ from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import PrefectHTTPStatusError, TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
-from spin_core.errors import TryAgain
+from spin_core.errors import Stopped, TryAgain
 from spin_core.runtime import launch
 from spin_core.store.jobs import Job
 from spin_core.store.records import Artifact
@@ -100,6 +100,9 @@ def run(job: Job, kind: type[R]) -> R:
 
     try:
         record = launch.run_phase(job, kind, on_progress, on_log)
+    except (KeyboardInterrupt, TerminationSignal, Stopped):
+        shown.stopped(job.title)
+        raise
     except BaseException:
         shown.failed(job.title)
         raise

@@ -9,11 +9,14 @@ import errno
 import io
 import os
 import sys
+import traceback
+from pathlib import Path
 from typing import Any
 
 import click
 
 from flows.command_line import check, files, run, serve, show
+from flows.command_line.signals import exit_status
 
 
 class _Commands(click.Group):
@@ -26,11 +29,13 @@ class _Commands(click.Group):
         try:
             return super().main(*args, **kwargs)
         except OSError as error:
-            # An error about a file has its name. Standard output has none.
-            if error.filename is not None or error.errno not in _OUTPUT_ERRORS:
-                raise
-            _discard_output()
-            text = f"standard output cannot be written ({error.strerror}): send it to another file or to a terminal"
+            if not _is_of_output(error):
+                if error.errno not in _FULL:
+                    raise
+                text = "the disk is full: free some space and run the same command again; what is finished is kept"
+            else:
+                _discard_output()
+                text = f"standard output cannot be written ({error.strerror}): send it to another file or to a terminal"
             click.echo(f"{click.style('error', fg='red', bold=True)}  {text}", err=True)
             sys.exit(2)
 
@@ -51,7 +56,7 @@ class _Commands(click.Group):
             sys.exit(1)
         except KeyboardInterrupt:
             click.echo("stopped; the same command continues from here", err=True)
-            sys.exit(130)
+            sys.exit(exit_status())
         except BrokenPipeError:  # the reader, as in `spin leaderboard | head -1`, has seen enough
             _discard_output()
             sys.exit(0)
@@ -59,8 +64,13 @@ class _Commands(click.Group):
             return result
 
 
-_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
-"""How writing to standard output fails."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Whether printing raised an error: it came from click or rich, or from the flush at the end of a command."""
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    return error.filename is None and (last == __file__ or not {"click", "rich"}.isdisjoint(Path(last).parts))
 
 
 def _escape_letters() -> None:

@@ -11,6 +11,7 @@ import click
 from flows.command_line.options import config_options, no_verify_option, runs_option, warn
 
 if TYPE_CHECKING:
+    from flows.server.temporary import Server
     from spin_core.config.run import RunConfig
 
 
@@ -81,7 +82,6 @@ def compare(
     runs: Path,
 ) -> None:
     """Compare SPIN over several seeds with continued SFT, DPO, longer and smaller trainings, in one table."""
-    from flows.server import local
     from spin_core.comparison import compare as comparisons
     from spin_core.config.resolve import resolve
 
@@ -89,12 +89,12 @@ def compare(
     chosen = [method.strip() for method in methods.split(",") if method.strip()]
     name = name or f"compare-{recipe}"
     lineages = comparisons.prepare_comparison(runs, name, config, seeds, chosen, warn=warn)
-    local.prepare(runs, quiet=True)
+    server = _start_server(runs)
 
     from flows.command_line.printing.comparison import print_comparison
     from flows.compare import compare_local
 
-    with _live_display():
+    with _running(server, runs):
         table = compare_local(runs, name, lineages, comparisons.missing_methods(config, chosen))
     print_comparison(table, runs)
 
@@ -124,50 +124,63 @@ def evaluate(
     runs: Path,
 ) -> None:
     """Score all versions and controls of a lineage, θ_T alone, or the model in a folder; existing scores are reused."""
-    from flows.server import local
     from spin_core.config.resolve import read_changes
     from spin_core.leaderboard import scoring
 
     lineage = scoring.prepare(runs, target, suites, read_changes(file, sets), recipe, name)
     scoring.versions(lineage, versions)
-    local.prepare(runs, quiet=True)
+    server = _start_server(runs)
 
     from flows.command_line.printing.leaderboards import print_leaderboards
     from flows.evaluate import evaluate_local
 
-    with _live_display():
+    with _running(server, runs):
         board = evaluate_local(lineage, versions)
     print_leaderboards([(board, lineage.config)], runs)
 
 
 def _run(runs: Path, name: str, config: "RunConfig", *, verify: bool) -> None:
     """Run the flow in this process, with a live display, and print the leaderboard at the end."""
-    from flows.server import local
     from spin_core.preflight.prepare import prepare_run
 
     if not verify:
         os.environ["SPIN_VERIFY"] = "0"  # phases read it
     lineage = prepare_run(config, runs, name, warn=warn)
     # Prefect reads its environment when it is imported, which the flows do.
-    local.prepare(runs, quiet=True)
+    server = _start_server(runs)
 
     from flows.command_line.printing.leaderboards import print_leaderboards
     from flows.command_line.printing.run_summary import print_summary
     from flows.spin import run_local
 
-    with _live_display():
+    with _running(server, runs):
         board = run_local(lineage)
     print_leaderboards([(board, config)], runs)
     print_summary(runs, name, board)
 
 
+def _start_server(runs: Path) -> "Server | None":
+    """Prepare Prefect's environment, and start a temporary server if none is up; Prefect is imported meanwhile."""
+    from flows.command_line.signals import stop_on_signals
+    from flows.server import local, state, temporary
+
+    stop_on_signals()
+    if not local.prepare(runs, quiet=True):
+        return None
+    return temporary.Server(state.state_folder(runs))
+
+
 @contextlib.contextmanager
-def _live_display() -> Iterator[None]:
-    """Show in the terminal the progress of what runs meanwhile."""
+def _running(server: "Server | None", runs: Path) -> Iterator[None]:
+    """Wait for the server, and show in the terminal the progress of what runs meanwhile."""
+    from flows.server import state, temporary
     from tasks import display
 
-    display.current = display.Terminal()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(temporary.server_errors(state.state_folder(runs)))
+        if server:
+            server.wait()
+            server.hand_over()
+        display.current = display.Terminal()
+        stack.callback(display.current.close)
         yield
-    finally:
-        display.current.close()

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from flows.server import api, state
 from spin_core.errors import ConfigError, TryAgain
 from spin_core.runtime import grace, process, proxies
+from spin_core.store.files import storage_errors
 
 OWN = ("PREFECT_HOME", "PREFECT_PROFILE")
 
@@ -39,7 +40,7 @@ ORPHAN_SECONDS = 10.0
 """How long a run whose worker is gone may take to end, once its phase has ended."""
 
 
-def prepare(runs: Path, *, quiet: bool, to_serve: bool = False) -> None:
+def prepare(runs: Path, *, quiet: bool, to_serve: bool = False) -> bool:
     """Set Prefect's environment variables. Call it before Prefect is imported.
 
     Prefect's state is in `<runs>/.prefect`, and its server is the `spin up` of that folder. If there is none, Prefect
@@ -49,6 +50,9 @@ def prepare(runs: Path, *, quiet: bool, to_serve: bool = False) -> None:
         runs: The folder that holds lineages.
         quiet: Turn off Prefect's log in the terminal, for `spin`'s own display.
         to_serve: This process starts the server, so PREFECT_API_URL is ignored.
+
+    Returns:
+        Whether a run needs a temporary server with the state of that folder.
 
     Raises:
         TryAgain: PREFECT_API_URL is set, and nothing answers there.
@@ -75,7 +79,8 @@ def prepare(runs: Path, *, quiet: bool, to_serve: bool = False) -> None:
     has_own_prefect = any(name in os.environ for name in OWN) or named not in ("", f"{url}/api")
     folder = state.state_folder(runs)
     if not has_own_prefect:
-        state.prepare_state(folder)
+        with storage_errors(folder):
+            state.prepare_state(folder)
         settings["PREFECT_HOME"] = str(folder)
         if url is not None:
             settings["PREFECT_API_URL"] = f"{url}/api"
@@ -84,7 +89,9 @@ def prepare(runs: Path, *, quiet: bool, to_serve: bool = False) -> None:
     if url is not None and (not has_own_prefect or named == f"{url}/api"):
         os.environ[state.OF_CLIENTS] = state.read_password(folder)
     elif not has_own_prefect:  # the temporary server takes it from the environment, too
-        os.environ[state.OF_SERVER] = os.environ[state.OF_CLIENTS] = state.choose_password(folder)
+        with storage_errors(folder):
+            os.environ[state.OF_SERVER] = os.environ[state.OF_CLIENTS] = state.choose_password(folder)
+    return url is None and not has_own_prefect
 
 
 class Up(NamedTuple):

@@ -26,7 +26,7 @@ SIGN_IN = "/sign-in"
 _NAME = "spin"
 """The user name of a password that was made here."""
 
-_DATABASE = "prefect.db"
+DATABASE = "prefect.db"
 """It is made here because Prefect would make it readable by everyone. SQLite accepts an empty file, and gives its other
 files the permissions of the database."""
 
@@ -49,7 +49,7 @@ def prepare_state(state: Path) -> None:
             state.mkdir(mode=0o700)
         for path in open_to_others(state):
             path.chmod(stat.S_IMODE(path.stat().st_mode) & 0o700)
-        open_private(state / _DATABASE).close()
+        open_private(state / DATABASE).close()
     except PermissionError as error:
         raise ConfigError(
             f"{state} belongs to another user: choose a folder of your own with --runs, or set PREFECT_API_URL and "

@@ -24,8 +24,8 @@ def main() -> None:
     line = sys.stdin.readline()
     if not line:
         return
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     phase, job_file = line.rstrip("\n").split("\t")
+    os.dup2(os.open(job_file, os.O_RDONLY), 0)  # its arguments do not show the job, so its input does
     sys.argv = [phase, job_file]
     runpy.run_module(f"spin_core.phases.{phase}", run_name="__main__", alter_sys=True)
 

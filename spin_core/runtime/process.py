@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from spin_core.runtime.grace import GRACE_SECONDS
+from spin_core.store.files import remove
 
 DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -85,16 +86,31 @@ def end_group(process: subprocess.Popen[str], grace: float | None = None) -> Non
 
 
 def end_leftover(job_file: Path) -> None:
-    """End the process group that an earlier, killed run of the same job left behind."""
+    """End the process group that an earlier, killed run of the same job left behind.
+
+    The file that names it may be a copy, or the kernel may have given the number to another program. So only a process
+    that started at that time and works on this very file is ended.
+    """
     pid_file = job_file.with_suffix(".pid")
-    with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError, ValueError, ProcessLookupError):
         number, started = pid_file.read_text("utf-8").split()
         pid = int(number)
-        if start_time(pid) == started:  # otherwise the kernel has given the number to another program
+        if start_time(pid) == started and _works_on(pid, job_file):
             os.killpg(pid, signal.SIGKILL)
             while start_time(pid) == started:
                 time.sleep(0.05)
-    pid_file.unlink(missing_ok=True)
+    remove(pid_file)
+
+
+def _works_on(pid: int, job_file: Path) -> bool:
+    """Whether a process has this job file as an argument, or as its input (`spin_core.phases.warm`)."""
+    if os.fsencode(job_file) in command_line(pid).split(b"\0"):
+        return True
+    try:
+        # The file may have been written again, by a rename, since it was opened.
+        return str(Path(f"/proc/{pid}/fd/0").readlink()).removesuffix(" (deleted)") == str(job_file)
+    except OSError:
+        return False
 
 
 def start_time(pid: int) -> str:

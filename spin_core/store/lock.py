@@ -29,7 +29,8 @@ def locked(lineage: Path, *, wait: bool = False) -> Iterator[None]:
             raise LineageBusy(
                 f"lineage {lineage.name} is in use by {holder}: wait for it to end, or choose another lineage name"
             ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        file.flush()
+        with storage_errors(lineage):
+            # Without a buffer, which would be written again when the file is closed.
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {os.uname().nodename}".encode())
         yield

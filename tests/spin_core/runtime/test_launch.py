@@ -15,7 +15,7 @@ from spin_core.errors import ConfigError, DataError, PhaseCrashed, StaleArtifact
 from spin_core.runtime import grace, launch, process
 from spin_core.runtime import warm as runtime_warm
 from spin_core.runtime.launch import run_phase
-from spin_core.store import artifacts
+from spin_core.store import artifacts, files
 from spin_core.store.jobs import CHECKPOINT_FACTOR, TrainJob
 from spin_core.store.records import ScoredPairs
 from tests.support.helpers import ROOT
@@ -254,3 +254,45 @@ def test_a_warm_process_that_died_is_no_loss(tmp_path):
         warm._process.wait()
         assert warm.take("train", tmp_path / "train.json") is None
         assert warm.take("train", tmp_path / "train.json") is None
+
+
+def test_a_copied_pid_file_ends_no_process_that_works_on_another_job(tmp_path):
+    sleeps = [sys.executable, "-c", "import time; time.sleep(600)"]
+    (tmp_path / "copy").mkdir()
+    original, copy = tmp_path / "toy.json", tmp_path / "copy" / "toy.json"
+    with subprocess.Popen([*sleeps, str(original)], process_group=0) as other:
+        for file in (original, copy):
+            file.with_suffix(".pid").write_text(f"{other.pid} {process.start_time(other.pid)}")
+        wait_for(lambda: str(original).encode() in process.command_line(other.pid))
+        process.end_leftover(copy)
+        assert other.poll() is None
+        assert not copy.with_suffix(".pid").exists()
+        process.end_leftover(original)
+        assert other.wait(30) == -signal.SIGKILL
+
+
+def test_a_process_that_reads_the_job_as_its_input_is_ended(tmp_path):
+    """As one that was started before its job was known. The job's file is written again before the next start."""
+    file = tmp_path / "toy.json"
+    file.write_text("{}")
+    with (
+        file.open() as job,
+        subprocess.Popen(
+            [sys.executable, "-c", "import time; time.sleep(600)"], stdin=job, process_group=0
+        ) as abandoned,
+    ):
+        file.with_suffix(".pid").write_text(f"{abandoned.pid} {process.start_time(abandoned.pid)}")
+        files.write_json(file, {})
+        process.end_leftover(file)
+        assert abandoned.wait(30) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("content", ["", "1", "one two", "0 0", "-1 5", "\xff", None])
+def test_a_pid_file_that_cannot_be_read_is_removed(tmp_path, content):
+    pid_file = tmp_path / "toy.pid"
+    if content is None:
+        pid_file.mkdir()
+    else:
+        pid_file.write_text(content, "latin-1")
+    process.end_leftover(tmp_path / "toy.json")
+    assert not pid_file.exists()
