@@ -15,7 +15,7 @@ SOURCES = [
     path for folder in ("spin_core", "flows", "tasks", "infra") for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 NAME = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")
-OTHERS = {"CAUSAL_LM", "CREATED_DESC", "START_TIME_ASC"}
+OTHERS = {"CAUSAL_LM", "CREATED_DESC", "F8_E4M3", "F8_E5M2", "START_TIME_ASC"}
 """Constants of libraries that look like variables."""
 
 

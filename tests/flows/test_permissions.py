@@ -56,7 +56,7 @@ def test_a_command_may_name_any_folder(tmp_path, monkeypatch):
     + [(f"{protocol}://{{served}}/../x", False) for protocol in ("file", "local")]
     + [(f"file://{place}", False) for place in ("/tmp/x", "{served}-too/x", "{served}/link-outside/x", "~/x", "x")]
     + [("zip://a::file:///tmp/x.zip", False), ("s3://a::local:///tmp/x", False), ("dir:///tmp/x", False)]
-    + [(f"{protocol}://localhost/x", False) for protocol in ("sftp", "ftp", "smb", "ssh", "webdav", "hdfs")],
+    + [(f"{protocol}://localhost/x", False) for protocol in ("sftp", "smb", "ssh", "webdav", "hdfs")],
 )
 def test_a_deployments_run_pushes_no_copy_into_another_folder_of_this_machine(url, allowed, tmp_path, monkeypatch):
     served = tmp_path / "served"

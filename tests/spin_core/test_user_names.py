@@ -17,7 +17,7 @@ from spin_core.leaderboard import scoring
 from spin_core.lineage.find import find_lineage, lineage_folder
 from spin_core.lineage.start import start_lineage
 from spin_core.preflight.findings import Inspection
-from spin_core.preflight.model import find_model, inspect_model
+from spin_core.preflight.model import build_model, find_model, inspect_model
 
 LONG, LONGER, NUL = "x" * 300, "x/" * 3000, "a\0b"
 UNNAMEABLE = [LONG, LONGER, NUL, "~nobody-here/x"]
@@ -158,5 +158,6 @@ def check_of(model: Path, runs: Path, **settings: bool) -> list[str]:
     change = {"model": {"path": str(model), **settings}, "controls": {}, "evaluate": {"exact": False}}
     config, inspection = resolve("demo", overrides=change), Inspection()
     folder = inspection.run("model", find_model, config, runs)
-    inspection.run("model", inspect_model, config, folder)
+    skeleton = inspection.run("model", build_model, config, folder)
+    inspection.run("model", inspect_model, config, folder, skeleton, False)
     return [finding.text for finding in inspection.findings]

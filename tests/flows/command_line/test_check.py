@@ -59,4 +59,5 @@ def test_check_of_a_broken_model_ends_with_status_2(spin, tiny_model, tmp_path):
     shutil.copytree(tiny_model, tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text("{")
     checked = spin("check", "demo", "--set", f"model.path={tmp_path}/model", "--set", "chat.template=plain", status=2)
-    assert f"{tmp_path}/model/config.json cannot be read as JSON" in checked.stdout
+    one_line = "".join(checked.stdout.split())  # a table breaks lines, and a long path anywhere
+    assert f"{tmp_path}/model/config.json cannot be read as JSON".replace(" ", "") in one_line

@@ -1,5 +1,6 @@
 """Signals that stop a command that computes, and the exit status that says which it was."""
 
+import contextlib
 import signal
 import sys
 
@@ -10,17 +11,24 @@ from flows.command_line import signals
 
 @pytest.fixture(autouse=True)
 def _handlers(monkeypatch):
-    """Put the handlers, the streams and what was received back after the test."""
+    """Put the handlers and what was received back after the test."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     monkeypatch.setattr(signals, "_received", signal.SIGINT)
-    monkeypatch.setattr(sys, "stdout", sys.stdout)
-    monkeypatch.setattr(sys, "stderr", sys.stderr)
-    streams = sys.stdout, sys.stderr
     yield
-    if sys.stdout not in streams:
-        sys.stdout.close()
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def streams_put_back():
+    """Put the standard streams back, and close the one that took their place."""
+    streams = sys.stdout, sys.stderr
+    try:
+        yield
+    finally:
+        if sys.stdout is not streams[0]:
+            sys.stdout.close()
+        sys.stdout, sys.stderr = streams
 
 
 def test_ctrl_c_is_130():
@@ -30,18 +38,20 @@ def test_ctrl_c_is_130():
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_stops_as_ctrl_c_does_and_is_the_status(number, status):
     signals.stop_on_signals()
-    with pytest.raises(KeyboardInterrupt):
+    with streams_put_back(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(number)
     assert signals.exit_status() == status
 
 
 def test_the_end_of_the_terminal_comes_once_and_nothing_is_printed_after_it():
     signals.stop_on_signals()
-    with pytest.raises(KeyboardInterrupt):
+    with streams_put_back():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGHUP)
         signal.raise_signal(signal.SIGHUP)
-    signal.raise_signal(signal.SIGHUP)
-    assert sys.stdout is sys.stderr
-    assert sys.stdout.name == "/dev/null"
+        is_shared, name = sys.stdout is sys.stderr, sys.stdout.name
+    assert is_shared
+    assert name == "/dev/null"
 
 
 def test_nohup_is_respected():

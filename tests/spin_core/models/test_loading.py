@@ -90,7 +90,7 @@ def test_missing_weights_are_not_made_up(copy):
 def test_a_folder_without_a_tokenizer_says_what_to_set(copy):
     for file in copy.glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(ModelError, match=r"holds no tokenizer that loads .*: set model\.tokenizer"):
+    with pytest.raises(ModelError, match=r"holds no tokenizer that loads .*, or set model\.tokenizer"):
         load_tokenizer(copy, CPU)
 
 
