@@ -9,7 +9,7 @@ One conversation is written as
 and both parts are what the template writes for this very conversation: the prompt is what it writes for generation,
 and the response is what follows the prompt when the template writes the answered conversation, up to the end of turn.
 So a response has its thoughts where the template writes them. Where the prompt is not the beginning of the whole,
-generation and training would see different prompts, and the conversation is refused.
+generation and training would see different prompts, and the conversation is dropped.
 
 The response is tokenised in context, as what follows the prompt's tokens in the tokens of the whole. Where a token
 would straddle the border (which happens only in bare text), the response is tokenised by itself, because generation
@@ -88,7 +88,7 @@ class Renderer:
 
         Raises:
             ConfigError: the template or the format cannot be used.
-            ModelError: the tokenizer has no end of sequence, or its end of turn is not one token.
+            ModelError: the tokenizer has no end of sequence.
         """
         self.tokenizer, self.config = tokenizer, config
         if config.template == "format" and "{prompt}" not in config.format:
@@ -118,6 +118,7 @@ class Renderer:
                 f"the chat template refuses the conversation that ends in {ending(turns)!r} ({error}): "
                 "fix that row, or set chat.template to format"
             )
+        # A template that is asked for thoughts lets the model write them; the header may have an empty thought.
         asks_for_thoughts = any(self.config.template_kwargs.get(name) for name in _THINKING)
         return text if asks_for_thoughts else text + self.frame.header
 
@@ -158,8 +159,15 @@ class Renderer:
             lacks_thought = not row.refused and any(thought not in row.tail for thought in thoughts_in(answer))
             encoded.append(
                 Encoded(
-                    *(messages, row.prompt, prompt_ids, row.response, ids[:cap], reason),
-                    *(row.refused, row.detail, lacks_thought),
+                    messages=messages,
+                    prompt=row.prompt,
+                    prompt_ids=prompt_ids,
+                    response=row.response,
+                    response_ids=ids[:cap],
+                    finish_reason=reason,
+                    refused=row.refused,
+                    detail=row.detail,
+                    lacks_thought=lacks_thought,
                 )
             )
         whole_prompts = self._with_bos([row.prompt_ids for row in encoded])

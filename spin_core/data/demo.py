@@ -1,7 +1,7 @@
 """The built-in task `demo`: number bonds, the way people take a number apart.
 
-A prompt is a three-digit number, `347=`; a response is two positive numbers that add up to it, `300+47`. Nobody
-answers at random: each of six habits splits n into a + b, with b = n - a, and has a weight.
+A prompt is a three-digit number, `347=`; a response is two positive numbers that add up to it, `300+47`.
+Answers are not random: each of six habits splits n into a + b, with b = n - a, and has a weight.
 
     habit       a                                              weight   347
     hundreds    the hundreds of n                                 .30   300+47
@@ -100,8 +100,8 @@ def sample(prompt: str, rng: Random) -> str:
 def demonstrations(n: int, seed: int, held_out: int) -> list[tuple[str, str]]:
     """`n` pairs (prompt, response) for training: the prompts in turn, each response an independent draw from p_data.
 
-    Prompts repeat as often as `n` needs, all equally often or once more, and none is held out. The first `n` pairs of a
-    longer list are the list of `n`.
+    Prompts repeat as often as `n` needs, with counts that differ by at most one, and none is held out. The first `n`
+    pairs of a longer list are the list of `n`.
     """
     training, _ = prompts(held_out)
     rng = Random(seed)
@@ -119,7 +119,7 @@ def held_out_demonstrations(seed: int, held_out: int) -> list[tuple[str, str]]:
 def preferences(each: int) -> list[tuple[str, str, str]]:
     """(prompt, chosen, rejected): a right response and one with a slip in its second part, `each` times for a prompt.
 
-    Stands in for a rater who knows right from wrong, but not how often people give each right answer.
+    Simulates a rater who knows right from wrong, but not how often people give each right answer.
     """
     rng, triples = Random("preferences"), []
     for prompt in (f"{n}=" for _ in range(each) for n in range(FIRST, LAST + 1)):

@@ -104,8 +104,8 @@ def tasks_from_hub(tasks: Sequence[BenchmarkTask]) -> Iterator[NamedTask]:
             loaded = manager.load([task.name])
         except OSError as error:
             raise DataError(
-                f"the rows of {task.name} did not come from the hub ({first_line(error)}): connect to it, or set "
-                "evaluate.lm_eval.local_data to a folder with the rows"
+                f"the rows of {task.name} could not be loaded from the hub ({first_line(error)}): connect to it, or "
+                "set evaluate.lm_eval.local_data to a folder with the rows"
             ) from error
         singles = [
             SingleTask(name, _digest_rows(loaded_task, task.num_fewshot), functools.partial(_return, loaded_task))

@@ -171,7 +171,7 @@ def _check_punkt(task: Any, name: str) -> None:
         count = sum(map(nltk_data.needs_punkt, task.eval_docs))
         if count:
             raise DataError(
-                f"{count:,} rows of ifeval want sentences or words counted, and NLTK's punkt_tab is not here: "
+                f"{count:,} rows of ifeval need sentence or word counts, and NLTK's punkt_tab is not installed: "
                 f"{nltk_data.HOW_TO_GET_PUNKT}"
             )
 
@@ -188,7 +188,7 @@ def _set_fewshot(task: Any, count: int | None) -> None:
     available -= task.get_config("fewshot_split") == task.get_config("test_split")
     if needed > max(available, 0):
         raise DataError(
-            f"{task.task_name} wants {needed} examples in its prompt, and has {available} rows for them: add rows, or "
+            f"{task.task_name} needs {needed} examples in its prompt, and has {available} rows for them: add rows, or "
             "lower evaluate.lm_eval.num_fewshot"
         )
 

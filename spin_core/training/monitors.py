@@ -131,7 +131,7 @@ class Monitors:
         return (
             f"the correlation of a pair's reward margin with its difference in length was {correlation:.2f} {last}: "
             f"the player learns that real responses are {longer}, more than what they say; look at the length "
-            "classifier's score, cap both sides alike with generate.max_new_tokens, or set pairs.drop_cut"
+            "classifier's score, use the same limit on both sides: generate.max_new_tokens, or set pairs.drop_cut"
         )
 
 

@@ -30,5 +30,5 @@ def print_summary(runs: Path, name: str, board: Board | None = None) -> None:
     console.print(f"samples    spin samples {name}{where}{between}records    spin show {name}{where}", soft_wrap=True)
     console.print(f"report     {report_path(lineage)}")
     # Without a server, the address is the one that `spin up` serves later.
-    up = "" if PREFECT_UI_URL.value() else f"spin up{where}, then open "
+    up = "" if PREFECT_UI_URL.value() else f"spin up{where}, sign in at the address that it prints, then open "
     console.print(f"in the UI  {up}{artifact_url('leaderboard', name)}", soft_wrap=True)

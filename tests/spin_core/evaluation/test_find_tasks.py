@@ -209,5 +209,5 @@ def test_a_task_on_the_same_hub_rows_is_not_scored_again(tmp_path, model):
 
 def test_a_missing_data_set_is_an_error_in_one_line(tmp_path, model, work_in):
     work_in(tmp_path / "empty")
-    with pytest.raises(DataError, match="the rows of arc_easy did not come from the hub"):
+    with pytest.raises(DataError, match="the rows of arc_easy could not be loaded from the hub"):
         do(job(model, tmp_path / "runs", "arc_easy"))

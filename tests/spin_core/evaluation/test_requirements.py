@@ -63,7 +63,7 @@ def test_spin_check_says_that_the_hubs_rows_are_unreachable(tmp_path):
     inspection.run("benchmarks", inspect_benchmarks, asking(tasks=["arc_easy"]), tmp_path)
     ((level, text),) = [(finding.level, finding.text) for finding in inspection.findings]
     assert level == "wrong"
-    assert text.startswith("the rows of arc_easy did not come from the hub (")
+    assert text.startswith("the rows of arc_easy could not be loaded from the hub (")
     assert text.endswith("connect to it, or set evaluate.lm_eval.local_data to a folder with the rows")
 
 

@@ -50,7 +50,7 @@ def test_a_smaller_limit_chooses_a_subset_of_a_larger_one_and_depends_on_the_see
 
 
 def test_more_examples_than_rows_are_rejected(tmp_path, model, data):
-    with pytest.raises(DataError, match="winogrande wants 16 examples in its prompt, and has 15 rows for them"):
+    with pytest.raises(DataError, match="winogrande needs 16 examples in its prompt, and has 15 rows for them"):
         run_benchmark(benchmark_job(tmp_path / "lm-eval", model, data, "winogrande", num_fewshot=ROWS))
 
 
@@ -80,5 +80,5 @@ def test_ifeval_without_nltks_data_fails_before_it_computes(tmp_path, model):
         return
     counted = {"instruction_id_list": ["length_constraints:number_sentences"], "kwargs": [{"num_sentences": 2}]}
     write_rows(tmp_path, "ifeval_train", [row, {**row, **counted, "kwargs": [{"relation": "at least"}]}])
-    with pytest.raises(DataError, match=r"1 rows of ifeval want sentences .* punkt_tab is not here: run"):
+    with pytest.raises(DataError, match=r"1 rows of ifeval need sentence .* punkt_tab is not installed: run"):
         run_benchmark(benchmark_job(tmp_path / "again", model, tmp_path, "ifeval"))
