@@ -49,7 +49,7 @@ def test_a_nightly_run_that_waited_for_another_of_its_lineage_adds_nothing(tmp_p
     assert night(tmp_path, "tale", timedelta(hours=30)).name == "Completed"
     left_out = night(tmp_path, "tale", timedelta(hours=6))
     assert (left_out.type.value, left_out.name) == ("COMPLETED", "LeftOut")
-    assert "a nightly run of tale that ended " in left_out.message
+    assert "due while another nightly run of tale was busy" in left_out.message
     assert "\n" not in left_out.message
     assert count_iterations(tmp_path, "tale") == 1
     assert len(list((tmp_path / "tale" / "nights").iterdir())) == 1

@@ -94,7 +94,8 @@ class Ui:
     def choose(self, name: str, choice: str) -> None:
         """Choose from a field's drop-down."""
         self.field(name).locator("fieldset button").first.click()
-        self.page.get_by_role("option", name=choice, exact=True).click()
+        # An event, not the mouse: the list moves while the page scrolls to it, and a click may find no resting place.
+        self.page.get_by_role("option", name=choice, exact=True).dispatch_event("click")
         self.page.keyboard.press("Escape")
 
     def chosen(self, name: str) -> str:
