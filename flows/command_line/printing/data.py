@@ -99,7 +99,7 @@ def _print_numbers(source: SourcePreview, width: int) -> None:
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         table.add_column(justify="right")
         table.add_column(no_wrap=True)
-        table.add_column()
+        table.add_column(overflow="fold")
         for reason, number in source.left_out.items():
             table.add_row(f"{number:,}", reason, f"[dim]{escape(source.cures.get(reason, ''))}[/]")
         console.print("\nleft out")

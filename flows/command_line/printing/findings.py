@@ -14,6 +14,9 @@ _SIGNS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "wrong": "[red]wrong[
 def print_findings(findings: Findings) -> None:
     """Print one line per finding, and whether the run can start."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for _ in range(2):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # a long path is broken, and not cut
     for finding in findings.findings:
         table.add_row(_SIGNS[finding.level], f"[bold]{finding.subject}[/]", escape(finding.text))
     console.print(table)

@@ -39,6 +39,8 @@ def print_records(lineage: Lineage, records: Sequence[IterationRecord]) -> None:
     for record in records:
         table = Table(box=None, show_header=False, title=f"iteration {record.t}: θ_{record.t} → θ_{record.t + 1}")
         table.title_justify, table.title_style = "left", "bold"
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")  # a long path is broken, and not cut
         for name, value in _record_rows(record):
             table.add_row(f"[dim]{name}[/]", escape(value))
         for event in record.train.events:
