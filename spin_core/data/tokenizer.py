@@ -4,7 +4,6 @@ Both are needed to prepare data, long before the weights are loaded; so they are
 `ModelError` that names it, whatever transformers would make of it.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from spin_core.config.model import ModelConfig
 from spin_core.errors import ModelError, first_line, library_errors, printable
+from spin_core.store.weights_index import read_model_json
 
 CONFIG = "config.json"
 
@@ -80,24 +80,13 @@ def load_config(folder: Path, config: ModelConfig) -> Any:
     return settings
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a model's folder. Raises `ModelError` if there is none."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({first_line(error)}): copy or fetch it again") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} holds a JSON {type(value).__name__}, not an object: copy or fetch it again")
-    return value
-
-
 def model_ends(folder: Path) -> tuple[int, ...]:
     """The tokens that end a response by the model's own settings, which may be several.
 
     They are in its `generation_config.json`, or else in its `config.json`, as transformers reads them.
     """
     for name in ("generation_config.json", CONFIG):
-        ends = read_json(folder / name).get("eos_token_id") if (folder / name).exists() else None
+        ends = read_model_json(folder / name).get("eos_token_id") if (folder / name).exists() else None
         if ends is not None:
             return tuple(id for id in (ends if isinstance(ends, list) else [ends]) if type(id) is int and id >= 0)
     return ()
@@ -105,7 +94,7 @@ def model_ends(folder: Path) -> tuple[int, ...]:
 
 def _read_sizes(path: Path) -> None:
     """Raise `ModelError` for a size in a config.json that no model has, before anything is built in that size."""
-    settings = read_json(path)
+    settings = read_model_json(path)
     for name, value, own in _sizes_in(settings):
         most = _MOST.get(name.rpartition(".")[2], _MOST_LAYERS_OF_ANY_KIND)
         if not isinstance(value, int) or isinstance(value, bool):

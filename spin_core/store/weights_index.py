@@ -1,11 +1,26 @@
-"""The index of a model's weights, which names the file of each. Libraries open whatever path it names."""
+"""The index of a model's weights, which names the file of each, and how JSON files next to weights are read.
+
+Libraries open any path that an index names.
+"""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from spin_core.errors import ModelError, first_line, printable
 
 WEIGHTS_INDEX = "model.safetensors.index.json"
+
+
+def read_model_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model's folder. Raises `ModelError` if there is none."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({first_line(error)}): copy or fetch it again") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds a JSON {type(value).__name__}, not an object: copy or fetch it again")
+    return value
 
 
 def indexed_files(index: Path) -> list[str]:
@@ -14,12 +29,7 @@ def indexed_files(index: Path) -> list[str]:
     Raises:
         ModelError: It is not an index, or names anything but files in its own folder.
     """
-    try:
-        value = json.loads(index.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{index} cannot be read as JSON ({first_line(error)}): copy or fetch it again") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{index} holds a JSON {type(value).__name__}, not an object: copy or fetch it again")
+    value = read_model_json(index)
     weight_map = value.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{index} has no weight_map with the file of each weight: copy or fetch it again")

@@ -117,7 +117,7 @@ def test_a_pool_of_an_earlier_version_offers_no_commands_after_the_next_start(up
 
 @pytest.mark.slow
 def test_a_web_page_whose_name_is_resolved_to_this_machine_gets_no_answer(up):
-    """Its requests come from the browser of whoever has the password, and name the page's host."""
+    """Its requests come from the browser of a person who has the password, and name the page's host."""
     url = f"http://127.0.0.1:{up.port}"
     for host in ("evil.example", f"evil.example:{up.port}", f"127.0.0.1.evil.example:{up.port}", "localhost.evil"):
         for path in ("/api/health", "/v2/deployments", "/api/admin/settings", "/sign-in", "/ui-settings"):

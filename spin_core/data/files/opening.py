@@ -33,7 +33,7 @@ class FileKind(NamedTuple):
 
 
 def file_kind(path: Path) -> FileKind | None:
-    """The kind of a file; None if its name says none that can be read. Parquet has a compression of its own."""
+    """The kind of a file, by its name; None if files of that name are not read. Parquet has its own compression."""
     suffix = path.suffix.lower()
     compression = _COMPRESSIONS.get(suffix)
     if compression:

@@ -11,13 +11,6 @@ CHATML = (
 )
 
 
-@pytest.fixture(scope="session")
-def chat_model(tmp_path_factory):
-    """A tiny model whose tokenizer has ChatML's template."""
-    specials = ("<pad>", "<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>")
-    return save_tiny_model(tmp_path_factory.mktemp("chat"), character_tokenizer(specials, chat_template=CHATML))
-
-
 TOOLS = (
     "{% if tools %}{% for tool in tools %}{{ '[' + (tool | tojson) + ']' }}{% endfor %}{% endif %}"
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
@@ -27,11 +20,22 @@ TOOLS = (
 )
 
 
+def save_model_with(template, folder):
+    """A tiny model whose tokenizer has ChatML's control tokens and this template."""
+    specials = ("<pad>", "<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>")
+    return save_tiny_model(folder, character_tokenizer(specials, chat_template=template))
+
+
+@pytest.fixture(scope="session")
+def chat_model(tmp_path_factory):
+    """A tiny model whose tokenizer has ChatML's template."""
+    return save_model_with(CHATML, tmp_path_factory.mktemp("chat"))
+
+
 @pytest.fixture(scope="session")
 def tool_model(tmp_path_factory):
     """A tiny model whose template writes tools, calls and results."""
-    specials = ("<pad>", "<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>")
-    return save_tiny_model(tmp_path_factory.mktemp("tools"), character_tokenizer(specials, chat_template=TOOLS))
+    return save_model_with(TOOLS, tmp_path_factory.mktemp("tools"))
 
 
 @pytest.fixture
