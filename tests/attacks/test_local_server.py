@@ -35,11 +35,8 @@ with get_client(sync_client=True) as client:
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """A `spin up` on loopback, with nothing chosen."""
-    started = Up(tmp_path_factory.mktemp("attacked") / "runs", free_port())
-    started.start()
-    yield started
-    if started.process.poll() is None:
-        started.end()
+    with Up(tmp_path_factory.mktemp("attacked") / "runs", free_port()) as started:
+        yield started
 
 
 @pytest.mark.slow

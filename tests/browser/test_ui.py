@@ -47,11 +47,8 @@ LAST = ITERATIONS - 1
 def up(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:  # noqa: ARG001 (or none is served)
     if pictures_folder():
         served.TIMEOUT_SECONDS = 3600.0
-    started = Up(tmp_path_factory.mktemp("ui") / "runs", free_port(), options=("--reruns", "0"))
-    started.start()
-    yield started
-    if started.process.poll() is None:
-        started.end()
+    with Up(tmp_path_factory.mktemp("ui") / "runs", free_port(), options=("--reruns", "0")) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

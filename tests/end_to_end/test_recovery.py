@@ -24,10 +24,8 @@ def up(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """Serves no lineage at first; its database is the command line's."""
     started = Up(tmp_path_factory.mktemp("recovery") / "runs", free_port())
     shutil.copytree(finished.runs / ".prefect", started.runs / ".prefect")
-    started.start()
-    yield started
-    if started.process.poll() is None:
-        started.end()
+    with started:
+        yield started
 
 
 def begun(up: Up, finished: Any, name: str) -> tuple[Path, Any]:

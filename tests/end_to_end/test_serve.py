@@ -57,10 +57,8 @@ def up(finished: Any, bucket: Bucket, tmp_path_factory: pytest.TempPathFactory) 
     started = Up(tmp_path_factory.mktemp("served") / "runs", free_port(), "0.0.0.0", environment)
     for name in ("whole", ".sft", ".prefect"):
         shutil.copytree(finished.runs / name, started.runs / name)
-    started.start()
-    yield started
-    if started.process.poll() is None:
-        started.end()
+    with started:
+        yield started
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,8 @@ SETTINGS = ["--set=controls={}", "--set=prompts.sample=48", "--set=generate.shar
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """A `spin up` with an empty folder."""
-    started = Up(tmp_path_factory.mktemp("up") / "runs", free_port())
-    started.start()
-    yield started
-    if started.process.poll() is None:
-        started.end()
+    with Up(tmp_path_factory.mktemp("up") / "runs", free_port()) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

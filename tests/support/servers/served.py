@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 
@@ -80,6 +80,16 @@ class Up:
             if line.startswith("up: "):
                 return
         raise AssertionError((self.runs / ".prefect" / "server.log").read_text()[-2000:])
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it, unless a test has."""
+        if self.process.poll() is None:
+            self.end()
 
     @property
     def auth(self) -> tuple[str, str] | None:
