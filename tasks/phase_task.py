@@ -16,9 +16,12 @@ import httpx
 from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.exceptions import PrefectHTTPStatusError, TerminationSignal
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError, TerminationSignal
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from spin_core.errors import Stopped, TryAgain
@@ -31,7 +34,7 @@ P = ParamSpec("P")
 
 R = TypeVar("R", bound=Artifact)
 
-PROGRESS_EVERY_SECONDS = 2.0
+PROGRESS_EVERY_SECONDS = 5.0
 
 RETRIES = 2
 
@@ -112,7 +115,7 @@ def run(job: Job, kind: type[R]) -> R:
 
 
 class ProgressArtifact:
-    """A phase's progress in the UI, updated every two seconds. A phase that ends sooner gets none."""
+    """A phase's progress in the UI while it runs, updated every few seconds. A phase that ends sooner gets none."""
 
     def __init__(self, title: str) -> None:
         self.title, self.updated = title, time.monotonic()
@@ -130,9 +133,17 @@ class ProgressArtifact:
             self._show(round(100.0 * message["done"] / message["total"], 1))
 
     def finish(self) -> None:
-        """Show that all is done."""
-        if self.id is not None:
-            self._show(100.0)
+        """Remove it, and those of earlier tries, so that a run's list of artifacts has the pages that last."""
+        if not flow_run.id:
+            return
+        cards = {"flow_run_id": {"any_": [flow_run.id]}, "type": {"any_": ["progress"]}}
+        with (
+            contextlib.suppress(httpx.TransportError, PrefectHTTPStatusError, ObjectNotFound),
+            get_client(sync_client=True) as client,
+        ):
+            for card in client.read_artifacts(artifact_filter=ArtifactFilter.model_validate(cards)):
+                if (card.description or "").startswith(f"{self.title}: "):
+                    client.delete_artifact(card.id)
 
     def _show(self, percent: float) -> None:
         """Update the artifact if the server is available. A failure of this does not end the phase."""

@@ -12,6 +12,7 @@ FILES = (
     "tests/end_to_end/test_nightly_runs.py",
     "tests/end_to_end/test_regression.py",
     "tests/infra/test_automations.py",
+    "tests/tasks/test_progress_artifact.py",
     "tests/tasks/test_publish.py",
 )
 """Test files that use `shared_server` in their own process, and take less than a minute each."""
