@@ -67,7 +67,7 @@ def next(name: str, anyway: bool, file: Path | None, sets: tuple[str, ...], no_v
     "--methods",
     default="",
     metavar="A,B,…",
-    help="What to compare with: sft-steps, sft-tokens, dpo, spin-dpo, longer, sizes; default: all.",
+    help="What to compare with: sft-steps, sft-tokens, dpo, spin-dpo, longer, sizes, temperature; default: all.",
 )
 @config_options
 @runs_option

@@ -44,6 +44,8 @@ MOST_SEEDS = 100
 
 NO_PREFERENCES = "needs preference data, which cannot be generated: --set controls.dpo.source.path=preferences.jsonl"
 
+NO_TEMPERATURES = "needs temperatures: --set controls.temperatures=[0.7,1.0]"
+
 _OF_OPPONENT = ("reward_margin", "reward_accuracy", "ipm", "against-previous")
 """Scores against the opponent that a model was trained from. Each method has another opponent, so they are left out."""
 
@@ -85,7 +87,7 @@ class Line(Frozen):
     """The results of one method."""
 
     method: str
-    """`spin` for the versions of the run, `temperature` for θ_0 at another temperature, or one of `METHODS`."""
+    """`spin` for the versions of the run, or one of `METHODS`."""
     name: str
     x: float
     """The x coordinate in a figure: version, epochs, or share of the prompts."""
@@ -213,16 +215,19 @@ def seed_config(config: RunConfig, methods: Sequence[str], seed: int) -> RunConf
                 if "longer" in wanted
                 else (),
                 shares=(settings.shares or SHARES) if "sizes" in wanted else (),
-                temperatures=settings.temperatures,
+                temperatures=settings.temperatures if "temperature" in wanted else (),
             ),
         }
     )
 
 
 def missing_methods(config: RunConfig, methods: Sequence[str]) -> dict[str, str]:
-    """The methods that cannot run, with what they need."""
-    methods_without_data = ("dpo", "spin-dpo") if config.controls.dpo is None else ()
-    return {method: NO_PREFERENCES for method in methods_without_data if method in (methods or METHODS)}
+    """The methods that cannot run, with what they need. Temperatures are missing only if they are asked for."""
+    without_data = ("dpo", "spin-dpo") if config.controls.dpo is None else ()
+    missing = {method: NO_PREFERENCES for method in without_data if method in (methods or METHODS)}
+    if "temperature" in methods and not config.controls.temperatures:
+        missing["temperature"] = NO_TEMPERATURES
+    return missing
 
 
 def _check_preferences(config: RunConfig) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from spin_core.config.base import Frozen
 from spin_core.config.evaluate import EvaluateConfig
 from spin_core.evaluation.statistics import t_quantile
+from spin_core.leaderboard.board import places, signed
 from spin_core.leaderboard.frontier import Frontier, Sweep, compare_sweeps
 
 Sweeps = Mapping[str, Mapping[int, tuple[int | None, Sweep]]]
@@ -60,9 +61,14 @@ def cells(line: FrontierLine) -> list[str]:
     values = [line.name, f"{line.diversity:.4f}", f"{line.quality:.4f}"]
     if line.delta is None:
         return [*values, "–", "–"]
-    error = "" if line.stderr is None else f" ± {line.stderr:.4f}"
-    interval = "–" if line.low is None else f"[{line.low:+.4f}, {line.high:+.4f}]"
-    return [*values, f"{line.delta:+.4f}{error}" + (" *" if line.clear else ""), interval]
+    interval = "–" if line.low is None or line.high is None else f"[{signed(line.low, 4)}, {signed(line.high, 4)}]"
+    return [*values, format_delta(line.delta, line.stderr, clear=line.clear), interval]
+
+
+def format_delta(delta: float, stderr: float | None, *, clear: bool) -> str:
+    """`+0.0121 ± 0.0030 *`: a difference with its error over the seeds; `*` if it is clear."""
+    error = "" if stderr is None else f" ± {stderr:.4f}"
+    return f"{signed(delta, max(4, places(delta)))}{error} *" if clear else f"{signed(delta, 4)}{error}"
 
 
 def over_seeds(sweeps: Sweeps, seeds: int, config: EvaluateConfig) -> SeedFrontier | None:

@@ -78,8 +78,7 @@ def difference(versus: Versus | None) -> str:
     """`+0.0121 ± 0.0030 *`."""
     if versus is None:
         return "–"
-    error = "" if versus.stderr is None else f" ± {versus.stderr:.4f}"
-    return f"{versus.delta:+.4f}{error}" + (" *" if versus.clear else "")
+    return frontier.format_delta(versus.delta, versus.stderr, clear=versus.clear)
 
 
 def _about(counts: Sequence[int]) -> str:

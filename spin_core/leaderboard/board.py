@@ -1,6 +1,6 @@
 """The leaderboard: every version of a lineage with its scores, and the paired differences between them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -289,29 +289,54 @@ def comparison(against: int, pair: Difference) -> Comparison:
     return Comparison(against=against, delta=pair.mean, stderr=pair.stderr, low=low, high=high)
 
 
-def format_score(score: Score | None) -> str:
-    """`0.1234 ± 0.0043`, with as many digits as the error justifies; a win rate as `0.53 [0.42, 0.64]`."""
+def format_score(score: Score | None, least: int = 0) -> str:
+    """`0.1234 ± 0.0043`, with as many digits as the error justifies; a win rate as `0.53 [0.42, 0.64]`.
+
+    Args:
+        score: The score; None for a dash.
+        least: The fewest decimals of the value, as `decimals_of_column` gives them.
+    """
     if score is None:
         return "–"
     if score.interval is not None:
         low, high = score.interval
-        return f"{score.value:.2f} [{low:.2f}, {high:.2f}]"
+        return f"{score.value:.{max(2, least)}f} [{low:.2f}, {high:.2f}]"
     if not score.stderr:
-        return f"{score.value:.4g}"
+        text = f"{score.value:.4g}"
+        return text if len(text.partition(".")[2]) >= least else f"{score.value:.{least}f}"
     digits = decimals(score.stderr)
-    return f"{score.value:.{digits}f} ± {score.stderr:.{digits}f}"
+    return f"{score.value:.{max(digits, least)}f} ± {score.stderr:.{digits}f}"
+
+
+def decimals_of_column(rows: Iterable[Row], task: str) -> int:
+    """The fewest decimals with which each marked score of a column looks different from θ_0's; 0 without marks."""
+    changes = (change for row in rows for change in row.differences.get(task, ()))
+    return max((places(change.delta) for change in changes if change.against == 0 and significant(change)), default=0)
 
 
 def format_difference(comparison: Comparison) -> str:
     """`-0.0123 [-0.0150, -0.0098]`: the difference and its 95 % interval, if there is one."""
+    delta, low, high = comparison.delta, comparison.low, comparison.high
     if comparison.stderr <= 0:
-        return f"{comparison.delta:+.4g}"
+        return f"{delta:+.4g}"
     digits = decimals(comparison.stderr)
-    if comparison.low is None:
-        return f"{comparison.delta:+.{digits}f} (too few items for an interval)"
-    return f"{comparison.delta:+.{digits}f} [{comparison.low:+.{digits}f}, {comparison.high:+.{digits}f}]"
+    if low is None or high is None:
+        return f"{signed(delta, digits)} (too few items for an interval)"
+    if significant(comparison):
+        digits = max(digits, places(delta), places(low), places(high))
+    return f"{signed(delta, digits)} [{signed(low, digits)}, {signed(high, digits)}]"
 
 
 def decimals(stderr: float) -> int:
     """How many decimals are meaningful with such a standard error, at most four."""
     return int(min(4, max(0, 1 - np.floor(np.log10(stderr))))) if stderr > 0 else 4
+
+
+def places(value: float) -> int:
+    """The decimals that show a value other than 0 as one: 4 for 0.0003."""
+    return int(max(0, -np.floor(np.log10(abs(value))))) if value else 0
+
+
+def signed(value: float, digits: int) -> str:
+    """`+0.0012`; `+0.0000`, and never `-0.0000`, for what rounds to 0."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"

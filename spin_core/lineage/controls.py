@@ -23,7 +23,8 @@ from spin_core.config.run import RunConfig
 from spin_core.lineage.lineage import Lineage
 from spin_core.store.records import IterationRecord, TrainRun
 
-Method = Literal["sft-steps", "sft-tokens", "dpo", "spin-dpo", "longer", "sizes"]
+Method = Literal["sft-steps", "sft-tokens", "dpo", "spin-dpo", "longer", "sizes", "temperature"]
+"""What SPIN is compared with. `temperature` is θ_0 sampled at other temperatures, without training."""
 
 TIMING = "log/timing.jsonl"
 """The file in a training's folder with the seconds and tokens of each step."""

@@ -1,6 +1,6 @@
 """The frontier in words and tables, which all pages and the command line share."""
 
-from spin_core.leaderboard.board import Board, decimals, format_score
+from spin_core.leaderboard.board import Board, decimals, format_score, places, signed
 from spin_core.leaderboard.frontier import Frontier, FrontierRow, Gap
 
 
@@ -52,7 +52,7 @@ def axes(frontier: Frontier) -> str:
 def tooltip(gap: Gap) -> str:
     """The interval of a difference, and the temperature of the curve."""
     digits = decimals(gap.stderr)
-    interval = "" if gap.low is None else f"[{gap.low:+.{digits}f}, {gap.high:+.{digits}f}], "
+    interval = "" if gap.low is None else f"[{signed(gap.low, digits)}, {signed(gap.high, digits)}], "
     return f"{interval}at temperature {gap.temperature:.2f} of the curve"
 
 
@@ -61,8 +61,8 @@ def format_gap(gap: Gap | None) -> str:
     if gap is None:
         return "–"
     digits = decimals(gap.stderr)
-    star = " *" if gap.verdict else ""
-    return f"{gap.bound}{gap.delta:+.{digits}f} ± {gap.stderr:.{digits}f}{star}"
+    star, shown = (" *", max(digits, places(gap.delta))) if gap.verdict else ("", digits)
+    return f"{gap.bound}{signed(gap.delta, shown)} ± {gap.stderr:.{digits}f}{star}"
 
 
 def legend(frontier: Frontier) -> str:

@@ -12,6 +12,7 @@ from spin_core.leaderboard.board import (
     CHOSEN,
     Board,
     Row,
+    decimals_of_column,
     differs_from_base,
     format_difference,
     format_score,
@@ -104,7 +105,7 @@ def about(lineage: Lineage, board: Board, records: Sequence[IterationRecord]) ->
         ("training prompts", f"{records[0].prompts.rows:,}" if records else "–"),
         ("tokens generated", f"{sum(record.generations.tokens for record in records):,}"),
         ("time", f"{_clock(spent.seconds)}; {spent.device_hours:.3g} device hours"),
-        ("gate", f"{lineage.config.gate.rule}; θ_{board.choice} is the next opponent" if records else "–"),
+        ("gate", f"rule: {lineage.config.gate.rule}; θ_{board.choice} is the next opponent" if records else "–"),
     ]
     if records and records[-1].gate.outcome == "stop":
         facts[-1] = ("gate", "ended the run")
@@ -129,7 +130,7 @@ def _standings(lineage: Lineage, board: Board) -> list[Html]:
     shown = board.headline(lineage.config)
     note = (
         "value ± standard error. * differs from θ_0: the 95 % interval of the paired difference, by bootstrap over "
-        f"the items, excludes 0; green is better, red worse. A marked difference may be smaller than the digits shown: "
+        f"the items, excludes 0; green is better, red worse. All differences: "
         f"spin leaderboard --differences. {ARROWS}. {CHOSEN}: the gate's choice."
     )
     parts = [_score_table(board, shown, headline=True), tag("p", note, class_="note")]
@@ -156,20 +157,21 @@ def _score_table(board: Board, tasks: Sequence[str], *, headline: bool = False, 
         *(heading(board, task, suite).replace("_", " ") for task in tasks),
         *(["gate"] if with_gate else []),
     ]
-    rows = []
-    for row in (*board.rows, *board.other_rows(tasks, reported=not headline)):
+    rows, shown = [], [*board.rows, *board.other_rows(tasks, reported=not headline)]
+    for row in shown:
         name = tag("i", row.name) if row in board.references else board.name_of(row)
-        rows.append([name, *(score_cell(row, task) for task in tasks), *([row.gate or "–"] if with_gate else [])])
+        scores = (score_cell(row, task, decimals_of_column(shown, task)) for task in tasks)
+        rows.append([name, *scores, *([row.gate or "–"] if with_gate else [])])
     return table(header, rows)
 
 
-def score_cell(row: Row, task: str) -> Html:
+def score_cell(row: Row, task: str, least: int = 0) -> Html:
     """A score, coloured if it differs from θ_0's, with its differences in a tooltip."""
     score = row.scores.get(task)
     if score is None:
         return tag("td", "–", class_="none")
     pairs = row.differences.get(task, ())
-    value, space, error = format_score(score).partition(" ")
+    value, space, error = format_score(score, least).partition(" ")
     shown: list[str] = [value, tag("small", space + error)] if error else [value]
     if not differs_from_base(row, task):
         return tag("td", *shown, title=_tooltip(pairs, score.n))

@@ -7,7 +7,16 @@ import re
 from collections.abc import Collection, Sequence
 
 from spin_core.config.run import RunConfig
-from spin_core.leaderboard.board import CHOSEN, Board, Row, differs_from_base, format_score, leaderboard, significant
+from spin_core.leaderboard.board import (
+    CHOSEN,
+    Board,
+    Row,
+    decimals_of_column,
+    differs_from_base,
+    format_score,
+    leaderboard,
+    significant,
+)
 from spin_core.leaderboard.frontier import Frontier
 from spin_core.lineage import costs
 from spin_core.lineage.lineage import Lineage
@@ -27,10 +36,7 @@ _SAMPLES = 10
 _COLUMNS = 5
 """Score columns in a table. More would run into the margin of Prefect's page."""
 
-_MARKS = (
-    "`*` differs from θ_0: the 95 % interval of the paired difference, by bootstrap over the items, excludes 0"
-    " (a marked difference may be smaller than the digits shown: spin leaderboard --differences)"
-)
+_MARKS = "`*` differs from θ_0: the 95 % interval of the paired difference, by bootstrap over the items, excludes 0"
 
 _CHOICE = f"{CHOSEN}: the gate's choice"
 
@@ -139,13 +145,15 @@ def _leaderboard_tables(board: Board, tasks: Sequence[str], *, headline: bool = 
     for start in range(0, len(tasks), _COLUMNS):
         columns = tasks[start : start + _COLUMNS]
         with_gate = headline and start == 0
+        shown = [*board.rows, *board.other_rows(columns, reported=not headline)]
+        digits = {task: decimals_of_column(shown, task) for task in columns}
         rows = [
             [
                 board.name_of(row),
-                *(_unbroken(cell(row, task)) for task in columns),
+                *(_unbroken(cell(row, task, digits[task])) for task in columns),
                 *([row.gate or "–"] if with_gate else []),
             ]
-            for row in (*board.rows, *board.other_rows(columns, reported=not headline))
+            for row in shown
         ]
         header = [
             "",
@@ -161,9 +169,9 @@ def _unbroken(score: str) -> str:
     return score.replace("± ", "±\u00a0").replace(", ", ",\u00a0").replace(" *", "\u00a0*")
 
 
-def cell(row: Row, task: str) -> str:
-    """A score, with `*` if it differs from θ_0's."""
-    return format_score(row.scores.get(task)) + (" *" if differs_from_base(row, task) else "")
+def cell(row: Row, task: str, least: int = 0) -> str:
+    """A score with at least so many decimals, and with `*` if it differs from θ_0's."""
+    return format_score(row.scores.get(task), least) + (" *" if differs_from_base(row, task) else "")
 
 
 def _score_table(board: Board, t: int) -> str:

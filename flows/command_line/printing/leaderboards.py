@@ -17,6 +17,7 @@ from spin_core.leaderboard.board import (
     CHOSEN,
     Board,
     Row,
+    decimals_of_column,
     differs_from_base,
     format_difference,
     format_score,
@@ -140,7 +141,7 @@ def _headline(leaderboards: Leaderboards, everything: bool) -> list[str]:
     """The main scores: each lineage's first one, then each one's second; as many as fit unless `everything`."""
     in_turn = zip_longest(*(board.headline(config) for board, config in leaderboards))
     tasks = list(dict.fromkeys(task for tasks in in_turn for task in tasks if task))
-    return tasks if everything else tasks[: _scores_per_table([board for board, _ in leaderboards])]
+    return tasks if everything else _first_fitting([board for board, _ in leaderboards], tasks)
 
 
 def _legend(boards: Sequence[Board], runs: Path, everything: bool) -> list[str]:
@@ -150,7 +151,6 @@ def _legend(boards: Sequence[Board], runs: Path, everything: bool) -> list[str]:
     return [
         "value ± standard error",
         "* differs from θ_0: the 95 % interval of the paired difference excludes 0",
-        "a marked difference may be smaller than the digits shown: spin leaderboard --differences",
         ARROWS,
         *([f"{CHOSEN} the gate's choice"] if any(board.choice is not None for board in boards) else []),
         *([f"{' and '.join(outcomes)}: the gate found that version worse"] if outcomes else []),
@@ -163,24 +163,35 @@ def _legend(boards: Sequence[Board], runs: Path, everything: bool) -> list[str]:
     ]
 
 
-def _scores_per_table(boards: Sequence[Board]) -> int:
-    """How many scores fit in the terminal next to the models' names; at least one."""
-    rows = ((board, row) for board in boards for row in (*board.rows, *board.controls, *board.references))
+def _first_fitting(boards: Sequence[Board], tasks: Sequence[str]) -> list[str]:
+    """The first scores, as many as fit in the terminal next to the models' names; at least one."""
+    rows = [(board, row) for board in boards for row in (*board.rows, *board.controls, *board.references)]
     names = [len(f"{board.name_of(row)} {_rejection(row)}".rstrip()) for board, row in rows]
-    return max(1, (console.width - max(names, default=0) - 2) // SCORE_WIDTH)
+    space = console.width - max(names, default=0) - 2
+    widths = (
+        max([SCORE_WIDTH, *(len(_score_cell(row, task, _decimals(boards, task))) + 2 for _, row in rows)])
+        for task in tasks
+    )
+    return [
+        task
+        for number, (task, end) in enumerate(zip(tasks, accumulate(widths), strict=True))
+        if end <= space or not number
+    ]
 
 
 def _print_tables(boards: Sequence[Board], tasks: Sequence[str], *, reported: bool = True, suite: str = "") -> None:
     """Print all lineages' models with some scores, in as many tables as the width needs."""
-    count = _scores_per_table(boards)
-    for start in range(0, len(tasks), count):
-        console.print(_table(boards, tasks[start : start + count], reported=reported, suite=suite))
+    while tasks:
+        shown = _first_fitting(boards, tasks)
+        console.print(_table(boards, shown, reported=reported, suite=suite))
+        tasks = tasks[len(shown) :]
 
 
 def _table(boards: Sequence[Board], tasks: Sequence[str], *, reported: bool, suite: str) -> Table:
     """All lineages' models with some scores. With `reported`, what was reported elsewhere follows, once."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
+    digits = {task: _decimals(boards, task) for task in tasks}
     for task in tasks:
         board = next((board for board in boards if task in board.tasks()), boards[0])
         table.add_column(_title(board, task, suite), justify="right")
@@ -191,16 +202,18 @@ def _table(boards: Sequence[Board], tasks: Sequence[str], *, reported: bool, sui
         for row in board.rows:
             outcome = _rejection(row)
             name = f"{board.name_of(row)} [dim]{outcome}[/]" if outcome else board.name_of(row)
-            table.add_row(name, *(_score_cell(row, task) for task in tasks))
+            table.add_row(name, *(_score_cell(row, task, digits[task]) for task in tasks))
         table.add_section()
         for row in board.other_rows(tasks, reported=False):
-            table.add_row(f"[dim]{row.name}[/]", *(_score_cell(row, task) for task in tasks))
+            table.add_row(f"[dim]{row.name}[/]", *(_score_cell(row, task, digits[task]) for task in tasks))
     references = [
         row for board in boards for row in board.other_rows(tasks, reported=reported) if row in board.references
     ]
     table.add_section()
     for row in {row.name: row for row in references}.values():
-        table.add_row(f"[dim italic]{row.name}[/]", *(f"[dim]{_score_cell(row, task)}[/]" for task in tasks))
+        table.add_row(
+            f"[dim italic]{row.name}[/]", *(f"[dim]{_score_cell(row, task, digits[task])}[/]" for task in tasks)
+        )
     return table
 
 
@@ -209,10 +222,15 @@ def _rejection(row: Row) -> str:
     return row.gate if row.gate and row.gate != "promote" else ""
 
 
-def _score_cell(row: Row, task: str) -> str:
-    """A score, with a star if it differs from θ_0's."""
+def _decimals(boards: Sequence[Board], task: str) -> int:
+    """The fewest decimals of a column, in which each marked score looks different from θ_0's."""
+    return decimals_of_column((row for board in boards for row in (*board.rows, *board.controls)), task)
+
+
+def _score_cell(row: Row, task: str, least: int) -> str:
+    """A score with at least so many decimals, and with a star if it differs from θ_0's."""
     star = "*" if differs_from_base(row, task) else " "
-    return escape(format_score(row.scores.get(task)).replace(" ± ", "±") + star)
+    return escape(format_score(row.scores.get(task), least).replace(" ± ", "±") + star)
 
 
 def _title(board: Board, task: str, suite: str = "") -> str:

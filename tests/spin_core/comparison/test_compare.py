@@ -203,6 +203,23 @@ def test_only_the_requested_methods_are_run():
     selected = seed_config(config, ("sft-tokens", "sizes"), 1).controls
     assert (selected.sft_continued, selected.sft_tokens, selected.dpo, selected.longer) == (False, True, None, ())
     assert selected.shares == compare.SHARES
+    config = resolve("demo", sets=["controls.temperatures=[0.7]"])
+    assert seed_config(config, ("sft-steps",), 1).controls.temperatures == ()
+    assert seed_config(config, ("temperature",), 1).controls.temperatures == (0.7,)
+
+
+@pytest.mark.parametrize(
+    ("delta", "clear", "text"),
+    [
+        (-0.00002, True, "-0.00002 ± 0.0030 *"),
+        (-0.00002, False, "+0.0000 ± 0.0030"),
+        (0.0121, True, "+0.0121 ± 0.0030 *"),
+    ],
+)
+def test_a_clear_difference_has_the_digits_that_show_it(delta, clear, text):
+    assert (
+        comparison_page.difference(compare.Versus(delta=delta, stderr=0.003, low=None, high=None, clear=clear)) == text
+    )
 
 
 PREFERENCES = "controls.dpo.source.path={}"
@@ -220,6 +237,7 @@ PREFERENCES = "controls.dpo.source.path={}"
             r"no method 'stf-steps' \(did you mean sft-steps\?\): choose from sft-steps, ",
         ),
         ([], 3, ["dpo"], ConfigError, r"dpo needs preference data, .*--set controls\.dpo\.source\.path="),
+        (["controls.temperatures=[]"], 3, ["temperature"], ConfigError, r"temperature needs temperatures: --set"),
         ([PREFERENCES.format("/nowhere.jsonl")], 3, [], DataError, r"/nowhere\.jsonl"),
         (["evaluate.main_metric=beauty"], 3, [], ConfigError, r"main_metric 'beauty' is not a score"),
     ],

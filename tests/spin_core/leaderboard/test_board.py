@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from spin_core.leaderboard import board, reference_rows
-from spin_core.leaderboard.board import Board, format_score, leaderboard
-from spin_core.store.records import Score
+from spin_core.leaderboard.board import Board, Row, decimals_of_column, format_difference, format_score, leaderboard
+from spin_core.store.records import Comparison, Score
 from tests.support.lineages.small_lineage import NLLS, build_lineage, report, suite_report
 
 
@@ -91,6 +91,42 @@ def test_a_lineage_without_evaluations_has_an_empty_board(tmp_path):
 )
 def test_a_score_has_as_many_digits_as_its_error_justifies(value, stderr, text):
     assert format_score(Score(value=value, stderr=stderr, n=4)) == text
+
+
+def change(delta: float, stderr: float, *, marked: bool) -> Comparison:
+    error = 1.96 * stderr if not marked else abs(delta) / 2
+    return Comparison(against=0, delta=delta, stderr=stderr, low=delta - error, high=delta + error)
+
+
+def test_a_marked_score_has_the_digits_in_which_it_differs_from_the_first_version():
+    base, other = (Score(value=value, stderr=0.0057, n=4) for value in (0.22930, 0.22928))
+    rows = [
+        Row(name="θ_0", t=0, model="", digest="", scores={"nll": base}),
+        Row(
+            name="θ_1",
+            t=1,
+            model="",
+            digest="",
+            scores={"nll": other},
+            differences={"nll": (change(-0.00002, 1e-6, marked=True),)},
+        ),
+    ]
+    least = decimals_of_column(rows, "nll")
+    assert [format_score(row.scores["nll"], least) for row in rows] == ["0.22930 ± 0.0057", "0.22928 ± 0.0057"]
+    assert decimals_of_column(rows[:1], "nll") == 0
+    assert format_score(Score(value=0.5, stderr=0.0, n=4), 3) == "0.500"
+
+
+@pytest.mark.parametrize(
+    ("delta", "stderr", "marked", "text"),
+    [
+        (-0.0123, 0.0012, False, "-0.0123 [-0.0147, -0.0099]"),
+        (-0.00002, 0.00001, True, "-0.00002 [-0.00003, -0.00001]"),
+        (-0.00002, 0.0004, False, "+0.0000 [-0.0008, +0.0008]"),
+    ],
+)
+def test_a_marked_difference_is_never_shown_as_0(delta, stderr, marked, text):
+    assert format_difference(change(delta, stderr, marked=marked)) == text
 
 
 def test_a_missing_score_is_a_dash():

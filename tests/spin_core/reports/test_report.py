@@ -235,6 +235,7 @@ def test_the_report_is_the_same_when_it_is_written_again(lineage):
     assert first == reports_html.write(lineage).read_text("utf-8")
     assert "<h2>Gate</h2>" in first
     assert "src=" not in first
+    assert re.sub("<[^>]*>", " ", first).count("rule: stop; θ_") == 1
 
 
 def test_the_report_has_a_legend_for_the_controls_lines(lineage):
