@@ -29,6 +29,9 @@ from spin_core.runtime import launch
 from spin_core.store.jobs import Job
 from spin_core.store.records import Artifact
 from tasks import display
+from tasks.run_logs import shorten_errors
+
+shorten_errors()
 
 P = ParamSpec("P")
 

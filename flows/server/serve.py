@@ -15,6 +15,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, NoReturn, Self, TextIO
 
@@ -77,16 +78,7 @@ def serve(runs: Path, host: str, port: int, reruns: int = local.RERUNS) -> None:
             )
             with _module_process(["flows.server.deploy"], environment, log, umask=0o077) as deploying:
                 _wait_until_ready(server.process, deploying, log_path)
-            worker = stack.enter_context(
-                _Service(
-                    "worker",
-                    ["infra.worker", "--pool", local.POOL, "--type", "process", "--name", local.WORKER],
-                    # A run waits some two minutes for a server that restarts, and then reports what happened meanwhile.
-                    {"PREFECT_CLIENT_MAX_RETRIES": "7", **environment},
-                    log,
-                    stop_seconds=grace.longest_grace() + 2 * STOP_SECONDS,
-                )
-            )
+            worker = stack.enter_context(_worker(environment, log, api.Server(url, password)))
             print(url, file=address, flush=True)
             _print_addresses(runs, host, url, password, log_path)
             _watch((server, worker), api.Server(url, password), reruns, log_path)
@@ -199,6 +191,28 @@ class _Service:
         click.echo(f"the {self.name} ended by itself (status {self.process.returncode}): starting it again …")
         self.stack.close()
         self.start()
+
+
+@contextlib.contextmanager
+def _worker(environment: dict[str, str], log: BinaryIO, server: api.Server) -> Iterator[_Service]:
+    """The worker. The runs that its end stops are scheduled, so that they continue at the next `spin up`."""
+    service = _Service(
+        "worker",
+        ["infra.worker", "--pool", local.POOL, "--type", "process", "--name", local.WORKER],
+        # A run waits some two minutes for a server that restarts, and then reports what happened meanwhile.
+        {"PREFECT_CLIENT_MAX_RETRIES": "7", **environment},
+        log,
+        stop_seconds=grace.longest_grace() + 2 * STOP_SECONDS,
+    )
+    ending = datetime.now(UTC)
+    try:
+        with service:
+            try:
+                yield service
+            finally:
+                ending = datetime.now(UTC)
+    finally:
+        watch.continue_later(server, ending)
 
 
 def _watch(services: Sequence[_Service], server: api.Server, reruns: int, log: Path) -> NoReturn:

@@ -63,6 +63,8 @@ class Status(Frozen):
 
     url: str
     """The server's address; empty if nothing is up here."""
+    starting: bool
+    """Whether `spin up` runs here but its server does not answer: it starts, or ends."""
     elsewhere: str
     """The name of the machine that serves the folder, if that is another one; else empty."""
     seconds: float
@@ -91,6 +93,7 @@ def status(runs: Path) -> Status:
             unreadable.append(name)
     return Status(
         url=url,
+        starting=up is not None and not up.elsewhere and not url,
         elsewhere=up.elsewhere if up else "",
         seconds=time.time() - up.since if up and url else 0.0,
         password_file=str(state.password_file(folder)) if url else "",

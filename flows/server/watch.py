@@ -43,6 +43,13 @@ _GONE = "Its process is gone."
 
 _AGAIN = "It crashed, and continues by itself. What is finished is reused."
 
+LATER = "It was stopped together with the server. It continues at the next spin up, and what is finished is reused."
+
+_LOST_TASK = "The process of this try is gone."
+
+_TASK_SECONDS = 10.0
+"""How long after its run's last change a task may still be running: its own last state may arrive late."""
+
 
 def check_runs(server: Server, reruns: int = local.RERUNS) -> None:
     """Set dead runs to crashed, and reschedule crashed ones, once.
@@ -74,6 +81,18 @@ def check_runs(server: Server, reruns: int = local.RERUNS) -> None:
             # A run count of 0: it never began, and what prevented that would do so again.
             if run["id"] not in alive and 0 < run["run_count"] <= reruns and _age(run, now) > RESCHEDULE_AFTER_SECONDS:
                 _set_state(server, run, {"type": "SCHEDULED", "name": "AwaitingRetry", "message": _AGAIN})
+        _end_lost_tasks(server, now)
+
+
+def continue_later(server: Server, since: datetime) -> None:
+    """Schedule the runs that have crashed since a time, which is when `spin up` began to end: it stopped them itself.
+
+    Does nothing if the server is away. The next `spin up` finds those runs as crashed then.
+    """
+    with contextlib.suppress(TryAgain):
+        for run in _runs(server, ["CRASHED"], since=since):
+            if run["run_count"] > 0 and not is_on_other_machine(run["labels"]):
+                _set_state(server, run, {"type": "SCHEDULED", "name": "AwaitingRetry", "message": LATER})
 
 
 def is_on_other_machine(labels: Mapping[str, Any] | None) -> bool:
@@ -128,6 +147,25 @@ def _runs(server: Server, states: list[str], since: datetime | None = None, *, d
     query = {"flow_runs": selection, **({"work_pools": _POOL} if deployed else {})}
     runs: list[Any] = server.post("/flow_runs/filter", query)
     return runs
+
+
+def _end_lost_tasks(server: Server, now: datetime) -> None:
+    """Set to crashed the tasks of runs that have ended, and those of a run's earlier tries.
+
+    A process that is killed cannot report the end of its tasks. They would be shown as running for ever.
+    """
+    tasks = server.post("/task_runs/filter", {"task_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}})
+    ids = sorted({task["flow_run_id"] for task in tasks if task["flow_run_id"]})
+    if not ids:
+        return
+    runs = {run["id"]: run for run in server.post("/flow_runs/filter", {"flow_runs": {"id": {"any_": ids}}})}
+    for task in tasks:
+        run = runs.get(task["flow_run_id"])
+        if run is None or run["state_type"] == "CANCELLING" or _age(run, now) < _TASK_SECONDS:
+            continue
+        if run["state_type"] != "RUNNING" or task["flow_run_run_count"] < run["run_count"]:
+            state = {"type": "CRASHED", "message": _LOST_TASK}
+            server.post(f"/task_runs/{task['id']}/set_state", {"state": state, "force": True})
 
 
 def _age(run: Any, now: datetime) -> float:

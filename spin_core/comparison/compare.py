@@ -42,9 +42,9 @@ SHARES = (0.25, 0.5)
 
 MOST_SEEDS = 100
 
-NO_PREFERENCES = "needs preference data, which cannot be generated: --set controls.dpo.source.path=preferences.jsonl"
+NO_PREFERENCES = "needs preference data, which cannot be generated: set controls.dpo.source.path to a file with them"
 
-NO_TEMPERATURES = "needs temperatures: --set controls.temperatures=[0.7,1.0]"
+NO_TEMPERATURES = "needs temperatures: set controls.temperatures, as in [0.7, 1.0]"
 
 _OF_OPPONENT = ("reward_margin", "reward_accuracy", "ipm", "against-previous")
 """Scores against the opponent that a model was trained from. Each method has another opponent, so they are left out."""
@@ -180,7 +180,7 @@ def prepare_comparison(
         if method in missing:
             raise ConfigError(f"{method} {missing[method]}")
     if (lineage_folder(runs, name) / "lineage.json").exists():
-        raise ConfigError(f"{name} is a lineage in {runs}: give the comparison another name with --name")
+        raise ConfigError(f"{name} is a lineage in {runs}: give the comparison another name")
     configs = [seed_config(config, methods, seed) for seed in range(1, seeds + 1)]
     _check_preferences(configs[0])
     return [

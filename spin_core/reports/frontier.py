@@ -52,7 +52,9 @@ def axes(frontier: Frontier) -> str:
 def tooltip(gap: Gap) -> str:
     """The interval of a difference, and the temperature of the curve."""
     digits = decimals(gap.stderr)
-    interval = "" if gap.low is None else f"[{signed(gap.low, digits)}, {signed(gap.high, digits)}], "
+    interval = (
+        "" if gap.low is None or gap.high is None else f"[{signed(gap.low, digits)}, {signed(gap.high, digits)}], "
+    )
     return f"{interval}at temperature {gap.temperature:.2f} of the curve"
 
 
@@ -94,7 +96,7 @@ def summary(board: Board) -> str:
     assert gap is not None, "chosen for it"
     where = {"better": "is below", "worse": "is above", "": "is not significantly off"}[gap.verdict]
     digits = decimals(gap.stderr)
-    interval = "" if gap.low is None else f" [{gap.low:+.{digits}f}, {gap.high:+.{digits}f}]"
+    interval = "" if gap.low is None or gap.high is None else f" [{gap.low:+.{digits}f}, {gap.high:+.{digits}f}]"
     delta = f"{gap.bound}{gap.delta:+.{digits}f}"
     text = f"{row.name} at temperature {frontier.temperature:g} {where} θ_0's curve over temperatures"
     text += f": {y} {delta}{interval} at equal {x}"

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from flows.server import watch
 from tests.support.servers.served import Up, as_in_form, board, free_port, holder, stamps, wait_for
 
 pytestmark = pytest.mark.slow
@@ -100,6 +101,8 @@ def test_a_run_that_is_struck_ends_with_the_same_leaderboard(
     if strike is not kill_server:
         assert up.tasks(run)["train t=1"] == "Reused"
     assert board(root) == board(finished.runs / "whole")
+    wait_for(lambda: set(up.task_states(run)) <= {"Completed", "Reused", "Crashed"})
+    assert (watch.LATER in up.messages(run)) == (strike is down_and_up)
 
 
 def test_other_machines_are_not_served_by_default(up):

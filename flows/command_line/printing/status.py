@@ -22,6 +22,8 @@ def print_status(status: "Status", runs: Path) -> None:
         click.echo(f"runs       {_column([_run_line(run) for run in status.runs]) or 'none'}")
     elif status.elsewhere:
         click.echo(f"up         on {status.elsewhere}: run spin status there to see more")
+    elif status.starting:
+        click.echo("starting   spin up runs, but its server does not answer yet, or no longer: try again in a minute")
     else:
         click.echo(f"nothing is up for {runs}: spin up{runs_argument(runs)} starts it")
     lines = [_head_line(head) for head in status.lineages] + [unreadable_line(name, runs) for name in status.unreadable]

@@ -127,6 +127,13 @@ def test_a_server_on_this_machine_is_found_and_ended(tmp_path, capsys):
     assert capsys.readouterr().out == "down\n", "though the server did not say what runs"
 
 
+def test_a_server_that_does_not_answer_yet_is_starting(tmp_path):
+    with up(tmp_path, f"{os.uname().nodename} {pid_scope()}", ""):
+        output = CliRunner().invoke(main, ["status", "--runs", str(tmp_path)]).stdout
+    assert output.startswith("starting   spin up runs, but its server does not answer yet")
+    assert "nothing is up" not in output
+
+
 def test_a_server_on_another_machine_is_reported_and_no_local_process_is_ended(tmp_path):
     with server(say_half) as url, up(tmp_path, "machine-a 0a1b-pid:[4026531836]", url) as process:
         assert local.serving(tmp_path) is None, "its port may be another program's here"

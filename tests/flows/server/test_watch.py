@@ -16,16 +16,21 @@ from spin_core.errors import TryAgain
 class Runs:
     """A server's runs, and the states that were set."""
 
-    def __init__(self, *runs: dict[str, Any]) -> None:
-        self.runs, self.set = list(runs), {}
+    def __init__(self, *runs: dict[str, Any], tasks: list[dict[str, Any]] | None = None) -> None:
+        self.runs, self.tasks, self.set = list(runs), tasks or [], {}
 
     def post(self, path: str, query: Any) -> Any:
+        if path == "/task_runs/filter":
+            return self.tasks
+        if path == "/flow_runs/filter" and "id" in query["flow_runs"]:
+            return [run for run in self.runs if run["id"] in query["flow_runs"]["id"]["any_"]]
         if path == "/flow_runs/filter":
             wanted = query["flow_runs"]["state"]["type"]["any_"]
             deployed = not query["flow_runs"]["deployment_id"]["is_null_"]
             return [run for run in self.runs if run["state_type"] in wanted and run["deployed"] == deployed]
         _, kind, run, act = path.split("/")
-        assert (kind, act) == ("flow_runs", "set_state")
+        assert kind in ("flow_runs", "task_runs")
+        assert act == "set_state"
         self.set[run] = query["state"].get("name") or query["state"]["type"]
         return {}
 
@@ -141,6 +146,32 @@ def test_a_run_of_the_command_line_is_alive_as_long_as_its_process_exists_on_its
     )
     taken = mine | {watch.START_TIME_LABEL: gone[watch.START_TIME_LABEL]}
     assert after(typed("number taken by another", "RUNNING", taken)) == {"number taken by another": "CRASHED"}
+
+
+def task(name: str, run: str, starts: int = 1) -> dict[str, Any]:
+    """A running task of one try of a run."""
+    return {"id": name, "flow_run_id": run, "flow_run_run_count": starts}
+
+
+def test_tasks_of_a_dead_try_are_ended(run_with_process):
+    server = Runs(
+        run("crashed", "CRASHED", 12),
+        run(run_with_process, "RUNNING", 12, starts=2),
+        run("completed just now", "COMPLETED", 1),
+        tasks=[
+            *(task("of a dead run", "crashed"), task("of the first try", "living"), task("of this try", "living", 2)),
+            *(task("not reported yet", "completed just now"), task("of no run", "")),
+        ],
+    )
+    watch.check_runs(server)
+    assert server.set == {"of a dead run": "CRASHED", "of the first try": "CRASHED"}
+
+
+def test_runs_that_an_orderly_end_has_stopped_are_scheduled_and_not_crashed():
+    server = Runs(run("stopped", "CRASHED", 1), run("never began", "CRASHED", 1, starts=0))
+    server.runs.append(run("there", "CRASHED", 1, "ProcessWorker 6b2d5f4e"))
+    watch.continue_later(server, datetime.now(UTC))
+    assert server.set == {"stopped": "AwaitingRetry"}
 
 
 def test_a_crashed_run_is_not_started_again_before_its_worker_has_reported_it():

@@ -236,8 +236,14 @@ PREFERENCES = "controls.dpo.source.path={}"
             ConfigError,
             r"no method 'stf-steps' \(did you mean sft-steps\?\): choose from sft-steps, ",
         ),
-        ([], 3, ["dpo"], ConfigError, r"dpo needs preference data, .*--set controls\.dpo\.source\.path="),
-        (["controls.temperatures=[]"], 3, ["temperature"], ConfigError, r"temperature needs temperatures: --set"),
+        ([], 3, ["dpo"], ConfigError, r"dpo needs preference data, .*set controls\.dpo\.source\.path to"),
+        (
+            ["controls.temperatures=[]"],
+            3,
+            ["temperature"],
+            ConfigError,
+            r"temperature needs temperatures: set controls",
+        ),
         ([PREFERENCES.format("/nowhere.jsonl")], 3, [], DataError, r"/nowhere\.jsonl"),
         (["evaluate.main_metric=beauty"], 3, [], ConfigError, r"main_metric 'beauty' is not a score"),
     ],
@@ -251,9 +257,7 @@ def test_invalid_values_are_rejected_before_anything_is_written(tmp_path, sets, 
 
 
 def test_a_comparison_cannot_have_a_lineages_name(lineages, tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"trial-seed-1 is a lineage in .*: give the comparison another name with --name"
-    ):
+    with pytest.raises(ConfigError, match=r"trial-seed-1 is a lineage in .*: give the comparison another name"):
         prepare_comparison(lineages[0].runs, "trial-seed-1", resolve("demo"), 1)
     with pytest.raises(ConfigError, match=r"'x+-seed-1' cannot name a lineage"):
         prepare_comparison(tmp_path, "x" * 60, resolve("demo"), 1)
@@ -266,7 +270,7 @@ def test_dpo_without_data_is_left_out_with_the_way_to_add_it(tmp_path):
     assert lineage_names(tmp_path) == ["trial-seed-1"]
     assert set(compare.missing_methods(config, ())) == {"dpo", "spin-dpo"}
     comparison = compare.Table.model_validate({**EMPTY, "left_out": compare.missing_methods(config, ())})
-    assert any("--set controls.dpo.source.path=preferences.jsonl" in note for note in comparison_page.notes(comparison))
+    assert any("set controls.dpo.source.path to a file with them" in note for note in comparison_page.notes(comparison))
 
 
 EMPTY = {

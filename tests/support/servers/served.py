@@ -163,10 +163,21 @@ class Up:
         """The names of all states that a run has had, in order."""
         return [state["name"] for state in self.request("GET", f"/flow_run_states/?flow_run_id={run['id']}")]
 
+    def messages(self, run: Any) -> list[str]:
+        """The messages of all states that a run has had."""
+        return [state["message"] for state in self.request("GET", f"/flow_run_states/?flow_run_id={run['id']}")]
+
+    def task_states(self, run: Any) -> list[str]:
+        """The state of each task run of all tries of a run."""
+        return [task["state_name"] for task in self._task_runs(run)]
+
     def tasks(self, run: Any) -> dict[str, str]:
         """The state of each task run, by name, as it was last."""
+        return {task["name"]: task["state_name"] for task in self._task_runs(run)}
+
+    def _task_runs(self, run: Any) -> list[Any]:
         query = {"flow_runs": {"id": {"any_": [run["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
-        return {task["name"]: task["state_name"] for task in self.request("POST", "/task_runs/filter", query)}
+        return list(self.request("POST", "/task_runs/filter", query))
 
     def artifacts(self, key: str) -> list[Any]:
         """All versions of an artifact, the newest first."""

@@ -14,6 +14,7 @@ FILES = (
     "tests/infra/test_automations.py",
     "tests/tasks/test_progress_artifact.py",
     "tests/tasks/test_publish.py",
+    "tests/tasks/test_run_logs.py",
 )
 """Test files that use `shared_server` in their own process, and take less than a minute each."""
 
