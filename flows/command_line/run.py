@@ -50,12 +50,15 @@ def next(name: str, anyway: bool, file: Path | None, sets: tuple[str, ...], no_v
     from spin_core.leaderboard import convergence
     from spin_core.lineage.changes import one_more_iteration, with_settings
     from spin_core.lineage.find import find_lineage
+    from spin_core.lineage.start import restored_on_failure
 
-    lineage = with_settings(find_lineage(runs, name), read_changes(file, sets))
+    existing = find_lineage(runs, name)
+    lineage = with_settings(existing, read_changes(file, sets))
     config = one_more_iteration(lineage)
     if not anyway:
         convergence.check(lineage)
-    _run(runs, name, config, verify=not no_verify)
+    with restored_on_failure(existing, config):
+        _run(runs, name, config, verify=not no_verify)
 
 
 @click.command()

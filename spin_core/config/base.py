@@ -45,6 +45,12 @@ def valid_path(path: P) -> P:
     return path
 
 
+def may_be_hub_name(name: str) -> bool:
+    """Whether a location that is not a folder here may be a name on the hub, such as `owner/name`."""
+    path = Path(name).expanduser()
+    return not (path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1)
+
+
 Location = Annotated[str, AfterValidator(valid_path)]
 """A path, or the name of something on the hub."""
 

@@ -103,21 +103,17 @@ def _of_model(
 ) -> Lineage:
     """The lineage of a model, started if it does not exist."""
     root = lineage_folder(runs, name)
-    if (root / CONFIGURATION).exists():
+    if (root / CONFIGURATION).exists() and _has_results(root):
         lineage = find_lineage(runs, name)
         if lineage.config.model.path != model:
             raise ConfigError(f"the name {name} is taken by another model: choose another with --lineage")
-        if _has_results(root):
-            return _of_lineage(lineage, suite_names, changes)
+        return _of_lineage(lineage, suite_names, changes)
     path = {"model": {"path": model}}
     # Without a recipe there are no held-out prompts.
     plain = {"recipe": "model", "evaluate": {"self_play": False}, **path}
     settings = resolve(recipe, overrides=path) if recipe else build_config(plain)
     config = _with_suites(settings, suite_names, changes)
     with lock.locked(root):
-        if not _has_results(root):
-            # An earlier attempt has failed, perhaps because of its settings, which are dropped.
-            (root / CONFIGURATION).unlink(missing_ok=True)
         return start_lineage(runs, name, config)
 
 

@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from spin_core.config.base import may_be_hub_name
 from spin_core.config.model import ChatConfig, ModelConfig, SftConfig
 from spin_core.data.chat import Renderer
 from spin_core.data.tokenizer import load_config, load_tokenizer, model_ends
@@ -130,7 +131,7 @@ def locate(name: str, config: ModelConfig, *, weights: bool = True) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    if folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+    if not may_be_hub_name(name):
         raise ModelError(f"{name} is not a folder: set model.path to a model's folder or a hub name")
     patterns = [
         *_TOKENIZER_FILES,

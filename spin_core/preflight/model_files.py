@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from spin_core import errors
+from spin_core.config.base import may_be_hub_name
 from spin_core.config.model import ChatConfig, ModelConfig
 from spin_core.config.run import RunConfig
 from spin_core.errors import ModelError, SpinError
@@ -37,7 +38,11 @@ def check_model_files(config: RunConfig, base: Path) -> None:
         SpinError: what is wrong, in one line.
     """
     source = Path(config.model.path).expanduser()
-    if not config.model.path or not source.is_dir() or (base / MANIFEST).exists():
+    if not config.model.path or (base / MANIFEST).exists():
+        return
+    if not source.is_dir():
+        if not may_be_hub_name(config.model.path):
+            raise ModelError(f"{config.model.path} is not a folder: set model.path to a model's folder or a hub name")
         return
     settings = json.dumps(
         {

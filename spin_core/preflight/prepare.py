@@ -18,10 +18,12 @@ from spin_core.lineage import phase_jobs
 from spin_core.lineage.find import lineage_folder
 from spin_core.lineage.lineage import Lineage
 from spin_core.lineage.start import start_lineage
+from spin_core.preflight.first_rows import check_first_rows
 from spin_core.preflight.model_files import check_model_files
 from spin_core.remote.push import check_copy
 from spin_core.runtime import interpreter
 from spin_core.store import lock
+from spin_core.store.identity import MANIFEST
 
 _logger = logging.getLogger(__name__)
 
@@ -54,19 +56,24 @@ def prepare_run(
 
     Raises:
         ConfigError: A requirement is not met, the name is not allowed, or the store cannot be used.
+        DataError: The data cannot be read, or its first rows are not prompts with responses.
         ModelError: A file of the model is missing or damaged, or its files do not fit each other.
-        StaleArtifact: The lineage was started with other settings.
+        StaleArtifact: Something that the lineage has published was made with other settings.
         LineageBusy: Another process uses the lineage, and `wait` is off.
     """
     check_requirements(config)
     folder = lineage_folder(runs, name)
-    check_model_files(config, phase_jobs.base_job(Lineage(runs, name, config)).output)
+    lineage = Lineage(runs, name, config)
+    # What is published already is not read again.
+    if not (lineage.iteration(0) / "prompts" / MANIFEST).exists():
+        check_first_rows(config)
+    check_model_files(config, phase_jobs.base_job(lineage).output)
     try:
         check_copy(runs, name, config.push)
     except TryAgain as error:
         warn(f"{error}; the run starts anyway")
     with lock.locked(folder, wait=wait):
-        return start_lineage(runs, name, config)
+        return start_lineage(runs, name, config, warn=warn)
 
 
 def check_requirements(config: RunConfig) -> None:

@@ -5,9 +5,14 @@ from typing import get_args
 
 import pytest
 
+from flows.command_line import run
 from spin_core.config.evaluate import SuiteName
+from spin_core.errors import TryAgain
+from spin_core.lineage.find import find_lineage
+from spin_core.lineage.start import start_lineage
 from spin_core.store import lock
-from tests.support.processes.command_runner import refusal
+from tests.support.lineages.small_lineage import build_lineage
+from tests.support.processes.command_runner import refusal, run_spin
 
 
 @pytest.mark.parametrize("command", [["run", "demo", "--lineage", "tale"], ["next", "tale"]])
@@ -33,3 +38,29 @@ def test_the_help_of_evaluate_names_every_suite(spin):
         assert name.removesuffix("-quick") in output
     assert "-quick" in output
     assert "self-play" in output
+
+
+def test_next_that_fails_leaves_the_lineages_settings_as_they_were(tmp_path, monkeypatch):
+    lineage = build_lineage(tmp_path, sets=["iterations=5", "controls.temperatures=[0.9]"])  # two are finished
+
+    def fail(_runs):
+        assert find_lineage(tmp_path, "tale").config.iterations == 3
+        raise TryAgain("no port is free: run the same command again")
+
+    monkeypatch.setattr(run, "_start_server", fail)
+    run_spin("next", "tale", "--set", "gate.rule=best", "--runs", tmp_path, status=75)
+    assert find_lineage(tmp_path, "tale").config == lineage.config
+
+
+def test_next_that_fails_does_not_undo_what_another_process_has_set(tmp_path, monkeypatch):
+    lineage = build_lineage(tmp_path)
+    others = lineage.config.model_copy(update={"iterations": 9})
+
+    def fail(_runs):
+        with lock.locked(lineage.root):
+            start_lineage(tmp_path, "tale", others)
+        raise TryAgain("no port is free: run the same command again")
+
+    monkeypatch.setattr(run, "_start_server", fail)
+    run_spin("next", "tale", "--runs", tmp_path, status=75)
+    assert find_lineage(tmp_path, "tale").config == others

@@ -118,9 +118,14 @@ def test_a_model_under_a_recipe_is_scored_on_the_recipes_prompts(tmp_path, model
     assert lineage.config.evaluate.lm_eval.tasks == ()
 
 
-def test_a_name_that_another_model_has_is_rejected(tmp_path, model):
-    prepare(tmp_path, str(model), [QUICK], name="mine")
+def test_a_name_that_another_model_has_is_rejected_once_that_is_published(tmp_path, model):
+    lineage = prepare(tmp_path, str(model), [QUICK], name="mine")
     other = tmp_path / "other"
     other.mkdir()
+    assert prepare(tmp_path, str(other), [QUICK], name="mine").config.model.path == str(other)
+    prepare(tmp_path, str(model), [QUICK], name="mine")
+    published = lineage.root / "base" / "model" / "manifest.json"
+    published.parent.mkdir(parents=True)
+    published.write_text("{}")
     with pytest.raises(ConfigError, match="the name mine is taken by another model: choose another with --lineage"):
         prepare(tmp_path, str(other), [QUICK], name="mine")

@@ -19,17 +19,76 @@ def start(runs, name="tale", *, sets=()) -> Lineage:
         return start_lineage(runs, name, demo_config(*sets))
 
 
+def publish_nothing_in(lineage: Lineage, folder: str) -> None:
+    """Make a folder count as published."""
+    path = lineage.root / folder / identity.MANIFEST
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+
+
 def test_another_configuration_is_rejected_with_the_field_and_both_values(tmp_path):
-    start(tmp_path, sets=["train.beta=0.1"])
+    runs = build_lineage(tmp_path, sets=["train.beta=0.1"]).runs
     with pytest.raises(StaleArtifact) as caught:
-        start(tmp_path, sets=["train.beta=0.2"])
+        start(runs, sets=["train.beta=0.2"])
     reason = "lineage tale was started with train.beta = 0.1, not 0.2"
     assert str(caught.value) == f"{reason}: choose a new name with --lineage, or set the value back"
 
 
+def test_another_recipe_is_rejected_by_its_name_and_not_by_what_differs_in_it(lineage):
+    with pytest.raises(StaleArtifact) as caught:
+        start_lineage(lineage.runs, "tale", resolve("smollm2-135m"))
+    reason = "lineage tale was made from the recipe demo, not smollm2-135m"
+    assert str(caught.value) == f"{reason}: continue it with spin next tale, or choose a new name with --lineage"
+
+
 @pytest.mark.parametrize("change", ["seed=1", "model.dtype=bfloat16", "generate.top_k=5", "prompts.held_out=64"])
-def test_changes_of_settings_that_built_results_depend_on_are_rejected(tmp_path, change):
+def test_changes_of_settings_that_built_results_depend_on_are_rejected(lineage, change):
+    before = (lineage.root / "lineage.json").read_bytes()
+    with pytest.raises(StaleArtifact, match=change.split("=")[0]):
+        start(lineage.runs, sets=[change])
+    assert (lineage.root / "lineage.json").read_bytes() == before
+
+
+def test_a_lineage_that_has_published_nothing_takes_all_settings_and_says_so(tmp_path):
     start(tmp_path)
+    warnings: list[str] = []
+    other = resolve("smollm2-135m", sets=["model.path=mine"])
+    assert start_lineage(tmp_path, "tale", other, warn=warnings.append) == find_lineage(tmp_path, "tale")
+    (warning,) = warnings
+    assert warning.startswith("lineage tale takes new settings, because nothing that is published depends on them: ")
+    assert "\n" not in warning
+    start_lineage(tmp_path, "tale", other, warn=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("folder", "changes"),
+    {
+        "iter_00/prompts": ["sft.train.epochs=9", "generate.top_k=5", "pairs.drop_cut=true", "train.beta=0.7"],
+        "iter_00/generations": ["pairs.drop_cut=true", "train.beta=0.7"],
+        "iter_00/pairs": ["train.beta=0.7"],
+    }.items(),
+)
+def test_settings_are_free_until_the_first_phase_that_depends_on_them_is_published(tmp_path, folder, changes):
+    publish_nothing_in(start(tmp_path), folder)
+    start(tmp_path, sets=changes)
+
+
+@pytest.mark.parametrize(
+    ("folder", "change"),
+    [
+        ("base/model", "model.dtype=bfloat16"),
+        ("iter_00/prompts", "seed=1"),
+        ("iter_00/prompts", "prompts.held_out=64"),
+        ("iter_00/prompts", "generate.max_new_tokens=64"),
+        ("base/eval/self-play", "sft.train.epochs=9"),
+        ("iter_00/generations", "generate.top_k=5"),
+        ("iter_00/generations", "play_seed=2"),
+        ("iter_00/pairs", "pairs.drop_cut=true"),
+        ("iter_00/train", "train.beta=0.7"),
+    ],
+)
+def test_settings_are_kept_once_a_phase_that_depends_on_them_is_published(tmp_path, folder, change):
+    publish_nothing_in(start(tmp_path), folder)
     with pytest.raises(StaleArtifact, match=change.split("=")[0]):
         start(tmp_path, sets=[change])
 

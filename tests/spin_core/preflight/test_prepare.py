@@ -124,9 +124,52 @@ def test_a_run_that_can_start_is_started_with_its_settings(tmp_path):
 
 
 def test_settings_that_the_versions_depend_on_are_compared_before_any_compute(tmp_path):
-    prepare_run(demo_config(), tmp_path, "tale")
+    build_lineage(tmp_path)
     with pytest.raises(StaleArtifact, match=r"lineage tale was started with train\.beta"):
         prepare_run(demo_config("train.beta=0.7"), tmp_path, "tale")
+
+
+ROWS = '{"prompt": "1+1=", "response": "2"}\n'
+
+WRONG_DATA = {
+    "no such file": ({}, ["prompts.source.path=no.jsonl"], "no.jsonl does not exist: set prompts.source.path to"),
+    "columns": ({"a.jsonl": '{"ask": "x"}\n'}, ["prompts.source.path=a.jsonl"], "prompts.columns"),
+    "no rows": ({"a.jsonl": ""}, ["prompts.source.path=a.jsonl"], "a.jsonl holds no rows: set prompts.source.path"),
+    "one of several": (
+        {"a.jsonl": ROWS},
+        ["prompts.sources={a: a.jsonl, b: b.jsonl}"],
+        "b.jsonl does not exist: set prompts.sources.b.path to",
+    ),
+    "held out": (
+        {"a.jsonl": ROWS},
+        ["prompts.source.path=a.jsonl", "prompts.held_out_source={path: b.jsonl}"],
+        "b.jsonl does not exist: set prompts.held_out_source.path to",
+    ),
+    "preferences": (
+        {"a.jsonl": ROWS},
+        ["prompts.source.path=a.jsonl", "controls.dpo={source: {path: b.jsonl}}"],
+        "b.jsonl does not exist: set controls.dpo.source.path to",
+    ),
+    "model": ({"a.jsonl": ROWS}, ["prompts.source.path=a.jsonl", "model.path=./no"], "./no is not a folder: set model"),
+}
+"""Files, settings of the demo that name data or a model, and a part of the error."""
+
+
+@pytest.mark.parametrize(("files", "sets", "says"), WRONG_DATA.values(), ids=WRONG_DATA)
+def test_data_that_cannot_be_read_end_a_run_before_it_starts(tmp_path, monkeypatch, files, sets, says):
+    monkeypatch.chdir(tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    sentence = error_of(lambda: prepare_run(demo_config("evaluate.exact=false", *sets), tmp_path / "runs", "tale"))
+    assert says in sentence
+    assert "\n" not in sentence
+    assert lineage_names(tmp_path / "runs") == []
+
+
+def test_data_that_are_published_are_not_read_again(tmp_path, monkeypatch):
+    config = build_lineage(tmp_path).config
+    monkeypatch.setattr(prepare, "check_first_rows", lambda _: pytest.fail("the data were read"))
+    prepare_run(config, tmp_path, "tale")
 
 
 def test_an_invalid_name_is_rejected_before_the_store_is_used(tmp_path, monkeypatch):
