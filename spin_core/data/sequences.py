@@ -48,10 +48,7 @@ class Sequences:
         prompts_S = np.fromiter((len(ids) for ids in prompt_ids), np.int64, len(prompt_ids))
         responses_S = np.fromiter((len(ids) for ids in response_ids), np.int64, len(response_ids))
         if len(prompts_S) and prompts_S.min() == 0:
-            raise DataError(
-                f"prompt {int(prompts_S.argmin())} has no tokens, so nothing predicts its response: "
-                "drop it, or set chat.add_bos with a tokenizer that has a BOS token"
-            )
+            raise no_prompt_tokens(int(prompts_S.argmin()))
         lengths_S = prompts_S + responses_S
         parts = [
             np.asarray(ids, dtype=np.int64)
@@ -66,6 +63,14 @@ class Sequences:
         return len(self.lengths_S)
 
 
+def no_prompt_tokens(row: int) -> DataError:
+    """The error to raise for a prompt without a token."""
+    return DataError(
+        f"prompt {row} has no tokens, so nothing predicts its response: "
+        "drop it, or set chat.add_bos with a tokenizer that has a BOS token"
+    )
+
+
 def read_token_ids(path: Path, *columns: str) -> list[list[npt.NDArray[np.int32]]]:
     """The columns of a Parquet file that hold lists of token ids: for each column one array for each row."""
     table = pq.read_table(path, columns=list(columns))
@@ -78,9 +83,9 @@ def read_token_ids(path: Path, *columns: str) -> list[list[npt.NDArray[np.int32]
     return result
 
 
-def token_ids_in(column: pa.ChunkedArray) -> Iterator[npt.NDArray[np.int32]]:
+def token_ids_in(column: pa.ChunkedArray | pa.Array) -> Iterator[npt.NDArray[np.int32]]:
     """The token ids of each row of a column in memory, as views: nothing is copied."""
-    for chunk in column.chunks:
+    for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
         # `to_numpy` would import pandas, which takes longer than all else that `spin samples` does.
         values = np.asarray(np.from_dlpack(chunk.values), np.int32)
         offsets = np.from_dlpack(chunk.offsets)
@@ -88,7 +93,7 @@ def token_ids_in(column: pa.ChunkedArray) -> Iterator[npt.NDArray[np.int32]]:
             yield values[begin:end]
 
 
-def token_counts(column: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def token_counts(column: pa.ChunkedArray | pa.Array) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """How many tokens each row of a column has, (rows,)."""
     counts: Sequence[int] = pc.list_value_length(column).to_numpy()
     return np.asarray(counts, dtype=np.int64)

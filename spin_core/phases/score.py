@@ -8,8 +8,9 @@ Shapes: S sequences (a prompt with one response), G groups of sequences that sha
 
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,9 @@ import pyarrow.parquet as pq
 import torch
 
 from spin_core.data.batches import assign_ranks
-from spin_core.data.sequences import Ints, Sequences, TokenIds, read_token_ids
+from spin_core.data.digests import long_digests_of, number_by_appearance
+from spin_core.data.sequences import Ints, Sequences
+from spin_core.data.token_file import TokenArray, TokenFile
 from spin_core.errors import STOPPED, Stopped
 from spin_core.models.loading import load_model
 from spin_core.models.logps import ResponseLogps, group_sequences, response_logps, score_sequences
@@ -35,67 +38,87 @@ log = logging.getLogger("spin_core")
 BLOCK = 1024
 """Sequences that each rank scores between two saves, so the most that a kill costs."""
 
+SIDES = ("real_ids", "generated_ids")
+"""The columns with the responses of a pair."""
+
 
 def run(job: ScoreJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     """Write `logps.parquet`: the columns real_logps and generated_logps, float32, in the pairs' order.
 
     If the job names θ_0, real_base_logps and generated_base_logps follow.
     """
-    prompts, *responses = read_token_ids(job.pairs.path / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids")
-    # The responses of a pair are next to each other, so that one block has both and computes their prompt once.
-    sides = [ids for pair in zip(*responses, strict=True) for ids in pair]
-    prompt_ids, response_ids, index = distinct([prompt for prompt in prompts for _ in responses], sides)
-    log.info("%d pairs hold %d distinct responses", len(prompts), len(prompt_ids))
+    world = ranks.current()
+    if world.first:
+        TokenFile.write(scratch / "tokens", job.pairs.path / "pairs.parquet", "prompt_ids", *SIDES)
+    world.wait()
+    tokens = TokenFile(scratch / "tokens")
+    index, first = distinct(tokens)
+    sequences = _Responses(tokens, first)
+    log.info("%d pairs hold %d distinct responses", len(tokens), len(first))
     blocks = scratch / "blocks"
     models = {"": job.opponent} if job.base is None else {"": job.opponent, "_base": job.base}
     # By digest, so that an opponent that is θ_0 is scored once.
     versions = {version.digest: version for version in models.values()}
-    progress.start(len(prompt_ids) * len(versions), "response")
+    progress.start(len(first) * len(versions), "response")
     scored = {
-        digest: _score_all(job, version, prompt_ids, response_ids, blocks, progress, number)
+        digest: _score_all(job, version, sequences, blocks, progress, number)
         for number, (digest, version) in enumerate(versions.items())
     }
-    if not ranks.current().first:  # the first rank has all scores, and writes
+    if not world.first:  # the first rank has all scores, and writes
         return {}
     columns: dict[str, npt.NDArray[np.float32]] = {}
     for name, version in models.items():
         pairs = scored[version.digest][index].reshape(-1, 2).T
         columns |= {f"{side}{name}_logps": logps for side, logps in zip(("real", "generated"), pairs, strict=True)}
     pq.write_table(pa.table(columns), scratch / "logps.parquet")
-    shutil.rmtree(blocks, ignore_errors=True)
+    for folder in (blocks, scratch / "tokens"):
+        shutil.rmtree(folder, ignore_errors=True)
     return {"pairs": job.pairs.digest, "opponent": job.opponent.digest}
 
 
-def distinct(
-    prompt_ids: list[npt.NDArray[np.int32]], response_ids: list[npt.NDArray[np.int32]]
-) -> tuple[list[TokenIds], list[TokenIds], npt.NDArray[np.int64]]:
-    """Remove repeated sequences: a pair of the previous iteration has the same real response as one of this iteration.
+def distinct(tokens: TokenFile) -> tuple[Ints, Ints]:
+    """Find repeated sequences: a pair of the previous iteration has the same real response as one of this iteration.
+
+    Sequences are numbered here by pair and side: those of pair n are 2n and 2n + 1, next to each other, so that one
+    block has both and computes their prompt once.
 
     Returns:
-        The prompts and responses of the distinct sequences, in order of first appearance, and for each row the index of
-        its sequence.
+        For each sequence the number of its distinct sequence, counted by first appearance, and for each distinct
+        sequence its first place.
     """
-    seen: dict[tuple[bytes, bytes], int] = {}
-    index = np.empty(len(prompt_ids), np.int64)
-    first: list[int] = []
-    for row, (prompt, response) in enumerate(zip(prompt_ids, response_ids, strict=True)):
-        index[row] = seen.setdefault((prompt.tobytes(), response.tobytes()), len(first))
-        if index[row] == len(first):
-            first.append(row)
-    return [prompt_ids[row] for row in first], [response_ids[row] for row in first], index
+    parts = (tokens.read(row) for row in range(len(tokens)))
+    return number_by_appearance(
+        long_digests_of(
+            b"%d:%b%b" % (len(prompt), prompt.tobytes(), response.tobytes())
+            for prompt, *responses in parts
+            for response in responses
+        )
+    )
 
 
-def _groups(prompt_ids: list[TokenIds]) -> Ints:
+class _Responses(NamedTuple):
+    """The distinct responses with their prompts, read when they are needed."""
+
+    tokens: TokenFile
+    places_S: Ints
+    """The first place of each, as `distinct` numbers them."""
+
+    def read(self, begin: int, end: int) -> tuple[list[TokenArray], list[TokenArray]]:
+        """The prompts and the responses of some of them."""
+        places = self.places_S[begin:end]
+        return self.tokens.chosen_sequences(places // len(SIDES), 1 + places % len(SIDES))
+
+
+def _groups(prompt_ids: Sequence[TokenArray]) -> Ints:
     """For each sequence the number of its prompt, the same for equal prompts."""
     seen: dict[bytes, int] = {}
-    return np.array([seen.setdefault(np.asarray(prompt).tobytes(), len(seen)) for prompt in prompt_ids], np.int64)
+    return np.array([seen.setdefault(prompt.tobytes(), len(seen)) for prompt in prompt_ids], np.int64)
 
 
 def _score_all(
     job: ScoreJob,
     version: ModelVersion,
-    prompt_ids: list[TokenIds],
-    response_ids: list[TokenIds],
+    responses: _Responses,
     blocks: Path,
     progress: Progress,
     number: int,
@@ -108,7 +131,7 @@ def _score_all(
     Args:
         number: How many models were scored before this one.
     """
-    world, total = ranks.current(), len(prompt_ids)
+    world, total = ranks.current(), len(responses.places_S)
     saved = _saved_blocks(blocks, number) if world.first else []
     done = int(world.total(sum(map(len, saved)) if world.first else 0))
     logps: ResponseLogps | None = None
@@ -117,7 +140,7 @@ def _score_all(
     while done < total:
         logps = logps or response_logps(load_model(version.path, job.model), job.speed)
         end = min(done + BLOCK * world.size, total)
-        saved.append(_score_block(job, logps, prompt_ids[done:end], response_ids[done:end], world))
+        saved.append(_score_block(job, logps, *responses.read(done, end), world))
         if world.first:
             _save(saved[-1], blocks / f"{number}-{done:09d}.npy")
         done = end
@@ -126,7 +149,7 @@ def _score_all(
 
 
 def _score_block(
-    job: ScoreJob, logps: ResponseLogps, prompt_ids: list[TokenIds], response_ids: list[TokenIds], world: Ranks
+    job: ScoreJob, logps: ResponseLogps, prompt_ids: list[TokenArray], response_ids: list[TokenArray], world: Ranks
 ) -> npt.NDArray[np.float32]:
     """Log-probabilities of a block, (S,), the same on each rank.
 

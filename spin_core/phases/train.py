@@ -26,6 +26,9 @@ from spin_core.training.objective import objective_of
 from spin_core.training.stepper import Stepper
 from spin_core.training.train_data import read_data
 
+TOKENS = "tokens"
+"""The folder in `scratch` with the token ids, while the training lasts."""
+
 
 def run(job: TrainJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     """Train, publish the weights, and leave `metrics.jsonl`, and `held_out.jsonl` if pairs are held out.
@@ -34,18 +37,19 @@ def run(job: TrainJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     very job next to metrics that are complete, and has nothing to train.
     """
     held_out.check_settings(job.config)
-    data = read_data(job)
+    world = ranks.current()
+    data = read_data(job, scratch / TOKENS, world)
     items, held = held_out.split(data, job.config.held_out, job.held_out_seed)
     order = DataOrder(items, job.config.batch_size, job.seed)
-    total = steps_planned(job, data.sequences, data.sides, order)
-    world = ranks.current()
+    total = steps_planned(job, data.tokens_of_items(), order)
     version = artifacts.reusable(job.weights, identity_of(job), ModelVersion) if world.first else None
     if not world.any(version is not None and is_complete(job, scratch, total)):
         stepper, adapter = train(job, data, order, held, total, scratch, progress)
         version = publish_weights(job, stepper, adapter, world)
     if version is None:  # only the first rank has it
         return {}
-    shutil.rmtree(scratch / CHECKPOINTS, ignore_errors=True)
+    for folder in (CHECKPOINTS, TOKENS):
+        shutil.rmtree(scratch / folder, ignore_errors=True)
     return summary(job, version, scratch)
 
 

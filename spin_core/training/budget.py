@@ -1,22 +1,22 @@
 """How much of its data a training uses, and how many steps: what makes two trainings comparable.
 
-Shapes: P responses to each item's prompt, B items of a batch.
+Shapes: N items.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
 from spin_core.config.base import at
 from spin_core.data.batches import DataOrder
-from spin_core.data.sequences import Ints, Sequences, TokenIds
+from spin_core.data.sequences import Ints, TokenIds
 from spin_core.errors import DataError
 from spin_core.store.jobs import TrainJob
 
 
-def in_share(prompt_ids: Sequence[TokenIds], share: float, seed: int) -> npt.NDArray[np.bool_]:
+def in_share(prompt_ids: Iterable[TokenIds], share: float, seed: int) -> npt.NDArray[np.bool_]:
     """Which items belong to about `share` of all prompts, (N,).
 
     A digest of the prompt's tokens and the seed decides. So the same share of pairs and of SFT data has the same
@@ -27,21 +27,22 @@ def in_share(prompt_ids: Sequence[TokenIds], share: float, seed: int) -> npt.NDA
     """
     limit = int(share * 2**64)
     texts = (f"share:{seed}:".encode() + np.asarray(ids).astype("<i8").tobytes() for ids in prompt_ids)
-    chosen_N = np.array(
-        [int.from_bytes(hashlib.sha256(text).digest()[:8], "big") < limit for text in texts], dtype=bool
-    )
+    chosen_N = np.fromiter((int.from_bytes(hashlib.sha256(text).digest()[:8], "big") < limit for text in texts), bool)
     if not chosen_N.any():
-        raise DataError(f"a share of {share:g} leaves none of {len(prompt_ids)} rows to train on: raise it")
+        raise DataError(f"a share of {share:g} leaves none of {len(chosen_N)} rows to train on: raise it")
     return chosen_N
 
 
-def steps_planned(job: TrainJob, sequences: Sequences, sides: int, order: DataOrder) -> int:
-    """The number of steps of a training: given, or as near as possible to its tokens, or by its epochs."""
+def steps_planned(job: TrainJob, tokens_N: Ints, order: DataOrder) -> int:
+    """The number of steps of a training: given, or as near as possible to its tokens, or by its epochs.
+
+    `tokens_N` are the tokens of each item, its prompt counted once for each response.
+    """
     if job.steps is not None:
         return job.steps
     if job.tokens is None:
         return at(job.config.epochs, max(job.t, 0)) * order.steps_in_epoch
-    return steps_for(job.tokens, sequences.lengths_S.reshape(sides, -1).sum(axis=0), order)
+    return steps_for(job.tokens, tokens_N, order)
 
 
 def steps_for(tokens: int, tokens_N: Ints, order: DataOrder) -> int:

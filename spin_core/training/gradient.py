@@ -58,7 +58,7 @@ def forward_backward(
     if opponent is not None and reference_PB is not None:
         reference_PB = torch.zeros_like(reference_PB)
     denominator = objective.denominator(batch.tokens_PB)
-    for micro_batch in batch.micro_batches:
+    for number, micro_batch in enumerate(batch.micro_batches, start=1):
         rows, chosen_b = micro_batch.rows.to(device), micro_batch.chosen_b.to(device)
         if opponent is not None and reference_PB is not None:
             _score(opponent, rows, micro_batch, chosen_b, reference_PB)
@@ -71,7 +71,7 @@ def forward_backward(
         )
         tokens_Pb = batch.tokens_PB[:, micro_batch.chosen_b.numpy()]
         loss, logps_S = stepper.loss(rows, ItemLosses(tokens_Pb, losses))
-        stepper.backward(loss, last=micro_batch is batch.micro_batches[-1])
+        stepper.backward(loss, last=number == len(batch.micro_batches))
         if not micro_batch.idle:
             player_PB[:, chosen_b] = logps_S.view(len(tokens_PB), -1)
     # Each rank has filled in its own items, and zeros elsewhere.

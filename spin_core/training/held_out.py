@@ -42,11 +42,9 @@ def split(data: TrainData, fraction: float, seed: int) -> tuple[Ints, Ints]:
     Raises:
         DataError: One of the sides is empty.
     """
-    sequences, limit = data.sequences, int(fraction * 2**64)
+    limit = int(fraction * 2**64)
     held = np.zeros(data.items, dtype=bool)
-    for item in range(data.items if fraction else 0):
-        start = sequences.starts_S[item]
-        prompt = sequences.tokens[start : start + sequences.prompts_S[item]]
+    for item, prompt in enumerate(data.prompts() if fraction else ()):
         text = str(seed).encode() + b":" + prompt.astype("<i8").tobytes()
         held[item] = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") < limit
     trained, kept_out = np.flatnonzero(~held), np.flatnonzero(held)

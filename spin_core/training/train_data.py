@@ -5,9 +5,10 @@ Shapes: P responses to each of the items' prompts; B items of a batch, b of a mi
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import compress
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from spin_core.config.train import TrainConfig
 from spin_core.data.batches import DataOrder, deal, deal_padded
-from spin_core.data.sequences import Ints, Sequences, read_token_ids
+from spin_core.data.sequences import Ints, Sequences
+from spin_core.data.token_file import TokenArray, TokenFile
 from spin_core.errors import DataError
 from spin_core.models.packing import Rows, packed_rows, padded_rows
 from spin_core.runtime.ranks import Ranks
@@ -32,25 +34,37 @@ _AHEAD = 2
 
 @dataclass(frozen=True)
 class TrainData:
-    """All prompts with their responses, and the reference's scores.
+    """All prompts with their responses, on disk, and the reference's scores."""
 
-    The sequences are ordered by side: all real responses, all generated ones, and for T-SPIN all of θ_0's.
-    """
-
-    sequences: Sequences
+    tokens: TokenFile
+    rows_N: Ints
+    """The rows of `tokens` that are items: pairs, or for loss `sft` single responses."""
     reference_PB: Tensor | None
     """None for loss `sft`, which has no opponent."""
-    sides: int
-    """P, the number of responses to a prompt."""
+
+    @property
+    def sides(self) -> int:
+        """P, the number of responses to a prompt."""
+        return self.tokens.sides
 
     @property
     def items(self) -> int:
-        """Prompts with their responses: pairs, or for loss `sft` single responses."""
-        return len(self.sequences) // self.sides
+        """The number of items."""
+        return len(self.rows_N)
 
-    def rows(self, chosen: Ints) -> Ints:
-        """The sequences of the chosen items, (P, B)."""
-        return chosen + np.arange(self.sides)[:, None] * self.items
+    def tokens_of_items(self) -> Ints:
+        """The tokens of each item, (N,), its prompt counted once for each response."""
+        lengths_NC = self.tokens.lengths_NC[self.rows_N]
+        tokens_N: Ints = lengths_NC.sum(axis=1, dtype=np.int64) + lengths_NC[:, 0] * (self.sides - 1)
+        return tokens_N
+
+    def prompts(self) -> Iterator[TokenArray]:
+        """The token ids of each item's prompt."""
+        return self.tokens.prompts(self.rows_N)
+
+    def sequences(self, chosen: Ints) -> Sequences:
+        """The sequences of the chosen items by side: all with real responses, those with generated ones, …"""
+        return self.tokens.sequences(self.rows_N[chosen])
 
     def reference(self, chosen: Ints) -> Tensor | None:
         """The reference's log-probabilities of the chosen items, (2, B): of their real and generated responses."""
@@ -68,11 +82,25 @@ class MicroBatch:
     """It has no item of its own, but all ranks must make the same number of passes: its loss has weight 0."""
 
 
+class MicroBatches:
+    """The micro-batches of a batch, each read and laid out when its turn comes."""
+
+    def __init__(self, shares: Sequence[Ints], lay_out: Callable[[Ints], MicroBatch]) -> None:
+        """Take the items of each micro-batch, and the function that lays them out."""
+        self._shares, self._lay_out = shares, lay_out
+
+    def __len__(self) -> int:
+        return len(self._shares)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return map(self._lay_out, self._shares)
+
+
 @dataclass(frozen=True)
 class Batch:
     """What one step trains on."""
 
-    micro_batches: list[MicroBatch]
+    micro_batches: MicroBatches | list[MicroBatch]
     """This rank's share of the items."""
     reference_PB: Tensor | None
     tokens_PB: Ints
@@ -94,25 +122,29 @@ def batch_of(
         packed: Rows without padding.
         prefix_sharing: Packed rows hold a prompt once for all its responses.
     """
-    sequences_PB = data.rows(items)
-    lengths_PB, prompts_PB = data.sequences.lengths_S[sequences_PB], data.sequences.prompts_S[sequences_PB]
+    lengths_BC = data.tokens.lengths_NC[data.rows_N[items]].astype(np.int64)
+    prompts_B, responses_PB = lengths_BC[:, 0], lengths_BC[:, 1:].T
     if packed:
-        prompts_B = prompts_PB[0] if prefix_sharing else prompts_PB.sum(axis=0)
-        shares = deal(prompts_B + (lengths_PB - prompts_PB).sum(axis=0), ranks.size, max_tokens)
+        shared_B = prompts_B if prefix_sharing else prompts_B * data.sides
+        shares = deal(shared_B + responses_PB.sum(axis=0), ranks.size, max_tokens)
     else:
-        shares = deal_padded(lengths_PB.max(axis=0), data.sides, ranks.size, max_tokens)
-    micro_batches = []
-    for chosen in shares[ranks.rank]:
-        idle = len(chosen) == 0
-        chosen_b = np.zeros(1, np.int64) if idle else chosen
-        chosen_S = sequences_PB[:, chosen_b].reshape(-1)
-        if packed:
-            group_S = np.tile(chosen_b, data.sides) if prefix_sharing else np.arange(len(chosen_S))
-            rows = packed_rows(data.sequences, chosen_S, group_S)
-        else:
-            rows = padded_rows(data.sequences, chosen_S)
-        micro_batches.append(MicroBatch(torch.from_numpy(chosen_b), rows, idle))
-    return Batch(micro_batches, data.reference(items), lengths_PB - prompts_PB, int(lengths_PB.sum()))
+        shares = deal_padded(prompts_B + responses_PB.max(axis=0), data.sides, ranks.size, max_tokens)
+    lay_out = partial(_micro_batch, data, items, packed=packed, prefix_sharing=prefix_sharing)
+    tokens = int((prompts_B + responses_PB).sum())
+    return Batch(MicroBatches(shares[ranks.rank], lay_out), data.reference(items), responses_PB, tokens)
+
+
+def _micro_batch(data: TrainData, items: Ints, chosen: Ints, *, packed: bool, prefix_sharing: bool) -> MicroBatch:
+    """Lay out some items of a batch, given by their places in it."""
+    idle = len(chosen) == 0
+    chosen_b = np.zeros(1, np.int64) if idle else chosen
+    sequences = data.sequences(items[chosen_b])
+    all_S = np.arange(len(sequences))
+    if packed:
+        rows = packed_rows(sequences, all_S, np.tile(chosen_b, data.sides) if prefix_sharing else all_S)
+    else:
+        rows = padded_rows(sequences, all_S)
+    return MicroBatch(torch.from_numpy(chosen_b), rows, idle)
 
 
 def configured_batch(data: TrainData, items: Ints, ranks: Ranks, config: TrainConfig, packed: bool) -> Batch:
@@ -128,7 +160,8 @@ def batches(
     """The batches of steps `first` to `last` - 1, each laid out while the step before it computes."""
 
     def make(step: int) -> Batch:
-        return configured_batch(data, order.batch(step), ranks, config, packed)
+        batch = configured_batch(data, order.batch(step), ranks, config, packed)
+        return replace(batch, micro_batches=list(batch.micro_batches))
 
     return prefetch(make, first, last) if config.speed.prefetch else (make(step) for step in range(first, last))
 
@@ -172,32 +205,41 @@ def prefetch(make: Callable[[int], _T], first: int, last: int, depth: int = _AHE
         thread.join()
 
 
-def read_data(job: TrainJob) -> TrainData:
-    """The job's pairs and their scores, or for loss `sft` its prompts and real responses."""
+def read_data(job: TrainJob, folder: Path, ranks: Ranks | None = None) -> TrainData:
+    """The job's pairs and their scores, or for loss `sft` its prompts and real responses.
+
+    Args:
+        job: the training.
+        folder: gets the token ids, written by the first rank, and has them until the training ends.
+        ranks: the ranks that train together; one by default.
+
+    Raises:
+        DataError: nothing is left to train on.
+    """
+    ranks = ranks or Ranks()
     if job.config.loss == "sft":
         assert job.prompts is not None, "loss sft trains on prompts"
-        prompt_ids, real_ids = read_token_ids(job.prompts.path / "train.parquet", "prompt_ids", "response_ids")
-        if job.share is not None:
-            kept_N = in_share(prompt_ids, job.share, job.held_out_seed)
-            prompt_ids, real_ids = (list(compress(ids, kept_N)) for ids in (prompt_ids, real_ids))
-        data = TrainData(Sequences.of(prompt_ids, real_ids), None, 1)
+        path, names = job.prompts.path / "train.parquet", ["prompt_ids", "response_ids"]
+        reference_PB = None
     else:
         assert job.pairs is not None, f"loss {job.config.loss} trains on pairs"
         assert job.scores is not None, f"loss {job.config.loss} needs the opponent's scores"
         assert (job.scores.pairs, job.scores.opponent) == (job.pairs.digest, job.start.digest), "scores of other pairs"
         objective = objective_of(job.config, job.t)
-        names = ("prompt_ids", "real_ids", "generated_ids", "initial_ids")[: 1 + objective.sides]
-        prompt_ids, *responses = read_token_ids(job.pairs.path / "pairs.parquet", *names)
+        path = job.pairs.path / "pairs.parquet"
+        names = ["prompt_ids", "real_ids", "generated_ids", "initial_ids"][: 1 + objective.sides]
         reference_PB = objective.read_reference(job.scores.path / "logps.parquet")
-        if job.share is not None:
-            kept_N = in_share(prompt_ids, job.share, job.held_out_seed)
-            prompt_ids, *responses = (list(compress(ids, kept_N)) for ids in (prompt_ids, *responses))
-            reference_PB = reference_PB[:, torch.from_numpy(kept_N)]
-        sequences = Sequences.of(prompt_ids * objective.sides, [ids for side in responses for ids in side])
-        data = TrainData(sequences, reference_PB, objective.sides)
-        assert reference_PB.shape == (2, len(prompt_ids)), "scores and pairs have the same rows"
-    if data.items == 0:
+    if ranks.first:
+        TokenFile.write(folder, path, *names)
+    ranks.wait()
+    tokens = TokenFile(folder)
+    assert reference_PB is None or reference_PB.shape == (2, len(tokens)), "scores and pairs have the same rows"
+    rows_N = np.arange(len(tokens))
+    if job.share is not None:
+        rows_N = np.flatnonzero(in_share(tokens.prompts(rows_N), job.share, job.held_out_seed))
+        reference_PB = None if reference_PB is None else reference_PB[:, torch.from_numpy(rows_N)]
+    if len(rows_N) == 0:
         raise DataError(
             "nothing is left to train on: see the counts of dropped rows, and loosen `pairs` or add prompts"
         )
-    return data
+    return TrainData(tokens, rows_N, reference_PB)

@@ -142,6 +142,7 @@ def ours_in_memory(folder: Path, change: dict[str, Any], batch_size: int, most: 
     from spin_core.config.train import TrainConfig
     from spin_core.data.batches import DataOrder
     from spin_core.data.sequences import Sequences, read_token_ids
+    from spin_core.data.token_file import TokenFile
     from spin_core.models.logps import response_logps, score_sequences
     from spin_core.runtime.ranks import Ranks
     from spin_core.training.gradient import forward_backward
@@ -163,7 +164,10 @@ def ours_in_memory(folder: Path, change: dict[str, Any], batch_size: int, most: 
     sequences = Sequences.of(prompts * 2, real + generated)
     reference = score_sequences(network, sequences, most, np.tile(np.arange(len(prompts)), 2)).view(2, -1)
     prepare(network.model, config)
-    data, stepper = TrainData(sequences, reference, 2), SingleDevice(network, config)
+    tokens = TokenFile.write(
+        folder / "tokens", folder / "pairs" / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids"
+    )
+    data, stepper = TrainData(tokens, np.arange(len(tokens)), reference), SingleDevice(network, config)
     order, device = DataOrder(len(prompts), batch_size, SEED), torch.device("cuda")
     seconds, loss, logps = [], [], 0.0
     for step in range(order.steps_in_epoch):

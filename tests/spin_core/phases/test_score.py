@@ -9,6 +9,7 @@ import torch
 
 from spin_core.config.train import SpeedConfig
 from spin_core.data.sequences import read_token_ids
+from spin_core.data.token_file import TokenFile
 from spin_core.errors import Stopped
 from spin_core.models.loading import load_model
 from spin_core.models.logps import sequence_logps
@@ -50,19 +51,22 @@ def test_scores_are_the_models_log_probabilities_in_the_pairs_order(tmp_path, ti
     assert artifacts.verify(record.path) == []
 
 
-def test_a_real_response_in_two_pairs_is_scored_once():
-    prompt, real, first, second = (np.array(ids, np.int32) for ids in ([5, 6], [7], [8, 9], [6, 7]))
-    prompts, responses, index = score.distinct([prompt] * 4, [real, real, first, second])
-    assert [ids.tolist() for ids in responses] == [[7], [8, 9], [6, 7]]
-    assert len(prompts) == 3
-    assert index.tolist() == [0, 0, 1, 2]
+def tokens_of(folder, *columns) -> TokenFile:
+    pairs = write_pairs(folder / "pairs", *([np.array(ids, np.int32) for ids in column] for column in columns))
+    return TokenFile.write(folder / "tokens", pairs.path / "pairs.parquet", "prompt_ids", *score.SIDES)
 
 
-def test_the_border_of_prompt_and_response_counts():
-    cut = [([5, 6], [7]), ([5], [6, 7])]
-    prompts, _, index = score.distinct(*zip(*[map(np.array, pair) for pair in cut], strict=True))
-    assert len(prompts) == 2
-    assert index.tolist() == [0, 1]
+def test_a_real_response_in_two_pairs_is_scored_once(tmp_path):
+    tokens = tokens_of(tmp_path, [[5, 6], [5, 6]], [[7], [7]], [[8, 9], [6, 7]])
+    index, first = score.distinct(tokens)
+    assert index.tolist() == [0, 1, 0, 2]
+    assert first.tolist() == [0, 1, 3]
+
+
+def test_the_border_of_prompt_and_response_counts(tmp_path):
+    index, first = score.distinct(tokens_of(tmp_path, [[5, 6], [5]], [[7], [6, 7]], [[8], [8]]))
+    assert index.tolist() == [0, 1, 2, 3]
+    assert first.tolist() == [0, 1, 2, 3]
 
 
 def test_the_same_job_gives_the_same_bytes(tmp_path, tiny_model):

@@ -11,8 +11,8 @@ from spin_core.errors import DataError
 from spin_core.lineage import controls
 from spin_core.store.jobs import TrainJob
 from spin_core.training.budget import in_share, steps_for
-from spin_core.training.train_data import read_data
 from tests.support.lineages.small_jobs import (
+    data_of,
     random_pairs,
     random_prompts,
     random_train_job,
@@ -67,12 +67,12 @@ def scored(tmp_path, tiny_model):
 
 def test_training_on_a_share_has_only_its_pairs_and_their_scores(tmp_path, scored):
     job = train_job(tmp_path, *scored)
-    whole, part = read_data(job), read_data(job.model_copy(update={"share": 0.5}))
+    whole, part = data_of(job), data_of(job.model_copy(update={"share": 0.5}))
     kept = np.flatnonzero(in_share(read_token_ids(job.pairs.path / "pairs.parquet", "prompt_ids")[0], 0.5, 0))
     assert 0 < len(kept) < whole.items == 40
     assert part.items == len(kept)
     assert part.reference_PB.tolist() == whole.reference_PB[:, kept].tolist()
-    assert part.sequences.lengths_S.tolist() == whole.sequences.lengths_S[whole.rows(kept)].ravel().tolist()
+    assert part.tokens_of_items().tolist() == whole.tokens_of_items()[kept].tolist()
 
 
 def test_fine_tuning_on_a_share_uses_the_same_prompts_as_spin(tmp_path, scored):
@@ -83,7 +83,7 @@ def test_fine_tuning_on_a_share_uses_the_same_prompts_as_spin(tmp_path, scored):
     job = TrainJob(config=game_job.config.model_copy(update={"loss": "sft"}), model=game_job.model, **fields)
     mine = in_share(read_token_ids(prompts.path / "train.parquet", "prompt_ids")[0], 0.5, 0)
     theirs = in_share(read_token_ids(pairs.path / "pairs.parquet", "prompt_ids")[0], 0.5, 0)
-    assert read_data(job).items == mine.sum()
+    assert data_of(job).items == mine.sum()
     # The two files hold the same 40 prompts.
     assert mine.tolist() == theirs.tolist()
 

@@ -19,9 +19,9 @@ from spin_core.store.records import Event
 from spin_core.store.training_log import HELD_OUT, read_rows
 from spin_core.training.checkpoint import Journal, checkpoints, step_of
 from spin_core.training.held_out import best, is_best, published_step, split
-from spin_core.training.train_data import read_data
 from tests.support.lineages.small_jobs import (
     CPU,
+    data_of,
     random_pairs,
     random_prompts,
     random_train_job,
@@ -57,7 +57,7 @@ def test_all_pairs_of_a_prompt_are_on_one_side_in_every_iteration(tmp_path, tiny
         pairs = write_pairs(tmp_path / name / "pairs", prompts, *answers)
         scores = run_job(score_job(tmp_path / name / "scores", version_of(tiny_model), pairs))
         job = train_job(tmp_path / name, version_of(tiny_model), pairs, scores)
-        trained, held = split(read_data(job), PART, seed=5)
+        trained, held = split(data_of(job), PART, seed=5)
         assert sorted([*trained, *held]) == list(range(len(prompts)))
         assert not prompts_of(job, trained) & prompts_of(job, held)
         sides.append((prompts_of(job, trained), prompts_of(job, held)))
@@ -67,7 +67,7 @@ def test_all_pairs_of_a_prompt_are_on_one_side_in_every_iteration(tmp_path, tiny
 
 
 def test_another_seed_holds_out_others_and_a_fraction_of_0_holds_out_none(tmp_path, tiny_model):
-    data = read_data(random_train_job(tmp_path, tiny_model))
+    data = data_of(random_train_job(tmp_path, tiny_model))
     assert split(data, PART, 0)[1].tolist() != split(data, PART, 1)[1].tolist()
     trained, held = split(data, 0.0, 0)
     assert (len(trained), len(held)) == (24, 0)
@@ -91,7 +91,7 @@ def test_every_n_steps_and_at_the_end_the_held_out_pairs_are_measured_and_never_
     rows = read_rows(job.output / HELD_OUT)
     assert [row["step"] for row in rows] == [*range(4, record.steps, 4), record.steps]
     assert record.held_out == rows[-1]
-    trained, held = split(read_data(job), PART, 0)
+    trained, held = split(data_of(job), PART, 0)
     assert record.steps == 5 * -(-len(trained) // 4)
     prompts, real, generated = read_token_ids(
         job.pairs.path / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids"

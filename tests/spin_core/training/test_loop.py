@@ -24,11 +24,11 @@ from spin_core.store.training_log import read_rows
 from spin_core.training.checkpoint import CHECKPOINTS, latest_checkpoint
 from spin_core.training.losses import LOG_2
 from spin_core.training.player import prepare
-from spin_core.training.train_data import read_data
 from tests.support.helpers import character_tokenizer
 from tests.support.lineages.small_jobs import (
     CPU,
     batch_metrics,
+    data_of,
     random_prompts,
     random_train_job,
     run_job,
@@ -304,6 +304,5 @@ def test_timings_are_kept_and_are_not_part_of_the_digest(tmp_path, tiny_model):
     timings = read_rows(job.output / "log" / "timing.jsonl")
     assert [row["step"] for row in timings] == [1, 2, 3]
     assert all(row["seconds"] > 0 and row["wait"] >= 0 for row in timings)
-    sequences = read_data(job).sequences
-    assert sum(row["tokens"] for row in timings) == len(sequences.tokens)
+    assert sum(row["tokens"] for row in timings) == data_of(job).tokens_of_items().sum()
     assert identity.digest_folder(job.output)[0] == record.digest

@@ -17,8 +17,8 @@ from spin_core.store.training_log import read_rows
 from spin_core.training.gradient import forward_backward
 from spin_core.training.objective import objective_of
 from spin_core.training.player import opponent_scorer
-from spin_core.training.train_data import batches, prefetch, read_data
-from tests.support.lineages.small_jobs import random_train_job, run_job, stepper_of
+from spin_core.training.train_data import batches, prefetch
+from tests.support.lineages.small_jobs import data_of, random_train_job, run_job, stepper_of
 
 
 def with_speed(job: TrainJob, folder, **speed) -> TrainJob:
@@ -29,7 +29,7 @@ def with_speed(job: TrainJob, folder, **speed) -> TrainJob:
 
 def steps_of(job: TrainJob, steps: int) -> list[tuple[dict[str, float], list[torch.Tensor]]]:
     """Metrics and gradient of each of the first steps; weights move between them."""
-    stepper, data = stepper_of(job), read_data(job)
+    stepper, data = stepper_of(job), data_of(job)
     order = DataOrder(data.items, job.config.batch_size, job.seed)
     opponent = None if job.config.speed.cached_scores else opponent_scorer(job, stepper.network)
     steps_done = []

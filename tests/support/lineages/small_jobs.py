@@ -24,7 +24,7 @@ from spin_core.training.gradient import forward_backward
 from spin_core.training.objective import objective_of
 from spin_core.training.optim import SingleDevice
 from spin_core.training.player import prepare
-from spin_core.training.train_data import batch_of, read_data
+from spin_core.training.train_data import TrainData, batch_of, read_data
 
 CPU = ModelConfig(device="cpu")
 TOKENS = pa.list_(pa.int32())
@@ -116,10 +116,15 @@ def stepper_of(job: TrainJob) -> SingleDevice:
     return SingleDevice(network, job.config)
 
 
+def data_of(job: TrainJob) -> TrainData:
+    """What the job trains on."""
+    return read_data(job, job.output.with_name("tokens"))
+
+
 def batch_metrics(job: TrainJob, stepper: SingleDevice, items: np.ndarray) -> dict[str, float]:
     """The metrics of one forward and backward pass over these items."""
     batch = batch_of(
-        read_data(job), items, Ranks(), job.config.micro_batch_tokens,
+        data_of(job), items, Ranks(), job.config.micro_batch_tokens,
         packed=stepper.network.packed, prefix_sharing=job.config.speed.prefix_sharing,
     )  # fmt: skip
     measured = forward_backward(batch, objective_of(job.config, job.t), stepper, Ranks(), stepper.network.model.device)

@@ -1,0 +1,96 @@
+"""Digests that stand for texts and token ids, so that many rows can be compared in little memory.
+
+Digests of 64 bits serve where two that are equal by chance cost one row, or a count that is off by one. Among a million
+rows that happens once in some ten million times. Where it would be wrong data, digests have 128 bits.
+
+Shapes: N rows.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from spin_core.data.sequences import Ints
+
+Digests = npt.NDArray[np.uint64]
+
+
+def digest_of(data: bytes) -> int:
+    """A digest of 64 bits."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def digests_of(rows: Iterable[bytes]) -> Digests:
+    """The digest of each row, (N,)."""
+    return np.fromiter(map(digest_of, rows), np.uint64)
+
+
+def long_digests_of(rows: Iterable[bytes]) -> Digests:
+    """Digests of 128 bits, (N, 2)."""
+    joined = bytearray()
+    for row in rows:
+        joined += hashlib.blake2b(row, digest_size=16).digest()
+    return np.frombuffer(joined, np.uint64).reshape(-1, 2)
+
+
+def number_by_appearance(digests_N2: Digests) -> tuple[Ints, Ints]:
+    """Number the different digests in order of their first appearance.
+
+    Returns:
+        The number of each row, (N,), and the first row that has each number.
+    """
+    order = np.lexsort((np.arange(len(digests_N2)), digests_N2[:, 1], digests_N2[:, 0]))
+    is_new = np.ones(len(order), bool)
+    is_new[1:] = (digests_N2[order[1:]] != digests_N2[order[:-1]]).any(axis=1)
+    # `lexsort` puts the earliest of equal rows first.
+    first = order[is_new]
+    by_appearance = np.argsort(first)
+    number_of_group = np.empty(len(first), np.int64)
+    number_of_group[by_appearance] = np.arange(len(first))
+    numbers_N = np.empty(len(order), np.int64)
+    numbers_N[order] = number_of_group[np.cumsum(is_new) - 1]
+    return numbers_N, first[by_appearance]
+
+
+class DigestSet:
+    """A set of 64-bit digests in sorted arrays: eight bytes for each, where a Python set takes a hundred."""
+
+    def __init__(self) -> None:
+        """An empty set."""
+        self._parts: list[Digests] = []
+
+    def contains(self, digests_N: Digests) -> npt.NDArray[np.bool_]:
+        """Which of these are in the set, (N,)."""
+        found_N = np.zeros(len(digests_N), bool)
+        for part in self._parts:
+            places = np.searchsorted(part, digests_N).clip(max=len(part) - 1)
+            found_N |= part[places] == digests_N
+        return found_N
+
+    def add(self, digests_N: Digests) -> None:
+        """Add digests. Arrays of similar length are merged, so that there are few."""
+        if not len(digests_N):
+            return
+        new = np.unique(digests_N)
+        while self._parts and len(self._parts[-1]) < 2 * len(new):
+            new = np.unique(np.concatenate([self._parts.pop(), new]))
+        self._parts.append(new)
+
+
+def rows_by_id(prompts_N: Digests, answers_M: Digests, each: int) -> Ints:
+    """For each prompt the rows of its `each` answers, (N, each), matched by the digests of their ids; -1 for none.
+
+    Where several prompts have the same id, the first of them gets the first answers to that id, and so on.
+    """
+    order_N, order_M = np.argsort(prompts_N, kind="stable"), np.argsort(answers_M, kind="stable")
+    sorted_N, sorted_M = prompts_N[order_N], answers_M[order_M]
+    # How many prompts with the same id come before each one.
+    before_N = np.arange(len(sorted_N)) - np.searchsorted(sorted_N, sorted_N)
+    begin_N, end_N = np.searchsorted(sorted_M, sorted_N), np.searchsorted(sorted_M, sorted_N, side="right")
+    at = (begin_N + before_N * each)[:, None] + np.arange(each)
+    rows = np.where(at < end_N[:, None], order_M[at.clip(max=len(order_M) - 1)] if len(order_M) else -1, -1)
+    result = np.empty_like(rows)
+    result[order_N] = rows
+    return result
