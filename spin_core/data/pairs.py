@@ -8,9 +8,8 @@ Where a prompt has several answers, either each of them makes a pair, or one of 
 others are counted as spare. Where the job brings θ_0's answers, each pair has its prompt's in a column of its own.
 """
 
-import hashlib
-from collections import defaultdict, deque
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from spin_core.config.data import PairsConfig
+from spin_core.data.files.answer_files import AnswerFiles, id_digests
+from spin_core.data.files.digests import DigestSet, digests_of, rows_by_id
 from spin_core.data.repetition import is_looping
 from spin_core.data.sequences import token_ids_in
 from spin_core.errors import DamagedArtifact
@@ -43,6 +44,9 @@ SCHEMA = pa.schema(
 INITIAL = pa.field("initial_ids", pa.list_(pa.int32()))
 """θ_0's answer to the same prompt, where the objective reads it."""
 
+_PROMPTS = 4096
+"""Prompts that are in memory with their answers."""
+
 CURES = {
     "empty": "raise generate.temperature or train θ_0 longer, or set pairs.drop_empty to false",
     "looping": "raise generate.temperature, or set pairs.drop_looping to false",
@@ -54,48 +58,73 @@ CURES = {
 """What to do if no pair is left, by the reason for which most pairs were dropped."""
 
 
-def join_answers(prompts: pa.Table, batch: GenerationBatch) -> pa.Table:
-    """Each prompt with each of its generated answers, as rows of `pairs.parquet`; a prompt's answers are consecutive.
+class AnsweredPrompts:
+    """The training prompts with the answers of one generation, or of two, joined a part at a time."""
 
-    Where several prompts have the same id, the first of them gets the first answers to that id, and so on.
+    def __init__(self, prompts: Path, batch: GenerationBatch, initial: GenerationBatch | None = None) -> None:
+        """Match answers to prompts by id.
 
-    Raises:
-        DamagedArtifact: the answers are not to these prompts.
-    """
-    answers, row_of_answer = _answers_to(prompts, batch)
-    matched = len(row_of_answer) - row_of_answer.count(None)
-    if matched != len(row_of_answer) or matched != len(answers):
-        raise DamagedArtifact(
-            f"{batch.path} holds {len(answers)} answers, {matched} of them to the {len(prompts)} training prompts: "
-            "remove it to generate again"
-        )
-    answers = answers.take(pa.array(row_of_answer, pa.int64()))
-    prompts = prompts.take(pa.array(np.repeat(np.arange(len(prompts)), batch.answers)))
-    columns = {
-        "id": prompts["id"],
-        "t": pa.repeat(pa.scalar(batch.t, pa.int32()), len(prompts)),
-        "prompt": prompts["prompt"],
-        "messages": prompts["messages"],
-        "real": prompts["response"],
-        "generated": answers["response"],
-        "prompt_ids": prompts["prompt_ids"],
-        "real_ids": prompts["response_ids"],
-        "generated_ids": answers["response_ids"],
-        "real_finish": prompts["finish_reason"],
-        "generated_finish": answers["finish_reason"],
-    }
-    return pa.table(columns).select(SCHEMA.names).cast(SCHEMA)
+        Where several prompts have the same id, the first of them gets the first answers to that id, and so on.
 
+        Args:
+            prompts: the file of the training prompts.
+            batch: the opponent's answers.
+            initial: θ_0's answers, where the objective reads them.
 
-def initial_answers(prompts: pa.Table, initial: GenerationBatch, copies: int) -> pa.ChunkedArray:
-    """θ_0's answers as token ids, `copies` to a prompt.
+        Raises:
+            DamagedArtifact: the answers are not to these prompts.
+        """
+        self._prompts, self._batch = prompts, batch
+        with pq.ParquetFile(prompts) as file:
+            parts = (part.column("id") for part in file.iter_batches(_PROMPTS, columns=["id"]))
+            ids = np.concatenate([np.zeros(0, np.uint64), *(id_digests(pa.chunked_array([part])) for part in parts)])
+        self._answers = AnswerFiles(batch)
+        self._rows = rows_by_id(ids, self._answers.ids, batch.answers)
+        matched = int((self._rows >= 0).sum())
+        if matched != self._rows.size or matched != len(self._answers):
+            raise DamagedArtifact(
+                f"{batch.path} holds {len(self._answers)} answers, {matched} of them to the {len(ids)} training "
+                "prompts: remove it to generate again"
+            )
+        self._initial, self._initial_rows = None, np.zeros((0, 0), np.int64)
+        if initial is not None:
+            self._initial = AnswerFiles(initial)
+            rows = rows_by_id(ids, self._initial.ids, initial.answers)
+            # Where θ_0 gave a prompt fewer answers, they are repeated in turn.
+            self._initial_rows = rows[:, np.arange(batch.answers) % initial.answers]
 
-    Where θ_0 gave a prompt fewer answers, they are repeated in turn; where it gave none, the row is null.
-    """
-    answers, row_of_answer = _answers_to(prompts, initial)
-    given = initial.answers
-    rows = [row_of_answer[prompt * given + copy % given] for prompt in range(len(prompts)) for copy in range(copies)]
-    return answers["response_ids"].take(pa.array(rows, pa.int64())).cast(INITIAL.type)
+    def parts(self) -> Iterator[pa.Table]:
+        """Each prompt with each of its answers, as rows of `pairs.parquet`; a prompt's answers are consecutive."""
+        done = 0
+        with pq.ParquetFile(self._prompts) as file:
+            for part in file.iter_batches(_PROMPTS):
+                prompts = pa.Table.from_batches([part])
+                yield self._join(prompts, slice(done, done + len(prompts)))
+                done += len(prompts)
+
+    def _join(self, prompts: pa.Table, which: slice) -> pa.Table:
+        """A part of the prompts with their answers."""
+        batch, count = self._batch, len(prompts)
+        answers = self._answers.take(self._rows[which].reshape(-1), ["response", "response_ids", "finish_reason"])
+        prompts = prompts.take(pa.array(np.repeat(np.arange(count), batch.answers)))
+        columns = {
+            "id": prompts["id"],
+            "t": pa.repeat(pa.scalar(batch.t, pa.int32()), len(prompts)),
+            "prompt": prompts["prompt"],
+            "messages": prompts["messages"],
+            "real": prompts["response"],
+            "generated": answers["response"],
+            "prompt_ids": prompts["prompt_ids"],
+            "real_ids": prompts["response_ids"],
+            "generated_ids": answers["response_ids"],
+            "real_finish": prompts["finish_reason"],
+            "generated_finish": answers["finish_reason"],
+        }
+        pairs = pa.table(columns).select(SCHEMA.names).cast(SCHEMA)
+        if self._initial is None:
+            return pairs
+        initial = self._initial.take(self._initial_rows[which].reshape(-1), ["response_ids"])
+        return pairs.append_column(INITIAL, initial["response_ids"].cast(INITIAL.type))
 
 
 def nearest_length_first(pairs: pa.Table, answers: int) -> NDArray[np.int64]:
@@ -106,7 +135,7 @@ def nearest_length_first(pairs: pa.Table, answers: int) -> NDArray[np.int64]:
     return order
 
 
-def reasons_to_drop(pairs: pa.Table, config: PairsConfig, seen: set[bytes], answers: int) -> Iterator[str | None]:
+def reasons_to_drop(pairs: pa.Table, config: PairsConfig, seen: DigestSet, answers: int) -> list[str | None]:
     """For each pair the first reason to drop it, or None to keep it.
 
     Args:
@@ -116,47 +145,53 @@ def reasons_to_drop(pairs: pa.Table, config: PairsConfig, seen: set[bytes], answ
         answers: pairs of a prompt.
     """
     enough, kept = answers if config.answers == "all" else 1, 0
-    texts = zip(pairs["real"].to_pylist(), pairs["generated"].to_pylist(), strict=True)
-    token_ids = zip(*(token_ids_in(pairs[name]) for name in ("prompt_ids", "real_ids", "generated_ids")), strict=True)
-    finishes = pairs["generated_finish"].to_pylist()
-    has_initial = _has_initial_answer(pairs)
-    rows = zip(texts, token_ids, finishes, has_initial, strict=True)
-    for row, ((real, generated), (prompt_ids, real_ids, generated_ids), finish, is_answered) in enumerate(rows):
+    names = ("prompt_ids", "real_ids", "generated_ids")
+    digests = digests_of(
+        b"|".join(part.tobytes() for part in parts)
+        for parts in zip(*(token_ids_in(pairs[name]) for name in names), strict=True)
+    )
+    was_seen = seen.contains(digests).tolist()
+    rows = zip(
+        _is_empty(pairs),
+        token_ids_in(pairs["real_ids"]),
+        token_ids_in(pairs["generated_ids"]),
+        pairs["generated_finish"].to_pylist(),
+        _has_initial_answer(pairs),
+        digests.tolist(),
+        strict=True,
+    )
+    reasons: list[str | None] = []
+    seen_here: set[int] = set()
+    for row, (is_empty, real_ids, generated_ids, finish, is_answered, digest) in enumerate(rows):
         if row % answers == 0:
             kept = 0
+        reason = None
         if kept == enough:
-            yield "spare"
+            reason = "spare"
         elif not is_answered:
-            yield "no-initial"
-        elif config.drop_empty and not (real.strip() and generated.strip()):
-            yield "empty"
+            reason = "no-initial"
+        elif config.drop_empty and is_empty:
+            reason = "empty"
         elif config.drop_looping and is_looping(generated_ids.tolist()):
-            yield "looping"
+            reason = "looping"
         elif config.drop_identical and np.array_equal(real_ids, generated_ids):
-            yield "identical"
+            reason = "identical"
         elif config.drop_cut and finish == "length":
-            yield "cut"
+            reason = "cut"
+        elif config.drop_duplicates and (was_seen[row] or digest in seen_here):
+            reason = "duplicate"
         else:
-            parts = (prompt_ids, real_ids, generated_ids)
-            digest = hashlib.sha256(b"|".join(part.tobytes() for part in parts)).digest()
-            is_duplicate = config.drop_duplicates and digest in seen
-            seen.add(digest)
-            kept += not is_duplicate
-            yield "duplicate" if is_duplicate else None
+            seen_here.add(digest)
+            kept += 1
+        reasons.append(reason)
+    seen.add(np.fromiter(seen_here, np.uint64, len(seen_here)))
+    return reasons
 
 
-def _answers_to(prompts: pa.Table, batch: GenerationBatch) -> tuple[pa.Table, list[int | None]]:
-    """A batch's answers, and for each prompt in turn the rows of its `batch.answers` answers; None for one it lacks.
-
-    Answers are matched to prompts by id.
-    """
-    shards = sorted(batch.path.glob("shard-*.parquet"))
-    answers = pa.concat_tables([pq.read_table(shard) for shard in shards]) if shards else prompts.slice(0, 0)
-    rows_by_id: dict[str, deque[int]] = defaultdict(deque)
-    for row, id in enumerate(answers["id"].to_pylist()):
-        rows_by_id[id].append(row)
-    ids = [id for id in prompts["id"].to_pylist() for _ in range(batch.answers)]
-    return answers, [rows_by_id[id].popleft() if rows_by_id[id] else None for id in ids]
+def _is_empty(pairs: pa.Table) -> list[bool]:
+    """Whether one of a pair's texts has nothing but white space."""
+    texts = zip(pairs["real"].to_pylist(), pairs["generated"].to_pylist(), strict=True)
+    return [not (real.strip() and generated.strip()) for real, generated in texts]
 
 
 def _has_initial_answer(pairs: pa.Table) -> list[bool]:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from spin_core.data.files.answer_files import SCHEMA
 from spin_core.data.seeds import seed_of
 from spin_core.data.sequences import read_token_ids
 from spin_core.data.tokenizer import load_tokenizer
@@ -33,17 +34,6 @@ from spin_core.store.jobs import GenerateJob
 from spin_core.store.records import ModelVersion
 
 log = logging.getLogger("spin_core")
-
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("answer", pa.int32()),  # its number among the answers to this prompt
-        ("opponent", pa.int32()),  # the version t that gave it
-        ("response", pa.string()),
-        ("response_ids", pa.list_(pa.int32())),
-        ("finish_reason", pa.string()),  # `stop` or `length`
-    ]
-)
 
 
 class GenerationWorker:

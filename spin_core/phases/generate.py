@@ -15,9 +15,10 @@ import torch
 
 from spin_core.config.generate import devices_of_engine
 from spin_core.data.answer_statistics import answer_statistics
+from spin_core.data.files.answer_files import SCHEMA
 from spin_core.inference.shards import shard_name, work_folder
 from spin_core.inference.tally import merge_timings
-from spin_core.inference.worker import SCHEMA, GenerationWorker
+from spin_core.inference.worker import GenerationWorker
 from spin_core.inference.workers import helpers
 from spin_core.runtime import devices
 from spin_core.runtime.phase import main

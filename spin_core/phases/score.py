@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import torch
 
 from spin_core.data.batches import assign_ranks
-from spin_core.data.digests import long_digests_of, number_by_appearance
+from spin_core.data.files.digests import long_digests_of, number_by_appearance
+from spin_core.data.files.token_file import TokenArray, TokenFile
 from spin_core.data.sequences import Ints, Sequences
-from spin_core.data.token_file import TokenArray, TokenFile
 from spin_core.errors import STOPPED, Stopped
 from spin_core.models.loading import load_model
 from spin_core.models.logps import ResponseLogps, group_sequences, response_logps, score_sequences

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from spin_core.config.train import TrainConfig
 from spin_core.data.batches import DataOrder, deal, deal_padded
+from spin_core.data.files.token_file import TokenArray, TokenFile
 from spin_core.data.sequences import Ints, Sequences
-from spin_core.data.token_file import TokenArray, TokenFile
 from spin_core.errors import DataError
 from spin_core.models.packing import Rows, packed_rows, padded_rows
 from spin_core.runtime.ranks import Ranks

@@ -141,8 +141,8 @@ def ours_in_memory(folder: Path, change: dict[str, Any], batch_size: int, most: 
 
     from spin_core.config.train import TrainConfig
     from spin_core.data.batches import DataOrder
+    from spin_core.data.files.token_file import TokenFile
     from spin_core.data.sequences import Sequences, read_token_ids
-    from spin_core.data.token_file import TokenFile
     from spin_core.models.logps import response_logps, score_sequences
     from spin_core.runtime.ranks import Ranks
     from spin_core.training.gradient import forward_backward

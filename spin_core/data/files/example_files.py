@@ -48,7 +48,7 @@ class ExampleFile:
         self.sources: list[str] = []
         """The name of each example's source; empty without `with_source`."""
         self.with_source = with_source
-        self._writer = _GroupWriter(path, SCHEMA.append(SOURCE) if with_source else SCHEMA)
+        self._writer = GroupWriter(path, SCHEMA.append(SOURCE) if with_source else SCHEMA)
 
     def __enter__(self) -> Self:
         return self
@@ -72,7 +72,7 @@ class ExampleFile:
         """Write a file with some of the rows, given in ascending order. No more can be added after this."""
         self._writer.close()
         with pq.ParquetFile(self.path) as file:
-            writer = _GroupWriter(target, file.schema_arrow)
+            writer = GroupWriter(target, file.schema_arrow)
             for group, members in groupby(rows, key=lambda row: row // GROUP):
                 table = file.read_row_group(group)
                 writer.add(table.take(pa.array([row % GROUP for row in members], pa.int64())))
@@ -85,14 +85,16 @@ def table_of(examples: Sequence[Example]) -> pa.Table:
     return pa.table([pa.array(c, type=f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 
 
-class _GroupWriter:
+class GroupWriter:
     """Writes tables as row groups of `GROUP` rows. A smaller file has the bytes of one that is written at once."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
+        """Begin the file."""
         self._file = pq.ParquetWriter(path, schema)
         self._waiting: list[pa.Table] = []
 
     def add(self, table: pa.Table) -> None:
+        """Write a table, or keep it until there are enough rows."""
         self._waiting.append(table)
         while sum(map(len, self._waiting)) >= GROUP:
             whole = pa.concat_tables(self._waiting).combine_chunks()
@@ -100,6 +102,7 @@ class _GroupWriter:
             self._waiting = [whole.slice(GROUP)]
 
     def close(self) -> None:
+        """Write what is left, and end the file."""
         if self._file.is_open:
             rest = pa.concat_tables(self._waiting).combine_chunks() if self._waiting else None
             if rest is not None and len(rest):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from spin_core.config.train import SpeedConfig
+from spin_core.data.files.token_file import TokenFile
 from spin_core.data.sequences import read_token_ids
-from spin_core.data.token_file import TokenFile
 from spin_core.errors import Stopped
 from spin_core.models.loading import load_model
 from spin_core.models.logps import sequence_logps

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spin_core.data.token_file import TokenFile
+from spin_core.data.files.token_file import TokenFile
 from spin_core.errors import DataError
 
 ROWS = [([1, 2], [3], [4, 5, 6]), ([7], [], [8]), ([9, 10, 11], [12, 13], [])]

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spin_core.data.digests import DigestSet, digests_of, long_digests_of, number_by_appearance, rows_by_id
+from spin_core.data.files.digests import DigestSet, digests_of, long_digests_of, number_by_appearance, rows_by_id
 
 FEW_TEXTS = st.lists(st.sampled_from([b"a", b"b", b"c", b"d", b"", b"aa"]), max_size=40)
 
