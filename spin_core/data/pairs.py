@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from spin_core.config.data import PairsConfig
-from spin_core.data.files.answer_files import AnswerFiles, id_digests
+from spin_core.data.files.answer_files import RowReader, id_digests, shards_in
 from spin_core.data.files.digests import DigestSet, digests_of, rows_by_id
+from spin_core.data.files.example_files import SCHEMA as PROMPTS
 from spin_core.data.repetition import is_looping
 from spin_core.data.sequences import token_ids_in
 from spin_core.errors import DamagedArtifact
@@ -43,9 +43,6 @@ SCHEMA = pa.schema(
 
 INITIAL = pa.field("initial_ids", pa.list_(pa.int32()))
 """θ_0's answer to the same prompt, where the objective reads it."""
-
-_PROMPTS = 4096
-"""Prompts that are in memory with their answers."""
 
 CURES = {
     "empty": "raise generate.temperature or train θ_0 longer, or set pairs.drop_empty to false",
@@ -75,11 +72,10 @@ class AnsweredPrompts:
             DamagedArtifact: the answers are not to these prompts.
         """
         self._prompts, self._batch = prompts, batch
-        with pq.ParquetFile(prompts) as file:
-            parts = (part.column("id") for part in file.iter_batches(_PROMPTS, columns=["id"]))
-            ids = np.concatenate([np.zeros(0, np.uint64), *(id_digests(pa.chunked_array([part])) for part in parts)])
-        self._answers = AnswerFiles(batch)
-        self._rows = rows_by_id(ids, self._answers.ids, batch.answers)
+        shards = shards_in(batch.path)
+        self._answers = RowReader(shards, ["response", "response_ids", "finish_reason"])
+        ids = id_digests([prompts])
+        self._rows = rows_by_id(ids, id_digests(shards), batch.answers)
         matched = int((self._rows >= 0).sum())
         if matched != self._rows.size or matched != len(self._answers):
             raise DamagedArtifact(
@@ -88,24 +84,23 @@ class AnsweredPrompts:
             )
         self._initial, self._initial_rows = None, np.zeros((0, 0), np.int64)
         if initial is not None:
-            self._initial = AnswerFiles(initial)
-            rows = rows_by_id(ids, self._initial.ids, initial.answers)
+            shards = shards_in(initial.path)
+            self._initial = RowReader(shards, ["response_ids"])
+            rows = rows_by_id(ids, id_digests(shards), initial.answers)
             # Where θ_0 gave a prompt fewer answers, they are repeated in turn.
             self._initial_rows = rows[:, np.arange(batch.answers) % initial.answers]
 
     def parts(self) -> Iterator[pa.Table]:
         """Each prompt with each of its answers, as rows of `pairs.parquet`; a prompt's answers are consecutive."""
         done = 0
-        with pq.ParquetFile(self._prompts) as file:
-            for part in file.iter_batches(_PROMPTS):
-                prompts = pa.Table.from_batches([part])
-                yield self._join(prompts, slice(done, done + len(prompts)))
-                done += len(prompts)
+        for prompts in RowReader([self._prompts], PROMPTS.names).tables():
+            yield self._join(prompts, slice(done, done + len(prompts)))
+            done += len(prompts)
 
     def _join(self, prompts: pa.Table, which: slice) -> pa.Table:
         """A part of the prompts with their answers."""
         batch, count = self._batch, len(prompts)
-        answers = self._answers.take(self._rows[which].reshape(-1), ["response", "response_ids", "finish_reason"])
+        answers = self._answers.take(self._rows[which].reshape(-1))
         prompts = prompts.take(pa.array(np.repeat(np.arange(count), batch.answers)))
         columns = {
             "id": prompts["id"],
@@ -123,7 +118,7 @@ class AnsweredPrompts:
         pairs = pa.table(columns).select(SCHEMA.names).cast(SCHEMA)
         if self._initial is None:
             return pairs
-        initial = self._initial.take(self._initial_rows[which].reshape(-1), ["response_ids"])
+        initial = self._initial.take(self._initial_rows[which].reshape(-1))
         return pairs.append_column(INITIAL, initial["response_ids"].cast(INITIAL.type))
 
 

@@ -81,7 +81,7 @@ def distinct_shares(texts: Sequence[str], most: int = 3) -> tuple[float, ...]:
     and the number of its last word, as digits of a positional system with the vocabulary's size as base. Before such
     a number could exceed 64 bits, the (n-1)-grams are numbered afresh from 0.
     """
-    words = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(pa.array(texts, pa.string())))
+    words = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(pa.array(texts, pa.large_string())))
     flat = words.flatten().dictionary_encode()
     vocabulary = len(flat.dictionary)
     word_N = flat.indices.to_numpy().astype(np.int64)

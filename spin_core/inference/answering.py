@@ -17,18 +17,26 @@ log = logging.getLogger("spin_core")
 
 
 def requests_for(
-    ids: Sequence[str], prompt_ids: Sequence[Sequence[int]], seed: int, purpose: str, answers: int = 1
+    ids: Sequence[str],
+    prompt_ids: Sequence[Sequence[int]],
+    seed: int,
+    purpose: str,
+    answers: int = 1,
+    came_before: Sequence[int] | None = None,
 ) -> list[Request]:
     """`answers` requests for each prompt, one after another for each prompt.
 
     A request's seed is a digest of the seed, the purpose, the prompt's id and how often that id came before; the second
     answer and later ones add their number. So asking for more answers does not change the first ones.
+
+    `came_before` says how often each id came before, where these prompts are a part of all; by default they are all.
     """
-    occurrences: defaultdict[str, Iterator[int]] = defaultdict(lambda: iter(range(len(ids))))
+    if came_before is None:
+        counters: defaultdict[str, Iterator[int]] = defaultdict(lambda: iter(range(len(ids))))
+        came_before = [next(counters[id]) for id in ids]
     return [
-        Request(prompt, seed_of(seed, purpose, id, occurrence, *([number] if number else [])))
-        for id, prompt in zip(ids, prompt_ids, strict=True)
-        for occurrence in (next(occurrences[id]),)
+        Request(prompt, seed_of(seed, purpose, id, before, *([number] if number else [])))
+        for id, prompt, before in zip(ids, prompt_ids, came_before, strict=True)
         for number in range(answers)
     ]
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ _UPDATE_SECONDS = 0.5
 class Tally:
     """Counts answers and tokens of the whole job. Reads each finished shard once, and removes a damaged one."""
 
-    def __init__(self, shards: Shards, ids: Sequence[Sequence[str]], progress: Progress) -> None:
-        """`ids` are the prompts' ids that each shard must hold, in order."""
-        self.shards, self.ids, self.progress = shards, ids, progress
+    def __init__(self, shards: Shards, ids_in: Callable[[int], list[str]], progress: Progress) -> None:
+        """`ids_in` gives the prompts' ids that a shard must hold, in order."""
+        self.shards, self.ids_in, self.progress = shards, ids_in, progress
         self._finished: dict[int, tuple[int, int]] = {}
         """By shard: its answers and tokens."""
         self._start: tuple[float, int, int] | None = None
@@ -76,7 +76,7 @@ class Tally:
 
     def _count_finished(self) -> None:
         for number in sorted(set(range(self.shards.count)) - set(self.shards.missing()) - set(self._finished)):
-            counts = _read_counts(self.shards.path(number), self.ids[number])
+            counts = _read_counts(self.shards.path(number), self.ids_in(number))
             if counts is None:
                 log.warning("%s is damaged: it is made again", self.shards.path(number))
                 self.shards.path(number).unlink(missing_ok=True)

@@ -10,20 +10,22 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from spin_core.data.files.answer_files import SCHEMA
+from spin_core.data.files.answer_files import SCHEMA, RowReader, id_digests, ids_in
+from spin_core.data.files.digests import count_before
 from spin_core.data.seeds import seed_of
-from spin_core.data.sequences import read_token_ids
+from spin_core.data.sequences import Ints, token_ids_in
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.inference.answering import answer_requests, decode_answers, ends_of, requests_for
-from spin_core.inference.engine import Answer, Engine
+from spin_core.inference.engine import Answer, Engine, Request
 from spin_core.inference.factory import make_engine
 from spin_core.inference.shard_loop import make_shards
 from spin_core.inference.shards import Claim, Shards, shard_name, work_folder
@@ -59,15 +61,14 @@ class GenerationWorker:
         """
         path = job.prompts.path / "train.parquet"
         self.job, self.progress, self.idle, self.on_stop = job, progress, idle, on_stop
-        self.ids: list[str] = pq.read_table(path, columns=["id"])["id"].to_pylist()
-        (prompt_ids,) = read_token_ids(path, "prompt_ids")
-        prompts = [prompt.tolist() for prompt in prompt_ids]
+        self.prompts = RowReader([path], ["id", "prompt_ids"])
         self.answers = job.config.answers
-        self.requests = requests_for(self.ids, prompts, job.seed, f"iteration {job.t}", self.answers)
-        self.plans = plan_shards(self.ids, job)
+        self.plans = plan_shards(ids_in([path]), job)
+        self.came_before = count_before(id_digests([path]))
+        """How often the id of each prompt came before."""
         self.shards = Shards(scratch, work_folder(job), len(self.plans))
-        progress.start(len(self.requests), "prompt" if self.answers == 1 else "answer")
-        self.tally = Tally(self.shards, [self._ids_in(plan) for plan in self.plans], progress)
+        progress.start(len(self.prompts) * self.answers, "prompt" if self.answers == 1 else "answer")
+        self.tally = Tally(self.shards, self._ids_in, progress)
         self.tokenizer = load_tokenizer(job.opponent.path, job.model)
         self.ends = ends_of(job.prompts, self.tokenizer)
         self._version: ModelVersion | None = None
@@ -92,12 +93,10 @@ class GenerationWorker:
         engine = self._engine_with(plan.version)
         self.tally.start_clock()
         started = time.monotonic()
-        rows = self._rows_of(plan)
-        answers = answer_requests(
-            engine, [self.requests[row] for row in rows], functools.partial(self._report_progress, claim)
-        )
+        requests = self._requests_of(plan)
+        answers = answer_requests(engine, requests, functools.partial(self._report_progress, claim))
         self._write_timing(claim, answers, engine, time.monotonic() - started)
-        table = self._table(plan, rows, answers)
+        table = self._table(claim.number, requests, answers)
         if not self.shards.publish(claim.number, functools.partial(pq.write_table, table)):
             log.info("%s was published by another worker: this copy is dropped", shard_name(claim.number))
 
@@ -108,19 +107,29 @@ class GenerationWorker:
         else:
             self.tally.update(claim)
 
-    def _rows_of(self, plan: "ShardPlan") -> list[int]:
-        """The requests that a shard answers, as indices of `requests`: all answers to a prompt follow each other."""
-        return [prompt * self.answers + number for prompt in plan.prompts for number in range(self.answers)]
+    def _requests_of(self, plan: "ShardPlan") -> list[Request]:
+        """The requests that a shard answers: those of one prompt follow each other."""
+        table = self.prompts.take(plan.prompts)
+        return requests_for(
+            table["id"].to_pylist(),
+            [ids.tolist() for ids in token_ids_in(table["prompt_ids"])],
+            self.job.seed,
+            f"iteration {self.job.t}",
+            self.answers,
+            self.came_before[plan.prompts].tolist(),
+        )
 
-    def _ids_in(self, plan: "ShardPlan") -> list[str]:
-        return [self.ids[row // self.answers] for row in self._rows_of(plan)]
+    def _ids_in(self, number: int) -> list[str]:
+        """The ids of the prompts of a shard's answers."""
+        ids = self.prompts.take(self.plans[number].prompts)["id"].to_pylist()
+        return [id for id in ids for _ in range(self.answers)]
 
-    def _table(self, plan: "ShardPlan", rows: Sequence[int], answers: Sequence[Answer]) -> pa.Table:
+    def _table(self, number: int, requests: Sequence[Request], answers: Sequence[Answer]) -> pa.Table:
         columns = {
-            "id": self._ids_in(plan),
-            "answer": [row % self.answers for row in rows],
-            "opponent": [plan.version.t] * len(rows),
-            "response": decode_answers(self.tokenizer, [self.requests[row] for row in rows], answers, self.ends),
+            "id": self._ids_in(number),
+            "answer": [row % self.answers for row in range(len(requests))],
+            "opponent": [self.plans[number].version.t] * len(requests),
+            "response": decode_answers(self.tokenizer, requests, answers, self.ends),
             "response_ids": [answer.response_ids for answer in answers],
             "finish_reason": [answer.finish_reason for answer in answers],
         }
@@ -161,24 +170,22 @@ class ShardPlan:
     """What a shard holds: the answers of one version to these prompts."""
 
     version: ModelVersion
-    prompts: list[int]
+    prompts: Ints
     """Indices of the job's prompts."""
 
 
-def plan_shards(ids: Sequence[str], job: GenerateJob) -> list[ShardPlan]:
+def plan_shards(ids: Iterable[str], job: GenerateJob) -> list[ShardPlan]:
     """Divide a job's prompts into shards.
 
     Where several versions answer, the seed and a prompt's id choose one of them, each with the same probability.
     """
     versions = job.answerers or (job.opponent,)
-    purpose = f"opponents of iteration {job.t}"
-    prompts_by_version: list[list[int]] = [[] for _ in versions]
-    for index, id in enumerate(ids):
-        choice = seed_of(job.seed, purpose, id) % len(versions) if len(versions) > 1 else 0
-        prompts_by_version[choice].append(index)
+    purpose, count = f"opponents of iteration {job.t}", len(versions)
+    choices = np.fromiter((seed_of(job.seed, purpose, id) % count if count > 1 else 0 for id in ids), np.int64)
     size = job.config.shard_size
     return [
         ShardPlan(version, prompts[start : start + size])
-        for version, prompts in zip(versions, prompts_by_version, strict=True)
+        for number, version in enumerate(versions)
+        for prompts in [np.flatnonzero(choices == number)]
         for start in range(0, len(prompts), size)
     ]

@@ -8,14 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
 from spin_core.config.generate import devices_of_engine
 from spin_core.data.answer_statistics import answer_statistics
-from spin_core.data.files.answer_files import SCHEMA
+from spin_core.data.files.answer_files import RowReader
+from spin_core.data.sequences import token_counts
 from spin_core.inference.shards import shard_name, work_folder
 from spin_core.inference.tally import merge_timings
 from spin_core.inference.worker import GenerationWorker
@@ -67,22 +65,25 @@ def _environments_of_helpers(job: GenerateJob) -> Sequence[Mapping[str, str]]:
 def _count_answers(shards: Sequence[Path], job: GenerateJob) -> dict[str, Any]:
     """The record's fields about the answers: tokens, finish reasons and statistics over all shards."""
     columns = ["id", "response", "response_ids", "finish_reason"]
-    prompts = pq.read_table(job.prompts.path / "train.parquet", columns=columns)
-    answers = pa.concat_tables([pq.read_table(path) for path in shards]) if shards else SCHEMA.empty_table()
-    both_sides = answer_statistics(prompts, answers)
-    finish_reasons = both_sides.generated.finish_reasons
-    if len(answers) and finish_reasons.get("length") == len(answers):
+    prompts = RowReader([job.prompts.path / "train.parquet"], columns)
+    both_sides = answer_statistics(prompts.tables(), RowReader(shards, columns).tables(), len(prompts))
+    opponents, tokens = Counter[int](), 0
+    for table in RowReader(shards, ["opponent", "response_ids"]).tables():
+        opponents.update(table["opponent"].to_pylist())
+        tokens += int(token_counts(table["response_ids"]).sum())
+    answers, finish_reasons = both_sides.generated.responses, both_sides.generated.finish_reasons
+    if answers and finish_reasons.get("length") == answers:
         log.warning(
             "none of the %d answers ended by itself: check that the model was trained to end its answers with the stop "
             "token, or raise generate.max_new_tokens",
-            len(answers),
+            answers,
         )
     return {
-        "opponents": {str(t): count for t, count in sorted(Counter(answers["opponent"].to_pylist()).items())},
-        "rows": len(answers),
+        "opponents": {str(t): count for t, count in sorted(opponents.items())},
+        "rows": answers,
         "answers": job.config.answers,
         "shards": len(shards),
-        "tokens": pc.sum(pc.list_value_length(answers["response_ids"])).as_py() or 0,
+        "tokens": tokens,
         "finish_reasons": finish_reasons,
         "statistics": both_sides,
     }

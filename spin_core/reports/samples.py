@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from spin_core.data.answer_statistics import answer_rows
+from spin_core.data.files.digests import digests_of, rows_by_id
 from spin_core.data.repetition import is_looping
 from spin_core.data.sequences import token_ids_in
 from spin_core.errors import ConfigError, DamagedArtifact
@@ -261,15 +261,22 @@ def _held_out_version(lineage: Lineage, t: int, folder: Path, ids: list[str], _r
         column(table, "generated", "generated_ids"),
         [f"θ_{t}"] * len(answer_ids),
         [margins.get(id) for id in answer_ids],
-        answer_rows(ids, answer_ids),
+        _answer_rows(ids, answer_ids),
     )
+
+
+def _answer_rows(ids: list[str], answer_ids: list[str]) -> list[list[int]]:
+    """For each prompt the rows of its answers."""
+    prompts_N, answers_M = (digests_of(id.encode() for id in some) for some in (ids, answer_ids))
+    rows_NK = rows_by_id(prompts_N, answers_M, each=max(1, len(answer_ids) // max(1, len(ids))))
+    return [[row for row in rows if row >= 0] for rows in rows_NK.tolist()]
 
 
 def _trained_version(lineage: Lineage, t: int, folder: Path, ids: list[str], real: Column) -> Version:
     """The answers that iteration t trains on, with margins where the next iteration has scored the same pairs."""
     table = pa.concat_tables([read_table(path) for path in sorted(folder.glob("shard-*.parquet"))])
     answers = column(table, "response", "response_ids")
-    rows = answer_rows(ids, table["id"].to_pylist())
+    rows = _answer_rows(ids, table["id"].to_pylist())
     record = lineage.record(t)
     carried = _carried_margins(lineage, t) if record is not None and record.gate.next_opponent == t + 1 else {}
     margins: list[float | None] = [None] * len(table)

@@ -1,4 +1,7 @@
-"""The answers of a generation in its shards, read a part at a time: memory does not grow with their number."""
+"""Prompts and answers on disk, read a part at a time: memory does not grow with their number."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -6,7 +9,6 @@ import pyarrow.parquet as pq
 
 from spin_core.data.files.digests import Digests, digests_of
 from spin_core.data.sequences import Ints
-from spin_core.store.records import GenerationBatch
 
 SCHEMA = pa.schema(
     [
@@ -18,43 +20,71 @@ SCHEMA = pa.schema(
         ("finish_reason", pa.string()),  # `stop` or `length`
     ]
 )
-"""The columns of a shard."""
+"""The columns of a shard of answers."""
+
+PART = 4096
+"""Rows of a file that are in memory while it is read through."""
 
 
-class AnswerFiles:
-    """The answers of a generation, numbered through all its shards."""
+class RowReader:
+    """Some columns of Parquet files with the same columns. Rows are numbered through all files."""
 
-    def __init__(self, batch: GenerationBatch) -> None:
-        """Read the ids of the answers. Only digests of them stay in memory."""
-        self._paths = sorted(batch.path.glob("shard-*.parquet"))
-        ids = [id_digests(pq.read_table(path, columns=["id"])["id"]) for path in self._paths]
-        self._ends = np.cumsum([len(part) for part in ids], dtype=np.int64)
-        self.ids: Digests = np.concatenate([np.zeros(0, np.uint64), *ids])
-        """A digest of the id of each answer's prompt."""
+    def __init__(self, paths: Sequence[Path], columns: Sequence[str]) -> None:
+        """Read how many rows there are; no row is read yet."""
+        self._paths, self._columns = list(paths), list(columns)
+        self._parts: list[tuple[Path, int]] = []
+        """Each row group: its file, and its number there."""
+        rows = []
+        for path in paths:
+            metadata = pq.read_metadata(path)
+            self._parts += [(path, group) for group in range(metadata.num_row_groups)]
+            rows += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self._begins = np.cumsum([0, *rows], dtype=np.int64)
         self._in_memory: dict[int, pa.Table] = {}
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return int(self._begins[-1])
 
-    def take(self, rows: Ints, columns: list[str]) -> pa.Table:
-        """Some columns of some answers, in this order; a row of nulls for -1."""
-        shards = np.searchsorted(self._ends, rows, side="right")
-        needed = np.unique(shards[rows >= 0])
-        # Prompts are answered in order, so the next call needs the last shards of this one.
-        self._in_memory = {
-            shard: self._in_memory[shard] if shard in self._in_memory else pq.read_table(self._paths[shard])
-            for shard in needed.tolist()
-        }
-        tables = [self._in_memory[shard].select(columns) for shard in needed.tolist()]
-        tables = tables or [SCHEMA.empty_table().select(columns)]
-        begin_of_needed = np.cumsum([0, *map(len, tables)])[:-1]
-        begins = np.concatenate([[0], self._ends])
-        at = np.zeros(len(rows), np.int64)
+    def take(self, rows: Ints) -> pa.Table:
+        """Some rows, in this order; a row of nulls for -1."""
         is_row = rows >= 0
-        at[is_row] = begin_of_needed[np.searchsorted(needed, shards[is_row])] + rows[is_row] - begins[shards[is_row]]
+        part_of_row = np.searchsorted(self._begins, rows[is_row], side="right") - 1
+        needed = np.unique(part_of_row)
+        # Rows are mostly taken in order, so the next call needs the last part of this one.
+        self._in_memory = {
+            part: self._in_memory[part] if part in self._in_memory else self._read(part) for part in needed.tolist()
+        }
+        tables = [self._in_memory[part] for part in needed.tolist()] or [SCHEMA.empty_table().select(self._columns)]
+        begins_in_memory = np.cumsum([0, *map(len, tables)])
+        at = np.zeros(len(rows), np.int64)
+        place = np.searchsorted(needed, part_of_row)
+        at[is_row] = begins_in_memory[place] + rows[is_row] - self._begins[part_of_row]
         return pa.concat_tables(tables).take(pa.array(at, pa.int64(), mask=~is_row))
 
+    def tables(self) -> Iterator[pa.Table]:
+        """All rows, some at a time."""
+        for path in self._paths:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(PART, columns=self._columns):
+                    yield pa.Table.from_batches([batch])
 
-def id_digests(ids: pa.ChunkedArray) -> Digests:
-    """A digest of each id, (N,)."""
-    return digests_of(id.encode() for chunk in ids.iterchunks() for id in chunk.to_pylist())
+    def _read(self, part: int) -> pa.Table:
+        path, group = self._parts[part]
+        with pq.ParquetFile(path) as file:
+            return file.read_row_group(group, columns=self._columns)
+
+
+def ids_in(paths: Sequence[Path]) -> Iterator[str]:
+    """The column `id` of all rows."""
+    for table in RowReader(paths, ["id"]).tables():
+        yield from table["id"].to_pylist()
+
+
+def id_digests(paths: Sequence[Path]) -> Digests:
+    """A digest of the id of each row, (N,)."""
+    return digests_of(id.encode() for id in ids_in(paths))
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """The files of a generation, in order."""
+    return sorted(folder.glob("shard-*.parquet"))

@@ -79,18 +79,24 @@ class DigestSet:
         self._parts.append(new)
 
 
+def count_before(digests_N: Digests) -> Ints:
+    """How many equal digests come before each one, (N,)."""
+    order = np.argsort(digests_N, kind="stable")
+    sorted_N = digests_N[order]
+    before_N = np.empty(len(order), np.int64)
+    before_N[order] = np.arange(len(order)) - np.searchsorted(sorted_N, sorted_N)
+    return before_N
+
+
 def rows_by_id(prompts_N: Digests, answers_M: Digests, each: int) -> Ints:
     """For each prompt the rows of its `each` answers, (N, each), matched by the digests of their ids; -1 for none.
 
     Where several prompts have the same id, the first of them gets the first answers to that id, and so on.
     """
-    order_N, order_M = np.argsort(prompts_N, kind="stable"), np.argsort(answers_M, kind="stable")
-    sorted_N, sorted_M = prompts_N[order_N], answers_M[order_M]
-    # How many prompts with the same id come before each one.
-    before_N = np.arange(len(sorted_N)) - np.searchsorted(sorted_N, sorted_N)
-    begin_N, end_N = np.searchsorted(sorted_M, sorted_N), np.searchsorted(sorted_M, sorted_N, side="right")
-    at = (begin_N + before_N * each)[:, None] + np.arange(each)
-    rows = np.where(at < end_N[:, None], order_M[at.clip(max=len(order_M) - 1)] if len(order_M) else -1, -1)
-    result = np.empty_like(rows)
-    result[order_N] = rows
-    return result
+    if not len(answers_M):
+        return np.full((len(prompts_N), each), -1)
+    order_M = np.argsort(answers_M, kind="stable")
+    sorted_M = answers_M[order_M]
+    begin_N, end_N = np.searchsorted(sorted_M, prompts_N), np.searchsorted(sorted_M, prompts_N, side="right")
+    at = (begin_N + count_before(prompts_N) * each)[:, None] + np.arange(each)
+    return np.where(at < end_N[:, None], order_M[at.clip(max=len(order_M) - 1)], -1)

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from spin_core.data.answer_statistics import HISTOGRAM_BINS, answer_rows, answer_statistics
+from spin_core.data.answer_statistics import HISTOGRAM_BINS, answer_statistics
 from spin_core.store.records import AnswerStatistics
 
 LOOP = [7] * 40
@@ -31,7 +31,7 @@ def statistics() -> AnswerStatistics:
         ("b", "four", [4], "stop"),
         ("c", "so so so", LOOP, "length"),
     )
-    return answer_statistics(human, answers)
+    return answer_statistics([human.slice(0, 3), human.slice(3)], [answers.slice(0, 1), answers.slice(1)], rows=4)
 
 
 def test_faults_are_counted(statistics):
@@ -43,12 +43,6 @@ def test_faults_are_counted(statistics):
 
 def test_an_answer_is_compared_with_the_human_response_that_it_is_paired_with(statistics):
     assert statistics.same_as_real == 1, "the second answer to a, not the one to b"
-
-
-def test_answers_to_an_id_are_dealt_out_to_its_prompts_in_order():
-    assert answer_rows(["a", "b", "a"], ["a", "b", "a"]) == [[0], [1], [2]]
-    assert answer_rows(["a", "b", "a"], ["a", "a", "b", "b", "a", "a"]) == [[0, 1], [2, 3], [4, 5]]
-    assert answer_rows(["a", "c"], ["b", "a"]) == [[1], []]
 
 
 def test_an_answer_counts_as_repeated_for_any_prompt(statistics):
@@ -69,8 +63,19 @@ def test_diversity_is_that_of_all_responses_of_a_side_together(statistics):
     assert statistics.generated.distinct == (2 / 5, 1 / 2, 1.0)
 
 
+def test_of_many_prompts_the_diversity_of_some_is_counted_the_same_on_both_sides(monkeypatch):
+    monkeypatch.setattr("spin_core.data.answer_statistics.MOST_PROMPTS", 50)
+    rows = responses(*((f"id-{n}", f"word-{n} again", [n], "stop") for n in range(200)))
+    counted = answer_statistics([rows], [rows.take(list(range(199, -1, -1)))], rows=200)
+    assert counted.real == counted.generated
+    assert counted.real.responses == 200
+    # Among n texts of one word of their own and one that all have, distinct-1 is (n + 1) / 2n.
+    texts = 1 / (2 * counted.real.distinct[0] - 1)
+    assert 20 < texts < 90
+
+
 def test_without_a_response_there_is_nothing_to_count():
-    nothing = answer_statistics(responses(), responses())
+    nothing = answer_statistics([responses()], [responses()], rows=0)
     assert nothing.generated.quantiles == ()
     assert (nothing.bin_tokens, nothing.real.histogram, nothing.same_as_real) == (1, (0,) * HISTOGRAM_BINS, 0)
 

@@ -18,7 +18,7 @@ def test_rates_are_of_all_workers_and_give_the_remaining_time(tmp_path, tiny_mod
     (tmp_path / "work").mkdir()
     shards = Shards(tmp_path / "final", tmp_path / "work", 20)
     tables = [pq.read_table(generated.path / f"{shard_name(number)}.parquet") for number in range(20)]
-    tally = Tally(shards, [table["id"].to_pylist() for table in tables], Progress(total=60))
+    tally = Tally(shards, lambda number: tables[number]["id"].to_pylist(), Progress(total=60))
     for number in range(5):  # finished before the clock starts, so not part of the rates
         shards.path(number).write_bytes((generated.path / shards.path(number).name).read_bytes())
     tokens = sum(pc.sum(pc.list_value_length(table["response_ids"])).as_py() for table in tables[:5])

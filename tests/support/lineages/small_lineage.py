@@ -167,7 +167,7 @@ def build_lineage(
             "response_ids": [[4], [5] * 19],
             "finish_reason": ["length", "stop"],
         }
-        statistics = answer_statistics(pa.table(rows), pa.table(answers))
+        statistics = answer_statistics([pa.table(rows)], [pa.table(answers)], rows=2)
         generations = publish(
             job.output,
             job,
