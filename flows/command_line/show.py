@@ -13,6 +13,7 @@ from flows.command_line.options import json_option, json_text, runs_option, warn
 @click.option("--all", "everything", is_flag=True, help="Show every score, not only the headline.")
 @click.option("--differences", is_flag=True, help="Show paired differences from the previous version and from θ_0.")
 @click.option("--frontier", is_flag=True, help="Compare versions with θ_0 over temperatures, where that was measured.")
+@click.option("--sources", is_flag=True, help="Show the scores on the prompts of each source, if there are several.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @json_option
 @runs_option
@@ -21,6 +22,7 @@ def leaderboard(
     everything: bool,
     differences: bool,
     frontier: bool,
+    sources: bool,
     as_csv: bool,
     as_json: bool,
     runs: Path,
@@ -56,6 +58,8 @@ def leaderboard(
         leaderboards.print_differences(boards, everything=everything)
     elif frontier:
         leaderboards.print_frontiers(boards, runs)
+    elif sources:
+        leaderboards.print_sources(boards, everything=everything)
     else:
         leaderboards.print_leaderboards(boards, runs, everything=everything)
 

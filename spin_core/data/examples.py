@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from spin_core.data.chat import Encoded, Message, Renderer
 from spin_core.data.conversations import Conversation
-from spin_core.data.formats.tools import has_tools
+from spin_core.data.formats.tools import Tools, has_tools
 from spin_core.data.formats.values import strings_in
 from spin_core.data.templates.responses import decode_responses
 from spin_core.errors import DataError
@@ -60,6 +60,8 @@ class Example(NamedTuple):
     prompt_ids: NDArray[np.int32]
     response_ids: NDArray[np.int32]
     finish_reason: str
+    tools: str = ""
+    """The schemas of the tools in the conversation, as JSON. Empty without tools."""
 
 
 @dataclass
@@ -152,7 +154,7 @@ class ExampleBuilder:
         tools = [conversation.tools for conversation in conversations]
         encoded = self.renderer.encode(messages, responses, self.max_new_tokens, tools)
         self.remarks.add(encoded)
-        return [(self._example(row), self._fault(row)) for row in encoded]
+        return [(self._example(row, schemas), self._fault(row)) for row, schemas in zip(encoded, tools, strict=True)]
 
     def _fault(self, row: Encoded) -> str | None:
         if row.refused:
@@ -169,7 +171,7 @@ class ExampleBuilder:
             return "unknown-character"
         return None if row.response.strip() else "empty-response"
 
-    def _example(self, row: Encoded) -> Example:
+    def _example(self, row: Encoded, tools: Tools | None) -> Example:
         prompt_ids = np.asarray(row.prompt_ids, np.int32)
         is_bare_text = self.renderer.config.template == "plain"
         return Example(
@@ -182,6 +184,7 @@ class ExampleBuilder:
             prompt_ids=prompt_ids,
             response_ids=np.asarray(row.response_ids, np.int32),
             finish_reason=row.finish_reason,
+            tools=json.dumps(tools, ensure_ascii=False) if tools else "",
         )
 
     def _decode(self, row: Encoded) -> str:

@@ -6,6 +6,7 @@ that is left out is counted under the first reason that applies.
 
 Where a prompt has several answers, either each of them makes a pair, or one of those that the filters keep does and the
 others are counted as spare. Where the job brings θ_0's answers, each pair has its prompt's in a column of its own.
+Where prompts have tools, each pair has their schemas.
 """
 
 from collections.abc import Iterator
@@ -14,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from spin_core.config.data import PairsConfig
 from spin_core.data.files.answer_files import RowReader, id_digests, shards_in
 from spin_core.data.files.digests import DigestSet, digests_of, rows_by_id
 from spin_core.data.files.example_files import SCHEMA as PROMPTS
+from spin_core.data.files.example_files import TOOLS
 from spin_core.data.repetition import is_looping
 from spin_core.data.sequences import token_ids_in
 from spin_core.errors import DamagedArtifact
@@ -53,6 +56,16 @@ CURES = {
     "no-initial": "θ_0 gave these prompts no answer: train it longer, or set train.loss to another than t-spin",
 }
 """What to do if no pair is left, by the reason for which most pairs were dropped."""
+
+
+def schema_of(prompts: Path, *, with_initial: bool) -> pa.Schema:
+    """The columns of the pairs of a file of prompts; `with_initial` adds θ_0's answers."""
+    schema = SCHEMA.append(TOOLS) if _has_tools(prompts) else SCHEMA
+    return schema.append(INITIAL) if with_initial else schema
+
+
+def _has_tools(prompts: Path) -> bool:
+    return TOOLS.name in pq.read_schema(prompts).names
 
 
 class AnsweredPrompts:
@@ -93,7 +106,8 @@ class AnsweredPrompts:
     def parts(self) -> Iterator[pa.Table]:
         """Each prompt with each of its answers, as rows of `pairs.parquet`; a prompt's answers are consecutive."""
         done = 0
-        for prompts in RowReader([self._prompts], PROMPTS.names).tables():
+        columns = [*PROMPTS.names, *([TOOLS.name] if _has_tools(self._prompts) else [])]
+        for prompts in RowReader([self._prompts], columns).tables():
             yield self._join(prompts, slice(done, done + len(prompts)))
             done += len(prompts)
 
@@ -116,6 +130,8 @@ class AnsweredPrompts:
             "generated_finish": answers["finish_reason"],
         }
         pairs = pa.table(columns).select(SCHEMA.names).cast(SCHEMA)
+        if TOOLS.name in prompts.column_names:
+            pairs = pairs.append_column(TOOLS, prompts[TOOLS.name])
         if self._initial is None:
             return pairs
         initial = self._initial.take(self._initial_rows[which].reshape(-1))

@@ -23,6 +23,7 @@ from spin_core.data.chat import Message
 from spin_core.data.conversations import Conversation, check_conversation
 from spin_core.data.drops import Drops, nothing_left
 from spin_core.data.examples import BATCH, CURES, Example, ExampleBuilder
+from spin_core.data.files.example_files import TOOLS
 from spin_core.data.files.rows import Rows, rows_at
 from spin_core.data.formats.columns import rename
 from spin_core.data.formats.context import row_tools, with_context
@@ -228,4 +229,5 @@ def _pair_of(chosen: Example, rejected: Example) -> Row:
         "generated_ids": rejected.response_ids,
         "real_finish": chosen.finish_reason,
         "generated_finish": rejected.finish_reason,
+        TOOLS.name: chosen.tools or None,
     }

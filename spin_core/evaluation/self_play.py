@@ -43,6 +43,7 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_core.config.base import at
+from spin_core.data.files.example_files import SOURCE
 from spin_core.data.repetition import distinct, distinct_shares, is_looping, repeated_trigrams
 from spin_core.data.sequences import token_counts
 from spin_core.data.tokenizer import load_tokenizer
@@ -74,6 +75,9 @@ SCHEMA = pa.schema(
         ("generated_logps", pa.float32()),
     ]
 )
+
+_OF_ALL_ANSWERS = {"distinct_1", "distinct_2", "distinct_3"}
+"""Scores of all answers together, which are no mean over prompts."""
 
 
 class Player:
@@ -127,6 +131,7 @@ def score(job: EvaluateJob, scratch: Path, progress: Progress) -> dict[str, Any]
         "harness": versions,
         "scores": scores,
         "notes": _notes(values, scores),
+        "by_source": _scores_by_source(held_out, values),
     }
 
 
@@ -224,6 +229,24 @@ def _exact_distances(player: Player, held_out: pa.Table) -> Values:
         batch_size=player.job.config.batch_size,
     )
     return values
+
+
+def _scores_by_source(held_out: pa.Table, values: Values) -> dict[str, dict[str, Score]]:
+    """Return the scores on the prompts of each source; nothing if all prompts have the same."""
+    if SOURCE.name not in held_out.column_names:
+        return {}
+    source_N = np.array(held_out[SOURCE.name].to_pylist())
+    names = sorted(set(source_N.tolist()))
+    return {name: _mean_scores(values, source_N == name) for name in names} if len(names) > 1 else {}
+
+
+def _mean_scores(values: Values, is_chosen_N: npt.NDArray[np.bool_]) -> dict[str, Score]:
+    """Return the scores on some of the prompts. Those of all answers together have no part that belongs to these."""
+    chosen = {name: value_N[is_chosen_N] for name, value_N in values.items() if name not in _OF_ALL_ANSWERS}
+    targets = {"generated_tokens": float(chosen["real_tokens"].mean())} if "real_tokens" in chosen else {}
+    return {
+        name: mean(value_N, name, targets.get(name)) for name, value_N in chosen.items() if np.isfinite(value_N).any()
+    }
 
 
 def _notes(values: Values, scores: dict[str, Score]) -> list[str]:

@@ -22,6 +22,14 @@ _Items = Mapping[str, Mapping[str, float]]
 """Value by item, by task."""
 
 
+class SourceScores(Frozen):
+    """A model's scores on the held-out prompts of one of several sources."""
+
+    scores: dict[str, Score]
+    differences: dict[str, tuple[Comparison, ...]] = {}
+    """Paired differences by task, as those of the model's row."""
+
+
 class Row(Frozen):
     """One model of the leaderboard."""
 
@@ -41,6 +49,8 @@ class Row(Frozen):
     """The gate's decision on this version; None for θ_0, which the gate never judges, and for controls."""
     costs: Costs | None = None
     """Costs of the iteration that trained it; None for θ_0 and for controls."""
+    by_source: dict[str, SourceScores] = {}
+    """Scores on the held-out prompts of each source, if the lineage has several."""
 
 
 class Board(Frozen):
@@ -65,6 +75,18 @@ class Board(Frozen):
         """Every task that any row has, the main metric first."""
         tasks = list(dict.fromkeys(task for row in (*self.rows, *self.controls) for task in row.scores))
         return sorted(tasks, key=lambda task: task != self.main_metric)
+
+    def sources(self) -> list[str]:
+        """The sources of held-out prompts that have scores of their own; empty unless there are several."""
+        return sorted({source for row in (*self.rows, *self.controls) for source in row.by_source})
+
+    def of_source(self, source: str) -> "Board":
+        """The same models with their scores on the held-out prompts of one source alone."""
+        parts = [
+            tuple(row.model_copy(update=dict(row.by_source[source])) for row in rows if source in row.by_source)
+            for rows in (self.rows, self.controls)
+        ]
+        return self.model_copy(update={"rows": parts[0], "controls": parts[1], "references": ()})
 
     def main_tasks(self, suite: str) -> list[str]:
         """The tasks of a suite's table: its average and parts, or all tasks without second metrics (`task/metric`).
@@ -133,7 +155,9 @@ def leaderboard(lineage: Lineage) -> Board:
         lineage=lineage.name,
         main_metric=lineage.config.evaluate.main_metric,
         rows=tuple(_version_row(lineage, t, reports_by_t, records) for t in reports_by_t),
-        controls=tuple(_control_row(folder, reports, reports_by_t) for folder, reports in control_reports.items()),
+        controls=tuple(
+            _control_row(lineage, folder, reports, reports_by_t) for folder, reports in control_reports.items()
+        ),
         suites=suites,
         averages=averages(all_reports),
         choice=records[-1].gate.next_opponent if records else None,
@@ -157,6 +181,7 @@ def _version_row(
     """The row of θ_t, compared with the version before it and with θ_0."""
     reports = reports_by_t[t]
     against = dict.fromkeys(version for version in (t - 1, 0) if 0 <= version < t)
+    others = {version: reports_by_t[version] for version in against}
     return Row(
         name=f"θ_{t}",
         t=t,
@@ -164,14 +189,18 @@ def _version_row(
         digest=reports[0].model,
         scores=scores(reports),
         notes=notes(reports),
-        differences=compare(reports, {version: reports_by_t[version] for version in against}),
+        differences=compare(reports, others),
         gate=records[t - 1].gate.outcome if t > 0 else None,
         costs=costs.total(records[t - 1]) if t > 0 else None,
+        by_source=scores_by_source(lineage, reports, others),
     )
 
 
-def _control_row(folder: Path, reports: Sequence[EvalReport], reports_by_t: Mapping[int, Sequence[EvalReport]]) -> Row:
+def _control_row(
+    lineage: Lineage, folder: Path, reports: Sequence[EvalReport], reports_by_t: Mapping[int, Sequence[EvalReport]]
+) -> Row:
     """The row of a control, compared with θ_0."""
+    others = {0: reports_by_t[0]} if 0 in reports_by_t else {}
     return Row(
         name=folder.name,
         t=None,
@@ -179,7 +208,8 @@ def _control_row(folder: Path, reports: Sequence[EvalReport], reports_by_t: Mapp
         digest=reports[0].model,
         scores=scores(reports),
         notes=notes(reports),
-        differences=compare(reports, {0: reports_by_t[0]} if 0 in reports_by_t else {}),
+        differences=compare(reports, others),
+        by_source=scores_by_source(lineage, reports, others),
     )
 
 
@@ -254,6 +284,33 @@ def compare(
         if compared := tuple(comparison(version, pair) for version, pair in pairs.items() if pair):
             comparisons[task] = compared
     return comparisons
+
+
+def scores_by_source(
+    lineage: Lineage, reports: Sequence[EvalReport], others: Mapping[int, Sequence[EvalReport]]
+) -> dict[str, SourceScores]:
+    """A model's scores on each source's held-out prompts, with paired differences against other versions' reports."""
+    report = next((report for report in reports if report.by_source), None)
+    if report is None:
+        return {}
+    held_out = read_table(lineage.iteration(0) / "prompts" / "held_out.parquet", columns=["id", "source"])
+    source_of = dict(zip(held_out["id"].to_pylist(), held_out["source"].to_pylist(), strict=True))
+    own_items, other_items = items([report]), {version: items(other) for version, other in others.items()}
+    parts = {}
+    for source, scores in report.by_source.items():
+        own = {
+            task: {id: v for id, v in by_id.items() if source_of.get(id) == source} for task, by_id in own_items.items()
+        }
+        differences = {
+            task: tuple(
+                comparison(version, pair)
+                for version, other in other_items.items()
+                if (pair := difference(task, own, other, {}))
+            )
+            for task in scores
+        }
+        parts[source] = SourceScores(scores=scores, differences=differences)
+    return parts
 
 
 def difference(task: str, own: _Items, other: _Items, means: Mapping[str, Sequence[str]]) -> Difference | None:

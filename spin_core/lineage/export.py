@@ -26,6 +26,7 @@ def export_pairs(pairs_folder: Path, out_file: Path, format: Literal["dpo", "spi
         out_file: The file to write. Its suffix says which kind it is.
         format: `dpo` writes `prompt`, `chosen` and `rejected`, as lists of turns if the prompt is a conversation,
             otherwise as text. `spin` writes `real` and `generated`, each the whole conversation as a list of turns.
+            Where prompts have tools, both write `tools`: the schemas as JSON, or null.
 
     Returns:
         The number of rows.
@@ -40,7 +41,7 @@ def export_pairs(pairs_folder: Path, out_file: Path, format: Literal["dpo", "spi
     if out_file.suffix not in (".jsonl", ".parquet"):
         raise ConfigError(f"{out_file} cannot be written: give it the suffix .jsonl or .parquet")
     convert: Callable[[_Row], _Row] = {"dpo": _dpo_row, "spin": _spin_row}[format]
-    rows = [convert(row) for row in read_table(source).to_pylist()]
+    rows = [convert(row) | _tools_of(row) for row in read_table(source).to_pylist()]
     scratch = out_file.with_name(f".{out_file.name}.{os.getpid()}")
     with storage_errors(out_file.parent):
         out_file.parent.mkdir(parents=True, exist_ok=True)
@@ -105,6 +106,12 @@ def _write(rows: list[_Row], path: Path, suffix: str) -> None:
             file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _tools_of(row: _Row) -> _Row:
+    """The schemas of a pair's tools, where pairs have such a column."""
+    # As JSON text, as TRL reads it: in a column of objects every schema would get the keys of all others.
+    return {"tools": row["tools"]} if "tools" in row else {}
 
 
 def _dpo_row(row: _Row) -> _Row:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from spin_core.data.drops import Drops, list_drops, nothing_left
 from spin_core.data.files.digests import DigestSet
 from spin_core.data.files.example_files import GroupWriter
-from spin_core.data.pairs import CURES, INITIAL, SCHEMA, AnsweredPrompts, nearest_length_first, reasons_to_drop
+from spin_core.data.pairs import CURES, AnsweredPrompts, nearest_length_first, reasons_to_drop, schema_of
 from spin_core.runtime.phase import main
 from spin_core.runtime.progress import Progress
 from spin_core.store.jobs import PairsJob
@@ -31,12 +31,13 @@ def run(job: PairsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     rows_by_t: list[tuple[int, int]] = []
     drops: Drops = Counter()
     seen = DigestSet()
-    schema = SCHEMA if job.initial is None else SCHEMA.append(INITIAL)
+    prompts = job.prompts.path / "train.parquet"
+    schema = schema_of(prompts, with_initial=job.initial is not None)
     done = 0
     with contextlib.closing(GroupWriter(scratch / "pairs.parquet", schema)) as file:
         for batch in batches:
             kept = 0
-            for pairs in AnsweredPrompts(job.prompts.path / "train.parquet", batch, job.initial).parts():
+            for pairs in AnsweredPrompts(prompts, batch, job.initial).parts():
                 if job.config.answers == "nearest-length":
                     pairs = pairs.take(pa.array(nearest_length_first(pairs, batch.answers)))
                 reasons = reasons_to_drop(pairs, job.config, seen, batch.answers)

@@ -14,6 +14,7 @@ from spin_core.config.model import ModelConfig
 from spin_core.data.chat import Renderer
 from spin_core.data.drops import list_drops
 from spin_core.data.examples import ExampleBuilder, sample
+from spin_core.data.files.example_files import TOOLS
 from spin_core.data.pairs import SCHEMA
 from spin_core.data.preferences import SETTING, build_pairs, no_preference_left, preferences
 from spin_core.data.sources import preference_rows
@@ -44,7 +45,8 @@ def run(job: PreferencesJob, scratch: Path, progress: Progress) -> dict[str, Any
         pairs = [pairs[row] for row in chosen]
     if not pairs:
         raise no_preference_left(name, drops)
-    pq.write_table(pa.Table.from_pylist(pairs, SCHEMA), scratch / "pairs.parquet")
+    schema = SCHEMA.append(TOOLS) if any(pair[TOOLS.name] for pair in pairs) else SCHEMA
+    pq.write_table(pa.Table.from_pylist(pairs, schema), scratch / "pairs.parquet")
     log.info("%s: kept %d of %d preferences%s", name, len(pairs), len(rows), list_drops(drops))
     return {"t": 0, "rows_in": len(rows), "rows": len(pairs), "drops": dict(sorted((+drops).items())), "mix": {}}
 

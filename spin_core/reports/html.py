@@ -144,6 +144,9 @@ def _standings(lineage: Lineage, board: Board) -> list[Html]:
         parts.append(_grid(_task_plot(board, task, suite) for task in drawn[:_MOST_PLOTS]))
         parts.append(folded("All scores", _score_table(board, tasks)))
         parts.append(folded("Paired differences", _difference_table(board, tasks)))
+        if suite == "self-play" and (sources := {source: board.of_source(source) for source in board.sources()}):
+            scored = [(tag("h4", source), _score_table(part, part.tasks())) for source, part in sources.items()]
+            parts.append(folded("Scores by source", *(element for pair in scored for element in pair)))
     if board.references:
         parts.append(tag("p", f"The paper's rows are {board.references[0].model}.", class_="note"))
     return parts

@@ -221,6 +221,8 @@ class EvalReport(Artifact):
     """Notes for readers of the scores, for example about prompts that did not fit into the model's context."""
     apart: str = ""
     """Why the scores cannot be compared with published scores of this suite; empty if they can."""
+    by_source: dict[str, dict[str, Score]] = {}
+    """The scores on the held-out prompts of each source, if there are several. Empty in older reports."""
 
 
 class Comparison(Frozen):

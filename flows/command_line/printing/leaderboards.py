@@ -84,6 +84,29 @@ def print_differences(leaderboards: Leaderboards, *, everything: bool = False) -
     console.print("[dim]intervals by bootstrap over the items; * the interval excludes 0[/]")
 
 
+def print_sources(leaderboards: Leaderboards, *, everything: bool = False) -> None:
+    """Print each version's scores on the held-out prompts of each source."""
+    for board, config in leaderboards:
+        if not board.sources():
+            console.print(
+                f"{escape(board.lineage)} has no scores by source: its held-out prompts have one source, or were "
+                "scored before such scores existed",
+                soft_wrap=True,
+            )
+            continue
+        console.print(f"\n[bold]Scores of {board.lineage} by source[/]")
+        for source in board.sources():
+            part = board.of_source(source)
+            tasks = part.tasks() if everything else _headline([(part, config)], everything) or part.tasks()[:1]
+            prompts = max(score.n for row in part.rows for score in row.scores.values())
+            console.print(f"[bold]{escape(source)}[/], {prompts:,} prompts")
+            _print_tables([part], tasks, reported=False)
+    console.print(
+        "[dim]value ± standard error; * differs from θ_0 on the source's prompts: the 95 % interval of the paired "
+        f"difference excludes 0; {ARROWS}[/]"
+    )
+
+
 def print_frontiers(leaderboards: Leaderboards, runs: Path) -> None:
     """Print each lineage's versions against θ_0's curve over temperatures, and against the curves of controls."""
     for board, _ in leaderboards:
@@ -155,6 +178,11 @@ def _legend(boards: Sequence[Board], runs: Path, everything: bool) -> list[str]:
         *([f"{CHOSEN} the gate's choice"] if any(board.choice is not None for board in boards) else []),
         *([f"{' and '.join(outcomes)}: the gate found that version worse"] if outcomes else []),
         *sources,
+        *(
+            f"scores by source: spin leaderboard {board.lineage} --sources{escape(runs_argument(runs))}"
+            for board in boards[:1]
+            if board.sources()
+        ),
         *(
             []
             if everything

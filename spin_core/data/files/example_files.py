@@ -21,7 +21,10 @@ SCHEMA = pa.schema(
         ("finish_reason", pa.string()),
     ]
 )
-"""The columns of phase `prompts`' files: the fields of `Example`."""
+"""The columns of phase `prompts`' files: the fields of `Example` that every example has."""
+
+TOOLS = pa.field("tools", pa.string())
+"""The schemas of the tools of each row as JSON, null without tools. Only where any row of the source has tools."""
 
 SOURCE = pa.field("source", pa.string())
 """The name of the source of each row, where there are several."""
@@ -45,10 +48,12 @@ class ExampleFile:
         """The id of each example."""
         self.is_cut: list[bool] = []
         """Whether each response was cut."""
+        self.has_tools = False
+        """Whether any example has tools."""
         self.sources: list[str] = []
         """The name of each example's source; empty without `with_source`."""
         self.with_source = with_source
-        self._writer = GroupWriter(path, SCHEMA.append(SOURCE) if with_source else SCHEMA)
+        self._writer = GroupWriter(path, (SCHEMA.append(SOURCE) if with_source else SCHEMA).append(TOOLS))
 
     def __enter__(self) -> Self:
         return self
@@ -66,22 +71,25 @@ class ExampleFile:
         if self.with_source:
             self.sources += [source] * len(examples)
             table = table.append_column(SOURCE, pa.array([source] * len(examples), pa.string()))
-        self._writer.add(table)
+        tools = [example.tools or None for example in examples]
+        self.has_tools |= any(tools)
+        self._writer.add(table.append_column(TOOLS, pa.array(tools, pa.string())))
 
     def copy(self, rows: Iterable[int], target: Path) -> None:
         """Write a file with some of the rows, given in ascending order. No more can be added after this."""
         self._writer.close()
         with pq.ParquetFile(self.path) as file:
-            writer = GroupWriter(target, file.schema_arrow)
+            fields = [field for field in file.schema_arrow if self.has_tools or field.name != TOOLS.name]
+            writer = GroupWriter(target, pa.schema(fields))
             for group, members in groupby(rows, key=lambda row: row // GROUP):
-                table = file.read_row_group(group)
+                table = file.read_row_group(group, columns=[field.name for field in fields])
                 writer.add(table.take(pa.array([row % GROUP for row in members], pa.int64())))
             writer.close()
 
 
 def table_of(examples: Sequence[Example]) -> pa.Table:
-    """Examples as a table."""
-    columns = zip(*examples, strict=True)
+    """Examples as a table, without their tools."""
+    columns = ([getattr(example, field.name) for example in examples] for field in SCHEMA)
     return pa.table([pa.array(c, type=f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from spin_core.config.data import PairsConfig
 from spin_core.data.files.example_files import SCHEMA as PROMPTS
+from spin_core.data.files.example_files import TOOLS
 from spin_core.errors import DamagedArtifact, DataError
 from spin_core.phases import pairs
 from spin_core.runtime.phase import execute
@@ -24,8 +25,8 @@ def ids_of(text, finish="stop"):
     return [*(ord(letter) for letter in text), *([EOS] if finish == "stop" else [])]
 
 
-def write_prompts(folder, rows):
-    """`rows`: prompt and real response."""
+def write_prompts(folder, rows, tools=()):
+    """`rows`: prompt and real response; `tools`: the column of tools, if there is one."""
     folder.mkdir(exist_ok=True)
     table = [
         {
@@ -39,7 +40,10 @@ def write_prompts(folder, rows):
         }
         for prompt, real in rows
     ]
-    pq.write_table(pa.Table.from_pylist(table, PROMPTS), folder / "train.parquet")
+    written = pa.Table.from_pylist(table, PROMPTS)
+    if tools:
+        written = written.append_column(TOOLS, pa.array(tools, pa.string()))
+    pq.write_table(written, folder / "train.parquet")
     return PromptSet(
         path=folder,
         digest="p" * 64,
@@ -90,12 +94,12 @@ class Built:
         return [(row["prompt"], row["real"], row["generated"]) for row in self.rows]
 
 
-def build(folder, real, generated, previous=None, t=0, initial=None, each=1, **config):
+def build(folder, real, generated, previous=None, t=0, initial=None, each=1, tools=(), **config):
     job = PairsJob(
         output=folder / "pairs",
         t=t,
         config=PairsConfig(**config),
-        prompts=write_prompts(folder / "prompts", real),
+        prompts=write_prompts(folder / "prompts", real, tools),
         generations=write_generations(folder / "now", t, generated, each=each),
         previous=None if previous is None else write_generations(folder / "before", t - 1, previous, each=each),
         initial=None if initial is None else write_generations(folder / "first", 0, initial),
@@ -131,6 +135,14 @@ def test_a_pair_holds_both_sides_token_ids_and_finish_reasons(tmp_path):
         "real_finish": "stop",
         "generated_finish": "length",
     }
+
+
+@pytest.mark.parametrize("initial", [None, FAKE])
+def test_each_pair_has_the_tools_of_its_prompt(tmp_path, initial):
+    tools = ["[1]", None, "[2]", None, "[3]"]
+    built = build(tmp_path, REAL, FAKE[::-1], initial=initial, tools=tools)
+    assert [row["tools"] for row in built.rows] == tools
+    assert ("initial_ids" in built.rows[0]) == (initial is not None)
 
 
 def test_pairs_have_the_order_of_the_prompts_for_any_order_of_generation(tmp_path):

@@ -123,6 +123,31 @@ def test_scores_are_the_means_of_their_items(opponents_report):
         assert score.stderr == pytest.approx(np.std(numbers, ddof=1) / math.sqrt(score.n))
 
 
+def test_scores_are_given_by_source_where_there_are_several(tmp_path, models, prompts, opponents_report):
+    assert opponents_report.by_source == {}
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    table = pq.read_table(prompts.path / "held_out.parquet")
+    sources = ["sums", "chat", "sums"] * (ROWS // 3)
+    pq.write_table(table.append_column("source", pa.array(sources)), folder / "held_out.parquet")
+    mixed = prompts.model_copy(update={"path": folder, "digest": identity.digest_folder(folder)[0]})
+    whole = do(evaluate_job(tmp_path / "self-play", models[0], mixed, exact=True))
+    assert list(whole.by_source) == ["chat", "sums"]
+    by_task, ids = items(whole), table["id"].to_pylist()
+    for source, scores in whole.by_source.items():
+        own = {id for id, name in zip(ids, sources, strict=True) if name == source}
+        assert set(scores) == ALWAYS | EXACT, "no score of all answers together"
+        for task, score in scores.items():
+            values = [value for id, value in by_task[task].items() if id in own]
+            assert (score.n, score.value) == (len(values), pytest.approx(sum(values) / len(values)))
+            assert score.stderr == pytest.approx(np.std(values, ddof=1) / math.sqrt(score.n))
+        assert scores["generated_tokens"].target == pytest.approx(scores["real_tokens"].value)
+    one = table.append_column("source", pa.array(["sums"] * ROWS))
+    pq.write_table(one, folder / "held_out.parquet")
+    alone = mixed.model_copy(update={"digest": identity.digest_folder(folder)[0]})
+    assert do(evaluate_job(tmp_path / "alone", models[0], alone)).by_source == {}
+
+
 def test_heldout_nll_is_nats_a_token_of_the_human_responses(opponents_report):
     want = [-row["real_logps"] / len(row["real_ids"]) for row in held_out(opponents_report)]
     assert list(items(opponents_report)["heldout_nll"].values()) == pytest.approx(want)

@@ -247,3 +247,37 @@ def test_the_papers_averages_are_the_means_of_its_parts():
     for name, (*parts, average) in reference_rows.ON_LEADERBOARD.items():
         told_apart = 0.69 if name == "paper θ_4 + DPO" else 0.0
         assert np.mean(parts) - average == pytest.approx(told_apart, abs=0.011), name
+
+
+HALVES = ("a",) * 8 + ("b",) * 8
+OF_HALVES = (tuple(range(16)), (*(value - 1 - value % 2 / 8 for value in range(8)), *range(8, 16)))
+"""θ_1 is better on the first source's prompts and equal on the second's."""
+
+
+def test_scores_and_differences_are_given_by_source(tmp_path):
+    made = build_lineage(tmp_path, nlls=OF_HALVES, sources=HALVES)
+    report(made.control("sft") / "eval" / "self-play", "c" * 64, [value + 1 for value in OF_HALVES[0]], "c", HALVES)
+    table = leaderboard(made)
+    assert table.sources() == ["a", "b"]
+    assert [part.scores["heldout_nll"].value for part in table.of_source("b").rows] == [11.5, 11.5]
+    assert table.of_source("a").tasks() == ["heldout_nll"]
+    first, second = table.rows
+    assert [first.by_source[source].scores["heldout_nll"].value for source in "ab"] == [3.5, 11.5]
+    assert [second.by_source[source].scores["heldout_nll"].n for source in "ab"] == [8, 8]
+    better, same = (table.of_source(source).rows[1] for source in "ab")
+    assert better.differences["heldout_nll"][0].delta == pytest.approx(-1.0625)
+    assert same.differences["heldout_nll"][0].delta == 0
+    assert (board.differs_from_base(better, "heldout_nll"), board.differs_from_base(same, "heldout_nll")) == (
+        True,
+        False,
+    )
+    (control,) = table.controls
+    assert control.by_source["b"].differences["heldout_nll"][0].delta == pytest.approx(1)
+    saved = Board.model_validate_json((made.root / "leaderboard.json").read_text("utf-8"))
+    assert saved.rows == table.rows
+
+
+def test_a_lineage_with_one_source_has_no_scores_by_source(lineage):
+    table = leaderboard(lineage)
+    assert table.sources() == []
+    assert all(row.by_source == {} for row in table.rows)

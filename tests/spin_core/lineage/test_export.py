@@ -163,3 +163,19 @@ def test_a_version_without_an_adapter_has_none_to_export(tiny_model, tmp_path):
 def test_an_exported_model_takes_no_folders_place(tiny_model, tmp_path):
     with pytest.raises(ConfigError, match="exists already: name another folder with -o, or remove it"):
         export_model(tiny_model, tmp_path, "merged", ModelConfig())
+
+
+def test_tools_are_exported_as_trl_reads_them(pairs, tmp_path):
+    folder = pairs()
+    table = pq.read_table(folder / "pairs.parquet")
+    schemas = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    pq.write_table(
+        table.append_column("tools", pa.array([json.dumps(schemas), None], pa.string())), folder / "pairs.parquet"
+    )
+    for suffix in ("jsonl", "parquet"):
+        for format in ("dpo", "spin"):
+            out = tmp_path / f"{format}.{suffix}"
+            export_pairs(folder, out, format)
+            first, second = load(out)
+            assert json.loads(first["tools"]) == schemas
+            assert second["tools"] is None

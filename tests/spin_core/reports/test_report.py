@@ -257,3 +257,11 @@ def test_a_lineage_of_which_only_the_first_version_is_scored_has_a_report(tmp_pa
 def test_a_report_for_a_missing_folder_is_rejected(lineage, tmp_path):
     with pytest.raises(ConfigError, match="does not exist: create it first"):
         reports_html.write(lineage, tmp_path / "none" / "report.html")
+
+
+def test_the_report_has_scores_by_source_where_there_are_several(tmp_path, lineage):
+    mixed = build_lineage(tmp_path, nlls=(range(8), range(1, 9)), sources=("chat",) * 4 + ("<sums>",) * 4)
+    text = reports_html.page(mixed, leaderboard(mixed))
+    assert "Scores by source" in text
+    assert "<h4>&lt;sums&gt;</h4>" in text
+    assert "Scores by source" not in reports_html.page(lineage, leaderboard(lineage))

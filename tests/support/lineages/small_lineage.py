@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from spin_core.config.resolve import resolve
 from spin_core.config.run import RunConfig
 from spin_core.data.answer_statistics import answer_statistics
+from spin_core.evaluation.items import mean
 from spin_core.leaderboard import board, gate
 from spin_core.lineage import history, phase_jobs
 from spin_core.lineage.lineage import Lineage
@@ -61,8 +62,18 @@ def publish(
     return artifacts.publish(scratch, folder, identity, fields, kind, usage=USAGE)
 
 
-def report(folder: Path, model: str, values: Sequence[float], answer: str = "yes", **scores: Score) -> EvalReport:
-    """A published self-play report with one value an item for `heldout_nll`, and an answer to each of `PROMPTS`."""
+def report(
+    folder: Path,
+    model: str,
+    values: Sequence[float],
+    answer: str = "yes",
+    sources: Sequence[str] = (),
+    **scores: Score,
+) -> EvalReport:
+    """A published self-play report with one value an item for `heldout_nll`, and an answer to each of `PROMPTS`.
+
+    `sources` are the sources of the items, if there are several.
+    """
     n = len(values)
     stderr = float(np.std(values, ddof=1) / np.sqrt(n))
     items = {"task": ["heldout_nll"] * n, "item": [str(i) for i in range(n)], "value": [float(v) for v in values]}
@@ -77,11 +88,17 @@ def report(folder: Path, model: str, values: Sequence[float], answer: str = "yes
         "finish_reason": ["stop", *["length"] * (answered - 1)],
     }
     nll = Score(value=float(np.mean(values)), stderr=stderr, n=n, higher_is_better=False)
+    source_N = np.array(sources)
+    by_source = {
+        name: {"heldout_nll": json_values(mean(np.array(values, np.float64)[source_N == name], "heldout_nll"))}
+        for name in sorted(set(sources))
+    }
     fields = {
         "model": model,
         "suite": "self-play",
         "harness": "by hand",
         "scores": {"heldout_nll": json_values(nll), **{name: json_values(score) for name, score in scores.items()}},
+        **({"by_source": by_source} if sources else {}),
     }
     files = {"items.parquet": items, "held_out.parquet": held_out}
     return publish(folder, {"model": model}, files, fields, EvalReport)
@@ -142,21 +159,30 @@ def demo_config(*sets: str) -> RunConfig:
 
 
 def build_lineage(
-    runs: Path, name: str = "tale", nlls: Sequence[Sequence[float]] = NLLS, sets: Sequence[str] = ()
+    runs: Path,
+    name: str = "tale",
+    nlls: Sequence[Sequence[float]] = NLLS,
+    sets: Sequence[str] = (),
+    sources: Sequence[str] = (),
 ) -> Lineage:
-    """A lineage with one iteration for each version after the first."""
+    """A lineage with one iteration for each version after the first.
+
+    `sources` are the sources of the held-out prompts, one for each value, if there are several.
+    """
     with lock.locked(runs / name):
         lineage = start_lineage(runs, name, demo_config(*sets))
     untrained = phase_jobs.base_job(lineage)
     init = publish(untrained.output, untrained, {"model.safetensors": b"none"}, {"t": 0, "parent": None}, ModelVersion)
     rows, held_out_rows = prompt_columns(["one", "two"]), prompt_columns(PROMPTS)
+    if sources:
+        held_out_rows = prompt_columns([f"ask {i}" for i in range(len(sources))]) | {"source": list(sources)}
     job = phase_jobs.prompts_job(lineage, init)
     counts = {"source": "demo", "revision": None, "rows": 2, "held_out": 4, "drops": {"too long": 1}}
     prompts = publish(job.output, job, {"train.parquet": rows, "held_out.parquet": held_out_rows}, counts, PromptSet)
     sft = phase_jobs.sft_job(lineage, init, prompts)
     opponent = publish(sft.weights, sft, {"model.safetensors": b"zero"}, {"t": 0, "parent": None}, ModelVersion)
     accuracy = Score(value=0.75, stderr=0.02, n=4, higher_is_better=None)
-    reports = {0: (report(lineage.eval_folder(0) / "self-play", opponent.digest, nlls[0], "early"),)}
+    reports = {0: (report(lineage.eval_folder(0) / "self-play", opponent.digest, nlls[0], "early", sources),)}
     previous = None
     for t in range(len(nlls) - 1):
         job = phase_jobs.generate_job(lineage, t, opponent, prompts)
@@ -214,7 +240,7 @@ def build_lineage(
             TrainRun,
         )
         folder = lineage.eval_folder(t + 1) / "self-play"
-        reports[t + 1] = (report(folder, player.digest, nlls[t + 1], f"late {t}", reward_accuracy=accuracy),)
+        reports[t + 1] = (report(folder, player.digest, nlls[t + 1], f"late {t}", sources, reward_accuracy=accuracy),)
         best = gate.best(lineage.config, reports, t)
         decision = gate.decide(lineage.config, candidate=(t + 1, reports[t + 1]), best=best)
         artifacts_of_iteration = IterationArtifacts(

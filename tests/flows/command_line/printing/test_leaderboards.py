@@ -170,3 +170,20 @@ def test_a_lineage_without_a_frontier_is_told_how_to_measure_it(shown):
     output = shown("plain", "swept", "--frontier")
     assert "plain has no frontier: measure it with spin evaluate plain --set 'evaluate.frontier=[0.3, 0.5," in output
     assert "Frontier of swept" in output
+
+
+def test_scores_by_source_are_tables_of_their_own(runs, shown):
+    values = (tuple(range(16)), (*(value - 1 - value % 2 / 8 for value in range(8)), *range(8, 16)))
+    build_lineage(runs, "mixed", nlls=values, sources=("chat",) * 8 + ("[sums]",) * 8)
+    output = shown("mixed", "--sources")
+    sums, chat = output.split("[sums], 8 prompts")[1].split("chat, 8 prompts")
+    assert [line.split() for line in chat.splitlines() if "θ_1" in line] == [["θ_1", "◂", "2.44±0.86*"]]
+    assert [line.split() for line in sums.splitlines() if "θ_1" in line] == [["θ_1", "◂", "11.50±0.87"]]
+    assert max(map(len, output.splitlines())) <= 80
+    assert "spin leaderboard mixed --sources" in " ".join(shown("mixed").split())
+    assert "[sums]" not in shown("mixed"), "the leaderboard itself stays as it is"
+
+
+def test_a_lineage_with_one_source_has_no_scores_by_source(shown):
+    assert "--sources" not in shown("plain")
+    assert "plain has no scores by source" in shown("plain", "--sources")

@@ -1,12 +1,13 @@
 """Examples on disk: in the same bytes as those that are written at once, and chosen by row."""
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from spin_core.data.examples import Example
 from spin_core.data.files import example_files
-from spin_core.data.files.example_files import ExampleFile, table_of
+from spin_core.data.files.example_files import TOOLS, ExampleFile, table_of
 
 
 def example(number: int) -> Example:
@@ -22,7 +23,8 @@ def test_parts_have_the_bytes_of_the_whole(tmp_path):
         for first in range(0, len(EXAMPLES), 7):
             file.add(EXAMPLES[first : first + 7])
         file.add([])
-    pq.write_table(table_of(EXAMPLES), tmp_path / "whole.parquet")
+    whole = table_of(EXAMPLES).append_column(TOOLS, pa.nulls(len(EXAMPLES), pa.string()))
+    pq.write_table(whole, tmp_path / "whole.parquet")
     assert (tmp_path / "parts.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert file.ids == [row.id for row in EXAMPLES]
     assert sum(file.is_cut) == 25
@@ -47,3 +49,11 @@ def test_each_row_has_the_name_of_its_source_where_there_are_several(tmp_path):
         file.add(EXAMPLES[2:3], "b")
     file.copy([1, 2], tmp_path / "some.parquet")
     assert pq.read_table(tmp_path / "some.parquet")["source"].to_pylist() == ["a", "b"]
+
+
+def test_tools_have_a_column_only_where_a_row_has_some(tmp_path):
+    with ExampleFile(tmp_path / "all.parquet", with_source=True) as file:
+        file.add(EXAMPLES[:2], "a")
+        file.add([EXAMPLES[2]._replace(tools='[{"type": "function"}]')], "b")
+    file.copy([1, 2], tmp_path / "some.parquet")
+    assert pq.read_table(tmp_path / "some.parquet")["tools"].to_pylist() == [None, '[{"type": "function"}]']

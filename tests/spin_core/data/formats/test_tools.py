@@ -14,6 +14,7 @@ from tests.support.lineages.built_prompts import rows_of
 
 ASK = {"role": "user", "content": "Weather?"}
 CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}
+TOOL = {"type": "function", "function": {"name": "look", "description": "Looks at something."}}
 SUNNY = {"role": "tool", "content": "sunny"}
 ANSWER = {"role": "assistant", "content": "It is sunny."}
 CALLS = {
@@ -63,6 +64,23 @@ def test_a_call_is_never_the_response(build, tool_model):
     built = build([*rows, {"messages": [{**ASK, "content": "Hi"}, ANSWER]}], model=tool_model, chat="tokenizer")
     assert built.pairs == [("Hi", "It is sunny."), ("Weather?", "It is sunny.")]
     assert built.drops == {"tool-call": 1}
+
+
+def test_the_schemas_of_tools_are_published_with_their_row(build, tool_model):
+    asked = [{"messages": [{**ASK, "content": text}, ANSWER]} for text in ("Hi", "Ho")]
+    built = build(
+        [*asked, {"messages": [ASK, ANSWER], "tools": [TOOL]}],
+        model=tool_model,
+        chat="tokenizer",
+        max_prompt_tokens=200,
+    )
+    tools = {row["prompt"]: row["tools"] for row in built.train + built.held_out}
+    assert {prompt: text and json.loads(text) for prompt, text in tools.items()} == {
+        "Hi": None,
+        "Ho": None,
+        "Weather?": [TOOL],
+    }
+    assert "tools" not in build(asked, model=tool_model, chat="tokenizer").train[0]
 
 
 def test_a_row_with_tools_that_the_template_does_not_write_is_dropped(build, chat_model):
