@@ -26,6 +26,7 @@ from spin_core.preflight.prepare import prepare_run
 from spin_core.runtime.warm import warm_process
 from spin_core.store import lock
 from spin_core.store.records import GenerationBatch, IterationArtifacts, ModelVersion, PromptSet
+from tasks import time_left
 from tasks.base import base_model, prepare_prompts, train_sft
 from tasks.evaluate import Reports, evaluate
 from tasks.generate import generate
@@ -105,6 +106,7 @@ def started_again() -> bool:
 def run_iterations(lineage: Lineage) -> Board:
     """The algorithm. Each line is a phase in its own process; what is built already is reused."""
     opponent, prompts = first_opponent(lineage)
+    time_left.plan(lineage, opponent, prompts)
     reports: dict[int, Reports] = {0: evaluate(lineage, opponent, prompts)}
     gate.score_of(lineage.config, reports[0])  # fails early if the main metric is missing
     versions = {0: opponent}

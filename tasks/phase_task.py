@@ -25,11 +25,13 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from spin_core.errors import Stopped, TryAgain
+from spin_core.preflight.findings import duration
 from spin_core.runtime import launch
 from spin_core.store.jobs import Job
 from spin_core.store.records import Artifact
-from tasks import display
+from tasks import display, time_left
 from tasks.run_logs import shorten_errors
+from tasks.time_left import PhaseClock
 
 shorten_errors()
 
@@ -38,6 +40,9 @@ P = ParamSpec("P")
 R = TypeVar("R", bound=Artifact)
 
 PROGRESS_EVERY_SECONDS = 5.0
+
+LOG_EVERY_SECONDS = 180.0
+"""How often a phase's progress is logged."""
 
 RETRIES = 2
 
@@ -58,6 +63,7 @@ def phase_task(kind: type[R], run_name: str) -> Callable[[Callable[P, Job]], Cal
             done = launch.finished_record(job, kind)
             if done is not None:
                 display.current.reused(job.title)
+                time_left.finished(job.output)
                 return Completed(name="Reused", message=str(job.output), data=done)
             return run(job, kind)
 
@@ -92,13 +98,15 @@ def may_pass(_task: Any, _run: TaskRun, state: "State[Any]") -> bool:
 def run(job: Job, kind: type[R]) -> R:
     """Run the phase. Show its progress in the terminal and in a progress artifact, and copy its log to the run's."""
     shown, logger = display.current, get_run_logger()
-    bar = ProgressArtifact(job.title)
+    bar, clock, lines = ProgressArtifact(job.title), PhaseClock(job.output), LogLines(job.title)
     shown.started(job.title)
     began = time.monotonic()
 
     def on_progress(message: Mapping[str, Any]) -> None:
+        message = clock.with_time_left(message)
         shown.progress(message)
         bar.update(message)
+        lines.update(message)
 
     def on_log(line: str) -> None:
         shown.log(line)
@@ -113,8 +121,36 @@ def run(job: Job, kind: type[R]) -> R:
         shown.failed(job.title)
         raise
     bar.finish()
-    shown.finished(job.title, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    shown.finished(job.title, seconds)
+    time_left.finished(job.output, seconds)
+    lines.finish(seconds)
     return record
+
+
+class LogLines:
+    """A phase's progress in the log of its run: a line every few minutes, and one at its end with its figures."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.logged = title, time.monotonic()
+        self.first: Mapping[str, Any] = {}
+        self.last: Mapping[str, Any] = {}
+
+    def update(self, message: Mapping[str, Any]) -> None:
+        """Log how far the phase is, unless that was logged a short time ago."""
+        self.first, self.last = self.first or message, message
+        if time.monotonic() - self.logged >= LOG_EVERY_SECONDS:
+            self.logged = time.monotonic()
+            line = f"{self.title}: {_progress_text(message)}"
+            get_run_logger().info("%s", line)
+            display.current.running(line)
+
+    def finish(self, seconds: float) -> None:
+        """Log what the phase did, as in `iter 01 · train: 96 steps in 41 s, loss 0.6931 → 0.5210`."""
+        did = f"{display.amount(self.last)} in " if self.last else ""
+        figures = display.change(self.first, self.last).replace("  ", ", ")
+        line = f"{self.title}: {did}{duration(seconds)}" + (f", {figures}" if figures else "")
+        get_run_logger().info("%s", line)
 
 
 class ProgressArtifact:
@@ -161,6 +197,7 @@ class ProgressArtifact:
 
 
 def _progress_text(message: Mapping[str, Any]) -> str:
-    """`1,200 of 6,000 steps  loss 0.5536  0:12:03 left`."""
+    """`1,200 of 6,000 steps  loss 0.5536  0:12:03 left  run: about 40 min left`."""
     amount = f"{message['done']:,} of {message['total']:,} {message['unit']}s"
-    return f"{amount}  {display.numbers(message)}{display.time_left(message)}".rstrip()
+    parts = (amount, display.numbers(message), display.time_left(message))
+    return "  ".join(part for part in parts if part)

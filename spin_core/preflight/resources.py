@@ -8,9 +8,10 @@ from pathlib import Path
 from spin_core.config.run import RunConfig
 from spin_core.errors import StorageError
 from spin_core.evaluation import suites
-from spin_core.preflight import disk, measure, memory, timing
+from spin_core.preflight import disk, memory
 from spin_core.preflight.findings import Inspection, duration, size
 from spin_core.preflight.sizes import Parts, Shape, Texts, sides, steps_in, tokens_in_a_pass
+from spin_core.preflight.times import measure, timing
 from spin_core.runtime import interpreter
 
 _SLOW = 24 * 3600.0

@@ -213,7 +213,8 @@ def predicted(folder: Path, model: Model, batch_size: int, micro_batch_tokens: i
     from spin_core.config.train import TrainConfig
     from spin_core.data.sequences import read_token_ids
     from spin_core.data.tokenizer import load_config
-    from spin_core.preflight import measure, memory, sizes, timing
+    from spin_core.preflight import memory, sizes
+    from spin_core.preflight.times import measure, timing
 
     prompts, *responses = (
         [len(ids) for ids in column]

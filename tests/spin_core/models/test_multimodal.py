@@ -16,8 +16,8 @@ from spin_core.lineage.lineage import Lineage
 from spin_core.models import probe
 from spin_core.models.loading import load_model
 from spin_core.phases import base, evaluate, generate, pairs, prompts, score, train
-from spin_core.preflight import measure
 from spin_core.preflight.check import check_run
+from spin_core.preflight.times import measure
 from spin_core.runtime import phase
 from spin_core.runtime.progress import Progress
 from spin_core.store.records import (

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from spin_core.config.resolve import resolve
-from spin_core.preflight import measure
+from spin_core.preflight.times import measure
 
 
 @pytest.fixture(autouse=True)

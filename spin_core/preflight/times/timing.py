@@ -18,7 +18,7 @@ _KERNELS = 120
 _EFFICIENCY = 0.6
 """Speed of a whole network divided by that of its fastest matrix product alone. Measured: 0.4 (small) to 0.8."""
 
-_START_SECONDS = 6.0
+START_SECONDS = 6.0
 """A phase's time besides computing: its process loads torch, and task and files are recorded. Measured: 4 to 6.5."""
 
 _ANSWER_SECONDS = 1e-4
@@ -55,20 +55,20 @@ def iteration_seconds(shape: Shape, texts: Texts, config: RunConfig, t: int, spe
         "generating": _generation_seconds(shape, texts, answers, rows, speed) / devices,
         "scoring": _scoring_seconds(shape, scored, config.train, texts.longest, speed),
         "training": training_seconds(shape, trained, config.train, texts.longest, speed),
-        "evaluating": _evaluation_seconds(shape, texts, config, speed) + _frontier_seconds(shape, texts, config, speed),
+        "evaluating": evaluation_seconds(shape, texts, config, speed) + frontier_seconds(shape, texts, config, speed),
         # Generating, building pairs, scoring and training are a phase each, and so is each suite.
-        "starting phases": (4 + _suites(config)) * _START_SECONDS,
+        "starting phases": (4 + _suites(config)) * START_SECONDS,
     }
 
 
-def _evaluation_seconds(shape: Shape, texts: Texts, config: RunConfig, speed: Speed) -> float:
+def evaluation_seconds(shape: Shape, texts: Texts, config: RunConfig, speed: Speed) -> float:
     """Answers to the held-out prompts, and three passes over them for their scores."""
     row = texts.prompt_tokens + texts.response_tokens
     answers = _generation_seconds(shape, texts, texts.held_out, config.generate.batch_size, speed)
     return answers + _pass_seconds(shape, 3 * row * texts.held_out, config.train, texts.longest, speed)
 
 
-def _frontier_seconds(shape: Shape, texts: Texts, config: RunConfig, speed: Speed) -> float:
+def frontier_seconds(shape: Shape, texts: Texts, config: RunConfig, speed: Speed) -> float:
     """Answers to the held-out prompts at each temperature of a frontier of texts. An exact one takes a single pass."""
     sweeps = 0 if config.evaluate.exact else len(config.evaluate.frontier)
     return sweeps * _generation_seconds(shape, texts, texts.held_out, config.generate.batch_size, speed)
@@ -91,10 +91,28 @@ def other_seconds(shape: Shape, texts: Texts, config: RunConfig, speed: Speed, p
         speed: The device's speed.
         preferences: Preferences that DPO reads, which are assumed to be as long as the SFT data.
     """
-    row, seconds = texts.prompt_tokens + texts.response_tokens, 0.0
+    row, seconds, controls = texts.prompt_tokens + texts.response_tokens, 0.0, config.controls
     if not config.model.path:
         train = config.sft.train
         seconds += training_seconds(shape, row * texts.prompts * at(train.epochs, 0), train, texts.longest, speed)
+    if controls.dpo is not None:
+        scored = tokens_of_item(texts, config.train) * preferences * (1 + controls.dpo_after)
+        seconds += _scoring_seconds(shape, scored, config.train, texts.longest, speed)
+    # θ_0 is made, the data are read, and θ_0 is scored, as is each control. DPO also reads and scores its preferences.
+    # At other temperatures only held-out prompts are answered.
+    scored_models = 1 + controls.trainings
+    phases = 2 + (not config.model.path) + controls.trainings + scored_models * _suites(config)
+    phases += len(controls.temperatures) + (2 * (1 + controls.dpo_after) if controls.dpo is not None else 0)
+    answered = scored_models + len(controls.temperatures)
+    seconds += phases * START_SECONDS + answered * evaluation_seconds(shape, texts, config, speed)
+    seconds += scored_models * frontier_seconds(shape, texts, config, speed)
+    tokens = control_tokens(texts, config, preferences)
+    return seconds + training_seconds(shape, tokens, config.train, texts.longest, speed)
+
+
+def control_tokens(texts: Texts, config: RunConfig, preferences: int = 0) -> float:
+    """Tokens that all controls together train on."""
+    row = texts.prompt_tokens + texts.response_tokens
     controls, item, iterations = config.controls, tokens_of_item(texts, config.train), range(config.iterations)
     pairs = sum(steps_in(texts, config, t) for t in iterations) * config.train.batch_size
     spin_tokens = sum(item * pairs_in(texts, config, t) * at(config.train.epochs, t) for t in iterations)
@@ -108,17 +126,7 @@ def other_seconds(shape: Shape, texts: Texts, config: RunConfig, speed: Speed, p
     if controls.dpo is not None:
         dpo_tokens = item * preferences * controls.dpo.epochs
         tokens += (item * pairs if controls.dpo.equal_steps else dpo_tokens) + dpo_tokens * controls.dpo_after
-        scored = item * preferences * (1 + controls.dpo_after)
-        seconds += _scoring_seconds(shape, scored, config.train, texts.longest, speed)
-    # θ_0 is made, the data are read, and θ_0 is scored, as is each control. DPO also reads and scores its preferences.
-    # At other temperatures only held-out prompts are answered.
-    scored_models = 1 + controls.trainings
-    phases = 2 + (not config.model.path) + controls.trainings + scored_models * _suites(config)
-    phases += len(controls.temperatures) + (2 * (1 + controls.dpo_after) if controls.dpo is not None else 0)
-    answered = scored_models + len(controls.temperatures)
-    seconds += phases * _START_SECONDS + answered * _evaluation_seconds(shape, texts, config, speed)
-    seconds += scored_models * _frontier_seconds(shape, texts, config, speed)
-    return seconds + training_seconds(shape, tokens, config.train, texts.longest, speed)
+    return tokens
 
 
 def training_seconds(shape: Shape, tokens: float, config: TrainConfig, longest: int, speed: Speed) -> float:

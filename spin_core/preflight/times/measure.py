@@ -6,7 +6,7 @@ from typing import Any
 
 from spin_core.config.run import RunConfig
 from spin_core.preflight.sizes import FLOAT32, Shape, Texts, tokens_in_a_pass
-from spin_core.preflight.timing import Speed
+from spin_core.preflight.times.timing import Speed
 
 TRIED_SECONDS = 0.12
 """How long each operation is repeated."""

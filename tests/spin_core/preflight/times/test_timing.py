@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from spin_core.config.resolve import resolve
-from spin_core.preflight import timing
 from spin_core.preflight.check import check_run
 from spin_core.preflight.sizes import Shape, Texts
-from spin_core.preflight.timing import Speed
+from spin_core.preflight.times import timing
+from spin_core.preflight.times.timing import Speed
 from tests.support.findings import texts_of
 
 SHAPE = Shape(
@@ -61,7 +61,7 @@ def phases_outside(*sets: str) -> float:
     fast = Speed(batch_flops=1e30, row_flops=1e30, bandwidth=1e30, start=0.0)
     config = resolve("demo", sets=[*NO_CONTROLS, *sets])
     seconds = timing.other_seconds(SHAPE, dataclasses.replace(TEXTS, held_out=0), config, fast)
-    return seconds / timing._START_SECONDS
+    return seconds / timing.START_SECONDS
 
 
 def test_every_phase_outside_the_iterations_is_started():
@@ -81,7 +81,7 @@ def test_phases_of_an_iteration_are_counted_with_their_suites():
     speed = Speed(batch_flops=1e9, row_flops=1e8, bandwidth=1e9, start=1e-6)
     for sets, phases in ((["evaluate.frontier=[]"], 5), ([], 6), (["evaluate.suites=[big-bench-quick]"], 7)):
         seconds = timing.iteration_seconds(SHAPE, TEXTS, resolve("demo", sets=sets), 0, speed)["starting phases"]
-        assert seconds == phases * timing._START_SECONDS
+        assert seconds == phases * timing.START_SECONDS
 
 
 def test_ranks_with_a_device_each_share_the_scoring_of_one_node():

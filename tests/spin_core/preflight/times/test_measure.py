@@ -3,8 +3,8 @@
 import torch
 
 from spin_core.config.resolve import resolve
-from spin_core.preflight import measure
 from spin_core.preflight.sizes import Shape, Texts
+from spin_core.preflight.times import measure
 
 SHAPE = Shape(
     parameters=1000, layers=2, hidden=8, intermediate=16, query_width=8, key_width=4, vocabulary=50, itemsize=4
