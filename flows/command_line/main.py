@@ -26,6 +26,7 @@ class _Commands(click.Group):
         return list(self.commands)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        _open_closed_streams()
         try:
             return super().main(*args, **kwargs)
         except OSError as error:
@@ -45,6 +46,8 @@ class _Commands(click.Group):
 
         bypass_for_loopback()
         _escape_letters()
+        if os.environ.get("COLUMNS") == "0":  # tables would have no column at all
+            del os.environ["COLUMNS"]
         try:
             result = super().invoke(context)
             sys.stdout.flush()
@@ -71,6 +74,19 @@ def _is_of_output(error: OSError) -> bool:
     """Whether printing raised an error: it came from click or rich, or from the flush at the end of a command."""
     last = traceback.extract_tb(error.__traceback__)[-1].filename
     return error.filename is None and (last == __file__ or not {"click", "rich"}.isdisjoint(Path(last).parts))
+
+
+def _open_closed_streams() -> None:
+    """Connect standard streams that the caller has closed (`>&-`) with /dev/null.
+
+    Otherwise the next file that is opened, such as a lineage's lock, would take their place.
+    """
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                # The system gives the lowest number that is free, which is the one of this stream.
+                os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
 
 
 def _escape_letters() -> None:

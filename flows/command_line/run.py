@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flows.command_line.options import config_options, no_verify_option, runs_option, warn
+from flows.command_line.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from flows.server.temporary import Server
@@ -32,10 +33,11 @@ def run(
     runs: Path,
 ) -> None:
     """Run a recipe, or continue a lineage."""
+    stop_on_signals()
     from spin_core.config.resolve import resolve
 
     config = resolve(recipe, file=file, sets=sets, iterations=iterations)
-    _run(runs, name or recipe, config, verify=not no_verify)
+    _run(runs, recipe if name is None else name, config, verify=not no_verify)
 
 
 @click.command()
@@ -46,6 +48,7 @@ def run(
 @runs_option
 def next(name: str, anyway: bool, file: Path | None, sets: tuple[str, ...], no_verify: bool, runs: Path) -> None:
     """Run one more iteration of a lineage, with its settings or with changed ones."""
+    stop_on_signals()
     from spin_core.config.resolve import read_changes
     from spin_core.leaderboard import convergence
     from spin_core.lineage.changes import one_more_iteration, with_settings
@@ -85,12 +88,13 @@ def compare(
     runs: Path,
 ) -> None:
     """Compare SPIN over several seeds with continued SFT, DPO, longer and smaller trainings, in one table."""
+    stop_on_signals()
     from spin_core.comparison import compare as comparisons
     from spin_core.config.resolve import resolve
 
     config = resolve(recipe, file=file, sets=sets, iterations=iterations)
     chosen = [method.strip() for method in methods.split(",") if method.strip()]
-    name = name or f"compare-{recipe}"
+    name = f"compare-{recipe}" if name is None else name
     lineages = comparisons.prepare_comparison(runs, name, config, seeds, chosen, warn=warn)
     server = _start_server(runs)
 
@@ -127,6 +131,7 @@ def evaluate(
     runs: Path,
 ) -> None:
     """Score all versions and controls of a lineage, θ_T alone, or the model in a folder; existing scores are reused."""
+    stop_on_signals()
     from spin_core.config.resolve import read_changes
     from spin_core.leaderboard import scoring
 
@@ -164,10 +169,8 @@ def _run(runs: Path, name: str, config: "RunConfig", *, verify: bool) -> None:
 
 def _start_server(runs: Path) -> "Server | None":
     """Prepare Prefect's environment, and start a temporary server if none is up; Prefect is imported meanwhile."""
-    from flows.command_line.signals import stop_on_signals
     from flows.server import local, state, temporary
 
-    stop_on_signals()
     if not local.prepare(runs, quiet=True):
         return None
     return temporary.Server(state.state_folder(runs))

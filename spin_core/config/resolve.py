@@ -70,11 +70,24 @@ def build_config(values: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: One line that names each invalid field and how to fix it.
     """
+    if too_large := _first_too_large(values):
+        raise ConfigError(f"{too_large} must be a number below 2^63: lower it")
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         messages = [_error_message(item) for item in _without_unused_forms(error.errors())]
         raise ConfigError("; ".join(dict.fromkeys(messages))) from error
+
+
+def _first_too_large(values: Any, name: str = "") -> str:
+    """The first setting whose value is a whole number of more than 64 bits, which no library takes; else empty."""
+    if isinstance(values, Mapping):
+        below = ((f"{name}.{key}" if name else str(key), value) for key, value in values.items())
+    elif isinstance(values, (list, tuple)):
+        below = ((name, value) for value in values)
+    else:
+        return name if isinstance(values, int) and not -(2**63) <= values < 2**63 else ""
+    return next(filter(None, (_first_too_large(value, key) for key, value in below)), "")
 
 
 def _without_unused_forms(errors: Sequence[Any]) -> list[Any]:
@@ -144,6 +157,8 @@ def read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {' '.join(str(error).split())}: fix that line") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML, {_yaml_problem(error)}: fix that line") from error
+    except ValueError as error:  # TOML's reader leaves it to Python to refuse a number of thousands of digits
+        raise ConfigError(f"{path} has a number of too many digits: shorten it") from error
     except RecursionError as error:
         raise ConfigError(f"{path} is nested too deeply: settings have four levels") from error
     if not isinstance(values, dict):
@@ -168,7 +183,8 @@ def read_assignment(text: str) -> dict[str, Any]:
         settings: Any = read_yaml(value)
     except yaml.YAMLError as error:
         reason = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise ConfigError(f"--set {text!r} has a value that is not valid YAML ({reason}): fix or quote it") from error
+        shown = text if len(text) <= 120 else f"{text[:120]}…"
+        raise ConfigError(f"--set {shown!r} has a value that is not valid YAML ({reason}): fix or quote it") from error
     names = name.strip().split(".")
     if not all(names) or len(names) > _MAX_LEVELS:
         raise ConfigError(f"--set {name.strip()[:80]!r} is not the name of a setting: see `spin recipes --settings`")

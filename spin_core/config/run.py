@@ -6,7 +6,7 @@ Prefect's UI. Unknown fields are rejected.
 
 from typing import Annotated, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from spin_core.config.base import Frozen, at
 from spin_core.config.controls import ControlsConfig
@@ -31,10 +31,10 @@ class RunConfig(Frozen):
     iterations: PositiveInt = 3
     """How many iterations to run."""
 
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """The seed that every other seed comes from."""
 
-    play_seed: int = 0
+    play_seed: NonNegativeInt = 0
     """Repeat a run with another number, from the same θ_0 on the same data: it is added to the seeds of the opponents'
     answers and of the order in which players and controls train."""
 

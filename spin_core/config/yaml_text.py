@@ -15,6 +15,9 @@ MAX_DEPTH = 50
 MAX_VALUES = 100_000
 """How many values a text may stand for, with all references followed."""
 
+_MAX_DIGITS = 100
+"""How long a whole number may be."""
+
 
 def read_yaml(text: str) -> Any:
     """The values of a YAML text.
@@ -68,17 +71,28 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         """The mapping of a node. Keys of merged mappings (`<<`) may be repeated, since that overrides them."""
-        seen: set[Hashable] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
+            if not isinstance(key, str):
+                raise _problem(f"the key {str(key)[:80]}, which is not text", key_node)
+            if key in seen:
                 raise _problem(f"the key {key!r} a second time", key_node)
-            if isinstance(key, Hashable):
-                seen.add(key)
+            seen.add(key)
         mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
         return mapping
+
+    def construct_yaml_int(self, node: Any) -> int:
+        """The number of a node. Python would not even print one of thousands of digits."""
+        if len(node.value) > _MAX_DIGITS:
+            raise _problem(f"a number of more than {_MAX_DIGITS} digits", node)
+        number: int = super().construct_yaml_int(node)
+        return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def _problem(text: str, where: Any) -> yaml.MarkedYAMLError:

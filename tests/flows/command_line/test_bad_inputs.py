@@ -156,6 +156,34 @@ TABLE: list[tuple[str, Damage, int, str]] = [
     (f"check demo --set a{'.a' * 3000}=1", nothing, 2, "error  --set .* is not the name of a setting: see .*"),
     (f"check demo --set train={'[' * 3000}", nothing, 2, "error  --set .*more than 50 levels of nesting.*"),
     ("check demo --set train={beta:1,beta:2}", nothing, 2, "error  .*is not a setting.*"),
+    ("check demo --set train={[1]:2}", nothing, 2, r"error  --set .*the key \[1\], which is not text\): fix or .*"),
+    ("check demo --set seed=-1", nothing, 2, "error  seed cannot be -1: input should be greater than or equal to 0"),
+    ("check demo --set play_seed=-1", nothing, 2, "error  play_seed cannot be -1: input should be greater .*"),
+    (f"check demo --set seed={10**30}", nothing, 2, r"error  seed must be a number below 2\^63: lower it"),
+    (f"check demo --set prompts.sample={10**30}", nothing, 2, r"error  prompts\.sample must be a number below 2\^63.*"),
+    (f"check demo --set train.beta=[1,{10**30}]", nothing, 2, r"error  train\.beta must be a number below 2\^63: .*"),
+    (
+        f"check demo --set seed={'9' * 5000}",
+        nothing,
+        2,
+        "error  --set .{,130} .*more than 100 digits.*: fix or quote it",
+    ),
+    ("check demo --set train.learning_rate=.nan", nothing, 2, "error  train.learning_rate cannot be nan: input .*"),
+    ("check demo --set train.learning_rate=.inf", nothing, 2, "error  train.learning_rate cannot be inf: input .*"),
+    ("check demo --set prompts.sample=-.inf", nothing, 2, "error  prompts.sample cannot be -inf: input .*"),
+    ("check demo --set seed=2020-01-01", nothing, 2, r"error  seed cannot be datetime\.date\(.*\): input .* integer"),
+    ("check demo --set iterations=0", nothing, 2, "error  iterations cannot be 0: input should be greater than 0"),
+    ("check @/runs", nothing, 2, "error  there is no recipe '@/runs': choose one of .*"),
+    # Names.
+    *(
+        (command.format(name), nothing, 2, "error  '.*' cannot name a lineage: use lower-case letters, digits and .*")
+        for command in ("run demo --lineage {}", "compare demo --name {}", "leaderboard {}")
+        for name in ("", "..", "a/b", "Tale")
+    ),
+    ("show tale 99999999999999999999", nothing, 2, r"error  lineage tale has no finished iteration 9+ \(there: .*\)"),
+    ("evaluate tale 99999999999999999999", nothing, 2, "error  lineage tale has no θ_9+: choose from 0 to 2"),
+    ("push tale file:///dev/null", nothing, 75, r"error  file:///dev/null/tale cannot be reached \(.*\): check .*"),
+    ("pull tale file://", nothing, 2, "error  push.url must be like s3://bucket/folder, .*"),
 ]
 
 
@@ -200,6 +228,21 @@ FILES: dict[str, tuple[str, str, str]] = {
         r"line 3, column 1: the key 'train' a second time: fix that line",
     ),
     "a billion laughs": ("f.yaml", LAUGHS, rf"line 5, column \d+: more than {MAX_VALUES} values: fix that line"),
+    "a number of thousands of digits": (
+        "f.yaml",
+        f"seed: {'9' * 5000}",
+        r"line 1, column 7: a number of more than 100.*",
+    ),
+    "the same in TOML": ("f.toml", f"seed = {'9' * 5000}", r"has a number of too many digits: shorten it"),
+    "a key that is a number": ("f.yaml", "seed: 1\n1: 2\n", r"line 2, column 1: the key 1, which is not text: fix .*"),
+    "a key that is nothing": ("f.yaml", "null: 2\n", r"line 1, column 1: the key None, which is not text: fix .*"),
+    "nothing": ("f.yaml", "", r"has no settings: write them as .*"),
+    "comments alone": ("f.yaml", "# seed: 1\n", r"has no settings: write them as .*"),
+    "a list": ("f.yaml", "- seed\n", r"has no settings: write them as .*"),
+    "two documents": ("f.yaml", "seed: 1\n---\nseed: 2\n", r"line 2, column 1: but found another document: fix .*"),
+    "a tabulator": ("f.yaml", "train:\n\tbeta: 1\n", r"line 2, column 1: found character .* cannot start any .*"),
+    "a zero byte": ("f.yaml", "seed: 1\0\n", r"unacceptable character #x0000: .*: fix that line"),
+    "code": ("f.yaml", "seed: !!python/object/apply:os.getpid []\n", r"line 1, column 7: could not determine .*"),
     "a value in itself": ("f.yaml", "a: &a [1, *a]", r"line 1, column \d+: a value that contains itself: fix .*"),
 }
 
@@ -212,6 +255,22 @@ def test_a_file_of_settings_that_cannot_be_right_is_one_line(tmp_path, name, tex
     assert re.fullmatch(rf"error  {re.escape(str(tmp_path))}/{name}( is not valid YAML,)? ({line})", error_line), (
         error_line
     )
+
+
+@pytest.mark.parametrize("text", ["\ufeffseed: 7\ntrain:\n  beta: 0.2\n", "seed: 7\r\ntrain:\r\n  beta: 0.2\r\n"])
+def test_a_byte_order_mark_and_line_ends_of_windows_are_accepted(tmp_path, text):
+    file = tmp_path / "f.yaml"
+    file.write_bytes(text.encode())
+    config = resolve("demo", file=file)
+    assert (config.seed, config.train.beta) == (7, 0.2)
+
+
+def test_text_in_another_encoding_is_one_line(tmp_path):
+    file = tmp_path / "f.yaml"
+    for encoding in ("utf-16", "latin-1"):
+        file.write_bytes("recipe: café\n".encode(encoding))
+        line = run_spin("check", "demo", "--config", file, status=2).stderr
+        assert re.fullmatch(rf"error  {file} is not text in UTF-8 \(.*\): save it as UTF-8\n", line)
 
 
 def test_merged_mappings_and_references_still_work(tmp_path):
@@ -318,3 +377,54 @@ def test_a_reader_that_has_seen_enough_is_no_error(lineage, command):
         assert spin_process(*command.split(), stdout=writer, SPIN_RUNS=str(lineage.runs)) == (0, "", "")
     finally:
         os.close(writer)
+
+
+SURROUNDINGS: dict[str, dict[str, str | None]] = {
+    "no home": {"HOME": None},
+    "a home that does not exist": {"HOME": "/nonexistent"},
+    "no folder for temporary files": {"TMPDIR": "/nonexistent"},
+    "an unknown locale": {"LC_ALL": "xx_YY.bogus", "LANG": "?"},
+    "an unknown time zone": {"TZ": "No/Where"},
+    "an unknown terminal": {"TERM": "bogus", "COLUMNS": "many"},
+    "a terminal without columns": {"COLUMNS": "0"},
+    "settings of servers that are none": {"SPIN_UP": "?", "SPIN_RERUNS": "?"},
+}
+
+
+@pytest.mark.parametrize("variables", SURROUNDINGS.values(), ids=SURROUNDINGS)
+def test_a_leaderboard_is_shown_in_odd_surroundings(lineage, monkeypatch, variables):
+    monkeypatch.setenv("SPIN_RUNS", str(lineage.runs))
+    for name, value in variables.items():
+        if value is None:
+            monkeypatch.delenv(name)
+        else:
+            monkeypatch.setenv(name, value)
+    status, output, errors = spin_process("leaderboard", "tale", stdout=subprocess.PIPE)
+    assert (status, errors) == (0, "")
+    assert "θ_2" in output
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_are_no_error(lineage, closed):
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "flows.command_line", "leaderboard"]
+    done = subprocess.run(
+        [*command, "tale", "--runs", lineage.runs], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("θ_2" in done.stdout) == (" >&-" not in f" {closed}" or closed == "2>&-")
+
+
+LOOPS = {
+    "a link to itself": (
+        "loop",
+        r"/loop/.* cannot be created \(Too many levels of symbolic links\): choose another .*",
+    ),
+    "a link to nothing": ("gone", r"/gone cannot be created, because a file is in the way: remove that file, or .*"),
+}
+
+
+@pytest.mark.parametrize(("target", "line"), LOOPS.values(), ids=LOOPS)
+def test_a_runs_folder_that_is_a_link_to_nowhere_is_one_line(tmp_path, target, line):
+    (tmp_path / target).symlink_to(tmp_path / ("loop" if target == "loop" else "absent"))
+    error_line = run_spin("run", "demo", "--runs", tmp_path / target, status=2).stderr
+    assert re.fullmatch(f"error  {re.escape(str(tmp_path))}{line}\n", error_line), error_line

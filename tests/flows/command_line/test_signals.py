@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -59,3 +60,36 @@ def test_nohup_is_respected():
     signals.stop_on_signals()
     signal.raise_signal(signal.SIGHUP)
     assert signals.exit_status() == 130
+
+
+LOADED = """
+import sys, time
+import click
+from flows.command_line import main, run
+
+def wait(*_arguments, **_settings):
+    print("at work", flush=True)
+    time.sleep(60)
+
+import spin_core.config.resolve
+import spin_core.leaderboard.scoring
+spin_core.config.resolve.resolve = spin_core.config.resolve.read_changes = wait
+main.main(sys.argv[1:])
+"""
+"""The command, which waits as soon as it reads its configuration: before it has a server."""
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [("run demo", signal.SIGTERM), ("run demo", signal.SIGINT), ("run demo", signal.SIGHUP),
+     ("compare demo", signal.SIGTERM), ("evaluate demo", signal.SIGTERM)],
+)  # fmt: skip
+def test_a_command_that_is_stopped_before_its_server_starts_says_so(tmp_path, command, number):
+    arguments = [sys.executable, "-c", LOADED, *command.split(), "--runs", str(tmp_path)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert errors == ("" if number == signal.SIGHUP else "stopped; the same command continues from here\n")

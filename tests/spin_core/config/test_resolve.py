@@ -177,7 +177,7 @@ def test_a_resolved_recipe_can_be_read_back(tmp_path):
         ("a.toml", "train = ", "a.toml is not valid TOML: "),
         ("a.yaml", b"\xff\xfe\xff", "a.yaml is not text in UTF-8 "),
         ("a.yaml", "1: 2", "1"),
-        ("a.yaml", "train:\n  1: 2", "train"),
+        ("a.yaml", "train:\n  1: 2", "line 2, column 3"),
     ],
 )
 def test_a_broken_settings_file_is_one_line(tmp_path, name, content, says):
