@@ -9,19 +9,23 @@ made from `RunConfig` by `_optional_copy`:
    schema, before a run exists.
 2. Each section becomes a choice between None and the optional copy of the section. The form shows it closed.
 3. `position` is Prefect's own key for the order of fields: that of `RunConfig`.
-4. Settings have no `default` in the schema, so that the form shows them empty.
+4. Nothing has a `default` in the schema, so that the form shows settings empty.
 5. A boolean becomes a choice of true and false, because a switch has no third position for "as the recipe has it".
+6. A list has the choice `empty`, because a list that is left empty is as the recipe has it.
+7. The help ends with the values that the recipes have (`form_help`), for which the form's fields have no place.
 
 `Overrides.filled_in` returns only what a user has filled in; `config.resolve` merges that over the recipe.
 """
 
 from functools import cache
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model, model_serializer
+from pydantic.fields import FieldInfo
 from pydantic.json_schema import SkipJsonSchema
 
+from flows.form_help import form_help
 from spin_core.config.run import RunConfig
 
 _SEPARATE_PARAMETERS = ("recipe", "iterations")
@@ -66,9 +70,18 @@ def is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
+_OF_LISTS = ("type", "items", "prefixItems", "minItems", "maxItems", "uniqueItems")
+"""Keys of the schema of a list."""
+
+
 @cache
-def _optional_copy(model: type[BaseModel]) -> type[Partial]:
-    """A model with the same settings, each of them optional."""
+def _optional_copy(model: type[BaseModel], path: tuple[str, ...] = ()) -> type[Partial]:
+    """A model with the same settings, each of them optional.
+
+    Args:
+        model: The section of the configuration.
+        path: The names of the sections that lead to it, for the recipes' values in the help.
+    """
     fields: dict[str, Any] = {}
     for position, (name, field) in enumerate(model.model_fields.items()):
         if model is RunConfig and name in _SEPARATE_PARAMETERS:
@@ -76,7 +89,7 @@ def _optional_copy(model: type[BaseModel]) -> type[Partial]:
         annotation: Any = field.annotation
         section = next((kind for kind in (annotation, *get_args(annotation)) if is_section(kind)), None)
         if section is not None:
-            copy: Any = _optional_copy(section)
+            copy: Any = _optional_copy(section, (*path, name))
             annotation = copy | _LabelledNone
         elif NoneType not in get_args(annotation):
             # Annotated needs at least one argument next to the type, and `metadata`, with the bounds, may be empty.
@@ -86,24 +99,46 @@ def _optional_copy(model: type[BaseModel]) -> type[Partial]:
             Field(
                 default=None,
                 title=name.replace("_", " "),
-                description=field.description,
+                description=field.description if section else _help(field, (*path, name)),
                 json_schema_extra=_section_schema(position) if section else _setting_schema(position),
             ),
         )
-    return create_model(f"{model.__name__}Overrides", __base__=Partial, __doc__=model.__doc__, **fields)
+    own_name = "".join(part.title() for part in path).replace("_", "") or model.__name__
+    return create_model(f"{own_name}Overrides", __base__=Partial, __doc__=model.__doc__, **fields)
+
+
+def _help(field: FieldInfo, path: tuple[str, ...]) -> str:
+    """The help of a setting in the form."""
+    is_list = any(get_origin(kind) is tuple for kind in (field.annotation, *get_args(field.annotation)))
+    return form_help(field.description or "", path, is_list=is_list)
 
 
 def _section_schema(position: int) -> Any:
-    """Additions to the schema of a section. Its default, None, stays there, so that the form shows it closed."""
-    return {"position": position}
+    """A function that changes the schema of a section: a choice, closed at first, whose wrong settings are named.
+
+    A choice rejects a wrong section as a whole. Prefect's server, but not its form, replaces the choices of a property
+    that has a type and no default by that type alone, and `then` names the setting that is wrong.
+    """
+
+    def change(schema: dict[str, Any]) -> None:
+        section, left_out = schema["anyOf"]
+        del schema["default"]
+        schema |= {"position": position, "anyOf": [left_out, section], "type": ["object", "null"]}
+        schema |= {"if": {"type": "object"}, "then": dict(section)}
+
+    return change
 
 
 def _setting_schema(position: int) -> Any:
-    """A function that changes the schema of a setting: an empty field, and a boolean as a choice."""
+    """A function that changes the schema of a setting: an empty field, and choices for booleans and lists."""
 
     def change(schema: dict[str, Any]) -> None:
         schema["position"] = position
         del schema["default"]
+        if schema.get("type") == "array" and not schema.get("minItems"):
+            items = {name: schema.pop(name) for name in _OF_LISTS if name in schema}
+            empty = {"type": "array", "const": [], "maxItems": 0, "title": "empty"}
+            schema["anyOf"] = [{**items, "title": "list"}, empty]
         for alternative in (schema, *schema.get("anyOf", ())):
             if alternative.get("type") == "boolean":
                 alternative["enum"] = [True, False]

@@ -238,7 +238,28 @@ def test_an_invalid_value_is_rejected_in_the_form_before_a_run_exists(up, ui):
     ui.submit()
     expect(ui.field("lineage")).to_contain_text("'Mine!' does not match")
     expect(ui.field("lineage")).to_contain_text("lower-case letters, digits and dashes")
+    ui.field("lineage").get_by_role("textbox").fill("mine")
+    ui.field("generate").get_by_role("tab", name="change").first.click()
+    ui.field("top p").get_by_role("spinbutton").fill("1.5")
+    ui.submit()
+    assert ui.field("top p").get_by_role("spinbutton").evaluate("one => one.validity.rangeOverflow")
+    ui.field("top p").get_by_role("spinbutton").fill("")
+    ui.fill_overrides({"train": {"lora": {"rank": 0}}})
+    ui.show_overrides_as("form")
+    ui.submit()
+    expect(ui.field("rank")).to_contain_text("0 is less than or equal to the minimum of 0")
     assert up.count_runs() == before
+
+
+def test_the_form_has_the_recipes_values_and_can_empty_a_list(ui):
+    ui.open_form()
+    ui.field("train").get_by_role("tab", name="change").first.click()
+    expect(ui.field("batch size")).to_contain_text("In the recipes: 64; demo: 256")
+    ui.field("controls").get_by_role("tab", name="change").first.click()
+    ui.field("temperatures").get_by_role("tab", name="empty").click()
+    with ui.page.expect_request(lambda request: request.url.endswith("/ui/schemas/validate")) as request:
+        ui.submit()
+    assert request.value.post_data_json["values"]["overrides"]["controls"]["temperatures"] == []
 
 
 def test_a_run_has_the_values_of_the_form(finished_run, overrides):

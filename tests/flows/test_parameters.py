@@ -1,10 +1,12 @@
 """The run form: every setting is in it, bounded and explained, and what is left empty changes nothing."""
 
+import re
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from jsonschema import Draft202012Validator
+from prefect.utilities.schema_tools.validation import build_error_obj, validate
 from pydantic import BaseModel, ValidationError
 
 from flows.nightly import nightly
@@ -30,6 +32,17 @@ def settings(model: type[BaseModel], *above: str):
 SETTINGS = [(path, field) for path, field in settings(RunConfig) if path[0] not in ("recipe", "iterations")]
 
 
+NOT_IN_A_RECIPE = {
+    *(("controls", "dpo"), ("train", "lora"), ("prompts", "held_out_source")),
+    *(("prompts", "sources"), ("chat", "template_kwargs")),
+}
+"""What no recipe has."""
+
+
+def is_a_section(field) -> bool:
+    return any(is_section(kind) for kind in (field.annotation, *get_args(field.annotation)))
+
+
 def properties(schema: dict) -> dict:
     """The properties of an object in the schema, or of the one object among its choices."""
     for choice in schema.get("anyOf", [schema]):
@@ -50,7 +63,8 @@ def schema_of(path: tuple[str, ...]) -> dict:
 def test_every_setting_is_in_the_form_with_its_help(path, field):
     about = schema_of(path)
     assert field.description
-    assert about["description"] == field.description
+    assert about["description"].startswith(re.split("[Ee]mpty", field.description)[0])
+    assert is_a_section(field) or "\n\nIn the recipes: " in about["description"] or path[:2] in NOT_IN_A_RECIPE
     assert about["title"] == path[-1].replace("_", " ")
 
 
@@ -74,12 +88,39 @@ def test_settings_have_the_order_of_the_configuration():
 
 def test_sections_are_closed_and_settings_empty():
     for path, field in SETTINGS:
-        about, kind = schema_of(path), field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            assert about["default"] is None
-            assert [choice.get("title") for choice in about["anyOf"]] == [None, "as the recipe has it"]
-        elif not any(is_section(argument) for argument in get_args(kind)):
-            assert "default" not in about, path
+        about = schema_of(path)
+        assert "default" not in about, path
+        if is_a_section(field):
+            first, second = about["anyOf"]
+            assert first == {"type": "null", "title": "as the recipe has it"}
+            assert list(second) == ["$ref"]
+
+
+@pytest.mark.parametrize(
+    ("values", "place", "message"),
+    [
+        ({"train": {"lora": {"rank": 0}}}, ["train", "lora", "rank"], "0 is less than or equal to the minimum of 0"),
+        ({"generate": {"top_p": 1.5}}, ["generate", "top_p"], "1.5 is greater than the maximum of 1"),
+        ({"train": {"beta": "much"}}, ["train", "beta"], "'much' is not valid"),
+        ({"train": {"no_such": 1}}, ["train"], "('no_such' was unexpected)"),
+        ({"gate": {"rule": "open"}}, ["gate", "rule"], "'open' is not one of"),
+    ],
+)
+def test_prefects_server_names_the_setting_that_is_wrong(values, place, message):
+    schema = spin.parameters.model_dump()
+    answer = build_error_obj(validate({"overrides": values}, schema))
+    for name in ("overrides", *place):
+        ((answer),) = answer["errors"]
+        assert answer["property"] == name
+    (text,) = answer["errors"]
+    assert message in text
+
+
+def test_a_list_can_be_emptied():
+    filled, empty = schema_of(("controls", "temperatures"))["anyOf"]
+    assert (filled["title"], filled["items"]["type"]) == ("list", "number")
+    assert empty == {"type": "array", "const": [], "maxItems": 0, "title": "empty"}
+    assert [choice.get("title") for choice in schema_of(("train", "beta"))["anyOf"]] == [None, None], "never empty"
 
 
 def test_yes_or_no_is_a_choice_that_can_be_left_unset():
