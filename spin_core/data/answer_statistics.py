@@ -18,7 +18,7 @@ _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 HISTOGRAM_BINS = 24
 
-MOST_PROMPTS = 20_000
+MOST_PROMPTS = 10_000
 """Of more prompts than this, distinct-n counts the responses to about so many, the same ones on both sides."""
 
 

@@ -53,7 +53,7 @@ def run(job: ScoreJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     world.wait()
     tokens = TokenFile(scratch / "tokens")
     index, first = distinct(tokens)
-    sequences = _Responses(tokens, first)
+    sequences = Responses(tokens, first)
     log.info("%d pairs hold %d distinct responses", len(tokens), len(first))
     blocks = scratch / "blocks"
     models = {"": job.opponent} if job.base is None else {"": job.opponent, "_base": job.base}
@@ -96,7 +96,7 @@ def distinct(tokens: TokenFile) -> tuple[Ints, Ints]:
     )
 
 
-class _Responses(NamedTuple):
+class Responses(NamedTuple):
     """The distinct responses with their prompts, read when they are needed."""
 
     tokens: TokenFile
@@ -118,7 +118,7 @@ def _groups(prompt_ids: Sequence[TokenArray]) -> Ints:
 def _score_all(
     job: ScoreJob,
     version: ModelVersion,
-    responses: _Responses,
+    responses: Responses,
     blocks: Path,
     progress: Progress,
     number: int,
