@@ -191,20 +191,6 @@ class ExampleBuilder:
         return decode_responses(self.renderer.tokenizer, [row.prompt_ids], [row.response_ids])[0]
 
 
-def sample(ids: Sequence[str], size: int, seed: int) -> list[int]:
-    """The rows of a random sample, in their order, or all if there are fewer.
-
-    Chosen by each row's id and the seed alone, so that a smaller sample is part of a larger one.
-    """
-    ranked = sorted(range(len(ids)), key=lambda row: random_rank(ids[row], seed))
-    return sorted(ranked[:size])
-
-
-def random_rank(id: str, seed: int) -> str:
-    """A sort key that puts ids in a random order: the same on every machine, and whatever other ids there are."""
-    return hashlib.sha256(f"{seed}:{id}".encode()).hexdigest()
-
-
 def _readable(messages: Sequence[Message]) -> str:
     """A conversation for people: a single question bare, several turns with their roles."""
     if len(messages) == 1:

@@ -8,7 +8,6 @@ The split depends on each prompt's digest and the seed, and on nothing else. So 
 move as few prompts as possible from one side to the other, and a smaller sample is part of a larger one.
 """
 
-import hashlib
 import io
 import logging
 import math
@@ -17,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from spin_core.config.data import PromptsConfig
@@ -25,8 +25,10 @@ from spin_core.data.chat import Renderer
 from spin_core.data.conversations import Conversation, ConversationReader
 from spin_core.data.drops import Drops, list_drops, nothing_left
 from spin_core.data.examples import BATCH, CURES, Example, ExampleBuilder
+from spin_core.data.files.digests import DigestSet, digests_of
 from spin_core.data.files.division import divide_rows
 from spin_core.data.files.example_files import ExampleFile, table_of
+from spin_core.data.files.ids import numbers_of
 from spin_core.data.files.mixture import mixture_counts
 from spin_core.data.formats.columns import wanted_columns
 from spin_core.data.formats.values import Row, strings_in
@@ -110,8 +112,7 @@ class ExampleLoader:
     def __init__(self, job: PromptsJob, renderer: Renderer, *, keep_duplicates: bool = False) -> None:
         """Take the limits of the job; `keep_duplicates` keeps rows with the same token ids."""
         self._job, self._renderer, self._keep_duplicates = job, renderer, keep_duplicates
-        # Digests take less memory than the token ids.
-        self._seen: set[bytes] = set()
+        self._seen = DigestSet()
         self.begin_source()
 
     def begin_source(self) -> None:
@@ -156,16 +157,18 @@ class ExampleLoader:
         faults = [self._builder.fault_of(conversation) for conversation in batch]
         self.drops.update(fault for fault in faults if fault)
         clean = [conversation for conversation, fault in zip(batch, faults, strict=True) if not fault]
+        built = self._builder.build(clean)
+        digests = digests_of(_bytes_of(example) for example, _ in built)
+        was_seen, seen_here = self._seen.contains(digests).tolist(), set[int]()
         examples = []
-        for example, reason in self._builder.build(clean):
-            key = _key_of(example)
-            if reason is None and key in self._seen and not self._keep_duplicates:
-                reason = "duplicate"
-            if reason is None:
-                self._seen.add(key)
-                examples.append(example)
-            else:
+        for (example, fault), digest, is_known in zip(built, digests.tolist(), was_seen, strict=True):
+            is_duplicate = not self._keep_duplicates and (is_known or digest in seen_here)
+            if reason := fault or ("duplicate" if is_duplicate else None):
                 self.drops[reason] += 1
+            else:
+                seen_here.add(digest)
+                examples.append(example)
+        self._seen.add(np.fromiter(seen_here, np.uint64, len(seen_here)))
         return examples
 
 
@@ -201,7 +204,7 @@ def load_source(
     source, setting = config.source, f"prompts.sources.{name}" if name else "prompts"
     place = setting if name else f"{setting}.source"
     parts, revision = open_source(source, place, wanted_columns(config.columns))
-    reader, before = ConversationReader(config, source.path, setting), len(file.ids)
+    reader, before = ConversationReader(config, source.path, setting), len(file)
     loader.begin_source()
     done, done_before_file, current = 0, 0, ""
     for part in parts:
@@ -217,7 +220,7 @@ def load_source(
         raise no_rows(source, place)
     progress.start(done, "row")
     progress.report(done)
-    kept = len(file.ids) - before
+    kept = len(file) - before
     drops = loader.end_source(source.path, reader, kept)
     return LoadedSource(drops, revision, sorted(reader.unused))
 
@@ -233,8 +236,8 @@ def divide(
     source, candidates = job.config.held_out_source, None
     if source is not None:
         candidates, _ = load_examples(job, source.path, prompt_rows(job.config, source)[0], renderer, progress)
-    other_ids = None if candidates is None else [example.id for example in candidates]
-    division = divide_rows(job, [example.id for example in examples], other_ids)
+    other_ids = None if candidates is None else numbers_of(example.id for example in candidates)
+    division = divide_rows(job, numbers_of(example.id for example in examples), other_ids)
     held_out = [(examples if candidates is None else candidates)[row] for row in division.held_out]
     return [examples[row] for row in division.train], held_out, division.drops
 
@@ -333,7 +336,7 @@ def no_prompt_left(name: str, drops: Drops) -> DataError:
     return nothing_left(f"row of {name}", drops, _CURES)
 
 
-def _key_of(example: Example) -> bytes:
-    """A digest of an example's token ids, of both sides."""
+def _bytes_of(example: Example) -> bytes:
+    """An example's token ids, of both sides."""
     prompt, response = example.prompt_ids.tobytes(), example.response_ids.tobytes()
-    return hashlib.blake2b(b"%d:%b%b" % (len(prompt), prompt, response), digest_size=16).digest()
+    return b"%d:%b%b" % (len(prompt), prompt, response)

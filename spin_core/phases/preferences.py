@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from spin_core.config.model import ModelConfig
 from spin_core.data.chat import Renderer
 from spin_core.data.drops import list_drops
-from spin_core.data.examples import ExampleBuilder, sample
+from spin_core.data.examples import ExampleBuilder
 from spin_core.data.files.example_files import TOOLS
+from spin_core.data.files.ids import numbers_of, sample
 from spin_core.data.pairs import SCHEMA
 from spin_core.data.preferences import SETTING, build_pairs, no_preference_left, preferences
 from spin_core.data.sources import preference_rows
@@ -40,7 +41,7 @@ def run(job: PreferencesJob, scratch: Path, progress: Progress) -> dict[str, Any
     builder.remarks.log(name)
     drops += dropped
     if job.sample is not None:
-        chosen = sample([pair["id"] for pair in pairs], job.sample, job.seed)
+        chosen = sample(numbers_of(pair["id"] for pair in pairs), job.sample, job.seed)
         drops["not-sampled"] += len(pairs) - len(chosen)
         pairs = [pairs[row] for row in chosen]
     if not pairs:

@@ -9,6 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from spin_core.config.model import ModelConfig
 from spin_core.data.chat import Renderer
 from spin_core.data.files.division import divide_rows
@@ -89,24 +91,25 @@ def _build_from_rows(job: PromptsJob, renderer: Renderer, scratch: Path, progres
             held_out = config.model_copy(update={"source": config.held_out_source})
             with candidates:
                 load_source(held_out, ExampleLoader(job, renderer), candidates, progress)
-        ids, rows = everything.ids, list(range(len(everything.ids)))
+        ids = everything.ids
+        rows = np.arange(len(ids))
         if config.sources is not None:
             rows = mix_rows(config.sources, everything.sources, ids, job.seed)
         other_ids = None if candidates is everything else candidates.ids
-        division = divide_rows(job, [ids[row] for row in rows], other_ids)
-        train = [rows[row] for row in division.train]
-        held_out_rows = [rows[row] for row in division.held_out] if other_ids is None else division.held_out
+        division = divide_rows(job, ids[rows], other_ids)
+        train = rows[division.train]
+        held_out_rows = rows[division.held_out] if other_ids is None else division.held_out
         drops = sum((source.drops for source in loaded.values()), division.drops)
         drops["not-in-mixture"] = len(ids) - len(rows)
-        if not train:
+        if not len(train):
             raise no_prompt_left(", ".join(loaded), drops)
-        everything.copy(train, scratch / "train.parquet")
-        candidates.copy(held_out_rows, scratch / "held_out.parquet")
+        everything.copy(train.tolist(), scratch / "train.parquet")
+        candidates.copy(held_out_rows.tolist(), scratch / "held_out.parquet")
     fields: dict[str, Any] = {
         "revision": next((source.revision for source in loaded.values()), None) if config.sources is None else None,
         "rows": len(train),
         "held_out": len(held_out_rows),
-        "cut": sum(everything.is_cut[row] for row in train),
+        "cut": int(everything.is_cut[train].sum()),
         "drops": drops,
         "unused_columns": sorted({column for source in loaded.values() for column in source.unused_columns}),
     }

@@ -1,14 +1,18 @@
 """Examples on disk: written in parts and chosen by row, so that memory does not grow with their number."""
 
+from array import array
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spin_core.data.examples import Example
+from spin_core.data.files.ids import Ids
 
 SCHEMA = pa.schema(
     [
@@ -44,10 +48,8 @@ class ExampleFile:
             with_source: whether each row has the name of its source.
         """
         self.path = path
-        self.ids: list[str] = []
-        """The id of each example."""
-        self.is_cut: list[bool] = []
-        """Whether each response was cut."""
+        self._ids = array("Q")
+        self._is_cut = bytearray()
         self.has_tools = False
         """Whether any example has tools."""
         self.sources: list[str] = []
@@ -61,12 +63,25 @@ class ExampleFile:
     def __exit__(self, *_: object) -> None:
         self._writer.close()
 
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def ids(self) -> Ids:
+        """The id of each example."""
+        return np.array(self._ids, np.uint64)
+
+    @property
+    def is_cut(self) -> npt.NDArray[np.bool_]:
+        """Whether each response was cut."""
+        return np.array(self._is_cut, bool)
+
     def add(self, examples: Sequence[Example], source: str = "") -> None:
         """Write examples of one source."""
         if not examples:
             return
-        self.ids += [example.id for example in examples]
-        self.is_cut += [example.finish_reason == "length" for example in examples]
+        self._ids.extend(int(example.id, 16) for example in examples)
+        self._is_cut.extend(example.finish_reason == "length" for example in examples)
         table = table_of(examples)
         if self.with_source:
             self.sources += [source] * len(examples)

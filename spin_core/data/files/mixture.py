@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from spin_core.config.data import MixedSource
-from spin_core.data.examples import sample
+from spin_core.data.files.ids import Ids, sample
+from spin_core.data.sequences import Ints
 from spin_core.errors import DataError
 
 
@@ -33,7 +36,7 @@ def mixture_counts(sources: Mapping[str, MixedSource], available: Mapping[str, i
     return {name: source.rows or available[name] for name, source in sources.items()}
 
 
-def mix_rows(sources: Mapping[str, MixedSource], names: Sequence[str], ids: Sequence[str], seed: int) -> list[int]:
+def mix_rows(sources: Mapping[str, MixedSource], names: Sequence[str], ids_N: Ids, seed: int) -> Ints:
     """The rows that make the mixture, in their order.
 
     Which rows of a source they are depends on their prompts and the seed alone, so that a smaller number of rows is a
@@ -42,13 +45,10 @@ def mix_rows(sources: Mapping[str, MixedSource], names: Sequence[str], ids: Sequ
     Args:
         sources: the sources, by name.
         names: the name of the source of each row.
-        ids: the id of each row.
+        ids_N: the id of each row.
         seed: another seed takes other rows.
     """
-    rows: dict[str, list[int]] = {name: [] for name in sources}
-    for row, name in enumerate(names):
-        rows[name].append(row)
+    names_N = np.array(names)
+    rows = {name: np.flatnonzero(names_N == name) for name in sources}
     counts = mixture_counts(sources, {name: len(own) for name, own in rows.items()})
-    return sorted(
-        own[chosen] for name, own in rows.items() for chosen in sample([ids[row] for row in own], counts[name], seed)
-    )
+    return np.sort(np.concatenate([own[sample(ids_N[own], counts[name], seed)] for name, own in rows.items()]))

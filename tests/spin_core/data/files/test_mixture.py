@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from spin_core.config.data import MixedSource, PromptsConfig
@@ -95,8 +96,8 @@ def test_counts_follow_the_weights(weights, available, counts):
 
 def test_rows_of_the_mixture_stay_in_their_order():
     sources = {name: MixedSource(path="x", rows=2) for name in "ab"}
-    rows = mix_rows(sources, list("aaabbb"), [str(i) for i in range(6)], seed=0)
-    assert rows == sorted(rows)
+    rows = mix_rows(sources, list("aaabbb"), np.arange(6, dtype=np.uint64), seed=0)
+    assert rows.tolist() == sorted(rows)
     assert [row < 3 for row in rows] == [True, True, False, False]
 
 
