@@ -69,45 +69,52 @@ class Preference(NamedTuple):
         )
 
 
-def preferences(rows: Sequence[Row], columns: dict[str, str], name: str) -> tuple[list[Preference], Drops]:
-    """The preference in each row, and how many rows were dropped, by reason.
+class PreferenceReader:
+    """Reads the preferences in a source's rows, which may come in parts."""
 
-    Args:
-        rows: what the source holds.
-        columns: other names for columns, by the source's own name.
-        name: the source's name, for messages.
+    def __init__(self, columns: dict[str, str], name: str) -> None:
+        """Take new names for columns, by the source's own name, and the source's name for messages."""
+        self._columns, self._name = columns, name
+        self._names: set[str] = set()
+        self._unread: set[str] = set()
+        self.rows = 0
+        """The number of rows that were read."""
+        self.drops: Drops = Counter()
+        """Rows that were left out, by reason."""
 
-    Raises:
-        DataError: the source holds no preferences.
-    """
-    source = rows_at(rows, name)
-    rows = [_rename(source, index, columns) for index in range(len(source))]
-    names = {name for row in rows for name in row}
-    missing = [side for side in (_CHOSEN, _REJECTED) if side not in names]
-    if missing:
-        present = ", ".join(sorted(names | source.unread))
-        raise DataError(
-            f"{name} is not preference data, since it has no column {' or '.join(missing)} "
-            f"(found: {present}): give other data, or name the column in {SETTING}.columns, "
-            f'{{"its name": "{missing[0]}"}}'
-        )
-    kept: list[Preference] = []
-    drops: Drops = Counter()
-    for row in rows:
+    def read(self, rows: Sequence[Row]) -> list[Preference]:
+        """The preference in each row that has one. Raises `DataError` for columns that get one name."""
+        source = rows_at(rows, self._name)
+        kept: list[Preference] = []
+        for index in range(len(source)):
+            row = self._rename(source, index)
+            self._names.update(row)
+            try:
+                kept.append(preference_of(row))
+            except Dropped as reason:
+                self.drops[str(reason)] += 1
+            except DataError:
+                self.drops["malformed"] += 1
+        self.rows += len(source)
+        self._unread |= source.unread
+        return kept
+
+    def check_columns(self) -> None:
+        """Raise `DataError` if no row that was read has one of the two sides."""
+        missing = [side for side in (_CHOSEN, _REJECTED) if side not in self._names]
+        if missing:
+            present = ", ".join(sorted(self._names | self._unread))
+            raise DataError(
+                f"{self._name} is not preference data, since it has no column {' or '.join(missing)} "
+                f"(found: {present}): give other data, or name the column in {SETTING}.columns, "
+                f'{{"its name": "{missing[0]}"}}'
+            )
+
+    def _rename(self, rows: Rows, index: int) -> Row:
         try:
-            kept.append(preference_of(row))
-        except Dropped as reason:
-            drops[str(reason)] += 1
-        except DataError:
-            drops["malformed"] += 1
-    return kept, drops
-
-
-def _rename(rows: Rows, index: int, columns: dict[str, str]) -> Row:
-    try:
-        return rename(rows[index], columns, f"{SETTING}.columns")
-    except DataError as error:
-        raise DataError(f"{rows.place(index)}: {error}") from error
+            return rename(rows[index], self._columns, f"{SETTING}.columns")
+        except DataError as error:
+            raise DataError(f"{rows.place(index)}: {error}") from error
 
 
 def preference_of(row: Row) -> Preference:

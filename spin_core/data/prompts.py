@@ -8,11 +8,9 @@ The split depends on each prompt's digest and the seed, and on nothing else. So 
 move as few prompts as possible from one side to the other, and a smaller sample is part of a larger one.
 """
 
-import io
 import logging
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,13 +24,10 @@ from spin_core.data.conversations import Conversation, ConversationReader
 from spin_core.data.drops import Drops, list_drops, nothing_left
 from spin_core.data.examples import BATCH, CURES, Example, ExampleBuilder
 from spin_core.data.files.digests import DigestSet, digests_of
-from spin_core.data.files.division import divide_rows
 from spin_core.data.files.example_files import ExampleFile, table_of
-from spin_core.data.files.ids import numbers_of
-from spin_core.data.files.mixture import mixture_counts
 from spin_core.data.formats.columns import wanted_columns
-from spin_core.data.formats.values import Row, strings_in
-from spin_core.data.sources import no_rows, on_hub, open_source, prompt_rows
+from spin_core.data.formats.values import Row
+from spin_core.data.sources import no_rows, open_source
 from spin_core.data.tokenizer import context_length
 from spin_core.errors import ConfigError, DataError
 from spin_core.runtime.progress import Progress
@@ -41,22 +36,6 @@ from spin_core.store.jobs import PromptsJob
 log = logging.getLogger("spin_core")
 
 _CURES = {**CURES, "in-held-out": "give training prompts that are not in prompts.held_out_source"}
-
-
-class Preview(NamedTuple):
-    """What phase `prompts` makes of a source, judged by the beginning of a long one."""
-
-    train: list[Example]
-    """Training examples; of a long source, those from its beginning."""
-    prompts: int
-    """The number of training prompts in the whole source."""
-    held_out: int
-    drops: Drops
-    """Rows left out, by reason."""
-    unused_columns: list[str]
-    """Columns with values that have no influence."""
-    read: int
-    """The number of rows that were tokenised."""
 
 
 def check_context(job: PromptsJob) -> None:
@@ -225,105 +204,9 @@ def load_source(
     return LoadedSource(drops, revision, sorted(reader.unused))
 
 
-def divide(
-    job: PromptsJob, examples: list[Example], renderer: Renderer, progress: Progress
-) -> tuple[list[Example], list[Example], Drops]:
-    """Divide examples in memory as `divide_rows` divides those on disk.
-
-    Returns:
-        Training examples, held-out examples, and how many examples are in neither, by reason.
-    """
-    source, candidates = job.config.held_out_source, None
-    if source is not None:
-        candidates, _ = load_examples(job, source.path, prompt_rows(job.config, source)[0], renderer, progress)
-    other_ids = None if candidates is None else numbers_of(example.id for example in candidates)
-    division = divide_rows(job, numbers_of(example.id for example in examples), other_ids)
-    held_out = [(examples if candidates is None else candidates)[row] for row in division.held_out]
-    return [examples[row] for row in division.train], held_out, division.drops
-
-
 def write_examples(path: Path, examples: Sequence[Example]) -> None:
     """Write examples as Parquet."""
     pq.write_table(table_of(examples), path)
-
-
-def preview(
-    job: PromptsJob, rows: Sequence[Row] | Mapping[str, Sequence[Row]], renderer: Renderer, *, characters: int
-) -> Preview:
-    """What the phase makes of the rows of its source, by its own steps.
-
-    Args:
-        job: the phase's job.
-        rows: all rows of its source (`prompt_rows`, or the first of `demo_rows`); those of each, if there are several.
-        renderer: renders and tokenises conversations.
-        characters: the most characters that are tokenised. Of a longer source the beginning is.
-
-    Raises:
-        DataError: no row is left, or too few for those to hold out.
-    """
-    config = job.config
-    if isinstance(rows, Mapping):
-        return _preview_mixture(job, rows, renderer, characters)
-    if config.is_demo:
-        examples, drops = load_examples(
-            job, config.source.path, rows, renderer, Progress(out=io.StringIO()), keep_duplicates=True
-        )
-        return Preview(examples, len(examples), config.held_out, drops, [], len(rows))
-    examples, drops, unused, read = _load_beginning(job, rows, renderer, characters)
-    if read == len(rows):
-        train, held_out, moved = divide(job, examples, renderer, Progress(out=io.StringIO()))
-        if not train:
-            raise no_prompt_left(config.source.path, drops + moved)
-        return Preview(train, len(train), len(held_out), drops + moved, unused, read)
-    return Preview(
-        examples, _left_to_train(config, len(examples) * len(rows) // read), config.held_out, drops, unused, read
-    )
-
-
-def _load_beginning(
-    job: PromptsJob, rows: Sequence[Row], renderer: Renderer, characters: int, setting: str = "prompts"
-) -> tuple[list[Example], Drops, list[str], int]:
-    """The examples, the drops and the unused columns of a source's first rows, and how many rows these are."""
-    name = job.config.source.path
-    reader = ConversationReader(job.config, name, setting)
-    total = sum(len(text) for row in rows for text in strings_in(row))
-    read = math.ceil(len(rows) * min(1.0, characters / max(1, total)))
-    beginning = rows[:read] if read < len(rows) else rows
-    examples, drops = load_examples(job, name, beginning, renderer, Progress(out=io.StringIO()), reader=reader)
-    return examples, drops, sorted(reader.unused | getattr(rows, "unread", set())), read
-
-
-def _preview_mixture(
-    job: PromptsJob, rows: Mapping[str, Sequence[Row]], renderer: Renderer, characters: int
-) -> Preview:
-    """What the phase makes of several sources, each judged by its beginning. Duplicates among them are not known."""
-    config = job.config
-    assert config.sources is not None
-    examples: dict[str, list[Example]] = {}
-    available, drops, unused, read = {}, Counter[str](), set[str](), 0
-    for name, part in config.parts().items():
-        own_job = job.model_copy(update={"config": part})
-        own = _load_beginning(own_job, rows[name], renderer, characters // len(rows), f"prompts.sources.{name}")
-        examples[name], available[name] = own[0], len(own[0]) * len(rows[name]) // own[3]
-        drops, unused, read = drops + own[1], unused | {*own[2]}, read + own[3]
-    counts = mixture_counts(config.sources, available)
-    left = _left_to_train(config, sum(counts.values()))
-    # Equal shares of what was read of each source give the mixture's proportions.
-    share = min(1.0, *(len(examples[name]) / count for name, count in counts.items()))
-    train = [example for name, count in counts.items() for example in examples[name][: max(1, int(count * share))]]
-    return Preview(train, left, config.held_out, drops, sorted(unused), read)
-
-
-def _left_to_train(config: PromptsConfig, usable: int) -> int:
-    """About how many of the usable rows are trained on. Raises `DataError` if too few are left to hold out."""
-    left = usable
-    if config.held_out_source is None:
-        left -= config.held_out
-        if left < 1 and config.sources is not None:
-            raise DataError(f"prompts.held_out is {config.held_out}, but there are only {usable} usable rows: lower it")
-    elif not on_hub(config.held_out_source) and len(prompt_rows(config, config.held_out_source)[0]) < config.held_out:
-        raise DataError(f"{config.held_out_source.path} has fewer rows than prompts.held_out: lower that")
-    return max(1, min(config.sample or left, left))
 
 
 def cure_of(reason: str) -> str:

@@ -100,8 +100,20 @@ def demo_rows(sample: int | None, held_out: int, seed: int) -> tuple[list[Row], 
     return [{"prompt": p, "response": r} for p, r in train], [{"prompt": p, "response": r} for p, r in other]
 
 
-def preference_rows(source: SourceConfig, setting: str, columns: Mapping[str, str]) -> list[Row]:
-    """All rows of preference data, where `columns` has new names. The built-in source has its own."""
-    if source.path != DEMO:
-        return read_rows(source, setting, wanted_columns(columns, PREFERENCES))[0]
-    return [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in demo.preferences(_DEMO_PREFERENCES)]
+def open_preferences(source: SourceConfig, setting: str, columns: Mapping[str, str]) -> Iterator[Rows]:
+    """The rows of preference data in parts, where `columns` has new names. The built-in source has its own.
+
+    Raises:
+        DataError: the source does not exist, cannot be read, or holds no rows.
+    """
+    if source.path == DEMO:
+        triples = demo.preferences(_DEMO_PREFERENCES)
+        yield Rows([{"prompt": p, "chosen": c, "rejected": r} for p, c, r in triples], DEMO)
+        return
+    parts, _ = open_source(source, setting, wanted_columns(columns, PREFERENCES))
+    number = 0
+    for part in parts:
+        number += len(part)
+        yield part
+    if not number:
+        raise no_rows(source, setting)

@@ -17,8 +17,8 @@ from spin_core.data.examples import ExampleBuilder
 from spin_core.data.files.example_files import TOOLS
 from spin_core.data.files.ids import numbers_of, sample
 from spin_core.data.pairs import SCHEMA
-from spin_core.data.preferences import SETTING, build_pairs, no_preference_left, preferences
-from spin_core.data.sources import preference_rows
+from spin_core.data.preferences import SETTING, PreferenceReader, build_pairs, no_preference_left
+from spin_core.data.sources import open_preferences
 from spin_core.data.tokenizer import load_tokenizer, model_ends
 from spin_core.runtime.phase import main
 from spin_core.runtime.progress import Progress
@@ -31,8 +31,11 @@ log = logging.getLogger("spin_core")
 def run(job: PreferencesJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     """Read, tokenise, sample and write."""
     name = job.source.path
-    rows = preference_rows(job.source, f"{SETTING}.source", job.columns)
-    items, drops = preferences(rows, job.columns, name)
+    reader = PreferenceReader(job.columns, name)
+    parts = open_preferences(job.source, f"{SETTING}.source", job.columns)
+    items = [preference for part in parts for preference in reader.read(part)]
+    reader.check_columns()
+    drops = reader.drops
     tokenizer = load_tokenizer(job.tokenizer.path, ModelConfig(trust_remote_code=job.trust_remote_code))
     renderer = Renderer(tokenizer, job.chat, model_ends(job.tokenizer.path))
     builder = ExampleBuilder(renderer, job.max_prompt_tokens, job.max_new_tokens)
@@ -48,8 +51,8 @@ def run(job: PreferencesJob, scratch: Path, progress: Progress) -> dict[str, Any
         raise no_preference_left(name, drops)
     schema = SCHEMA.append(TOOLS) if any(pair[TOOLS.name] for pair in pairs) else SCHEMA
     pq.write_table(pa.Table.from_pylist(pairs, schema), scratch / "pairs.parquet")
-    log.info("%s: kept %d of %d preferences%s", name, len(pairs), len(rows), list_drops(drops))
-    return {"t": 0, "rows_in": len(rows), "rows": len(pairs), "drops": dict(sorted((+drops).items())), "mix": {}}
+    log.info("%s: kept %d of %d preferences%s", name, len(pairs), reader.rows, list_drops(drops))
+    return {"t": 0, "rows_in": reader.rows, "rows": len(pairs), "drops": dict(sorted((+drops).items())), "mix": {}}
 
 
 if __name__ == "__main__":

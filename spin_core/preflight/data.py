@@ -1,6 +1,5 @@
 """The findings of `spin check` about the data: rows, lengths, and what phase `prompts` will leave out."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +8,6 @@ import numpy as np
 from spin_core.config.data import PromptsConfig, SourceConfig
 from spin_core.config.run import RunConfig
 from spin_core.config.train import TrainConfig
-from spin_core.data.formats.values import Row
 from spin_core.errors import DataError
 from spin_core.lineage import phase_jobs
 from spin_core.lineage.lineage import Lineage
@@ -31,8 +29,8 @@ _CUT = 0.25
 class Source(NamedTuple):
     """The data before they are tokenised."""
 
-    rows: Sequence[Row] | Mapping[str, Sequence[Row]]
-    """All rows, of each source if there are several; empty if some are on the hub."""
+    beginning: Any
+    """The `Beginning` of the source, or of each by its name if there are several; None if some are on the hub."""
     number: int | None
     """The number of rows; None if the hub does not say."""
 
@@ -48,15 +46,14 @@ def inspect_source(inspection: Inspection, config: RunConfig) -> Source:
     }
     numbers = [part.number for part in parts.values() if part.number is not None]
     number = sum(numbers) if len(numbers) == len(parts) else None
-    rows = {name: part.rows for name, part in parts.items() if part.rows and not isinstance(part.rows, Mapping)}
-    return Source(rows if len(rows) == len(parts) else {}, number)
+    beginnings = {name: part.beginning for name, part in parts.items() if part.beginning is not None}
+    return Source(beginnings if len(beginnings) == len(parts) else None, number)
 
 
 def _inspect_part(inspection: Inspection, settings: PromptsConfig, setting: str, seed: int) -> Source:
     """One source can be read, and its rows have the configured format."""
-    from spin_core.data.conversations import ConversationReader
-    from spin_core.data.formats.columns import wanted_columns
-    from spin_core.data.sources import demo_rows, on_hub, read_rows
+    from spin_core.data.files.preview import demo_beginning, read_beginning
+    from spin_core.data.sources import on_hub
 
     source, place = (
         settings.source,
@@ -66,22 +63,19 @@ def _inspect_part(inspection: Inspection, settings: PromptsConfig, setting: str,
         number = rows_on_hub(source, place)
         size = f"has {number:,} rows" if number is not None else "does not say how many rows it has"
         inspection.add("data", f"{source.path} is on the hub and {size}; they are read when the run begins")
-        return Source([], number)
-    if settings.is_demo:
-        rows: Sequence[Row] = demo_rows(settings.sample, settings.held_out, seed)[0]
-    else:
-        rows, _ = read_rows(source, place, wanted_columns(settings.columns))
-    usable = ConversationReader(settings, source.path, setting).read(rows)
-    inspection.add(
-        "data", f"{source.path} has {len(rows):,} rows, of which {len(usable):,} are a prompt and a response"
+        return Source(None, number)
+    beginning = (
+        demo_beginning(settings, seed) if settings.is_demo else read_beginning(settings, CHARACTERS, setting, place)
     )
-    return Source(rows, len(rows))
+    text = f"has {beginning.number:,} rows, of which {beginning.conversations:,} are a prompt and a response"
+    inspection.add("data", f"{source.path} {text}")
+    return Source(beginning, beginning.number)
 
 
 def inspect_preferences(inspection: Inspection, config: RunConfig) -> int:
     """DPO's data can be read and are preferences. Returns their number; 0 without DPO, or if the hub does not say."""
-    from spin_core.data.preferences import SETTING, no_preference_left, preferences
-    from spin_core.data.sources import on_hub, preference_rows
+    from spin_core.data.preferences import SETTING, PreferenceReader, no_preference_left
+    from spin_core.data.sources import on_hub, open_preferences
 
     dpo = config.controls.dpo
     if dpo is None:
@@ -92,12 +86,14 @@ def inspect_preferences(inspection: Inspection, config: RunConfig) -> int:
         size = f"has {number:,} rows" if number is not None else "does not say how many rows it has"
         inspection.add("data", f"{name} is on the hub and {size}; DPO reads them when the iterations are done")
         return min(number or 0, dpo.sample or number or 0)
-    rows = preference_rows(dpo.source, f"{SETTING}.source", dpo.columns)
-    usable, drops = preferences(rows, dpo.columns, name)
+    reader, rows, usable = PreferenceReader(dpo.columns, name), 0, 0
+    for part in open_preferences(dpo.source, f"{SETTING}.source", dpo.columns):
+        rows, usable = rows + len(part), usable + len(reader.read(part))
+    reader.check_columns()
     if not usable:
-        raise no_preference_left(name, drops)
-    inspection.add("data", f"{name} has {len(rows):,} rows, of which {len(usable):,} are preferences for DPO")
-    return min(len(usable), dpo.sample or len(usable))
+        raise no_preference_left(name, reader.drops)
+    inspection.add("data", f"{name} has {rows:,} rows, of which {usable:,} are preferences for DPO")
+    return min(usable, dpo.sample or usable)
 
 
 def inspect_texts(
@@ -109,7 +105,7 @@ def inspect_texts(
     inspection.run("context", _inspect_context, job)
     return (
         _inspect_rows(inspection, job, source, renderer, config.train)
-        if source.rows
+        if source.beginning is not None
         else _assume_longest(inspection, job, source.number)
     )
 
@@ -126,9 +122,9 @@ def _inspect_context(inspection: Inspection, job: PromptsJob) -> None:
 
 def _inspect_rows(inspection: Inspection, job: PromptsJob, source: Source, renderer: Any, train: TrainConfig) -> Texts:
     """Rows that are here: how many are kept, how long they are, and how many responses are cut."""
-    from spin_core.data.prompts import preview
+    from spin_core.data.files.preview import preview
 
-    result = preview(job, source.rows, renderer, characters=CHARACTERS)
+    result = preview(job, source.beginning, renderer, characters=CHARACTERS)
     tokens = [(len(example.prompt_ids), len(example.response_ids)) for example in result.train]
     texts = Texts(
         prompts=result.prompts,

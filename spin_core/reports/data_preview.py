@@ -7,16 +7,19 @@ import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spin_core.config.controls import DpoConfig
 from spin_core.config.run import RunConfig
-from spin_core.data import prompts, sources
-from spin_core.data.conversations import ConversationReader
-from spin_core.data.examples import Example
-from spin_core.data.formats.columns import wanted_columns
+from spin_core.data import prompts
+from spin_core.data.examples import Example, ExampleBuilder
+from spin_core.data.files.preview import demo_beginning, load_beginning, preview, read_beginning
+from spin_core.data.preferences import SETTING, Preference, PreferenceReader, build_pairs, no_preference_left
+from spin_core.data.sources import open_preferences
 from spin_core.data.tokenizer import model_ends
 from spin_core.lineage import phase_jobs
 from spin_core.lineage.lineage import Lineage
@@ -42,6 +45,9 @@ class SampleRow:
     response_tokens: int
     cut: bool
     """The response is longer than `generate.max_new_tokens`, and its end is not trained."""
+    rejected: str | None = None
+    """The rejected response of a preference, whose chosen one is `response`; None for SFT data."""
+    rejected_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class SourcePreview:
 
     name: str
     use: str
-    """What its rows are for: `train and held out`, `train` or `held out`."""
+    """What its rows are for: `train and held out`, `train`, `held out` or `preferences for DPO`."""
     rows: int
     """The number of rows in the source."""
     read: int
@@ -73,7 +79,7 @@ class SourcePreview:
 
 
 def preview_data(config: RunConfig, rows: int) -> list[SourcePreview]:
-    """What becomes of the SFT data, and of the held-out source if there is one, with their first `rows` examples.
+    """What becomes of the SFT data, of the held-out source and of DPO's preferences, with their first `rows` examples.
 
     Raises:
         SpinError: the data, the tokenizer or the chat template cannot be used.
@@ -96,17 +102,16 @@ def preview_data(config: RunConfig, rows: int) -> list[SourcePreview]:
         if settings.held_out_source is not None:
             part = settings.model_copy(update={"source": settings.held_out_source})
             previews.append(_preview_part(job.model_copy(update={"config": part}), renderer, rows, "held out"))
+        if config.controls.dpo is not None:
+            previews.append(_preview_preferences(job, config.controls.dpo, renderer, rows))
         return previews
 
 
 def _preview_source(job: PromptsJob, renderer: Any, rows: int) -> SourcePreview:
     """The source of the training prompts."""
     config = job.config
-    if config.is_demo:
-        source_rows: Sequence[Any] = sources.demo_rows(config.sample, config.held_out, job.seed)[0]
-    else:
-        source_rows = sources.prompt_rows(config)[0]
-    result = prompts.preview(job, source_rows, renderer, characters=_CHARACTERS)
+    source = demo_beginning(config, job.seed) if config.is_demo else read_beginning(config, _CHARACTERS)
+    result = preview(job, source, renderer, characters=_CHARACTERS)
     held_out = 0 if config.held_out_source else result.held_out
     return _describe(
         job,
@@ -115,7 +120,7 @@ def _preview_source(job: PromptsJob, renderer: Any, rows: int) -> SourcePreview:
         rows,
         name=config.source.path,
         use="train" if config.held_out_source else "train and held out",
-        rows=len(source_rows),
+        rows=source.number,
         read=result.read,
         train=result.prompts,
         held_out=held_out,
@@ -125,13 +130,12 @@ def _preview_source(job: PromptsJob, renderer: Any, rows: int) -> SourcePreview:
 
 
 def _preview_part(job: PromptsJob, renderer: Any, rows: int, use: str, name: str = "") -> SourcePreview:
-    """A source that is read whole: one of several, or that of the held-out prompts. How it is divided is not known."""
+    """One of several sources, or that of the held-out prompts. How it is divided is not known."""
     config, setting = job.config, f"prompts.sources.{name}" if name else "prompts"
-    source_rows, _ = sources.read_rows(config.source, setting, wanted_columns(config.columns))
-    reader = ConversationReader(config, config.source.path, setting)
-    examples, drops = prompts.load_examples(
-        job, config.source.path, source_rows, renderer, Progress(out=io.StringIO()), reader=reader
-    )
+    place = setting if name else "prompts.held_out_source"
+    source = read_beginning(config, _CHARACTERS, setting, place)
+    examples, drops, read = load_beginning(job, source, renderer, _CHARACTERS, setting)
+    usable = len(examples) * source.number // read
     return _describe(
         job,
         renderer.tokenizer,
@@ -139,13 +143,52 @@ def _preview_part(job: PromptsJob, renderer: Any, rows: int, use: str, name: str
         rows,
         name=config.source.path,
         use=use,
-        rows=len(source_rows),
-        read=len(source_rows),
-        train=len(examples) if name else 0,
-        held_out=0 if name else min(config.held_out, len(examples)),
+        rows=source.number,
+        read=read,
+        train=usable if name else 0,
+        held_out=0 if name else min(config.held_out, usable),
         left_out=drops,
-        unused_columns=sorted(reader.unused),
+        unused_columns=source.unused_columns,
     )
+
+
+def _preview_preferences(job: PromptsJob, config: DpoConfig, renderer: Any, rows: int) -> SourcePreview:
+    """DPO's preferences. Of a long source the first part is shown, and all parts are counted."""
+    name = config.source.path
+    reader = PreferenceReader(config.columns, name)
+    first: list[Preference] = []
+    usable = read = 0
+    for part in open_preferences(config.source, f"{SETTING}.source", config.columns):
+        kept = reader.read(part)
+        usable += len(kept)
+        if not first:
+            first, read = kept, reader.rows
+    reader.check_columns()
+    builder = ExampleBuilder(renderer, job.config.max_prompt_tokens, job.max_new_tokens)
+    pairs, drops = build_pairs(first, builder, (), Progress(out=io.StringIO()))
+    if not pairs:
+        raise no_preference_left(name, reader.drops + drops)
+    return _describe(
+        job,
+        renderer.tokenizer,
+        [_chosen_example(pair) for pair in pairs],
+        rows,
+        rejected=[pair["generated_ids"] for pair in pairs],
+        name=name,
+        use="preferences for DPO",
+        rows=reader.rows,
+        read=read,
+        train=min(config.sample or usable, usable * len(pairs) // len(first)),
+        held_out=0,
+        left_out=reader.drops + drops,
+        unused_columns=[],
+    )
+
+
+def _chosen_example(pair: Mapping[str, Any]) -> Example:
+    """The prompt of a preference with its chosen response."""
+    names = ("id", "prompt", "messages", "real", "prompt_ids", "real_ids", "real_finish")
+    return Example(*(pair[name] for name in names))
 
 
 def _describe(
@@ -155,6 +198,7 @@ def _describe(
     shown: int,
     *,
     left_out: Mapping[str, int],
+    rejected: Sequence[Any] = (),
     **facts: Any,
 ) -> SourcePreview:
     """The preview of a source with these examples."""
@@ -167,26 +211,36 @@ def _describe(
         max_prompt_tokens=job.config.max_prompt_tokens,
         max_new_tokens=job.max_new_tokens,
         cut=sum(example.finish_reason == "length" for example in examples) / len(examples),
-        samples=[_sample(tokenizer, example) for example in examples[:shown]],
+        samples=[
+            _sample(tokenizer, example, other) for example, other in zip_longest(examples[:shown], rejected[:shown])
+        ],
         **facts,
     )
 
 
-def _sample(tokenizer: Any, example: Example) -> SampleRow:
-    def text(ids: Any) -> str:
+def _sample(tokenizer: Any, example: Example, rejected: Any | None) -> SampleRow:
+    """An example as text, with the token ids of its rejected response if it has one."""
+
+    def text(ids: Sequence[int]) -> str:
         decoded: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return decoded
 
-    # Decoded together with the prompt, as the model sees it: some tokenizers drop the space before a first word.
-    ids = [*map(int, example.prompt_ids), *map(int, example.response_ids)]
-    prompt, whole = text(ids[: len(example.prompt_ids)]), text(ids)
-    response = whole.removeprefix(prompt) if whole.startswith(prompt) else text(ids[len(example.prompt_ids) :])
+    def response(response_ids: Any) -> str:
+        # Decoded together with the prompt, as the model sees it: some tokenizers drop the space before a first word.
+        own = [*map(int, response_ids)]
+        whole = text([*prompt_ids, *own])
+        return whole.removeprefix(prompt) if whole.startswith(prompt) else text(own)
+
+    prompt_ids = [*map(int, example.prompt_ids)]
+    prompt = text(prompt_ids)
     return SampleRow(
         prompt=prompt,
-        response=response,
-        prompt_tokens=len(example.prompt_ids),
+        response=response(example.response_ids),
+        prompt_tokens=len(prompt_ids),
         response_tokens=len(example.response_ids),
         cut=example.finish_reason == "length",
+        rejected=None if rejected is None else response(rejected),
+        rejected_tokens=0 if rejected is None else len(rejected),
     )
 
 

@@ -14,7 +14,12 @@ from flows.command_line.printing.samples import visible
 from spin_core.errors import printable
 from spin_core.reports.data_preview import QUANTILES, SampleRow, SourcePreview
 
-_LABELS = {"prompt": ("  prompt │ ", "dim", ""), "trained": (" trained ▌ ", "bold green", "green")}
+_LABELS = {
+    "prompt": ("  prompt │ ", "dim", ""),
+    "trained": (" trained ▌ ", "bold green", "green"),
+    "chosen": ("  chosen ▌ ", "bold green", "green"),
+    "rejected": ("rejected ▌ ", "bold red", "red"),
+}
 """The gutter of each part, its style, and the style of the text."""
 
 _WIDEST = 120
@@ -46,9 +51,14 @@ def print_sources(sources: Sequence[SourcePreview], *, full: bool) -> None:
 def _print_sample(sample: SampleRow, number: int, source: SourcePreview, width: int, full: bool) -> None:
     """One row, with a gutter before each line."""
     cut = f", cut at {source.max_new_tokens}: its end is not trained" if sample.cut else ""
-    sizes = f"{sample.prompt_tokens:,} + {sample.response_tokens:,} tokens"
+    parts = [("prompt", sample.prompt), ("trained" if sample.rejected is None else "chosen", sample.response)]
+    lengths = f"{sample.response_tokens:,}"
+    if sample.rejected is not None:
+        parts.append(("rejected", sample.rejected))
+        lengths += f" or {sample.rejected_tokens:,}"
+    sizes = f"{sample.prompt_tokens:,} + {lengths} tokens"
     console.print(f"[bold]{number}[/]  [dim]{sizes}[/][yellow]{cut}[/]", width=width)
-    for part, content in (("prompt", sample.prompt), ("trained", sample.response)):
+    for part, content in parts:
         label, label_style, style = _LABELS[part]
         for index, line in enumerate(_lines(content, width - len(label), full)):
             gutter = label if index == 0 else " " * (len(label) - 2) + label[-2:]
@@ -88,11 +98,12 @@ def _wrap(line: str, width: int) -> Iterator[str]:
 
 def _print_numbers(source: SourcePreview, width: int) -> None:
     """How many rows there are, what is left out, and how long texts are."""
-    parts = []
-    if source.use != "held out":
-        parts.append(f"{source.train:,} to train on")
-    if source.use != "train":
-        parts.append(f"{source.held_out:,} held out")
+    kept = {
+        "held out": [f"{source.held_out:,} prompts held out"],
+        "preferences for DPO": [f"{source.train:,} preferences to train on"],
+    }
+    train, held_out = f"{source.train:,} prompts with their responses to train on", f"{source.held_out:,} held out"
+    parts = kept.get(source.use, [train] if source.use == "train" else [train, held_out])
     basis = f" (judged by the first {source.read:,})" if source.read < source.rows else ""
     console.print(f"[bold]{source.rows:,} rows[/]: {', '.join(parts)}{basis}", width=width)
     if source.left_out:

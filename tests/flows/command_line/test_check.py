@@ -48,7 +48,7 @@ def test_check_of_a_configuration_that_is_wrong_loads_nothing_heavy():
 def test_data_shows_rows_and_numbers(spin, tmp_path):
     shown = spin("data", "demo", "--rows", "2", "--set", "prompts.sample=32").stdout
     assert shown.count(" trained ▌ ") == 2
-    assert "32 rows: 32 to train on, 300 held out" in shown
+    assert "32 rows: 32 prompts with their responses to train on, 300 held out" in shown
     as_json = json.loads(spin("data", "demo", "--rows", "1", "--set", "prompts.sample=32", "--json").stdout)
     assert [len(source["samples"]) for source in as_json] == [1]
     missing = spin("data", "demo", "--set", f"prompts.source.path={tmp_path}/none.jsonl", status=2)

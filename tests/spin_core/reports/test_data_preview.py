@@ -6,7 +6,9 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
+from spin_core.config.data import PromptsConfig, SourceConfig
 from spin_core.config.resolve import resolve
+from spin_core.data.files.preview import read_beginning
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import DataError
 from spin_core.lineage import phase_jobs
@@ -121,3 +123,29 @@ def test_each_of_several_sources_is_shown(configured, rows, tmp_path):
         (str(other), "train and held out", 1, 1),
     ]
     assert "Why?" in shown[1].samples[0].prompt
+
+
+def test_preferences_are_shown_with_both_sides(configured, tmp_path):
+    file = tmp_path / "preferences.jsonl"
+    made = [{"prompt": f"which {i}?", "chosen": "yes", "rejected": "no way"} for i in range(5)]
+    made += [{"prompt": "?", "chosen": "same", "rejected": "same"}]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in made))
+    shown = preview_data(configured(f"controls.dpo.source.path={file}", "controls.dpo.epochs=1"), 2)[1]
+    assert (shown.use, shown.rows, shown.train, shown.left_out) == ("preferences for DPO", 6, 5, {"identical": 1})
+    first = shown.samples[0]
+    assert (first.response, first.rejected, first.rejected_tokens) == ("yes</s>", "no way</s>", 7)
+    assert first.prompt.endswith("which 0?</s>\nassistant: ")
+
+
+def test_all_rows_are_read_though_only_the_first_stay_in_memory(tmp_path):
+    file = tmp_path / "long.jsonl"
+    made = [{"prompt": f"question {i}?", "response": "yes", **({"late": 1} if i == 2999 else {})} for i in range(3000)]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in made))
+    config = PromptsConfig(source=SourceConfig(path=str(file)))
+    source = read_beginning(config, 1000)
+    assert (len(source.rows), source.number, source.conversations) == (1024, 3000, 3000)
+    assert source.unused_columns == ["late"]
+    assert len(read_beginning(config, 10**6).rows) == 3000
+    file.write_text(file.read_text() + '{"prompt": 1, "response": "yes"}\n')
+    with pytest.raises(DataError, match=r"row 3001: prompt is int 1"):
+        read_beginning(config, 1000)

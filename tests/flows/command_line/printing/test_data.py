@@ -52,7 +52,7 @@ def test_prompt_and_trained_part_have_gutters_of_their_own(printed):
 
 def test_numbers_reasons_and_columns_are_listed(printed):
     text = "\n".join(line.rstrip() for line in printed(80, SOURCE))
-    assert "1,000 rows: 900 to train on, 32 held out (judged by the first 500)" in text
+    assert "1,000 rows: 900 prompts with their responses to train on, 32 held out (judged" in text
     assert "60  empty-response  give rows with a response\n 8  duplicate\n" in text
     assert "columns without influence: id, [bold]\n" in text
     assert "40% of the responses are cut: raise generate.max_new_tokens" in text
@@ -71,3 +71,11 @@ def test_a_long_text_is_shown_from_both_ends_or_whole(printed):
 
 def test_a_text_cannot_command_the_terminal(printed):
     assert "\x1b" not in "\n".join(printed(80, SOURCE, full=True))
+
+
+def test_a_preference_is_shown_with_both_sides(printed):
+    sample = dataclasses.replace(SAMPLE, response="So.</s>", rejected="No.</s>", rejected_tokens=4, cut=False)
+    text = "\n".join(printed(80, dataclasses.replace(SOURCE, use="preferences for DPO", samples=[sample])))
+    assert "  chosen ▌ So.</s>\nrejected ▌ No.</s>" in text
+    assert "1  5 + 1,234 or 4 tokens" in text
+    assert "1,000 rows: 900 preferences to train on" in text

@@ -11,8 +11,7 @@ from spin_core.config.model import ModelConfig
 from spin_core.config.resolve import resolve
 from spin_core.data.chat import Renderer
 from spin_core.data.files.mixture import mix_rows, mixture_counts
-from spin_core.data.prompts import preview
-from spin_core.data.sources import read_rows
+from spin_core.data.files.preview import preview, read_beginning
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ConfigError, DataError
 from spin_core.store.identity import identity_of
@@ -163,7 +162,7 @@ def test_one_source_has_the_identity_that_it_had(tiny_model):
 
 def test_a_preview_has_the_proportions_of_the_mixture(two, tiny_model):
     job = job_of(tiny_model, "unused", sources=with_each(two, weight={"sums": 2, "chat": 1}), held_out=3)
-    rows = {name: read_rows(part.source)[0] for name, part in job.config.parts().items()}
+    rows = {name: read_beginning(part, 10**9) for name, part in job.config.parts().items()}
     renderer = Renderer(load_tokenizer(tiny_model, ModelConfig()), job.chat)
     whole = preview(job, rows, renderer, characters=10**9)
     assert (whole.prompts, whole.held_out, whole.read, len(whole.train)) == (27, 3, 40, 30)

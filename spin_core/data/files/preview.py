@@ -1,0 +1,198 @@
+"""What phase `prompts` will make of its sources, judged before it runs.
+
+A source is read through once, in parts, to count its rows and to see that all can be read. Its first rows stay in
+memory and are tokenised, so that neither memory nor time grows with what is tokenised.
+"""
+
+import io
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from spin_core.config.data import PromptsConfig
+from spin_core.data.chat import Renderer
+from spin_core.data.conversations import ConversationReader
+from spin_core.data.drops import Drops
+from spin_core.data.examples import Example
+from spin_core.data.files.division import divide_rows
+from spin_core.data.files.ids import Ids, numbers_of
+from spin_core.data.files.mixture import mixture_counts
+from spin_core.data.files.rows import Rows
+from spin_core.data.formats.columns import wanted_columns
+from spin_core.data.formats.values import strings_in
+from spin_core.data.prompts import ExampleLoader, load_examples, no_prompt_left
+from spin_core.data.sources import demo_rows, no_rows, on_hub, open_source
+from spin_core.errors import DataError
+from spin_core.runtime.progress import Progress
+from spin_core.store.jobs import PromptsJob
+
+
+class Beginning(NamedTuple):
+    """The first rows of a source, and counts of all."""
+
+    rows: Rows
+    number: int
+    """The number of rows in the source."""
+    conversations: int
+    """How many conversations these have."""
+    unused_columns: list[str]
+    """Columns with values that have no influence."""
+
+
+class Preview(NamedTuple):
+    """What phase `prompts` makes of its sources."""
+
+    train: list[Example]
+    """Training examples; of a long source, those from its beginning."""
+    prompts: int
+    """The number of training prompts in the whole source."""
+    held_out: int
+    drops: Drops
+    """Rows left out, by reason."""
+    unused_columns: list[str]
+    """Columns with values that have no influence."""
+    read: int
+    """The number of rows that were tokenised."""
+
+
+def read_beginning(
+    config: PromptsConfig, characters: int, setting: str = "prompts", place: str = "prompts.source"
+) -> Beginning:
+    """Read a source through, and keep its first rows.
+
+    Args:
+        config: names the source and the layout of its rows.
+        characters: parts of the source are kept until they have this many characters.
+        setting: where the configuration describes the source's rows, for messages.
+        place: where it names the source, for messages.
+
+    Raises:
+        DataError: the source cannot be read or holds no rows, or a row is not of its layout.
+    """
+    parts, _ = open_source(config.source, place, wanted_columns(config.columns))
+    reader = ConversationReader(config, config.source.path, setting)
+    rows, number, conversations, kept = Rows([], config.source.path), 0, 0, 0
+    for part in parts:
+        number += len(part)
+        conversations += len(reader.read(part))
+        if kept < characters:
+            rows.append_rows(part)
+            kept += _characters_in(part)
+    if not number:
+        raise no_rows(config.source, place)
+    return Beginning(rows, number, conversations, sorted(reader.unused))
+
+
+def demo_beginning(config: PromptsConfig, seed: int) -> Beginning:
+    """The training rows of the built-in source."""
+    rows = demo_rows(config.sample, config.held_out, seed)[0]
+    return Beginning(Rows(rows, config.source.path), len(rows), len(rows), [])
+
+
+def preview(
+    job: PromptsJob, source: Beginning | Mapping[str, Beginning], renderer: Renderer, *, characters: int
+) -> Preview:
+    """What the phase makes of its source, by its own steps.
+
+    Args:
+        job: the phase's job.
+        source: the beginning of its source; of each, if there are several.
+        renderer: renders and tokenises conversations.
+        characters: the most characters that are tokenised. Of a longer source the beginning is.
+
+    Raises:
+        DataError: no row is left, or too few for those to hold out.
+    """
+    config = job.config
+    if isinstance(source, Mapping):
+        return _preview_mixture(job, source, renderer, characters)
+    if config.is_demo:
+        examples, drops = load_examples(
+            job, config.source.path, source.rows, renderer, Progress(out=io.StringIO()), keep_duplicates=True
+        )
+        return Preview(examples, len(examples), config.held_out, drops, [], source.number)
+    examples, drops, read = load_beginning(job, source, renderer, characters)
+    if read == source.number:
+        division = divide_rows(job, numbers_of(example.id for example in examples), _held_out_ids(job, renderer))
+        train = [examples[row] for row in division.train]
+        if not train:
+            raise no_prompt_left(config.source.path, drops + division.drops)
+        held_out = len(division.held_out)
+        return Preview(train, len(train), held_out, drops + division.drops, source.unused_columns, read)
+    left = _left_to_train(config, len(examples) * source.number // read)
+    return Preview(examples, left, config.held_out, drops, source.unused_columns, read)
+
+
+def load_beginning(
+    job: PromptsJob, source: Beginning, renderer: Renderer, characters: int, setting: str = "prompts"
+) -> tuple[list[Example], Drops, int]:
+    """The examples and the drops of a source's first rows, and how many rows these are.
+
+    Raises:
+        DataError: no row is left.
+    """
+    name, rows = job.config.source.path, source.rows
+    read = math.ceil(len(rows) * min(1.0, characters / max(1, _characters_in(rows))))
+    reader = ConversationReader(job.config, name, setting)
+    first = rows[:read] if read < len(rows) else rows
+    examples, drops = load_examples(job, name, first, renderer, Progress(out=io.StringIO()), reader=reader)
+    return examples, drops, read
+
+
+def _held_out_ids(job: PromptsJob, renderer: Renderer) -> Ids | None:
+    """The id of each example of the held-out source; None without one."""
+    source = job.config.held_out_source
+    if source is None:
+        return None
+    loader, progress = ExampleLoader(job, renderer), Progress(out=io.StringIO())
+    config = job.config.model_copy(update={"source": source})
+    reader = ConversationReader(config, source.path)
+    batches = (batch for part in _held_out_parts(config) for batch in loader.load(part, reader, progress))
+    ids = numbers_of(example.id for batch in batches for example in batch)
+    loader.end_source(source.path, reader, len(ids))
+    return ids
+
+
+def _held_out_parts(config: PromptsConfig) -> Iterator[Rows]:
+    """The rows of the held-out source, which `config` has in the place of its own, in parts."""
+    return open_source(config.source, "prompts.held_out_source", wanted_columns(config.columns))[0]
+
+
+def _preview_mixture(job: PromptsJob, sources: Mapping[str, Beginning], renderer: Renderer, characters: int) -> Preview:
+    """What the phase makes of several sources, each judged by its beginning. Duplicates among them are not known."""
+    config = job.config
+    assert config.sources is not None
+    examples: dict[str, list[Example]] = {}
+    available, drops, unused, read = {}, Counter[str](), set[str](), 0
+    for name, part in config.parts().items():
+        own_job, source = job.model_copy(update={"config": part}), sources[name]
+        own, lost, first = load_beginning(
+            own_job, source, renderer, characters // len(sources), f"prompts.sources.{name}"
+        )
+        examples[name], available[name] = own, len(own) * source.number // first
+        drops, unused, read = drops + lost, unused | {*source.unused_columns}, read + first
+    counts = mixture_counts(config.sources, available)
+    left = _left_to_train(config, sum(counts.values()))
+    # Equal shares of what was read of each source give the mixture's proportions.
+    share = min(1.0, *(len(examples[name]) / count for name, count in counts.items()))
+    train = [example for name, count in counts.items() for example in examples[name][: max(1, int(count * share))]]
+    return Preview(train, left, config.held_out, drops, sorted(unused), read)
+
+
+def _left_to_train(config: PromptsConfig, usable: int) -> int:
+    """About how many of the usable rows are trained on. Raises `DataError` if too few are left to hold out."""
+    left, source = usable, config.held_out_source
+    if source is None:
+        left -= config.held_out
+        if left < 1 and config.sources is not None:
+            raise DataError(f"prompts.held_out is {config.held_out}, but there are only {usable} usable rows: lower it")
+    elif not on_hub(source):
+        number = sum(map(len, _held_out_parts(config.model_copy(update={"source": source}))))
+        if number < config.held_out:
+            raise DataError(f"{source.path} has fewer rows than prompts.held_out: lower that")
+    return max(1, min(config.sample or left, left))
+
+
+def _characters_in(rows: Rows) -> int:
+    return sum(len(text) for row in rows for text in strings_in(row))
