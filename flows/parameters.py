@@ -142,6 +142,11 @@ def _setting_schema(position: int) -> Any:
         for alternative in (schema, *schema.get("anyOf", ())):
             if alternative.get("type") == "boolean":
                 alternative["enum"] = [True, False]
+            # The form's fields know `minimum` alone, and mark what is below.
+            if alternative.get("type") == "integer" and "exclusiveMinimum" in alternative:
+                alternative["minimum"] = alternative.pop("exclusiveMinimum") + 1
+            elif "exclusiveMinimum" in alternative:
+                alternative["minimum"] = alternative["exclusiveMinimum"]
 
     return change
 

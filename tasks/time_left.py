@@ -20,14 +20,15 @@ class PhaseClock:
     """How long the rest of one phase takes, at the speed that it has had since its first message."""
 
     def __init__(self, output: Path) -> None:
-        self.output = output
+        self.output, self.started = output, time.monotonic()
         self.stage: tuple[int, str] | None = None
 
     def with_time_left(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """The message with the seconds left of the phase and of the run among its metrics, as far as they are known."""
         metrics = dict(message.get("metrics", {}))
         left = metrics.get(OF_PHASE, self._at_this_speed(message))
-        of_run = current.seconds_left(self.output, left) if current else None
+        elapsed = time.monotonic() - self.started
+        of_run = current.seconds_left(self.output, elapsed, left) if current else None
         times = {OF_PHASE: left, OF_RUN: of_run}
         metrics |= {name: seconds for name, seconds in times.items() if seconds is not None}
         return {**message, "metrics": metrics}
@@ -38,7 +39,8 @@ class PhaseClock:
         if stage != self.stage:  # a phase may count several things, one after the other
             self.stage, self.began, self.before = stage, now, message["done"]
         did, seconds = message["done"] - self.before, now - self.began
-        if did <= 0 or seconds < _SURE_AFTER_SECONDS:
+        # A phase that has counted all may still be doing something else: the plan knows how long the whole takes.
+        if did <= 0 or seconds < _SURE_AFTER_SECONDS or message["done"] >= message["total"]:
             return None
         return float((message["total"] - message["done"]) * seconds / did)
 

@@ -244,10 +244,10 @@ def test_an_invalid_value_is_rejected_in_the_form_before_a_run_exists(up, ui):
     ui.submit()
     assert ui.field("top p").get_by_role("spinbutton").evaluate("one => one.validity.rangeOverflow")
     ui.field("top p").get_by_role("spinbutton").fill("")
-    ui.fill_overrides({"train": {"lora": {"rank": 0}}})
+    ui.fill_overrides({"train": {"beta": 0}})
     ui.show_overrides_as("form")
     ui.submit()
-    expect(ui.field("rank")).to_contain_text("0 is less than or equal to the minimum of 0")
+    expect(ui.field("beta")).to_contain_text("0 is not valid")
     assert up.count_runs() == before
 
 

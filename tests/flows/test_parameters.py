@@ -99,7 +99,7 @@ def test_sections_are_closed_and_settings_empty():
 @pytest.mark.parametrize(
     ("values", "place", "message"),
     [
-        ({"train": {"lora": {"rank": 0}}}, ["train", "lora", "rank"], "0 is less than or equal to the minimum of 0"),
+        ({"train": {"lora": {"rank": 0}}}, ["train", "lora", "rank"], "0 is less than the minimum of 1"),
         ({"generate": {"top_p": 1.5}}, ["generate", "top_p"], "1.5 is greater than the maximum of 1"),
         ({"train": {"beta": "much"}}, ["train", "beta"], "'much' is not valid"),
         ({"train": {"no_such": 1}}, ["train"], "('no_such' was unexpected)"),
@@ -114,6 +114,11 @@ def test_prefects_server_names_the_setting_that_is_wrong(values, place, message)
         assert answer["property"] == name
     (text,) = answer["errors"]
     assert message in text
+
+
+def test_a_field_of_the_form_knows_the_least_value():
+    assert schema_of(("train", "lora", "rank"))["minimum"] == 1
+    assert schema_of(("train", "beta"))["anyOf"][0]["minimum"] == 0
 
 
 def test_a_list_can_be_emptied():

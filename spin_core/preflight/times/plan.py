@@ -82,12 +82,13 @@ class Plan:
         if place in self.items:
             self.items[place].done += 1
 
-    def seconds_left(self, output: Path, seconds: float | None = None) -> float | None:
+    def seconds_left(self, output: Path, elapsed: float = 0.0, seconds: float | None = None) -> float | None:
         """How long the rest of the run takes; None as long as nothing was measured.
 
         Args:
             output: The folder of the phase that is running.
-            seconds: How long that phase still takes; None to use the estimate.
+            elapsed: For how long it has been running.
+            seconds: How long it still takes; None to use the estimate.
         """
         current, left = self._place(output), 0.0
         if current is None or not any(self.measured.values()):
@@ -95,7 +96,7 @@ class Plan:
         for place, item in self.items.items():
             one, waiting = self._estimate(place[1], item.seconds), max(0, item.count - item.done)
             if place == current and waiting:
-                left, waiting = left + (one if seconds is None else seconds), waiting - 1
+                left, waiting = left + (max(0.0, one - elapsed) if seconds is None else seconds), waiting - 1
             left += waiting * one
         return left
 

@@ -39,7 +39,9 @@ def test_a_measured_phase_corrects_the_estimate_of_those_of_its_kind():
     assert run.seconds_left(ROOT / "iter_00" / "eval" / "bbh") == pytest.approx(30 + 20 + 30)
     run.finish(ROOT / "iter_00" / "eval" / "bbh", 50.0)
     assert run.seconds_left(ROOT / "iter_01" / "train") == pytest.approx(20 + 40), "the mean of 30 and 50"
-    assert run.seconds_left(ROOT / "iter_01" / "train", 5.0) == pytest.approx(5 + 40), "as its own progress has it"
+    assert run.seconds_left(ROOT / "iter_01" / "train", 15.0) == pytest.approx(5 + 40)
+    assert run.seconds_left(ROOT / "iter_01" / "train", 90.0) == pytest.approx(40), "it takes longer than estimated"
+    assert run.seconds_left(ROOT / "iter_01" / "train", 90.0, 7.0) == pytest.approx(7 + 40), "by its own progress"
 
 
 def test_reused_phases_are_done_and_not_measured():
