@@ -81,6 +81,7 @@ def rank_arguments(job: Job, job_file: Path, speed: SpeedConfig, node: int) -> l
     return [
         "--nnodes", str(speed.nodes),
         "--nproc-per-node", str(speed.ranks),
+        "--log-dir", os.devnull,  # ranks print into this process's log; torchrun would leave an empty folder in /tmp
         "--rdzv-id", name,
         "--rdzv-conf", f"timeout={int(ranks.TIMEOUT.total_seconds())}",
         *(["--shutdown-timeout", str(int(grace.grace_of(job)))] if torchrun_has("--shutdown-timeout") else []),

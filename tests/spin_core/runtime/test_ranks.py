@@ -1,5 +1,6 @@
 """Ranks: what a process on its own is, and what several say to one another."""
 
+import contextlib
 import json
 import os
 import signal
@@ -78,6 +79,7 @@ def test_torchrun_gets_no_option_that_its_version_lacks(tmp_path, monkeypatch):
     job = ToyJob(output=tmp_path / "toy")
     words = torchrun.rank_arguments(job, tmp_path / "job.json", SpeedConfig(ranks=2), 0)
     assert run.parse_args(words).nproc_per_node == "2"
+    assert run.parse_args(words).log_dir == os.devnull
     assert ("--shutdown-timeout" in words) is torchrun.torchrun_has("--shutdown-timeout")
     monkeypatch.setattr(torchrun, "torchrun_has", lambda _option: False)
     assert "--shutdown-timeout" not in torchrun.rank_arguments(job, tmp_path / "job.json", SpeedConfig(ranks=2), 0)
@@ -112,6 +114,17 @@ def test_the_error_of_any_rank_reaches_the_user_as_its_one_line(tmp_path):
 def test_a_rank_that_is_killed_is_reported_as_killed(tmp_path):
     with pytest.raises(PhaseCrashed, match=r"phase toy was killed by SIGKILL \(out of memory\?\)"):
         run_phase(job(tmp_path, does="killed_second"), ScoredPairs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("does", ["crowd", "killed_second"])
+def test_ranks_leave_nothing_in_the_folder_for_temporary_files(tmp_path, monkeypatch, does):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    with contextlib.suppress(PhaseCrashed):
+        run_phase(job(tmp_path, does=does), ScoredPairs)
+    left = [path.name for path in (tmp_path / "tmp").iterdir() if not path.name.startswith("torchinductor_")]
+    assert left == []
 
 
 @pytest.mark.slow
