@@ -13,7 +13,7 @@ from prefect.settings import PREFECT_UI_URL
 from prefect.states import Completed
 
 from flows.server.local import DEFAULT_PORT
-from tasks.publish import artifact_key
+from tasks.pages import artifact_path, report_path
 
 T = TypeVar("T")
 
@@ -39,8 +39,9 @@ def completed(message: str, result: T) -> T:
 
 
 def artifact_line(table: str, name: str) -> str:
-    """`leaderboard: http://127.0.0.1:4200/v2/artifacts/key/leaderboard-mine`."""
-    return f"{table}: {artifact_url(table, name)}"
+    """`leaderboard: http://127.0.0.1:4200/v2/artifacts/key/leaderboard-mine`, and the report where it is served."""
+    report = report_path(name)
+    return f"{table}: {artifact_url(table, name)}" + (f" report: {_ui_url()}{report}" if report else "")
 
 
 def artifact_url(table: str, name: str) -> str:
@@ -48,5 +49,9 @@ def artifact_url(table: str, name: str) -> str:
 
     Under a temporary server, it is the address at which `spin up` shows it later.
     """
-    ui = PREFECT_UI_URL.value() or f"http://127.0.0.1:{DEFAULT_PORT}"
-    return f"{ui.rstrip('/')}/v2/artifacts/key/{artifact_key(f'{table}-{name}')}"
+    return f"{_ui_url()}{artifact_path(f'{table}-{name}')}"
+
+
+def _ui_url() -> str:
+    """The address of the UI, without a slash at its end."""
+    return (PREFECT_UI_URL.value() or f"http://127.0.0.1:{DEFAULT_PORT}").rstrip("/")

@@ -6,6 +6,7 @@ from spin_core.comparison import compare
 from spin_core.comparison import page as comparison_page
 from spin_core.comparison.compare import Table
 from spin_core.lineage.lineage import Lineage
+from tasks.pages import comparison_links
 from tasks.publish import is_new, show
 
 
@@ -17,6 +18,7 @@ def publish_comparison(runs: Path, table: Table, first: Lineage) -> None:
     compare.save(runs, table)
     comparison_page.write(runs / table.name / "report.html", table, first.records()[0].environment["spin"])
     spin, name, page = table.of("spin")[-1], f"comparison-{table.name}", comparison_page.markdown(table)
+    page = f"{comparison_links(table.name, table.lineages)}\n\n{page}"
     if is_new(name, page):
         result = f"{spin.name}: {table.main_metric} {comparison_page.score(spin.scores.get(table.main_metric))}"
         show(name, page, f"{table.name}: {result}")

@@ -1,6 +1,5 @@
 """The pages of an iteration in the UI, and the gate's event."""
 
-import re
 import uuid
 from collections.abc import Coroutine
 
@@ -12,9 +11,10 @@ from prefect.logging import get_run_logger
 
 from spin_core.leaderboard import board
 from spin_core.lineage.lineage import Lineage
-from spin_core.reports import html, markdown
+from spin_core.reports import html, markdown, samples_page
 from spin_core.store import files
 from spin_core.store.records import IterationRecord
+from tasks.pages import artifact_key, iteration_name, lineage_links
 from tasks.retry import with_retries
 
 
@@ -29,8 +29,8 @@ def publish_iteration(lineage: Lineage, record: IterationRecord) -> None:
     if not path.exists():
         publish_leaderboard(lineage)
         files.write_text(path, markdown.iteration_page(lineage, record))
-    page = path.read_text("utf-8")
-    name = f"{lineage.name}-iteration-{record.t:02d}"
+    page = f"{lineage_links(lineage.name, record.t)}\n\n{path.read_text('utf-8')}"
+    name = iteration_name(lineage.name, record.t)
     get_run_logger().info("gate: %s (%s)", record.gate.outcome, record.gate.reason)
     if is_new(name, page):
         emit_decision(lineage, record)
@@ -49,10 +49,12 @@ def emit_decision(lineage: Lineage, record: IterationRecord) -> None:
 
 
 def publish_leaderboard(lineage: Lineage) -> board.Board:
-    """Write `leaderboard.json` and `report.html`, and a new version of the artifact `leaderboard-<lineage>`."""
+    """Write `leaderboard.json`, `report.html` and `samples.html`, and a new version of `leaderboard-<lineage>`."""
     leaderboard = board.save(lineage)
     html.write(lineage, board=leaderboard)
-    page = markdown.leaderboard_page(leaderboard, lineage.config)
+    samples_page.write_latest(lineage)
+    last = max((row.t for row in leaderboard.rows if row.t is not None), default=0) - 1
+    page = f"{lineage_links(lineage.name, last)}\n\n{markdown.leaderboard_page(leaderboard, lineage.config)}"
     name = f"leaderboard-{lineage.name}"
     if is_new(name, page):
         show(name, page, markdown.leader(leaderboard))
@@ -69,8 +71,3 @@ def is_new(name: str, page: str) -> bool:
 def show(name: str, page: str, description: str) -> None:
     """Create a new version of an artifact."""
     with_retries(lambda: create_markdown_artifact(page, key=artifact_key(name), description=description))
-
-
-def artifact_key(text: str) -> str:
-    """Turn a text into an artifact's key: lower-case letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9-]+", "-", text.lower())

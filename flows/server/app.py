@@ -1,4 +1,6 @@
-"""The server of `spin up`: Prefect's, behind a check of the host name: `python -m flows.server.app HOST PORT`.
+"""The server of `spin up`: Prefect's, behind a check of the host name, and the pages at `/lineages/`.
+
+Started as `python -m flows.server.app HOST PORT`, with the runs folder in SPIN_RUNS.
 
 A web page may have its own DNS name resolved to this machine. A browser then takes the server for that page's own, past
 CORS and CSRF protection. Its requests still name the page's host, by which they are rejected here. Prefect has no such
@@ -12,19 +14,28 @@ import os
 import re
 import sys
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from flows.server.state import SIGN_IN
+from flows.server.state import OF_SERVER, SIGN_IN
 
 HOSTS = "SPIN_HOSTS"
 """The environment variable with further host names under which browsers and clients may reach the server."""
 
 _SCRIPT = """
-if (location.hash.length > 1) localStorage.setItem("prefect-password", location.hash.slice(1));
-location.replace("/v2/deployments");
+const enter = () => location.replace("/v2/deployments");
+if (location.hash.length > 1) {
+  const code = location.hash.slice(1), given = atob(code), colon = given.indexOf(":");
+  localStorage.setItem("prefect-password", code);
+  const request = new XMLHttpRequest();
+  request.onloadend = enter;
+  request.open("HEAD", "/lineages/", true, given.slice(0, colon), given.slice(colon + 1));
+  request.send();
+} else enter();
 """
-"""Stores the password where the pages of both of Prefect's UIs look for it, and leaves no trace in the history."""
+"""Stores the password where the pages of both of Prefect's UIs look for it, gives it to the browser for the pages at
+`/lineages/`, and leaves no trace in the history."""
 
 _PAGE = f"<!doctype html><meta charset=utf-8><title>spin</title><script>{_SCRIPT}</script>".encode()
 
@@ -32,10 +43,17 @@ _PAGE_HEADERS = {
     "content-type": "text/html; charset=utf-8",
     "cache-control": "no-store",
     "referrer-policy": "no-referrer",
-    "content-security-policy": "default-src 'none'; frame-ancestors 'none'; script-src 'sha256-"
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'; connect-src 'self'; script-src 'sha256-"
     + base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     + "'",
 }
+
+_POLICY_OF_UI = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src {}; object-src 'none'; "
+    "form-action 'self'; frame-ancestors 'self'"
+)
+"""Prefect's pages may load from and report to this server alone: they would ask their maker's analytics service for its
+settings, whatever PREFECT_SERVER_ANALYTICS_ENABLED says."""
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -44,13 +62,20 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class HostCheck:
-    """An ASGI application that refuses requests under foreign host names, and signs browsers in.
+    """An ASGI application that refuses requests under foreign host names, signs browsers in, and has further pages.
 
     Addresses in digits are no names, so that they need no list: no web page can have such an origin but this machine's.
     """
 
-    def __init__(self, app: App, names: Iterable[str]) -> None:
-        self.app, self.names = app, {name.lower() for name in names}
+    def __init__(self, app: App, names: Iterable[str], pages: App | None = None) -> None:
+        """
+        Args:
+            app: Prefect's application.
+            names: The server's names.
+            pages: The application for paths under `/lineages`.
+        """
+        self.app, self.names, self.pages = app, {name.lower() for name in names}, pages
+        self.policy = _POLICY_OF_UI.format(_api_origins()).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection."""
@@ -64,8 +89,21 @@ class HostCheck:
                 await _answer(send, 403, {"content-type": "text/plain"}, reason)
         elif scope["type"] == "http" and scope["path"] == SIGN_IN:
             await _answer(send, 200, _PAGE_HEADERS, _PAGE)
+        elif scope["type"] == "http" and self.pages and re.match(r"/lineages(/|$)", scope["path"]):
+            await self.pages(scope, receive, send)
         else:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, self._with_policy(send))
+
+    def _with_policy(self, send: Send) -> Send:
+        """Add the policy to Prefect's pages."""
+
+        async def send_with_policy(message: MutableMapping[str, Any]) -> None:
+            headers = list(message.get("headers", []))
+            if any(name.lower() == b"content-type" and value.startswith(b"text/html") for name, value in headers):
+                message["headers"] = [*headers, (b"content-security-policy", self.policy)]
+            await send(message)
+
+        return send_with_policy
 
     def _accepts(self, host: str) -> bool:
         """Whether a Host header names this server."""
@@ -74,6 +112,14 @@ class HostCheck:
             return False
         name = matched[1].strip("[]").lower()
         return name in self.names or _is_address(name)
+
+
+def _api_origins() -> str:
+    """Where Prefect's pages may send requests: this server, and the API's own address where one is set."""
+    api = urlsplit(os.environ.get("PREFECT_UI_API_URL", ""))
+    if api.scheme not in ("http", "https") or not re.fullmatch(r"[\w.:\[\]-]+", api.netloc):
+        return "'self'"
+    return f"'self' {api.scheme}://{api.netloc} {api.scheme.replace('http', 'ws')}://{api.netloc}"
 
 
 def names_of(host: str) -> set[str]:
@@ -109,10 +155,15 @@ def main() -> None:
     from prefect.server.api.server import create_app
     from prefect.settings import get_current_settings
 
+    from flows.server.database import wait_for_lock
+    from flows.server.pages import Pages
+
+    wait_for_lock()
     host, port = sys.argv[1], int(sys.argv[2])
     server = get_current_settings().server
+    pages = Pages(Path(os.environ["SPIN_RUNS"]), os.environ[OF_SERVER])
     uvicorn.run(
-        HostCheck(create_app(final=True), names_of(host)),
+        HostCheck(create_app(final=True), names_of(host), pages),
         host=host,
         port=port,
         timeout_keep_alive=server.api.keepalive_timeout,

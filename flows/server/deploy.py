@@ -33,6 +33,7 @@ from prefect.states import AwaitingRetry, Cancelled, Crashed
 
 from flows.server import api, local, watch
 from spin_core.store import files
+from tasks import pages
 
 _LOST = "The server and the worker ended while it ran. Start it again: what is finished is reused."
 
@@ -98,6 +99,8 @@ def deploy_keeping_settings(client: SyncPrefectClient, backup: Path) -> None:
     backup.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(backup, before)
     deploy()
+    if pages.OF_PAGES in os.environ:
+        add_links(client)
     _restore(client, before)
     backup.unlink()
 
@@ -179,6 +182,14 @@ def _restore(client: SyncPrefectClient, before: Settings) -> None:
             if error.response.status_code not in _DOES_NOT_FIT:
                 raise
             print(f"deployment {deployment} has its settings from prefect.yaml again: {error}")
+
+
+def add_links(client: SyncPrefectClient) -> None:
+    """Add to the deployments' descriptions where results are, since no menu of the UI leads there."""
+    links = f"Results: [all lineages]({pages.LINEAGES}), [artifacts](/v2/artifacts)."
+    for deployment in client.read_deployments(work_pool_filter=_IN_OUR_POOL):
+        described = DeploymentUpdate(description=f"{deployment.description}\n\n{links}")
+        client.update_deployment(deployment.id, described)
 
 
 def deploy() -> None:

@@ -11,13 +11,18 @@ from spin_core.store.files import load
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
+def is_name(name: str) -> bool:
+    """Whether a lineage may have this name."""
+    return _NAME.fullmatch(name) is not None
+
+
 def lineage_folder(runs: Path, name: str) -> Path:
     """The folder of the lineage of that name, whether it exists or not.
 
     Raises:
         ConfigError: The name is not allowed.
     """
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise ConfigError(f"{name!r} cannot name a lineage: use lower-case letters, digits and -, at most 63")
     return runs / name
 

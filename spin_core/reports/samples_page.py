@@ -14,8 +14,12 @@ from string import Template
 from typing import Any
 
 from spin_core.errors import ConfigError
-from spin_core.reports.samples import PROMPTS, Response, Samples
+from spin_core.lineage.lineage import Lineage
+from spin_core.reports.samples import PROMPTS, Response, Samples, answered, read
 from spin_core.store import files
+
+MOST_IN_LINEAGE = 500
+"""The largest number of prompts on the page that every run writes."""
 
 _PARTS = Path(__file__).parent / "assets"
 
@@ -35,6 +39,14 @@ def write(path: Path, samples: Samples, indices: Sequence[int], limit: int | Non
     part = f"{len(chosen):,} of" if len(chosen) < len(samples) else "all"
     more = f"; --limit {len(indices)} takes all" if len(chosen) < len(indices) and limit is None else ""
     return f"{path}: {part} {len(samples):,} {PROMPTS[samples.part]}s{more}, {path.stat().st_size / 1e6:.1f} MB"
+
+
+def write_latest(lineage: Lineage) -> None:
+    """Write `samples.html` next to the report: held-out prompts with the answers of all versions, if there are any."""
+    if answered(lineage, "held-out"):
+        samples = read(lineage, "held-out")
+        chosen = range(min(len(samples), MOST_IN_LINEAGE))
+        files.write_text(lineage.root / "samples.html", page(samples, chosen))
 
 
 def page(samples: Samples, indices: Sequence[int]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flows.command_line.options import runs_argument
+from tasks.pages import LINEAGES
 
 if TYPE_CHECKING:
     from flows.server.status import Head, Run, Status
@@ -19,6 +20,7 @@ def print_status(status: "Status", runs: Path) -> None:
     if status.url:
         click.echo(f"up         {status.url} for {timedelta(seconds=int(status.seconds))}")
         click.echo(f"sign in    {_sign_in(status)}")
+        click.echo(f"pages      {status.url}{LINEAGES}")
         click.echo(f"runs       {_column([_run_line(run) for run in status.runs]) or 'none'}")
     elif status.elsewhere:
         click.echo(f"up         on {status.elsewhere}: run spin status there to see more")

@@ -1,0 +1,270 @@
+"""What the pages at `/lineages/` show of a runs folder: its lineages and comparisons, read from their JSON files.
+
+A folder may have been pulled from elsewhere, so nothing in its files is trusted: names are those of folders and have
+the form of names, and other values are checked for their type. What was read once is kept until the file changes, so
+that the index of hundreds of lineages costs a few system calls for each.
+"""
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from spin_core.lineage.find import is_name
+from spin_core.lineage.lineage import CONFIGURATION
+
+BOARD, COMPARISON, REPORT, SAMPLES = "leaderboard.json", "compare.json", "report.html", "samples.html"
+
+_MOST_BYTES = 32 * 2**20
+"""A larger JSON file is not one of ours."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a lineage, or a control, with its main score."""
+
+    name: str
+    t: int | None
+    value: float | None
+    shown: str
+    gate: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a leaderboard's file says."""
+
+    metric: str = ""
+    arrow: str = ""
+    choice: int | None = None
+    versions: tuple[Version, ...] = ()
+    controls: tuple[Version, ...] = ()
+
+    @property
+    def head(self) -> int:
+        """The number of the newest version; 0 without any."""
+        return max((version.t for version in self.versions if version.t is not None), default=0)
+
+    @property
+    def headline(self) -> Version | None:
+        """The version that the gate has chosen, else the newest."""
+        chosen = [version for version in self.versions if version.t == self.choice]
+        return next(reversed(chosen or self.versions), None)
+
+    @property
+    def values(self) -> list[float]:
+        """The main score of each version that has one."""
+        return [version.value for version in self.versions if version.value is not None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A lineage or a comparison as the pages show it."""
+
+    name: str
+    recipe: str
+    iterations: int | None
+    """How many the recipe has; None for a comparison."""
+    scores: Scores
+    state: str
+    changed: datetime
+    files: frozenset[str]
+    """Which of the pages it has."""
+    pages: tuple[int, ...] = ()
+    """Iterations that have a page."""
+
+
+class Catalogue:
+    """The lineages and comparisons of a runs folder."""
+
+    def __init__(self, runs: Path) -> None:
+        self.runs = runs.resolve()
+        self._read: dict[Path, tuple[tuple[int, ...], Any]] = {}
+
+    def lineages(self) -> list[Entry]:
+        """All lineages, the one that changed last first."""
+        return self._all(CONFIGURATION, self.lineage)
+
+    def comparisons(self) -> list[Entry]:
+        """All comparisons, the one that changed last first."""
+        return self._all(COMPARISON, self.comparison)
+
+    def lineage(self, name: str) -> Entry | None:
+        """The lineage of that name; None if there is none."""
+        root = self._folder(name)
+        if root is None or not (file := self.file(name, CONFIGURATION)):
+            return None
+        config = _mapping(_mapping(self._json(file)).get("config"))
+        scores = _scores(self._json(self.file(name, BOARD)))
+        iterations = config.get("iterations")
+        return Entry(
+            name=name,
+            recipe=_text(config.get("recipe")),
+            iterations=iterations if isinstance(iterations, int) else None,
+            scores=scores,
+            state=_state(root, scores),
+            changed=_changed(root),
+            files=frozenset(page for page in (REPORT, SAMPLES) if self.file(name, page)),
+            pages=tuple(self._pages(name, root)),
+        )
+
+    def comparison(self, name: str) -> Entry | None:
+        """The comparison of that name; None if there is none."""
+        root = self._folder(name)
+        if root is None or not self.file(name, COMPARISON):
+            return None
+        files = frozenset(page for page in (REPORT,) if self.file(name, page))
+        return Entry(name, "", None, Scores(), "", _changed(root), files)
+
+    def file(self, name: str, relative: str) -> Path | None:
+        """A file of a lineage or comparison; None if it is missing, or if a symbolic link leads to it."""
+        if self._folder(name) is None:
+            return None
+        path = self.runs / name / relative
+        with contextlib.suppress(OSError):
+            return path if path.is_file() and path.resolve() == path else None
+        return None
+
+    def _folder(self, name: str) -> Path | None:
+        """The folder of that name, if it can be a lineage's and no symbolic link."""
+        path = self.runs / name
+        return path if is_name(name) and path.is_dir() and not path.is_symlink() else None
+
+    def _all(self, marker: str, read: Any) -> list[Entry]:
+        """All entries whose folder has the marker, the newest first."""
+        entries = (read(path.parent.name) for path in self.runs.glob(f"*/{marker}"))
+        return sorted(
+            (entry for entry in entries if entry), key=lambda entry: (entry.changed, entry.name), reverse=True
+        )
+
+    def _pages(self, name: str, root: Path) -> Iterator[int]:
+        """The iterations that have a page, in order."""
+        numbers = [path.name[5:] for path in root.glob("iter_*") if re.fullmatch(r"\d{2,6}", path.name[5:])]
+        for number in sorted(map(int, numbers)):
+            if self.file(name, page_of(number)):
+                yield number
+
+    def _json(self, path: Path | None) -> Any:
+        """A JSON file's value, read again when the file has changed; None if it cannot be read."""
+        if path is None:
+            return None
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            status = path.stat()
+            stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
+            if status.st_size > _MOST_BYTES:
+                return None
+            if (kept := self._read.get(path)) and kept[0] == stamp:
+                return kept[1]
+            value = _needed(json.loads(path.read_text("utf-8")))
+            self._read[path] = stamp, value
+            return value
+        return None
+
+
+def page_of(t: int) -> str:
+    """The path of an iteration's page below the lineage's folder."""
+    return f"iter_{t:02d}/report.md"
+
+
+def _needed(value: Any) -> Any:
+    """What is kept of a file: a leaderboard's scores, or a configuration's few values."""
+    content = _mapping(value)
+    if "rows" in content:
+        return _board(content)
+    config = _mapping(content.get("config"))
+    return {"config": {name: config.get(name) for name in ("recipe", "iterations")}}
+
+
+def _board(content: dict[str, Any]) -> Scores:
+    """The scores in a leaderboard's file."""
+    metric = _text(content.get("main_metric"))
+    rows = [_mapping(row) for row in _list(content.get("rows"))]
+    last = _mapping(_mapping(rows[-1].get("scores")).get(metric)) if rows else {}
+    better, target = last.get("higher_is_better"), _number(last.get("target"))
+    arrow = f"→{target:.3g}" if target is not None else "↑" if better is True else "↓" if better is False else ""
+    choice = content.get("choice")
+    return Scores(
+        metric=metric.replace("_", " "),
+        arrow=arrow,
+        choice=choice if isinstance(choice, int) else None,
+        versions=tuple(_version(row, metric) for row in rows),
+        controls=tuple(_version(_mapping(row), metric) for row in _list(content.get("controls"))),
+    )
+
+
+def _version(row: dict[str, Any], metric: str) -> Version:
+    """One row of a leaderboard."""
+    score = _mapping(_mapping(row.get("scores")).get(metric))
+    value, error = _number(score.get("value")), _number(score.get("stderr"))
+    t = row.get("t")
+    return Version(_text(row.get("name")), t if isinstance(t, int) else None, value, shown(value, error),
+                   _text(row.get("gate")))  # fmt: skip
+
+
+def shown(value: float | None, error: float | None) -> str:
+    """`0.1234 ± 0.0043`, with as many digits as two of the error need, but at most six."""
+    if value is None:
+        return "–"
+    if not error or error < 0:
+        return f"{value:.4g}"
+    digits = min(6, max(0, 1 - math.floor(math.log10(error))))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def _scores(value: Any) -> Scores:
+    return value if isinstance(value, Scores) else Scores()
+
+
+def _state(root: Path, scores: Scores) -> str:
+    """What a lineage is doing: `running`, `ended by the gate`, `in iteration 2`, or nothing."""
+    if _is_locked(root / ".lock"):
+        return "running"
+    if scores.versions and scores.versions[-1].gate == "stop":
+        return "ended by the gate"
+    if (root / f"iter_{scores.head:02d}").exists():
+        return f"not running, in iteration {scores.head}"
+    return "" if scores.versions else "not scored yet"
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process of this machine holds the lineage's lock.
+
+    The kernel's list is read: to try the lock could get in the way of a run that starts at this moment.
+    """
+    try:
+        inode = path.lstat().st_ino
+        locks = Path("/proc/locks").read_text("ascii")
+    except OSError:
+        return False
+    return bool(re.search(rf"FLOCK.*:{inode} ", locks))
+
+
+def _changed(root: Path) -> datetime:
+    """When the folder's results changed last."""
+    times = [0.0]
+    for path in (root, *(root / name for name in (CONFIGURATION, BOARD, COMPARISON))):
+        with contextlib.suppress(OSError):
+            times.append(path.lstat().st_mtime)
+    return datetime.fromtimestamp(max(times), UTC)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _text(value: Any) -> str:
+    return value[:200] if isinstance(value, str) else ""
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None

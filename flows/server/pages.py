@@ -1,0 +1,189 @@
+"""The pages at `/lineages/` of the server of `spin up`: an index of lineages, and the files that runs have written.
+
+They are read-only and have the server's password, by HTTP's Basic authentication, which browsers keep for one address
+and port. Files of a lineage may come from elsewhere, so none is trusted: every answer is sandboxed, which takes it out
+of the origin of Prefect's UI, and loads nothing; only the samples' page runs a script, which reaches nothing either.
+"""
+
+import base64
+import hmac
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markdown_it import MarkdownIt
+from markupsafe import Markup, escape
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from flows.server.catalogue import REPORT, SAMPLES, Catalogue, Entry, page_of
+from spin_core.reports.markup import styles
+from tasks.pages import LINEAGES
+
+_CLOSED = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
+_POLICY = _CLOSED + "frame-ancestors 'none'; sandbox"
+_POLICY_OF_SAMPLES = _CLOSED + "script-src 'unsafe-inline'; frame-ancestors 'none'; sandbox allow-scripts"
+
+_HEADERS = {
+    "content-security-policy": _POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "private, no-cache",
+}
+
+_CHALLENGE = {"www-authenticate": 'Basic realm="spin", charset="UTF-8"'}
+
+
+class Pages:
+    """The ASGI application. It answers GET and HEAD under `/lineages`, to who has the password."""
+
+    def __init__(self, runs: Path, password: str) -> None:
+        """
+        Args:
+            runs: The folder that holds lineages.
+            password: The server's, as name:password.
+        """
+        self._credentials = password.encode()
+        self._app: ASGIApp = _application(Catalogue(runs))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+
+        async def send_safely(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                given = {name.lower() for name, _ in message["headers"]}
+                extra = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+                message["headers"] = [*message["headers"], *(item for item in extra if item[0] not in given)]
+            await send(message)
+
+        if self._knows(Request(scope).headers.get("authorization", "")):
+            await self._app(scope, receive, send_safely)
+        else:
+            await Response("a password is needed", 401, _CHALLENGE, "text/plain")(scope, receive, send_safely)
+
+    def _knows(self, authorization: str) -> bool:
+        """Whether an Authorization header has the password."""
+        kind, _, code = authorization.partition(" ")
+        try:
+            given = base64.b64decode(code.strip(), validate=True)
+        except ValueError:
+            return False
+        return bool(self._credentials) and kind.lower() == "basic" and hmac.compare_digest(given, self._credentials)
+
+
+def _application(catalogue: Catalogue) -> Starlette:
+    """The routes. Endpoints are plain functions, which run in threads while the server goes on."""
+
+    def index(_request: Request) -> Response:
+        return _page("index.html", lineages=catalogue.lineages(), comparisons=catalogue.comparisons())
+
+    def lineage(request: Request) -> Response:
+        entry = catalogue.lineage(request.path_params["name"]) or _missing()
+        return _page("lineage.html", entry=entry, compared=_comparisons_of(catalogue, entry))
+
+    def iteration(request: Request) -> Response:
+        name, t = request.path_params["name"], request.path_params["t"]
+        path = catalogue.file(name, page_of(t)) or _missing()
+        entry = catalogue.lineage(name) or _missing()
+        return _page("iteration.html", entry=entry, t=t, page=rendered(path.read_text("utf-8", "replace")))
+
+    def report(request: Request) -> Response:
+        return FileResponse(catalogue.file(request.path_params["name"], REPORT) or _missing(), media_type="text/html")
+
+    def samples(request: Request) -> Response:
+        path = catalogue.file(request.path_params["name"], SAMPLES) or _missing()
+        return FileResponse(path, media_type="text/html", headers={"content-security-policy": _POLICY_OF_SAMPLES})
+
+    def to_index(_request: Request) -> Response:
+        return RedirectResponse(LINEAGES)
+
+    return Starlette(
+        routes=[
+            Route("/lineages", to_index),
+            Route(LINEAGES, index),
+            Route(LINEAGES + "{name}/", lineage),
+            Route(LINEAGES + "{name}/iteration/{t:int}", iteration),
+            Route(LINEAGES + "{name}/report.html", report),
+            Route(LINEAGES + "{name}/samples.html", samples),
+        ],
+        exception_handlers={HTTPException: _refuse},
+    )
+
+
+def _missing() -> Any:
+    """Answer 404."""
+    raise HTTPException(404)
+
+
+def _refuse(_request: Request, error: Exception) -> Response:
+    """The page of an error."""
+    assert isinstance(error, HTTPException), "registered for these"
+    return _page("error.html", error.status_code, error.headers, detail=error.detail)
+
+
+def _page(template: str, status: int = 200, headers: Mapping[str, str] | None = None, **values: Any) -> Response:
+    """A page made from a template."""
+    text = _TEMPLATES.get_template(template).render(**values)
+    return HTMLResponse(text, status, headers)
+
+
+def _comparisons_of(catalogue: Catalogue, entry: Entry) -> list[Entry]:
+    """The comparison that a lineage is a seed of: `trial` for `trial-seed-2`; a list of one, or empty."""
+    name, _, seed = entry.name.rpartition("-seed-")
+    found = catalogue.comparison(name) if name and seed.isdigit() else None
+    return [found] if found else []
+
+
+def rendered(text: str) -> Markup:
+    """An iteration's page, which is Markdown, as HTML. HTML in it is shown as text, except line breaks in tables."""
+    return Markup(_MARKDOWN.render(text))
+
+
+def _as_text(_renderer: Any, tokens: Any, index: int, *_: Any) -> str:
+    content = tokens[index].content
+    return "<br>" if content.strip() == "<br>" else str(escape(content))
+
+
+_MARKDOWN = MarkdownIt("commonmark").enable("table")
+_MARKDOWN.add_render_rule("html_inline", _as_text)
+_MARKDOWN.add_render_rule("html_block", _as_text)
+
+
+def sparkline(values: list[float]) -> Markup:
+    """A small line through values, the first at the left; nothing for less than two."""
+    if len(values) < 2:
+        return Markup("")
+    width, height, edge = 96, 24, 3
+    low, high = min(values), max(values)
+    xs = [edge + (width - 2 * edge) * number / (len(values) - 1) for number in range(len(values))]
+    ys = [edge + (height - 2 * edge) * (0.5 if high == low else (high - value) / (high - low)) for value in values]
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
+    title = " → ".join(f"{value:.4g}" for value in values)
+    return Markup(
+        '<svg class="spark" role="img" viewBox="0 0 {w} {h}" width="{w}" height="{h}"><title>{title}</title>'
+        '<polyline points="{points}"/><circle cx="{x:.1f}" cy="{y:.1f}" r="2.5"/></svg>'
+    ).format(w=width, h=height, title=title, points=points, x=xs[-1], y=ys[-1])
+
+
+def _local(time: datetime) -> str:
+    """`2026-12-01 08:31`, in this machine's time zone."""
+    return time.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_TEMPLATES.filters |= {"sparkline": sparkline, "local": _local}
+_TEMPLATES.globals |= {"style": Markup(styles("report")), "home": LINEAGES}
