@@ -110,9 +110,26 @@ def test_the_next_run_repeats_what_a_kill_interrupted(tmp_path, monkeypatch, kil
     monkeypatch.undo()
     publish_all(lineage)
     (page,) = artifacts(f"{name}-iteration-00")
-    assert page["data"] == lineage.page(0).read_text("utf-8")
+    assert page["data"].endswith(f"\n\n{lineage.page(0).read_text('utf-8')}")
     (event,) = events(name, 1)
     assert event["payload"]["reason"] == record.gate.reason
+
+
+def test_pages_link_each_other_and_where_they_are_served_also_the_files(tmp_path, monkeypatch):
+    monkeypatch.delenv("SPIN_PAGES", raising=False)
+    lineage = build_lineage(tmp_path, "linked", nlls=NLLS[:2])
+    key = "/v2/artifacts/key/"
+    of_prefect = f"[leaderboard]({key}leaderboard-linked) · [iteration 0]({key}linked-iteration-00)"
+    publish_all(lineage)
+    for name in ("leaderboard-linked", "linked-iteration-00"):
+        assert artifacts(name)[0]["data"].startswith(f"{of_prefect}\n\n#")
+    monkeypatch.setenv("SPIN_PAGES", "/lineages/")
+    publish.publish_leaderboard(lineage)
+    files = "[report](/lineages/linked/report.html) · [samples](/lineages/linked/samples.html)"
+    assert artifacts("leaderboard-linked")[0]["data"].startswith(
+        f"{of_prefect} · {files} · [linked](/lineages/linked/)"
+    )
+    assert (lineage.root / "samples.html").stat().st_size > 1000
 
 
 class Shown(display.Silent):
@@ -209,6 +226,16 @@ def test_runs_are_found_by_recipe_and_lineage_and_link_their_leaderboard(tmp_pat
         ("nightly-found", "Stopped", f"{reason}; {place}"),
     ]
     assert listed("recipe:demo", "lineage:found")[3:] == [("evaluate-found", "Completed", place)]
+
+
+def test_the_end_of_a_run_names_the_report_where_it_is_served(tmp_path, monkeypatch):
+    lineage = build_lineage(tmp_path, "served", nlls=NLLS[:2])
+    monkeypatch.setenv("SPIN_PAGES", "/lineages/")
+    monkeypatch.setattr(spin, "run_iterations", lambda _lineage: publish.board.save(lineage))
+    spin.run_local(lineage)
+    report = f"{PREFECT_API_URL.value().removesuffix('/api')}/lineages/served/report.html"
+    message = f"leaderboard: {stands('leaderboard-served')} report: {report}"
+    assert listed("lineage:served") == [("served", "Completed", message)]
 
 
 def test_a_comparison_is_found_by_its_name_and_its_runs_by_their_lineages(tmp_path, monkeypatch):
