@@ -13,7 +13,7 @@ from prefect.settings import PREFECT_UI_URL
 from prefect.states import Completed
 
 from flows.server.local import DEFAULT_PORT
-from tasks.pages import artifact_path, report_path
+from spin_core.reports.links import artifact_path, report_path
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from spin_core.comparison import compare
 from spin_core.comparison import page as comparison_page
 from spin_core.comparison.compare import Table
 from spin_core.lineage.lineage import Lineage
-from tasks.pages import comparison_links
+from spin_core.reports.links import comparison_links
 from tasks.publish import is_new, show
 
 

@@ -12,9 +12,9 @@ from prefect.logging import get_run_logger
 from spin_core.leaderboard import board
 from spin_core.lineage.lineage import Lineage
 from spin_core.reports import html, markdown, samples_page
+from spin_core.reports.links import artifact_key, iteration_name, lineage_links
 from spin_core.store import files
 from spin_core.store.records import IterationRecord
-from tasks.pages import artifact_key, iteration_name, lineage_links
 from tasks.retry import with_retries
 
 

@@ -32,8 +32,8 @@ from prefect.settings import PREFECT_HOME
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 
 from flows.server import api, local, watch
+from spin_core.reports import links
 from spin_core.store import files
-from tasks import pages
 
 _LOST = "The server and the worker ended while it ran. Start it again: what is finished is reused."
 
@@ -99,7 +99,7 @@ def deploy_keeping_settings(client: SyncPrefectClient, backup: Path) -> None:
     backup.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(backup, before)
     deploy()
-    if pages.OF_PAGES in os.environ:
+    if links.OF_PAGES in os.environ:
         add_links(client)
     _restore(client, before)
     backup.unlink()
@@ -186,9 +186,9 @@ def _restore(client: SyncPrefectClient, before: Settings) -> None:
 
 def add_links(client: SyncPrefectClient) -> None:
     """Add to the deployments' descriptions where results are, since no menu of the UI leads there."""
-    links = f"Results: [all lineages]({pages.LINEAGES}), [artifacts](/v2/artifacts)."
+    line = f"Results: [all lineages]({links.LINEAGES}), [artifacts](/v2/artifacts)."
     for deployment in client.read_deployments(work_pool_filter=_IN_OUR_POOL):
-        described = DeploymentUpdate(description=f"{deployment.description}\n\n{links}")
+        described = DeploymentUpdate(description=f"{deployment.description}\n\n{line}")
         client.update_deployment(deployment.id, described)
 
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from flows.server import api, state
 from spin_core.errors import ConfigError, TryAgain
+from spin_core.reports import links
 from spin_core.runtime import grace, process, proxies
 from spin_core.store.files import storage_errors
-from tasks import pages
 
 OWN = ("PREFECT_HOME", "PREFECT_PROFILE")
 
@@ -82,7 +82,7 @@ def prepare(runs: Path, *, quiet: bool, to_serve: bool = False) -> bool:
     if not has_own_prefect:
         with storage_errors(folder):
             state.prepare_state(folder)
-        settings |= {"PREFECT_HOME": str(folder), pages.OF_PAGES: pages.LINEAGES}
+        settings |= {"PREFECT_HOME": str(folder), links.OF_PAGES: links.LINEAGES}
         if url is not None:
             settings["PREFECT_API_URL"] = f"{url}/api"
     for name, value in settings.items():

@@ -23,8 +23,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flows.server.catalogue import REPORT, SAMPLES, Catalogue, Entry, page_of
+from spin_core.reports.links import LINEAGES
 from spin_core.reports.markup import styles
-from tasks.pages import LINEAGES
 
 _CLOSED = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
 _POLICY = _CLOSED + "frame-ancestors 'none'; sandbox"

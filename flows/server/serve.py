@@ -24,9 +24,9 @@ import click
 from flows.server import api, local, state, watch
 from spin_core.config.trust import is_loopback
 from spin_core.errors import ConfigError, TryAgain
+from spin_core.reports import links
 from spin_core.runtime import grace
 from spin_core.runtime import process as runtime_process
-from tasks import pages
 
 HOME = Path(__file__).resolve().parents[2]
 """The checkout, which has `prefect.yaml`."""
@@ -96,7 +96,7 @@ def _print_addresses(runs: Path, host: str, url: str, password: str, log_path: P
         else f"up: {url} asks for a password: the whole line in {state.password_file(state.state_folder(runs))}"
     )
     click.echo(
-        f"{url}/v2/deployments starts runs; {url}{pages.LINEAGES} shows every lineage: leaderboards, reports, samples\n"
+        f"{url}/v2/deployments starts runs; {url}{links.LINEAGES} shows every lineage: leaderboards, reports, samples\n"
         f"lineages in {runs}; log in {log_path}; Ctrl-C or spin down ends it"
     )
     if not is_loopback(host):
@@ -148,7 +148,7 @@ def _environment(runs: Path, url: str, password: str) -> dict[str, str]:
         "SPIN_UP": str(os.getpid()),
         "SPIN_RUNS": str(runs),
         "SPIN_HOME": str(HOME),
-        pages.OF_PAGES: pages.LINEAGES,
+        links.OF_PAGES: links.LINEAGES,
         state.OF_SERVER: password,
         state.OF_CLIENTS: password,
     }

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Error, Page, expect
 
-from tasks.pages import lineage_links
+from spin_core.reports.links import lineage_links
 from tests.support.lineages.page_files import build_pages
 from tests.support.servers.prefect_ui import MILLISECONDS, Ui, is_elsewhere, pictures_folder
 from tests.support.servers.served import Up, free_port

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flows.command_line.options import runs_argument
-from tasks.pages import LINEAGES
+from spin_core.reports.links import LINEAGES
 
 if TYPE_CHECKING:
     from flows.server.status import Head, Run, Status
