@@ -47,7 +47,7 @@ LATER = "It was stopped together with the server. It continues at the next spin 
 
 _LOST_TASK = "The process of this try is gone."
 
-_TASK_SECONDS = 10.0
+_TASK_SECONDS = 30.0
 """How long after its run's last change a task may still be running: its own last state may arrive late."""
 
 
@@ -161,9 +161,12 @@ def _end_lost_tasks(server: Server, now: datetime) -> None:
     runs = {run["id"]: run for run in server.post("/flow_runs/filter", {"flow_runs": {"id": {"any_": ids}}})}
     for task in tasks:
         run = runs.get(task["flow_run_id"])
-        if run is None or run["state_type"] == "CANCELLING" or _age(run, now) < _TASK_SECONDS:
+        if run is None or _age(run, now) < _TASK_SECONDS:
             continue
-        if run["state_type"] != "RUNNING" or task["flow_run_run_count"] < run["run_count"]:
+        has_ended = run["state_type"] not in ("RUNNING", "CANCELLING", "PAUSED")
+        # A task that is pending does not have the number of its try yet.
+        is_of_earlier_try = task["state_type"] == "RUNNING" and task["flow_run_run_count"] < run["run_count"]
+        if has_ended or is_of_earlier_try:
             state = {"type": "CRASHED", "message": _LOST_TASK}
             server.post(f"/task_runs/{task['id']}/set_state", {"state": state, "force": True})
 

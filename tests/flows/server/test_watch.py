@@ -148,19 +148,20 @@ def test_a_run_of_the_command_line_is_alive_as_long_as_its_process_exists_on_its
     assert after(typed("number taken by another", "RUNNING", taken)) == {"number taken by another": "CRASHED"}
 
 
-def task(name: str, run: str, starts: int = 1) -> dict[str, Any]:
-    """A running task of one try of a run."""
-    return {"id": name, "flow_run_id": run, "flow_run_run_count": starts}
+def task(name: str, run: str, starts: int = 1, state: str = "RUNNING") -> dict[str, Any]:
+    """A task of one try of a run."""
+    return {"id": name, "flow_run_id": run, "flow_run_run_count": starts, "state_type": state}
 
 
 def test_tasks_of_a_dead_try_are_ended(run_with_process):
     server = Runs(
-        run("crashed", "CRASHED", 12),
-        run(run_with_process, "RUNNING", 12, starts=2),
+        run("crashed", "CRASHED", 40, starts=0),
+        run(run_with_process, "RUNNING", 40, starts=2),
         run("completed just now", "COMPLETED", 1),
         tasks=[
             *(task("of a dead run", "crashed"), task("of the first try", "living"), task("of this try", "living", 2)),
             *(task("not reported yet", "completed just now"), task("of no run", "")),
+            task("begins", "living", 0, "PENDING"),
         ],
     )
     watch.check_runs(server)
