@@ -1,5 +1,8 @@
 """Fixtures that every test may ask for, and the order in which files are shared out."""
 
+import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +10,9 @@ import pytest
 from tests.support.helpers import tiny_model  # noqa: F401
 from tests.support.servers import shared_server as prefect_server
 from tests.support.servers.shared_server import server_url, shared_server  # noqa: F401
+
+# Commands are shown as `spin …` where the shell finds it, as in an environment that is activated.
+os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

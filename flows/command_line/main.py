@@ -8,8 +8,10 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,10 @@ class _Commands(click.Group):
 
     def list_commands(self, _context: click.Context) -> list[str]:
         return list(self.commands)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _usage_errors():
+            return super().make_context(*args, **kwargs)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         _open_closed_streams()
@@ -49,7 +55,8 @@ class _Commands(click.Group):
         if os.environ.get("COLUMNS") == "0":  # tables would have no column at all
             del os.environ["COLUMNS"]
         try:
-            result = super().invoke(context)
+            with _usage_errors():
+                result = super().invoke(context)
             sys.stdout.flush()
         except SpinError as error:
             click.echo(f"{click.style('error', fg='red', bold=True)}  {error}", err=True)
@@ -65,6 +72,23 @@ class _Commands(click.Group):
             sys.exit(0)
         else:
             return result
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Report arguments that a command does not take as one line. `spin` alone prints its help."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        names = error.ctx.command_path.split(" ", 1)[1:] if error.ctx and error.ctx.parent else []
+        text = " ".join(error.format_message().split()).rstrip(".")
+        text = re.sub(r"\. Did you mean ([^?]*)\?", r" (did you mean \1?)", text)
+        help_command = " ".join(["spin", *names, "--help"])
+        line = f"{text[0].lower()}{text[1:]}: see {help_command}"
+        click.echo(f"{click.style('error', fg='red', bold=True)}  {line}", err=True)
+        sys.exit(error.exit_code)
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,16 +22,19 @@ def runs_option(command: F) -> F:
         default="runs",
         show_default=True,
         metavar="DIRECTORY",
-        type=click.Path(path_type=Path),
-        callback=lambda _context, _parameter, value: _checked_folder(value.absolute()),
+        type=click.Path(),
+        callback=lambda _context, _parameter, value: _checked_folder(value),
         help="The folder that holds lineages.",
     )(command)
 
 
-def _checked_folder(runs: Path) -> Path:
+def _checked_folder(name: str) -> Path:
     """The folder if it exists or may be created. Raises `ConfigError` otherwise."""
     from spin_core.errors import ConfigError
 
+    if not name:
+        raise ConfigError("--runs is empty: name a folder, or leave it out")
+    runs = Path(name).absolute()
     # Messages and Prefect's server could not name it.
     if not str(runs).isprintable():
         raise ConfigError(f"--runs {str(runs)!r} has characters that cannot be printed: choose another folder")
@@ -41,6 +45,16 @@ def _checked_folder(runs: Path) -> Path:
     if not existing.is_dir():
         raise ConfigError(f"--runs {runs} cannot be a folder, because {existing} is a file: choose another folder")
     return runs
+
+
+def spin_command() -> str:
+    """`spin`, as it is to be typed here: with its path, if the shell would not find this installation's command."""
+    own = Path(sys.executable).with_name("spin")
+    on_path = shutil.which("spin")
+    if not own.exists() or (on_path and Path(on_path).resolve() == own.resolve()):
+        return "spin"
+    here = Path.cwd()
+    return shlex.quote(str(own.relative_to(here) if own.is_relative_to(here) else own))
 
 
 def runs_argument(runs: Path) -> str:

@@ -5,7 +5,7 @@ from typing import Literal
 
 import click
 
-from flows.command_line.options import json_option, json_text, runs_option, warn
+from flows.command_line.options import json_option, json_text, runs_argument, runs_option, spin_command, warn
 
 
 @click.command()
@@ -53,9 +53,13 @@ def leaderboard(
     elif as_csv:
         click.echo(leaderboards.csv_text([each for each, _ in boards]), nl=False)
     elif not boards:
-        click.echo(f"no lineages in {runs} yet: start one with spin run demo")
+        if not runs.exists():
+            click.echo(f"{runs} does not exist: name another --runs, or start a lineage with {spin_command()} run demo")
+        else:
+            start = f"{spin_command()} run demo{runs_argument(runs)}"
+            click.echo(f"no lineages in {runs} yet: start one with {start}")
     elif differences:
-        leaderboards.print_differences(boards, everything=everything)
+        leaderboards.print_differences(boards, runs, everything=everything)
     elif frontier:
         leaderboards.print_frontiers(boards, runs)
     elif sources:

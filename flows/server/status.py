@@ -15,6 +15,7 @@ from flows.server import local, state
 from flows.server.api import Server
 from spin_core.config.base import Frozen
 from spin_core.errors import ConfigError, DamagedArtifact, SpinError, TryAgain
+from spin_core.lineage import phase_jobs
 from spin_core.lineage.find import find_lineage, lineage_names
 from spin_core.runtime import grace
 
@@ -51,7 +52,8 @@ class Head(Frozen):
     """A lineage's newest version."""
 
     lineage: str
-    head: int
+    head: int | None
+    """The version; None if not even θ_0 is built."""
     begun: bool
     """Whether the next iteration has begun and is not finished."""
     ended: str
@@ -140,7 +142,13 @@ def _head(runs: Path, name: str) -> Head:
     head = len(lineage.records())
     nights = [json.loads(path.read_text("utf-8")) for path in (lineage.root / "nights").glob("*.json")]
     ended = next((night["ended"] for night in nights if night["iterations"] == head and night["ended"]), "")
-    return Head(lineage=name, head=head, begun=lineage.iteration(head).exists(), ended=lineage.ended_by_gate() or ended)
+    is_built = bool(head or lineage.reports(0)) or phase_jobs.is_base_built(lineage)
+    return Head(
+        lineage=name,
+        head=head if is_built else None,
+        begun=lineage.iteration(head).exists(),
+        ended=lineage.ended_by_gate() or ended,
+    )
 
 
 def down(runs: Path) -> None:

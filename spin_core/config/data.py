@@ -106,6 +106,9 @@ class PromptsConfig(Frozen):
         sources: dict[str, Any] = {}
         for item in value:
             source = {"path": item} if isinstance(item, str) else item
+            if not isinstance(source, dict | SourceConfig):
+                problem = f"prompts.sources cannot have {item!r} in it: give paths, or {{path: …}}"
+                raise ValueError(problem)  # noqa: TRY004 (pydantic reports no other type)
             path = source.path if isinstance(source, SourceConfig) else str(dict(source).get("path", ""))
             name = re.sub(r"[^\w-]+", "-", Path(path).name.split(".")[0], flags=re.ASCII).strip("-") or "source"
             if name in sources:

@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from spin_core.config.recipes import RECIPES
 from spin_core.config.run import RunConfig
+from spin_core.config.wording import message_of, without_unused_forms
 from spin_core.config.yaml_text import MAX_DEPTH as _MAX_LEVELS
 from spin_core.config.yaml_text import read_yaml
 from spin_core.errors import ConfigError
@@ -75,7 +76,7 @@ def build_config(values: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        messages = [_error_message(item) for item in _without_unused_forms(error.errors())]
+        messages = [_error_message(item) for item in without_unused_forms(error.errors())]
         raise ConfigError("; ".join(dict.fromkeys(messages))) from error
 
 
@@ -88,19 +89,6 @@ def _first_too_large(values: Any, name: str = "") -> str:
     else:
         return name if isinstance(values, int) and not -(2**63) <= values < 2**63 else ""
     return next(filter(None, (_first_too_large(value, key) for key, value in below)), "")
-
-
-def _without_unused_forms(errors: Sequence[Any]) -> list[Any]:
-    """Pydantic's errors without those about the form of a schedule (value or list) that the user did not choose."""
-    return [
-        item
-        for item in errors
-        if not (
-            item["type"] == "tuple_type"
-            or (item["type"].endswith("_type") and isinstance(item["input"], (list, tuple)))
-        )
-        or len(errors) == 1
-    ]
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,8 +220,7 @@ def _error_message(error: Any) -> str:
         return str(error["ctx"]["error"])
     if error["type"] == "no_path":
         return f"{field} {error['msg']}"
-    given = error.get("input")
-    return f"{field} cannot be {given!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    return message_of(field, error)
 
 
 def _known_fields(path: list[str]) -> list[str]:

@@ -9,7 +9,8 @@ from typing import TypeVar
 from spin_core.config.base import at, at_iteration
 from spin_core.lineage.lineage import SHARED, Lineage, trained_model
 from spin_core.runtime import interpreter
-from spin_core.store.identity import digest_of, identity_of
+from spin_core.store import artifacts
+from spin_core.store.identity import MANIFEST, digest_of, identity_of
 from spin_core.store.jobs import BaseJob, GenerateJob, Job, PairsJob, PromptsJob, ScoreJob, TrainJob
 from spin_core.store.records import GenerationBatch, ModelVersion, PairDataset, PromptSet, ScoredPairs
 
@@ -61,6 +62,15 @@ def sft_job(lineage: Lineage, untrained: ModelVersion, prompts: PromptSet) -> Tr
 def sft_model(lineage: Lineage, untrained: ModelVersion, prompts: PromptSet) -> ModelVersion:
     """The model that `sft_job` has trained."""
     return trained_model(sft_job(lineage, untrained, prompts).weights)
+
+
+def is_base_built(lineage: Lineage) -> bool:
+    """Whether θ_0 is published."""
+    base = artifacts.read_record(base_job(lineage).output, ModelVersion)
+    if base is None or lineage.config.model.path:
+        return base is not None
+    prompts = artifacts.read_record(prompts_job(lineage, base).output, PromptSet)
+    return prompts is not None and (sft_job(lineage, base, prompts).weights / MANIFEST).exists()
 
 
 def generate_job(

@@ -10,8 +10,9 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from flows.command_line.options import runs_argument
+from flows.command_line.options import runs_argument, spin_command
 from flows.command_line.printing.console import console
+from spin_core.config.recipes import RECIPES
 from spin_core.config.run import RunConfig
 from spin_core.leaderboard.board import (
     CHOSEN,
@@ -44,7 +45,10 @@ def print_leaderboards(leaderboards: Leaderboards, runs: Path, *, everything: bo
         runs: The folder that holds the lineages.
         everything: Print every score of every suite.
     """
+    leaderboards = _scored(leaderboards, runs)
     boards = [board for board, _ in leaderboards]
+    if not boards:
+        return
     console.print(f"\n[bold]Leaderboard of {', '.join(board.lineage for board in boards)}[/]")
     _print_tables(boards, _headline(leaderboards, everything), reported=False)
     for suite in dict.fromkeys(suite for board in boards for suite in board.suites):
@@ -66,8 +70,27 @@ def print_leaderboards(leaderboards: Leaderboards, runs: Path, *, everything: bo
             console.print(f"[dim]{escape(f'{board.lineage}, {note}' if len(boards) > 1 else note)}[/]")
 
 
-def print_differences(leaderboards: Leaderboards, *, everything: bool = False) -> None:
+def _scored(leaderboards: Leaderboards, runs: Path) -> list[tuple[Board, RunConfig]]:
+    """The leaderboards that have scores. Of each other lineage, say how to get some."""
+    scored = [(board, config) for board, config in leaderboards if board.tasks()]
+    for board, config in leaderboards:
+        if (board, config) not in scored:
+            command = f"{spin_command()} run {config.recipe} --lineage {board.lineage}{runs_argument(runs)}"
+            if config.recipe not in RECIPES:  # a model that `spin evaluate` was given
+                command = f"the same {spin_command()} evaluate again"
+            console.print(
+                f"{board.lineage} has no scores yet: start {command}, which scores θ_0 first",
+                markup=False,
+                soft_wrap=True,
+            )
+    return scored
+
+
+def print_differences(leaderboards: Leaderboards, runs: Path, *, everything: bool = False) -> None:
     """Print each version's paired differences from the previous version and from θ_0, score by score."""
+    leaderboards = _scored(leaderboards, runs)
+    if not leaderboards:
+        return
     for board, config in leaderboards:
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for name in ("", "", "against"):
@@ -113,7 +136,7 @@ def print_frontiers(leaderboards: Leaderboards, runs: Path) -> None:
         swept = board.frontier
         if swept is None:
             console.print(
-                f"{board.lineage} has no frontier: measure it with spin evaluate {board.lineage} --set "
+                f"{board.lineage} has no frontier: measure it with {spin_command()} evaluate {board.lineage} --set "
                 f"'evaluate.frontier={list(_TEMPERATURES)}'{escape(runs_argument(runs))}",
                 markup=False,
                 soft_wrap=True,
@@ -186,7 +209,7 @@ def _legend(boards: Sequence[Board], runs: Path, everything: bool) -> list[str]:
         *(
             []
             if everything
-            else [f"all scores: spin leaderboard {boards[0].lineage} --all{escape(runs_argument(runs))}"]
+            else [escape(f"all scores: {spin_command()} leaderboard {boards[0].lineage} --all{runs_argument(runs)}")]
         ),
     ]
 

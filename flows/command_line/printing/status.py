@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.command_line.options import runs_argument
+from flows.command_line.options import runs_argument, spin_command
 from spin_core.reports.links import LINEAGES
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def print_status(status: "Status", runs: Path) -> None:
     elif status.starting:
         click.echo("starting   spin up runs, but its server does not answer yet, or no longer: try again in a minute")
     else:
-        click.echo(f"nothing is up for {runs}: spin up{runs_argument(runs)} starts it")
+        click.echo(f"nothing is up for {runs}: {spin_command()} up{runs_argument(runs)} starts it")
     lines = [_head_line(head) for head in status.lineages] + [unreadable_line(name, runs) for name in status.unreadable]
     click.echo(f"lineages   {_column(lines) or f'none yet in {runs}'}")
     if status.open_to_others:
@@ -49,7 +49,7 @@ def _sign_in(status: "Status") -> str:
 
 def unreadable_line(name: str, runs: Path) -> str:
     """`old  cannot be read …`."""
-    return f"{name}  cannot be read: spin show {name}{runs_argument(runs)} shows why"
+    return f"{name}  cannot be read: {spin_command()} show {name}{runs_argument(runs)} shows why"
 
 
 def _column(lines: Sequence[str]) -> str:
@@ -68,5 +68,7 @@ def _run_line(run: "Run") -> str:
 
 def _head_line(head: "Head") -> str:
     """`mine  θ_3, and iteration 3 has begun`."""
+    if head.head is None:
+        return f"{head.lineage}  no version yet"
     begun = f", and iteration {head.head} has begun" if head.begun else ""
     return f"{head.lineage}  θ_{head.head}{begun}" + (f"; ended: {head.ended}" if head.ended else "")

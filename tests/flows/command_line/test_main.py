@@ -51,9 +51,9 @@ def test_the_version_is_the_packages(spin):
     [
         (["run", "demmo"], "there is no recipe 'demmo' (did you mean demo?): choose one of"),
         (["run", "demo", "--set", "train.betta=1"], "train.betta is not a setting (did you mean train.beta?)"),
-        (["run", "demo", "--set", "train.beta=-1"], "train.beta cannot be -1: input should be greater than 0"),
+        (["run", "demo", "--set", "train.beta=-1"], "train.beta cannot be -1: give a number greater than 0"),
         (["run", "demo", "--set", "train.beta"], "--set 'train.beta' has no value"),
-        (["run", "demo", "--iterations", "0"], "iterations cannot be 0: input should be greater than 0"),
+        (["run", "demo", "--iterations", "0"], "iterations cannot be 0: give a number greater than 0"),
         (["run", "demo", "--config", "/nowhere.yaml"], "/nowhere.yaml cannot be read (No such file or directory)"),
         (["run", "demo", "--lineage", "../up"], "'../up' cannot name a lineage"),
         (["run", "demo", "--lineage", "tale", "--set", "seed=9"], "lineage tale was started with "),
@@ -103,9 +103,40 @@ def test_a_damaged_lineage_is_one_line(spin, lineage, tmp_path):
     assert "lineage.json is damaged" in refusal(spin("show", "tale", "--runs", tmp_path / "runs", status=2))
 
 
-def test_an_argument_that_click_refuses_is_status_2(spin):
-    assert "Missing argument" in spin("run", status=2).stderr
-    assert "No such command" in spin("ruin", status=2).stderr
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("run", "missing argument 'RECIPE': see spin run --help"),
+        ("ruin", "no such command 'ruin' (did you mean 'run'?): see spin --help"),
+        ("--fast", "no such option '--fast': see spin --help"),
+        (
+            "run demo --iteratoins 2",
+            "no such option '--iteratoins' (did you mean '--iterations'?): see spin run --help",
+        ),
+        (
+            "run demo --iterations x",
+            "invalid value for '--iterations': 'x' is not a valid integer: see spin run --help",
+        ),
+        ("run demo more", "got unexpected extra argument (more): see spin run --help"),
+        ("export a 0", "missing option '--format'. Choose from: dpo, spin, merged, adapter: see spin export --help"),
+    ],
+)
+def test_arguments_that_a_command_does_not_take_are_one_line(spin, arguments, line):
+    assert refusal(spin(*arguments.split(), status=2)) == line
+
+
+def test_spin_alone_prints_its_help(spin):
+    assert "Commands:" in spin(status=2).output
+
+
+def test_an_empty_runs_folder_is_rejected(spin):
+    assert refusal(spin("leaderboard", "--runs", "", status=2)) == "--runs is empty: name a folder, or leave it out"
+
+
+def test_a_runs_folder_that_does_not_exist_is_named(spin, tmp_path):
+    output = spin("leaderboard", "--runs", tmp_path / "none").stdout
+    assert output.startswith(f"{tmp_path / 'none'} does not exist: name another --runs, or start a lineage with ")
+    assert output.endswith("spin run demo\n")
 
 
 def test_the_installed_command_is_this_one(lineage):

@@ -108,13 +108,13 @@ def test_a_misspelled_setting_names_the_near_one():
 
 
 def test_a_wrong_value_names_the_setting_the_value_and_the_bound():
-    assert refusal(sets=["train.beta=0"]) == "train.beta cannot be 0: input should be greater than 0"
-    assert refusal(sets=["train.beta=[0.1, -1]"]) == "train.beta cannot be -1: input should be greater than 0"
-    assert refusal(iterations=0) == "iterations cannot be 0: input should be greater than 0"
+    assert refusal(sets=["train.beta=0"]) == "train.beta cannot be 0: give a number greater than 0"
+    assert refusal(sets=["train.beta=[0.1, -1]"]) == "train.beta cannot be -1: give a number greater than 0"
+    assert refusal(iterations=0) == "iterations cannot be 0: give a number greater than 0"
     assert refusal(sets=["generate.temperature=0"]).startswith("generate.temperature cannot be 0")
     assert refusal(sets=["train.epochs=1.5"]).startswith("train.epochs cannot be 1.5")
-    wanted = "'logistic', 'hinge', 'exponential', 'correlation', 't-spin', 'space' or 'sft'"
-    assert refusal(sets=["train.loss=dpo"]) == f"train.loss cannot be 'dpo': input should be {wanted}"
+    wanted = "logistic, hinge, exponential, correlation, t-spin, space, sft"
+    assert refusal(sets=["train.loss=dpo"]) == f"train.loss cannot be 'dpo': give one of {wanted}"
 
 
 def test_incompatible_settings_are_reported_without_the_rest():

@@ -8,8 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from flows.command_line.main import main
+from spin_core.preflight.prepare import prepare_run
 from spin_core.store.records import Score
-from tests.support.lineages.small_lineage import NLLS, build_lineage, report, suite_report
+from tests.support.lineages.small_lineage import NLLS, build_lineage, demo_config, report, suite_report
 from tests.support.lineages.small_sweeps import build_swept_lineage
 
 SUITE = "open-llm-leaderboard"
@@ -55,6 +56,15 @@ def test_lineages_are_compared_in_one_table(shown):
         *("suited", "θ_0", "θ_1", "θ_2"),
     ]
     assert max(map(len, output.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("options", [[], ["--all"], ["--differences"]])
+def test_a_lineage_without_scores_says_how_to_get_them(tmp_path, options):
+    prepare_run(demo_config(), tmp_path, "early")
+    done = CliRunner().invoke(main, ["leaderboard", *options, "--runs", str(tmp_path)], catch_exceptions=False)
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("early has no scores yet: start ")
+    assert line.endswith(f"spin run demo --lineage early --runs {tmp_path}, which scores θ_0 first")
 
 
 def test_a_suite_has_its_own_table_with_the_papers_rows(shown):
