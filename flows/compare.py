@@ -11,8 +11,8 @@ from pydantic import Field
 from flows.labels import add_tags, artifact_line, completed
 from flows.parameters import Iterations, OptionalName, Overrides
 from flows.permissions import permitted_values, runs_folder
-from flows.server.local import end_with_worker
-from flows.server.temporary import end_together
+from flows.server.local import end_run_with_worker
+from flows.server.temporary import end_with_temporary_server
 from flows.server.watch import label_with_process
 from flows.spin import run_locked, started_again
 from spin_core.comparison import compare as comparisons
@@ -49,7 +49,7 @@ def compare(
         overrides: Any other setting. What is left empty stays as the recipe has it.
         runs: The folder that holds lineages; by default SPIN_RUNS, or runs.
     """
-    end_with_worker()
+    end_run_with_worker()
     name = name or f"compare-{recipe}"
     config = resolve(recipe, overrides=permitted_values(overrides), iterations=iterations)
     folder, warn = runs_folder(runs), get_run_logger().warning
@@ -61,7 +61,7 @@ def compare(
 @flow(name="compare", flow_run_name="{name}", persist_result=False, validate_parameters=False)
 def compare_local(runs: Path, name: str, lineages: Sequence[Lineage], left_out: dict[str, str]) -> Table:
     """Compare lineages that are prepared already: what the command line calls."""
-    end_together()
+    end_with_temporary_server()
     label_with_process()
     return completed(artifact_line("comparison", name), _run_seeds(runs, name, lineages, left_out))
 

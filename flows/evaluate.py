@@ -9,8 +9,8 @@ from pydantic import Field
 from flows.labels import add_tags, artifact_line, completed
 from flows.parameters import OptionalName, Overrides
 from flows.permissions import permitted_values, runs_folder
-from flows.server.local import end_with_worker
-from flows.server.temporary import end_together
+from flows.server.local import end_run_with_worker
+from flows.server.temporary import end_with_temporary_server
 from flows.server.watch import label_with_process
 from flows.spin import first_opponent, started_again
 from spin_core.config.resolve import RecipeName
@@ -52,7 +52,7 @@ def evaluate(
         lineage: For a model: its name on the leaderboard; by default its folder's name.
         runs: The folder that holds lineages; by default SPIN_RUNS, or runs.
     """
-    end_with_worker()
+    end_run_with_worker()
     prepared = scoring.prepare(runs_folder(runs), target, suites, [permitted_values(overrides)], recipe or "", lineage)
     _score_versions(prepared, versions)
     return completed(artifact_line("leaderboard", prepared.name), None)
@@ -61,7 +61,7 @@ def evaluate(
 @flow(name="evaluate", flow_run_name="evaluate-{lineage.name}", persist_result=False, validate_parameters=False)
 def evaluate_local(lineage: Lineage, versions: Sequence[int]) -> Board:
     """Score a lineage whose settings are resolved already: what the command line calls."""
-    end_together()
+    end_with_temporary_server()
     label_with_process()
     return completed(artifact_line("leaderboard", lineage.name), _score_versions(lineage, versions))
 

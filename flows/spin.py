@@ -10,16 +10,16 @@ from flows.controls import compare_with_controls
 from flows.labels import add_tags, artifact_line, completed
 from flows.parameters import Iterations, OptionalName, Overrides
 from flows.permissions import permitted_values, runs_folder
-from flows.server.local import end_with_worker
-from flows.server.temporary import end_together
+from flows.server.local import end_run_with_worker
+from flows.server.temporary import end_with_temporary_server
 from flows.server.watch import label_with_process
 from spin_core.config.resolve import RecipeName, resolve
 from spin_core.config.run import RunConfig
 from spin_core.leaderboard import gate
 from spin_core.leaderboard.board import Board
-from spin_core.leaderboard.opponents import answerers
+from spin_core.leaderboard.opponents import answering_models
 from spin_core.lineage import phase_jobs
-from spin_core.lineage.history import decided, record_iteration
+from spin_core.lineage.history import decision_before, record_iteration
 from spin_core.lineage.lineage import SHARED, Lineage
 from spin_core.lineage.start import start_lineage
 from spin_core.preflight.prepare import prepare_run
@@ -74,7 +74,7 @@ def spin(
 @flow(name="spin", flow_run_name="{lineage.name}", persist_result=False, validate_parameters=False)
 def run_local(lineage: Lineage) -> Board:
     """Run a lineage that is prepared already: what the command line calls."""
-    end_together()
+    end_with_temporary_server()
     label_with_process()
     add_tags(recipe=lineage.config.recipe, lineage=lineage.name)
     return completed(artifact_line("leaderboard", lineage.name), run_locked(lineage))
@@ -82,7 +82,7 @@ def run_local(lineage: Lineage) -> Board:
 
 def continue_lineage(runs: Path, name: str, config: RunConfig) -> Board:
     """Check the run, then run until the lineage has `config.iterations` iterations."""
-    end_with_worker()
+    end_run_with_worker()
     return run_locked(prepare_run(config, runs, name, warn=get_run_logger().warning, wait=started_again()))
 
 
@@ -110,25 +110,25 @@ def run_iterations(lineage: Lineage) -> Board:
     reports: dict[int, Reports] = {0: evaluate(lineage, opponent, prompts)}
     gate.score_of(lineage.config, reports[0])  # fails early if the main metric is missing
     versions = {0: opponent}
-    previous: GenerationBatch | None = None
-    initial: GenerationBatch | None = None
+    previous: GenerationBatch | None = None  # answers of iteration t - 1
+    initial: GenerationBatch | None = None  # answers of iteration 0
     for t in range(lineage.config.iterations):
-        others = answerers(lineage.config, opponent, versions, reports)  # none, unless configured
-        generations = generate(lineage, t, opponent, prompts, others)  # y' ~ p_θt(.|x)
+        answerers = answering_models(lineage.config, opponent, versions, reports)  # empty: the opponent alone
+        generations = generate(lineage, t, opponent, prompts, answerers)  # y' ~ p_θt(.|x)
         pairs = build_pairs(lineage, t, prompts, generations, previous, initial)  # D_t ∪ D_{t-1}
-        scores = score(lineage, t, opponent, pairs, versions[0])  # log p_θt, once
+        scores = score(lineage, t, opponent, pairs, versions[0])  # log p_θt of each pair
         training = train(lineage, t, opponent, pairs, scores)  # θ_{t+1}
         player = versions[t + 1] = lineage.player(t)
         reports[t + 1] = evaluate(lineage, player, prompts, reports[opponent.t])
         best = gate.best(lineage.config, reports, t)
-        decision = decided(lineage, t) or gate.decide(
+        decision = decision_before(lineage, t) or gate.decide(
             lineage.config, candidate=(t + 1, reports[t + 1]), best=best
         )  # which version is the next opponent
-        made = IterationArtifacts(
+        artifacts = IterationArtifacts(
             prompts=prompts, opponent=opponent, generations=generations, pairs=pairs, scores=scores, train=training,
             player=player, evaluations=reports[t + 1], gate=decision,
         )  # fmt: skip
-        record = record_iteration(lineage, t, made)
+        record = record_iteration(lineage, t, artifacts)
         publish_iteration(lineage, record)
         push(lineage)
         if decision.outcome == "stop":

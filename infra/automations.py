@@ -34,6 +34,12 @@ _OF_OUR_DEPLOYMENTS = [
 _ANY_RUN = {"prefect.resource.id": "prefect.flow-run.*"}
 _ANY_LINEAGE = {"prefect.resource.id": "spin.lineage.*"}
 
+_RENAMED = {
+    "spin: tell how runs end": "spin: notify when a run ends badly or converges",
+    "spin: tell what the gate decided": "spin: notify when the gate decides",
+}
+"""Names that automations had in earlier versions, and their names today."""
+
 
 def recovery(deadline: float = DEADLINE_SECONDS) -> list[AutomationCore]:
     """Automations that detect dead runs, and that start crashed runs again.
@@ -103,12 +109,12 @@ def notifications(of_runs: ActionTypes, of_gate: ActionTypes) -> list[Automation
     """Automations that notify people of the end of runs, and of the gate's decisions."""
     return [
         _at_event(
-            "spin: tell how runs end",
+            "spin: notify when a run ends badly or converges",
             {f"prefect.flow-run.{state}" for state in ("Crashed", "Failed", "Converged", "Stopped")},
             _ANY_RUN,
             of_runs,
         ),
-        _at_event("spin: tell what the gate decided", {"spin.gate.*"}, _ANY_LINEAGE, of_gate),
+        _at_event("spin: notify when the gate decides", {"spin.gate.*"}, _ANY_LINEAGE, of_gate),
     ]
 
 
@@ -131,10 +137,11 @@ def _at_event(name: str, events: set[str], of: dict[str, str], action: ActionTyp
 
 
 def install(client: SyncPrefectClient, automations: Iterable[AutomationCore]) -> list[UUID]:
-    """Create each automation, or update the one of that name; returns their ids."""
+    """Create each automation, or update the one that has its name or an earlier one; returns their ids."""
     ids = []
     for wanted in automations:
-        existing = client.read_automations_by_name(wanted.name)
+        names = [wanted.name, *(old for old, new in _RENAMED.items() if new == wanted.name)]
+        existing = [automation for name in names for automation in client.read_automations_by_name(name)]
         for duplicate in existing[1:]:
             client.delete_automation(duplicate.id)
         if existing:

@@ -157,7 +157,7 @@ def _is_locked(descriptor: int) -> bool:
     return False
 
 
-def end_with_worker() -> None:
+def end_run_with_worker() -> None:
     """End this run when the worker of `spin up` that started it is gone, even by kill -9.
 
     Without that, the run would go on unseen and keep its lineage locked. Does nothing in other runs.

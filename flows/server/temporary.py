@@ -205,7 +205,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def end_together() -> None:
+def end_with_temporary_server() -> None:
     """End the temporary server among this process's children as soon as this process ends, and the other way round.
 
     Does nothing if there is no such server.

@@ -15,14 +15,14 @@ def list_drops(drops: Drops) -> str:
     return f"; {', '.join(parts)}" if parts else ""
 
 
-def nothing_left(rows: str, drops: Drops, cures: Mapping[str, str]) -> DataError:
+def nothing_left(rows: str, drops: Drops, fixes: Mapping[str, str]) -> DataError:
     """The error to raise when all rows were dropped: the commonest reason, and what to do about it.
 
     Args:
         rows: what is missing, for instance "row of data.jsonl".
         drops: must not be empty.
-        cures: what to do, by reason.
+        fixes: what to do, by reason.
     """
     reason, count = drops.most_common(1)[0]
-    cure = cures.get(reason, "give other data")
-    return DataError(f"no {rows} is left ({count} of {drops.total()} dropped as {reason}): {cure}")
+    fix = fixes.get(reason, "give other data")
+    return DataError(f"no {rows} is left ({count} of {drops.total()} dropped as {reason}): {fix}")

@@ -26,7 +26,7 @@ log = logging.getLogger("spin_core")
 BATCH = 1024
 """Rows tokenised at a time."""
 
-CURES = {
+FIXES = {
     "prompt-too-long": "raise prompts.max_prompt_tokens",
     "no-response": "give rows with an assistant's turn",
     "empty-response": "give rows with a response, or name its column in prompts.columns",
@@ -98,7 +98,7 @@ class TemplateRemarks:
             log.warning(
                 "%s: %d of %d conversations are dropped, because the chat template opens their answers in another way "
                 "than it prompts for them: %s",
-                *(name, self.different, self.rows, CURES["template-differs"]),
+                *(name, self.different, self.rows, FIXES["template-differs"]),
             )
         if self.without_thought:
             log.warning(

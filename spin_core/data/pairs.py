@@ -47,7 +47,7 @@ SCHEMA = pa.schema(
 INITIAL = pa.field("initial_ids", pa.list_(pa.int32()))
 """θ_0's answer to the same prompt, where the objective reads it."""
 
-CURES = {
+FIXES = {
     "empty": "raise generate.temperature or train θ_0 longer, or set pairs.drop_empty to false",
     "looping": "raise generate.temperature, or set pairs.drop_looping to false",
     "identical": "raise generate.temperature: the opponent answers as the data do, and nothing is left to learn",

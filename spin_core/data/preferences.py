@@ -22,7 +22,7 @@ from spin_core.config.data import PromptsConfig
 from spin_core.data.chat import Message
 from spin_core.data.conversations import Conversation, check_conversation
 from spin_core.data.drops import Drops, nothing_left
-from spin_core.data.examples import BATCH, CURES, Example, ExampleBuilder
+from spin_core.data.examples import BATCH, FIXES, Example, ExampleBuilder
 from spin_core.data.files.example_files import TOOLS
 from spin_core.data.files.rows import Rows, rows_at
 from spin_core.data.formats.columns import rename
@@ -41,8 +41,8 @@ _CHOSEN, _REJECTED = "chosen", "rejected"
 _SPEAKER = re.compile(r"\s*(Human|Assistant): ?")
 """How texts like those of Anthropic's HH-RLHF mark whose turn it is, at the beginning of a line after an empty one."""
 
-_CURES = {
-    **{reason: cure.replace("prompts.columns", f"{SETTING}.columns") for reason, cure in CURES.items()},
+_FIXES = {
+    **{reason: fix.replace("prompts.columns", f"{SETTING}.columns") for reason, fix in FIXES.items()},
     "malformed": "give prompts and responses as text or as turns with role and content",
     "prompts-differ": "give rows whose chosen and rejected responses answer the same prompt",
     "identical": "give rows whose chosen and rejected responses differ",
@@ -184,7 +184,7 @@ def build_pairs(
 
 def no_preference_left(name: str, drops: Drops) -> DataError:
     """The error to raise when all preferences of a source were dropped."""
-    return nothing_left(f"preference of {name}", drops, _CURES)
+    return nothing_left(f"preference of {name}", drops, _FIXES)
 
 
 def _whole(prompt: list[Message], response: list[Message]) -> list[Message]:

@@ -22,7 +22,7 @@ from spin_core.config.model import ModelConfig
 from spin_core.data.chat import Renderer
 from spin_core.data.conversations import Conversation, ConversationReader
 from spin_core.data.drops import Drops, list_drops, nothing_left
-from spin_core.data.examples import BATCH, CURES, Example, ExampleBuilder
+from spin_core.data.examples import BATCH, FIXES, Example, ExampleBuilder
 from spin_core.data.files.digests import DigestSet, digests_of
 from spin_core.data.files.example_files import ExampleFile, table_of
 from spin_core.data.formats.columns import wanted_columns
@@ -35,7 +35,7 @@ from spin_core.store.jobs import PromptsJob
 
 log = logging.getLogger("spin_core")
 
-_CURES = {**CURES, "in-held-out": "give training prompts that are not in prompts.held_out_source"}
+_FIXES = {**FIXES, "in-held-out": "give training prompts that are not in prompts.held_out_source"}
 
 
 def check_context(job: PromptsJob) -> None:
@@ -44,13 +44,13 @@ def check_context(job: PromptsJob) -> None:
     prompt, response = job.config.max_prompt_tokens, job.max_new_tokens
     if context is None or prompt + response <= context:
         return
-    cure = (
+    fix = (
         f"lower prompts.max_prompt_tokens to {context - response}"
         if response < context
         else f"lower generate.max_new_tokens below {context}, and both together to at most {context}"
     )
     raise ConfigError(
-        f"prompts of {prompt} tokens and responses of {response} exceed the model's context of {context}: {cure}"
+        f"prompts of {prompt} tokens and responses of {response} exceed the model's context of {context}: {fix}"
     )
 
 
@@ -209,14 +209,14 @@ def write_examples(path: Path, examples: Sequence[Example]) -> None:
     pq.write_table(table_of(examples), path)
 
 
-def cure_of(reason: str) -> str:
+def fix_of(reason: str) -> str:
     """What to do about rows that were dropped for a reason; empty if nothing is wrong with them."""
-    return _CURES.get(reason, "")
+    return _FIXES.get(reason, "")
 
 
 def no_prompt_left(name: str, drops: Drops) -> DataError:
     """The error to raise when all rows of a source were dropped."""
-    return nothing_left(f"row of {name}", drops, _CURES)
+    return nothing_left(f"row of {name}", drops, _FIXES)
 
 
 def _bytes_of(example: Example) -> bytes:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 
-def length_classifier(real: npt.ArrayLike, generated: npt.ArrayLike, folds: int = 5) -> Floats:
+def length_classifier_accuracy(real: npt.ArrayLike, generated: npt.ArrayLike, folds: int = 5) -> Floats:
     """Return how well length alone tells real from generated: the accuracy on each pair's sides, (B,), 0, .5 or 1.
 
     The classifier is a threshold on the length, and whether longer means real; it takes those that are best on the
@@ -46,7 +46,7 @@ def _best_threshold(lengths_BS: Floats) -> tuple[float, bool]:
     return float(values[best]), bool(lead[best] >= 0)
 
 
-def text_classifier(real: Sequence[str], generated: Sequence[str], most: int = 1000) -> Floats:
+def text_classifier_accuracy(real: Sequence[str], generated: Sequence[str], most: int = 1000) -> Floats:
     """Return how well the text tells real from generated: the accuracy on each pair's sides, (B,), 0, .5 or 1.
 
     A classifier two-sample test (Lopez-Paz & Oquab 2017, arXiv 1610.06545): logistic regression on the counts of

@@ -48,7 +48,7 @@ from spin_core.data.repetition import distinct, distinct_shares, is_looping, rep
 from spin_core.data.sequences import token_counts
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import DataError
-from spin_core.evaluation.classifiers import length_classifier, text_classifier, two_sample_p
+from spin_core.evaluation.classifiers import length_classifier_accuracy, text_classifier_accuracy, two_sample_p
 from spin_core.evaluation.exact import demo_distances
 from spin_core.evaluation.items import Values, mean, write_items
 from spin_core.inference.answering import answer_requests, decode_answers, ends_of, requests_for
@@ -185,8 +185,8 @@ def quality(table: pa.Table) -> Values:
         "heldout_nll": -table["real_logps"].to_numpy().astype(np.float64) / np.maximum(1, real_tokens),
         "real_tokens": real_tokens,
         "generated_tokens": generated_tokens,
-        "length_classifier": length_classifier(real_tokens, generated_tokens),
-        "text_classifier": text_classifier(table["real"].to_pylist(), generated),
+        "length_classifier": length_classifier_accuracy(real_tokens, generated_tokens),
+        "text_classifier": text_classifier_accuracy(table["real"].to_pylist(), generated),
         "repeated_trigrams": _shares(repeated_trigrams(text) for text in generated),
         "looping_share": _shares(is_looping(ids) for ids in generated_ids),
         "cut_share": _shares(reason == "length" for reason in table["finish_reason"].to_pylist()),

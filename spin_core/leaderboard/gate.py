@@ -38,12 +38,12 @@ def check_metrics(config: RunConfig) -> None:
     for setting, metric in (("evaluate.main_metric", evaluate.main_metric), ("gate.metric", config.gate.metric)):
         # Another metric of a task is called task/metric. The tasks of a group begin with the group's name.
         if metric and metric.split("/")[0] not in names and not metric.startswith(groups):
-            cure = (
+            fix = (
                 f"choose one of {', '.join(names)}"
                 if names
                 else "set evaluate.self_play, or name evaluate.lm_eval.tasks or evaluate.suites"
             )
-            raise ConfigError(f"{setting} {metric!r} is not a score that every version has, better or worse: {cure}")
+            raise ConfigError(f"{setting} {metric!r} is not a score that every version has, better or worse: {fix}")
 
 
 def metric_of(config: RunConfig) -> str:

@@ -18,7 +18,7 @@ from spin_core.leaderboard import gate
 from spin_core.store.records import EvalReport, ModelVersion
 
 
-def answerers(
+def answering_models(
     config: RunConfig,
     opponent: ModelVersion,
     versions: Mapping[int, ModelVersion],

@@ -58,10 +58,10 @@ def _new_record(lineage: Lineage, t: int, made: IterationArtifacts) -> Iteration
     )
 
 
-def decided(lineage: Lineage, t: int) -> GateDecision | None:
-    """The gate's decision on which iteration t + 1 has begun; None if it has not begun.
+def decision_before(lineage: Lineage, t: int) -> GateDecision | None:
+    """The gate's decision after iteration t, if iteration t + 1 has already begun with it; None otherwise.
 
-    At the last version the present settings and scores decide.
+    Without one, the gate decides by the present settings and scores.
     """
     record = lineage.record(t)
     return record.gate if record is not None and lineage.iteration(t + 1).exists() else None

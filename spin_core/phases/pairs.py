@@ -14,7 +14,7 @@ import pyarrow as pa
 from spin_core.data.drops import Drops, list_drops, nothing_left
 from spin_core.data.files.digests import DigestSet
 from spin_core.data.files.example_files import GroupWriter
-from spin_core.data.pairs import CURES, AnsweredPrompts, nearest_length_first, reasons_to_drop, schema_of
+from spin_core.data.pairs import FIXES, AnsweredPrompts, nearest_length_first, reasons_to_drop, schema_of
 from spin_core.runtime.phase import main
 from spin_core.runtime.progress import Progress
 from spin_core.store.jobs import PairsJob
@@ -49,7 +49,7 @@ def run(job: PairsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
             rows_by_t.append((batch.t, kept))
     rows = sum(kept for _, kept in rows_by_t)
     if not rows:
-        raise nothing_left("pair", drops, CURES)
+        raise nothing_left("pair", drops, FIXES)
     log.info("kept %d of %d pairs%s", rows, rows_in, list_drops(drops))
     return {
         "t": job.t,

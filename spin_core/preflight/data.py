@@ -144,8 +144,8 @@ def _inspect_rows(inspection: Inspection, job: PromptsJob, source: Source, rende
     cut = sum(example.finish_reason == "length" for example in result.train) / len(result.train)
     means = f"{texts.prompt_tokens:.0f} tokens a prompt and {texts.response_tokens:.0f} a response"
     text = f"{means} on average, at most {texts.longest} together; {cut:.0%} of the responses are cut"
-    cure = f": raise generate.max_new_tokens above {job.max_new_tokens}, so that the player sees how responses end"
-    inspection.add("lengths", text + cure if cut > _CUT else text, "warn" if cut > _CUT else "ok")
+    fix = f": raise generate.max_new_tokens above {job.max_new_tokens}, so that the player sees how responses end"
+    inspection.add("lengths", text + fix if cut > _CUT else text, "warn" if cut > _CUT else "ok")
     return texts
 
 

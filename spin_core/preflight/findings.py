@@ -44,7 +44,7 @@ class Inspection:
         """Add a finding."""
         self.findings.append(Finding(subject=subject, level=level, text=text))
 
-    def add_need(self, subject: str, text: str, need: float, free: float, cure: str) -> None:
+    def add_need(self, subject: str, text: str, need: float, free: float, fix: str) -> None:
         """Add a finding about something that must fit. The need is an estimate, so four fifths of `free` is a warning.
 
         Args:
@@ -52,10 +52,10 @@ class Inspection:
             text: What is needed, and what is free.
             need: The amount needed.
             free: The amount available, in the same unit.
-            cure: How to need less, which follows the text unless all is well.
+            fix: How to need less, which follows the text unless all is well.
         """
         level: Level = "ok" if need < 0.8 * free else "warn" if need < free else "wrong"
-        self.add(subject, text if level == "ok" else f"{text}: {cure}", level)
+        self.add(subject, text if level == "ok" else f"{text}: {fix}", level)
 
     def passes(self, subject: str, check: Callable[..., None], *needs: Any) -> bool:
         """Whether `check` raises no error. An error is added as a finding."""

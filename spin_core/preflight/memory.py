@@ -172,5 +172,5 @@ def _without_deepspeed(config: TrainConfig, shape: Shape) -> bool:
 
 
 def optimizer_states(config: TrainConfig) -> int:
-    """Numbers that the optimizer keeps for each weight, next to its master (`optim.optimizer_of`)."""
+    """Numbers that the optimizer keeps for each weight, next to its master (`optim.make_optimizer`)."""
     return 2 if config.optimizer == "adamw" else 1

@@ -41,7 +41,7 @@ def _inspect_training_memory(
     train, speed = config.train, config.train.speed
     stage = memory.ranks_and_stage(train, shape)[1]
     offload = "zero3-offload" if stage == 3 else "zero2-offload"
-    cures = {
+    fixes = {
         "lower train.micro_batch_tokens": tokens_in_a_pass(train, texts.longest) > sides(train) * texts.longest,
         "set train.gradient_checkpointing": not train.gradient_checkpointing,
         "set train.speed.cached_scores": memory.holds_opponent(train, shape),
@@ -51,11 +51,11 @@ def _inspect_training_memory(
         "take a smaller model": True,
     }
     need = memory.training_memory(shape, train, texts.longest, device)
-    _judge_memory(inspection, config, "training", need, [cure for cure, helps in cures.items() if helps], device)
+    _judge_memory(inspection, config, "training", need, [fix for fix, helps in fixes.items() if helps], device)
 
 
 def _judge_memory(
-    inspection: Inspection, config: RunConfig, phase: str, need: Parts, cures: Sequence[str], device: str
+    inspection: Inspection, config: RunConfig, phase: str, need: Parts, fixes: Sequence[str], device: str
 ) -> None:
     """One phase's peak, by its parts, against the memory that is free for it."""
     free, where = free_memory(device)
@@ -66,7 +66,7 @@ def _judge_memory(
     total = sum(parts.values())
     listing = ", ".join(f"{name} {size(part)}" for name, part in parts.items())
     text = f"{phase} takes about {size(total)} ({listing}); {size(free)} are free {where}"
-    inspection.add_need("memory", text, total, free, " or ".join(cures))
+    inspection.add_need("memory", text, total, free, " or ".join(fixes))
 
 
 def _inspect_offloaded_memory(inspection: Inspection, config: RunConfig, shape: Shape) -> None:

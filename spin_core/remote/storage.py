@@ -169,8 +169,8 @@ def _translated(url: str, error: Exception) -> SpinError:
         return ConfigError(f"{url}: {text}: make the bucket, or fix the URL")
     if isinstance(error, PermissionError) or "Credential" in kind:
         where = _CREDENTIALS.get(protocol)
-        cure = f"set its credentials in the environment ({where})" if where else "make it writable"
-        return ConfigError(f"{url} cannot be used: {text}: {cure}")
+        fix = f"set its credentials in the environment ({where})" if where else "make it writable"
+        return ConfigError(f"{url} cannot be used: {text}: {fix}")
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"{url}: {text}: free some space and run the same again; what is finished is kept")
     return TryAgain(f"{url} cannot be reached ({text}): check the network and the store, and run the same again")

@@ -65,7 +65,7 @@ class SourcePreview:
     held_out: int
     left_out: Mapping[str, int]
     """Rows that are left out, by reason."""
-    cures: Mapping[str, str]
+    fixes: Mapping[str, str]
     """What to do about these, for reasons that are faults."""
     unused_columns: Sequence[str]
     prompt_tokens: Mapping[str, int]
@@ -205,7 +205,7 @@ def _describe(
     left_out = {reason: number for reason, number in sorted(left_out.items(), key=lambda item: -item[1]) if number}
     return SourcePreview(
         left_out=left_out,
-        cures={reason: cure for reason in left_out if (cure := prompts.cure_of(reason))},
+        fixes={reason: fix for reason in left_out if (fix := prompts.fix_of(reason))},
         prompt_tokens=_quantiles([len(example.prompt_ids) for example in examples]),
         response_tokens=_quantiles([len(example.response_ids) for example in examples]),
         max_prompt_tokens=job.config.max_prompt_tokens,

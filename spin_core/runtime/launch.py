@@ -165,7 +165,7 @@ def _crash_message(job: Job, path: Path, status: int, tail: Sequence[str]) -> st
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     # The kernel kills a process that takes too much memory; torch raises an error of this name on a GPU.
     out_of_memory = status == -signal.SIGKILL or any("OutOfMemoryError" in line for line in tail)
-    cure = f" {job.less_memory}, and the same lineage continues" if job.less_memory else ""
-    hint = f" (out of memory?{cure})" if out_of_memory else ""
+    fix = f" {job.less_memory}, and the same lineage continues" if job.less_memory else ""
+    hint = f" (out of memory?{fix})" if out_of_memory else ""
     again = " ".join(command(path, job.phase))
     return f"phase {job.phase} {how}{hint}; run it alone with: {again}\n" + "\n".join(tail)

@@ -56,10 +56,10 @@ _State = dict[str, Any]
 """The content of `state.json`: `step`, `ranks`, the length of each file of metrics by its name, and checksums."""
 
 
-class Journal:
-    """The files of metrics of a training and its checkpoints.
+class TrainingRecorder:
+    """Writes the metrics and the checkpoints of a training, and reads the last checkpoint to resume.
 
-    Every rank has a journal. The first rank alone writes metrics; all ranks write a checkpoint together.
+    Every rank has a recorder. The first rank alone writes metrics; all ranks write a checkpoint together.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Journal:
                 self._metrics[name] = self._files.enter_context((scratch / name).open("ab"))
                 self._checksums[name] = files.checksum(scratch / name)
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "TrainingRecorder":
         return self
 
     def __exit__(self, *_: object) -> None:

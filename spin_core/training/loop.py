@@ -39,11 +39,11 @@ from spin_core.store.jobs import TrainJob
 from spin_core.store.records import Event
 from spin_core.store.training_log import HELD_OUT, METRICS, TIMING, read_rows
 from spin_core.training import held_out, lora
-from spin_core.training.checkpoint import Journal
+from spin_core.training.checkpoint import TrainingRecorder
 from spin_core.training.gradient import forward_backward
 from spin_core.training.monitors import Monitors, check_first_loss, ending
 from spin_core.training.objective import objective_of
-from spin_core.training.optim import learning_rate
+from spin_core.training.optim import learning_rate_at
 from spin_core.training.player import Player, opponent_scorer, set_up_player
 from spin_core.training.stepper import Stepper
 from spin_core.training.train_data import Batch, TrainData, batches, configured_batch
@@ -75,8 +75,10 @@ def train(
     config, world = job.config, ranks.current()
     torch.manual_seed(job.seed)
     player = set_up_player(job, world)
-    with Journal(scratch, config.keep_checkpoints, config.save_every, held_out=len(held) > 0, world=world) as journal:
-        training = _Training(job, data, order, held, total, player, journal, progress, world)
+    with TrainingRecorder(
+        scratch, config.keep_checkpoints, config.save_every, held_out=len(held) > 0, world=world
+    ) as recorder:
+        training = _Training(job, data, order, held, total, player, recorder, progress, world)
         training.resume(scratch)
         last = training.done if training.has_ended else total
         log.info("%d items, step %d to %d, %d items a step", len(order.items), training.done, last, config.batch_size)
@@ -109,13 +111,13 @@ class _Training:
         held: Ints,
         total: int,
         player: Player,
-        journal: Journal,
+        recorder: TrainingRecorder,
         progress: Progress,
         world: Ranks,
     ) -> None:
         self.job, self.config, self.data, self.order, self.total = job, job.config, data, order, total
         self.player, self.stepper, self.packed = player, player.stepper, player.network.packed
-        self.journal, self.progress, self.world = journal, progress, world
+        self.recorder, self.progress, self.world = recorder, progress, world
         self.objective = objective_of(job.config, job.t)
         self.peak_rate = at(job.config.learning_rate, max(job.t, 0))
         self.monitors = Monitors(job.config.monitors, self.objective)
@@ -133,7 +135,7 @@ class _Training:
 
     def resume(self, scratch: Path) -> None:
         """Go back to the last checkpoint, if there is one; see the module's docstring."""
-        self.done, tensors = self.journal.resume()
+        self.done, tensors = self.recorder.resume()
         if tensors:
             self.stepper.load(tensors)
         # The first rank has just cut these files, and on a network disk another rank may still see their old content.
@@ -165,7 +167,7 @@ class _Training:
             measured = forward_backward(
                 batch, self.objective, self.stepper, self.world, self.player.model.device, self.opponent
             )
-        rate = learning_rate(self.done, self.total, self.peak_rate, self.config)
+        rate = learning_rate_at(self.done, self.total, self.peak_rate, self.config)
         # One transfer a step: each .item() would make the device wait.
         values = torch.stack([*measured.metrics.values(), self.stepper.step(rate)]).tolist()
         self.done += 1
@@ -198,9 +200,9 @@ class _Training:
 
     def record(self, row: dict[str, float], batch: Batch) -> None:
         """Write a step's metrics and timing."""
-        self.journal.write(METRICS, row)
+        self.recorder.write(METRICS, row)
         counts = {"tokens": batch.tokens, "pairs": batch.tokens_PB.shape[1], "ranks": self.world.size}
-        self.journal.write(TIMING, {"step": self.done, **self._seconds, **counts})
+        self.recorder.write(TIMING, {"step": self.done, **self._seconds, **counts})
 
     def measure_if_due(self) -> bool:
         """Measure the weights on the held-out pairs if that is due and not done, and keep them if they are the best.
@@ -220,16 +222,16 @@ class _Training:
         except Stopped:
             return True
         self.held_rows.append({"step": self.done, **measured})
-        self.journal.write(HELD_OUT, self.held_rows[-1])
+        self.recorder.write(HELD_OUT, self.held_rows[-1])
         if self.config.keep_best and held_out.is_best(self.held_rows, self.config.keep_best):
-            self.journal.save(self.done, self.stepper.tensors(), best=True)
+            self.recorder.save(self.done, self.stepper.tensors(), best=True)
         return False
 
     def save_if_due(self, stopping: bool) -> None:
         """Save a checkpoint every `save_every` steps, and when the training is asked to stop."""
         regular = self.done < self.total and self.done % self.config.save_every == 0
         if stopping or regular:
-            self.journal.save(self.done, self.stepper.tensors())
+            self.recorder.save(self.done, self.stepper.tensors())
 
     def show_progress(self, row: dict[str, float]) -> None:
         """Report the step with its metrics, and the last measurement on held-out pairs."""
@@ -242,10 +244,10 @@ class _Training:
         """Bring the weights to publish into the stepper; returns it, and the adapter if one was trained."""
         step = held_out.published_step(self.config, self.done, self.held_rows, self.events)
         if step != self.done:
-            self.stepper.load(self.journal.tensors_at(step))
+            self.stepper.load(self.recorder.tensors_at(step))
         if self.config.lora is None:
             return self.stepper, None
         if step == self.done:
             # Each rank holds a share of the adapter; reading the checkpoint brings the shares together.
-            self.journal.save(step, self.stepper.tensors())
-        return self.stepper, lora.trained_adapter(self.player.adapter_config, self.journal.tensors_at(step))
+            self.recorder.save(step, self.stepper.tensors())
+        return self.stepper, lora.trained_adapter(self.player.adapter_config, self.recorder.tensors_at(step))

@@ -21,11 +21,11 @@ from spin_core.models.logps import ResponseLogps
 from spin_core.models.packing import Rows
 from spin_core.models.vocabulary_loss import ItemLosses
 
-BUCKET = 2**28
+MAX_GROUP_NUMBERS = 2**28
 """How many numbers an optimizer on a GPU moves at once, which bounds its temporary copies to 1 GB each."""
 
 
-class SingleDevice:
+class SingleDeviceStepper:
     """The `Stepper` of one device. Moves the weights that train; float32 weights are their own masters."""
 
     def __init__(self, logps: ResponseLogps, config: TrainConfig) -> None:
@@ -39,7 +39,7 @@ class SingleDevice:
             weight.register_post_accumulate_grad_hook(partial(_add_to_master, master))
         self.max_grad_norm = config.max_grad_norm
         logps.add_gradients_to(dict(zip(self.weights, self.masters, strict=True)))
-        self.inner = optimizer_of(buckets(self.masters), config)
+        self.inner = make_optimizer(group_weights(self.masters), config)
 
     def logps(self, rows: Rows) -> Tensor:
         """See `Stepper.logps`."""
@@ -114,12 +114,12 @@ def _add_to_master(master: Tensor, weight: Tensor) -> None:
     weight.grad = None
 
 
-def buckets(weights: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Divide the weights, in order, into groups of at most `BUCKET` numbers; a larger weight has its own group."""
+def group_weights(weights: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Divide the weights, in order, into groups of at most `MAX_GROUP_NUMBERS`; a larger weight has its own group."""
     groups: list[list[Tensor]] = []
     size = 0
     for weight in weights:
-        if not groups or size + weight.numel() > BUCKET:
+        if not groups or size + weight.numel() > MAX_GROUP_NUMBERS:
             groups.append([])
             size = 0
         groups[-1].append(weight)
@@ -127,7 +127,7 @@ def buckets(weights: Sequence[Tensor]) -> list[list[Tensor]]:
     return groups
 
 
-def optimizer_of(groups: Sequence[Sequence[Tensor]], config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(groups: Sequence[Sequence[Tensor]], config: TrainConfig) -> torch.optim.Optimizer:
     """The configured optimizer, which moves a group's weights together. The caller sets its rate before each step."""
     together = groups[0][0].is_cuda
     named = [{"params": list(group)} for group in groups]
@@ -153,7 +153,7 @@ class _DecayedRMSprop(torch.optim.RMSprop):
         super().step()
 
 
-def learning_rate(step: int, total: int, peak: float, config: TrainConfig) -> float:
+def learning_rate_at(step: int, total: int, peak: float, config: TrainConfig) -> float:
     """The rate of step `step` (from 0) of `total`: it rises to `peak` in the warm-up, then falls towards zero.
 
     No step has rate zero, neither the first nor the last.

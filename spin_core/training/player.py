@@ -18,7 +18,7 @@ from spin_core.runtime.ranks import Ranks
 from spin_core.store.jobs import TrainJob
 from spin_core.training import lora
 from spin_core.training.gradient import Scorer
-from spin_core.training.optim import SingleDevice
+from spin_core.training.optim import SingleDeviceStepper
 from spin_core.training.stepper import Stepper
 from spin_core.training.zero import Zero
 
@@ -43,7 +43,7 @@ def set_up_player(job: TrainJob, world: Ranks) -> Player:
     adapter_config = lora.attach(model, config.lora, job.seed) if config.lora else {}
     network = response_logps(model, config.speed)
     prepare(model, config)
-    stepper: Stepper = Zero(network, config, world) if ranks.is_rank() else SingleDevice(network, config)
+    stepper: Stepper = Zero(network, config, world) if ranks.is_rank() else SingleDeviceStepper(network, config)
     return Player(model, network, stepper, adapter_config)
 
 

@@ -1,7 +1,7 @@
 """The interface between the training loop and what moves the weights.
 
-Two classes implement it: `SingleDevice` (optim.py), an optimizer on one device, and `Zero` (zero.py), DeepSpeed on many
-ranks. It is a protocol, so neither inherits from it and mypy checks that both have its methods.
+Two classes implement it: `SingleDeviceStepper` (optim.py), an optimizer on one device, and `Zero` (zero.py), DeepSpeed
+on many ranks. It is a protocol, so neither inherits from it and mypy checks that both have its methods.
 """
 
 from collections.abc import Mapping

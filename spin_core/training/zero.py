@@ -29,7 +29,7 @@ from spin_core.models.packing import Rows
 from spin_core.models.vocabulary_loss import ItemLosses
 from spin_core.runtime.ranks import Ranks
 from spin_core.training.deepspeed_config import MISSING, stage_of, zero_settings
-from spin_core.training.optim import optimizer_of
+from spin_core.training.optim import make_optimizer
 
 
 class Zero:
@@ -41,7 +41,7 @@ class Zero:
         self.deepspeed, self.ranks, self.stage = _import_deepspeed(device), ranks, stage_of(settings)
         named = [(name, weight) for name, weight in logps.model.named_parameters() if weight.requires_grad]
         self.names, self.weights = [name for name, _ in named], [weight for _, weight in named]
-        self.inner = optimizer_of([self.weights], config)
+        self.inner = make_optimizer([self.weights], config)
         self.config, self.tools, self.steps = config, self.deepspeed.utils, 0
         with _quiet():
             self.deepspeed.init_distributed()
@@ -142,7 +142,7 @@ class Zero:
         self.inner.state.clear()
         for master in self._masters():
             kept, master.grad = master.grad, torch.zeros_like(master)
-            probe = optimizer_of([[master]], self.config)
+            probe = make_optimizer([[master]], self.config)
             probe.step()  # at rate zero
             master.grad = kept
             self.inner.state[master] = probe.state[master]

@@ -147,7 +147,7 @@ def ours_in_memory(folder: Path, change: dict[str, Any], batch_size: int, most: 
     from spin_core.runtime.ranks import Ranks
     from spin_core.training.gradient import forward_backward
     from spin_core.training.objective import objective_of
-    from spin_core.training.optim import SingleDevice
+    from spin_core.training.optim import SingleDeviceStepper
     from spin_core.training.player import prepare
     from spin_core.training.train_data import TrainData, batch_of
 
@@ -167,7 +167,7 @@ def ours_in_memory(folder: Path, change: dict[str, Any], batch_size: int, most: 
     tokens = TokenFile.write(
         folder / "tokens", folder / "pairs" / "pairs.parquet", "prompt_ids", "real_ids", "generated_ids"
     )
-    data, stepper = TrainData(tokens, np.arange(len(tokens)), reference), SingleDevice(network, config)
+    data, stepper = TrainData(tokens, np.arange(len(tokens)), reference), SingleDeviceStepper(network, config)
     order, device = DataOrder(len(prompts), batch_size, SEED), torch.device("cuda")
     seconds, loss, logps = [], [], 0.0
     for step in range(order.steps_in_epoch):

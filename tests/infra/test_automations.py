@@ -1,9 +1,11 @@
 """Which runs the automations act on, by Prefect's own triggers without a server; and their installation."""
 
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.events.actions import DoNothing
 from prefect.server.events.schemas.automations import EventTrigger
 from prefect.server.events.schemas.events import RelatedResource, Resource
 
@@ -49,6 +51,16 @@ def test_runs_of_the_command_line_and_of_others_are_not_touched(name):
 def test_a_run_may_miss_two_heartbeats():
     silent = automations.recovery()[0].trigger
     assert silent.within.total_seconds() == 3 * automations.HEARTBEAT_SECONDS
+
+
+def test_an_automation_that_had_another_name_is_renamed_and_not_installed_twice():
+    (wanted,) = [each for each in automations.notifications(DoNothing(), DoNothing()) if "gate" in each.name]
+    client = MagicMock()
+    earlier = wanted.model_copy(update={"id": "1", "name": "spin: tell what the gate decided", "enabled": False})
+    client.read_automations_by_name.side_effect = lambda name: [earlier] if name == earlier.name else []
+    assert automations.install(client, [wanted]) == ["1"]
+    client.update_automation.assert_called_once_with("1", wanted.model_copy(update={"enabled": False}))
+    client.create_automation.assert_not_called()
 
 
 @pytest.mark.slow

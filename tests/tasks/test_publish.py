@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_server")]
 def outlives_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flow of the command line would end this process together with the server, which is a child of it."""
     for command in (compare, evaluate, spin):
-        monkeypatch.setattr(command, "end_together", lambda: None)
+        monkeypatch.setattr(command, "end_with_temporary_server", lambda: None)
 
 
 @flow

@@ -112,7 +112,7 @@ def _print_numbers(source: SourcePreview, width: int) -> None:
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for reason, number in source.left_out.items():
-            table.add_row(f"{number:,}", reason, f"[dim]{escape(source.cures.get(reason, ''))}[/]")
+            table.add_row(f"{number:,}", reason, f"[dim]{escape(source.fixes.get(reason, ''))}[/]")
         console.print("\nleft out")
         console.print(table, width=width)
     if source.unused_columns:

@@ -62,9 +62,9 @@ def _split(ids_N: Ids, held_out: int, seed: int, *, leave: int) -> tuple[Ints, I
     different, first = np.unique(ids_N, return_index=True)
     most = len(different) - leave
     if most < held_out:
-        cure = f"lower it to at most {most}" if most > 0 else "give more rows"
+        fix = f"lower it to at most {most}" if most > 0 else "give more rows"
         raise DataError(
-            f"prompts.held_out is {held_out}, but there are only {len(different)} different prompts: {cure}"
+            f"prompts.held_out is {held_out}, but there are only {len(different)} different prompts: {fix}"
         )
     chosen = np.argsort(random_ranks(different, seed), kind="stable")[:held_out]
     train = np.flatnonzero(~np.isin(ids_N, different[chosen]))

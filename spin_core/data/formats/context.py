@@ -56,7 +56,7 @@ def _history_of(row: Row, column: str) -> list[Message]:
 
 
 def _read(parse: Callable[[Row, str], T], row: Row, column: str, setting: str) -> T:
-    """What a column says, or an error with another cure: a column by such a name may mean something else."""
+    """What a column says, or an error with another fix: a column by such a name may mean something else."""
     try:
         return parse(row, column)
     except DataError as error:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from spin_core.config.model import ModelConfig
 from spin_core.data.repetition import distinct, is_looping
 from spin_core.data.tokenizer import load_tokenizer
-from spin_core.evaluation.classifiers import text_classifier
+from spin_core.evaluation.classifiers import text_classifier_accuracy
 from spin_core.evaluation.frontier.self_bleu import self_bleu
 from spin_core.evaluation.items import Values
 from spin_core.inference.answering import answer_requests, decode_answers, ends_of, requests_for
@@ -68,7 +68,7 @@ def measures(answers: pa.Table, held_out: pa.Table) -> Values:
         "distinct_2": distinct(texts, 2),
         "self_bleu": self_bleu(texts),
         "faulty_share": _is_faulty(answers, held_out["finish_reason"].to_pylist()),
-        "text_classifier": text_classifier(held_out["response"].to_pylist(), texts),
+        "text_classifier": text_classifier_accuracy(held_out["response"].to_pylist(), texts),
     }
 
 

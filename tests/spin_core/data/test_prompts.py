@@ -148,14 +148,14 @@ def test_prompts_of_which_all_are_too_long_say_what_to_raise(build):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "response", "cure"),
+    ("prompt", "response", "fix"),
     [
         (1000, 25, r"lower prompts.max_prompt_tokens to 999"),
         (25, 1024, r"lower generate.max_new_tokens below 1024, and both together to at most 1024"),
     ],
 )
-def test_a_budget_beyond_the_models_context_says_what_to_lower(build, prompt, response, cure):
-    with pytest.raises(ConfigError, match=cure):
+def test_a_budget_beyond_the_models_context_says_what_to_lower(build, prompt, response, fix):
+    with pytest.raises(ConfigError, match=fix):
         build(rows_of(3), max_prompt_tokens=prompt, max_new_tokens=response)
 
 

@@ -7,7 +7,7 @@ import torch
 from spin_core.config.generate import GenerateConfig
 from spin_core.config.run import RunConfig
 from spin_core.inference.worker import plan_shards
-from spin_core.leaderboard.opponents import ancestors, answerers
+from spin_core.leaderboard.opponents import ancestors, answering_models
 from spin_core.store.records import EvalReport, ModelVersion, Score
 from spin_core.training.losses import spin_losses
 from tests.support.helpers import character_tokenizer, save_tiny_model
@@ -39,23 +39,26 @@ def config_with(**opponents) -> RunConfig:
 
 
 def test_by_default_only_the_opponent_answers(versions):
-    assert answerers(config_with(), versions[3], versions, {}) == ()
-    assert answerers(config_with(kind="mixture", history=1), versions[3], versions, {}) == ()
-    assert answerers(config_with(kind="mixture"), versions[0], {0: versions[0]}, {}) == ()
+    assert answering_models(config_with(), versions[3], versions, {}) == ()
+    assert answering_models(config_with(kind="mixture", history=1), versions[3], versions, {}) == ()
+    assert answering_models(config_with(kind="mixture"), versions[0], {0: versions[0]}, {}) == ()
 
 
 def test_a_mixture_is_of_the_versions_that_the_opponent_came_from(versions):
     assert ancestors(versions[3], versions) == (versions[3], versions[1], versions[0])
-    assert answerers(config_with(kind="mixture", history=2), versions[3], versions, {}) == (versions[3], versions[1])
-    assert answerers(config_with(kind="mixture", history=9), versions[2], versions, {}) == tuple(
+    assert answering_models(config_with(kind="mixture", history=2), versions[3], versions, {}) == (
+        versions[3],
+        versions[1],
+    )
+    assert answering_models(config_with(kind="mixture", history=9), versions[2], versions, {}) == tuple(
         versions[t] for t in (2, 1, 0)
     )
 
 
 def test_the_best_of_history_is_the_best_by_the_main_metric(tmp_path, versions):
     reports = reports_of(tmp_path, [3.0, 1.0, 2.0, 1.5])
-    assert answerers(config_with(kind="best"), versions[3], versions, reports) == (versions[1],)
-    assert answerers(config_with(kind="best"), versions[1], versions, reports) == ()
+    assert answering_models(config_with(kind="best"), versions[3], versions, reports) == (versions[1],)
+    assert answering_models(config_with(kind="best"), versions[1], versions, reports) == ()
 
 
 @pytest.fixture(scope="module")

@@ -150,6 +150,6 @@ def test_the_record_has_the_new_scores_and_the_same_versions(lineage):
 
 
 def test_a_decision_that_later_iterations_depend_on_is_kept_under_any_settings(lineage):
-    assert history.decided(lineage, 0) == lineage.record(0).gate
-    assert history.decided(lineage, 1) is None, "the head's decision hangs on today's settings"
-    assert history.decided(lineage, 2) is None
+    assert history.decision_before(lineage, 0) == lineage.record(0).gate
+    assert history.decision_before(lineage, 1) is None, "the head's decision hangs on today's settings"
+    assert history.decision_before(lineage, 2) is None

@@ -14,7 +14,7 @@ from spin_core.data.sequences import Sequences
 from spin_core.models.logps import ResponseLogps
 from spin_core.models.packing import padded_rows
 from spin_core.models.vocabulary_loss import ItemLosses
-from spin_core.training.optim import SingleDevice
+from spin_core.training.optim import SingleDeviceStepper
 from tests.support.models.attention_families import model_of
 from tests.support.models.wide_model import WIDE
 
@@ -31,7 +31,7 @@ HEADS = {
 }
 
 
-class Autograds(SingleDevice):
+class Autograds(SingleDeviceStepper):
     """The same optimizer; the model keeps autograd's way."""
 
     def __init__(self, network: ResponseLogps, config: TrainConfig) -> None:
@@ -45,7 +45,7 @@ def losses(logps_Pb: torch.Tensor, _: slice) -> torch.Tensor:
     return F.softplus(logps_Pb[1] - 0.5 * logps_Pb[0])
 
 
-def passes(stepper: SingleDevice) -> None:
+def passes(stepper: SingleDeviceStepper) -> None:
     """Two parts of a batch: all of it, and half."""
     for chosen, tokens in ((np.array([0, 2, 1, 3]), TOKENS_PB), (np.array([0, 1]), TOKENS_PB[:, :1])):
         loss, _ = stepper.loss(padded_rows(SEQUENCES, chosen), ItemLosses(tokens, losses))
@@ -56,7 +56,7 @@ def passes(stepper: SingleDevice) -> None:
 @pytest.mark.parametrize("name", HEADS)
 def test_they_equal_autograds_over_the_parts_of_a_batch(name, dtype):
     model = model_of(HEADS[name]).to(dtype)
-    direct = SingleDevice(ResponseLogps(copy.deepcopy(model)), TrainConfig())
+    direct = SingleDeviceStepper(ResponseLogps(copy.deepcopy(model)), TrainConfig())
     autograd = Autograds(ResponseLogps(model), TrainConfig())
     for stepper in (direct, autograd):
         passes(stepper)
@@ -87,27 +87,27 @@ class Matrices(TorchDispatchMode):
 def test_no_second_matrix_of_their_size_is_made(name):
     model = model_of(LlamaConfig(**{**WIDE, "vocab_size": 5000}, tie_word_embeddings=name == "tied"))
     counts = {}
-    for kind in (SingleDevice, Autograds):
+    for kind in (SingleDeviceStepper, Autograds):
         stepper = kind(ResponseLogps(copy.deepcopy(model), chunk_logits=5000), TrainConfig())
         with Matrices(5000 * 16) as seen:
             passes(stepper)
         counts[kind] = seen.count
-    assert counts[SingleDevice] == (1 if name == "tied" else 2), "the gradients themselves"
-    assert counts[Autograds] >= counts[SingleDevice] + 2
+    assert counts[SingleDeviceStepper] == (1 if name == "tied" else 2), "the gradients themselves"
+    assert counts[Autograds] >= counts[SingleDeviceStepper] + 2
 
 
 def test_a_weight_that_does_not_train_gets_none():
     model = model_of(LlamaConfig(**WIDE))
     model.get_input_embeddings().weight.requires_grad_(False)
     model.lm_head.weight.requires_grad_(False)
-    passes(SingleDevice(ResponseLogps(model), TrainConfig()))
+    passes(SingleDeviceStepper(ResponseLogps(model), TrainConfig()))
     assert model.get_input_embeddings().weight.grad is None
     assert model.lm_head.weight.grad is None
     assert model.model.norm.weight.grad is not None
 
 
 def test_a_loss_that_is_scaled_afterwards_is_rejected():
-    stepper = SingleDevice(ResponseLogps(model_of(LlamaConfig(**WIDE))), TrainConfig())
+    stepper = SingleDeviceStepper(ResponseLogps(model_of(LlamaConfig(**WIDE))), TrainConfig())
     loss, _ = stepper.loss(padded_rows(SEQUENCES, np.array([0, 2, 1, 3])), ItemLosses(TOKENS_PB, losses))
     with pytest.raises(RuntimeError, match="added for a loss of slope 1"):
         (2 * loss).backward()

@@ -23,7 +23,7 @@ TEMPLATE = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '</s>' }
 
 Break = Callable[[Path], Any]
 
-CURES = ("copy or fetch", "fetch ", "set model.path", "set model.tokenizer", "set chat.template", "correct ", "is it a")
+FIXES = ("copy or fetch", "fetch ", "set model.path", "set model.tokenizer", "set chat.template", "correct ", "is it a")
 """One of these ends each line."""
 
 
@@ -245,7 +245,7 @@ def test_a_broken_model_is_a_one_line_error_with_its_fix(configured, whole_model
     assert str(folder) in line
     assert line.isprintable()
     assert len(line) < 600
-    assert any(word in line.rpartition(": ")[2] for word in CURES), "the cure follows a colon"
+    assert any(word in line.rpartition(": ")[2] for word in FIXES), "the fix follows a colon"
     with pytest.raises(SpinError) as raised:
         check_model(folder, config.model, config.chat)
     assert str(raised.value) == line

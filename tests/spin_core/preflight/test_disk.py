@@ -12,7 +12,7 @@ from spin_core.models.logps import ResponseLogps
 from spin_core.preflight import disk
 from spin_core.preflight.sizes import Shape
 from spin_core.training.checkpoint import save_checkpoint
-from spin_core.training.optim import SingleDevice
+from spin_core.training.optim import SingleDeviceStepper
 
 
 def shape_of(folder) -> Shape:
@@ -24,7 +24,7 @@ def test_disk_for_a_version_and_a_checkpoint_is_that_of_their_files(tiny_model, 
     shape, config = shape_of(tiny_model), TrainConfig(save_every=10, keep_checkpoints=2)
     assert disk.model_disk(shape) == pytest.approx((tiny_model / "model.safetensors").stat().st_size, rel=0.1)
     model = load_model(tiny_model, ModelConfig())
-    optimizer = SingleDevice(ResponseLogps(model), config)
+    optimizer = SingleDeviceStepper(ResponseLogps(model), config)
     optimizer.backward(sum(weight.sum() for weight in model.parameters()), last=True)
     optimizer.step(1e-3)
     save_checkpoint(tmp_path / "step", optimizer.tensors(), {"step": 1})

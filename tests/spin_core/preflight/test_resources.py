@@ -15,7 +15,7 @@ TEXTS = Texts(prompts=100, held_out=10, prompt_tokens=20, response_tokens=30, lo
 
 
 @pytest.mark.parametrize(
-    ("sets", "cure"),
+    ("sets", "fix"),
     [
         ((), "zero2-offload"),
         (("train.speed.deepspeed=zero2-offload",), None),
@@ -23,7 +23,7 @@ TEXTS = Texts(prompts=100, held_out=10, prompt_tokens=20, response_tokens=30, lo
         (("train.speed.ranks=2", "train.speed.deepspeed=zero3-offload"), None),
     ],
 )
-def test_offloading_is_suggested_where_it_would_help(monkeypatch, sets, cure):
+def test_offloading_is_suggested_where_it_would_help(monkeypatch, sets, fix):
     from spin_core.runtime import devices
 
     monkeypatch.setattr(devices, "device_of", lambda _model: torch.device("cuda"))
@@ -34,11 +34,11 @@ def test_offloading_is_suggested_where_it_would_help(monkeypatch, sets, cure):
     resources.inspect_memory(inspection, config, shape, TEXTS)
     text = inspection.findings[0].text
     assert [name for name in ("zero2-offload", "zero3-offload") if f"train.speed.deepspeed to {name}" in text] == (
-        [cure] if cure else []
+        [fix] if fix else []
     )
     assert "set train.speed.cached_scores or " in text
-    assert len(inspection.findings) == (1 if cure else 2)
-    if not cure:
+    assert len(inspection.findings) == (1 if fix else 2)
+    if not fix:
         assert inspection.findings[1].text.startswith("training offloads about ")
 
 

@@ -70,8 +70,8 @@ def test_samples_and_numbers_are_those_of_the_phase(configured, chat_model, tmp_
     assert preview.unused_columns == record["unused_columns"] == ["id"]
     assert preview.prompt_tokens["max"] == max(len(row["prompt_ids"]) for row in published)
     assert preview.response_tokens["min"] == min(len(row["response_ids"]) for row in published)
-    assert preview.cures["empty-response"].startswith("give rows with a response")
-    assert "duplicate" not in preview.cures, "nothing is wrong with these"
+    assert preview.fixes["empty-response"].startswith("give rows with a response")
+    assert "duplicate" not in preview.fixes, "nothing is wrong with these"
 
 
 def test_a_sample_holds_control_tokens_and_is_cut_where_the_training_is(configured):

@@ -93,11 +93,11 @@ def test_a_killed_phase_may_have_been_out_of_memory(tmp_path):
 
 def test_the_error_for_a_training_without_memory_names_settings_that_need_less(tmp_path, monkeypatch):
     monkeypatch.setattr(ToyJob, "less_memory", TrainJob.less_memory)
-    cure = (
+    fix = (
         r"\(out of memory\? lower train\.micro_batch_tokens or set train\.gradient_checkpointing, and the same lineage"
     )
     for does, how in (("killed", "was killed by SIGKILL"), ("starved", "ended with status 1")):
-        with pytest.raises(PhaseCrashed, match=f"phase toy {how} {cure}"):
+        with pytest.raises(PhaseCrashed, match=f"phase toy {how} {fix}"):
             run_phase(job(tmp_path, does=does), ScoredPairs)
 
 

@@ -9,7 +9,7 @@ import torch
 from spin_core.errors import DamagedArtifact, Stopped
 from spin_core.runtime.progress import Progress
 from spin_core.store.training_log import METRICS, TIMING, read_rows
-from spin_core.training.checkpoint import CHECKPOINTS, Journal, checkpoints, latest_checkpoint
+from spin_core.training.checkpoint import CHECKPOINTS, TrainingRecorder, checkpoints, latest_checkpoint
 from tests.support.lineages.small_jobs import (
     random_train_job,
     run_job,
@@ -36,19 +36,19 @@ def replace(path, old: str, new: str) -> None:
 
 def written_training(folder):
     """A training's folder with checkpoints of the steps 2 and 4, and their folder."""
-    with Journal(folder, keep=2) as journal:
+    with TrainingRecorder(folder, keep=2) as recorder:
         for step in (1, 2, 3, 4):
             for name in (METRICS, TIMING):
-                journal.write(name, {"step": step})
+                recorder.write(name, {"step": step})
             if step % 2 == 0:
-                journal.save(step, tensors(step))
+                recorder.save(step, tensors(step))
     return folder / CHECKPOINTS
 
 
 def resumed_step(folder) -> int:
     """The step that a training resumes at; its files of metrics have just the rows up to it."""
-    with Journal(folder, keep=2) as journal:
-        step, read = journal.resume()
+    with TrainingRecorder(folder, keep=2) as recorder:
+        step, read = recorder.resume()
     assert not read or read["step/a"] == step
     for name in (METRICS, TIMING):
         assert [row["step"] for row in read_rows(folder / name)] == list(range(1, step + 1))
@@ -132,11 +132,11 @@ def test_a_checkpoint_of_an_earlier_version_without_checksums_is_read(tmp_path):
 
 
 def test_damaged_weights_are_not_published(tmp_path):
-    with Journal(tmp_path, keep=2) as journal:
-        journal.save(5, tensors(5), best=True)
+    with TrainingRecorder(tmp_path, keep=2) as recorder:
+        recorder.save(5, tensors(5), best=True)
         flip_bit(tmp_path / CHECKPOINTS / "best-00000005" / SHARE, -1)
         with pytest.raises(DamagedArtifact, match="weights of step 5"):
-            journal.tensors_at(5)
+            recorder.tensors_at(5)
 
 
 class _StopsAfter(Progress):

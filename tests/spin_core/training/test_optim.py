@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from spin_core.config.train import TrainConfig
-from spin_core.training.optim import BUCKET, SingleDevice, buckets, learning_rate
+from spin_core.training.optim import MAX_GROUP_NUMBERS, SingleDeviceStepper, group_weights, learning_rate_at
 
 PAPER = 5e-7
 """The paper's peak learning rate."""
@@ -18,14 +18,14 @@ def layer(dtype: torch.dtype = torch.float32) -> nn.Linear:
     return nn.Linear(8, 4, bias=False).to(dtype)
 
 
-def step(model: nn.Module, optimizer: SingleDevice, rate: float, grad: torch.Tensor) -> float:
+def step(model: nn.Module, optimizer: SingleDeviceStepper, rate: float, grad: torch.Tensor) -> float:
     optimizer.backward((model.weight * grad.to(model.weight.dtype)).sum(), last=True)
     return optimizer.step(rate).item()
 
 
-def single(model: nn.Module, config: TrainConfig) -> SingleDevice:
+def single(model: nn.Module, config: TrainConfig) -> SingleDeviceStepper:
     """The optimizer of a model of one layer."""
-    return SingleDevice(SimpleNamespace(model=model, add_gradients_to=lambda _masters: None), config)
+    return SingleDeviceStepper(SimpleNamespace(model=model, add_gradients_to=lambda _masters: None), config)
 
 
 def test_rmsprop_by_hand():
@@ -114,7 +114,7 @@ def test_a_restored_optimizer_takes_the_same_steps_to_the_bit(name, dtype):
 
 def rates(schedule: str, warmup: float = 0.2) -> list[float]:
     config = TrainConfig(lr_schedule=schedule, warmup=warmup)
-    return [learning_rate(step, 10, 3.0, config) for step in range(10)]
+    return [learning_rate_at(step, 10, 3.0, config) for step in range(10)]
 
 
 def test_learning_rates_by_hand():
@@ -131,13 +131,13 @@ def test_no_step_has_rate_zero_and_none_is_above_the_peak(schedule):
 
 
 def test_weights_move_in_groups_whose_temporary_copies_are_bounded(monkeypatch):
-    sizes = (BUCKET // 2, BUCKET // 2, BUCKET + 1, 5, 6)
-    groups = buckets([torch.empty(size, device="meta") for size in sizes])
+    sizes = (MAX_GROUP_NUMBERS // 2, MAX_GROUP_NUMBERS // 2, MAX_GROUP_NUMBERS + 1, 5, 6)
+    groups = group_weights([torch.empty(size, device="meta") for size in sizes])
     assert [[tensor.numel() for tensor in group] for group in groups] == [list(sizes[:2]), [sizes[2]], list(sizes[3:])]
 
     model, other, grad = layer(), layer(), torch.linspace(-1, 1, 32).view(4, 8)
     step(model, single(model, TrainConfig()), 0.01, grad)
-    monkeypatch.setattr("spin_core.training.optim.BUCKET", 1)
+    monkeypatch.setattr("spin_core.training.optim.MAX_GROUP_NUMBERS", 1)
     step(other, single(other, TrainConfig()), 0.01, grad)
     assert torch.equal(model.weight, other.weight)
 

@@ -22,7 +22,7 @@ from spin_core.store.jobs import Job, ScoreJob, TrainJob
 from spin_core.store.records import ModelVersion, PairDataset, PromptSet, ScoredPairs, TrainRun
 from spin_core.training.gradient import forward_backward
 from spin_core.training.objective import objective_of
-from spin_core.training.optim import SingleDevice
+from spin_core.training.optim import SingleDeviceStepper
 from spin_core.training.player import prepare
 from spin_core.training.train_data import TrainData, batch_of, read_data
 
@@ -109,11 +109,11 @@ def run_job(job: Job, progress: runtime_progress.Progress | None = None):
         sys.stdout = stdout  # Progress redirects it
 
 
-def stepper_of(job: TrainJob) -> SingleDevice:
+def stepper_of(job: TrainJob) -> SingleDeviceStepper:
     """The job's model, prepared for training on one device."""
     network = response_logps(load_model(job.start.path, job.model), job.config.speed)
     prepare(network.model, job.config)
-    return SingleDevice(network, job.config)
+    return SingleDeviceStepper(network, job.config)
 
 
 def data_of(job: TrainJob) -> TrainData:
@@ -121,7 +121,7 @@ def data_of(job: TrainJob) -> TrainData:
     return read_data(job, job.output.with_name("tokens"))
 
 
-def batch_metrics(job: TrainJob, stepper: SingleDevice, items: np.ndarray) -> dict[str, float]:
+def batch_metrics(job: TrainJob, stepper: SingleDeviceStepper, items: np.ndarray) -> dict[str, float]:
     """The metrics of one forward and backward pass over these items."""
     batch = batch_of(
         data_of(job), items, Ranks(), job.config.micro_batch_tokens,

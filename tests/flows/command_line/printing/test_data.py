@@ -15,7 +15,7 @@ SAMPLE = SampleRow(
 )  # fmt: skip
 SOURCE = SourcePreview(
     name="mine.jsonl", use="train and held out", rows=1000, read=500, train=900, held_out=32,
-    left_out={"empty-response": 60, "duplicate": 8}, cures={"empty-response": "give rows with a response"},
+    left_out={"empty-response": 60, "duplicate": 8}, fixes={"empty-response": "give rows with a response"},
     unused_columns=["id", "[bold]"], prompt_tokens=LENGTHS, response_tokens=LENGTHS, max_prompt_tokens=512,
     max_new_tokens=256, cut=0.4, samples=[SAMPLE],
 )  # fmt: skip
