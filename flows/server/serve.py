@@ -314,9 +314,13 @@ def _wait_until_ready(server: subprocess.Popen[bytes], deploying: subprocess.Pop
     deadline = time.monotonic() + START_SECONDS
     while deploying.poll() is None:
         if server.poll() is not None:
-            raise TryAgain(f"the server did not start (status {server.returncode}): its last lines are in {log}")
+            raise TryAgain(
+                f"the server did not start (status {server.returncode}): see the end of {log}, and run spin up again"
+            )
         if time.monotonic() > deadline:
-            raise TryAgain(f"the server was not ready within {START_SECONDS:.0f} s: its last lines are in {log}")
+            raise TryAgain(
+                f"the server was not ready within {START_SECONDS:.0f} s: see the end of {log}, and run spin up again"
+            )
         time.sleep(0.1)
     if deploying.returncode:
         raise TryAgain(f"the deployments could not be installed: why is at the end of {log}; then run spin up again")

@@ -93,7 +93,7 @@ def choose_password(state: Path) -> str:
     """
     given, file = os.environ.get(OF_SERVER, ""), password_file(state)
     if given and not re.fullmatch(r"[!-9;-~]+:[!-~]+", given):
-        raise ConfigError(f"{OF_SERVER} is not of the form name:password, in plain letters, digits and signs")
+        raise ConfigError(f"{OF_SERVER} has another form: set it to name:password, in plain letters, digits and signs")
     existing = file.read_text("utf-8").strip() if file.exists() else ""
     chosen = given or existing or f"{_NAME}:{secrets.token_urlsafe(18)}"
     if chosen != existing:

@@ -100,7 +100,10 @@ class Server:
             if status is not None or time.monotonic() > deadline:
                 check_space(self.log.parent)
                 how = f"was not ready within {seconds:.0f} s" if status is None else f"ended with status {status}"
-                raise TryAgain(f"Prefect's temporary server {how} ({self.last_line()}): its log is {self.log}")
+                raise TryAgain(
+                    f"Prefect's temporary server {how} ({self.last_line()}): run the same command again; its log is "
+                    f"{self.log}"
+                )
             time.sleep(0.05)
 
     def hand_over(self) -> None:

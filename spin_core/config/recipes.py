@@ -34,11 +34,11 @@ DEMO: dict[str, Any] = {
 
 TINYSTORIES: dict[str, Any] = {
     "iterations": 3,
-    "model": {"path": "${SPIN_DATA:-../shared/data}/models/babyllama-105", "pad_token": "<unk>"},
+    "model": {"path": "${SPIN_DATA:-data}/models/babyllama-105", "pad_token": "<unk>"},
     "chat": {"template": "plain"},
     "prompts": {
-        "source": {"path": "${SPIN_DATA:-../shared/data}/tinystories/train.jsonl"},
-        "held_out_source": {"path": "${SPIN_DATA:-../shared/data}/tinystories/val.jsonl"},
+        "source": {"path": "${SPIN_DATA:-data}/tinystories/train.jsonl"},
+        "held_out_source": {"path": "${SPIN_DATA:-data}/tinystories/val.jsonl"},
         "format": "text",
         "text_prompt_chars": 64,
         "sample": 1000,
@@ -56,7 +56,7 @@ TINYSTORIES: dict[str, Any] = {
         "lm_eval": {
             "tasks": ["arc_easy", "winogrande"],
             "limit": 100,
-            "local_data": "${SPIN_DATA:-../shared/data}/benchmarks",
+            "local_data": "${SPIN_DATA:-data}/benchmarks",
         },
     },
     "controls": {"sft_continued": True, "sft_learning_rate": [1e-5, 1e-4], "temperatures": [1.0]},

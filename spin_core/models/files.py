@@ -58,6 +58,6 @@ def check_safetensors(folder: Path) -> None:
             + (
                 f" (only {', '.join(pickled[:3])}): convert them with save_pretrained"
                 if pickled
-                else ": is it a model?"
+                else ": set model.path to a folder with config.json and *.safetensors"
             )
         )

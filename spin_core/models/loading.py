@@ -39,7 +39,10 @@ def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{folder} cannot be loaded as a causal language model: {first_line(error)}") from error
+        raise ModelError(
+            f"{folder} cannot be loaded as a causal language model ({first_line(error)}): set model.path to one, or "
+            "copy or fetch it again"
+        ) from error
     if info["missing_keys"]:
         # from_pretrained would fill them with random numbers.
         raise ModelError(

@@ -23,7 +23,7 @@ from spin_core.preflight.model import (
 )
 from spin_core.preflight.prepare import REQUIREMENTS
 from spin_core.preflight.resources import find_folder, inspect_disk, inspect_memory, inspect_time
-from spin_core.preflight.settings import inspect_kept_metric, inspect_ranks, inspect_recipe_data, inspect_settings
+from spin_core.preflight.settings import inspect_kept_metric, inspect_ranks, inspect_settings
 from spin_core.runtime import interpreter
 
 
@@ -40,8 +40,7 @@ def check_run(config: RunConfig, runs: Path, *, all_values: bool = False) -> Fin
     failed = {subject for subject, check in REQUIREMENTS if not inspection.passes(subject, check, config)}
     inspection.run("config", inspect_kept_metric, config)
     inspection.run("config", inspect_ranks, config)
-    inspection.run("data", inspect_recipe_data, config)
-    source = inspection.run("data", inspect_source, config)
+    source = None if "data" in failed else inspection.run("data", inspect_source, config)
     preferences = inspection.run("data", inspect_preferences, config)
     with tempfile.TemporaryDirectory(prefix="spin-check-") as scratch:
         folder = inspection.run("model", find_model, config, Path(scratch))

@@ -4,6 +4,7 @@
 """
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -97,7 +98,19 @@ def _check_engine(config: RunConfig) -> None:
         interpreter.required_python(config.generate.vllm)
 
 
+def _check_recipe_data(config: RunConfig) -> None:
+    """The model and data of `tinystories`, which are not part of this repository, are in the folder `SPIN_DATA`."""
+    folder = Path(os.environ.get("SPIN_DATA") or "data")
+    is_used = any(Path(path).is_relative_to(folder) for path in (config.model.path, config.prompts.source.path))
+    if config.recipe == "tinystories" and is_used and not folder.is_dir():
+        raise ConfigError(
+            f"{folder} does not exist: set SPIN_DATA to a folder with BabyLlama's tok105 weights (EN10, MIT) and "
+            "TinyStories (Eldan & Li, CDLA-Sharing-1.0); see docs/benchmarks.md"
+        )
+
+
 REQUIREMENTS = (
+    Requirement("data", _check_recipe_data),
     Requirement("config", check_metrics),
     Requirement("config", _check_exact),
     Requirement("engine", _check_engine),

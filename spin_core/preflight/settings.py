@@ -1,9 +1,7 @@
 """The findings of `spin check` about the configuration alone: schedules, metrics that are kept, ranks."""
 
-import os
 from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -36,14 +34,6 @@ def inspect_settings(inspection: Inspection, config: RunConfig) -> None:
         inspection.add("config", f"train.loss {train.loss} is made for train.beta 1, which its paper takes", "warn")
 
 
-def inspect_recipe_data(inspection: Inspection, config: RunConfig) -> None:
-    """The model and data of `tinystories` are not part of this repository: where they come from, if they are absent."""
-    folder = os.environ.get("SPIN_DATA") or "../shared/data"
-    if config.recipe == "tinystories" and not Path(folder).is_dir():
-        text = f"{folder} does not exist: set SPIN_DATA to a folder with BabyLlama's tok105 weights (EN10, MIT)"
-        inspection.add("data", f"{text} and TinyStories (Eldan & Li, CDLA-Sharing-1.0); see docs/benchmarks.md", "warn")
-
-
 def inspect_kept_metric(_inspection: Inspection, config: RunConfig) -> None:
     """The metric that chooses the best checkpoint is measured."""
     from spin_core.training.held_out import check_settings
@@ -68,7 +58,7 @@ def inspect_ranks(inspection: Inspection, config: RunConfig) -> None:
         raise ConfigError(MISSING)
     gpus = torch.cuda.device_count()
     if device_of(config.model).type == "cuda" and gpus < speed.ranks:
-        raise ConfigError(f"train.speed.ranks is {speed.ranks}, and this node has {gpus} GPUs: one is needed for each")
+        raise ConfigError(f"train.speed.ranks is {speed.ranks}, and this node has {gpus} GPUs: lower it")
     inspection.add("config", f"trains on {count(ranks, 'rank')} on {count(speed.nodes, 'node')}, ZeRO stage {stage}")
     if ranks > config.train.batch_size:
         idle = ranks - config.train.batch_size

@@ -67,7 +67,9 @@ class Remote:
             except FileNotFoundError:
                 return None
             except ValueError as error:
-                raise DamagedArtifact(f"{self.name(path)} is damaged ({first_line(error)})") from error
+                raise DamagedArtifact(
+                    f"{self.name(path)} is damaged ({first_line(error)}): push the lineage again"
+                ) from error
 
     def write(self, path: str, content: bytes) -> None:
         """Write a file so that a reader sees the old content or the new one, never a part."""
@@ -136,10 +138,10 @@ def connect(url: str) -> Remote:
         options = {**_OPTIONS.get(protocol, {}), **fsspec.config.conf.get(protocol, {})}
         fs, root = fsspec.url_to_fs(url, skip_instance_cache=True, use_listings_cache=False, **options)
     except ImportError as error:
-        extra = "install spin-loop with its extra `s3`" if protocol == "s3" else first_line(error)
+        extra = "install spin-loop with its extra `s3`" if protocol == "s3" else f"install it ({first_line(error)})"
         raise ConfigError(f"{url} needs a driver that is not installed: {extra}") from error
     except ValueError as error:
-        raise ConfigError(first_line(error)) from error
+        raise ConfigError(f"push.url {url} cannot be used ({first_line(error)}): fix the URL") from error
     except Exception as error:  # some drivers connect at once
         raise _translated(url, error) from error
     return Remote(url.rstrip("/"), fs, root.rstrip("/"))

@@ -136,7 +136,8 @@ class Samples:
         indices = [index for index in range(len(self)) if self._holds(index, find.casefold())]
         if not indices:
             raise ConfigError(
-                f"no {PROMPTS[self.part]} of lineage {self.lineage}, and no response to one, contains {find!r}"
+                f"no {PROMPTS[self.part]} of lineage {self.lineage}, and no response to one, contains {find!r}: "
+                "search for another text"
             )
         if sort == "random":
             indices.sort(key=lambda index: hashlib.sha256(f"{index}:{self.ids[index]}".encode()).digest())
@@ -207,7 +208,7 @@ def read(lineage: Lineage, part: Part = "held-out", upto: int | None = None) -> 
     if upto is not None and not 0 <= upto < len(folders):
         raise ConfigError(
             f"lineage {lineage.name} has no {'version' if held_out else 'iteration'} {upto} with answers to "
-            f"{PROMPTS[part]}s (it has 0 to {len(folders) - 1})"
+            f"{PROMPTS[part]}s: choose from 0 to {len(folders) - 1}"
         )
     prompts = _prompts_of(lineage, part)
     real = column(prompts, "response", "response_ids")

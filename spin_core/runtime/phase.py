@@ -99,14 +99,16 @@ def _on_gpu(job: Job) -> bool:
 def read_job(arguments: list[str], job_type: type[J]) -> J:
     """The job in the file that the command line names. `ConfigError` if that is not a job of this phase."""
     if len(arguments) != 1:
-        raise ConfigError(f"a phase takes one job file, and was given {len(arguments)} arguments")
+        raise ConfigError(f"a phase takes one job file, not {len(arguments)} arguments: give the path of one")
     path = Path(arguments[0])
     try:
         return job_type.model_validate_json(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}): give the path of a job file") from error
     except ValueError as error:
-        raise ConfigError(f"{path} is not a job of this phase: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"{path} is not a job of this phase ({' '.join(str(error).split())}): give another file"
+        ) from error
 
 
 def execute(

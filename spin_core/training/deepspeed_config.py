@@ -65,8 +65,8 @@ def read_settings(name: str) -> dict[str, Any]:
             text = Path(name).read_text("utf-8")
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"train.speed.deepspeed is {name!r}, which is neither a file that can be read nor one of "
-                f"{', '.join(NAMES)}"
+                f"train.speed.deepspeed {name!r} is not a file that can be read: give the path of one, or "
+                f"one of {', '.join(NAMES)}"
             ) from error
     try:
         settings = json.loads(text)

@@ -6,6 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.command_line.printing.console import console
+from spin_core.config.recipes import RECIPES
 from spin_core.errors import ConfigError, DamagedArtifact
 from spin_core.lineage import costs
 from spin_core.lineage.lineage import Lineage
@@ -20,9 +21,17 @@ def record_at(lineage: Lineage, t: int) -> IterationRecord:
     if t >= len(records):
         raise_if_lost(lineage)
     if not 0 <= t < len(records):
-        existing = f"0 to {len(records) - 1}" if records else "none yet"
-        raise ConfigError(f"lineage {lineage.name} has no finished iteration {t} (there: {existing})")
+        if not records:
+            raise ConfigError(f"lineage {lineage.name} has no finished iteration yet: {_how_to_continue(lineage)}")
+        raise ConfigError(f"lineage {lineage.name} has no finished iteration {t}: choose from 0 to {len(records) - 1}")
     return records[t]
+
+
+def _how_to_continue(lineage: Lineage) -> str:
+    """The command that finishes the iteration that a lineage has begun."""
+    if lineage.config.recipe not in RECIPES:  # a model that `spin evaluate` was given
+        return f"spin leaderboard {lineage.name} shows its scores"
+    return f"continue it with spin run {lineage.config.recipe} --lineage {lineage.name}"
 
 
 def raise_if_lost(lineage: Lineage) -> None:
@@ -35,7 +44,9 @@ def print_records(lineage: Lineage, records: Sequence[IterationRecord]) -> None:
     """Print one block per iteration: data, training, gate, cost."""
     if not records:
         raise_if_lost(lineage)
-        console.print(f"{lineage.name} has no finished iteration yet")
+        console.print(
+            f"{lineage.name} has no finished iteration yet: {_how_to_continue(lineage)}", markup=False, soft_wrap=True
+        )
     for record in records:
         table = Table(box=None, show_header=False, title=f"iteration {record.t}: θ_{record.t} → θ_{record.t + 1}")
         table.title_justify, table.title_style = "left", "bold"

@@ -60,7 +60,7 @@ def test_the_version_is_the_packages(spin):
         (["compare", "demo", "--set", "push.url=nowhere://x"], "nowhere"),
         (["next", "none"], "there is no lineage 'none' in "),
         (["show", "none"], "there is no lineage 'none' in "),
-        (["show", "tale", "7"], "lineage tale has no finished iteration 7 (there: 0 to 1)"),
+        (["show", "tale", "7"], "lineage tale has no finished iteration 7: choose from 0 to 1"),
         (["samples", "none"], "there is no lineage 'none' in "),
         (["leaderboard", "tale", "none"], "there is no lineage 'none' in "),
         (["verify", "a/b"], "'a/b' cannot name a lineage"),

@@ -107,10 +107,16 @@ def test_a_whole_database_an_empty_one_and_none_stay_as_they_are(tmp_path):
 def test_a_server_that_ends_or_is_not_ready_in_time_is_one_line_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(temporary, "_APPLICATION", "no_such_module:app")
     server = Server(tmp_path)
-    with pytest.raises(TryAgain, match=r"server was not ready within 0 s \(.*\): its log is .*/temporary\.log"):
+    with pytest.raises(
+        TryAgain,
+        match=r"server was not ready within 0 s \(.*\): run the same command again; its log is .*/temporary\.log",
+    ):
         server.wait(0)
     began = time.monotonic()
-    with pytest.raises(TryAgain, match=r"ended with status \d \(.*no_such_module.*\): its log is .*/temporary\.log"):
+    with pytest.raises(
+        TryAgain,
+        match=r"ended with status \d \(.*no_such_module.*\): run the same command again; its log is .*/temporary\.log",
+    ):
         server.wait(60)
     assert time.monotonic() - began < 50
 

@@ -197,6 +197,6 @@ def test_numbers_may_be_written_as_in_python():
 
 def test_environment_variables_have_defaults(monkeypatch):
     monkeypatch.delenv("SPIN_DATA", raising=False)
-    assert resolve("tinystories").model.path == "../shared/data/models/babyllama-105"
+    assert resolve("tinystories").model.path == "data/models/babyllama-105"
     monkeypatch.setenv("SPIN_DATA", "/data")
     assert resolve("tinystories").model.path == "/data/models/babyllama-105"

@@ -145,7 +145,7 @@ def test_a_hub_name_that_cannot_be_reached_is_rejected(tmp_path):
 
 def test_a_folder_without_a_model_is_rejected(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match="holds no safetensors weights: is it a model"):
+    with pytest.raises(ModelError, match=r"holds no safetensors weights: set model\.path to"):
         publish(tmp_path, path=tmp_path / "empty")
 
 

@@ -64,7 +64,7 @@ def test_the_small_real_recipe_is_ready(tmp_path, monkeypatch):
 
 def test_the_small_real_recipe_says_where_to_get_its_data(tmp_path, monkeypatch):
     monkeypatch.setenv("SPIN_DATA", str(tmp_path / "none"))
-    (line,) = texts_of(check_run(resolve("tinystories"), tmp_path), "data", "warn")
+    (line,) = texts_of(check_run(resolve("tinystories"), tmp_path), "data", "wrong")
     assert (
         f"{tmp_path}/none does not exist: set SPIN_DATA to a folder with BabyLlama's tok105 weights (EN10, MIT)" in line
     )

@@ -139,8 +139,11 @@ def test_samples_are_sorted_by_longest_answer_and_lowest_margin(held_out):
     ("arguments", "says"),
     [
         (["none"], "there is no lineage 'none' in "),
-        (["tale", "3"], "lineage tale has no version 3 with answers to held-out prompts (it has 0 to 2)"),
-        (["tale", "2", "--train"], "lineage tale has no iteration 2 with answers to training prompts (it has 0 to 1)"),
+        (["tale", "3"], "lineage tale has no version 3 with answers to held-out prompts: choose from 0 to 2"),
+        (
+            ["tale", "2", "--train"],
+            "lineage tale has no iteration 2 with answers to training prompts: choose from 0 to 1",
+        ),
         (["tale", "--find", "xyz"], "no held-out prompt of lineage tale, and no response to one, contains 'xyz'"),
         (["tale", "--train", "--sort", "margin"], "no answer to a training prompt has a margin yet"),
         (

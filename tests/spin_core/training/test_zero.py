@@ -328,13 +328,16 @@ def test_the_check_reports_ranks_before_anything_is_computed(tmp_path):
     assert findings(speed={"ranks": 4, "deepspeed": "zero3"})[1:] == [
         "2 ranks will idle: set train.batch_size to 4 or more"
     ]
-    assert "neither a file that can be read nor one of" in findings(speed={"deepspeed": str(tmp_path / "absent")})[0]
+    assert (
+        "is not a file that can be read: give the path of one, or one of"
+        in findings(speed={"deepspeed": str(tmp_path / "absent")})[0]
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, r"neither a file that can be read nor one of zero0, zero1"),
+        (None, r"is not a file that can be read: give the path of one, or one of zero0, zero1"),
         ("{", r"mine\.json is not JSON .* fix it"),
         ("[]", r"has no JSON object"),
         ('{"train_batch_size": 8}', r"sets train_batch_size, .* remove it, and set train\.batch_size"),
