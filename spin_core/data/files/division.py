@@ -63,9 +63,7 @@ def _split(ids_N: Ids, held_out: int, seed: int, *, leave: int) -> tuple[Ints, I
     most = len(different) - leave
     if most < held_out:
         fix = f"lower it to at most {most}" if most > 0 else "give more rows"
-        raise DataError(
-            f"prompts.held_out is {held_out}, but there are only {len(different)} different prompts: {fix}"
-        )
+        raise DataError(f"prompts.held_out is {held_out}, but there are only {len(different)} different prompts: {fix}")
     chosen = np.argsort(random_ranks(different, seed), kind="stable")[:held_out]
     train = np.flatnonzero(~np.isin(ids_N, different[chosen]))
     left_out = len(ids_N) - len(train) - len(chosen)
