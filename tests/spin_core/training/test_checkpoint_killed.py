@@ -11,7 +11,7 @@ from spin_core.phases import train as train_phase
 from spin_core.store.identity import digest_file
 from spin_core.store.training_log import METRICS, read_rows
 from spin_core.training import checkpoint
-from spin_core.training.checkpoint import CHECKPOINTS, Journal, latest_checkpoint
+from spin_core.training.checkpoint import CHECKPOINTS, TrainingRecorder, latest_checkpoint
 from tests.support.lineages.small_jobs import (
     random_pairs,
     random_train_job,
@@ -52,17 +52,17 @@ def die_at(monkeypatch, number: int) -> None:
 
 def learn(folder, steps: int = 6) -> tuple[list[float], bytes]:
     """A training that is a number; the best steps are 1, 3, 4 and 5. The last and the best weights, and the rows."""
-    with Journal(folder, keep=1, every=2) as journal:
-        done, saved = journal.resume()
+    with TrainingRecorder(folder, keep=1, every=2) as recorder:
+        done, saved = recorder.resume()
         value = saved["weight/a"] if saved else torch.zeros(3)
         for step in range(done + 1, steps + 1):
             value = 1.5 * value + step
-            journal.write(METRICS, {"step": step, "value": value[0].item()})
+            recorder.write(METRICS, {"step": step, "value": value[0].item()})
             if step in (1, 3, 4, 5):
-                journal.save(step, {"weight/a": value}, best=True)
+                recorder.save(step, {"weight/a": value}, best=True)
             if step % 2 == 0:
-                journal.save(step, {"weight/a": value})
-        best = journal.tensors_at(5)["weight/a"]
+                recorder.save(step, {"weight/a": value})
+        best = recorder.tensors_at(5)["weight/a"]
     return [value[0].item(), best[0].item()], (folder / METRICS).read_bytes()
 
 

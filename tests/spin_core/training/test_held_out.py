@@ -17,7 +17,7 @@ from spin_core.runtime.progress import Progress
 from spin_core.store.jobs import TrainJob
 from spin_core.store.records import Event
 from spin_core.store.training_log import HELD_OUT, read_rows
-from spin_core.training.checkpoint import Journal, checkpoints, step_of
+from spin_core.training.checkpoint import TrainingRecorder, checkpoints, step_of
 from spin_core.training.held_out import best, is_best, published_step, split
 from tests.support.lineages.small_jobs import (
     CPU,
@@ -170,17 +170,17 @@ def test_a_best_checkpoint_is_kept_until_there_is_a_better_one(tmp_path):
         return [path.name for kind in ("best", "step") for path in checkpoints(tmp_path / "checkpoints", kind)]
 
     tensors = {"weight/a": torch.ones(2)}
-    with Journal(tmp_path, keep=1, every=10) as journal:
-        journal.save(4, tensors, best=True)
-        journal.save(10, tensors)
-        journal.save(14, tensors, best=True)
+    with TrainingRecorder(tmp_path, keep=1, every=10) as recorder:
+        recorder.save(4, tensors, best=True)
+        recorder.save(10, tensors)
+        recorder.save(14, tensors, best=True)
         assert there() == ["best-00000004", "best-00000014", "step-00000010"]
-        journal.resume()
+        recorder.resume()
         assert there() == ["best-00000004", "step-00000010"], "it goes on from 10, and makes 14 again"
-        journal.save(14, tensors, best=True)
-        journal.save(17, tensors)  # a stop on request
+        recorder.save(14, tensors, best=True)
+        recorder.save(17, tensors)  # a stop on request
         assert there() == ["best-00000014", "step-00000010", "step-00000017"], "10 is the last regular one"
-        journal.save(20, tensors)
+        recorder.save(20, tensors)
         assert there() == ["best-00000014", "step-00000020"]
 
 
@@ -189,15 +189,15 @@ def test_at_most_two_best_checkpoints_exist(tmp_path):
         return [step_of(path) for path in checkpoints(tmp_path / "checkpoints", "best")]
 
     tensors = {"weight/a": torch.ones(2)}
-    with Journal(tmp_path, keep=1, every=10) as journal:
+    with TrainingRecorder(tmp_path, keep=1, every=10) as recorder:
         for step in (2, 4, 6):
-            journal.save(step, tensors, best=True)
+            recorder.save(step, tensors, best=True)
         assert there() == [6], "no checkpoint knows of any"
-        journal.save(10, tensors)
+        recorder.save(10, tensors)
         for step in (12, 14, 16):
-            journal.save(step, tensors, best=True)
+            recorder.save(step, tensors, best=True)
             assert there() == [6, step], "what resumes from 10 may need 6"
-        journal.save(20, tensors)
+        recorder.save(20, tensors)
         assert there() == [16]
 
 
