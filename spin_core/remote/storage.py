@@ -141,7 +141,7 @@ def connect(url: str) -> Remote:
         extra = "install spin-loop with its extra `s3`" if protocol == "s3" else f"install it ({first_line(error)})"
         raise ConfigError(f"{url} needs a driver that is not installed: {extra}") from error
     except ValueError as error:
-        raise ConfigError(f"push.url {url} cannot be used ({first_line(error)}): fix the URL") from error
+        raise ConfigError(first_line(error)) from error  # which says what to do, without a secret in the URL
     except Exception as error:  # some drivers connect at once
         raise _translated(url, error) from error
     return Remote(url.rstrip("/"), fs, root.rstrip("/"))
