@@ -169,21 +169,21 @@ def _run(runs: Path, name: str, config: "RunConfig", *, verify: bool) -> None:
 
 def _start_server(runs: Path) -> "Server | None":
     """Prepare Prefect's environment, and start a temporary server if none is up; Prefect is imported meanwhile."""
-    from flows.server import local, state, temporary
+    from flows.server import local, temporary
 
     if not local.prepare(runs, quiet=True):
         return None
-    return temporary.Server(state.state_folder(runs))
+    return temporary.Server(local.prefect_home(runs))
 
 
 @contextlib.contextmanager
 def _running(server: "Server | None", runs: Path) -> Iterator[None]:
     """Wait for the server, and show in the terminal the progress of what runs meanwhile."""
-    from flows.server import state, temporary
+    from flows.server import local, temporary
     from tasks import display
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(temporary.server_errors(state.state_folder(runs)))
+        stack.enter_context(temporary.server_errors(local.prefect_home(runs)))
         if server:
             server.wait()
             server.hand_over()

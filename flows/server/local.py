@@ -53,7 +53,7 @@ def prepare(runs: Path, *, quiet: bool, to_serve: bool = False) -> bool:
         to_serve: This process starts the server, so PREFECT_API_URL is ignored.
 
     Returns:
-        Whether a run needs a temporary server with the state of that folder.
+        Whether a run needs a temporary server with the state in `prefect_home`.
 
     Raises:
         TryAgain: PREFECT_API_URL is set, and nothing answers there.
@@ -92,7 +92,25 @@ def prepare(runs: Path, *, quiet: bool, to_serve: bool = False) -> bool:
     elif not has_own_prefect:  # the temporary server takes it from the environment, too
         with storage_errors(folder):
             os.environ[state.OF_SERVER] = os.environ[state.OF_CLIENTS] = state.choose_password(folder)
-    return url is None and not has_own_prefect
+    return url is None and (not has_own_prefect or _has_chosen_home_alone())
+
+
+def prefect_home(runs: Path) -> Path:
+    """The folder of Prefect's state: the user's own, or that of the runs folder."""
+    return Path(os.environ.get("PREFECT_HOME", "") or state.state_folder(runs)).expanduser().absolute()
+
+
+def _has_chosen_home_alone() -> bool:
+    """Whether a user has set PREFECT_HOME, but no server: neither in the environment nor in a profile of that home."""
+    home = os.environ.get("PREFECT_HOME", "")
+    if not home or any(
+        os.environ.get(name) for name in ("PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "PREFECT_API_URL")
+    ):
+        return False
+    try:
+        return "PREFECT_API_URL" not in (Path(home).expanduser() / "profiles.toml").read_text("utf-8", "replace")
+    except OSError:
+        return True
 
 
 class Up(NamedTuple):

@@ -63,6 +63,8 @@ class Server:
         Raises:
             StorageError: The disk is full, or the folder cannot be written.
         """
+        with storage_errors(state):
+            state.mkdir(parents=True, exist_ok=True)
         check_space(state)
         set_aside_damaged_database(state)
         self.log = state / _LOG

@@ -104,6 +104,20 @@ def test_a_users_own_prefect_settings_are_kept(environment, tmp_path, name):
     assert os.environ.get("PREFECT_HOME", "theirs") == "theirs"
 
 
+def test_a_users_own_home_gets_a_temporary_server_unless_it_names_another(environment, tmp_path):
+    home = tmp_path / "theirs"
+    home.mkdir()
+    environment.setitem(os.environ, "PREFECT_HOME", str(home))
+    assert local.prepare(tmp_path, quiet=True)
+    assert local.prefect_home(tmp_path) == home
+    (home / "profiles.toml").write_text('active = "team"\n[profiles.team]\nPREFECT_API_URL = "https://team/api"\n')
+    assert not local.prepare(tmp_path, quiet=True)
+    (home / "profiles.toml").write_text('active = "local"\n[profiles.local]\n')
+    assert local.prepare(tmp_path, quiet=True)
+    environment.setitem(os.environ, "PREFECT_PROFILE", "local")
+    assert not local.prepare(tmp_path, quiet=True)
+
+
 def test_a_run_without_its_server_is_rejected_with_the_fix(environment, tmp_path):
     environment.setitem(os.environ, "PREFECT_API_URL", f"{NOWHERE}/api")
     with pytest.raises(TryAgain, match="unset PREFECT_API_URL"):
