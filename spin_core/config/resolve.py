@@ -16,7 +16,6 @@ from pydantic import ValidationError
 
 from spin_core.config.recipes import RECIPES
 from spin_core.config.run import RunConfig
-from spin_core.config.yaml_text import MAX_DEPTH as _MAX_LEVELS
 from spin_core.config.yaml_text import read_yaml
 from spin_core.errors import ConfigError
 
@@ -25,6 +24,9 @@ VARIABLES = frozenset({"SPIN_DATA"})
 
 REFERENCE = re.compile(r"\$\{(SPIN_\w+):-([^}]*)\}")
 """A reference to an environment variable, with its default."""
+
+_MAX_NAME_PARTS = 50
+"""The most parts of a setting's name, as in `train.beta`. No setting has so many: a longer name is a mistake."""
 
 _NAME = re.compile(r"SPIN_[A-Z0-9_]+")
 
@@ -197,7 +199,7 @@ def read_assignment(text: str) -> dict[str, Any]:
         shown = text if len(text) <= 120 else f"{text[:120]}…"
         raise ConfigError(f"--set {shown!r} has a value that is not valid YAML ({reason}): fix or quote it") from error
     names = name.strip().split(".")
-    if not all(names) or len(names) > _MAX_LEVELS:
+    if not all(names) or len(names) > _MAX_NAME_PARTS:
         raise ConfigError(f"--set {name.strip()[:80]!r} is not the name of a setting: see `spin recipes --settings`")
     for key in reversed(names):
         settings = {key: settings}
