@@ -226,6 +226,6 @@ def test_the_page_that_signs_in_runs_its_own_script_alone(check):
     start, body = asyncio.run(ask(check, b"localhost", path=app.SIGN_IN))
     headers = {name.decode(): value.decode() for name, value in start["headers"]}
     policy = headers["content-security-policy"]
-    assert policy.startswith("default-src 'none'; frame-ancestors 'none'; script-src 'sha256-")
+    assert policy.startswith("default-src 'none'; frame-ancestors 'none'; connect-src 'self'; script-src 'sha256-")
     assert headers["referrer-policy"] == "no-referrer"
     assert body["body"].count(b"<script>") == 1
