@@ -15,6 +15,7 @@ from flows.server.local import end_run_with_worker
 from flows.server.temporary import end_with_temporary_server
 from flows.server.watch import label_with_process
 from flows.spin import run_locked, started_again
+from flows.turn import turn
 from spin_core.comparison import compare as comparisons
 from spin_core.comparison.compare import MOST_SEEDS, Table
 from spin_core.config.resolve import RecipeName, resolve
@@ -53,8 +54,9 @@ def compare(
     name = name or f"compare-{recipe}"
     config = resolve(recipe, overrides=permitted_values(overrides), iterations=iterations)
     folder, warn = runs_folder(runs), get_run_logger().warning
-    lineages = comparisons.prepare_comparison(folder, name, config, seeds, methods, warn=warn, wait=started_again())
-    _run_seeds(folder, name, lineages, comparisons.missing_methods(config, methods))
+    with turn(lineage_folder(folder, name)):
+        lineages = comparisons.prepare_comparison(folder, name, config, seeds, methods, warn=warn, wait=started_again())
+        _run_seeds(folder, name, lineages, comparisons.missing_methods(config, methods))
     return completed(artifact_line("comparison", name), None)
 
 

@@ -13,6 +13,7 @@ from flows.server.local import end_run_with_worker
 from flows.server.temporary import end_with_temporary_server
 from flows.server.watch import label_with_process
 from flows.spin import first_opponent, started_again
+from flows.turn import turn
 from spin_core.config.resolve import RecipeName
 from spin_core.leaderboard import scoring
 from spin_core.leaderboard.board import Board
@@ -54,7 +55,8 @@ def evaluate(
     """
     end_run_with_worker()
     prepared = scoring.prepare(runs_folder(runs), target, suites, [permitted_values(overrides)], recipe or "", lineage)
-    _score_versions(prepared, versions)
+    with turn(prepared.root):
+        _score_versions(prepared, versions)
     return completed(artifact_line("leaderboard", prepared.name), None)
 
 

@@ -1,10 +1,11 @@
 """The flow `nightly`: one more iteration of a lineage, triggered by a schedule."""
 
 import json
-import os
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -14,14 +15,19 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Completed
 
 from flows.labels import add_tags, artifact_line, completed
+from flows.parameters import AS_THE_LINEAGE, OptionalName, RecipeChoice
 from flows.permissions import runs_folder
+from flows.requested import unknown_lineage
+from flows.server import schedules
+from flows.server.local import end_run_with_worker
 from flows.spin import continue_lineage
+from flows.turn import turn
 from spin_core.config.controls import ControlsConfig
-from spin_core.config.resolve import RecipeName, resolve
-from spin_core.config.run import LineageName, RunConfig
-from spin_core.errors import LineageBusy
+from spin_core.config.resolve import resolve
+from spin_core.config.run import RunConfig
+from spin_core.errors import ConfigError
 from spin_core.leaderboard import convergence
-from spin_core.lineage.find import find_lineage, lineage_folder
+from spin_core.lineage.find import find_lineage, lineage_exists, lineage_folder
 from spin_core.lineage.lineage import Lineage
 from spin_core.store import files
 
@@ -34,13 +40,14 @@ class Ending(NamedTuple):
     reason: str
 
 
-THIS_PROCESS = f"process {os.getpid()} on {os.uname().nodename}"
-"""This process, as it is written in the lock of a lineage."""
+def run_name() -> str:
+    """`nightly-mylineage`."""
+    return f"nightly-{_lineage_of_run(flow_run.id, flow_run.parameters['lineage']) or 'without-lineage'}"
 
 
-@flow(name="nightly", flow_run_name="nightly-{lineage}", persist_result=False)
+@flow(name="nightly", flow_run_name=run_name, persist_result=False)
 def nightly(
-    lineage: LineageName, recipe: RecipeName = "demo", until_converged: bool = True, runs: str = ""
+    lineage: OptionalName = "", recipe: RecipeChoice = AS_THE_LINEAGE, until_converged: bool = True, runs: str = ""
 ) -> State[None] | None:
     """Add one iteration to a lineage, or finish the iteration that was begun and not finished.
 
@@ -48,14 +55,24 @@ def nightly(
     Once the lineage has converged, or its gate has stopped it, nothing is added, and its schedule is paused.
 
     Args:
-        lineage: The name of the chain of model versions, in lower-case letters, digits and dashes.
+        lineage: The name of the chain of model versions, in lower-case letters, digits and dashes. There is no default.
         recipe: What to start the lineage with, if it does not exist yet.
         until_converged: Stop when the lineage has converged, by its `nightly` settings.
         runs: The folder that holds lineages; by default SPIN_RUNS, or runs.
     """
+    lineage = _checked_lineage(_lineage_of_run(flow_run.id, lineage))
     folder = runs_folder(runs)
+    if recipe == AS_THE_LINEAGE and not lineage_exists(folder, lineage):
+        raise unknown_lineage(folder, lineage)
+    end_run_with_worker()
+    with turn(lineage_folder(folder, lineage)):
+        return _run_night(folder, lineage, recipe, until_converged)
+
+
+def _run_night(folder: Path, lineage: str, recipe: str, until_converged: bool) -> State[None] | None:
+    """Add an iteration, unless another nightly run has done so meanwhile, or the lineage has ended."""
     root = lineage_folder(folder, lineage)
-    existing = find_lineage(folder, lineage) if (root / "lineage.json").exists() else None
+    existing = find_lineage(folder, lineage) if lineage_exists(folder, lineage) else None
     add_tags(recipe=existing.config.recipe if existing else recipe, lineage=lineage)
     note = root / "nights" / f"{flow_run.id}.json"
     # If this run crashed and was started again, its note has the number of iterations to reach. It may have finished
@@ -67,13 +84,7 @@ def nightly(
     if not ending:
         config = _config(existing, recipe, planned)
         _write_note(note, iterations=config.iterations)
-        try:
-            continue_lineage(folder, lineage, config)
-        except LineageBusy:
-            if not _is_locked_by_nightly_run(root):
-                raise
-            note.unlink()
-            return _skipped(lineage, "it is still running")
+        continue_lineage(folder, lineage, config)
         ended_at = datetime.now(UTC).isoformat()
         existing = find_lineage(folder, lineage)
         ending = _ending(existing, until_converged)
@@ -87,7 +98,36 @@ def nightly(
     return Completed(name=ending.state, message=f"{ending.reason}; {line}")
 
 
-def _config(lineage: Lineage | None, recipe: RecipeName, planned: int | None) -> RunConfig:
+@cache
+def _lineage_of_run(run: str | None, given: str) -> str:
+    """The lineage of a run: the one given, or that of the schedule which planned the run; empty if there is none.
+
+    What the schedule itself names counts, since a run may have been planned with parameters that it no longer has.
+    """
+    if not run:
+        return given
+    with get_client(sync_client=True) as client:
+        planned = client.read_flow_run(UUID(run))
+        if not planned.created_by or planned.created_by.type != "SCHEDULE" or not planned.deployment_id:
+            return given
+        current = client.read_deployment(planned.deployment_id).schedules
+    for schedule in current:
+        if schedule.id == planned.created_by.id:
+            return schedules.named_lineage(schedule.model_dump())
+    return schedules.lineage_in(planned.created_by.display_value)  # the schedule was deleted meanwhile
+
+
+def _checked_lineage(lineage: str) -> str:
+    """The lineage's name. Raises `ConfigError` if it is empty."""
+    if not lineage:
+        raise ConfigError(
+            "no lineage is named: fill in lineage in the form of this run or of its schedule, or set a schedule with "
+            "spin nightly LINEAGE --at 02:00"
+        )
+    return lineage
+
+
+def _config(lineage: Lineage | None, recipe: str, planned: int | None) -> RunConfig:
     """The configuration with one more iteration than the lineage has, or with the planned number."""
     if lineage is None:
         return resolve(recipe, iterations=planned or 1)
@@ -98,7 +138,7 @@ def _config(lineage: Lineage | None, recipe: RecipeName, planned: int | None) ->
 def _write_note(path: Path, *, iterations: int, ended: str = "", ended_at: str | None = None) -> None:
     """Write the note of this run: the `iterations` to reach; at its end, why the lineage ended, and the time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    note = {"iterations": iterations, "ended": ended, "by": THIS_PROCESS}
+    note = {"iterations": iterations, "ended": ended}
     # `played` is the time of the run's end, under the name that it has in the notes of all versions.
     files.write_json(path, note if ended_at is None else {**note, "played": ended_at})
 
@@ -115,12 +155,6 @@ def _last_end_since(root: Path, due: datetime) -> datetime | None:
     """
     ends = [datetime.fromisoformat(note["played"]) for note in _notes(root) if note.get("played")]
     return max((end for end in ends if end >= due), default=None)
-
-
-def _is_locked_by_nightly_run(root: Path) -> bool:
-    """Whether the process that has locked the lineage is a nightly run."""
-    holder = (root / ".lock").read_text("utf-8")
-    return any(note.get("by") == holder and not note.get("played") for note in _notes(root))
 
 
 def _skipped(name: str, why: str) -> State[None]:
@@ -146,7 +180,6 @@ def _pause_schedules(name: str) -> None:
     with get_client(sync_client=True) as client:
         current = client.read_deployment(deployment.id)
         for schedule in current.schedules:
-            parameters = {**current.parameters, **schedule.parameters}
-            if schedule.active and parameters.get("lineage") == name:
+            if schedule.active and schedules.named_lineage(schedule.model_dump()) == name:
                 # The server empties the parameters of a schedule that is changed without naming them.
                 client.update_deployment_schedule(current.id, schedule.id, active=False, parameters=schedule.parameters)

@@ -19,26 +19,41 @@ made from `RunConfig` by `_optional_copy`:
 
 from functools import cache
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model, model_serializer
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import SkipJsonSchema
 
 from flows.form_help import form_help
+from spin_core.config.resolve import RecipeName
 from spin_core.config.run import RunConfig
 
 _SEPARATE_PARAMETERS = ("recipe", "iterations")
 """Settings that are parameters of the flow, and so not among the overrides."""
 
-_LabelledNone = Annotated[None, WithJsonSchema({"type": "null", "title": "as the recipe has it"})]
-"""None, with a title that the form shows as a choice."""
+
+def _null(title: str) -> Any:
+    """The type of None, with a title that the form shows as a choice."""
+    return Annotated[None, WithJsonSchema({"type": "null", "title": title})]
+
+
+_LabelledNone = _null("as the recipe has it")
 
 _HiddenNone = Annotated[None, SkipJsonSchema()]
 """None, which is not in the schema: an empty field of the form."""
 
 Iterations = Annotated[int, Field(ge=1, le=1000, title="number")] | _LabelledNone
 """How many iterations; None takes the recipe's number."""
+
+AS_THE_LINEAGE: Final = "as the lineage has it"
+"""The choice of a form for a lineage that exists."""
+
+RecipeChoice = Literal["as the lineage has it", RecipeName]
+"""A recipe for a new lineage. A text and not None for an existing one, so that the form shows one drop-down."""
+
+TotalIterations = Annotated[int, Field(ge=1, le=1000, title="number")] | _null(AS_THE_LINEAGE)
+"""How many iterations a lineage has at the end; None takes the lineage's or the recipe's number."""
 
 OptionalName = Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9-]{0,62})?$")]
 """A lineage's name, or an empty string."""

@@ -1,5 +1,6 @@
 """The flow `spin`: T iterations of self-play fine-tuning. `run_iterations` is the algorithm."""
 
+from functools import partial
 from pathlib import Path
 
 from prefect import flow
@@ -8,12 +9,13 @@ from prefect.runtime import flow_run
 
 from flows.controls import compare_with_controls
 from flows.labels import add_tags, artifact_line, completed
-from flows.parameters import Iterations, OptionalName, Overrides
+from flows.parameters import AS_THE_LINEAGE, OptionalName, Overrides, RecipeChoice, TotalIterations
 from flows.permissions import permitted_values, runs_folder
+from flows.requested import requested
 from flows.server.local import end_run_with_worker
 from flows.server.temporary import end_with_temporary_server
 from flows.server.watch import label_with_process
-from spin_core.config.resolve import RecipeName, resolve
+from flows.turn import turn
 from spin_core.config.run import RunConfig
 from spin_core.leaderboard import gate
 from spin_core.leaderboard.board import Board
@@ -38,36 +40,40 @@ from tasks.train import train
 
 
 def run_name() -> str:
-    """`demo-mylineage`, or `demo` for the lineage that has the recipe's name."""
+    """`demo-mylineage`; without a recipe `mylineage`, and `demo` for the lineage that has the recipe's name."""
     recipe, lineage = flow_run.parameters["recipe"], flow_run.parameters["lineage"]
-    return f"{recipe}-{lineage}" if lineage not in ("", recipe) else recipe
+    return "-".join(dict.fromkeys(name for name in (recipe, lineage) if name not in ("", AS_THE_LINEAGE))) or "spin"
 
 
 @flow(name="spin", flow_run_name=run_name, persist_result=False)
 def spin(
-    recipe: RecipeName = "demo",
     lineage: OptionalName = "",
-    iterations: Iterations = None,
+    iterations: TotalIterations = None,
+    recipe: RecipeChoice = AS_THE_LINEAGE,
     overrides: Overrides = Overrides(),  # noqa: B008 (frozen)
     runs: str = "",
 ) -> None:
-    """Run a recipe, or continue the lineage of that name.
+    """Continue the lineage of that name with its own settings, or start it with a recipe.
 
     Args:
-        recipe: A complete configuration: demo (generated data, minutes on a CPU), tinystories (a real small model, on
-            a CPU), smollm2-135m (one small GPU), zephyr-7b-paper (the paper's run), zephyr-7b-scripts (its authors'
-            scripts), zephyr-7b (the same, corrected).
-        lineage: The name of the chain of model versions, in lower-case letters, digits and dashes; by default the
-            recipe's name.
+        lineage: The name of the chain of model versions, in lower-case letters, digits and dashes. One that exists goes
+            on with its own settings; for a new one choose a recipe, whose name is also the lineage's if this is empty.
         iterations: How many iterations the lineage has when the run ends, including those that it has already; by
-            default the recipe's number.
-        overrides: Any other setting. What is left empty stays as the recipe has it.
+            default the number that it was started with, or the recipe's.
+        recipe: For a new lineage, a complete configuration: demo (generated data, minutes on a CPU), tinystories (a
+            real small model, on a CPU), smollm2-135m (one small GPU), zephyr-7b-paper (the paper's run),
+            zephyr-7b-scripts (its authors' scripts), zephyr-7b (the same, corrected).
+        overrides: Any other setting. What is left empty stays as the lineage or the recipe has it.
         runs: The folder that holds lineages; by default SPIN_RUNS, or runs.
     """
-    name = lineage or recipe
-    add_tags(recipe=recipe, lineage=name)
-    config = resolve(recipe, overrides=permitted_values(overrides), iterations=iterations)
-    continue_lineage(runs_folder(runs), name, config)
+    folder = runs_folder(runs)
+    request = partial(requested, folder, lineage, recipe, iterations, permitted_values(overrides))
+    name, config = request()
+    add_tags(recipe=config.recipe, lineage=name)
+    end_run_with_worker()
+    with turn(folder / name):
+        # Again, as a run for which this one waited may have continued the lineage.
+        continue_lineage(folder, name, request()[1])
     return completed(artifact_line("leaderboard", name), None)
 
 
@@ -81,14 +87,13 @@ def run_local(lineage: Lineage) -> Board:
 
 
 def continue_lineage(runs: Path, name: str, config: RunConfig) -> Board:
-    """Check the run, then run until the lineage has `config.iterations` iterations."""
-    end_run_with_worker()
-    return run_locked(prepare_run(config, runs, name, warn=get_run_logger().warning, wait=started_again()))
+    """Check the run, then run until the lineage has `config.iterations` iterations. Waits while it is in use."""
+    return run_locked(prepare_run(config, runs, name, warn=get_run_logger().warning, wait=True), wait=True)
 
 
-def run_locked(lineage: Lineage) -> Board:
+def run_locked(lineage: Lineage, *, wait: bool = False) -> Board:
     """Run all iterations with the lineage's lock held."""
-    with lock.locked(lineage.root, wait=started_again()), warm_process.enabled():
+    with lock.locked(lineage.root, wait=wait or started_again()), warm_process.enabled():
         # Another process may have continued the lineage with other settings since this run was prepared.
         start_lineage(lineage.runs, lineage.name, lineage.config)
         with send_metrics(lineage):

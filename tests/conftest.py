@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from tests.support.servers.shared_server import server_url, shared_server  # noq
 
 # Commands are shown as `spin …` where the shell finds it, as in an environment that is activated.
 os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)
+os.environ.setdefault("SPIN_TURNS", tempfile.mkdtemp(prefix="spin-turns-"))
+"""Runs of these tests do not wait for other runs of this machine."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

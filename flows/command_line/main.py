@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from flows.command_line import check, files, run, serve, show
+from flows.command_line import check, files, nightly, run, serve, show
 from flows.command_line.signals import exit_status
 
 
@@ -138,7 +138,7 @@ for command in (
     *(check.data, check.check, check.verify),
     *(files.push, files.pull, files.export),
     show.recipes,
-    *(serve.up, serve.status, serve.down),
+    *(serve.up, nightly.nightly, serve.status, serve.down),
 ):
     main.add_command(command)
 

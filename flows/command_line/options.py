@@ -77,6 +77,12 @@ no_verify_option = click.option(
     help="Do not compare what phases read with the digests in its manifests.",
 )
 
+no_wait_option = click.option(
+    "--no-wait",
+    is_flag=True,
+    help="Run at once, also while another run computes on this machine.",
+)
+
 
 def json_text(value: Any) -> str:
     """A value as JSON that standard output can show: other letters than ASCII are escaped where it has only those."""

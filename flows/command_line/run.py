@@ -2,13 +2,13 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from flows.command_line.options import config_options, no_verify_option, runs_option, warn
+from flows.command_line.options import config_options, no_verify_option, no_wait_option, runs_option, warn
 from flows.command_line.signals import stop_on_signals
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--iterations", type=int, help="How many iterations the lineage has at the end, in total.")
 @config_options
 @no_verify_option
+@no_wait_option
 @runs_option
 def run(
     recipe: str,
@@ -30,6 +31,7 @@ def run(
     file: Path | None,
     sets: tuple[str, ...],
     no_verify: bool,
+    no_wait: bool,
     runs: Path,
 ) -> None:
     """Run a recipe, or continue a lineage."""
@@ -37,7 +39,7 @@ def run(
     from spin_core.config.resolve import resolve
 
     config = resolve(recipe, file=file, sets=sets, iterations=iterations)
-    _run(runs, recipe if name is None else name, config, verify=not no_verify)
+    _run(runs, recipe if name is None else name, config, verify=not no_verify, wait=not no_wait)
 
 
 @click.command()
@@ -45,8 +47,17 @@ def run(
 @click.option("--anyway", is_flag=True, help="Also when the lineage has converged.")
 @config_options
 @no_verify_option
+@no_wait_option
 @runs_option
-def next(name: str, anyway: bool, file: Path | None, sets: tuple[str, ...], no_verify: bool, runs: Path) -> None:
+def next(
+    name: str,
+    anyway: bool,
+    file: Path | None,
+    sets: tuple[str, ...],
+    no_verify: bool,
+    no_wait: bool,
+    runs: Path,
+) -> None:
     """Run one more iteration of a lineage, with its settings or with changed ones."""
     stop_on_signals()
     from spin_core.config.resolve import read_changes
@@ -61,7 +72,7 @@ def next(name: str, anyway: bool, file: Path | None, sets: tuple[str, ...], no_v
     if not anyway:
         convergence.check(lineage)
     with restored_on_failure(existing, config):
-        _run(runs, name, config, verify=not no_verify)
+        _run(runs, name, config, verify=not no_verify, wait=not no_wait)
 
 
 @click.command()
@@ -76,6 +87,7 @@ def next(name: str, anyway: bool, file: Path | None, sets: tuple[str, ...], no_v
     help="What to compare with: sft-steps, sft-tokens, dpo, spin-dpo, longer, sizes, temperature; default: all.",
 )
 @config_options
+@no_wait_option
 @runs_option
 def compare(
     recipe: str,
@@ -85,6 +97,7 @@ def compare(
     methods: str,
     file: Path | None,
     sets: tuple[str, ...],
+    no_wait: bool,
     runs: Path,
 ) -> None:
     """Compare SPIN over several seeds with continued SFT, DPO, longer and smaller trainings, in one table."""
@@ -96,13 +109,14 @@ def compare(
     chosen = [method.strip() for method in methods.split(",") if method.strip()]
     name = f"compare-{recipe}" if name is None else name
     lineages = comparisons.prepare_comparison(runs, name, config, seeds, chosen, warn=warn)
-    server = _start_server(runs)
+    with _turn(name, wait=not no_wait):
+        server = _start_server(runs)
 
-    from flows.command_line.printing.comparison import print_comparison
-    from flows.compare import compare_local
+        from flows.command_line.printing.comparison import print_comparison
+        from flows.compare import compare_local
 
-    with _running(server, runs):
-        table = compare_local(runs, name, lineages, comparisons.missing_methods(config, chosen))
+        with _running(server, runs):
+            table = compare_local(runs, name, lineages, comparisons.missing_methods(config, chosen))
     print_comparison(table, runs)
 
 
@@ -119,6 +133,7 @@ def compare(
 @click.option("--recipe", default="", help="For a model's folder: whose settings, prompts and chat template to use.")
 @click.option("--lineage", "name", default="", help="For a model's folder: its name on the leaderboard.")
 @config_options
+@no_wait_option
 @runs_option
 def evaluate(
     target: str,
@@ -128,6 +143,7 @@ def evaluate(
     name: str,
     file: Path | None,
     sets: tuple[str, ...],
+    no_wait: bool,
     runs: Path,
 ) -> None:
     """Score all versions and controls of a lineage, θ_T alone, or the model in a folder; existing scores are reused."""
@@ -137,34 +153,52 @@ def evaluate(
 
     lineage = scoring.prepare(runs, target, suites, read_changes(file, sets), recipe, name)
     scoring.versions(lineage, versions)
-    server = _start_server(runs)
+    with _turn(lineage.name, wait=not no_wait):
+        server = _start_server(runs)
 
-    from flows.command_line.printing.leaderboards import print_leaderboards
-    from flows.evaluate import evaluate_local
+        from flows.command_line.printing.leaderboards import print_leaderboards
+        from flows.evaluate import evaluate_local
 
-    with _running(server, runs):
-        board = evaluate_local(lineage, versions)
+        with _running(server, runs):
+            board = evaluate_local(lineage, versions)
     print_leaderboards([(board, lineage.config)], runs)
 
 
-def _run(runs: Path, name: str, config: "RunConfig", *, verify: bool) -> None:
+def _run(runs: Path, name: str, config: "RunConfig", *, verify: bool, wait: bool) -> None:
     """Run the flow in this process, with a live display, and print the leaderboard at the end."""
     from spin_core.preflight.prepare import prepare_run
 
     if not verify:
         os.environ["SPIN_VERIFY"] = "0"  # phases read it
     lineage = prepare_run(config, runs, name, warn=warn)
-    # Prefect reads its environment when it is imported, which the flows do.
-    server = _start_server(runs)
+    with _turn(name, wait=wait):
+        # Prefect reads its environment when it is imported, which the flows do.
+        server = _start_server(runs)
 
-    from flows.command_line.printing.leaderboards import print_leaderboards
-    from flows.command_line.printing.run_summary import print_summary
-    from flows.spin import run_local
+        from flows.command_line.printing.leaderboards import print_leaderboards
+        from flows.command_line.printing.run_summary import print_summary
+        from flows.spin import run_local
 
-    with _running(server, runs):
-        board = run_local(lineage)
+        with _running(server, runs):
+            board = run_local(lineage)
     print_leaderboards([(board, config)], runs)
     print_summary(runs, name, board)
+
+
+@contextlib.contextmanager
+def _turn(name: str, *, wait: bool) -> Iterator[None]:
+    """Wait until no other run computes on this machine, and say so."""
+    from spin_core.runtime import turns
+
+    def report(ahead: Sequence[str]) -> None:
+        click.echo(
+            f"waiting for {', '.join(ahead)} on this machine, then this run starts; Ctrl-C ends it, --no-wait runs it "
+            "at once",
+            err=True,
+        )
+
+    with turns.turn(f"run of {name}", turns.at_once() if wait else 0, report):
+        yield
 
 
 def _start_server(runs: Path) -> "Server | None":

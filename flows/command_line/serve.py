@@ -24,15 +24,23 @@ from flows.command_line.options import json_option, json_text, runs_option
     show_default=True,
     help="How often a run that crashed is started again automatically.",
 )
+@click.option(
+    "--at-once",
+    type=click.IntRange(min=0),
+    envvar="SPIN_AT_ONCE",
+    default=1,
+    show_default=True,
+    help="How many runs compute at once on this machine, while others wait; 0 for any number.",
+)
 @runs_option
-def up(port: int, host: str, reruns: int, runs: Path) -> None:
+def up(port: int, host: str, reruns: int, at_once: int, runs: Path) -> None:
     """Start the UI: a server, the deployments and a worker, until Ctrl-C or `spin down`."""
     from flows.server import local
 
     local.prepare(runs, quiet=False, to_serve=True)
     from flows.server.serve import serve
 
-    serve(runs, host, port, reruns)
+    serve(runs, host, port, reruns, at_once)
 
 
 @click.command()

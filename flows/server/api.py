@@ -22,12 +22,25 @@ class Server:
         if password:
             self.headers["Authorization"] = f"Basic {base64.b64encode(password.encode()).decode()}"
 
+    def get(self, path: str) -> Any:
+        """The server's answer to a GET request. Raises as `request` does."""
+        return self.request("GET", path)
+
     def post(self, path: str, query: Any) -> Any:
-        """The server's answer to a POST request.
+        """The server's answer to a POST request. Raises as `request` does."""
+        return self.request("POST", path, query)
+
+    def patch(self, path: str, changes: Any) -> None:
+        """Change something. Raises as `request` does."""
+        self.request("PATCH", path, changes)
+
+    def request(self, method: str, path: str, body: Any = None) -> Any:
+        """The server's answer to a request; None if the answer is empty.
 
         Args:
+            method: The HTTP method.
             path: Path of the API, as `/flow_runs/filter`.
-            query: The JSON body.
+            body: The JSON body; None for none.
 
         Raises:
             TryAgain: The server does not answer.
@@ -35,14 +48,14 @@ class Server:
         """
         try:
             try:
-                return self._send(path, query)
+                return self._send(method, path, body)
             except urllib.error.HTTPError as error:
                 if error.code != 403:
                     raise
             # CSRF protection: the server requires a token, which the client fetches and which expires.
             client = self.headers["Prefect-Csrf-Client"]
-            self.headers["Prefect-Csrf-Token"] = self._send(f"/csrf-token?client={client}")["token"]
-            return self._send(path, query)
+            self.headers["Prefect-Csrf-Token"] = self._send("GET", f"/csrf-token?client={client}")["token"]
+            return self._send(method, path, body)
         # A server that is killed may send half an answer.
         except (OSError, http.client.HTTPException, ValueError) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code == 401:
@@ -51,13 +64,13 @@ class Server:
                 ) from error
             raise TryAgain(f"the server at {self.url} does not answer ({error}): try again in a minute") from error
 
-    def _send(self, path: str, query: Any = None) -> Any:
-        """Send one request: GET without a query, else POST."""
-        data = None if query is None else json.dumps(query).encode()
-        with urllib.request.urlopen(
-            urllib.request.Request(f"{self.url}/api{path}", data, self.headers), timeout=30
-        ) as answer:
-            return json.load(answer)
+    def _send(self, method: str, path: str, body: Any = None) -> Any:
+        """Send one request."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}/api{path}", data, self.headers, method=method)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            content = answer.read()
+        return json.loads(content) if content else None
 
 
 def healthy(url: str) -> bool:

@@ -31,7 +31,7 @@ from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
 from prefect.settings import PREFECT_HOME
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 
-from flows.server import api, local, watch
+from flows.server import api, local, schedules, watch
 from spin_core.reports import links
 from spin_core.store import files
 
@@ -50,6 +50,8 @@ JOB_TEMPLATE: dict[str, Any] = {
 }
 """What a run of the pool is: its deployment's flow, in its worker's environment. Prefect's own template for processes
 lets the person who starts a run choose its command, its environment and its folder, and so run other programs."""
+
+_DEPLOYMENTS = ("spin", "nightly", "compare", "evaluate")
 
 _DOES_NOT_FIT = (404, 409, 422)
 """Statuses of the answer to settings that do not fit a deployment any more. Other errors may be temporary."""
@@ -136,7 +138,7 @@ def _next_state(run: FlowRun) -> State[Any]:
     """The state that a lost run gets."""
     if run.state and run.state.is_cancelling():
         return Cancelled(message="It was being cancelled as the server ended.")
-    if run.run_count > int(os.environ.get(local.OF_RERUNS, local.RERUNS)):
+    if watch.starts(run.model_dump()) > int(os.environ.get(local.OF_RERUNS, local.RERUNS)):
         return _crashed()
     return AwaitingRetry(message="The server ended while it ran. It goes on, and what is finished is reused.")
 
@@ -149,25 +151,39 @@ def _crashed() -> State[Any]:
 def user_settings(client: SyncPrefectClient) -> Settings:
     """What users may have set on deployments, and `prefect deploy` would reset."""
     return {
-        str(deployment.id): DeploymentUpdate(
-            parameters=deployment.parameters,
-            paused=deployment.paused,
-            tags=deployment.tags,
-            concurrency_limit=limit.limit if (limit := deployment.global_concurrency_limit) else None,
-            concurrency_options=deployment.concurrency_options,
-            schedules=[
-                DeploymentScheduleUpdate(
-                    schedule=schedule.schedule,
-                    active=schedule.active,
-                    max_scheduled_runs=schedule.max_scheduled_runs,
-                    parameters=schedule.parameters,
-                    slug=schedule.slug,
-                )
-                for schedule in deployment.schedules
-            ],
-        ).model_dump(mode="json", exclude_unset=True)
+        str(deployment.id): _without_earlier_defaults(
+            deployment.name,
+            DeploymentUpdate(
+                parameters=deployment.parameters,
+                paused=deployment.paused,
+                tags=deployment.tags,
+                concurrency_limit=limit.limit if (limit := deployment.global_concurrency_limit) else None,
+                concurrency_options=deployment.concurrency_options,
+                schedules=[
+                    DeploymentScheduleUpdate(
+                        schedule=schedule.schedule,
+                        active=schedule.active,
+                        max_scheduled_runs=schedule.max_scheduled_runs,
+                        parameters=schedule.parameters,
+                        slug=schedule.slug,
+                    )
+                    for schedule in deployment.schedules
+                ],
+            ).model_dump(mode="json", exclude_unset=True),
+        )
         for deployment in client.read_deployments(work_pool_filter=_IN_OUR_POOL)
     }
+
+
+def _without_earlier_defaults(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without what earlier versions of prefect.yaml had set, and users have not changed."""
+    if name in _DEPLOYMENTS and settings["concurrency_limit"] == 1:
+        settings = {**settings, "concurrency_limit": None, "concurrency_options": None}
+    if name == schedules.DEPLOYMENT:
+        return schedules.with_own_lineages(settings)
+    if (name, settings["parameters"]) == ("spin", {"recipe": "demo"}):
+        return {**settings, "parameters": {}}
+    return settings
 
 
 def _restore(client: SyncPrefectClient, before: Settings) -> None:

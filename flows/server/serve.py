@@ -21,15 +21,18 @@ from typing import BinaryIO, NoReturn, Self, TextIO
 
 import click
 
-from flows.server import api, local, state, watch
+from flows.server import api, local, schedules, state, watch
 from spin_core.config.trust import is_loopback
 from spin_core.errors import ConfigError, TryAgain
 from spin_core.reports import links
-from spin_core.runtime import grace
+from spin_core.runtime import grace, turns
 from spin_core.runtime import process as runtime_process
 
 HOME = Path(__file__).resolve().parents[2]
 """The checkout, which has `prefect.yaml`."""
+
+LOG = "server.log"
+"""The file with what server, deployments and worker print, in the state folder."""
 
 START_SECONDS = 180.0
 """How long the server may take to start."""
@@ -41,7 +44,7 @@ RESTARTS, RESTARTS_WITHIN_SECONDS = 5, 600.0
 """A service that ends by itself more often than this is not started again."""
 
 
-def serve(runs: Path, host: str, port: int, reruns: int = local.RERUNS) -> None:
+def serve(runs: Path, host: str, port: int, reruns: int = local.RERUNS, at_once: int = 1) -> None:
     """Serve until Ctrl-C, SIGTERM or the terminal's end. All that was started ends then.
 
     Args:
@@ -49,6 +52,7 @@ def serve(runs: Path, host: str, port: int, reruns: int = local.RERUNS) -> None:
         host: The address to listen on.
         port: The port to listen on.
         reruns: How often a crashed run is started again automatically.
+        at_once: How many runs compute at once on this machine; 0 for any number.
 
     Raises:
         ConfigError: The address or the port cannot be used, or another machine serves the folder.
@@ -64,14 +68,17 @@ def serve(runs: Path, host: str, port: int, reruns: int = local.RERUNS) -> None:
         raise ConfigError(f"{HOME} has no prefect.yaml: install with pip install -e from a checkout")
     url = f"http://{_host_in_url(host)}:{port}"
     folder = state.state_folder(runs)
-    log_path = folder / "server.log"
+    log_path = folder / LOG
     state.prepare_state(folder)
     handle_signals()
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(KeyboardInterrupt):
             address = stack.enter_context(_locked_address_file(local.address_file(runs)))
             password = state.choose_password(folder)
-            environment = _environment(runs, url, password) | {local.OF_RERUNS: str(reruns)}
+            environment = _environment(runs, url, password) | {
+                local.OF_RERUNS: str(reruns),
+                turns.AT_ONCE: str(at_once),
+            }
             log = stack.enter_context(state.open_private(log_path))
             click.echo("starting the server …")
             server = stack.enter_context(
@@ -79,10 +86,10 @@ def serve(runs: Path, host: str, port: int, reruns: int = local.RERUNS) -> None:
             )
             with _module_process(["flows.server.deploy"], environment, log, umask=0o077) as deploying:
                 _wait_until_ready(server.process, deploying, log_path)
-            worker = stack.enter_context(_worker(environment, log, api.Server(url, password)))
+            worker = stack.enter_context(_worker(environment, log, api.Server(url, password), at_once))
             print(url, file=address, flush=True)
             _print_addresses(runs, host, url, password, log_path)
-            _watch((server, worker), api.Server(url, password), reruns, log_path)
+            _watch((server, worker), api.Server(url, password), reruns, at_once, folder)
         click.echo("ending …")
     click.echo("down")
 
@@ -196,11 +203,12 @@ class _Service:
 
 
 @contextlib.contextmanager
-def _worker(environment: dict[str, str], log: BinaryIO, server: api.Server) -> Iterator[_Service]:
+def _worker(environment: dict[str, str], log: BinaryIO, server: api.Server, at_once: int) -> Iterator[_Service]:
     """The worker. The runs that its end stops are scheduled, so that they continue at the next `spin up`."""
+    limit = ["--limit", str(at_once)] if at_once else []
     service = _Service(
         "worker",
-        ["infra.worker", "--pool", local.POOL, "--type", "process", "--name", local.WORKER],
+        ["infra.worker", "--pool", local.POOL, "--type", "process", "--name", local.WORKER, *limit],
         # A run waits some two minutes for a server that restarts, and then reports what happened meanwhile.
         {"PREFECT_CLIENT_MAX_RETRIES": "7", **environment},
         log,
@@ -217,8 +225,9 @@ def _worker(environment: dict[str, str], log: BinaryIO, server: api.Server) -> I
         watch.continue_later(server, ending)
 
 
-def _watch(services: Sequence[_Service], server: api.Server, reruns: int, log: Path) -> NoReturn:
-    """Restart services that have ended, and look after dead runs, until a signal's handler raises."""
+def _watch(services: Sequence[_Service], server: api.Server, reruns: int, at_once: int, folder: Path) -> NoReturn:
+    """Restart services that have ended, and look after runs and schedules, until a signal's handler raises."""
+    log, memory = folder / LOG, folder / "schedules.json"
     checked = time.monotonic()
     while True:
         for service in services:
@@ -226,6 +235,9 @@ def _watch(services: Sequence[_Service], server: api.Server, reruns: int, log: P
                 service.restart(log)
         if time.monotonic() - checked > watch.EVERY_SECONDS:
             watch.check_runs(server, reruns)
+            with contextlib.suppress(TryAgain):  # busy: again a few seconds later
+                watch.explain_waiting(server, at_once)
+                schedules.keep_lineages(server, memory)
             checked = time.monotonic()
         time.sleep(0.5)
 

@@ -13,6 +13,8 @@ import click
 
 from flows.server import local, state
 from flows.server.api import Server
+from flows.server.schedules import Schedule, list_schedules
+from flows.server.watch import WAITING, starts
 from spin_core.config.base import Frozen
 from spin_core.errors import ConfigError, DamagedArtifact, SpinError, TryAgain
 from spin_core.lineage import phase_jobs
@@ -24,7 +26,7 @@ DOWN_SECONDS = 180.0
 
 _UNFINISHED = [
     {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING", "PAUSED"]}},
-    {"name": {"any_": ["AwaitingRetry"]}},
+    {"type": {"any_": ["SCHEDULED"]}, "name": {"any_": ["AwaitingRetry", WAITING]}},
 ]
 
 _OF_DEPLOYMENTS = {"deployment_id": {"is_null_": False}}
@@ -46,6 +48,8 @@ class Run(Frozen):
     started: int
     """How often it was started: more than once if it crashed."""
     phases: tuple[Phase, ...]
+    waits: str
+    """Why it waits; empty if it does not."""
 
 
 class Head(Frozen):
@@ -76,6 +80,7 @@ class Status(Frozen):
     open_to_others: tuple[str, ...]
     """The state folder, and files in it, that other users may read or change."""
     runs: tuple[Run, ...]
+    schedules: tuple[Schedule, ...]
     lineages: tuple[Head, ...]
     unreadable: tuple[str, ...]
     """Lineages that this version cannot read."""
@@ -101,6 +106,7 @@ def status(runs: Path) -> Status:
         password_file=str(state.password_file(folder)) if url else "",
         open_to_others=tuple(map(str, state.open_to_others(folder))),
         runs=tuple(_unfinished_runs(_server(runs, url))) if url else (),
+        schedules=tuple(list_schedules(_server(runs, url))) if url else (),
         lineages=tuple(heads),
         unreadable=tuple(unreadable),
     )
@@ -125,7 +131,16 @@ def _unfinished_runs(server: Server, selection: Mapping[str, Any] | None = None)
                 Phase(name=task["name"], percent=_percent(server, task["id"]))
                 for task in server.post("/task_runs/filter", running)
             ]
-            runs.append(Run(name=run["name"], state=run["state_name"], started=run["run_count"], phases=tuple(phases)))
+            state, waits = run["state_name"], run["state"]["message"] or ""
+            runs.append(
+                Run(
+                    name=run["name"],
+                    state=state,
+                    started=starts(run),
+                    phases=tuple(phases),
+                    waits=waits.removeprefix("waits: ") if state == WAITING else "",
+                )
+            )
     return runs
 
 

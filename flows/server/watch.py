@@ -32,6 +32,12 @@ A worker reports a crash again some seconds later. Earlier than this, that repor
 RECENT = timedelta(days=2)
 """A run that crashed earlier is not rescheduled."""
 
+WAITING = "Waiting"
+"""The name of the state of a run that waits for others."""
+
+WAITS_LABEL = "spin.waits"
+"""The label with how often a run has waited after its start. Prefect counts its going on as another start."""
+
 WORKER_LABEL = "prefect.worker.name"
 
 HOST_LABEL, PID_LABEL, START_TIME_LABEL = "spin.host", "spin.pid", "spin.born"
@@ -79,7 +85,7 @@ def check_runs(server: Server, reruns: int = local.RERUNS) -> None:
             _set_state(server, run, {"type": "CANCELLED" if cancelling else "CRASHED", "message": _GONE})
         for run in _runs(server, ["CRASHED"], since=now - RECENT):
             # A run count of 0: it never began, and what prevented that would do so again.
-            if run["id"] not in alive and 0 < run["run_count"] <= reruns and _age(run, now) > RESCHEDULE_AFTER_SECONDS:
+            if run["id"] not in alive and 0 < starts(run) <= reruns and _age(run, now) > RESCHEDULE_AFTER_SECONDS:
                 _set_state(server, run, {"type": "SCHEDULED", "name": "AwaitingRetry", "message": _AGAIN})
         _end_lost_tasks(server, now)
 
@@ -93,6 +99,34 @@ def continue_later(server: Server, since: datetime) -> None:
         for run in _runs(server, ["CRASHED"], since=since):
             if run["run_count"] > 0 and not is_on_other_machine(run["labels"]):
                 _set_state(server, run, {"type": "SCHEDULED", "name": "AwaitingRetry", "message": LATER})
+
+
+def explain_waiting(server: Server, at_once: int) -> None:
+    """Name the state of runs that are due and for which the worker has no room `Waiting`, with the reason.
+
+    Args:
+        server: The server of `spin up`.
+        at_once: How many runs the worker executes at once; 0 for any number.
+    """
+    now = datetime.now(UTC)
+    due = {
+        "state": {"type": {"any_": ["SCHEDULED"]}, "name": {"any_": ["Scheduled", "Late", WAITING]}},
+        "next_scheduled_start_time": {"before_": (now - timedelta(seconds=EVERY_SECONDS)).isoformat()},
+    }
+    running = [run["name"] for run in _runs(server, list(WITHOUT_PROCESS_SECONDS))]
+    if not at_once or len(running) < at_once:
+        return
+    message = f"waits: {', '.join(sorted(running))} runs; spin up --at-once sets how many may"
+    for run in server.post("/flow_runs/filter", {"flow_runs": due, "work_pools": _POOL}):
+        if (run["state_name"], run["state"]["message"]) != (WAITING, message):
+            details = {"scheduled_time": run["next_scheduled_start_time"]}
+            state = {"type": "SCHEDULED", "name": WAITING, "message": message, "state_details": details}
+            server.post(f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+
+
+def starts(run: Mapping[str, Any]) -> int:
+    """How often a run was started."""
+    return int(run["run_count"]) - int((run["labels"] or {}).get(WAITS_LABEL, 0))
 
 
 def is_on_other_machine(labels: Mapping[str, Any] | None) -> bool:
@@ -165,7 +199,7 @@ def _end_lost_tasks(server: Server, now: datetime) -> None:
             continue
         has_ended = run["state_type"] not in ("RUNNING", "CANCELLING", "PAUSED")
         # A task that is pending does not have the number of its try yet.
-        is_of_earlier_try = task["state_type"] == "RUNNING" and task["flow_run_run_count"] < run["run_count"]
+        is_of_earlier_try = task["state_type"] == "RUNNING" and task["flow_run_run_count"] < starts(run)
         if has_ended or is_of_earlier_try:
             state = {"type": "CRASHED", "message": _LOST_TASK}
             server.post(f"/task_runs/{task['id']}/set_state", {"state": state, "force": True})

@@ -27,6 +27,11 @@ def lineage_folder(runs: Path, name: str) -> Path:
     return runs / name
 
 
+def lineage_exists(runs: Path, name: str) -> bool:
+    """Whether a lineage of that name was started. Raises `ConfigError` if the name is not allowed."""
+    return (lineage_folder(runs, name) / CONFIGURATION).exists()
+
+
 def find_lineage(runs: Path, name: str) -> Lineage:
     """The lineage of that name.
 

@@ -98,8 +98,8 @@ def _replaced_settings(lineage: Lineage, before: RunConfig) -> list[str]:
                 raise _other_recipe(lineage, before.recipe)
             values = "; ".join(f"{field} = {changed[field][0]}, not {changed[field][1]}" for field in fixed[:3])
             raise StaleArtifact(
-                f"lineage {lineage.name} was started with {values}: choose a new name with --lineage, "
-                "or set the value back"
+                f"lineage {lineage.name} was started with {values}: leave that setting as it was, or choose a new "
+                "lineage name"
             )
         replaced |= {field: f"{field} = {now}, not {was}" for field, (was, now) in changed.items()}
     return list(replaced.values())

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, expect
 
+from flows.parameters import AS_THE_LINEAGE
 from spin_core.config.evaluate import SuiteName
 from spin_core.config.recipes import RECIPES
 from tests.support.servers import served
@@ -151,11 +152,11 @@ def steps(up: Up, since: str = "") -> int:
 
 @pytest.fixture(scope="module")
 def training(up: Up, ui: Ui, finished_run: Any) -> Training:
-    """One more iteration, started by a copy of the run. Its training is paused where no test needs its steps."""
-    ui.open_run(finished_run)
-    ui.act("Copy to new run")
+    """One more iteration, from its name and number alone. Its training is paused where no test needs its steps."""
+    assert finished_run["state_name"] == "Completed"
+    ui.open_form()
     ui.fill(LINEAGE, ITERATIONS + 1)
-    run = ui.start(f"demo-{LINEAGE}")
+    run = ui.start(LINEAGE)
     ui.leave()
     wait_for(lambda: steps(up) > SAVE_EVERY)
     training = Training(run, up.runs / LINEAGE / f"iter_{ITERATIONS:02d}" / "jobs" / "train.pid")
@@ -218,10 +219,11 @@ def test_without_the_password_the_pages_ask_for_it(browser, up, version):
 
 def test_the_form_lists_all_choices(ui):
     ui.open_form()
-    assert ui.choices("recipe") == list(RECIPES)
+    assert ui.chosen("recipe") == AS_THE_LINEAGE
+    assert ui.choices("recipe") == [AS_THE_LINEAGE, *RECIPES]
     ui.choose("recipe", "zephyr-7b")
     assert ui.chosen("recipe") == "zephyr-7b"
-    for name in ("recipe", "lineage", "iterations", "overrides", "runs"):
+    for name in ("lineage", "iterations", "recipe", "overrides", "runs"):
         assert len(ui.field(name).locator("p").first.inner_text()) > len(name), "each has its help"
     ui.choose_suite("mt-bench-quick")
     assert ui.choices("suites") == list(get_args(SuiteName))
@@ -314,6 +316,23 @@ def test_the_leaderboard_has_a_timeline_of_its_versions(up, ui):
     assert min(ui.pictures().values()) > 300
     assert ui.sideways() == 0
     ui.picture("leaderboard", 1000)
+
+
+def test_a_lineage_goes_on_with_its_own_settings_from_its_name_and_the_iterations_alone(up, training):
+    sent = training.run["parameters"]
+    assert filled_in(sent["overrides"]) == {}
+    assert (sent["lineage"], sent["iterations"], sent["recipe"]) == (LINEAGE, ITERATIONS + 1, AS_THE_LINEAGE)
+    config = json.loads((up.runs / LINEAGE / "lineage.json").read_text())["config"]
+    assert config["train"]["batch_size"] == OVERRIDES["train"].get("batch_size", config["train"]["batch_size"])
+    assert config["train"]["epochs"] == OVERRIDES["train"]["epochs"], "its own, and not the recipe's"
+
+
+def test_a_copied_run_opens_the_form_with_its_values(ui, finished_run):
+    ui.open_run(finished_run)
+    ui.act("Copy to new run")
+    expect(ui.field("lineage").get_by_role("textbox")).to_have_value(LINEAGE)
+    assert ui.chosen("recipe") == "demo"
+    ui.leave()
 
 
 def test_a_run_can_be_watched(up, ui, training):

@@ -1,8 +1,10 @@
 """Nightly runs of a lineage: which of them add an iteration, and which are skipped. Results are published by hand."""
 
 import json
+import re
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,6 @@ from prefect.flow_engine import run_flow
 from prefect.states import Scheduled
 
 from flows import nightly as nights
-from flows import spin
-from spin_core.errors import LineageBusy
 from tests.support.helpers import HOLDS
 from tests.support.lineages.small_lineage import NLLS, build_lineage
 
@@ -34,7 +34,7 @@ def publish(runs: str, name: str, config: Any) -> None:
 
 def night(runs: Path, lineage: str, due: timedelta = timedelta()) -> State[Any]:
     """The final state of a run that was due some time ago and starts now."""
-    parameters = {"lineage": lineage, "until_converged": False, "runs": str(runs)}
+    parameters = {"lineage": lineage, "recipe": "demo", "until_converged": False, "runs": str(runs)}
     with get_client(sync_client=True) as client:
         scheduled = Scheduled(scheduled_time=datetime.now(UTC) - due)
         run = client.create_flow_run(nights.nightly, parameters=parameters, state=scheduled)
@@ -85,42 +85,27 @@ def test_a_nightly_run_that_died_is_replaced_by_the_one_that_waited(tmp_path, mo
     assert count_iterations(tmp_path, "tale") == 1
 
 
-@pytest.mark.parametrize("by", ["a night", "someone else"])
-def test_a_nightly_run_of_a_lineage_in_use_is_skipped_if_a_nightly_run_uses_it_and_fails_otherwise(
-    tmp_path, monkeypatch, by
-):
+@pytest.mark.parametrize("holder", ["another command", "another nightly run"])
+def test_a_nightly_run_waits_for_its_lineage_and_is_skipped_if_a_nightly_run_used_it(tmp_path, holder):
     root = build_lineage(tmp_path, "tale").root
-    monkeypatch.setattr(nights, "continue_lineage", spin.continue_lineage)
-    holder = [sys.executable, "-c", HOLDS, str(root)]
-    with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+    def end() -> None:
+        if holder == "another nightly run":
+            (root / "nights").mkdir()
+            note = {"iterations": 2, "ended": "", "played": datetime.now(UTC).isoformat()}
+            (root / "nights" / "another.json").write_text(json.dumps(note))
+        assert process.stdin is not None
+        process.stdin.close()
+
+    command = [sys.executable, "-c", HOLDS, str(root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
-        if by == "a night":
-            (root / "nights").mkdir()
-            note = {"iterations": 3, "ended": "", "by": (root / ".lock").read_text()}
-            (root / "nights" / "another.json").write_text(json.dumps(note))
+        threading.Timer(2, end).start()
         state = night(tmp_path, "tale")
-        process.communicate("")
-    if by == "a night":
-        assert (state.name, count_iterations(tmp_path, "tale")) == ("LeftOut", 2)
-        assert "another nightly run of tale was busy (it is still running)" in state.message
-        assert [path.name for path in (root / "nights").iterdir()] == ["another.json"]
-        return
-    with pytest.raises(LineageBusy, match="lineage tale is in use by process"):
-        state.result()
-
-
-def test_a_nightly_run_records_its_process_as_the_lock_does(tmp_path, monkeypatch):
-    seen = []
-
-    def look(runs: str, name: str, config: Any) -> None:
-        publish(runs, name, config)  # which takes the lock
-        (note,) = (tmp_path / "tale" / "nights").iterdir()
-        seen.append(json.loads(note.read_text()))
-
-    monkeypatch.setattr(nights, "continue_lineage", look)
-    night(tmp_path, "tale")
-    (note,) = seen
-    assert note == {"iterations": 1, "ended": "", "by": (tmp_path / "tale" / ".lock").read_text()}
-    (path,) = (tmp_path / "tale" / "nights").iterdir()
-    assert datetime.fromisoformat(json.loads(path.read_text())["played"]) <= datetime.now(UTC)
+    ended = ("Completed", 3) if holder == "another command" else ("LeftOut", 2)
+    assert (state.name, count_iterations(tmp_path, "tale")) == ended
+    with get_client(sync_client=True) as client:
+        states = client.read_flow_run_states(state.state_details.flow_run_id)
+    (waiting,) = (each for each in states if each.name == "Waiting")
+    assert re.match(rf"waits: lineage tale is in use by process {process.pid} on ", waiting.message)

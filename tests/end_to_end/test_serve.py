@@ -88,7 +88,8 @@ def nightly_run(up: Up, repeated_run: Any) -> NightlyRun:
         assert done.returncode == 0, done.stderr
         run = up.trigger("nightly", {"lineage": "whole"})
         wait_for((root / "iter_02" / "jobs" / "generations.json").exists)
-        concurrent_run = up.finish(up.trigger("spin", as_in_form(root)))
+        concurrent_run = wait_until_waiting(up, up.trigger("spin", as_in_form(root)))
+        up.request("POST", f"/flow_runs/{concurrent_run['id']}/set_state", {"state": {"type": "CANCELLED"}})
         wait_for((root / "iter_02" / "generations" / "manifest.json").exists)
         os.kill(holder(root), signal.SIGKILL)
         at_kill = stamps(root)
@@ -96,6 +97,16 @@ def nightly_run(up: Up, repeated_run: Any) -> NightlyRun:
         while not messages[-1]["event"].startswith("spin.gate."):
             messages.append(webhook.messages.get(timeout=60))
     return NightlyRun(concurrent_run, at_kill, ended, up.history(run), up.tasks(run), messages)
+
+
+def wait_until_waiting(up: Up, run: Any) -> Any:
+    """The run, once its state says that it waits."""
+
+    def waiting() -> Any:
+        now = up.request("GET", f"/flow_runs/{run['id']}")
+        return now if now["state_name"] == "Waiting" else None
+
+    return wait_for(waiting)
 
 
 def test_requests_without_the_password_or_from_another_page_are_rejected(up):
@@ -145,18 +156,18 @@ def test_a_taken_port_is_an_error_that_names_another_port(up, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["spin", "nightly"])
-def test_deployments_run_one_flow_at_a_time_and_queue_others(up, name):
+def test_deployments_have_a_schema_and_leave_it_to_the_worker_how_many_run_at_once(up, name):
     deployment = up.deployment(name)
-    assert deployment["global_concurrency_limit"]["limit"] == 1
-    assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+    assert deployment["global_concurrency_limit"] is None
     assert deployment["enforce_parameter_schema"]
     assert deployment["description"]
+    (worker,) = up.alive("worker", "start")
+    assert b"--limit\x001\x00" in Path(f"/proc/{worker}/cmdline").read_bytes()
 
 
-def test_nightly_runs_are_scheduled_but_not_active(up):
-    (schedule,) = up.deployment("nightly")["schedules"]
-    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 2 * * *", "UTC")
-    assert not schedule["active"]
+def test_there_is_no_schedule_and_no_default_lineage_at_first(up):
+    nightly = up.deployment("nightly")
+    assert (nightly["schedules"], nightly["parameters"]) == ([], {})
 
 
 @pytest.mark.parametrize(
@@ -200,12 +211,10 @@ def test_results_of_the_command_line_are_reused_and_task_runs_are_named_after_th
     assert {"score t=1", "train t=1", "evaluate θ_2 self-play", "train sft-lr-0.001-steps-24"} < set(states)
 
 
-def test_a_run_of_a_lineage_in_use_fails_and_names_the_process(nightly_run):
-    assert nightly_run.concurrent_run["state_name"] == "Failed"
+def test_a_run_waits_for_a_nightly_run_of_its_lineage_and_says_so(nightly_run):
+    assert nightly_run.concurrent_run["state_type"] == "SCHEDULED"
     message = nightly_run.concurrent_run["state"]["message"]
-    assert "LineageBusy: lineage whole is in use by process" in message
-    assert "choose another lineage name" in message
-    assert nightly_run.concurrent_run["run_count"] == 1, "an error that a user has to fix is not retried"
+    assert message == "waits: nightly-whole runs; spin up --at-once sets how many may"
 
 
 def test_a_killed_flow_is_marked_as_crashed_and_started_again(nightly_run):
@@ -250,11 +259,8 @@ def test_a_nightly_run_publishes_only_its_own_iteration(up, nightly_run):
     assert " leads 4 versions with total_variation " in board["description"]
 
 
-def test_notifications_report_failed_runs_and_the_gates_decisions(up, nightly_run):
+def test_notifications_report_crashed_runs_and_the_gates_decisions(up, nightly_run):
     *runs, gate = nightly_run.messages
-    assert f"spin: demo-whole is Failed: {nightly_run.concurrent_run['state']['message']}" in [
-        message["text"] for message in runs
-    ]
     assert "prefect.flow-run.Crashed" in [message["event"] for message in runs]
     decision = json.loads((up.runs / "whole" / "iter_02" / "record.json").read_text())["gate"]
     assert gate["event"] == f"spin.gate.{decision['outcome']}"
@@ -272,7 +278,7 @@ def test_a_converged_lineage_ends_its_nightly_runs_with_a_notification(up):
     (root / "lineage.json").write_text(json.dumps(settings))
     nightly = up.deployment("nightly")
     active = {"schedule": {"cron": "0 2 * * *", "timezone": "UTC"}, "active": True}
-    schedules = [active | {"parameters": {"lineage": name}, "slug": name} for name in ("whole", "other")]
+    schedules = [active | {"parameters": {"lineage": name}, "slug": f"lineage-{name}"} for name in ("whole", "other")]
     up.request("PATCH", f"/deployments/{nightly['id']}", {"schedules": schedules})
     with Webhook() as webhook:
         done = install(up, SPIN_NOTIFY_WEBHOOK=webhook.url)  # again, after the nightly run's

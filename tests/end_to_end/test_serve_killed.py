@@ -36,12 +36,13 @@ def test_a_killed_spin_up_leaves_no_process_and_the_next_one_repairs_the_states(
     assert up.auth == password
     deployment = up.deployment("nightly")
     assert deployment["id"] == nightly["id"]
-    assert deployment["parameters"] == {"lineage": "mine"}
+    assert deployment["parameters"] == {}, "a default lineage becomes that of the schedules"
     assert deployment["global_concurrency_limit"]["limit"] == 2
     assert deployment["tags"] == nightly["tags"]
     assert deployment["job_variables"] == nightly["job_variables"]
     (kept,) = deployment["schedules"]
     assert kept["active"]
+    assert (kept["parameters"], kept["slug"]) == ({"lineage": "mine"}, "lineage-mine")
     assert (kept["schedule"]["cron"], kept["schedule"]["timezone"]) == ("30 3 * * *", "Europe/Berlin")
     for path in (f"/flow_runs/{lost['id']}", f"/task_runs/{task['id']}"):
         state = up.request("GET", path)["state"]

@@ -10,7 +10,7 @@ from prefect.utilities.schema_tools.validation import build_error_obj, validate
 from pydantic import BaseModel, ValidationError
 
 from flows.nightly import nightly
-from flows.parameters import Overrides, is_section
+from flows.parameters import AS_THE_LINEAGE, Overrides, is_section
 from flows.permissions import permitted_values, runs_folder
 from flows.spin import spin
 from spin_core.config.recipes import RECIPES
@@ -71,8 +71,8 @@ def test_every_setting_is_in_the_form_with_its_help(path, field):
 def test_recipe_and_iterations_are_parameters_of_their_own():
     assert not {"recipe", "iterations"} & set(SCHEMA["properties"])
     parameters = spin.parameters.model_dump()["properties"]
-    assert list(parameters) == ["recipe", "lineage", "iterations", "overrides", "runs"]
-    assert parameters["recipe"]["enum"] == list(RECIPES)
+    assert list(parameters) == ["lineage", "iterations", "recipe", "overrides", "runs"]
+    assert parameters["recipe"]["enum"] == [AS_THE_LINEAGE, *RECIPES]
     assert all(about["description"] for about in parameters.values())
     assert [about["position"] for about in parameters.values()] == [0, 1, 2, 3, 4]
 
@@ -216,10 +216,10 @@ def test_the_schema_accepts_all_recipes():
         assert list(Draft202012Validator(SCHEMA).iter_errors(values)) == []
 
 
-def test_a_nightly_run_needs_the_name_of_a_lineage():
-    parameters = nightly.parameters.model_dump()
-    assert parameters["required"] == ["lineage"]
-    assert parameters["properties"]["lineage"]["pattern"]
+def test_a_nightly_run_has_no_default_lineage_or_recipe():
+    parameters = nightly.parameters.model_dump()["properties"]
+    assert (parameters["lineage"]["default"], parameters["recipe"]["default"]) == ("", AS_THE_LINEAGE)
+    assert parameters["lineage"]["pattern"]
 
 
 def test_the_runs_folder_is_an_option_or_an_environment_variable(monkeypatch):

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from flows.command_line.options import runs_argument, spin_command
 from spin_core.reports.links import LINEAGES
 
 if TYPE_CHECKING:
+    from flows.server.schedules import Schedule
     from flows.server.status import Head, Run, Status
 
 
@@ -22,6 +23,7 @@ def print_status(status: "Status", runs: Path) -> None:
         click.echo(f"sign in    {_sign_in(status)}")
         click.echo(f"pages      {status.url}{LINEAGES}")
         click.echo(f"runs       {_column([_run_line(run) for run in status.runs]) or 'none'}")
+        click.echo(f"nightly    {_column([_schedule_line(each) for each in status.schedules]) or 'none'}")
     elif status.elsewhere:
         click.echo(f"up         on {status.elsewhere}: run spin status there to see more")
     elif status.starting:
@@ -63,7 +65,15 @@ def _run_line(run: "Run") -> str:
         phase.name + (f" {phase.percent:.0f} %" if phase.percent is not None else "") for phase in run.phases
     )
     again = f" (start {run.started})" if run.started > 1 else ""
-    return f"{run.name}  {run.state}{again}" + (f": {phases}" if phases else "")
+    return f"{run.name}  {run.state}{again}" + (f": {text}" if (text := run.waits or phases) else "")
+
+
+def _schedule_line(schedule: "Schedule") -> str:
+    """`mine  at 02:00 Europe/Berlin, next 2026-12-02 02:00`."""
+    from flows.server.schedules import next_due, state_line
+
+    due = next_due(schedule, datetime.now(UTC))
+    return f"{schedule.lineage or 'no lineage'}  {state_line(schedule)}" + (f", next {due}" if due else "")
 
 
 def _head_line(head: "Head") -> str:

@@ -133,6 +133,30 @@ TABLE: list[tuple[str, Damage, int, str]] = [
         2,
         r"error  @/runs/tale/iter_00/prompts/held_out\.parquet is damaged \(.*\): restore it .* run .* again.*",
     ),
+    # Schedules.
+    ("nightly tale --at 25:00", nothing, 2, "error  --at '25:00' is not a time of day: write hours and minutes, as .*"),
+    ("nightly tale --at two", nothing, 2, "error  --at 'two' is not a time of day: write hours and minutes, as .*"),
+    (
+        "nightly tale --timezone Europe/Berln",
+        nothing,
+        2,
+        r"error  --timezone 'Europe/Berln' is not a time zone \(did you mean Europe/Berlin\?\): write it as .*",
+    ),
+    (
+        "nightly tael",
+        nothing,
+        2,
+        r"error  there is no lineage 'tael' \(did you mean tale\?\) in @/runs: .* as spin nightly tael --recipe demo",
+    ),
+    ("nightly new --recipe dmo", nothing, 2, r"error  there is no recipe 'dmo' \(did you mean demo\?\): choose .*"),
+    (
+        "nightly tale --recipe tinystories",
+        nothing,
+        2,
+        "error  lineage tale was started with recipe demo, not tinystories: leave out --recipe",
+    ),
+    ("nightly tale", nothing, 2, "error  nothing is up for @/runs, and a schedule needs it: start spin up first"),
+    ("nightly tale --off", nothing, 2, "error  nothing is up for @/runs, and a schedule needs it: start spin up .*"),
     # Copies.
     (
         "push tale file://@/runs",

@@ -192,3 +192,12 @@ def test_an_unreachable_server_is_tried_again_later():
     server = Away(run("gone", "RUNNING", 60))
     watch.check_runs(server)
     assert server.set == {}
+
+
+def test_a_run_that_waited_after_its_start_was_not_started_more_often():
+    waited = run("waited", "CRASHED", 30, starts=4)
+    waited["labels"] |= {watch.WAITS_LABEL: 1}
+    assert watch.starts(waited) == 3
+    server = Runs(waited)
+    watch.check_runs(server, reruns=3)
+    assert server.set == {"waited": "AwaitingRetry"}

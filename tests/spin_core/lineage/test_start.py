@@ -31,7 +31,7 @@ def test_another_configuration_is_rejected_with_the_field_and_both_values(tmp_pa
     with pytest.raises(StaleArtifact) as caught:
         start(runs, sets=["train.beta=0.2"])
     reason = "lineage tale was started with train.beta = 0.1, not 0.2"
-    assert str(caught.value) == f"{reason}: choose a new name with --lineage, or set the value back"
+    assert str(caught.value) == f"{reason}: leave that setting as it was, or choose a new lineage name"
 
 
 def test_another_recipe_is_rejected_by_its_name_and_not_by_what_differs_in_it(lineage):

@@ -1,0 +1,105 @@
+"""The command `spin nightly`: a lineage's schedule on the server of `spin up`."""
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+from zoneinfo import available_timezones
+
+import click
+
+from flows.command_line.options import runs_argument, runs_option
+
+if TYPE_CHECKING:
+    from flows.server.api import Server
+
+
+@click.command()
+@click.argument("name", metavar="LINEAGE")
+@click.option("--at", metavar="HH:MM", help="When; default: as it is, or 02:00 for a new schedule.")
+@click.option(
+    "--timezone",
+    default="",
+    metavar="ZONE",
+    help="As Europe/Berlin; default: as it is, or this machine's for a new one.",
+)
+@click.option(
+    "--recipe", default="", help="For a lineage that does not exist yet: what its first night starts it with."
+)
+@click.option("--off", is_flag=True, help="Switch the schedule off. It keeps its time.")
+@runs_option
+def nightly(name: str, at: str | None, timezone: str, recipe: str, off: bool, runs: Path) -> None:
+    """Add one iteration to a lineage every night, while `spin up` runs."""
+    from flows.server import schedules
+
+    time = _hour_and_minute(at) if at is not None else None
+    _check_timezone(timezone)
+    if not off:
+        _check_lineage(runs, name, recipe)
+    schedule = schedules.set_schedule(_server(runs), name, at=time, timezone=timezone, active=not off, recipe=recipe)
+    if schedule is None:
+        click.echo(f"{name} has no schedule")
+    elif off:
+        click.echo(
+            f"{name}: {schedules.state_line(schedule)}; spin nightly {name}{runs_argument(runs)} switches it on again"
+        )
+    else:
+        due = schedules.next_due(schedule, datetime.now(UTC))
+        click.echo(
+            f"{name}: one more iteration every night {schedules.state_line(schedule)}{due and f', next {due}'}\n"
+            f"to switch it off: spin nightly {name}{runs_argument(runs)} --off"
+        )
+
+
+def _hour_and_minute(text: str) -> tuple[int, int]:
+    """The time that `--at` names. Raises `ConfigError` if it is none."""
+    from spin_core.errors import ConfigError
+
+    match = re.fullmatch(r"(\d{1,2}):(\d\d)", text)
+    if not match or int(match[1]) > 23 or int(match[2]) > 59:
+        raise ConfigError(f"--at {text!r} is not a time of day: write hours and minutes, as 02:00 or 23:30")
+    return int(match[1]), int(match[2])
+
+
+def _check_timezone(name: str) -> None:
+    """Raise `ConfigError` if there is no such time zone."""
+    from spin_core.config.resolve import suggestion
+    from spin_core.errors import ConfigError
+
+    zones = available_timezones()
+    if name and name not in zones:
+        raise ConfigError(
+            f"--timezone {name!r} is not a time zone{suggestion(name, zones)}: write it as Europe/Berlin or UTC"
+        )
+
+
+def _check_lineage(runs: Path, name: str, recipe: str) -> None:
+    """Raise `ConfigError` if there is neither such a lineage nor a recipe to start it with, or no such recipe."""
+    from spin_core.config.resolve import resolve, suggestion
+    from spin_core.errors import ConfigError
+    from spin_core.lineage.find import find_lineage, lineage_exists, lineage_names
+
+    if not lineage_exists(runs, name):
+        if not recipe:
+            hint = suggestion(name, lineage_names(runs))
+            raise ConfigError(
+                f"there is no lineage {name!r}{hint} in {runs}: correct the name, or give the recipe to start it with, "
+                f"as spin nightly {name} --recipe demo"
+            )
+        resolve(recipe)
+    elif recipe not in ("", own := find_lineage(runs, name).config.recipe):
+        raise ConfigError(f"lineage {name} was started with recipe {own}, not {recipe}: leave out --recipe")
+
+
+def _server(runs: Path) -> "Server":
+    """The server of the folder's `spin up`. Raises `ConfigError` if there is none on this machine."""
+    from flows.server import api, local, state
+    from spin_core.errors import ConfigError
+
+    up = local.find_up(runs)
+    local.reject_other_machine(up, runs)
+    if not up or not local.answers(up):
+        raise ConfigError(
+            f"nothing is up for {runs}, and a schedule needs it: start spin up{runs_argument(runs)} first"
+        )
+    return api.Server(up.url, state.read_password(state.state_folder(runs)))
