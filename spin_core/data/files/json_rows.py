@@ -12,6 +12,9 @@ from spin_core.errors import DataError
 _DEEPEST = 100
 """How deep lists and objects may be nested."""
 
+_LARGEST = 10**9
+"""The most characters of a document that has not a row on each line. Its rows take a few times that in memory."""
+
 
 class _DoubledKeyError(Exception):
     """An object has a key twice. The message is the key."""
@@ -69,8 +72,14 @@ def _is_json(text: str) -> bool:
 
 
 def _parse_document(path: Path, number: int, line: str, file: IO[str]) -> Any:
-    """The value of a whole file, of which a line was read already."""
-    return _parse("\n" * (number - 1) + line + file.read(), str(path))
+    """The value of a whole file, of which a line was read already. Its size is limited, as all of it is in memory."""
+    rest = file.read(_LARGEST)
+    if len(rest) == _LARGEST:
+        raise DataError(
+            f"{path} is one JSON document of more than {_LARGEST:,} characters, which would be read at once: "
+            "write a row on each line, as jq -c '.[]' does, and give the file the suffix .jsonl"
+        )
+    return _parse("\n" * (number - 1) + line + rest, str(path))
 
 
 def _parse(text: str, place: str) -> Any:

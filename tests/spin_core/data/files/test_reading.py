@@ -218,3 +218,13 @@ def test_a_file_that_may_not_be_read_is_one_line(tmp_path):
     (tmp_path / "a.jsonl").mkdir()
     with pytest.raises(DataError, match=r"a.jsonl cannot be read \(.*directory"):
         read_file(tmp_path / "a.jsonl")
+
+
+def test_a_json_document_that_is_too_large_to_read_at_once_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("spin_core.data.files.json_rows._LARGEST", 100)
+    file = tmp_path / "rows.json"
+    file.write_text("[\n" + ",\n".join('{"prompt": "a", "response": "b"}' for _ in range(9)) + "\n]")
+    with pytest.raises(DataError, match=r"rows\.json is one JSON document of more than 100 characters.*jq -c '\.\[\]'"):
+        read_file(file)
+    file.with_suffix(".jsonl").write_text('{"prompt": "a", "response": "b"}\n' * 9)
+    assert len(read_file(file.with_suffix(".jsonl"))) == 9
