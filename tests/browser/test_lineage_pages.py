@@ -33,7 +33,8 @@ def up(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[U
     for name in ("report", "samples"):
         build_pages(runs, f"pulled-{name}")
         (runs / f"pulled-{name}" / f"{name}.html").write_text(HOSTILE)
-    with Up(runs, free_port()) as started:
+    with Up(runs, free_port()) as started, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPIN_PAGES", "/lineages/")
         page = f"{lineage_links('mine', 1)}\n\n# Leaderboard of mine"
         started.request("POST", "/artifacts/", {"key": "leaderboard-mine", "type": "markdown", "data": page})
         yield started

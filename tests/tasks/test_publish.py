@@ -34,6 +34,11 @@ def publish_all(lineage) -> None:
         publish.publish_iteration(lineage, record)
 
 
+@flow
+def publish_board(lineage) -> None:
+    publish.publish_leaderboard(lineage)
+
+
 def ask(path: str, query: dict) -> list[dict]:
     answer = httpx.post(f"{PREFECT_API_URL.value()}{path}", json=query, timeout=60)
     answer.raise_for_status()
@@ -124,7 +129,7 @@ def test_pages_link_each_other_and_where_they_are_served_also_the_files(tmp_path
     for name in ("leaderboard-linked", "linked-iteration-00"):
         assert artifacts(name)[0]["data"].startswith(f"{of_prefect}\n\n#")
     monkeypatch.setenv("SPIN_PAGES", "/lineages/")
-    publish.publish_leaderboard(lineage)
+    publish_board(lineage)
     files = "[report](/lineages/linked/report.html) · [samples](/lineages/linked/samples.html)"
     assert artifacts("leaderboard-linked")[0]["data"].startswith(
         f"{of_prefect} · {files} · [linked](/lineages/linked/)"
