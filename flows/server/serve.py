@@ -309,16 +309,12 @@ def _end_group(process: subprocess.Popen[bytes], stop_seconds: float) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     deadline = time.monotonic() + stop_seconds
-    while (process.poll() is None or _has_other_members(process.pid)) and time.monotonic() < deadline:
+    # Runs outlive a worker that ends first.
+    while (process.poll() is None or runtime_process.others_in_group(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.1)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _has_other_members(group: int) -> bool:
-    """Whether a process group has a running process next to its leader. Runs outlive a worker that ends first."""
-    return bool(runtime_process.members_of_group(group) - {group})
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], deploying: subprocess.Popen[bytes], log: Path) -> None:

@@ -69,9 +69,22 @@ def guard(group: int) -> subprocess.Popen[bytes]:
     """Start a process in the group that ends the whole group when this process ends.
 
     It reads from a pipe that the kernel closes when this process ends, even by kill -9. The leader of the group asks
-    the kernel to end it too (`die_with_parent`), but its children do not.
+    the kernel to end it too (`die_with_parent`), but its children do not. Signals to the whole group, which ask the
+    others to end, do not end the guard.
     """
-    return subprocess.Popen(["sh", "-c", "read -r _; kill -9 0"], stdin=subprocess.PIPE, process_group=group)
+    command = 'trap "" TERM INT HUP; read -r _; kill -9 0'
+    process = subprocess.Popen(["sh", "-c", command], stdin=subprocess.PIPE, process_group=group)
+    _guards.add(process.pid)
+    return process
+
+
+_guards: set[int] = set()
+"""The guards that this process has started."""
+
+
+def others_in_group(group: int) -> set[int]:
+    """The ids of the running processes of a group, without its leader and the guards that this process has started."""
+    return members_of_group(group) - {group} - _guards
 
 
 def end_group(process: subprocess.Popen[str], grace: float | None = None) -> None:

@@ -67,3 +67,27 @@ def test_a_guarded_command_ends_with_a_process_that_is_killed_while_it_starts(mo
     pid = int((tmp_path / "pid").read_text())
     wait_for(lambda: not members_of_group(pid))
     assert not (tmp_path / "started").exists()
+
+
+SIGNALLED = """
+import os, pathlib, signal, time
+from spin_core.runtime import process
+
+with process.guarded(["sh", "-c", 'trap "" TERM INT HUP; touch started; while :; do sleep 600; done']) as command:
+    while not pathlib.Path("started").exists():
+        time.sleep(0.05)
+    assert len(process.others_in_group(command.pid)) == 1  # the sleep
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.killpg(command.pid, number)
+    pathlib.Path("pid").write_text(str(command.pid))
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+"""Signals a whole group whose leader does not end by it, and is then killed."""
+
+
+def test_a_guard_outlives_the_signals_that_ask_its_group_to_end(tmp_path):
+    with python(SIGNALLED, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+        assert process.wait(60) == -signal.SIGKILL
+    pid = int((tmp_path / "pid").read_text())
+    wait_for(lambda: not members_of_group(pid))
