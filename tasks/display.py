@@ -170,7 +170,8 @@ def change(first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     before, metrics = first.get("metrics", {}), last.get("metrics", {})
     parts = []
     if "loss" in metrics:
-        start = f"{_loss(before['loss'])} → " if "loss" in before else ""
+        has_start = "loss" in before and first["done"] != last["done"]
+        start = f"{_loss(before['loss'])} → " if has_start else ""
         parts.append(f"loss {start}{_loss(metrics['loss'])}")
     return "  ".join([*parts, *(f"{name} {_format(metrics[name])}" for name in _SHOWN[1:] if name in metrics)])
 

@@ -47,6 +47,12 @@ def test_another_count_of_the_same_phase_has_its_own_speed(clock):
     assert clock.with_time_left(rows | {"done": 6})["metrics"][OF_PHASE] == 40.0
 
 
+def test_a_training_of_one_step_has_one_loss():
+    only = message(1, loss=0.6931)
+    assert display.change(only, only) == "loss 0.6931"
+    assert display.change(only, message(40, loss=7.259e-07)) == "loss 0.6931 → 7.259e-07"
+
+
 def test_a_phase_logs_a_line_every_few_minutes_and_one_at_its_end_with_its_figures(
     tmp_path, monkeypatch, capsys, caplog
 ):
