@@ -134,9 +134,13 @@ def connect(url: str) -> Remote:
 
     try:
         check_url(url)
-        protocol = url.partition("://")[0]
+        protocol, separator, _ = url.partition("://")
+        if separator and protocol not in fsspec.available_protocols():
+            raise ConfigError(f"no store is known whose URLs begin with {protocol}://: use file, s3, gs or hf")
         options = {**_OPTIONS.get(protocol, {}), **fsspec.config.conf.get(protocol, {})}
         fs, root = fsspec.url_to_fs(url, skip_instance_cache=True, use_listings_cache=False, **options)
+    except SpinError:
+        raise
     except ImportError as error:
         extra = "install spin-loop with its extra `s3`" if protocol == "s3" else f"install it ({first_line(error)})"
         raise ConfigError(f"{url} needs a driver that is not installed: {extra}") from error

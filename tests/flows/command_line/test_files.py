@@ -23,4 +23,7 @@ def test_exported_pairs_have_a_name_of_their_own(spin, tmp_path, monkeypatch):
 def test_an_error_of_push_or_pull_is_one_line(spin):
     for command in ("push", "pull"):
         result = spin(command, "tale", "bogus://bucket/folder", status=2)
-        assert (result.stdout, result.stderr) == ("", "error  Protocol not known: bogus\n")
+        assert (result.stdout, result.stderr) == (
+            "",
+            "error  no store is known whose URLs begin with bogus://: use file, s3, gs or hf\n",
+        )

@@ -95,7 +95,7 @@ def test_every_way_to_start_a_run_rejects_a_configuration_with_the_same_sentence
     assert "\n" not in sentence
     assert printed_by("run", "demo", *arguments, runs=tmp_path) == sentence
     assert printed_by("compare", "demo", "--seeds", "1", *arguments, runs=tmp_path) == sentence
-    assert error_of(functools.partial(spin.spin.fn, "demo", overrides=nested(sets))) == sentence
+    assert error_of(functools.partial(spin.spin.fn, recipe="demo", overrides=nested(sets))) == sentence
     assert error_of(functools.partial(compare.compare.fn, "demo", seeds=1, overrides=nested(sets))) == sentence
     wrong = [finding.text for finding in check_run(config, tmp_path).findings if finding.level == "wrong"]
     assert wrong.count(sentence) == 1

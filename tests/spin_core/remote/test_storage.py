@@ -16,7 +16,8 @@ def test_simultaneous_checks_of_a_folder_leave_nothing_behind(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("url", "message"), [("gs://bucket/x", "driver that is not installed: .*gcsfs"), ("s4://bucket/x", "not known: s4")]
+    ("url", "message"),
+    [("gs://bucket/x", "driver that is not installed: .*gcsfs"), ("s4://bucket/x", "begin with s4://: use file")],
 )
 def test_a_store_without_a_driver_is_a_one_line_error(url, message):
     with pytest.raises(ConfigError, match=message):
