@@ -17,11 +17,12 @@ _SURE_AFTER_SECONDS = 3.0
 
 
 class PhaseClock:
-    """How long the rest of one phase takes, at the speed that it has had since its first message."""
+    """How long the rest of what a phase counts takes, at the speed that it has had since it began to count that."""
 
     def __init__(self, output: Path) -> None:
         self.output, self.started = output, time.monotonic()
         self.stage: tuple[int, str] | None = None
+        self.began, self.before = self.started, 0
 
     def with_time_left(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """The message with the seconds left of the phase and of the run among its metrics, as far as they are known."""
@@ -52,7 +53,7 @@ def plan(lineage: Lineage, base: ModelVersion, prompts: PromptSet) -> None:
 
 
 def finished(output: Path, seconds: float | None = None) -> None:
-    """Tell the plan that a phase has ended, and after how many seconds; None if it was reused."""
+    """Record in the plan that a phase has ended, and after how many seconds; None if it was reused."""
     if current:
         current.finish(output, seconds)
 

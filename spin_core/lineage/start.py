@@ -7,7 +7,7 @@ from pathlib import Path
 
 from spin_core.config.base import at_iteration
 from spin_core.config.run import RunConfig
-from spin_core.errors import StaleArtifact
+from spin_core.errors import SpinError, StaleArtifact
 from spin_core.lineage.find import lineage_folder
 from spin_core.lineage.lineage import CONFIGURATION, Lineage
 from spin_core.store import identity
@@ -65,15 +65,21 @@ def start_lineage(
 
 @contextlib.contextmanager
 def restored_on_failure(lineage: Lineage, config: RunConfig) -> Iterator[None]:
-    """Run a block that continues a lineage with `config`. If it fails, the lineage has its own settings again."""
+    """Run a block that continues a lineage with `config`.
+
+    If it fails, the lineage has its own settings again, so that what was tried once is not kept for later iterations.
+    It keeps `config` where something was published that depends on a setting in which the two differ.
+    """
     path = lineage.root / CONFIGURATION
     before = path.read_text("utf-8")
     try:
         yield
     except BaseException:
-        # Another process may have continued the lineage meanwhile, with settings that are not to be replaced.
-        if load(RunConfig, path, "config") == config:
-            write_text(path, before)
+        with contextlib.suppress(SpinError):  # the error of the block is the one to show
+            # Another process may have continued the lineage meanwhile, with settings that are not to be replaced.
+            if load(RunConfig, path, "config") == config:
+                _replaced_settings(lineage, config)
+                write_text(path, before)
         raise
 
 

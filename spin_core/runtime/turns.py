@@ -48,16 +48,15 @@ def turn(description: str, limit: int, report: Report) -> Iterator[None]:
     Args:
         description: What runs, as `run mine`.
         limit: How many runs may compute at once; 0 does not wait. Such a run counts for others all the same.
-        report: Is told for which runs this one waits.
+        report: Called with the runs that this one waits for.
     """
     folder = _folder()
     if folder is None:
         yield
         return
     with _entered(folder, f"{description} (process {os.getpid()})") as entry:
-        waits_for: list[str] | None = None
-        while not _begun(folder, entry, limit):
-            ahead = [text for path, (text, computes) in _others(folder, entry).items() if computes or path < entry.path]
+        waits_for: list[str] = []
+        while ahead := _begin(folder, entry, limit):
             if ahead != waits_for:
                 report(ahead)
                 waits_for = ahead
@@ -117,22 +116,25 @@ def _write(entry: _Entry, description: str, *, computes: bool) -> None:
     entry.file.flush()
 
 
-def _begun(folder: Path, entry: _Entry, limit: int) -> bool:
-    """Whether it is this run's turn, which its file then says."""
+def _begin(folder: Path, entry: _Entry, limit: int) -> list[str]:
+    """Begin to compute, if it is this run's turn. Otherwise returns descriptions of the runs for which it waits."""
     with _locked(folder):
         others = _others(folder, entry)
-        computing = sum(computes for _, computes in others.values())
-        is_next = all(computes or path.name > entry.path.name for path, (_, computes) in others.items())
-        if limit and (computing >= limit or not is_next):
-            return False
+        computing = [text for text, computes in others.values() if computes]
+        waiting = [text for path, (text, computes) in others.items() if not computes and path.name < entry.path.name]
+        if limit and (len(computing) >= limit or waiting):
+            return computing + waiting
         entry.file.seek(0)
         description, _ = json.load(entry.file)
         _write(entry, description, computes=True)
-        return True
+        return []
 
 
 def _others(folder: Path, own: _Entry | None) -> dict[Path, tuple[str, bool]]:
-    """The other runs, by their files: what they are, and whether they compute. Removes files of dead runs."""
+    """The other runs, by their files: what they are, and whether they compute. Removes files of dead runs.
+
+    The caller holds the folder's lock: a run that has just made its file has not locked it yet.
+    """
     others: dict[Path, tuple[str, bool]] = {}
     for path in sorted(folder.glob("[0-9]*-[0-9]*")):
         if own and path == own.path:
@@ -141,9 +143,8 @@ def _others(folder: Path, own: _Entry | None) -> dict[Path, tuple[str, bool]]:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                with contextlib.suppress(ValueError):  # it is being written
-                    description, computes = json.load(file)
-                    others[path] = (description, computes)
+                description, computes = json.load(file)
+                others[path] = (description, computes)
             else:
                 path.unlink(missing_ok=True)
     return others

@@ -121,7 +121,7 @@ class _Training:
         self.objective = objective_of(job.config, job.t)
         self.peak_rate = at(job.config.learning_rate, max(job.t, 0))
         self.monitors = Monitors(job.config.monitors, self.objective)
-        scores_are_cached = job.config.speed.cached_scores or data.reference_PB is None
+        scores_are_cached = job.config.speed.cached_scores or data.reference_2N is None
         self.opponent = None if scores_are_cached else opponent_scorer(job, player.network)
         self.held_batch = configured_batch(data, held, world, job.config, self.packed) if len(held) else None
         self.done = 0

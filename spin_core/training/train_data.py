@@ -1,6 +1,6 @@
 """The data of a training: sequences, the opponent's scores of them, and the batch of each step, prepared in advance.
 
-Shapes: P responses to each of the items' prompts; B items of a batch, b of a micro-batch.
+Shapes: N items of a training, B of a batch, b of a micro-batch; P responses to each item's prompt.
 """
 
 import queue
@@ -39,8 +39,8 @@ class TrainData:
     tokens: TokenFile
     rows_N: Ints
     """The rows of `tokens` that are items: pairs, or for loss `sft` single responses."""
-    reference_PB: Tensor | None
-    """None for loss `sft`, which has no opponent."""
+    reference_2N: Tensor | None
+    """The reference's log-probabilities of real and generated responses. None for loss `sft`, which has no opponent."""
 
     @property
     def sides(self) -> int:
@@ -68,7 +68,7 @@ class TrainData:
 
     def reference(self, chosen: Ints) -> Tensor | None:
         """The reference's log-probabilities of the chosen items, (2, B): of their real and generated responses."""
-        return None if self.reference_PB is None else self.reference_PB[:, torch.from_numpy(chosen)]
+        return None if self.reference_2N is None else self.reference_2N[:, torch.from_numpy(chosen)]
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def read_data(job: TrainJob, folder: Path, ranks: Ranks | None = None) -> TrainD
     if job.config.loss == "sft":
         assert job.prompts is not None, "loss sft trains on prompts"
         path, names = job.prompts.path / "train.parquet", ["prompt_ids", "response_ids"]
-        reference_PB = None
+        reference_2N = None
     else:
         assert job.pairs is not None, f"loss {job.config.loss} trains on pairs"
         assert job.scores is not None, f"loss {job.config.loss} needs the opponent's scores"
@@ -228,18 +228,18 @@ def read_data(job: TrainJob, folder: Path, ranks: Ranks | None = None) -> TrainD
         objective = objective_of(job.config, job.t)
         path = job.pairs.path / "pairs.parquet"
         names = ["prompt_ids", "real_ids", "generated_ids", "initial_ids"][: 1 + objective.sides]
-        reference_PB = objective.read_reference(job.scores.path / "logps.parquet")
+        reference_2N = objective.read_reference(job.scores.path / "logps.parquet")
     if ranks.first:
         TokenFile.write(folder, path, *names)
     ranks.wait()
     tokens = TokenFile(folder)
-    assert reference_PB is None or reference_PB.shape == (2, len(tokens)), "scores and pairs have the same rows"
+    assert reference_2N is None or reference_2N.shape == (2, len(tokens)), "scores and pairs have the same rows"
     rows_N = np.arange(len(tokens))
     if job.share is not None:
         rows_N = np.flatnonzero(in_share(tokens.prompts(rows_N), job.share, job.held_out_seed))
-        reference_PB = None if reference_PB is None else reference_PB[:, torch.from_numpy(rows_N)]
+        reference_2N = None if reference_2N is None else reference_2N[:, torch.from_numpy(rows_N)]
     if len(rows_N) == 0:
         raise DataError(
             "nothing is left to train on: see the counts of dropped rows, and loosen `pairs` or add prompts"
         )
-    return TrainData(tokens, rows_N, reference_PB)
+    return TrainData(tokens, rows_N, reference_2N)

@@ -22,7 +22,7 @@ SCHEMA = pa.schema(
 )
 """The columns of a shard of answers."""
 
-PART = 4096
+_ROWS = 4096
 """Rows of a file that are in memory while it is read through."""
 
 
@@ -32,12 +32,12 @@ class RowReader:
     def __init__(self, paths: Sequence[Path], columns: Sequence[str]) -> None:
         """Read how many rows there are; no row is read yet."""
         self._paths, self._columns = list(paths), list(columns)
-        self._parts: list[tuple[Path, int]] = []
+        self._groups: list[tuple[Path, int]] = []
         """Each row group: its file, and its number there."""
         rows = []
         for path in paths:
             metadata = pq.read_metadata(path)
-            self._parts += [(path, group) for group in range(metadata.num_row_groups)]
+            self._groups += [(path, group) for group in range(metadata.num_row_groups)]
             rows += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._begins = np.cumsum([0, *rows], dtype=np.int64)
         self._in_memory: dict[int, pa.Table] = {}
@@ -48,28 +48,33 @@ class RowReader:
     def take(self, rows: Ints) -> pa.Table:
         """Some rows, in this order; a row of nulls for -1."""
         is_row = rows >= 0
-        part_of_row = np.searchsorted(self._begins, rows[is_row], side="right") - 1
-        needed = np.unique(part_of_row)
-        # Rows are mostly taken in order, so the next call needs the last part of this one.
+        group_of_row = np.searchsorted(self._begins, rows[is_row], side="right") - 1
+        needed = np.unique(group_of_row)
+        # Rows are mostly taken in order, so the next call needs the last row group of this one.
         self._in_memory = {
-            part: self._in_memory[part] if part in self._in_memory else self._read(part) for part in needed.tolist()
+            group: self._in_memory[group] if group in self._in_memory else self._read(group)
+            for group in needed.tolist()
         }
-        tables = [self._in_memory[part] for part in needed.tolist()] or [SCHEMA.empty_table().select(self._columns)]
+        tables = [self._in_memory[group] for group in needed.tolist()] or [self._empty()]
         begins_in_memory = np.cumsum([0, *map(len, tables)])
         at = np.zeros(len(rows), np.int64)
-        place = np.searchsorted(needed, part_of_row)
-        at[is_row] = begins_in_memory[place] + rows[is_row] - self._begins[part_of_row]
+        at[is_row] = begins_in_memory[np.searchsorted(needed, group_of_row)] + rows[is_row] - self._begins[group_of_row]
         return pa.concat_tables(tables).take(pa.array(at, pa.int64(), mask=~is_row))
 
     def tables(self) -> Iterator[pa.Table]:
         """All rows, some at a time."""
         for path in self._paths:
             with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(PART, columns=self._columns):
+                for batch in file.iter_batches(_ROWS, columns=self._columns):
                     yield pa.Table.from_batches([batch])
 
-    def _read(self, part: int) -> pa.Table:
-        path, group = self._parts[part]
+    def _empty(self) -> pa.Table:
+        """A table without rows; of no files at all, with the columns of answers."""
+        schema = pq.read_schema(self._paths[0]) if self._paths else SCHEMA
+        return schema.empty_table().select(self._columns)
+
+    def _read(self, number: int) -> pa.Table:
+        path, group = self._groups[number]
         with pq.ParquetFile(path) as file:
             return file.read_row_group(group, columns=self._columns)
 

@@ -1,7 +1,7 @@
 """Digests that stand for texts and token ids, so that many rows can be compared in little memory.
 
-Digests of 64 bits serve where two that are equal by chance cost one row, or a count that is off by one. Among a million
-rows that happens once in some ten million times. Where it would be wrong data, digests have 128 bits.
+Among a million rows, two have the same digest of 64 bits once in some 40 million times. These serve where that costs
+one row, a count that is off by one, or an error (ids have 64 bits themselves). Elsewhere digests have 128 bits.
 
 Shapes: N rows.
 """
@@ -63,11 +63,11 @@ class DigestSet:
 
     def contains(self, digests_N: Digests) -> npt.NDArray[np.bool_]:
         """Which of these are in the set, (N,)."""
-        found_N = np.zeros(len(digests_N), bool)
+        is_member_N = np.zeros(len(digests_N), bool)
         for part in self._parts:
-            places = np.searchsorted(part, digests_N).clip(max=len(part) - 1)
-            found_N |= part[places] == digests_N
-        return found_N
+            positions = np.searchsorted(part, digests_N).clip(max=len(part) - 1)
+            is_member_N |= part[positions] == digests_N
+        return is_member_N
 
     def add(self, digests_N: Digests) -> None:
         """Add digests. Arrays of similar length are merged, so that there are few."""

@@ -1,7 +1,7 @@
 """What phase `prompts` will make of its sources, judged before it runs.
 
-A source is read through once, in parts, to count its rows and to see that all can be read. Its first rows stay in
-memory and are tokenised, so that neither memory nor time grows with what is tokenised.
+Every row of a source is read once, in parts, to count it and to check it. Only rows of so many characters are kept and
+tokenised. Of a held-out source of its own all rows are tokenised, since it is small.
 """
 
 import io
@@ -185,7 +185,7 @@ def _left_to_train(config: PromptsConfig, usable: int) -> int:
     left, source = usable, config.held_out_source
     if source is None:
         left -= config.held_out
-        if left < 1 and config.sources is not None:
+        if left < 1:
             raise DataError(f"prompts.held_out is {config.held_out}, but there are only {usable} usable rows: lower it")
     elif not on_hub(source):
         number = sum(map(len, _held_out_parts(config.model_copy(update={"source": source}))))

@@ -56,7 +56,7 @@ class Plan:
         """The plan of a run, with what its lineage's earlier iterations took; None for a model of an unknown kind."""
         try:
             shape, texts = shape_of(base.path, lineage.config.model.dtype), texts_of(prompts)
-        except (OSError, ValueError, KeyError, ZeroDivisionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
             return None
         on_gpu = lineage.config.model.device != "cpu" and interpreter.sees_gpu()
         speed = _TYPICAL["cuda" if on_gpu else "cpu"]
@@ -94,10 +94,10 @@ class Plan:
         if current is None or not any(self.measured.values()):
             return None
         for place, item in self.items.items():
-            one, waiting = self._estimate(place[1], item.seconds), max(0, item.count - item.done)
-            if place == current and waiting:
-                left, waiting = left + (max(0.0, one - elapsed) if seconds is None else seconds), waiting - 1
-            left += waiting * one
+            estimate, remaining = self._estimate(place[1], item.seconds), max(0, item.count - item.done)
+            if place == current and remaining:
+                left, remaining = left + (max(0.0, estimate - elapsed) if seconds is None else seconds), remaining - 1
+            left += remaining * estimate
         return left
 
     def _place(self, output: Path) -> Place | None:
@@ -116,15 +116,15 @@ class Plan:
         same = self.measured.get(kind, [])
         if same and not seconds:
             return sum(measured for _, measured in same) / len(same)
-        known = [pair for pair in same if pair[0]] or [
+        estimated = [pair for pair in same if pair[0]] or [
             pair for pairs in self.measured.values() for pair in pairs if pair[0]
         ]
-        estimated = sum(pair[0] for pair in known)
-        return seconds * sum(pair[1] for pair in known) / estimated if estimated else seconds
+        total = sum(pair[0] for pair in estimated)
+        return seconds * sum(pair[1] for pair in estimated) / total if total else seconds
 
 
 def _items(shape: Shape, texts: Texts, config: RunConfig, speed: Speed) -> dict[Place, Item]:
-    """All phases after θ_0 and the data are there."""
+    """All phases that follow the base model and the prompts."""
     evaluate = config.evaluate
     scoring: dict[str, float] = {}
     if evaluate.self_play or evaluate.exact:
@@ -183,5 +183,5 @@ def texts_of(prompts: PromptSet) -> Texts:
             column = table.row_group(group).column(number)
             tokens[column.path_in_schema.partition(".")[0]] += column.num_values
     prompt, response = (tokens[name] / table.num_rows for name in ("prompt_ids", "response_ids"))
-    longest = round(2 * (prompt + response))  # only passes are as long as that, in which time hardly differs
+    longest = round(2 * (prompt + response))  # a guess: it is the width of a padded pass, on which time hardly depends
     return Texts(prompts.rows, prompts.held_out, prompt, response, round(2 * prompt), longest)

@@ -52,6 +52,22 @@ def test_next_that_fails_leaves_the_lineages_settings_as_they_were(tmp_path, mon
     assert find_lineage(tmp_path, "tale").config == lineage.config
 
 
+def test_next_that_fails_keeps_settings_on_which_something_published_depends(tmp_path, monkeypatch):
+    lineage = build_lineage(tmp_path)
+    t = len(lineage.records())
+
+    def fail(_runs):
+        start_lineage(tmp_path, "tale", find_lineage(tmp_path, "tale").config)
+        published = lineage.iteration(t) / "generations"
+        published.mkdir(parents=True)
+        (published / "manifest.json").write_text("{}")
+        raise TryAgain("no port is free: run the same command again")
+
+    monkeypatch.setattr(run, "_start_server", fail)
+    run_spin("next", "tale", "--set", "generate.temperature=[0.5, 0.5, 0.9]", "--runs", tmp_path, status=75)
+    assert find_lineage(tmp_path, "tale").config.generate.temperature[-1] == 0.9
+
+
 def test_next_that_fails_does_not_undo_what_another_process_has_set(tmp_path, monkeypatch):
     lineage = build_lineage(tmp_path)
     others = lineage.config.model_copy(update={"iterations": 9})

@@ -71,7 +71,7 @@ def test_training_on_a_share_has_only_its_pairs_and_their_scores(tmp_path, score
     kept = np.flatnonzero(in_share(read_token_ids(job.pairs.path / "pairs.parquet", "prompt_ids")[0], 0.5, 0))
     assert 0 < len(kept) < whole.items == 40
     assert part.items == len(kept)
-    assert part.reference_PB.tolist() == whole.reference_PB[:, kept].tolist()
+    assert part.reference_2N.tolist() == whole.reference_2N[:, kept].tolist()
     assert part.tokens_of_items().tolist() == whole.tokens_of_items()[kept].tolist()
 
 
