@@ -245,7 +245,9 @@ def test_an_iteration_has_a_page_and_the_leaderboard_a_new_version(up):
     (page,), board = up.artifacts("whole-iteration-01"), up.artifacts("leaderboard-whole")[0]
     assert page["type"] == board["type"] == "markdown"
     assert page["description"].startswith("θ_1 → θ_2; ")
-    assert page["data"].startswith("# whole: θ_1 → θ_2\n")
+    links, _, text = page["data"].partition("\n\n")
+    assert links.startswith("[leaderboard](/v2/artifacts/key/leaderboard-whole) · ")
+    assert text.startswith("# whole: θ_1 → θ_2\n")
     plots = re.findall(r"!\[([^]]*)\]\(data:image/png;base64,", page["data"])
     assert plots == ["total_variation over the versions", "training curve", "lengths of human and generated responses"]
     assert re.search(r"leads \d versions with total_variation ", board["description"])
@@ -289,7 +291,8 @@ def test_a_converged_lineage_ends_its_nightly_runs_with_a_notification(up):
         run = up.finish(up.trigger("nightly", {"lineage": "whole"}))
         message = webhook.messages.get(timeout=60)
     assert (run["state_type"], run["state_name"]) == ("COMPLETED", "Converged")
-    place = f"leaderboard: http://127.0.0.1:{up.port}/v2/artifacts/key/leaderboard-whole"
+    url = f"http://127.0.0.1:{up.port}"
+    place = f"leaderboard: {url}/v2/artifacts/key/leaderboard-whole report: {url}/lineages/whole/report.html"
     assert run["state"]["message"] == f"θ_3 is not better than θ_0 in repeated_trigrams, beyond chance; {place}"
     assert message["text"] == f"spin: nightly-whole is Converged: {run['state']['message']}"
     assert message["event"] == "prefect.flow-run.Converged"
