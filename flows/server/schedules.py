@@ -5,6 +5,7 @@ schedule's parameters. So the lineage is also in the schedule's slug, as `lineag
 which the flow `nightly` reads. `spin up` gives each schedule its slug, and puts lost parameters back.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from flows.server.api import Server
 from spin_core.config.base import Frozen
+from spin_core.errors import TryAgain
 from spin_core.store.files import write_json
 
 DEPLOYMENT = "nightly"
@@ -77,7 +79,7 @@ def _schedule(values: Mapping[str, Any], due: Mapping[str, str]) -> Schedule:
     rule = values["schedule"]
     return Schedule(
         lineage=named_lineage(values),
-        time=_time(rule.get("cron", "other")),
+        time=_time(rule.get("cron") or "other"),
         timezone=rule.get("timezone") or "UTC",
         active=values["active"],
         next=datetime.fromisoformat(due[values["id"]]) if values["id"] in due and values["active"] else None,
@@ -85,10 +87,9 @@ def _schedule(values: Mapping[str, Any], due: Mapping[str, str]) -> Schedule:
 
 
 def _time(cron: str) -> str:
-    """`02:00` for the cron expression `0 2 * * *`; another one as it is."""
-    minute, hour, *days = cron.split()
-    is_daily = days == ["*", "*", "*"] and minute.isdigit() and hour.isdigit()
-    return f"{int(hour):02d}:{int(minute):02d}" if is_daily else cron
+    """`02:00` for the cron expression `0 2 * * *`; another text as it is."""
+    daily = re.fullmatch(r"([0-9]{1,2}) ([0-9]{1,2}) \* \* \*", " ".join(cron.split()))
+    return f"{int(daily[2]):02d}:{int(daily[1]):02d}" if daily else cron
 
 
 def _planned_runs(server: Server, deployment: Mapping[str, Any]) -> list[Any]:
@@ -108,7 +109,7 @@ def keep_lineages(server: Server, memory: Path) -> None:
         memory: A file with the parameters of each schedule, by its slug.
     """
     deployment = read_deployment(server)
-    remembered = json.loads(memory.read_text("utf-8")) if memory.exists() else {}
+    remembered = _remembered(memory)
     parameters_by_slug: dict[str, Any] = {}
     lineages: dict[str, str] = {}
     slugs = [schedule["slug"] for schedule in deployment["schedules"]]
@@ -121,8 +122,9 @@ def keep_lineages(server: Server, memory: Path) -> None:
             slugs.append(slug)
         parameters = own if own.get("lineage") else {**remembered.get(slug, {}), **own, "lineage": lineage}
         if (own, schedule["slug"]) != (parameters, slug):
-            server.patch(f"/deployments/{deployment['id']}/schedules/{schedule['id']}",
-                         {"parameters": parameters, "slug": slug})  # fmt: skip
+            with contextlib.suppress(TryAgain):  # one that the server rejects does not keep the others from theirs
+                server.patch(f"/deployments/{deployment['id']}/schedules/{schedule['id']}",
+                             {"parameters": parameters, "slug": slug})  # fmt: skip
         parameters_by_slug[slug] = parameters
     if parameters_by_slug != remembered:
         write_json(memory, parameters_by_slug)
@@ -132,6 +134,16 @@ def keep_lineages(server: Server, memory: Path) -> None:
         lineage = lineages.get(run["created_by"]["id"], "")
         if lineage and run["name"] != f"{DEPLOYMENT}-{lineage}":
             server.patch(f"/flow_runs/{run['id']}", {"name": f"{DEPLOYMENT}-{lineage}"})
+
+
+def _remembered(memory: Path) -> dict[str, Any]:
+    """The parameters of each schedule in the file; none if it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads(memory.read_text("utf-8"))
+        return (
+            {slug: own for slug, own in content.items() if isinstance(own, dict)} if isinstance(content, dict) else {}
+        )
+    return {}
 
 
 def _describe(server: Server, deployment: Mapping[str, Any]) -> None:
@@ -160,6 +172,8 @@ def set_schedule(
 ) -> Schedule | None:
     """Make the lineage's schedule or change it, and return it; None if it is to be switched off and there is none.
 
+    A lineage may have several schedules, made in the UI: all are switched off, and the first one is changed.
+
     Args:
         server: The server of `spin up`.
         lineage: The lineage's name.
@@ -170,7 +184,7 @@ def set_schedule(
     """
     deployment = read_deployment(server)
     path = f"/deployments/{deployment['id']}/schedules"
-    existing = next((each for each in deployment["schedules"] if named_lineage(each) == lineage), None)
+    existing, *others = [each for each in deployment["schedules"] if named_lineage(each) == lineage] or [None]
     if existing is None and not active:
         return None
     rule = existing["schedule"] if existing else {"cron": "0 2 * * *", "timezone": machine_timezone()}
@@ -186,6 +200,10 @@ def set_schedule(
         server.patch(f"{path}/{existing['id']}", wanted)
     else:
         server.post(path, [wanted])
+    for other in others if not active else ():
+        # The server empties the parameters of a schedule that is changed without naming them.
+        kept = {**other["parameters"], "lineage": lineage}
+        server.patch(f"{path}/{other['id']}", {"active": False, "parameters": kept})
     return _schedule({"id": "", **wanted}, {})
 
 
@@ -202,22 +220,25 @@ def next_due(schedule: Schedule, now: datetime) -> str:
 
 
 def machine_timezone() -> str:
-    """This machine's time zone by its IANA name; UTC if the machine does not tell."""
+    """This machine's time zone by its IANA name; UTC if it is not set."""
     name = os.environ.get("TZ", "") or str(Path("/etc/localtime").resolve()).partition("zoneinfo/")[2]
     return name if name in available_timezones() else "UTC"
 
 
 def with_own_lineages(settings: dict[str, Any]) -> dict[str, Any]:
-    """A deployment's settings with the lineage in each schedule, and none that is the default of all.
+    """A deployment's settings with lineage and recipe in each schedule, and none that is the default of all.
 
     In earlier versions the deployment had a default lineage, which users replaced by theirs.
     """
     default = settings["parameters"]
     if "lineage" not in default:
         return settings
+    recipe = {"recipe": default["recipe"]} if "recipe" in default else {}
     schedules: list[dict[str, Any]] = []
     for schedule in settings["schedules"]:
-        if named_lineage(schedule):
+        if schedule["parameters"].get("lineage"):
+            schedules.append({**schedule, "parameters": {**recipe, **schedule["parameters"]}})
+        elif named_lineage(schedule):
             schedules.append(schedule)
         elif schedule["active"] or default != EARLIER_DEFAULTS:
             slug = new_slug(default["lineage"], [each.get("slug") for each in (*settings["schedules"], *schedules)])

@@ -228,6 +228,7 @@ def _worker(environment: dict[str, str], log: BinaryIO, server: api.Server, at_o
 def _watch(services: Sequence[_Service], server: api.Server, reruns: int, at_once: int, folder: Path) -> NoReturn:
     """Restart services that have ended, and look after runs and schedules, until a signal's handler raises."""
     log, memory = folder / LOG, folder / "schedules.json"
+    problems: set[str] = set()
     checked = time.monotonic()
     while True:
         for service in services:
@@ -237,9 +238,19 @@ def _watch(services: Sequence[_Service], server: api.Server, reruns: int, at_onc
             watch.check_runs(server, reruns)
             with contextlib.suppress(TryAgain):  # busy: again a few seconds later
                 watch.explain_waiting(server, at_once)
-                schedules.keep_lineages(server, memory)
+                _keep_schedules(server, memory, problems)
             checked = time.monotonic()
         time.sleep(0.5)
+
+
+def _keep_schedules(server: api.Server, memory: Path, problems: set[str]) -> None:
+    """Keep the schedules' lineages. Unexpected data of a schedule is a problem, printed once, and does not end runs."""
+    try:
+        schedules.keep_lineages(server, memory)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if (problem := repr(error)) not in problems:
+            problems.add(problem)
+            click.echo(f"the schedules of nightly could not be checked: {problem}", err=True)
 
 
 def _interrupt(*_: object) -> None:

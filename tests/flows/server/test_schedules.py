@@ -1,18 +1,24 @@
 """Schedules name their lineage by their slug, and those of earlier versions get one."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from flows.server import serve
+from flows.server.api import Server
 from flows.server.schedules import (
     EARLIER_DEFAULTS,
     Schedule,
+    keep_lineages,
     lineage_in,
+    list_schedules,
     machine_timezone,
     named_lineage,
     new_slug,
     next_due,
+    set_schedule,
+    state_line,
     with_own_lineages,
 )
 
@@ -21,6 +27,32 @@ NOON = datetime(2026, 12, 1, 12, 0, tzinfo=UTC)
 
 def schedule(**more: Any) -> dict[str, Any]:
     return {"schedule": {"cron": "0 2 * * *"}, "active": True, "parameters": {}, "slug": None, **more}
+
+
+class FakeServer:
+    """A server with the deployment `nightly` and no planned runs."""
+
+    def __init__(self, *schedules: dict[str, Any]) -> None:
+        self.schedules = [{"id": str(number), **values} for number, values in enumerate(schedules)]
+        self.description = ""
+
+    def get(self, _path: str) -> Any:
+        return {"id": "nightly", "description": self.description, "schedules": [dict(each) for each in self.schedules]}
+
+    def post(self, _path: str, _query: Any) -> Any:
+        return []
+
+    def patch(self, path: str, changes: Any) -> None:
+        if path.endswith("/nightly"):
+            self.description = changes["description"]
+        else:
+            self.schedules[int(path.rpartition("/")[2])] |= changes
+
+
+def server_with(*schedules: dict[str, Any]) -> tuple[FakeServer, Server]:
+    """A fake server, also as the type that functions expect."""
+    fake = FakeServer(*schedules)
+    return fake, cast("Server", fake)
 
 
 def test_a_slug_names_its_lineage():
@@ -43,13 +75,67 @@ def test_a_schedule_is_for_the_lineage_of_its_parameters_and_after_they_were_emp
 
 
 def test_a_default_lineage_of_an_earlier_version_becomes_that_of_the_schedules_without_one():
-    own = schedule(parameters={"lineage": "own"}, active=False)
+    own = schedule(parameters={"lineage": "own", "recipe": "small"}, active=False)
     settings = {"parameters": {"lineage": "mine", "recipe": "demo", "until_converged": False}, "tags": ["spin"]}
     after = with_own_lineages({**settings, "schedules": [schedule(), own]})
     assert after["parameters"] == {"until_converged": False}
     assert after["tags"] == ["spin"]
     assert after["schedules"] == [schedule(parameters=settings["parameters"], slug="lineage-mine"), own]
     assert with_own_lineages(after) == after
+
+
+def test_schedules_with_their_own_lineage_keep_the_default_recipe_of_an_earlier_version():
+    own = schedule(parameters={"lineage": "own"})
+    after = with_own_lineages({"parameters": {"lineage": "mine", "recipe": "small"}, "schedules": [own]})
+    assert after["schedules"] == [schedule(parameters={"lineage": "own", "recipe": "small"})]
+
+
+@pytest.mark.parametrize(
+    ("rule", "time"),
+    [
+        ({"cron": "5  2 * * *"}, "02:05"),
+        ({"cron": "0 2 * * 1"}, "0 2 * * 1"),
+        ({"cron": "@daily"}, "@daily"),
+        ({"cron": "0 0 2 * * *"}, "0 0 2 * * *"),
+        ({"interval": 3600.0, "anchor_date": "2026-12-01T00:00:00Z"}, "other"),
+        ({"rrule": "FREQ=DAILY"}, "other"),
+    ],
+)
+def test_any_rule_that_the_ui_allows_is_listed_kept_and_changed(tmp_path, rule, time):
+    fake, server = server_with(schedule(schedule=rule, parameters={"lineage": "mine"}))
+    (listed,) = list_schedules(server)
+    assert (listed.time, listed.timezone) == (time, "UTC")
+    keep_lineages(server, tmp_path / "memory.json")
+    assert f"- **mine** at {time} UTC" in fake.description
+    assert fake.schedules[0]["slug"] == "lineage-mine"
+    changed = set_schedule(server, "mine", timezone="Europe/Berlin")
+    assert changed is not None
+    assert state_line(changed) == f"at {time} Europe/Berlin"
+
+
+def test_all_schedules_of_a_lineage_are_switched_off():
+    mine = [schedule(parameters={"lineage": "mine"}, slug=slug) for slug in ("lineage-mine", "lineage-mine.2")]
+    emptied = schedule(slug="lineage-mine.3")
+    fake, server = server_with(*mine, emptied, schedule(parameters={"lineage": "other"}))
+    assert set_schedule(server, "mine", active=False) is not None
+    assert [each["active"] for each in fake.schedules] == [False, False, False, True]
+    assert [each["parameters"]["lineage"] for each in fake.schedules] == ["mine"] * 3 + ["other"]
+    assert [each["slug"] for each in fake.schedules[1:3]] == ["lineage-mine.2", "lineage-mine.3"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"lineage-mine": 3}'])
+def test_a_damaged_memory_of_parameters_is_written_again(tmp_path, content):
+    memory = tmp_path / "memory.json"
+    memory.write_text(content)
+    keep_lineages(server_with(schedule(slug="lineage-mine"))[1], memory)
+    assert '"mine"' in memory.read_text("utf-8")
+
+
+def test_a_schedule_with_unexpected_data_is_reported_once_and_ends_nothing(tmp_path, capsys):
+    problems: set[str] = set()
+    for _ in range(2):
+        serve._keep_schedules(server_with(schedule(schedule=None))[1], tmp_path / "memory.json", problems)
+    assert capsys.readouterr().err.count("the schedules of nightly could not be checked") == 1
 
 
 def test_the_schedule_that_earlier_versions_installed_goes_unless_it_was_switched_on():
