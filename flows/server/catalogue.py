@@ -8,6 +8,7 @@ that the index of hundreds of lineages costs a few system calls for each.
 import contextlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,13 @@ from spin_core.lineage.lineage import CONFIGURATION
 BOARD, COMPARISON, REPORT, SAMPLES = "leaderboard.json", "compare.json", "report.html", "samples.html"
 
 _MOST_BYTES = 32 * 2**20
-"""A larger JSON file is not one of ours."""
+"""A larger JSON file was not written by spin-loop."""
+
+_MOST_ITERATIONS = 999_999
+"""A larger number of an iteration has no folder."""
+
+_LATEST = datetime(2999, 1, 1, tzinfo=UTC)
+"""A file that changed later has a damaged time."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class Entry:
     name: str
     recipe: str
     iterations: int | None
-    """How many the recipe has; None for a comparison."""
+    """How many the lineage's configuration has; None for a comparison."""
     scores: Scores
     state: str
     changed: datetime
@@ -101,11 +108,10 @@ class Catalogue:
             return None
         config = _mapping(_mapping(self._json(file)).get("config"))
         scores = _scores(self._json(self.file(name, BOARD)))
-        iterations = config.get("iterations")
         return Entry(
             name=name,
             recipe=_text(config.get("recipe")),
-            iterations=iterations if isinstance(iterations, int) else None,
+            iterations=_count(config.get("iterations")),
             scores=scores,
             state=_state(root, scores),
             changed=_changed(root),
@@ -187,11 +193,10 @@ def _board(content: dict[str, Any]) -> Scores:
     last = _mapping(_mapping(rows[-1].get("scores")).get(metric)) if rows else {}
     better, target = last.get("higher_is_better"), _number(last.get("target"))
     arrow = f"→{target:.3g}" if target is not None else "↑" if better is True else "↓" if better is False else ""
-    choice = content.get("choice")
     return Scores(
         metric=metric.replace("_", " "),
         arrow=arrow,
-        choice=choice if isinstance(choice, int) else None,
+        choice=_count(content.get("choice")),
         versions=tuple(_version(row, metric) for row in rows),
         controls=tuple(_version(_mapping(row), metric) for row in _list(content.get("controls"))),
     )
@@ -201,9 +206,7 @@ def _version(row: dict[str, Any], metric: str) -> Version:
     """One row of a leaderboard."""
     score = _mapping(_mapping(row.get("scores")).get(metric))
     value, error = _number(score.get("value")), _number(score.get("stderr"))
-    t = row.get("t")
-    return Version(_text(row.get("name")), t if isinstance(t, int) else None, value, shown(value, error),
-                   _text(row.get("gate")))  # fmt: skip
+    return Version(_text(row.get("name")), _count(row.get("t")), value, shown(value, error), _text(row.get("gate")))
 
 
 def shown(value: float | None, error: float | None) -> str:
@@ -221,12 +224,12 @@ def _scores(value: Any) -> Scores:
 
 
 def _state(root: Path, scores: Scores) -> str:
-    """What a lineage is doing: `running`, `ended by the gate`, `in iteration 2`, or nothing."""
+    """`running`, `ended by the gate`, `not running, in iteration 2`, `not scored yet`, or empty for a finished one."""
     if _is_locked(root / ".lock"):
         return "running"
     if scores.versions and scores.versions[-1].gate == "stop":
         return "ended by the gate"
-    if (root / f"iter_{scores.head:02d}").exists():
+    if os.path.lexists(root / f"iter_{scores.head:02d}"):
         return f"not running, in iteration {scores.head}"
     return "" if scores.versions else "not scored yet"
 
@@ -250,7 +253,7 @@ def _changed(root: Path) -> datetime:
     for path in (root, *(root / name for name in (CONFIGURATION, BOARD, COMPARISON))):
         with contextlib.suppress(OSError):
             times.append(path.lstat().st_mtime)
-    return datetime.fromtimestamp(max(times), UTC)
+    return datetime.fromtimestamp(min(max(times), _LATEST.timestamp()), UTC)
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -262,9 +265,20 @@ def _list(value: Any) -> list[Any]:
 
 
 def _text(value: Any) -> str:
-    return value[:200] if isinstance(value, str) else ""
+    """At most 200 characters, without halves of surrogate pairs, which JSON may have and a page may not."""
+    return value[:200].encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else ""
 
 
 def _number(value: Any) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
+    """A finite number as it is; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    with contextlib.suppress(OverflowError):  # an integer of hundreds of digits
+        return float(value) if math.isfinite(value) else None
+    return None
+
+
+def _count(value: Any) -> int | None:
+    """A number of iterations, or of an iteration; None for anything else."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_ITERATIONS
+    return value if is_count else None

@@ -1,8 +1,9 @@
 """The pages at `/lineages/` of the server of `spin up`: an index of lineages, and the files that runs have written.
 
-They are read-only and have the server's password, by HTTP's Basic authentication, which browsers keep for one address
-and port. Files of a lineage may come from elsewhere, so none is trusted: every answer is sandboxed, which takes it out
-of the origin of Prefect's UI, and loads nothing; only the samples' page runs a script, which reaches nothing either.
+They are read-only and require the server's password, by HTTP's Basic authentication, which browsers keep for one
+address and port. Files of a lineage may come from elsewhere, so none is trusted: every answer is sandboxed, which takes
+it out of the origin of Prefect's UI, and loads nothing; only the samples' page runs a script, which reaches nothing
+either.
 """
 
 import base64
@@ -39,11 +40,14 @@ _HEADERS = {
     "cache-control": "private, no-cache",
 }
 
+_MOST_BYTES = 2 * 2**20
+"""A larger page of an iteration is not rendered: it could take the server half a minute. Usual ones have 0.1 MB."""
+
 _CHALLENGE = {"www-authenticate": 'Basic realm="spin", charset="UTF-8"'}
 
 
 class Pages:
-    """The ASGI application. It answers GET and HEAD under `/lineages`, to who has the password."""
+    """The ASGI application. It answers GET and HEAD under `/lineages`, to clients with the password."""
 
     def __init__(self, runs: Path, password: str) -> None:
         """
@@ -64,12 +68,12 @@ class Pages:
                 message["headers"] = [*message["headers"], *(item for item in extra if item[0] not in given)]
             await send(message)
 
-        if self._knows(Request(scope).headers.get("authorization", "")):
+        if self._is_authorized(Request(scope).headers.get("authorization", "")):
             await self._app(scope, receive, send_safely)
         else:
             await Response("a password is needed", 401, _CHALLENGE, "text/plain")(scope, receive, send_safely)
 
-    def _knows(self, authorization: str) -> bool:
+    def _is_authorized(self, authorization: str) -> bool:
         """Whether an Authorization header has the password."""
         kind, _, code = authorization.partition(" ")
         try:
@@ -93,14 +97,14 @@ def _application(catalogue: Catalogue) -> Starlette:
         name, t = request.path_params["name"], request.path_params["t"]
         path = catalogue.file(name, page_of(t)) or _missing()
         entry = catalogue.lineage(name) or _missing()
-        return _page("iteration.html", entry=entry, t=t, page=rendered(path.read_text("utf-8", "replace")))
+        return _page("iteration.html", entry=entry, t=t, page=_iteration_page(path))
 
     def report(request: Request) -> Response:
-        return FileResponse(catalogue.file(request.path_params["name"], REPORT) or _missing(), media_type="text/html")
+        return _File(catalogue.file(request.path_params["name"], REPORT) or _missing(), media_type="text/html")
 
     def samples(request: Request) -> Response:
         path = catalogue.file(request.path_params["name"], SAMPLES) or _missing()
-        return FileResponse(path, media_type="text/html", headers={"content-security-policy": _POLICY_OF_SAMPLES})
+        return _File(path, media_type="text/html", headers={"content-security-policy": _POLICY_OF_SAMPLES})
 
     def to_index(_request: Request) -> Response:
         return RedirectResponse(LINEAGES)
@@ -116,6 +120,19 @@ def _application(catalogue: Catalogue) -> Starlette:
         ],
         exception_handlers={HTTPException: _refuse},
     )
+
+
+class _File(FileResponse):
+    """A file as it is; 404 if it was deleted since it was looked up."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        except RuntimeError as error:
+            if Path(self.path).is_file():
+                raise
+            raise HTTPException(404) from error
 
 
 def _missing() -> Any:
@@ -138,8 +155,21 @@ def _page(template: str, status: int = 200, headers: Mapping[str, str] | None = 
 def _comparisons_of(catalogue: Catalogue, entry: Entry) -> list[Entry]:
     """The comparison that a lineage is a seed of: `trial` for `trial-seed-2`; a list of one, or empty."""
     name, _, seed = entry.name.rpartition("-seed-")
-    found = catalogue.comparison(name) if name and seed.isdigit() else None
-    return [found] if found else []
+    comparison = catalogue.comparison(name) if name and seed.isdigit() else None
+    return [comparison] if comparison else []
+
+
+def _iteration_page(path: Path) -> Markup:
+    """An iteration's page as HTML, or a line if it is too large to be made here; 404 if it was deleted meanwhile."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    except OSError:
+        return _missing()  # type: ignore[no-any-return]
+    if len(content) > _MOST_BYTES:
+        name = f"{path.parent.name}/{path.name}"
+        return Markup("<p>{} is larger than {} MiB: read it in an editor.</p>").format(name, _MOST_BYTES // 2**20)
+    return rendered(content.decode("utf-8", "replace"))
 
 
 def rendered(text: str) -> Markup:

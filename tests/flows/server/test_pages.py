@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import re
 import shutil
 import time
@@ -100,13 +101,60 @@ def test_an_iteration_that_no_run_continues_is_named(client, runs):
     (runs / "mine" / "iter_02").rmdir()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"rows": 3}', '{"rows": [{"scores": []}]}', "[" * 10_000])
+HUGE = "1" + "0" * 400
+
+DAMAGED = [
+    "",
+    "{",
+    "[]",
+    "null",
+    '{"rows": 3}',
+    '{"rows": [{"scores": []}]}',
+    "[" * 10_000,
+    f'{{"main_metric": "m", "rows": [{{"t": 0, "scores": {{"m": {{"value": {HUGE}, "stderr": {HUGE}}}}}}}]}}',
+    f'{{"choice": {HUGE}, "rows": [{{"t": {HUGE}}}, {{"t": true}}, {{"t": -1}}, {{"t": 1e9}}]}}',
+    r'{"main_metric": "\ud800", "rows": [{"t": 0, "name": "\udfff"}]}',
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_leaderboard_leaves_the_index_readable(tmp_path, content):
     build_comparison(tmp_path, "damaged")
     (tmp_path / "damaged" / "lineage.json").write_text('{"config": {"recipe": "demo"}}')
     (tmp_path / "damaged" / "leaderboard.json").write_text(content)
     for path in ("", "damaged/"):
         assert client_of(tmp_path).get(f"/lineages/{path}").status_code == 200
+
+
+def test_a_configuration_with_huge_numbers_and_times_leaves_the_index_readable(tmp_path):
+    (tmp_path / "damaged").mkdir()
+    file = tmp_path / "damaged" / "lineage.json"
+    file.write_text(rf'{{"config": {{"recipe": "\ud800", "iterations": {HUGE}}}}}')
+    os.utime(file, (2**40, 2**40))
+    for path in ("", "damaged/"):
+        assert client_of(tmp_path).get(f"/lineages/{path}").status_code == 200
+    entry = catalogue.Catalogue(tmp_path).lineage("damaged")
+    assert entry is not None
+    assert entry.iterations is None
+
+
+def test_an_iterations_page_that_is_too_large_is_named_and_not_rendered(tmp_path):
+    build_comparison(tmp_path, "large")
+    (tmp_path / "large" / "lineage.json").write_text('{"config": {"recipe": "demo"}}')
+    (tmp_path / "large" / "iter_00").mkdir()
+    (tmp_path / "large" / "iter_00" / "report.md").write_bytes(b"*a* " * 2**19 + b"b")
+    answer = client_of(tmp_path).get("/lineages/large/iteration/0")
+    assert answer.status_code == 200
+    assert "iter_00/report.md is larger than 2 MiB: read it in an editor." in answer.text
+    assert len(answer.text) < 20_000
+
+
+@pytest.mark.parametrize("page", ["report.html", "samples.html", "iteration/0"])
+def test_a_file_that_is_deleted_after_it_was_looked_up_is_missing(client, runs, monkeypatch, page):
+    monkeypatch.setattr(catalogue.Catalogue, "file", lambda *_: runs / "mine" / "deleted")
+    answer = client.get(f"/lineages/mine/{page}")
+    assert answer.status_code == 404
+    assert "All lineages" in answer.text
 
 
 def test_hundreds_of_lineages_are_read_once_and_then_shown_at_once(runs, tmp_path, monkeypatch):
