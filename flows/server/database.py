@@ -1,4 +1,4 @@
-"""Prefect's SQLite database without refused clicks: a transaction that may write waits its turn before it begins.
+"""Run write transactions of Prefect's SQLite database one at a time, so that the UI gets no 503.
 
 Prefect begins such a transaction without SQLite's lock, reads, and asks for the lock at its first write. If another
 transaction has the lock then, SQLite does not wait, since what was read may be out of date: it fails at once with
@@ -7,15 +7,17 @@ does not, and the click is lost.
 
 Here transactions begin with the lock, one at a time in the order in which they asked. They wait for each other in the
 server's event loop and not in SQLite, where a waiting transaction would occupy a connection and could not be cancelled.
+
+A transaction within another one of the same task does not wait. One in a task that was started meanwhile waits, so a
+transaction that awaits such a task would wait for itself: `MAX_WAIT_SECONDS` ends that.
 """
 
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from prefect.server.database.configurations import AioSqliteConfiguration
 from prefect.server.database.dependencies import MODELS_DEPENDENCIES
@@ -23,13 +25,13 @@ from prefect.server.utilities.database import get_dialect
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
-MOST_SECONDS = 60.0
+MAX_WAIT_SECONDS = 60.0
 """After this time a transaction begins all the same, and SQLite decides."""
 
-_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+_locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
-_has_turn: ContextVar[bool] = ContextVar("has_turn", default=False)
-"""Whether the current task is in a transaction, in which a further one must not wait for it."""
+_tasks_in_transaction: WeakSet[asyncio.Task[Any]] = WeakSet()
+"""Tasks that are in a transaction, in which a further one must not wait for it. Tasks that they start are not."""
 
 
 class WaitingSqlite(AioSqliteConfiguration):
@@ -42,27 +44,29 @@ class WaitingSqlite(AioSqliteConfiguration):
         with_for_update: bool = False,  # noqa: ARG002 (all do)
     ) -> AsyncGenerator[AsyncSessionTransaction, None]:
         """Begin one. Prefect reads outside of transactions, so that readers do not wait."""
-        async with _turn(), super().begin_transaction(session, with_for_update=True) as transaction:
+        async with _transaction_lock(), super().begin_transaction(session, with_for_update=True) as transaction:
             yield transaction
 
 
 @asynccontextmanager
-async def _turn() -> AsyncIterator[None]:
+async def _transaction_lock() -> AsyncIterator[None]:
     """Wait until no other transaction is running."""
-    if _has_turn.get():
+    task = asyncio.current_task()
+    assert task is not None, "coroutines run in tasks"
+    if task in _tasks_in_transaction:
         yield
         return
-    lock = _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
-    is_mine = False
+    lock = _locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+    has_lock = False
     with contextlib.suppress(TimeoutError):
-        is_mine = await asyncio.wait_for(lock.acquire(), MOST_SECONDS)
-    token: Any = _has_turn.set(True)
+        has_lock = await asyncio.wait_for(lock.acquire(), MAX_WAIT_SECONDS)
+    _tasks_in_transaction.add(task)
     try:
         yield
     finally:
-        if is_mine:
+        _tasks_in_transaction.discard(task)
+        if has_lock:
             lock.release()
-        _has_turn.reset(token)
 
 
 def wait_for_lock() -> None:

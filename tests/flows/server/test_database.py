@@ -48,7 +48,7 @@ def test_prefects_own_transactions_fail_where_they_meet(tmp_path):
         asyncio.run(names_after(AioSqliteConfiguration, tmp_path / "prefect.db", 5))
 
 
-def test_one_that_is_cancelled_while_it_waits_leaves_the_turn_to_the_next(tmp_path):
+def test_one_that_is_cancelled_while_it_waits_leaves_the_lock_to_the_next(tmp_path):
     async def run() -> list[str]:
         config = WaitingSqlite(connection_url=f"sqlite+aiosqlite:///{tmp_path}/cancelled.db")
         engine = await config.engine()
@@ -68,23 +68,55 @@ def test_one_that_is_cancelled_while_it_waits_leaves_the_turn_to_the_next(tmp_pa
 
 def test_a_transaction_within_a_transaction_does_not_wait_for_itself():
     async def run() -> str:
-        async with database._turn(), database._turn():
+        async with database._transaction_lock(), database._transaction_lock():
             return "within"
 
     assert asyncio.run(asyncio.wait_for(run(), 5)) == "within"
 
 
-def test_the_turn_is_not_waited_for_without_an_end(monkeypatch):
-    monkeypatch.setattr(database, "MOST_SECONDS", 0.05)
+def test_a_task_that_is_started_within_a_transaction_waits_for_its_end():
+    order: list[str] = []
+
+    async def other() -> None:
+        async with database._transaction_lock():
+            order.append("other")
+
+    async def run() -> None:
+        async with database._transaction_lock():
+            task = asyncio.create_task(other())
+            await asyncio.sleep(0.02)
+            order.append("first")
+        await task
+
+    asyncio.run(asyncio.wait_for(run(), 5))
+    assert order == ["first", "other"]
+
+
+def test_a_transaction_that_awaits_a_task_with_another_one_ends(monkeypatch):
+    monkeypatch.setattr(database, "MAX_WAIT_SECONDS", 0.05)
+
+    async def other() -> str:
+        async with database._transaction_lock():
+            return "begun"
+
+    async def run() -> str:
+        async with database._transaction_lock():
+            return await asyncio.create_task(other())
+
+    assert asyncio.run(asyncio.wait_for(run(), 5)) == "begun"
+
+
+def test_the_lock_is_not_waited_for_without_an_end(monkeypatch):
+    monkeypatch.setattr(database, "MAX_WAIT_SECONDS", 0.05)
 
     async def hold() -> None:
-        async with database._turn():
+        async with database._transaction_lock():
             await asyncio.sleep(10)
 
     async def run() -> str:
         holder = asyncio.create_task(hold())
         await asyncio.sleep(0.01)
-        async with database._turn():
+        async with database._transaction_lock():
             holder.cancel()
             return "begun"
 
