@@ -51,7 +51,7 @@ def nightly(
 ) -> State[None] | None:
     """Add one iteration to a lineage, or finish the iteration that was begun and not finished.
 
-    A run that was due while another run of the same lineage was busy is skipped, so that missed runs do not pile up.
+    A run that was due while another nightly run of its lineage was busy is skipped, so that missed runs do not pile up.
     Once the lineage has converged, or its gate has stopped it, nothing is added, and its schedule is paused.
 
     Args:
@@ -66,23 +66,21 @@ def nightly(
         raise unknown_lineage(folder, lineage)
     end_run_with_worker()
     with turn(lineage_folder(folder, lineage)):
-        return _run_night(folder, lineage, recipe, until_converged)
+        return _add_iteration(folder, lineage, recipe, until_converged)
 
 
-def _run_night(folder: Path, lineage: str, recipe: str, until_converged: bool) -> State[None] | None:
+def _add_iteration(folder: Path, lineage: str, recipe: str, until_converged: bool) -> State[None] | None:
     """Add an iteration, unless another nightly run has done so meanwhile, or the lineage has ended."""
     root = lineage_folder(folder, lineage)
     existing = find_lineage(folder, lineage) if lineage_exists(folder, lineage) else None
     add_tags(recipe=existing.config.recipe if existing else recipe, lineage=lineage)
     note = root / "nights" / f"{flow_run.id}.json"
-    # If this run crashed and was started again, its note has the number of iterations to reach. It may have finished
-    # its iteration before the crash, and must not add a second one.
-    planned = json.loads(note.read_text("utf-8"))["iterations"] if note.exists() else None
-    if not planned and (end := _last_end_since(root, flow_run.scheduled_start_time)):
+    target_iterations = _target_iterations(note, existing)
+    if not target_iterations and (end := _last_end_since(root, flow_run.scheduled_start_time)):
         return _skipped(lineage, f"it ended {end:%Y-%m-%d %H:%M} UTC")
-    ending, ended_at = (_ending(existing, until_converged) if existing and not planned else None), ""
+    ending, ended_at = (_ending(existing, until_converged) if existing and not target_iterations else None), ""
     if not ending:
-        config = _config(existing, recipe, planned)
+        config = _config(existing, recipe, target_iterations)
         _write_note(note, iterations=config.iterations)
         continue_lineage(folder, lineage, config)
         ended_at = datetime.now(UTC).isoformat()
@@ -98,6 +96,18 @@ def _run_night(folder: Path, lineage: str, recipe: str, until_converged: bool) -
     return Completed(name=ending.state, message=f"{ending.reason}; {line}")
 
 
+def _target_iterations(note: Path, lineage: Lineage | None) -> int | None:
+    """The number of iterations to reach, if this run crashed or failed and was started again; else None.
+
+    The run may have finished its iteration before it crashed, and must not add a second one. Other runs may have added
+    more since it failed, which must stay.
+    """
+    if not note.exists():
+        return None
+    target = int(json.loads(note.read_text("utf-8"))["iterations"])
+    return max(target, len(lineage.records())) if lineage else target
+
+
 @cache
 def _lineage_of_run(run: str | None, given: str) -> str:
     """The lineage of a run: the one given, or that of the schedule which planned the run; empty if there is none.
@@ -107,14 +117,14 @@ def _lineage_of_run(run: str | None, given: str) -> str:
     if not run:
         return given
     with get_client(sync_client=True) as client:
-        planned = client.read_flow_run(UUID(run))
-        if not planned.created_by or planned.created_by.type != "SCHEDULE" or not planned.deployment_id:
+        details = client.read_flow_run(UUID(run))
+        if not details.created_by or details.created_by.type != "SCHEDULE" or not details.deployment_id:
             return given
-        current = client.read_deployment(planned.deployment_id).schedules
+        current = client.read_deployment(details.deployment_id).schedules
     for schedule in current:
-        if schedule.id == planned.created_by.id:
+        if schedule.id == details.created_by.id:
             return schedules.named_lineage(schedule.model_dump())
-    return schedules.lineage_in(planned.created_by.display_value)  # the schedule was deleted meanwhile
+    return schedules.lineage_in(details.created_by.display_value)  # the schedule was deleted meanwhile
 
 
 def _checked_lineage(lineage: str) -> str:
@@ -127,11 +137,11 @@ def _checked_lineage(lineage: str) -> str:
     return lineage
 
 
-def _config(lineage: Lineage | None, recipe: str, planned: int | None) -> RunConfig:
-    """The configuration with one more iteration than the lineage has, or with the planned number."""
+def _config(lineage: Lineage | None, recipe: str, target_iterations: int | None) -> RunConfig:
+    """The configuration with one more iteration than the lineage has, or with the target's number."""
     if lineage is None:
-        return resolve(recipe, iterations=planned or 1)
-    iterations = planned or len(lineage.records()) + 1
+        return resolve(recipe, iterations=target_iterations or 1)
+    iterations = target_iterations or len(lineage.records()) + 1
     return lineage.config.model_copy(update={"iterations": iterations, "controls": ControlsConfig()})
 
 
@@ -161,7 +171,7 @@ def _skipped(name: str, why: str) -> State[None]:
     """The final state of a run that adds nothing."""
     reason = f"due while another nightly run of {name} was busy ({why})"
     get_run_logger().info("skipped, %s", reason)
-    return Completed(name="LeftOut", message=reason)
+    return Completed(name="Skipped", message=reason)
 
 
 def _ending(lineage: Lineage, until_converged: bool) -> Ending | None:

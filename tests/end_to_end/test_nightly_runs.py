@@ -47,10 +47,10 @@ def count_iterations(runs: Path, lineage: str) -> int:
 
 def test_a_nightly_run_that_waited_for_another_of_its_lineage_adds_nothing(tmp_path):
     assert night(tmp_path, "tale", timedelta(hours=30)).name == "Completed"
-    left_out = night(tmp_path, "tale", timedelta(hours=6))
-    assert (left_out.type.value, left_out.name) == ("COMPLETED", "LeftOut")
-    assert "due while another nightly run of tale was busy" in left_out.message
-    assert "\n" not in left_out.message
+    skipped = night(tmp_path, "tale", timedelta(hours=6))
+    assert (skipped.type.value, skipped.name) == ("COMPLETED", "Skipped")
+    assert "due while another nightly run of tale was busy" in skipped.message
+    assert "\n" not in skipped.message
     assert count_iterations(tmp_path, "tale") == 1
     assert len(list((tmp_path / "tale" / "nights").iterdir())) == 1
 
@@ -69,7 +69,7 @@ def test_a_nightly_run_is_not_skipped_for_nightly_runs_of_another_lineage(tmp_pa
 
 def test_missed_nightly_runs_do_not_pile_up(tmp_path):
     states = [night(tmp_path, "tale", timedelta(days=days)).name for days in (2, 4, 1, 3)]
-    assert states == ["Completed", "LeftOut", "LeftOut", "LeftOut"]
+    assert states == ["Completed", "Skipped", "Skipped", "Skipped"]
     assert count_iterations(tmp_path, "tale") == 1
 
 
@@ -103,7 +103,7 @@ def test_a_nightly_run_waits_for_its_lineage_and_is_skipped_if_a_nightly_run_use
         assert process.stdout.readline() == "held\n"
         threading.Timer(2, end).start()
         state = night(tmp_path, "tale")
-    ended = ("Completed", 3) if holder == "another command" else ("LeftOut", 2)
+    ended = ("Completed", 3) if holder == "another command" else ("Skipped", 2)
     assert (state.name, count_iterations(tmp_path, "tale")) == ended
     with get_client(sync_client=True) as client:
         states = client.read_flow_run_states(state.state_details.flow_run_id)
