@@ -68,7 +68,7 @@ bench-scale: $(VENV)/.installed-dev
 bench-writes: $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/writes.py
 
-# Random kills, after which lineages must be equal to those that nothing was killed of: some hours.
+# Random kills, after which lineages must be equal to uninterrupted ones: some hours.
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.chaos $(CHAOS)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     help="As Europe/Berlin; default: as it is, or this machine's for a new one.",
 )
 @click.option(
-    "--recipe", default="", help="For a lineage that does not exist yet: what its first night starts it with."
+    "--recipe", default="", help="For a lineage that does not exist yet: the recipe that its first run starts it with."
 )
 @click.option("--off", is_flag=True, help="Switch the schedule off. It keeps its time.")
 @runs_option

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from spin_core.config.resolve import resolve
+from tests.benchmarks.chaos import __main__ as chaos
 from tests.benchmarks.chaos import lineages, processes, results
 from tests.benchmarks.chaos.kinds import KINDS
 from tests.benchmarks.chaos.results import Kill, Result
@@ -44,7 +45,24 @@ def test_what_a_complete_lineage_should_not_have_is_listed(tmp_path):
     assert lineages.leftovers(tmp_path / "killed", tmp_path / "whole") == [str(partial)]
 
 
-def test_the_tables_count_kills_and_what_came_of_them(tmp_path):
+def test_a_kept_folder_rejects_a_seed_that_it_already_has(tmp_path):
+    results.append(tmp_path / "results.jsonl", Result("demo", "spin run", "1-0"))
+    results.append(tmp_path / "results.jsonl", Result("all", "spin up", "end"))
+    (tmp_path / "run-demo-12-0").mkdir()
+    for seed in (1, 12):
+        with pytest.raises(SystemExit, match=f"already has lineages of seed {seed}: choose another --seed"):
+            chaos.reject_used_seed(tmp_path, seed)
+    chaos.reject_used_seed(tmp_path, 2)
+
+
+def test_a_stop_is_announced_before_the_tables(capsys):
+    with pytest.raises(SystemExit) as end:
+        chaos._stop()
+    assert end.value.code == 143
+    assert capsys.readouterr().out == "stopped: the tables are of the lineages that were complete\n"
+
+
+def test_the_tables_count_kills_and_results(tmp_path):
     kills = [Kill("flow", "SIGKILL", 1.0, 4.0), Kill("flow", "SIGHUP", 2.0), Kill("phase", "SIGKILL", 3.0, 8.0)]
     good = Result("demo", "spin run", "1-0", kills=kills, compared=9)
     bad = Result("demo", "spin run", "1-1", compared=9, different=["iter_00/train"])

@@ -1,9 +1,9 @@
 """Kills at random instants: `make chaos`, or `python -m tests.benchmarks.chaos [--kills N] [--seed S] [--kinds A,B]`.
 
-Lineages of every kind are made by `spin run` and by `spin up`, while something of them is killed again and again. Each
-is continued until it is complete. Then its published folders must have the digests of a lineage that nothing was killed
-of, and no process and no scratch folder may be left. Prints what was killed and what came of it. Exit status 1 if
-anything differs or is left.
+Lineages of every kind are made by `spin run` and by `spin up`, while one of their processes is killed again and again.
+Each is continued until it is complete. Then its published folders must have the digests of an uninterrupted lineage,
+and no process and no scratch folder may be left. Prints what was killed and the result. Exit status 1 if anything
+differs or is left.
 
 The seed decides what is killed, when and by which signal; where that hits a phase also depends on the machine.
 """
@@ -35,10 +35,11 @@ COMMANDS = {
 def main() -> int:
     """Kill, continue and compare; returns the exit status."""
     options = _options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped: what follows is of the lineages that were complete"))
+    signal.signal(signal.SIGTERM, _stop)
     with _folder(options.runs) as folder:
         served: list[ServedFolder] = []
         file = folder / "results.jsonl"
+        reject_used_seed(folder, options.seed)
         try:
             _kill_until_enough(options, folder, file, served)
         finally:
@@ -51,6 +52,19 @@ def main() -> int:
                 for fault in (*row.different, *row.orphans, *row.leftovers, *row.tracebacks):
                     print(f"{row.kind}, {row.command}, seed {row.seed}: {fault}")
     return 0 if rows and all(row.is_good for row in rows) else 1
+
+
+def _stop(*_: object) -> None:
+    """Handler of SIGTERM: the tables follow, and then the exit status is 143, as of a process that SIGTERM ends."""
+    print("stopped: the tables are of the lineages that were complete", flush=True)
+    sys.exit(128 + signal.SIGTERM)
+
+
+def reject_used_seed(folder: Path, seed: int) -> None:
+    """Exit with a line if the folder already has lineages of the seed, or their results."""
+    has_results = any(row.seed.rpartition("-")[0] == str(seed) for row in results.read(folder / "results.jsonl"))
+    if has_results or any(folder.glob(f"*-{seed}-[0-9]*")) or (folder / f"up-{seed}").exists():
+        sys.exit(f"--runs {folder} already has lineages of seed {seed}: choose another --seed, or another folder")
 
 
 def _kill_until_enough(options: argparse.Namespace, folder: Path, file: Path, served: list[ServedFolder]) -> None:
@@ -68,7 +82,7 @@ def _kill_until_enough(options: argparse.Namespace, folder: Path, file: Path, se
         made, number = made + len(result.kills), number + 1
         print(
             f"{kind:6} {result.command:17} seed {result.seed:6} {len(result.kills):3} kills, {made} of {options.kills} "
-            f"{time.monotonic() - began:5.0f} s  {'whole' if result.is_good else 'NOT whole'}",
+            f"{time.monotonic() - began:5.0f} s  {'ok' if result.is_good else 'FAILED'}",
             flush=True,
         )
 

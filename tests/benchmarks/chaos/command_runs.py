@@ -83,7 +83,7 @@ class CommandRun:
 
 
 def run_uninterrupted(folder: Path, kind: Kind) -> Path:
-    """The root of a lineage that nothing was killed of. It is made once, also for several of these programs."""
+    """The root of an uninterrupted lineage. It is made once, also for several of these programs."""
     with lock.locked(folder, wait=True):
         run = CommandRun(folder, kind, folder)
         if not (folder / "complete").exists():

@@ -1,4 +1,4 @@
-"""What came of the kills, as JSON lines in a file, and the tables made of them."""
+"""The results of the kills, as JSON lines in a file, and the tables made of them."""
 
 import json
 import statistics
@@ -67,7 +67,7 @@ def read(file: Path) -> list[Result]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """The two tables, in Markdown: kills by target and signal, and what came of them by kind."""
+    """The two tables, in Markdown: kills by target and signal, and results by kind."""
     kills = Counter((kill.target, kill.signal) for result in results for kill in result.kills)
     names = [name for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP") if any(key[1] == name for key in kills)]
     targets = sorted({target for target, _ in kills})
