@@ -87,8 +87,11 @@ def run_uninterrupted(folder: Path, kind: Kind) -> Path:
     with lock.locked(folder, wait=True):
         run = CommandRun(folder, kind, folder)
         if not (folder / "complete").exists():
-            run.start(one_process=kind.fits_one_process)
-            run.finish()
+            try:
+                run.start(one_process=kind.fits_one_process)
+                run.finish()
+            finally:
+                processes.send(sorted(processes.marked(run.mark)), signal.SIGKILL)  # if this program is stopped
             (folder / "complete").touch()
     return run.root
 
