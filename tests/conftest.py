@@ -1,6 +1,8 @@
 """Fixtures that every test may ask for, and the order in which files are shared out."""
 
+import atexit
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -14,8 +16,12 @@ from tests.support.servers.shared_server import server_url, shared_server  # noq
 
 # Commands are shown as `spin …` where the shell finds it, as in an environment that is activated.
 os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)
-os.environ.setdefault("SPIN_TURNS", tempfile.mkdtemp(prefix="spin-turns-"))
-"""Runs of these tests do not wait for other runs of this machine."""
+# Prefect's own test server asks its maker's service otherwise.
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+# Each process of tests has its own folder, so that its runs wait neither for other runs of this machine nor for those
+# of the other processes.
+os.environ["SPIN_TURNS"] = tempfile.mkdtemp(prefix="spin-turns-")
+atexit.register(shutil.rmtree, os.environ["SPIN_TURNS"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -156,7 +156,7 @@ def test_a_comparison_killed_again_and_again_ends_in_the_same_table(compared, st
 def test_a_method_without_its_data_is_rejected_before_compute_or_left_out_with_a_note(compared):
     refused = compared.spin("compare", "demo", "--name", "no", "--methods", "dpo", check=False)
     assert refused.returncode == 2
-    assert "controls.dpo.source.path=preferences.jsonl" in refused.stderr
+    assert "set controls.dpo.source.path to a file" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
     assert not list(compared.runs.glob("no*"))
 

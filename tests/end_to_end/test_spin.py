@@ -76,7 +76,7 @@ def test_another_configuration_is_rejected_before_any_compute(finished):
     done = finished.spin(*finished.arguments("whole", "--set=train.beta=0.7"), check=False)
     assert done.returncode == 2
     assert "train.beta" in done.stderr
-    assert "choose a new name" in done.stderr
+    assert "choose a new lineage name" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
