@@ -8,6 +8,7 @@ either.
 
 import base64
 import hmac
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -94,7 +95,8 @@ def _application(catalogue: Catalogue) -> Starlette:
         return _page("lineage.html", entry=entry, compared=_comparisons_of(catalogue, entry))
 
     def iteration(request: Request) -> Response:
-        name, t = request.path_params["name"], request.path_params["t"]
+        name, number = request.path_params["name"], request.path_params["t"]
+        t = int(number) if re.fullmatch("[0-9]{1,6}", number) else _missing()
         path = catalogue.file(name, page_of(t)) or _missing()
         entry = catalogue.lineage(name) or _missing()
         return _page("iteration.html", entry=entry, t=t, page=_iteration_page(path))
@@ -114,7 +116,7 @@ def _application(catalogue: Catalogue) -> Starlette:
             Route("/lineages", to_index),
             Route(LINEAGES, index),
             Route(LINEAGES + "{name}/", lineage),
-            Route(LINEAGES + "{name}/iteration/{t:int}", iteration),
+            Route(LINEAGES + "{name}/iteration/{t}", iteration),
             Route(LINEAGES + "{name}/report.html", report),
             Route(LINEAGES + "{name}/samples.html", samples),
         ],

@@ -1,5 +1,6 @@
 """Settings of the model: θ_0, its training if a recipe has its own model, and how prompts are written for it."""
 
+import json
 from typing import Any, Literal, Self
 
 from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -64,6 +65,12 @@ class ChatConfig(Frozen):
             raise ValueError(f"template_kwargs are for the tokenizer's template, and chat.template is {self.template}")
         if own := _OWN_VARIABLES & self.template_kwargs.keys():
             raise ValueError(f"template_kwargs cannot set {', '.join(sorted(own))}: it is given to every template")
+        for name, value in self.template_kwargs.items():
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                kind = type(value).__name__
+                raise ValueError(f"template_kwargs.{name} is a {kind}, which JSON cannot hold: quote it") from error
         return self
 
     @model_serializer(mode="wrap")

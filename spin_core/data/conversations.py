@@ -5,6 +5,7 @@ A source's layout is recognised by the names of its columns (`spin_core.data.for
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from difflib import get_close_matches
 from typing import NamedTuple
 
 from spin_core.config.data import PromptsConfig
@@ -76,6 +77,7 @@ class ConversationReader:
 
     def _find_layout(self, source: Rows, rows: Sequence[Row]) -> Layout:
         """The layout of the first rows. A column without any value counts only if the others make none."""
+        self._check_names(source)
         expanded = [inner for row in rows for inner in _expand(row)]
         with_value = {key for row in expanded for key, value in row.items() if value is not None}
         named = {key for row in expanded for key in row}
@@ -88,6 +90,18 @@ class ConversationReader:
         if layout.kind == "text" and self.config.format == "auto":
             self._marked = mostly_marked([row.get("text") for row in rows])
         return layout
+
+    def _check_names(self, source: Rows) -> None:
+        """Raise `DataError` if a column that the configuration renames is in none of the first rows."""
+        present = {key for row in source for key in row} | source.unread
+        for name in self.config.columns:
+            if name not in present:
+                similar = get_close_matches(name, present, n=1)
+                hint = f" (did you mean {similar[0]}?)" if similar else ""
+                raise DataError(
+                    f"{self.setting}.columns names {name}, which no row of {self.name} has{hint}: correct the name, or "
+                    "take it out"
+                )
 
     def _layout_of(self, columns: Collection[str]) -> Layout | None:
         return find_layout(columns, self.config, self.setting)

@@ -24,6 +24,9 @@ from spin_core.data.files.reading import PART, read_parts
 from spin_core.data.files.rows import Rows
 from spin_core.errors import DataError, first_line
 
+_CARD = "README.md"
+"""The card of a data set, which may name its files."""
+
 _SAVED = ("state.json", "dataset_dict.json")
 """Files that `save_to_disk` writes."""
 
@@ -49,6 +52,7 @@ def read_folder(folder: Path, source: SourceConfig, setting: str, wanted: Collec
         with _reported(source, setting, "cannot be read as a data set"):
             builder = datasets.load_dataset_builder(str(links), name=source.subset, cache_dir=f"{fresh}/cache")
         files = {str(split): list(paths) for split, paths in (builder.config.data_files or {}).items()}
+        _check_none_is_left_out(links, files, source, setting)
         if _is_read_here(builder, files):
             for file in _split_of(files, source, setting):
                 yield from read_parts(folder / Path(file).relative_to(links), wanted, source.split)
@@ -90,7 +94,24 @@ def _reported(source: SourceConfig, setting: str, problem: str) -> Iterator[None
 
 
 def _links_to(folder: Path, links: Path) -> Path:
-    """A folder of links to all visible files. `datasets` takes paths for patterns, so brackets would mislead it."""
+    """A folder of links to the visible files of a folder.
+
+    `datasets` takes paths for patterns, so brackets would mislead it. It reads files of the commonest type alone, so
+    that notes and licences beside the data are left out here.
+    """
+    for target, file in _visible_files(folder):
+        (links / target).parent.mkdir(parents=True, exist_ok=True)
+        (links / target).symlink_to(file)
+    found = list(links.rglob("*"))
+    if any(file_kind(path) for path in found):
+        for path in found:
+            if path.is_symlink() and not file_kind(path) and path.name != _CARD:
+                path.unlink()
+    return links
+
+
+def _visible_files(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """The files of a folder that are not hidden: their paths within it, and their absolute paths."""
     visited = set[str]()
     for root, names, files in os.walk(folder, followlinks=True):
         # A link may lead back to a folder above it.
@@ -99,12 +120,26 @@ def _links_to(folder: Path, links: Path) -> Path:
             continue
         visited.add(os.path.realpath(root))
         names[:] = [name for name in names if not name.startswith((".", "__"))]
-        target = links / Path(root).relative_to(folder)
-        target.mkdir(parents=True)
         for name in files:
             if not name.startswith("."):
-                (target / name).symlink_to((Path(root) / name).absolute())
-    return links
+                yield Path(root).relative_to(folder) / name, (Path(root) / name).absolute()
+
+
+def _check_none_is_left_out(
+    links: Path, files: Mapping[str, Sequence[str]], source: SourceConfig, setting: str
+) -> None:
+    """Raise `DataError` if a file of data is in no split, unless the folder's card says which files are."""
+    if not files or (links / _CARD).exists():
+        return
+    taken = {Path(file).resolve() for paths in files.values() for file in paths}
+    left_out = sorted(path.relative_to(links) for path in links.rglob("*") if file_kind(path))
+    left_out = [path for path in left_out if (links / path).resolve() not in taken]
+    if left_out:
+        some = ", ".join(map(str, left_out[:3])) + (" …" if len(left_out) > 3 else "")
+        raise DataError(
+            f"{source.path} holds data in files of several types, of which {some} would not be read: move these "
+            f"elsewhere, or set {setting}.path to one file"
+        )
 
 
 def _is_read_here(builder: Any, files: Mapping[str, Sequence[str]]) -> bool:

@@ -79,7 +79,14 @@ def test_an_iterations_page_has_its_tables_pictures_and_samples(client):
 
 
 def test_what_is_missing_is_said_on_a_page(client):
-    for path in ("nothing/", "nothing/report.html", "mine/iteration/7", "mine/x.html", "mine"):
+    for path in (
+        "nothing/",
+        "nothing/report.html",
+        "mine/iteration/7",
+        f"mine/iteration/{9:05000}",
+        "mine/x.html",
+        "mine",
+    ):
         answer = client.get(f"/lineages/{path}", follow_redirects=path == "mine")
         assert (answer.status_code, "All lineages" in answer.text) == ((200, False) if path == "mine" else (404, True))
 

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from spin_core.config.data import PromptsConfig
 from spin_core.config.model import ChatConfig, ModelConfig
 from spin_core.data.chat import Renderer
+from spin_core.data.conversations import conversations
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import DataError
 from tests.support.lineages.built_prompts import rows_of
@@ -244,3 +246,11 @@ def test_texts_without_marks_among_marked_ones_are_counted(build):
     texts = [f"### Human: {i}### Assistant: {i}!" for i in range(4)]
     built = build([{"text": text} for text in ["Once upon a time there was a cat. It slept.", *texts, "### Human: Hm"]])
     assert built.drops == {"without-marks": 1, "no-response": 1}
+
+
+def test_a_renamed_column_that_no_row_has_is_rejected():
+    config = PromptsConfig(columns={"chosn": "response"})
+    with pytest.raises(
+        DataError, match=r"prompts\.columns names chosn, which no row of x has \(did you mean chosen\?\)"
+    ):
+        conversations([{"prompt": "p", "response": "r", "chosen": "c"}], config, "x")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from datetime import date
 
 import pytest
 
@@ -187,6 +188,7 @@ def test_template_kwargs_are_a_part_of_the_identity_only_when_they_are_set():
     ("setting", "message"),
     [
         ({"messages": []}, "template_kwargs cannot set messages"),
+        ({"date_string": date(2024, 7, 26)}, "template_kwargs.date_string is a date, which JSON cannot hold: quote it"),
         ({"enable_thinking": True, "template": "plain"}, "chat.template is plain"),
     ],
 )

@@ -103,3 +103,23 @@ def test_a_saved_data_set_reads_only_what_is_used(build, tmp_path):
     built = build(tmp_path / "[saved]")
     assert len(built.pairs) == 2000
     assert json.loads(json.dumps(built.fields["unused_columns"])) == ["when"]
+
+
+def test_notes_and_licences_beside_the_data_are_not_read(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", rows_of(3))
+    for name in ("notes.txt", "LICENSE.txt", "more.txt"):
+        (tmp_path / name).write_text("Permission is hereby granted, free of charge, to any person.\n" * 9)
+    assert read_rows(SourceConfig(path=str(tmp_path)))[0] == rows_of(3)
+
+
+def test_a_folder_with_data_of_several_types_is_rejected_with_the_files_that_would_be_left_out(tmp_path):
+    for name in ("a.jsonl", "b.jsonl"):
+        write_jsonl(tmp_path / name, rows_of(3))
+    (tmp_path / "c.csv").write_text("prompt,response\na,b\n")
+    with pytest.raises(DataError, match=r"several types, of which c\.csv would not be read: move these elsewhere"):
+        read_rows(SourceConfig(path=str(tmp_path)))
+
+
+def test_files_of_text_alone_are_read(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    assert read_rows(SourceConfig(path=str(tmp_path)))[0] == [{"text": "one"}, {"text": "two"}]
