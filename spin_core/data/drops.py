@@ -15,6 +15,12 @@ def list_drops(drops: Drops) -> str:
     return f"; {', '.join(parts)}" if parts else ""
 
 
+def explain_drops(drops: Drops) -> str:
+    """The commonest drops as a clause of a message: ` (rows left out: 37 as prompt-too-long)`. Empty without any."""
+    parts = [f"{count:,} as {reason}" for reason, count in drops.most_common(2) if count]
+    return f" (rows left out: {', '.join(parts)})" if parts else ""
+
+
 def nothing_left(rows: str, drops: Drops, fixes: Mapping[str, str]) -> DataError:
     """The error to raise when all rows were dropped: the commonest reason, and what to do about it.
 

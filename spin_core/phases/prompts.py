@@ -96,10 +96,11 @@ def _build_from_rows(job: PromptsJob, renderer: Renderer, scratch: Path, progres
         if config.sources is not None:
             rows = mix_rows(config.sources, everything.sources, ids, job.seed)
         other_ids = None if candidates is everything else candidates.ids
-        division = divide_rows(job, ids[rows], other_ids)
+        dropped = sum((source.drops for source in loaded.values()), Counter())
+        division = divide_rows(job, ids[rows], other_ids, dropped)
         train = rows[division.train]
         held_out_rows = rows[division.held_out] if other_ids is None else division.held_out
-        drops = sum((source.drops for source in loaded.values()), division.drops)
+        drops = dropped + division.drops
         drops["not-in-mixture"] = len(ids) - len(rows)
         if not len(train):
             raise no_prompt_left(", ".join(loaded), drops)

@@ -114,7 +114,7 @@ def preview(
         return Preview(examples, len(examples), config.held_out, drops, [], source.number)
     examples, drops, read = load_beginning(job, source, renderer, characters)
     if read == source.number:
-        division = divide_rows(job, numbers_of(example.id for example in examples), _held_out_ids(job, renderer))
+        division = divide_rows(job, numbers_of(example.id for example in examples), _held_out_ids(job, renderer), drops)
         train = [examples[row] for row in division.train]
         if not train:
             raise no_prompt_left(config.source.path, drops + division.drops)

@@ -142,6 +142,13 @@ def test_more_held_out_than_there_is_names_the_most(build):
         build(rows_of(8), held_out=8)
 
 
+def test_too_few_prompts_name_what_was_left_out(build):
+    long = [{"prompt": f"Count to {i}" + " and on" * 99, "response": "!"} for i in range(5)]
+    message = r"only 3 different prompts \(rows left out: 5 as prompt-too-long\): lower it to at most 2"
+    with pytest.raises(DataError, match=message):
+        build([*rows_of(3), *long], held_out=3)
+
+
 def test_prompts_of_which_all_are_too_long_say_what_to_raise(build):
     with pytest.raises(DataError, match=r"dropped as prompt-too-long\): raise prompts.max_prompt_tokens"):
         build([{"prompt": "x" * 200 + str(i), "response": "y"} for i in range(3)])
