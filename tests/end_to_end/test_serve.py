@@ -197,7 +197,11 @@ def test_a_run_through_the_worker_is_completed_and_named_after_its_lineage(repea
 
 def test_results_of_the_command_line_are_reused_and_task_runs_are_named_after_their_phases(up, repeated_run):
     # The server learns the states of tasks from events, which may arrive after the run has ended.
-    states = wait_for(lambda: tasks if (tasks := up.tasks(repeated_run)).get("publish t=1") == "Completed" else None)
+    def ended() -> dict[str, str] | None:
+        tasks = up.tasks(repeated_run)
+        return tasks if "publish t=1" in tasks and not {"Pending", "Running"} & set(tasks.values()) else None
+
+    states = wait_for(ended)
     assert states.pop("publish t=0") == states.pop("publish t=1") == "Completed"
     assert set(states.values()) == {"Reused"}
     assert list(states)[:6] == [

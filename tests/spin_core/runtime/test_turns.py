@@ -113,8 +113,9 @@ def test_as_many_run_at_once_as_the_limit_says():
 
 
 def test_a_run_without_a_limit_starts_at_once_and_others_wait_for_it():
-    first, unlimited = Waiting("first"), Waiting("unlimited", 0)
+    first = Waiting("first")
     assert first.begun.wait(20)
+    unlimited = Waiting("unlimited", 0)
     assert unlimited.begun.wait(20)
     first.finish()
     third = Waiting("third")
