@@ -226,7 +226,7 @@ def machine_timezone() -> str:
 
 
 def with_own_lineages(settings: dict[str, Any]) -> dict[str, Any]:
-    """A deployment's settings with lineage and recipe in each schedule, and none that is the default of all.
+    """A deployment's settings with lineage and recipe in each schedule, and without a default for all.
 
     In earlier versions the deployment had a default lineage, which users replaced by theirs.
     """

@@ -5,10 +5,10 @@ A source's layout is recognised by the names of its columns (`spin_core.data.for
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from difflib import get_close_matches
 from typing import NamedTuple
 
 from spin_core.config.data import PromptsConfig
+from spin_core.config.resolve import suggestion
 from spin_core.data.chat import Message
 from spin_core.data.drops import Drops
 from spin_core.data.files.rows import Rows, rows_at
@@ -96,11 +96,9 @@ class ConversationReader:
         present = {key for row in source for key in row} | source.unread
         for name in self.config.columns:
             if name not in present:
-                similar = get_close_matches(name, present, n=1)
-                hint = f" (did you mean {similar[0]}?)" if similar else ""
                 raise DataError(
-                    f"{self.setting}.columns names {name}, which no row of {self.name} has{hint}: correct the name, or "
-                    "take it out"
+                    f"{self.setting}.columns names {name}, which no row of {self.name} has{suggestion(name, present)}: "
+                    "correct the name, or take it out"
                 )
 
     def _layout_of(self, columns: Collection[str]) -> Layout | None:

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, expect
 
 from spin_core.runtime import turns
 from tests.support.lineages.small_lineage import build_lineage
-from tests.support.servers.prefect_ui import Ui, open_context, pictures_folder
+from tests.support.servers.prefect_ui import Ui, signed_in
 from tests.support.servers.served import Up, free_port, wait_for
 
 pytestmark = pytest.mark.slow
@@ -34,11 +34,8 @@ def up(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[U
 
 @pytest.fixture(scope="module")
 def ui(browser: Browser, up: Up, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
-    context = open_context(browser)
-    ui = Ui(up, context.new_page(), pictures_folder() or tmp_path_factory.mktemp("pictures"))
-    ui.sign_in()
-    yield ui
-    context.close()
+    with signed_in(browser, up, tmp_path_factory.mktemp("pictures")) as ui:
+        yield ui
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from flows.parameters import AS_THE_LINEAGE
 from spin_core.config.evaluate import SuiteName
 from spin_core.config.recipes import RECIPES
 from tests.support.servers import served
-from tests.support.servers.prefect_ui import FINISHED, RUNNING, Ui, open_context, pictures_folder
+from tests.support.servers.prefect_ui import FINISHED, RUNNING, Ui, open_context, pictures_folder, signed_in
 from tests.support.servers.served import Up, free_port, holder, wait_for
 
 pytestmark = pytest.mark.slow
@@ -54,11 +54,8 @@ def up(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[U
 
 @pytest.fixture(scope="module")
 def ui(browser: Browser, up: Up, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
-    context = open_context(browser)
-    ui = Ui(up, context.new_page(), pictures_folder() or tmp_path_factory.mktemp("pictures"))
-    ui.sign_in()
-    yield ui
-    context.close()
+    with signed_in(browser, up, tmp_path_factory.mktemp("pictures")) as ui:
+        yield ui
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,8 @@
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,16 @@ def open_context(browser: Browser) -> BrowserContext:
     context.route(is_elsewhere, lambda route: route.abort())
     expect.set_options(timeout=MILLISECONDS)
     return context
+
+
+@contextmanager
+def signed_in(browser: Browser, up: Up, folder: Path) -> Iterator[Ui]:
+    """A page that is signed in to a server. Its pictures go into `folder`, unless the environment names another."""
+    context = open_context(browser)
+    ui = Ui(up, context.new_page(), pictures_folder() or folder)
+    ui.sign_in()
+    yield ui
+    context.close()
 
 
 def pictures_folder() -> Path | None:
