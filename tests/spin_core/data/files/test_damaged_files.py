@@ -56,6 +56,8 @@ ODD_VALUES = [
     [None],
     {"role": "user"},
 ]
+FORMATS = ("messages", "prompt-response", "instruction", "spin", "text")
+RENAMES = ({"prompt": "response"}, {"text": "prompt", "id": "answer"}, {"output": "input"})
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz")
 
 
@@ -170,8 +172,8 @@ def damage_values(folder, renderer, seeds):
         rows = [row for row in rows if isinstance(row, dict)]
         suffix = SUFFIXES[seed % len(SUFFIXES)]
         path = folder / f"rows{suffix}"
-        format = rng.choice(("auto", "auto", "messages", "prompt-response", "instruction", "spin", "text"))
-        rename = rng.choice(({}, {}, {"prompt": "response"}, {"text": "prompt", "id": "answer"}, {"output": "input"}))
+        format = rng.choice(FORMATS) if rng.random() < 0.3 else "auto"
+        rename = rng.choice(RENAMES) if rng.random() < 0.3 else {}
         config = PromptsConfig(source=SourceConfig(path=str(path)), format=format, columns=rename)
         data = written(rows, suffix)
         if data is None:
