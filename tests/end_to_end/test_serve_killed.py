@@ -11,7 +11,9 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_killed_spin_up_leaves_no_process_and_the_next_one_repairs_the_states(tmp_path):
-    up = Up(tmp_path / "runs", free_port(), "0.0.0.0")
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    up = Up(tmp_path / "runs", free_port(), "0.0.0.0", secrets={"TMPDIR": str(temporary)})
     up.start()
     assert up.alive()
     password = up.auth
@@ -31,8 +33,10 @@ def test_a_killed_spin_up_leaves_no_process_and_the_next_one_repairs_the_states(
     up.end(signal.SIGKILL)
     wait_for(lambda: not up.alive())
     assert (up.runs / ".prefect" / "server.url").read_text()
+    (left,) = temporary.glob("spin-up-*")
 
     up.start()
+    assert not left.exists()
     assert up.auth == password
     deployment = up.deployment("nightly")
     assert deployment["id"] == nightly["id"]
@@ -57,6 +61,7 @@ def test_a_killed_spin_up_leaves_no_process_and_the_next_one_repairs_the_states(
     assert up.spin("down").stdout == "down\n"
     assert up.end() == 0
     assert not up.alive()
+    assert not list(temporary.glob("spin-up-*"))
     assert up.spin("down").stdout == f"nothing is up for {up.runs}\n"
     assert up.spin("status").stdout.startswith(f"nothing is up for {up.runs}: spin up --runs {up.runs} starts it\n")
     assert not (up.runs / ".prefect" / "server.url").read_text()
