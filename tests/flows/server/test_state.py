@@ -1,6 +1,5 @@
 """The folder with the local server's state, and the folder for temporary files that it names."""
 
-import os
 import tempfile
 
 import pytest
@@ -42,7 +41,7 @@ def test_only_a_folder_made_for_temporary_files_is_removed(private, tmp_path, li
     other.mkdir()
     named = tmp_path / "spin-up-link" if link else other
     if link:
-        os.symlink(other, named)
+        named.symlink_to(other)
     (private / "temporary").write_text(str(named))
     with state.temporary_folder(private):
         assert other.exists()
