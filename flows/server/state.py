@@ -67,8 +67,8 @@ def prepare_state(state: Path) -> None:
 def temporary_folder(state: Path) -> Iterator[Path]:
     """A folder for the temporary files of server, worker and runs, which is removed with all that they leave in it.
 
-    A killed process leaves its files behind, and a killed `spin up` leaves the folder, which the next one removes. It is
-    not in the state folder, since paths of sockets have at most 107 characters.
+    A killed process leaves its files behind, and a killed `spin up` leaves the folder, which the next one removes. It
+    is not in the state folder, since paths of sockets have at most 107 characters.
 
     Args:
         state: The state folder, which notes where the folder is.
