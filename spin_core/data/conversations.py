@@ -16,7 +16,7 @@ from spin_core.data.formats.columns import INSTANCES, Layout, find_layout, missi
 from spin_core.data.formats.context import row_tools, with_context
 from spin_core.data.formats.marked import has_mark, mostly_marked, split_marked
 from spin_core.data.formats.tools import Tools
-from spin_core.data.formats.turns import UNLEARNED, Dropped, turns_of
+from spin_core.data.formats.turns import UNLEARNED, Dropped, join_turns, turns_of
 from spin_core.data.formats.values import Row, describe, text_of
 from spin_core.errors import DataError
 
@@ -207,6 +207,8 @@ def check_conversation(turns: list[Message], config: PromptsConfig) -> Conversat
         raise Dropped("turns-out-of-order")
     if not messages[-1]["content"].strip() and messages[-1]["role"] == "user":
         raise Dropped("empty-prompt")
+    if any(map(_lacks_content, messages[:-1])):
+        raise Dropped("turn-without-content")
     if not response.strip():
         raise Dropped("empty-response")
     return Conversation(messages, response, extra=extra)
@@ -221,6 +223,11 @@ def _is_in_order(roles: Sequence[str]) -> bool:
             return False
         last = role
     return last in ("user", "tool")
+
+
+def _lacks_content(turn: Message) -> bool:
+    """Whether a user or the assistant says nothing in a turn, and calls no tool. Its text may be under another key."""
+    return turn["role"] in ("user", "assistant") and not turn["content"].strip() and "tool_calls" not in turn
 
 
 def _expand(row: Row) -> Iterator[Row]:
@@ -241,8 +248,7 @@ def _exchange_turns(row: Row, layout: Layout) -> list[Message]:
     input = text_of(row, layout.input) if layout.input else ""
     if input.strip() and prompt:
         prompt[-1] = {**prompt[-1], "content": f"{prompt[-1]['content']}\n\n{input}"}
-    # Preference data repeat the prompt's turns in their responses.
-    return response if response and response[0]["role"] != "assistant" else prompt + response
+    return join_turns(prompt, response)
 
 
 def _split_text(text: str, config: PromptsConfig) -> list[Message]:

@@ -38,6 +38,8 @@ FIXES = {
     "template-refuses": "give conversations that the chat template can write, or set chat.template to format",
     "template-differs": "set chat.template_kwargs so that its prompts fit the responses (with or without thoughts), or "
     "set chat.template to format",
+    "turn-without-content": "give each turn its text, under content with role, or under value with from",
+    "two-prompts": "give each prompt in one column, or repeat it in the turns of its response",
     "unknown-role": "use the roles system, user, assistant and tool",
     "not-to-be-learned": "give rows with an assistant's turn whose weight is not 0",
     "tool-call": "give rows in which the assistant answers in text",

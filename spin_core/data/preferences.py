@@ -28,7 +28,7 @@ from spin_core.data.files.rows import Rows, rows_at
 from spin_core.data.formats.columns import rename
 from spin_core.data.formats.context import row_tools, with_context
 from spin_core.data.formats.tools import Tools
-from spin_core.data.formats.turns import Dropped, turns_of
+from spin_core.data.formats.turns import Dropped, join_turns, turns_of
 from spin_core.data.formats.values import Row, text_of
 from spin_core.errors import DataError
 from spin_core.runtime.progress import Progress
@@ -133,7 +133,9 @@ def preference_of(row: Row) -> Preference:
     else:
         prompt, sides = [], [turns_of(row, side, "assistant") for side in (_CHOSEN, _REJECTED)]
     config = PromptsConfig()
-    chosen, rejected = (check_conversation(with_context(row, _whole(prompt, side), SETTING), config) for side in sides)
+    chosen, rejected = (
+        check_conversation(with_context(row, join_turns(prompt, side), SETTING), config) for side in sides
+    )
     if chosen.messages != rejected.messages:
         raise Dropped("prompts-differ")
     extras = chosen.extra, rejected.extra
@@ -185,11 +187,6 @@ def build_pairs(
 def no_preference_left(name: str, drops: Drops) -> DataError:
     """The error to raise when all preferences of a source were dropped."""
     return nothing_left(f"preference of {name}", drops, _FIXES)
-
-
-def _whole(prompt: list[Message], response: list[Message]) -> list[Message]:
-    """A conversation with its response. Many data sets repeat the prompt's turns in their responses."""
-    return response if response and response[0]["role"] != "assistant" else prompt + response
 
 
 def _split_texts(chosen: str, rejected: str) -> tuple[list[Message], list[list[Message]]]:

@@ -1,12 +1,12 @@
 """What a row says of its conversation outside the turns: a system prompt, earlier turns, tools."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from spin_core.data.chat import Message
 from spin_core.data.formats.columns import HISTORY, SYSTEMS, TOOLS
 from spin_core.data.formats.tools import Tools, tools_of
-from spin_core.data.formats.turns import Dropped, turns_of
+from spin_core.data.formats.turns import Dropped, is_role, turns_of
 from spin_core.data.formats.values import Row, describe, parse_json, text_of
 from spin_core.errors import DataError
 
@@ -37,7 +37,7 @@ def row_tools(row: Row, setting: str = "prompts") -> Tools | None:
 
 
 def _history_of(row: Row, column: str) -> list[Message]:
-    """Earlier turns: pairs of a question and its answer, or turns, perhaps as JSON."""
+    """Earlier turns: pairs of a question and its answer, pairs of a role and a text, or turns, perhaps as JSON."""
     value = row.get(column)
     if isinstance(value, str):
         value = parse_json(value, column) if value.strip() else None
@@ -45,14 +45,21 @@ def _history_of(row: Row, column: str) -> list[Message]:
         return []
     if not isinstance(value, list):
         raise DataError(f"{column} is {describe(value)}, not a list of pairs or turns: fix that row")
+    pairs = [item for item in value if _is_pair(item)]
+    if all(is_role(role) for role, _ in pairs):
+        value = [{"role": item[0], "content": item[1]} if _is_pair(item) else item for item in value]
     turns: list[Message] = []
     for item in value:
-        if isinstance(item, list) and len(item) == 2:
+        if _is_pair(item):
             for role, text in zip(("user", "assistant"), item, strict=True):
                 turns.append({"role": role, "content": text_of({column: text}, column)})
         elif item is not None:
             turns += turns_of({column: [item]}, column, "user")
     return turns
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, list) and len(item) == 2
 
 
 def _read(parse: Callable[[Row, str], T], row: Row, column: str, setting: str) -> T:

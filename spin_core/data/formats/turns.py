@@ -66,6 +66,46 @@ def turns_of(row: Row, column: str, role: str) -> list[Message]:
     return [_turn_of(turn, column) for turn in turns if turn is not None]
 
 
+def join_turns(prompt: list[Message], response: list[Message]) -> list[Message]:
+    """A prompt's turns followed by the response's, which may repeat those of the prompt.
+
+    Raises `Dropped` if the response has a prompt of its own.
+    """
+    if not response or response[0]["role"] == "assistant":
+        return prompt + response
+    system, question = _split_system(prompt)
+    own_system, turns = _split_system(response)
+    if system and own_system and _texts_of(system) != _texts_of(own_system):
+        raise Dropped("several-system-prompts")
+    if _repeats(turns, question):
+        return (own_system or system) + turns
+    if question[-1]["role"] == "user" and turns[:1] and turns[0]["role"] == "user":
+        raise Dropped("two-prompts")
+    return (system or own_system) + question + turns
+
+
+def _split_system(turns: list[Message]) -> tuple[list[Message], list[Message]]:
+    """The system turn at the beginning, if there is one, and the other turns."""
+    number = 1 if turns and turns[0]["role"] == "system" else 0
+    return turns[:number], turns[number:]
+
+
+def _repeats(turns: list[Message], question: list[Message]) -> bool:
+    """Whether the question's turns follow each other somewhere in these turns. One without text is everywhere."""
+    texts, wanted = _texts_of(turns), _texts_of(question)
+    starts = range(len(texts) - len(wanted) + 1)
+    return not any(text for _, text in wanted) or any(texts[at : at + len(wanted)] == wanted for at in starts)
+
+
+def _texts_of(turns: list[Message]) -> list[tuple[str, str]]:
+    return [(turn["role"], turn["content"].strip()) for turn in turns]
+
+
+def is_role(value: Any) -> bool:
+    """Whether a value is the name of a role."""
+    return isinstance(value, str) and value.lower() in _ROLES
+
+
 def _turn_of(turn: Any, column: str) -> Message:
     """One turn under the names that templates use."""
     if not isinstance(turn, dict):
@@ -78,6 +118,8 @@ def _turn_of(turn: Any, column: str) -> Message:
     role = _ROLES.get(own_role)
     if role is None:
         raise Dropped("unknown-role")
+    if content_key not in keys and role in ("system", "tool"):
+        raise Dropped("turn-without-content")
     result: Message = {"role": role, "content": _content_of(keys, content_key)}
     for key in _KEPT:
         if keys.get(key) not in (None, "", []):

@@ -231,6 +231,55 @@ def test_keys_that_arrow_fills_with_null_are_absent(build, tmp_path):
     assert build(tmp_path / "rows.parquet").pairs == [("Hey", "Ho"), ("Hi", "Hello.")]
 
 
+@pytest.mark.parametrize("content", [{}, {"text": "Hello."}, {"content": None}, {"content": " "}])
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
+def test_an_earlier_turn_without_text_drops_the_row(role, content):
+    roles = ("system", "user", "assistant", "tool", "assistant", "user", "assistant")
+    turns = [{"role": name, "content": "So."} for name in roles]
+    turns[roles.index(role)] = {"role": role, **content}
+    kept, drops = conversations([{"messages": turns}], PromptsConfig(), "x")
+    says_nothing = content == {"content": " "} and role in ("system", "tool")
+    assert (len(kept), drops) == ((1, {}) if says_nothing else (0, {"turn-without-content": 1}))
+
+
+# Responses that are turns
+
+
+def turns(*texts):
+    """Turns of a user and the assistant in turn."""
+    return [
+        {"role": role, "content": text} for role, text in zip(("user", "assistant") * len(texts), texts, strict=False)
+    ]
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    ("row", "texts"),
+    [
+        ({"prompt": "Hi", "response": turns("Hi ", "Ho")}, ["Hi ", "Ho"]),
+        ({"prompt": turns("Hi", "Ho"), "response": turns("And?", "So.")}, ["Hi", "Ho", "And?", "So."]),
+        ({"prompt": "And?", "response": turns("Hi", "Ho", "And?", "So.")}, ["Hi", "Ho", "And?", "So."]),
+        ({"prompt": [SYSTEM, *turns("Hi")], "response": turns("Hi", "Ho")}, ["Be brief.", "Hi", "Ho"]),
+        ({"prompt": "Hi", "response": [SYSTEM, *turns("Hi", "Ho")]}, ["Be brief.", "Hi", "Ho"]),
+        ({"prompt": "Hi", "response": [SYSTEM, turns("", "Ho")[1]]}, ["Be brief.", "Hi", "Ho"]),
+        ({"prompt": None, "response": turns("Hi", "Ho")}, ["Hi", "Ho"]),
+        ({"instruction": "Add.", "input": "1", "output": turns("Add.\n\n1", "2")}, ["Add.\n\n1", "2"]),
+        ({"instruction": "Add.", "input": "1", "output": turns("1", "2")}, "two-prompts"),
+        ({"instruction": "Add.", "output": turns("1", "2")}, "two-prompts"),
+        ({"prompt": "Hi", "response": [SYSTEM]}, "no-response"),
+        ({"prompt": [SYSTEM, *turns("Hi")], "response": [{**SYSTEM, "content": "No."}]}, "several-system-prompts"),
+    ],
+)
+def test_turns_of_the_prompt_are_kept_where_the_response_has_turns_of_a_user(row, texts):
+    kept, drops = conversations([row], PromptsConfig(), "x")
+    if isinstance(texts, str):
+        assert (kept, drops) == ([], {texts: 1})
+    else:
+        assert [*(turn["content"] for turn in kept[0].messages), kept[0].response] == texts
+
+
 # Marked texts
 
 

@@ -81,12 +81,21 @@ def test_a_system_prompt_next_to_turns_is_context(build, chat_model):
         '[["Hi", "Hello."]]',
         [{"role": "user", "content": "Hi"}, {"from": "gpt", "value": "Hello."}],
         [None, ["Hi", "Hello."]],
+        [["user", "Hi"], ["assistant", "Hello."]],
+        [["Human", "Hi"], None, ["gpt", "Hello."]],
     ],
 )
 def test_earlier_turns_have_several_forms(build, chat_model, history):
     rows = [{"prompt": f"{i}?", "response": str(i), "history": history} for i in range(2)]
     built = build(rows, model=chat_model, chat="tokenizer")
     assert chats(built)[0] == [("user", "Hi"), ("assistant", "Hello."), ("user", "0?"), "0"]
+
+
+def test_pairs_whose_questions_are_not_all_roles_are_questions_and_answers(build, chat_model):
+    rows = [{"prompt": f"{i}?", "response": str(i), "history": [["user", "A"], ["Hi", "B"]]} for i in range(2)]
+    built = build(rows, model=chat_model, chat="tokenizer")
+    earlier = [("user", "user"), ("assistant", "A"), ("user", "Hi"), ("assistant", "B")]
+    assert chats(built)[0] == [*earlier, ("user", "0?"), "0"]
 
 
 def test_tools_of_a_row_are_rendered(build, tool_model):
