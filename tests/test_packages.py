@@ -8,10 +8,14 @@ import ast
 import os
 import subprocess
 import sys
+import tomllib
 from collections import defaultdict
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.support.helpers import ROOT
 
@@ -42,6 +46,8 @@ IN_VLLM = (
     "spin_core.phases.mt_bench",
 )
 """Phases that may run in vLLM's environment, which has none of ABSENT_THERE."""
+ELSEWHERE = ("vllm", "packaging", "pydantic_core", "typing_extensions")
+"""Imports that need no line in pyproject.toml: vLLM has its own environment, and pip or pydantic bring the others."""
 ABSENT_THERE = ("lm_eval", "peft", "datasets", "prefect", "sklearn", "matplotlib")
 
 
@@ -69,6 +75,22 @@ def imports() -> dict[str, set[str]]:
                 targets |= {target if target in paths else node.module for target in inner}
         imports[name] = (targets & paths.keys()) - {name}
     return imports
+
+
+def outside_packages() -> dict[str, str]:
+    """The packages of others that the project imports, each with a module that does."""
+    outside = {}
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                targets = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                targets = [node.module]
+            else:
+                continue
+            outside |= {target.split(".")[0]: name for target in targets}
+    own = {"spin_core", "tasks", "flows", "infra", *sys.stdlib_module_names}
+    return {package: module for package, module in outside.items() if package not in own}
 
 
 def level_of(package: str) -> int:
@@ -142,6 +164,21 @@ def test_init_files_are_empty():
         if path.name == "__init__.py" and path.read_text("utf-8").count("\n") > 1
     ]
     assert not full
+
+
+def test_every_package_that_is_imported_is_declared():
+    """Whatever an import needs is installed because pyproject.toml says so, and not by chance by another package."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines}
+    distributions = packages_distributions()
+    undeclared = [
+        f"{module} imports {package}"
+        for package, module in outside_packages().items()
+        if package not in ELSEWHERE
+        and declared.isdisjoint(canonicalize_name(name) for name in distributions.get(package, [package]))
+    ]
+    assert not undeclared
 
 
 @pytest.mark.slow

@@ -126,8 +126,24 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _print_version(context: click.Context, _parameter: click.Parameter, is_wanted: bool) -> None:
+    """Print the version and end, as `--version` does."""
+    if is_wanted and not context.resilient_parsing:
+        from spin_core.runtime.version import spin_version
+
+        click.echo(f"spin {spin_version()}")
+        context.exit()
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="spin-loop")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Show the version and its commit.",
+)
 def main() -> None:
     """Self-play fine-tuning (SPIN): generate, build pairs, train, evaluate, and again with the trained model."""
 

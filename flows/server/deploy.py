@@ -1,8 +1,8 @@
 """Prepare the local server for runs: `python -m flows.server.deploy`, which `spin up` starts together with the server.
 
 Waits for the server, reschedules runs that an earlier `spin up` left in a running state, and installs the work pool
-and the deployments of prefect.yaml. What users have changed on a deployment is kept: its schedules, parameters and
-tags, and its concurrency limit. Job variables are not: the pool offers none.
+and the deployments of flows/prefect.yaml. What users have changed on a deployment is kept: its schedules, parameters
+and tags, and its concurrency limit. Job variables are not: the pool offers none.
 """
 
 import contextlib
@@ -51,6 +51,9 @@ JOB_TEMPLATE: dict[str, Any] = {
 """What a run of the pool is: its deployment's flow, in its worker's environment. Prefect's own template for processes
 lets the person who starts a run choose its command, its environment and its folder, and so run other programs."""
 
+DEPLOYMENTS = local.HOME / "flows" / "prefect.yaml"
+"""The file of the deployments. Their entry points are relative to the folder of the packages."""
+
 _DEPLOYMENTS = ("spin", "nightly", "compare", "evaluate")
 
 _DOES_NOT_FIT = (404, 409, 422)
@@ -87,7 +90,7 @@ def import_flows() -> None:
     Deploying loads each flow's file, which imports these modules and takes seconds. Here that happens while the server
     starts, so that deployments are ready sooner.
     """
-    for deployment in yaml.safe_load(Path("prefect.yaml").read_text("utf-8"))["deployments"]:
+    for deployment in yaml.safe_load(DEPLOYMENTS.read_text("utf-8"))["deployments"]:
         file = Path(deployment["entrypoint"].partition(":")[0])
         importlib.import_module(".".join(file.with_suffix("").parts))
 
@@ -210,7 +213,8 @@ def add_links(client: SyncPrefectClient) -> None:
 
 def deploy() -> None:
     """Run `prefect --no-prompt deploy --all` in this process, which has imported Prefect and the flows already."""
-    sys.argv = ["prefect", "--no-prompt", "deploy", "--all"]
+    sys.argv = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)]
+    os.chdir(local.HOME)
     try:
         runpy.run_module("prefect", run_name="__main__", alter_sys=True)
     except SystemExit as end:

@@ -18,6 +18,9 @@ from spin_core.reports import links
 from spin_core.runtime import grace, process, proxies
 from spin_core.store.files import storage_errors
 
+HOME = Path(__file__).resolve().parents[2]
+"""The folder that has the packages: a checkout, or an environment's site-packages."""
+
 OWN = ("PREFECT_HOME", "PREFECT_PROFILE")
 
 DEFAULT_PORT = 4200

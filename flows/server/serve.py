@@ -29,9 +29,6 @@ from spin_core.reports import links
 from spin_core.runtime import grace, turns
 from spin_core.runtime import process as runtime_process
 
-HOME = Path(__file__).resolve().parents[2]
-"""The checkout, which has `prefect.yaml`."""
-
 LOG = "server.log"
 """The file with what server, deployments and worker print, in the state folder."""
 
@@ -65,8 +62,6 @@ def serve(runs: Path, host: str, port: int, reruns: int = local.RERUNS, at_once:
         click.echo(f"already up: {up.url} (lineages in {runs})")
         return
     check_address(host, port)
-    if not (HOME / "prefect.yaml").exists():
-        raise ConfigError(f"{HOME} has no prefect.yaml: install with pip install -e from a checkout")
     url = f"http://{_host_in_url(host)}:{port}"
     folder = state.state_folder(runs)
     log_path = folder / LOG
@@ -158,7 +153,7 @@ def _environment(runs: Path, url: str, password: str) -> dict[str, str]:
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(local.HEARTBEAT_SECONDS),
         "SPIN_UP": str(os.getpid()),
         "SPIN_RUNS": str(runs),
-        "SPIN_HOME": str(HOME),
+        "SPIN_HOME": str(local.HOME),
         links.OF_PAGES: links.LINEAGES,
         state.OF_SERVER: password,
         state.OF_CLIENTS: password,
@@ -317,7 +312,7 @@ def _module_process(
     """
     command = [sys.executable, "-m", *module]
     with runtime_process.guarded(
-        command, env=environment, cwd=HOME, stdout=log, stderr=subprocess.STDOUT, umask=umask
+        command, env=environment, cwd=local.HOME, stdout=log, stderr=subprocess.STDOUT, umask=umask
     ) as process:
         try:
             yield process

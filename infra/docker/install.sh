@@ -13,7 +13,7 @@ rm -rf /var/lib/apt/lists/*
 
 # With the versions that were tested: `make lock` writes these files.
 make .venv/bin/python
-.venv/bin/python -m pip install --editable '.[server,kubernetes,ray,deepspeed,s3,wandb,mlflow]' -c infra/docker/constraints.txt
+.venv/bin/python -m pip install --editable '.[benchmarks,judge,server,kubernetes,ray,deepspeed,s3,wandb,mlflow]' -c infra/docker/constraints.txt
 PIP_CONSTRAINT=/opt/spin/infra/docker/constraints-vllm.txt make vllm VLLM="$1"
 
 # The ubuntu image already has a user with this id.

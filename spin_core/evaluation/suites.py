@@ -12,6 +12,7 @@ The names of its scores end in `-quick` too, so a model can be scored on both.
 """
 
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from itertools import combinations, product
 from pathlib import Path
 
@@ -108,11 +109,15 @@ def check(config: RunConfig) -> None:
     """Check that a configuration's suites can be scored.
 
     Raises:
-        ConfigError: Two suites give different values to one score, their engine is not installed, or data are missing
-            that do not come with the tasks.
+        ConfigError: Two suites give different values to one score, their package or engine is not installed, or data
+            are missing that do not come with the tasks.
     """
     evaluate = config.evaluate
     suites = list(benchmarks(evaluate))
+    if suites:
+        _require_package("lm_eval", "benchmarks", [suite for suite, _ in suites])
+    if graded := mt_bench_suites(evaluate):
+        _require_package("openai", "judge", graded)
     check_names(suites)
     _check_frontier(config)
     if evaluate.lm_eval.engine == "vllm" and suites:
@@ -121,6 +126,15 @@ def check(config: RunConfig) -> None:
         from spin_core.evaluation.nltk_data import require_punkt  # imports the hub's library, which takes a while
 
         require_punkt(evaluate.lm_eval.local_data)
+
+
+def _require_package(package: str, extra: str, names: Sequence[str]) -> None:
+    """Raise `ConfigError` if a package that suites need is not installed."""
+    if find_spec(package) is None:
+        raise ConfigError(
+            f"{', '.join(names)} needs the package {package}, which is not installed: install spin-loop with its extra "
+            f"`{extra}`, or remove it from evaluate"
+        )
 
 
 def _check_frontier(config: RunConfig) -> None:

@@ -1,13 +1,12 @@
 """Write the record of an iteration: what it has read and made, what that cost, and which versions made it."""
 
-import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from spin_core.errors import DamagedArtifact
 from spin_core.lineage import costs, rescore
 from spin_core.lineage.lineage import Lineage
+from spin_core.runtime.version import spin_version
 from spin_core.store import artifacts
 from spin_core.store.identity import MANIFEST
 from spin_core.store.records import Artifact, GateDecision, IterationArtifacts, IterationRecord
@@ -53,7 +52,7 @@ def _new_record(lineage: Lineage, t: int, made: IterationArtifacts) -> Iteration
         peak_memory_mb={phase: usage["peak_memory_mb"] for phase, usage in used.items()},
         devices={phase: usage["devices"] for phase, usage in used.items() if "devices" in usage},
         tokens=costs.tokens_of(made.generations, made.train, made.evaluations),
-        environment={"spin": _version(), **used["train"]["environment"]},
+        environment={"spin": spin_version(), **used["train"]["environment"]},
         scored_with={report.suite: rescore.settings_of(report.path) for report in made.evaluations},
     )
 
@@ -75,15 +74,3 @@ def _usage(folder: Path) -> dict[str, Any]:
     if not {"seconds", "peak_memory_mb", "environment"} <= usage.keys():
         raise DamagedArtifact(f"{folder / MANIFEST} does not say what it cost: remove {folder} to build it again")
     return usage
-
-
-def _version() -> str:
-    """The package's version, with the commit it runs from where that is known."""
-    git = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    commit = f" ({git.stdout.strip()})" if git.returncode == 0 else ""
-    return metadata.version("spin-loop") + commit

@@ -11,6 +11,7 @@ from flows.command_line.main import main
 from spin_core.comparison import compare as comparisons
 from spin_core.config.resolve import resolve
 from spin_core.errors import ConfigError, LineageBusy, SpinError, StaleArtifact, TryAgain
+from spin_core.evaluation import suites
 from spin_core.lineage.find import find_lineage, lineage_names
 from spin_core.preflight import prepare
 from spin_core.preflight.check import check_run
@@ -42,6 +43,16 @@ def no_wandb(monkeypatch):
 
     find_spec = metrics.find_spec
     monkeypatch.setattr(metrics, "find_spec", lambda name: None if name == "wandb" else find_spec(name))
+
+
+@pytest.mark.parametrize(
+    ("suite", "package", "extra"), [("big-bench", "lm_eval", "benchmarks"), ("mt-bench", "openai", "judge")]
+)
+def test_a_suite_whose_package_is_absent_is_rejected_with_the_extra_that_brings_it(monkeypatch, suite, package, extra):
+    monkeypatch.setattr(suites, "find_spec", lambda name: None if name == package else name)
+    sentence = error_of(lambda: suites.check(resolve("demo", sets=[f"evaluate.suites=[{suite}]"])))
+    assert sentence.startswith(f"{suite} needs the package {package}, which is not installed: ")
+    assert f"its extra `{extra}`" in sentence
 
 
 @pytest.fixture
