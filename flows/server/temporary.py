@@ -63,7 +63,7 @@ class Server:
         Raises:
             StorageError: The disk is full, or the folder cannot be written.
         """
-        with storage_errors(state):
+        with storage_errors(state, _chosen_by(state)):
             state.mkdir(parents=True, exist_ok=True)
         check_space(state)
         set_aside_damaged_database(state)
@@ -130,10 +130,15 @@ class Server:
             self.process.wait()
 
 
+def _chosen_by(state: Path) -> str:
+    """How a user chooses the folder of Prefect's state: with the folder of lineages, or by itself."""
+    return "PREFECT_HOME" if str(state) == os.environ.get("PREFECT_HOME") and state.name != ".prefect" else "--runs"
+
+
 def check_space(folder: Path) -> None:
     """Raise `StorageError` if the folder's disk has no space for a database, by writing some megabytes."""
     probe = folder / f".probe-{os.getpid()}"
-    with storage_errors(folder):
+    with storage_errors(folder, _chosen_by(folder)):
         try:
             probe.write_bytes(bytes(SPACE_BYTES))
         finally:

@@ -25,6 +25,9 @@ VARIABLES = frozenset({"SPIN_DATA"})
 REFERENCE = re.compile(r"\$\{(SPIN_\w+):-([^}]*)\}")
 """A reference to an environment variable, with its default."""
 
+_MAX_CHARACTERS = 10_000_000
+"""How long a file of settings may be."""
+
 _MAX_NAME_PARTS = 50
 """The most parts of a setting's name, as in `train.beta`. No setting has so many: a longer name is a mistake."""
 
@@ -160,7 +163,10 @@ def _declared(names: Any, file: Path) -> set[str]:
 def read_file(path: Path) -> dict[str, Any]:
     """Read settings from a YAML or TOML file."""
     try:
-        text = path.read_text("utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_CHARACTERS + 1)
+        if len(text) > _MAX_CHARACTERS:
+            raise ConfigError(f"{path} has more than {_MAX_CHARACTERS:,} characters: give a file of settings")
         values = tomllib.loads(text) if path.suffix == ".toml" else read_yaml(text)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}): give the path of a YAML or TOML file") from error

@@ -81,11 +81,12 @@ def checksum(path: Path, length: int | None = None) -> int:
 
 
 @contextlib.contextmanager
-def storage_errors(folder: Path) -> Iterator[None]:
+def storage_errors(folder: Path, setting: str = "--runs") -> Iterator[None]:
     """Turn a full disk, a read-only folder, or a folder that cannot be created into a `StorageError` with one line.
 
     Args:
         folder: The folder that the block writes to. It may be created in the block.
+        setting: The option or variable with which a user chooses another folder.
     """
     try:
         yield
@@ -98,22 +99,22 @@ def storage_errors(folder: Path) -> Iterator[None]:
             ) from error
         if number in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise StorageError(
-                f"{name} cannot be written: make it writable, or choose another folder with --runs"
+                f"{name} cannot be written: make it writable, or choose another folder with {setting}"
             ) from error
         if number in (errno.ENOTDIR, errno.EEXIST):
             raise StorageError(
                 f"{name} cannot be created, because a file is in the way: remove that file, or choose another folder "
-                "with --runs"
+                f"with {setting}"
             ) from error
         if number == errno.EISDIR:
             raise StorageError(
                 f"{name} cannot be written, because a folder is in the way: remove that folder, or choose another "
-                "folder with --runs"
+                f"folder with {setting}"
             ) from error
         # Only an error about the folder or one above it: others concern single files, and callers may expect them.
         if isinstance(error, OSError) and error.strerror and Path(name) in (folder, *folder.parents):
             raise StorageError(
-                f"{name} cannot be created ({error.strerror}): choose another folder with --runs"
+                f"{name} cannot be created ({error.strerror}): choose another folder with {setting}"
             ) from error
         raise
 

@@ -227,6 +227,12 @@ TABLE: list[tuple[str, Damage, int, str]] = [
     ),
     ("evaluate tale 99999999999999999999", nothing, 2, "error  lineage tale has no θ_9+: choose from 0 to 2"),
     ("push tale file:///dev/null", nothing, 75, r"error  file:///dev/null/tale cannot be reached \(.*\): check .*"),
+    (
+        "check demo --config /dev/zero",
+        nothing,
+        2,
+        "error  /dev/zero has more than 10,000,000 characters: give a file .*",
+    ),
     ("pull tale file://", nothing, 2, "error  push.url must be like s3://bucket/folder, .*"),
 ]
 

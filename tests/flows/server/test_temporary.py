@@ -49,6 +49,16 @@ def test_a_program_that_is_killed_in_its_first_seconds_leaves_no_server(tmp_path
     assert ends_within(server, 30)
 
 
+@pytest.mark.parametrize("setting", ["--runs", "PREFECT_HOME"])
+def test_a_folder_that_cannot_be_created_names_what_chooses_it(tmp_path, monkeypatch, setting):
+    file = tmp_path / "file"
+    file.touch()
+    state = file if setting == "PREFECT_HOME" else file / ".prefect"
+    monkeypatch.setenv("PREFECT_HOME", str(state))
+    with pytest.raises(StorageError, match=f"a file is in the way: .* choose another folder with {setting}"):
+        Server(state)
+
+
 @pytest.mark.slow
 def test_it_is_ready_and_ends(tmp_path):
     server = Server(tmp_path)
