@@ -9,7 +9,8 @@ One conversation is written as
 and both parts are what the template writes for this very conversation: the prompt is what it writes for generation,
 and the response is what follows the prompt when the template writes the answered conversation, up to the end of turn.
 So a response has its thoughts where the template writes them. Where the prompt is not the beginning of the whole,
-generation and training would see different prompts, and the conversation is dropped.
+generation and training would see different prompts, and the conversation is dropped. So it is where the template leaves
+text out or writes it as a thought.
 
 The response is tokenised in context, as what follows the prompt's tokens in the tokens of the whole. Where a token
 would straddle the border (which happens only in bare text), the response is tokenised by itself, because generation
@@ -28,9 +29,10 @@ from typing import Any, Literal, NamedTuple
 from spin_core.config.model import ChatConfig
 from spin_core.data.formats.tools import Tools, ToolSupport
 from spin_core.data.formats.values import Row
-from spin_core.data.templates.chat_template import ChatTemplate, Input, Rendering, ending, thoughts_in
+from spin_core.data.templates.chat_template import ChatTemplate, Input, Rendering, ending
 from spin_core.data.templates.frame import ANSWER, Frame, bare_frame, find_frame
 from spin_core.data.templates.responses import Ends
+from spin_core.data.templates.thoughts import answers_with, prompts_with, thoughts_in
 from spin_core.errors import ConfigError, DataError, ModelError
 
 FinishReason = Literal["stop", "length"]
@@ -271,10 +273,10 @@ class Renderer:
         for messages, answer, schemas in zip(turns, answers, tools, strict=True):
             inputs += [Input(messages, True, schemas), Input([*messages, answer], False, schemas)]
         renderings = self._template.render(inputs)
-        pairs = zip(renderings[::2], renderings[1::2], strict=True)
-        return [self._divide(prompt, whole) for prompt, whole in pairs]
+        rows = zip(turns, answers, renderings[::2], renderings[1::2], strict=True)
+        return [self._divide(messages, answer, prompt, whole) for messages, answer, prompt, whole in rows]
 
-    def _divide(self, prompt: Rendering, whole: Rendering) -> _Texts:
+    def _divide(self, messages: list[Message], answer: Message, prompt: Rendering, whole: Rendering) -> _Texts:
         """Divide what the template writes for an answered conversation into prompt and response."""
         frame, error = self.frame, prompt.error or whole.error
         if error:
@@ -283,6 +285,8 @@ class Renderer:
         before, tail = prompt.text, whole.text.removeprefix(prompt.text)
         if not whole.text.startswith(before) or not tail.endswith(end):
             return _Texts("", "", "", "template-differs")
+        if not (prompts_with(messages, before) and answers_with(answer, before, tail)):
+            return _Texts("", "", "", "template-drops-text")
         tail = tail.removesuffix(end) + frame.closing
         if frame.header and tail.startswith(frame.header):
             before, tail = before + frame.header, tail.removeprefix(frame.header)

@@ -40,6 +40,8 @@ FIXES = {
     "set chat.template to format",
     "turn-without-content": "give each turn its text, under content with role, or under value with from",
     "two-prompts": "give each prompt in one column, or repeat it in the turns of its response",
+    "template-drops-text": "give turns whose only thought is at the beginning, between <think> and </think>, or set "
+    "chat.template to format",
     "unknown-role": "use the roles system, user, assistant and tool",
     "not-to-be-learned": "give rows with an assistant's turn whose weight is not 0",
     "tool-call": "give rows in which the assistant answers in text",
@@ -77,6 +79,8 @@ class TemplateRemarks:
     """What it says about the first of them."""
     different: int = 0
     """Conversations that the template writes in another way when they are answered."""
+    incomplete: int = 0
+    """Conversations of which the template leaves text out, or writes it as a thought."""
     without_thought: int = 0
     """Responses whose thoughts the template leaves out."""
 
@@ -86,6 +90,7 @@ class TemplateRemarks:
         for row in encoded:
             self.refused += row.refused == "template-refuses"
             self.different += row.refused == "template-differs"
+            self.incomplete += row.refused == "template-drops-text"
             self.without_thought += row.lacks_thought
             self.detail = self.detail or row.detail
 
@@ -101,6 +106,12 @@ class TemplateRemarks:
                 "%s: %d of %d conversations are dropped, because the chat template opens their answers in another way "
                 "than it prompts for them: %s",
                 *(name, self.different, self.rows, FIXES["template-differs"]),
+            )
+        if self.incomplete:
+            log.warning(
+                "%s: %d of %d conversations are dropped, because the chat template leaves a part of their text out or "
+                "writes it as a thought: %s",
+                *(name, self.incomplete, self.rows, FIXES["template-drops-text"]),
             )
         if self.without_thought:
             log.warning(

@@ -2,7 +2,6 @@
 
 import atexit
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -11,21 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from spin_core.data.templates.sandbox import MEMORY_GB, read_message, write_message
+from spin_core.data.templates.thoughts import KEYS, Turn
 from spin_core.errors import ConfigError, printable
-
-Turn = dict[str, Any]
-"""A turn of a conversation as a template sees it."""
 
 SECONDS = 10.0
 """The most processor time for one conversation. Real templates need about a millisecond."""
 
 CHARACTERS = 2**24
 """The longest text of one conversation."""
-
-_THOUGHTS = ("reasoning_content", "thinking", "reasoning")
-"""Keys of a turn's thoughts in data and templates, in the order in which they count."""
-
-_THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
 class Input(NamedTuple):
@@ -105,12 +97,6 @@ class ChatTemplate:
         return Rendering(reply.get("text", ""), printable(" ".join(reply.get("error", "").split())))
 
 
-def thoughts_in(turn: Turn) -> list[str]:
-    """The thoughts of an assistant's turn, next to its text or in it."""
-    thoughts = [str(turn[key]) for key in _THOUGHTS if key in turn][:1] + _THOUGHT.findall(turn["content"])
-    return [thought.strip() for thought in thoughts if thought.strip()]
-
-
 def ending(turns: Sequence[Turn]) -> str:
     """The end of a conversation, to name it in messages."""
     return str(turns[-1].get("content", ""))[-40:]
@@ -119,7 +105,7 @@ def ending(turns: Sequence[Turn]) -> str:
 def _normal(turn: Turn) -> Turn:
     """A turn with its thoughts under each name that templates read, and without empty keys: as transformers does it."""
     turn = {key: value for key, value in turn.items() if value is not None}
-    thought = next((turn[key] for key in _THOUGHTS if key in turn), None)
+    thought = next((turn[key] for key in KEYS if key in turn), None)
     return turn if thought is None else {"thinking": thought, **turn, "reasoning_content": thought}
 
 

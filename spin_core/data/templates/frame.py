@@ -12,7 +12,8 @@ sample it.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from spin_core.data.templates.chat_template import Input, Rendering, Turn
+from spin_core.data.templates.chat_template import Input, Rendering
+from spin_core.data.templates.thoughts import Turn
 from spin_core.errors import ConfigError
 
 ANSWER = "sentinel answer"

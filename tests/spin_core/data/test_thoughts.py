@@ -87,6 +87,25 @@ def test_thoughts_that_a_template_does_not_write_are_noticed():
     assert not encode(renderer_of("chatml"), THOUGHT).lacks_thought
 
 
+@pytest.mark.parametrize(
+    "text", ["<think>hm</think>A <think>again</think> B", "A0 </think> x", "A <think>hm</think> B", "</think>"]
+)
+def test_text_that_a_template_drops_or_takes_for_a_thought_is_refused(text):
+    renderer = renderer_of("thinking")
+    row = encode(renderer, text)
+    assert row.refused == "template-drops-text"
+    assert (row.prompt_ids, row.response_ids) == ([], [])
+    [earlier] = renderer.encode([[*ASK, {"role": "assistant", "content": text}, *ASK]], ["It is 4."], cap=200)
+    assert earlier.refused == "template-drops-text"
+    [verbatim] = renderer_of("chatml").encode([ASK], [text], cap=200)
+    assert (verbatim.refused, verbatim.response) == ("", text)
+
+
+def test_a_second_thought_without_text_before_it_is_left_out_with_a_warning():
+    row = encode(renderer_of("thinking"), "<think>hm</think><think>again</think> B")
+    assert (row.refused, row.lacks_thought) == ("", True)
+
+
 def test_earlier_turns_have_the_thoughts_that_the_template_keeps():
     turns = [*ASK, {"role": "assistant", "content": "4.", "reasoning": "Two and two."}, *ASK]
     assert "Two" not in renderer_of("thinking").prompt_text(turns)
@@ -168,6 +187,16 @@ def test_rows_that_the_template_refuses_are_counted_with_what_it_says(tmp_path, 
         built = BuiltPrompts(model, tmp_path, rows, chat="tokenizer")
     assert built.drops == {"template-refuses": 1}
     assert "refuses 1 of 4 conversations, which are dropped (no secrets)" in caplog.text
+
+
+def test_rows_whose_text_the_template_drops_are_counted_with_a_warning(models, tmp_path, caplog):
+    rows = turns_with(5)
+    for row in rows[:2]:
+        row["messages"][1]["content"] = "<think>hm</think>A <think>again</think> B"
+    with caplog.at_level(logging.WARNING):
+        built = BuiltPrompts(models("thinking"), tmp_path, rows, chat="tokenizer")
+    assert built.drops == {"template-drops-text": 2}
+    assert "2 of 5 conversations are dropped, because the chat template leaves a part of their text out" in caplog.text
 
 
 # The setting.
