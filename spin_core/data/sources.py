@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from spin_core.config.data import PromptsConfig, SourceConfig
+from spin_core.config.run import RunConfig
 from spin_core.data import demo
 from spin_core.data.files.folders import read_folder, read_hub
 from spin_core.data.files.opening import file_kind
@@ -85,6 +86,21 @@ def on_hub(source: SourceConfig) -> bool:
     path = Path(source.path).expanduser()
     is_name = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source.path, re.ASCII) is not None
     return is_name and file_kind(path) is None and source.path != DEMO and not path.exists()
+
+
+def check_demo_is_meant(config: RunConfig) -> None:
+    """Raise `DataError` if a source is the built-in one, while a file or folder here has the same name.
+
+    The built-in model, which knows only digits, is always trained on the built-in data.
+    """
+    preferences = config.controls.dpo.source.path if config.controls.dpo else None
+    settings = {"prompts.source": config.prompts.is_demo, "controls.dpo.source": preferences == DEMO}
+    setting = next((setting for setting, is_demo in settings.items() if is_demo), None)
+    if setting and config.model.path and Path(DEMO).exists():
+        raise DataError(
+            f"{setting}.path is {DEMO}, the built-in data, but {Path(DEMO).absolute()} exists too: "
+            f"set {setting}.path to ./{DEMO} to use that, or rename it to use the built-in data"
+        )
 
 
 def demo_rows(sample: int | None, held_out: int, seed: int) -> tuple[list[Row], list[Row]]:

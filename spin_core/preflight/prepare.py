@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from spin_core.config import metrics
 from spin_core.config.run import RunConfig
-from spin_core.data.sources import DEMO
+from spin_core.data.sources import DEMO, check_demo_is_meant
 from spin_core.errors import ConfigError, TryAgain
 from spin_core.evaluation import suites
 from spin_core.leaderboard.gate import check_metrics
@@ -57,7 +57,8 @@ def prepare_run(
 
     Raises:
         ConfigError: A requirement is not met, the name is not allowed, or the store cannot be used.
-        DataError: The data cannot be read, or its first rows are not prompts with responses.
+        DataError: The data cannot be read, or its first rows are not prompts with responses, or a file here has the
+            name of the built-in data.
         ModelError: A file of the model is missing or damaged, or its files do not fit each other.
         StaleArtifact: Something that the lineage has published was made with other settings.
         LineageBusy: Another process uses the lineage, and `wait` is off.
@@ -111,6 +112,7 @@ def _check_recipe_data(config: RunConfig) -> None:
 
 REQUIREMENTS = (
     Requirement("data", _check_recipe_data),
+    Requirement("data", check_demo_is_meant),
     Requirement("config", check_metrics),
     Requirement("config", _check_exact),
     Requirement("engine", _check_engine),

@@ -19,7 +19,7 @@ from spin_core.data import prompts
 from spin_core.data.examples import Example, ExampleBuilder
 from spin_core.data.files.preview import demo_beginning, load_beginning, preview, read_beginning
 from spin_core.data.preferences import SETTING, Preference, PreferenceReader, build_pairs, no_preference_left
-from spin_core.data.sources import open_preferences
+from spin_core.data.sources import check_demo_is_meant, open_preferences
 from spin_core.data.tokenizer import model_ends
 from spin_core.lineage import phase_jobs
 from spin_core.lineage.lineage import Lineage
@@ -84,6 +84,7 @@ def preview_data(config: RunConfig, rows: int) -> list[SourcePreview]:
     Raises:
         SpinError: the data, the tokenizer or the chat template cannot be used.
     """
+    check_demo_is_meant(config)
     with tempfile.TemporaryDirectory(prefix="spin-data-") as scratch:
         folder = base_model.folder_without_weights(config.model, config.sft, Path(scratch))
         tokenizer = base_model.prepare_tokenizer(folder, config.model)

@@ -1,6 +1,7 @@
 """Rows of CSV files: the names are in the first line, and the separator is found there."""
 
 import csv
+import re
 import sys
 from collections.abc import Collection, Iterator
 from itertools import chain
@@ -12,6 +13,9 @@ from spin_core.errors import DataError
 
 _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 """The separators that are recognised."""
+
+_STATED = re.compile('"?sep=(.)"?', re.IGNORECASE)
+"""A line before the names that states the separator, as Excel reads and writes it."""
 
 
 def read_csv(path: Path, kind: FileKind, wanted: Collection[str] | None) -> Iterator[Row]:
@@ -28,7 +32,11 @@ def read_csv(path: Path, kind: FileKind, wanted: Collection[str] | None) -> Iter
     csv.field_size_limit(sys.maxsize)
     with open_text(path, newline="") as file:
         first = file.readline()
-        separator = _separator_of(first, wanted or (), "\t" if kind.suffix == ".tsv" else ",")
+        stated = _STATED.fullmatch(first.strip())
+        if stated:
+            first = file.readline()
+        separator = stated[1] if stated else _separator_of(first, wanted or (), "\t" if kind.suffix == ".tsv" else ",")
+        skipped = 1 if stated else 0
         lines = csv.reader(chain([first], file), delimiter=separator, strict=True)
         try:
             names = [name.strip() for name in next(lines, [])]
@@ -40,12 +48,12 @@ def read_csv(path: Path, kind: FileKind, wanted: Collection[str] | None) -> Iter
                     continue
                 if len(fields) != len(names):
                     raise DataError(
-                        f"{path}, line {lines.line_num} has fewer or more fields than the first line: "
-                        f"quote fields that hold {_NAMES[separator]}"
+                        f"{path}, line {lines.line_num + skipped} has fewer or more fields than the first line: "
+                        f"quote fields that hold {_NAMES.get(separator, repr(separator))}"
                     )
                 yield dict(zip(names, fields, strict=True))
         except csv.Error as error:
-            raise DataError(f"{path}, line {lines.line_num} is not CSV ({error}): fix that line") from error
+            raise DataError(f"{path}, line {lines.line_num + skipped} is not CSV ({error}): fix that line") from error
 
 
 def _separator_of(line: str, wanted: Collection[str], usual: str) -> str:

@@ -48,7 +48,7 @@ def read_folder(folder: Path, source: SourceConfig, setting: str, wanted: Collec
                 loaded = datasets.load_from_disk(str(folder))
             yield from _table_parts(_split_of(loaded, source, setting), source, wanted)
             return
-        links = _links_to(folder, Path(fresh) / "data")
+        links = _links_to(folder, Path(fresh) / "data", setting)
         with _reported(source, setting, "cannot be read as a data set"):
             builder = datasets.load_dataset_builder(str(links), name=source.subset, cache_dir=f"{fresh}/cache")
         files = {str(split): list(paths) for split, paths in (builder.config.data_files or {}).items()}
@@ -93,13 +93,18 @@ def _reported(source: SourceConfig, setting: str, problem: str) -> Iterator[None
         raise DataError(f"{source.path} {problem} ({first_line(error)}): fix {setting}") from error
 
 
-def _links_to(folder: Path, links: Path) -> Path:
-    """A folder of links to the visible files of a folder.
+def _links_to(folder: Path, links: Path, setting: str) -> Path:
+    """A folder of links to the visible files of a folder. Raises `DataError` if one is a link that leads nowhere.
 
     `datasets` takes paths for patterns, so brackets would mislead it. It reads files of the commonest type alone, so
     that notes and licences beside the data are left out here.
     """
     for target, file in _visible_files(folder):
+        if not file.exists():
+            raise DataError(
+                f"{file} is a link to {file.readlink()}, which does not exist: restore that, remove the link, "
+                f"or set {setting}.path to other data"
+            )
         (links / target).parent.mkdir(parents=True, exist_ok=True)
         (links / target).symlink_to(file)
     found = list(links.rglob("*"))
@@ -137,9 +142,18 @@ def _check_none_is_left_out(
     if left_out:
         some = ", ".join(map(str, left_out[:3])) + (" …" if len(left_out) > 3 else "")
         raise DataError(
-            f"{source.path} holds data in files of several types, of which {some} would not be read: move these "
+            f"{source.path} holds {_difference(left_out, files)}, of which {some} would not be read: move these "
             f"elsewhere, or set {setting}.path to one file"
         )
+
+
+def _difference(left_out: Sequence[Path], files: Mapping[str, Sequence[str]]) -> str:
+    """Why `datasets` leaves files out: it reads one type, and where a name has a split, only names with one."""
+    taken = {split: Path(paths[0]) for split, paths in files.items()}
+    if {path.suffix for path in left_out} - {path.suffix for path in taken.values()}:
+        return "data in files of several types"
+    splits = ", ".join(f"{path.name} is split {split}" for split, path in taken.items())
+    return f"files with and without a split in their names ({splits})"
 
 
 def _is_read_here(builder: Any, files: Mapping[str, Sequence[str]]) -> bool:

@@ -1,11 +1,17 @@
-"""Rows of JSON files: an object on each line, an array of objects, or an object with the rows under a key."""
+"""Rows of JSON files.
+
+A file has an object on each line, objects that follow each other, an array of objects, or one object with the rows
+under a key or with a list of values for each column.
+"""
 
 import json
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from spin_core.data.files.opening import FileKind, open_text
+from spin_core.data.formats.columnar import rows_of_columns
 from spin_core.data.formats.values import Row
 from spin_core.errors import DataError
 
@@ -14,6 +20,9 @@ _DEEPEST = 100
 
 _LARGEST = 10**9
 """The most characters of a document that has not a row on each line. Its rows take a few times that in memory."""
+
+
+_SPACE = re.compile(r"[ \t\n\r]+")
 
 
 class _DoubledKeyError(Exception):
@@ -32,25 +41,26 @@ def read_json(path: Path, kind: FileKind, wanted: Collection[str] | None, split:
     Raises:
         DataError: a line or row is not a JSON object, or the file holds no list of rows.
     """
-    # Only line feeds end a line. JSON strings may hold the other characters that Python takes for line ends.
-    with open_text(path, newline="\n") as file:
+    # A line ends in a line feed, a carriage return, or both: JSON allows neither in a string.
+    with open_text(path, newline=None) as file:
         number, line = _next_line(file, 0)
         if line.lstrip().startswith("["):
-            yield from _objects(path, _parse_document(path, number, line, file))
+            for document in _parse_documents(path, number, line, file):
+                yield from _objects(path, document if isinstance(document, list) else [document])
             return
         if kind.suffix == ".json" and line.lstrip().startswith("{"):
             if not _is_json(line):
-                yield from _rows_in(path, _parse_document(path, number, line, file), wanted, split)
+                yield from _rows_in(path, _parse_documents(path, number, line, file), wanted, split)
                 return
             following, following_line = _next_line(file, number)
-            first = _object(line, f"{path}, line {number}")
+            (first,) = _objects_on(line, f"{path}, line {number}")
             if not following_line:
-                yield from _rows_in(path, first, wanted, split)
+                yield from _rows_in(path, [first], wanted, split)
                 return
             yield first
             number, line = following, following_line
         while line:
-            yield _object(line, f"{path}, line {number}")
+            yield from _objects_on(line, f"{path}, line {number}")
             number, line = _next_line(file, number)
 
 
@@ -71,8 +81,8 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _parse_document(path: Path, number: int, line: str, file: IO[str]) -> Any:
-    """The value of a whole file, of which a line was read already. Its size is limited, as all of it is in memory."""
+def _parse_documents(path: Path, number: int, line: str, file: IO[str]) -> list[Any]:
+    """The values of a whole file, of which a line was read already. Its size is limited, as all of it is in memory."""
     rest = file.read(_LARGEST)
     if len(rest) == _LARGEST:
         raise DataError(
@@ -82,10 +92,13 @@ def _parse_document(path: Path, number: int, line: str, file: IO[str]) -> Any:
     return _parse("\n" * (number - 1) + line + rest, str(path))
 
 
-def _parse(text: str, place: str) -> Any:
-    """The value of a JSON text. A place without a line gets the one where the text is wrong."""
+def _parse(text: str, place: str) -> list[Any]:
+    """The values of a JSON text: one, or several objects or arrays without anything between them but white space.
+
+    In errors, a place without a line gets the one where the text is wrong.
+    """
     try:
-        value = json.loads(text, object_pairs_hook=_without_doubled_keys)
+        values = list(_decode(text))
     except json.JSONDecodeError as error:
         where = place if ", line " in place else f"{place}, line {error.lineno}"
         raise DataError(f"{where} is not JSON ({error.msg} at column {error.colno}): fix that line") from error
@@ -96,9 +109,26 @@ def _parse(text: str, place: str) -> Any:
     except ValueError as error:
         raise DataError(f"{place} holds a number with too many digits: write it as text") from error
     # Counting is fast, so that only long rows are walked through.
-    if text.count("[") + text.count("{") > _DEEPEST and _depth_of(value) > _DEEPEST:
+    if text.count("[") + text.count("{") > _DEEPEST and _depth_of(values) > _DEEPEST + 1:
         raise _too_deep(place)
-    return value
+    return values
+
+
+def _decode(text: str) -> Iterator[Any]:
+    decoder = json.JSONDecoder(object_pairs_hook=_without_doubled_keys)
+    value, end = decoder.raw_decode(text, _next_character(text, 0))
+    yield value
+    while (start := _next_character(text, end)) < len(text):
+        if text[start] not in "[{":
+            raise json.JSONDecodeError("Extra data", text, start)
+        value, end = decoder.raw_decode(text, start)
+        yield value
+
+
+def _next_character(text: str, start: int) -> int:
+    """The place of the next character that is not white space, or the text's end."""
+    space = _SPACE.match(text, start)
+    return space.end() if space else start
 
 
 def _too_deep(place: str) -> DataError:
@@ -122,11 +152,13 @@ def _depth_of(value: Any) -> int:
     return depth
 
 
-def _object(line: str, place: str) -> Row:
-    row = _parse(line, place)
-    if not isinstance(row, dict):
-        raise DataError(f"{place} is {type(row).__name__}, not a JSON object: fix that line")
-    return row
+def _objects_on(line: str, place: str) -> list[Row]:
+    """The object on a line; or several, without anything between them."""
+    rows = _parse(line, place)
+    for row in rows:
+        if not isinstance(row, dict):
+            raise DataError(f"{place} is {type(row).__name__}, not a JSON object: fix that line")
+    return rows
 
 
 def _objects(path: Path, rows: list[Any]) -> list[Row]:
@@ -136,12 +168,13 @@ def _objects(path: Path, rows: list[Any]) -> list[Row]:
     return rows
 
 
-def _rows_in(path: Path, document: Any, wanted: Collection[str] | None, split: str) -> list[Row]:
-    """The rows under a key of an object. An object that has a column with a meaning is a row itself."""
-    if not isinstance(document, dict):
-        return _objects(path, [document])
+def _rows_in(path: Path, documents: list[Any], wanted: Collection[str] | None, split: str) -> list[Row]:
+    """The rows of a file. A single object has them under a key or column by column, or is a row with known columns."""
+    if len(documents) > 1 or not isinstance(documents[0], dict):
+        return _objects(path, documents)
+    document = documents[0]
     if wanted is None or not {*wanted}.isdisjoint(document):
-        return [document]
+        return rows_of_columns(document, str(path)) or [document]
     nested = {key: rows for key, rows in document.items() if isinstance(rows, list) and rows}
     lists = {key: rows for key, rows in nested.items() if isinstance(rows[0], dict)}
     if len(lists) > 1 and split in lists:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -10,13 +11,15 @@ from flows import compare, nightly, spin
 from flows.command_line.main import main
 from spin_core.comparison import compare as comparisons
 from spin_core.config.resolve import resolve
+from spin_core.data.sources import check_demo_is_meant
 from spin_core.errors import ConfigError, LineageBusy, SpinError, StaleArtifact, TryAgain
 from spin_core.evaluation import suites
 from spin_core.lineage.find import find_lineage, lineage_names
 from spin_core.preflight import prepare
 from spin_core.preflight.check import check_run
-from spin_core.preflight.prepare import prepare_run
+from spin_core.preflight.prepare import check_requirements, prepare_run
 from spin_core.remote import push as pushes
+from spin_core.reports.data_preview import preview_data
 from spin_core.store import lock
 from spin_core.store.files import write_json
 from tests.support.lineages.small_lineage import build_lineage, demo_config
@@ -34,6 +37,22 @@ REJECTED = {
     "store": (["push.url=nowhere://x"], "nowhere"),
 }
 """Settings of the demo that cannot be run, and how the error starts."""
+
+
+def test_a_folder_with_the_name_of_the_built_in_data_is_not_passed_over(tmp_path, tiny_model, monkeypatch):
+    own = resolve("demo", sets=[f"model.path={tiny_model}"])
+    check_requirements(own)
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    line = f"prompts.source.path is demo, the built-in data, but {tmp_path}/demo exists too: set prompts.source.path to"
+    for check in (check_requirements, lambda config: preview_data(config, 5)):
+        with pytest.raises(SpinError, match=re.escape(line)):
+            check(own)
+    sets = ["controls.dpo.source.path=demo", "prompts.source.path=./demo", "evaluate.exact=false"]
+    preferences = resolve("demo", sets=[f"model.path={tiny_model}", *sets])
+    with pytest.raises(SpinError, match=re.escape(line.replace("prompts.source", "controls.dpo.source"))):
+        check_demo_is_meant(preferences)
+    check_requirements(resolve("demo"))
 
 
 @pytest.fixture

@@ -87,6 +87,14 @@ def test_a_folder_whose_card_is_not_yaml_is_rejected_in_one_line(tmp_path):
     assert len(str(refused.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["train-1.jsonl", "more", "LICENSE.txt"])
+def test_a_link_that_leads_nowhere_is_one_line(tmp_path, name):
+    write_jsonl(tmp_path / "train-0.jsonl", rows_of(2))
+    (tmp_path / name).symlink_to("blobs/gone")
+    with pytest.raises(DataError, match=rf"{name} is a link to blobs/gone, which does not exist: restore that, remove"):
+        read_rows(SourceConfig(path=str(tmp_path)))
+
+
 def test_links_that_lead_back_end(tmp_path):
     (tmp_path / "data").mkdir()
     write_jsonl(tmp_path / "data" / "train.jsonl", rows_of(2))
@@ -117,6 +125,34 @@ def test_a_folder_with_data_of_several_types_is_rejected_with_the_files_that_wou
         write_jsonl(tmp_path / name, rows_of(3))
     (tmp_path / "c.csv").write_text("prompt,response\na,b\n")
     with pytest.raises(DataError, match=r"several types, of which c\.csv would not be read: move these elsewhere"):
+        read_rows(SourceConfig(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["test", "latest", "my-test-1", "train", "validation"])
+def test_a_file_gives_its_rows_whatever_its_name_and_the_split(tmp_path, name):
+    file = write_jsonl(tmp_path / f"{name}.jsonl", rows_of(2))
+    for split in ("train", "test"):
+        assert read_rows(SourceConfig(path=str(file), split=split))[0] == rows_of(2)
+
+
+def test_a_split_is_a_whole_word_of_a_files_name(tmp_path):
+    for folder in ("words", "test-data"):
+        (tmp_path / folder).mkdir()
+        for name in ("latest", "contest", "attestation", "developer", "strain", "evaluations"):
+            write_jsonl(tmp_path / folder / f"{name}.jsonl", rows_of(1))
+        assert len(read_rows(SourceConfig(path=str(tmp_path / folder)))[0]) == 6
+        with pytest.raises(DataError, match=r"has no split 'test': set prompts.source.split to one of train"):
+            read_rows(SourceConfig(path=str(tmp_path / folder), split="test"))
+
+
+def test_files_without_a_split_next_to_one_with_a_split_are_named(tmp_path):
+    for name in ("my-test", "latest"):
+        write_jsonl(tmp_path / f"{name}.jsonl", rows_of(1))
+    with pytest.raises(
+        DataError,
+        match=r"files with and without a split in their names \(my-test\.jsonl is split test\), of which "
+        r"latest\.jsonl would not be read",
+    ):
         read_rows(SourceConfig(path=str(tmp_path)))
 
 

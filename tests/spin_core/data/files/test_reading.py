@@ -118,6 +118,56 @@ def test_json_that_cannot_be_read_is_one_line(tmp_path, name, text, message):
     assert len(str(refused.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("between", ["", " ", "\n", "\r\n", "\r", "\n\n"])
+def test_objects_follow_each_other_on_a_line_or_on_several(tmp_path, name, between):
+    (tmp_path / name).write_bytes(between.join(map(json.dumps, ROWS)).encode())
+    assert list(read_parts(tmp_path / name, {"prompt"})) == [ROWS]
+
+
+def test_objects_and_arrays_over_several_lines_follow_each_other(tmp_path):
+    (tmp_path / "a.json").write_text("".join(json.dumps(row, indent=1) for row in ROWS))
+    (tmp_path / "b.json").write_text(json.dumps(ROWS[:1], indent=1) + json.dumps(ROWS[1:]))
+    for name in ("a.json", "b.json"):
+        assert list(read_parts(tmp_path / name, {"prompt"})) == [ROWS]
+
+
+def test_objects_with_something_between_them_are_one_line(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a"}, {"prompt": "b"}\n')
+    with pytest.raises(DataError, match=r"a.jsonl, line 1 is not JSON \(Extra data at column 16\): fix that line"):
+        read_file(tmp_path / "a.jsonl")
+
+
+TURNS = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": text}] for text in ("Ho", "He")]
+
+
+@pytest.mark.parametrize(
+    ("document", "rows"),
+    [
+        ({"messages": TURNS}, [{"messages": turns} for turns in TURNS]),
+        ({"prompt": ["a", "b"], "response": ["c", "d"]}, [{"prompt": p, "response": r} for p, r in ("ac", "bd")]),
+        (
+            {"prompt": {"0": "a", "5": "b"}, "id": {"0": 1, "5": 2}},
+            [{"prompt": "a", "id": 1}, {"prompt": "b", "id": 2}],
+        ),
+        ({"messages": TURNS[0]}, [{"messages": TURNS[0]}]),
+        ({"messages": TURNS[0], "history": [["a", "b"], ["c", "d"]]}, ...),
+        ({"prompt": TURNS[0][0], "response": TURNS[0][1]}, ...),
+    ],
+)
+def test_an_object_may_hold_a_column_of_values_under_each_name(tmp_path, document, rows):
+    rows = [document] if rows is ... else rows
+    for indent in (None, 1):
+        (tmp_path / "a.json").write_text(json.dumps(document, indent=indent))
+        assert list(read_parts(tmp_path / "a.json", {"messages", "prompt", "response", "history"})) == [rows]
+
+
+def test_columns_of_different_lengths_are_one_line(tmp_path):
+    (tmp_path / "a.json").write_text('{"prompt": ["a", "b"], "response": ["c"]}')
+    with pytest.raises(DataError, match=r"but they differ in length \(prompt 2, response 1\): give an object for each"):
+        list(read_parts(tmp_path / "a.json", {"prompt"}))
+
+
 def test_a_long_conversation_is_not_nested_deeply(tmp_path):
     row = {"messages": [{"role": "user", "content": str(number)} for number in range(500)]}
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
@@ -147,6 +197,18 @@ def test_commas_separate_unless_others_find_columns_with_a_meaning(tmp_path):
     (tmp_path / "b.csv").write_text("prompt;response;notes, if any\n1;2;3\n")
     (rows,) = read_parts(tmp_path / "b.csv", {"prompt", "response"})
     assert rows == [{"prompt": "1", "response": "2", "notes, if any": "3"}]
+
+
+@pytest.mark.parametrize("stated", ["sep=;", "SEP=;", '"sep=;"'])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_first_line_may_state_the_separator(tmp_path, stated, end):
+    (tmp_path / "a.csv").write_bytes(end.join([stated, "prompt;response", "a, b;c", "d"]).encode())
+    with pytest.raises(
+        DataError, match="line 4 has fewer or more fields than the first line: quote fields that hold s"
+    ):
+        read_file(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_bytes(end.join([stated, "prompt;response", "a, b;c"]).encode())
+    assert read_file(tmp_path / "a.csv") == [{"prompt": "a, b", "response": "c"}]
 
 
 def test_doubled_columns_are_rejected(tmp_path):
