@@ -34,21 +34,23 @@ def nightly(name: str, at: str | None, timezone: str, recipe: str, off: bool, ru
 
     time = _hour_and_minute(at) if at is not None else None
     _check_timezone(timezone)
-    if not off:
-        _check_lineage(runs, name, recipe)
-    schedule = schedules.set_schedule(_server(runs), name, at=time, timezone=timezone, active=not off, recipe=recipe)
-    if schedule is None:
+    if recipe or not off:
+        _check_recipe(runs, name, recipe)
+    server = _server(runs)
+    if not off and not recipe:
+        _check_lineage(runs, name, server)
+    own = schedules.set_schedule(server, name, at=time, timezone=timezone, active=not off, recipe=recipe)
+    again = f"spin nightly {name}{runs_argument(runs)}"
+    if not own:
         click.echo(f"{name} has no schedule")
     elif off:
-        click.echo(
-            f"{name}: {schedules.state_line(schedule)}; spin nightly {name}{runs_argument(runs)} switches it on again"
-        )
+        click.echo(f"{name}: {'; '.join(map(schedules.state_line, own))}; {again} switches it on again")
     else:
-        due = schedules.next_due(schedule, datetime.now(UTC))
-        click.echo(
-            f"{name}: one more iteration every night {schedules.state_line(schedule)}{due and f', next {due}'}\n"
-            f"to switch it off: spin nightly {name}{runs_argument(runs)} --off"
-        )
+        for schedule in own:
+            due = schedules.next_due(schedule, datetime.now(UTC))
+            when = ("every night " if schedule.is_daily else "") + schedules.state_line(schedule)
+            click.echo(f"{name}: one more iteration {when}{due and f', next {due}'}")
+        click.echo(f"to switch it off: {again} --off")
 
 
 def _hour_and_minute(text: str) -> tuple[int, int]:
@@ -73,22 +75,32 @@ def _check_timezone(name: str) -> None:
         )
 
 
-def _check_lineage(runs: Path, name: str, recipe: str) -> None:
-    """Raise `ConfigError` if there is neither such a lineage nor a recipe to start it with, or no such recipe."""
-    from spin_core.config.resolve import resolve, suggestion
+def _check_recipe(runs: Path, name: str, recipe: str) -> None:
+    """Raise `ConfigError` if there is no such recipe, or if the lineage has another."""
+    from spin_core.config.resolve import resolve
     from spin_core.errors import ConfigError
-    from spin_core.lineage.find import find_lineage, lineage_exists, lineage_names
+    from spin_core.lineage.find import find_lineage, lineage_exists
 
     if not lineage_exists(runs, name):
-        if not recipe:
-            hint = suggestion(name, lineage_names(runs))
-            raise ConfigError(
-                f"there is no lineage {name!r}{hint} in {runs}: correct the name, or give the recipe to start it with, "
-                f"as spin nightly {name} --recipe demo"
-            )
-        resolve(recipe)
+        if recipe:
+            resolve(recipe)
     elif recipe not in ("", own := find_lineage(runs, name).config.recipe):
         raise ConfigError(f"lineage {name} was started with recipe {own}, not {recipe}: leave out --recipe")
+
+
+def _check_lineage(runs: Path, name: str, server: "Server") -> None:
+    """Raise `ConfigError` if there is neither such a lineage nor a schedule with a recipe to start it with."""
+    from flows.server import schedules
+    from spin_core.config.resolve import suggestion
+    from spin_core.errors import ConfigError
+    from spin_core.lineage.find import lineage_exists, lineage_names
+
+    if not lineage_exists(runs, name) and not schedules.starting_recipe(server, name):
+        hint = suggestion(name, lineage_names(runs))
+        raise ConfigError(
+            f"there is no lineage {name!r}{hint} in {runs}: correct the name, or give the recipe to start it with, "
+            f"as spin nightly {name} --recipe demo"
+        )
 
 
 def _server(runs: Path) -> "Server":

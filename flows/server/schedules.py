@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from flows.server.api import Server
 from spin_core.config.base import Frozen
+from spin_core.config.recipes import RECIPES
 from spin_core.errors import TryAgain
 from spin_core.store.files import write_json
 
@@ -26,6 +27,9 @@ _PREFIX = "lineage-"
 
 _LIST = "\n\nSchedules:\n"
 """What the list of schedules in the deployment's description begins with."""
+
+_UNITS = {"day": 86400, "hour": 3600, "minute": 60}
+"""The seconds of units in which intervals are shown."""
 
 EARLIER_DEFAULTS: Mapping[str, Any] = {"lineage": "nightly", "recipe": "demo"}
 """Parameters that earlier versions gave to the deployment. A schedule that had lost its own ran with them."""
@@ -37,11 +41,16 @@ class Schedule(Frozen):
     lineage: str
     """Empty if the schedule names none: its runs fail."""
     time: str
-    """`02:00` for a daily schedule; else its cron expression, or `other`."""
+    """`02:00` for a daily schedule; else `cron 0 2 * * 1`, `every 12 hours` or `RRULE FREQ=DAILY`."""
     timezone: str
     active: bool
     next: datetime | None
     """When the next run is due; None if it is off, or if the server has not planned it yet."""
+
+    @property
+    def is_daily(self) -> bool:
+        """Whether it is due once a day, at `time`."""
+        return bool(re.fullmatch(r"\d\d:\d\d", self.time))
 
 
 def named_lineage(schedule: Mapping[str, Any]) -> str:
@@ -79,17 +88,29 @@ def _schedule(values: Mapping[str, Any], due: Mapping[str, str]) -> Schedule:
     rule = values["schedule"]
     return Schedule(
         lineage=named_lineage(values),
-        time=_time(rule.get("cron") or "other"),
+        time=_time(rule),
         timezone=rule.get("timezone") or "UTC",
         active=values["active"],
         next=datetime.fromisoformat(due[values["id"]]) if values["id"] in due and values["active"] else None,
     )
 
 
-def _time(cron: str) -> str:
-    """`02:00` for the cron expression `0 2 * * *`; another text as it is."""
-    daily = re.fullmatch(r"([0-9]{1,2}) ([0-9]{1,2}) \* \* \*", " ".join(cron.split()))
-    return f"{int(daily[2]):02d}:{int(daily[1]):02d}" if daily else cron
+def _time(rule: Mapping[str, Any]) -> str:
+    """When a rule of Prefect's is due, in words: see `Schedule.time`."""
+    if seconds := rule.get("interval"):
+        return _every(float(seconds))
+    if "rrule" in rule:
+        return f"RRULE {' '.join(rule['rrule'].split())}"
+    cron = " ".join(rule["cron"].split())
+    daily = re.fullmatch(r"([0-9]{1,2}) ([0-9]{1,2}) \* \* \*", cron)
+    return f"{int(daily[2]):02d}:{int(daily[1]):02d}" if daily else f"cron {cron}"
+
+
+def _every(seconds: float) -> str:
+    """`every 12 hours` or `every day`, in the largest unit of which the interval is a multiple."""
+    unit = next((unit for unit, length in _UNITS.items() if seconds % length == 0), "second")
+    number = seconds / _UNITS.get(unit, 1)
+    return f"every {unit}" if number == 1 else f"every {number:g} {unit}s"
 
 
 def _planned_runs(server: Server, deployment: Mapping[str, Any]) -> list[Any]:
@@ -157,8 +178,9 @@ def _describe(server: Server, deployment: Mapping[str, Any]) -> None:
 
 
 def state_line(schedule: Schedule) -> str:
-    """`at 02:00 Europe/Berlin` or `at 02:00 UTC, off`."""
-    return f"at {schedule.time} {schedule.timezone}" + ("" if schedule.active else ", off")
+    """`at 02:00 Europe/Berlin`, `every 12 hours (UTC)` or `at 02:00 UTC, off`."""
+    text = f"at {schedule.time} {schedule.timezone}" if schedule.is_daily else f"{schedule.time} ({schedule.timezone})"
+    return text + ("" if schedule.active else ", off")
 
 
 def set_schedule(
@@ -169,10 +191,11 @@ def set_schedule(
     timezone: str = "",
     active: bool = True,
     recipe: str = "",
-) -> Schedule | None:
-    """Make the lineage's schedule or change it, and return it; None if it is to be switched off and there is none.
+) -> list[Schedule]:
+    """Make the lineage's schedule or change it, and return all that the lineage has, the changed one first.
 
-    A lineage may have several schedules, made in the UI: all are switched off, and the first one is changed.
+    A lineage may have several schedules, made in the UI. All are switched on or off. But where a time or a time zone
+    is given, only the first one is changed and switched on.
 
     Args:
         server: The server of `spin up`.
@@ -181,12 +204,15 @@ def set_schedule(
         timezone: An IANA name; empty leaves the schedule's own, or is this machine's for a new one.
         active: Whether it is on.
         recipe: What to start the lineage with, if it does not exist yet.
+
+    Returns:
+        The schedules; empty if the lineage is to be switched off and has none.
     """
     deployment = read_deployment(server)
     path = f"/deployments/{deployment['id']}/schedules"
     existing, *others = [each for each in deployment["schedules"] if named_lineage(each) == lineage] or [None]
     if existing is None and not active:
-        return None
+        return []
     rule = existing["schedule"] if existing else {"cron": "0 2 * * *", "timezone": machine_timezone()}
     if at:
         rule = {"cron": f"{at[1]} {at[0]} * * *", "timezone": rule.get("timezone") or "UTC"}
@@ -200,11 +226,20 @@ def set_schedule(
         server.patch(f"{path}/{existing['id']}", wanted)
     else:
         server.post(path, [wanted])
-    for other in others if not active else ():
-        # The server empties the parameters of a schedule that is changed without naming them.
-        kept = {**other["parameters"], "lineage": lineage}
-        server.patch(f"{path}/{other['id']}", {"active": False, "parameters": kept})
-    return _schedule({"id": "", **wanted}, {})
+    if not active or not (at or timezone):
+        for other in others:
+            # The server empties the parameters of a schedule that is changed without naming them.
+            other |= {"active": active, "parameters": {**parameters, **other["parameters"], "lineage": lineage}}
+            changes = {name: other[name] for name in ("active", "parameters")}
+            server.patch(f"{path}/{other['id']}", changes)
+    return [_schedule({**each, "id": ""}, {}) for each in (wanted, *others)]
+
+
+def starting_recipe(server: Server, lineage: str) -> str:
+    """The recipe with which a schedule starts a lineage that does not exist yet; empty if no schedule has one."""
+    own = [each["parameters"] for each in read_deployment(server)["schedules"] if named_lineage(each) == lineage]
+    recipes = (parameters.get("recipe") for parameters in own)
+    return next((recipe for recipe in recipes if recipe and recipe in RECIPES), "")
 
 
 def next_due(schedule: Schedule, now: datetime) -> str:
@@ -212,7 +247,7 @@ def next_due(schedule: Schedule, now: datetime) -> str:
     due, zone = schedule.next, ZoneInfo(schedule.timezone)
     if not schedule.active:
         return ""
-    if due is None and re.fullmatch(r"\d\d:\d\d", schedule.time):
+    if due is None and schedule.is_daily:
         hour, minute = map(int, schedule.time.split(":"))
         due = now.astimezone(zone).replace(hour=hour, minute=minute, second=0)
         due += timedelta(days=due <= now)

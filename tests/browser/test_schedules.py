@@ -75,6 +75,23 @@ def test_spin_nightly_changes_a_schedule_and_switches_it_off_and_on(up, schedule
 
 
 @pytest.mark.usefixtures("schedule")
+def test_a_schedule_of_a_lineage_that_has_not_begun_is_changed_without_its_recipe(up):
+    unknown = up.spin("nightly", "tael")
+    assert "there is no lineage 'tael' (did you mean tale?)" in unknown.stderr
+    assert "as spin nightly tael --recipe demo" in unknown.stderr
+    assert up.spin("nightly", "later", "--recipe", "demo", "--at", "03:00", "--timezone", "UTC").returncode == 0
+    changed = up.spin("nightly", "later", "--at", "5:00")
+    assert changed.stdout.startswith("later: one more iteration every night at 05:00 UTC, next 20"), changed.stderr
+    assert up.spin("nightly", "later", "--off").returncode == 0
+    again = up.spin("nightly", "later")
+    assert again.stdout.startswith("later: one more iteration every night at 05:00 UTC, next 20"), again.stderr
+    assert schedules(up)["lineage-later"]["parameters"] == {"lineage": "later", "recipe": "demo"}
+    up.request(
+        "DELETE", f"/deployments/{up.deployment('nightly')['id']}/schedules/{schedules(up)['lineage-later']['id']}"
+    )
+
+
+@pytest.mark.usefixtures("schedule")
 def test_the_page_says_which_lineage_each_schedule_is_for(ui):
     ui.go("/deployments")
     ui.page.get_by_role("link", name="nightly", exact=True).first.click()

@@ -142,12 +142,6 @@ TABLE: list[tuple[str, Damage, int, str]] = [
         2,
         r"error  --timezone 'Europe/Berln' is not a time zone \(did you mean Europe/Berlin\?\): write it as .*",
     ),
-    (
-        "nightly tael",
-        nothing,
-        2,
-        r"error  there is no lineage 'tael' \(did you mean tale\?\) in @/runs: .* as spin nightly tael --recipe demo",
-    ),
     ("nightly new --recipe dmo", nothing, 2, r"error  there is no recipe 'dmo' \(did you mean demo\?\): choose .*"),
     (
         "nightly tale --recipe tinystories",

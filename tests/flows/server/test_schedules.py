@@ -18,6 +18,7 @@ from flows.server.schedules import (
     new_slug,
     next_due,
     set_schedule,
+    starting_recipe,
     state_line,
     with_own_lineages,
 )
@@ -91,36 +92,56 @@ def test_schedules_with_their_own_lineage_keep_the_default_recipe_of_an_earlier_
 
 
 @pytest.mark.parametrize(
-    ("rule", "time"),
+    ("rule", "line"),
     [
-        ({"cron": "5  2 * * *"}, "02:05"),
-        ({"cron": "0 2 * * 1"}, "0 2 * * 1"),
-        ({"cron": "@daily"}, "@daily"),
-        ({"cron": "0 0 2 * * *"}, "0 0 2 * * *"),
-        ({"interval": 3600.0, "anchor_date": "2026-12-01T00:00:00Z"}, "other"),
-        ({"rrule": "FREQ=DAILY"}, "other"),
+        ({"cron": "5  2 * * *"}, "at 02:05 {}"),
+        ({"cron": "0 2 * * 1"}, "cron 0 2 * * 1 ({})"),
+        ({"cron": "@daily"}, "cron @daily ({})"),
+        ({"cron": "0 0 2 * * *"}, "cron 0 0 2 * * * ({})"),
+        ({"interval": 43200.0, "anchor_date": "2026-12-01T00:00:00Z"}, "every 12 hours ({})"),
+        ({"interval": 86400.0}, "every day ({})"),
+        ({"interval": 5400.0}, "every 90 minutes ({})"),
+        ({"interval": 61.5}, "every 61.5 seconds ({})"),
+        ({"rrule": "FREQ=DAILY"}, "RRULE FREQ=DAILY ({})"),
     ],
 )
-def test_any_rule_that_the_ui_allows_is_listed_kept_and_changed(tmp_path, rule, time):
+def test_any_rule_that_the_ui_allows_is_listed_kept_and_changed(tmp_path, rule, line):
     fake, server = server_with(schedule(schedule=rule, parameters={"lineage": "mine"}))
     (listed,) = list_schedules(server)
-    assert (listed.time, listed.timezone) == (time, "UTC")
+    assert state_line(listed) == line.format("UTC")
     keep_lineages(server, tmp_path / "memory.json")
-    assert f"- **mine** at {time} UTC" in fake.description
+    assert f"- **mine** {line.format('UTC')}" in fake.description
     assert fake.schedules[0]["slug"] == "lineage-mine"
-    changed = set_schedule(server, "mine", timezone="Europe/Berlin")
-    assert changed is not None
-    assert state_line(changed) == f"at {time} Europe/Berlin"
+    (changed,) = set_schedule(server, "mine", timezone="Europe/Berlin")
+    assert state_line(changed) == line.format("Europe/Berlin")
 
 
-def test_all_schedules_of_a_lineage_are_switched_off():
+def test_all_schedules_of_a_lineage_are_switched_off_and_on_again():
     mine = [schedule(parameters={"lineage": "mine"}, slug=slug) for slug in ("lineage-mine", "lineage-mine.2")]
     emptied = schedule(slug="lineage-mine.3")
-    fake, server = server_with(*mine, emptied, schedule(parameters={"lineage": "other"}))
-    assert set_schedule(server, "mine", active=False) is not None
-    assert [each["active"] for each in fake.schedules] == [False, False, False, True]
-    assert [each["parameters"]["lineage"] for each in fake.schedules] == ["mine"] * 3 + ["other"]
-    assert [each["slug"] for each in fake.schedules[1:3]] == ["lineage-mine.2", "lineage-mine.3"]
+    fake, server = server_with(*mine, emptied, schedule(parameters={"lineage": "other"}, active=False))
+    for active in (False, True):
+        assert [each.active for each in set_schedule(server, "mine", active=active)] == [active] * 3
+        assert [each["active"] for each in fake.schedules] == [active] * 3 + [False]
+        assert [each["parameters"]["lineage"] for each in fake.schedules] == ["mine"] * 3 + ["other"]
+        assert [each["slug"] for each in fake.schedules[1:3]] == ["lineage-mine.2", "lineage-mine.3"]
+
+
+def test_a_new_time_changes_the_first_schedule_of_a_lineage_and_returns_the_others_as_they_are():
+    mine = [schedule(parameters={"lineage": "mine"}, slug=slug) for slug in ("lineage-mine", "lineage-mine.2")]
+    fake, server = server_with(*mine)
+    set_schedule(server, "mine", active=False)
+    lines = [state_line(each) for each in set_schedule(server, "mine", at=(4, 30))]
+    assert lines == ["at 04:30 UTC", "at 02:00 UTC, off"]
+    assert [each["active"] for each in fake.schedules] == [True, False]
+
+
+def test_a_schedule_with_a_recipe_can_start_its_lineage():
+    recipes: list[dict[str, Any]] = [{}, {"recipe": "as the lineage has it"}, {"recipe": "demo"}]
+    _, server = server_with(*(schedule(parameters={"lineage": "mine", **each}) for each in recipes))
+    assert starting_recipe(server, "mine") == "demo"
+    _, server = server_with(*(schedule(parameters={"lineage": "mine", **each}) for each in recipes[:2]))
+    assert starting_recipe(server, "mine") == ""
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"lineage-mine": 3}'])
