@@ -5,19 +5,14 @@ and patterns, @ is the folder that holds the runs folder.
 """
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from spin_core.config.resolve import resolve
-from spin_core.config.yaml_text import MAX_DEPTH, MAX_VALUES
 from tests.support.processes.command_runner import run_spin
 
 Damage = Callable[[Path], object]
@@ -251,114 +246,6 @@ def test_bad_input_is_one_line(folder, monkeypatch, command, damage, status, lin
     assert result.stdout == ""
 
 
-LAUGHS = "\n".join(
-    ["a0: &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha, ha]"]
-    + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
-)
-
-FILES: dict[str, tuple[str, str, str]] = {
-    "nested": ("f.yaml", "a: " + "[" * 5000, rf"line 1, column \d+: more than {MAX_DEPTH} levels of nesting: fix .*"),
-    "nested braces": ("f.yaml", "{a: " * 3000, rf"line 1, column \d+: more than {MAX_DEPTH} levels of nesting: .*"),
-    "nested blocks": ("f.yaml", "- " * 3000, rf"line 1, column \d+: more than {MAX_DEPTH} levels of nesting: fix .*"),
-    "nested TOML": ("f.toml", "a = " + "[" * 5000, r".*nested too deeply.*|.*not valid TOML.*"),
-    "a key twice": (
-        "f.yaml",
-        "train:\n  beta: 0.1\n  epochs: 1\n  beta: 0.2\n",
-        r"line 4, column 3: the key 'beta' a second time: fix that line",
-    ),
-    "a section twice": (
-        "f.yaml",
-        "train: {beta: 0.1}\nseed: 1\ntrain: {epochs: 1}\n",
-        r"line 3, column 1: the key 'train' a second time: fix that line",
-    ),
-    "a billion laughs": ("f.yaml", LAUGHS, rf"line 5, column \d+: more than {MAX_VALUES} values: fix that line"),
-    "a number of thousands of digits": (
-        "f.yaml",
-        f"seed: {'9' * 5000}",
-        r"line 1, column 7: a number of more than 100.*",
-    ),
-    "the same in TOML": ("f.toml", f"seed = {'9' * 5000}", r"has a number of too many digits: shorten it"),
-    "a key that is a number": ("f.yaml", "seed: 1\n1: 2\n", r"line 2, column 1: the key 1, which is not text: fix .*"),
-    "a key that is nothing": ("f.yaml", "null: 2\n", r"line 1, column 1: the key None, which is not text: fix .*"),
-    "nothing": ("f.yaml", "", r"has no settings: write them as .*"),
-    "comments alone": ("f.yaml", "# seed: 1\n", r"has no settings: write them as .*"),
-    "a list": ("f.yaml", "- seed\n", r"has no settings: write them as .*"),
-    "two documents": ("f.yaml", "seed: 1\n---\nseed: 2\n", r"line 2, column 1: but found another document: fix .*"),
-    "a tabulator": ("f.yaml", "train:\n\tbeta: 1\n", r"line 2, column 1: found character .* cannot start any .*"),
-    "a zero byte": ("f.yaml", "seed: 1\0\n", r"unacceptable character #x0000: .*: fix that line"),
-    "code": ("f.yaml", "seed: !!python/object/apply:os.getpid []\n", r"line 1, column 7: could not determine .*"),
-    "a value in itself": ("f.yaml", "a: &a [1, *a]", r"line 1, column \d+: a value that contains itself: fix .*"),
-}
-
-
-@pytest.mark.parametrize(("name", "text", "line"), FILES.values(), ids=FILES)
-def test_a_file_of_settings_that_cannot_be_right_is_one_line(tmp_path, name, text, line):
-    (tmp_path / name).write_text(text)
-    result = run_spin("check", "demo", "--config", tmp_path / name, status=2)
-    (error_line,) = result.stderr.splitlines()
-    assert re.fullmatch(rf"error  {re.escape(str(tmp_path))}/{name}( is not valid YAML,)? ({line})", error_line), (
-        error_line
-    )
-
-
-@pytest.mark.parametrize("text", ["\ufeffseed: 7\ntrain:\n  beta: 0.2\n", "seed: 7\r\ntrain:\r\n  beta: 0.2\r\n"])
-def test_a_byte_order_mark_and_line_ends_of_windows_are_accepted(tmp_path, text):
-    file = tmp_path / "f.yaml"
-    file.write_bytes(text.encode())
-    config = resolve("demo", file=file)
-    assert (config.seed, config.train.beta) == (7, 0.2)
-
-
-def test_text_in_another_encoding_is_one_line(tmp_path):
-    file = tmp_path / "f.yaml"
-    for encoding in ("utf-16", "latin-1"):
-        file.write_bytes("recipe: café\n".encode(encoding))
-        line = run_spin("check", "demo", "--config", file, status=2).stderr
-        assert re.fullmatch(rf"error  {file} is not text in UTF-8 \(.*\): save it as UTF-8\n", line)
-
-
-def test_merged_mappings_and_references_still_work(tmp_path):
-    file = tmp_path / "f.yaml"
-    file.write_text("train: &t {epochs: 2, batch_size: 64}\nsft:\n  train: {<<: *t, epochs: 3}\n")
-    config = resolve("demo", file=file)
-    assert (config.train.epochs, config.train.batch_size) == (2, 64)
-    assert (config.sft.train.epochs, config.sft.train.batch_size) == (3, 64)
-
-
-COMMANDS = (
-    "run demo", "next demo", "evaluate demo", "compare demo", "up --port 4999", "status", "down", "leaderboard",
-    "check demo", "verify demo", "show demo", "samples demo", "pull demo file:///nowhere", "push demo file:///nowhere",
-)  # fmt: skip
-
-FOLDERS = {
-    "below a device": ("/dev/null/x", "cannot be a folder, because /dev/null is a file: choose another folder"),
-    "a file": ("@/file", "cannot be a folder, because @/file is a file: choose another folder"),
-    "below a file": ("@/file/runs", "cannot be a folder, because @/file is a file: choose another folder"),
-    "a long name": (f"@/{'n' * 300}", r"cannot be a folder \(File name too long\): choose another folder"),
-    "a line feed": ("@/two\nlines", "has characters that cannot be printed: choose another folder"),
-    "not UTF-8": ("@/\udcff", "has characters that cannot be printed: choose another folder"),
-}
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize(("runs", "line"), FOLDERS.values(), ids=FOLDERS)
-def test_a_runs_folder_that_cannot_be_made_is_one_line(tmp_path, runs, line, command):
-    (tmp_path / "file").touch()
-    result = run_spin(*command.split(), "--runs", runs.replace("@", str(tmp_path)), status=2)
-    (error_line,) = result.stderr.splitlines()
-    assert re.fullmatch(f"error  --runs .* {line}".replace("@", re.escape(str(tmp_path))), error_line), error_line
-
-
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
-@pytest.mark.parametrize("command", ["run demo", "compare demo"])
-def test_a_runs_folder_that_the_system_refuses_is_one_line(command):
-    result = run_spin(*command.split(), "--runs", "/proc/no-such-folder", status=2)
-    (error_line,) = result.stderr.splitlines()
-    assert re.fullmatch(r"error  /proc/no-such-folder.* cannot be created \(.*\): choose another .*", error_line), (
-        error_line
-    )
-
-
 def test_a_lost_record_is_a_warning_where_other_iterations_are_shown(folder):
     (folder / "runs" / "tale" / "iter_01" / "record.json").unlink()
     for command in ("show", "leaderboard"):
@@ -376,99 +263,3 @@ def test_an_iteration_that_is_not_finished_lacks_nothing(folder):
     shutil.rmtree(root / "eval")
     assert run_spin("show", "tale", "--runs", folder / "runs").stderr == ""
     run_spin("verify", "tale", "--runs", folder / "runs")
-
-
-def spin_process(*arguments: str, stdout: Any, **variables: str) -> tuple[int, str, str]:
-    """Status, output and errors of the command in its own process, with its output in a file or a pipe."""
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.command_line", *arguments],
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **variables},
-        check=False,
-        timeout=120,
-    )
-    return done.returncode, done.stdout or "", done.stderr
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("command", ["leaderboard tale", "leaderboard tale --json", "show tale", "recipes", "--help"])
-def test_output_on_a_full_disk_is_one_line(lineage, command):
-    with Path("/dev/full").open("w") as full:
-        status, _, errors = spin_process(*command.split(), stdout=full, SPIN_RUNS=str(lineage.runs))
-    line = "standard output cannot be written (No space left on device): send it to another file or to a terminal"
-    assert (status, errors) == (2, f"error  {line}\n")
-
-
-@pytest.mark.parametrize("variables", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
-@pytest.mark.parametrize("command", ["leaderboard tale", "show tale", "samples tale", "leaderboard tale --json"])
-def test_output_in_ascii_shows_other_letters_by_their_codes(lineage, command, variables):
-    status, output, errors = spin_process(
-        *command.split(), stdout=subprocess.PIPE, SPIN_RUNS=str(lineage.runs), **variables
-    )
-    assert (status, errors) == (0, "")
-    assert re.search(r"θ_1|\\u03b8_1", output)
-    if "--json" in command:
-        assert json.loads(output)["rows"][1]["name"].endswith("1")
-
-
-@pytest.mark.parametrize("command", ["leaderboard tale", "leaderboard tale --csv", "recipes --settings", "show tale"])
-def test_a_reader_that_has_seen_enough_is_no_error(lineage, command):
-    reader, writer = os.pipe()
-    os.close(reader)
-    try:
-        assert spin_process(*command.split(), stdout=writer, SPIN_RUNS=str(lineage.runs)) == (0, "", "")
-    finally:
-        os.close(writer)
-
-
-SURROUNDINGS: dict[str, dict[str, str | None]] = {
-    "no home": {"HOME": None},
-    "a home that does not exist": {"HOME": "/nonexistent"},
-    "no folder for temporary files": {"TMPDIR": "/nonexistent"},
-    "an unknown locale": {"LC_ALL": "xx_YY.bogus", "LANG": "?"},
-    "an unknown time zone": {"TZ": "No/Where"},
-    "an unknown terminal": {"TERM": "bogus", "COLUMNS": "many"},
-    "a terminal without columns": {"COLUMNS": "0"},
-    "settings of servers that are none": {"SPIN_UP": "?", "SPIN_RERUNS": "?"},
-}
-
-
-@pytest.mark.parametrize("variables", SURROUNDINGS.values(), ids=SURROUNDINGS)
-def test_a_leaderboard_is_shown_in_odd_surroundings(lineage, monkeypatch, variables):
-    monkeypatch.setenv("SPIN_RUNS", str(lineage.runs))
-    for name, value in variables.items():
-        if value is None:
-            monkeypatch.delenv(name)
-        else:
-            monkeypatch.setenv(name, value)
-    status, output, errors = spin_process("leaderboard", "tale", stdout=subprocess.PIPE)
-    assert (status, errors) == (0, "")
-    assert "θ_2" in output
-
-
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_streams_that_are_closed_are_no_error(lineage, closed):
-    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "flows.command_line", "leaderboard"]
-    done = subprocess.run(
-        [*command, "tale", "--runs", lineage.runs], capture_output=True, text=True, check=False, timeout=120
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert ("θ_2" in done.stdout) == (" >&-" not in f" {closed}" or closed == "2>&-")
-
-
-LOOPS = {
-    "a link to itself": (
-        "loop",
-        r"/loop/.* cannot be created \(Too many levels of symbolic links\): choose another .*",
-    ),
-    "a link to nothing": ("gone", r"/gone cannot be created, because a file is in the way: remove that file, or .*"),
-}
-
-
-@pytest.mark.parametrize(("target", "line"), LOOPS.values(), ids=LOOPS)
-def test_a_runs_folder_that_is_a_link_to_nowhere_is_one_line(tmp_path, target, line):
-    (tmp_path / target).symlink_to(tmp_path / ("loop" if target == "loop" else "absent"))
-    error_line = run_spin("run", "demo", "--runs", tmp_path / target, status=2).stderr
-    assert re.fullmatch(f"error  {re.escape(str(tmp_path))}{line}\n", error_line), error_line

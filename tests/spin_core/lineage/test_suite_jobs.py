@@ -14,36 +14,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from spin_core.config.evaluate import LmEvalConfig, SuiteName
 from spin_core.config.generate import VllmConfig
-from spin_core.config.resolve import resolve
-from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError
 from spin_core.evaluation import local_tasks, nltk_data, suites
 from spin_core.leaderboard.board import averages, difference, items, scores
 from spin_core.lineage import suite_jobs
-from spin_core.lineage.lineage import Lineage
 from spin_core.phases.benchmark import run
 from spin_core.runtime import interpreter, launch, phase, progress
-from spin_core.store import identity as store_identity
 from spin_core.store.evaluation_jobs import BenchmarkJob
-from spin_core.store.records import EvalReport, ModelVersion, PromptSet
+from spin_core.store.records import EvalReport
 from tests.support.helpers import character_tokenizer, data_folder
 from tests.support.lineages.small_jobs import version_of
+from tests.support.lineages.version_scores import identity, jobs_of, settings
 
-NO_PROMPTS = PromptSet(path=Path(), digest="0" * 64, source="", revision=None, rows=0, held_out=0, drops={})
 BENCHMARKS = ("open-llm-leaderboard", "big-bench", "bbh", "instruct")
-
-
-def settings(*sets: str) -> RunConfig:
-    off = ("evaluate.self_play=false", "evaluate.exact=false", "evaluate.frontier=[]")
-    return resolve("demo", sets=["model.device=cpu", *off, *sets])
-
-
-def jobs_of(runs: Path, player: ModelVersion, *sets: str, name: str = "tale"):
-    return suite_jobs.evaluate_jobs(Lineage(runs, name, settings(*sets)), player, NO_PROMPTS, None)
-
-
-def identity(job) -> str:
-    return store_identity.digest_of(store_identity.identity_of(job))
 
 
 def do(job: BenchmarkJob) -> EvalReport:
@@ -345,85 +328,3 @@ def test_both_engines_give_the_same_scores(tmp_path, wide_model, data):
     assert reports[0].scores == reports[1].scores
     environment = json.loads((reports[1].path / "manifest.json").read_text())["usage"]["environment"]
     assert "vllm" in environment
-
-
-# The sweep over temperatures.
-
-SWEPT = "evaluate.frontier=[0.3, 0.5, 0.7]"
-
-
-def jobs_at(tmp_path, *sets: str):
-    """The suites of θ_1, with the demo's distances."""
-    player = ModelVersion(path=tmp_path / "model", digest="1" * 64, t=1, parent=None)
-    return jobs_of(tmp_path, player, "evaluate.exact=true", SWEPT, *sets)
-
-
-def test_a_frontier_has_the_temperature_of_use_and_those_configured(tmp_path):
-    _, job = jobs_at(tmp_path, "evaluate.frontier=[1.0, 0.6, 0.3, 0.6]", "evaluate.temperature=0.5")
-    assert job.output.name == "frontier"
-    assert job.config.temperatures == (0.3, 0.5, 0.6, 1.0)
-    assert [job.output.name for job in jobs_at(tmp_path, "evaluate.frontier=[]")] == ["self-play"]
-
-
-def test_a_frontier_changes_the_identity_of_no_other_suite(tmp_path):
-    (plain,) = jobs_at(tmp_path, "evaluate.frontier=[]")
-    others, *_ = jobs_at(tmp_path, "evaluate.frontier=[0.1, 0.2, 0.3]")
-    assert identity(others) == identity(plain)
-
-
-def test_what_the_frontier_does_not_measure_is_not_in_its_identity(tmp_path):
-    _, plain = jobs_at(tmp_path)
-    _, other = jobs_at(tmp_path, "generate.max_new_tokens=7", "evaluate.batch_size=3", "seed=4")
-    assert identity(plain) == identity(other)
-
-
-@pytest.mark.parametrize("temperatures", ["[0.5]", "[0.5, 0.7, 0.5]"])
-def test_two_temperatures_are_not_a_curve(temperatures):
-    with pytest.raises(ConfigError, match=r"evaluate\.frontier has [12] temperatures, which is not a curve: give at"):
-        settings(f"evaluate.frontier={temperatures}")
-
-
-def test_only_the_base_model_shares_its_frontier(tmp_path):
-    base = ModelVersion(path=tmp_path / "model", digest="1" * 64, t=0, parent=None)
-    assert jobs_of(tmp_path, base, "evaluate.exact=true", SWEPT)[1].speed.scores == tmp_path / ".scores"
-    assert jobs_at(tmp_path)[1].speed.scores is None
-
-
-def text_job(tmp_path, *sets: str):
-    """The sweep of θ_1 without the demo's distances."""
-    player = ModelVersion(path=tmp_path / "model", digest="1" * 64, t=1, parent=None)
-    (job,) = jobs_of(tmp_path, player, SWEPT, *sets)
-    return job
-
-
-def test_a_frontier_of_texts_depends_on_how_the_model_answers_and_on_the_reference(tmp_path):
-    plain = text_job(tmp_path)
-    assert (plain.generate.temperature, plain.generate.engine, plain.config.reference) == (1.0, "transformers", None)
-    axes = ("evaluate.frontier_quality=text_classifier", "evaluate.frontier_diversity=self_bleu")
-    same = text_job(
-        tmp_path, *axes, "generate.temperature=0.9", "generate.engine=transformers", "evaluate.batch_size=3"
-    )
-    assert identity(same) == identity(plain)
-    changes = ("generate.max_new_tokens=7", "generate.top_p=0.5", "seed=4", f"evaluate.frontier_reference={tmp_path}")
-    assert len({identity(text_job(tmp_path, change)) for change in changes} | {identity(plain)}) == 1 + len(changes)
-
-
-def test_a_schedule_of_sampling_has_its_value_in_the_versions_iteration(tmp_path):
-    assert text_job(tmp_path, "generate.temperature=[1.0, 0.5]", "generate.top_p=0.9").generate.top_p == 0.9
-
-
-@pytest.mark.parametrize(
-    ("sets", "message"),
-    [
-        (["evaluate.frontier_quality=reference_nll"], "reference_nll needs a model that scores the answers: name its"),
-        (["evaluate.frontier_reference=/nowhere"], "evaluate.frontier_reference /nowhere is not a model's folder"),
-        (["evaluate.frontier_reference=MODEL", "model.path=MODEL"], "is θ_0 itself, whose likelihood favours its own"),
-    ],
-)
-def test_a_reference_that_cannot_score_is_rejected_in_one_line(tmp_path, sets, message):
-    (tmp_path / "config.json").touch()
-    config = settings(SWEPT, *(value.replace("MODEL", str(tmp_path)) for value in sets))
-    with pytest.raises(ConfigError, match=message) as refused:
-        suites.check(config)
-    assert "\n" not in str(refused.value)
-    suites.check(config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"frontier": ()})}))
