@@ -108,9 +108,9 @@ def _server(runs: Path) -> "Server":
     from flows.server import api, local, state
     from spin_core.errors import ConfigError
 
-    up = local.find_up(runs)
-    local.reject_other_machine(up, runs)
-    if not up or not local.answers(up):
+    local.reject_other_machine(local.find_up(runs), runs)
+    up = local.wait_for_answer(runs)
+    if not up:
         raise ConfigError(
             f"nothing is up for {runs}, and a schedule needs it: start spin up{runs_argument(runs)} first"
         )

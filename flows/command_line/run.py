@@ -205,8 +205,11 @@ def _start_server(runs: Path) -> "Server | None":
     """Prepare Prefect's environment, and start a temporary server if none is up; Prefect is imported meanwhile."""
     from flows.server import local, temporary
 
+    local.wait_for_answer(runs)
     if not local.prepare(runs, quiet=True):
+        click.echo("loading Prefect …", err=True)
         return None
+    click.echo("starting Prefect's temporary server for this run …", err=True)
     return temporary.Server(local.prefect_home(runs))
 
 

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from flows.server.holders import is_locked
 from spin_core.lineage.find import is_name
 from spin_core.lineage.lineage import CONFIGURATION
 
@@ -225,26 +226,13 @@ def _scores(value: Any) -> Scores:
 
 def _state(root: Path, scores: Scores) -> str:
     """`running`, `ended by the gate`, `not running, in iteration 2`, `not scored yet`, or empty for a finished one."""
-    if _is_locked(root / ".lock"):
+    if is_locked(root / ".lock"):
         return "running"
     if scores.versions and scores.versions[-1].gate == "stop":
         return "ended by the gate"
     if os.path.lexists(root / f"iter_{scores.head:02d}"):
         return f"not running, in iteration {scores.head}"
     return "" if scores.versions else "not scored yet"
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a process of this machine holds the lineage's lock.
-
-    The kernel's list is read: to try the lock could get in the way of a run that starts at this moment.
-    """
-    try:
-        inode = path.lstat().st_ino
-        locks = Path("/proc/locks").read_text("ascii")
-    except OSError:
-        return False
-    return bool(re.search(rf"FLOCK.*:{inode} ", locks))
 
 
 def _changed(root: Path) -> datetime:

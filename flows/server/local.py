@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import click
+
 from flows.server import api, state
 from spin_core.errors import ConfigError, TryAgain
 from spin_core.reports import links
@@ -39,6 +41,9 @@ POOL = "spin"
 
 WORKER = f"spin up on {os.uname().nodename}"
 """The name of the local worker. Workers label the runs that they start with their names."""
+
+ANSWER_SECONDS = 240.0
+"""How long a command waits for the server of a `spin up` that starts or ends."""
 
 ORPHAN_SECONDS = 10.0
 """How long a run whose worker is gone may take to end, once its phase has ended."""
@@ -161,6 +166,30 @@ def serving(runs: Path) -> str | None:
 def answers(up: Up) -> bool:
     """Whether its server answers on this machine."""
     return not up.elsewhere and bool(up.url) and api.healthy(up.url)
+
+
+def wait_for_answer(runs: Path) -> Up | None:
+    """The folder's `spin up`, once its server answers. While it starts, restarts or ends, this waits and says so.
+
+    Returns:
+        None if there is no `spin up` on this machine, or no longer.
+
+    Raises:
+        TryAgain: It does not answer in time.
+    """
+    deadline, has_reported = time.monotonic() + ANSWER_SECONDS, False
+    while (up := find_up(runs)) and not up.elsewhere and not answers(up):
+        if not has_reported:
+            doing = "does not answer: it is busy, restarts, or ends" if up.url else "is starting"
+            click.echo(f"spin up {doing}; waiting for it …", err=True)
+            has_reported = True
+        if time.monotonic() > deadline:
+            raise TryAgain(
+                f"spin up (process {up.pid}) does not answer after {ANSWER_SECONDS:.0f} s: end it with spin down, and "
+                f"see {state.state_folder(runs)}/server.log"
+            )
+        time.sleep(0.2)
+    return up if up and not up.elsewhere else None
 
 
 def reject_other_machine(up: Up | None, runs: Path) -> None:

@@ -61,6 +61,8 @@ def serve(runs: Path, host: str, port: int, reruns: int = local.RERUNS, at_once:
     if up and local.answers(up):
         click.echo(f"already up: {up.url} (lineages in {runs})")
         return
+    if up:
+        raise _starting_or_ending(runs)
     check_address(host, port)
     url = f"http://{_host_in_url(host)}:{port}"
     folder = state.state_folder(runs)
@@ -284,13 +286,18 @@ def _locked_address_file(path: Path) -> Iterator[TextIO]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise TryAgain(f"another spin up is starting or ending in {path.parent}: try again in a minute") from error
+            raise _starting_or_ending(path.parent.parent) from error
         file.truncate(0)
         print(os.getpid(), os.uname().nodename, runtime_process.pid_scope(), file=file, flush=True)
         try:
             yield file
         finally:
             file.truncate(0)
+
+
+def _starting_or_ending(runs: Path) -> TryAgain:
+    """The error of a second `spin up` while the first does not answer."""
+    return TryAgain(f"another spin up for {runs} is starting or ending: spin status says when it is ready")
 
 
 @contextlib.contextmanager

@@ -6,20 +6,22 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 from flows.server import local, state
 from flows.server.api import Server
+from flows.server.holders import Holder, holders
 from flows.server.schedules import Schedule, list_schedules
-from flows.server.watch import WAITING, starts
+from flows.server.watch import PID_LABEL, WAITING, starts
 from spin_core.config.base import Frozen
 from spin_core.errors import ConfigError, DamagedArtifact, SpinError, TryAgain
 from spin_core.lineage import phase_jobs
 from spin_core.lineage.find import find_lineage, lineage_names
-from spin_core.runtime import grace
+from spin_core.runtime import grace, process
 
 DOWN_SECONDS = 180.0
 """How long `spin up` may take to end what it has started, once phases have saved their work."""
@@ -50,6 +52,10 @@ class Run(Frozen):
     phases: tuple[Phase, ...]
     waits: str
     """Why it waits; empty if it does not."""
+    process: int | None = None
+    """The process of a run of the command line; None for a deployment's run."""
+    since: datetime | None = None
+    """Since when the process computes; None where only the server knows the run."""
 
 
 class Head(Frozen):
@@ -70,7 +76,9 @@ class Status(Frozen):
     url: str
     """The server's address; empty if nothing is up here."""
     starting: bool
-    """Whether `spin up` runs here but its server does not answer: it starts, or ends."""
+    """Whether `spin up` has been started here and is not ready yet."""
+    unanswered: bool
+    """Whether `spin up` is ready here, but its server does not answer: it is busy, restarts, or ends."""
     elsewhere: str
     """The name of the machine that serves the folder, if that is another one; else empty."""
     seconds: float
@@ -89,7 +97,10 @@ class Status(Frozen):
 def status(runs: Path) -> Status:
     """The server and the runs of a folder, and the lineages in it."""
     up = local.find_up(runs)
-    url = up.url if up and local.answers(up) else ""
+    is_here = up is not None and not up.elsewhere
+    server = _answering_server(runs, up)
+    url = server.url if server else ""
+    computing = holders(runs)
     folder = state.state_folder(runs)
     heads: list[Head] = []
     unreadable: list[str] = []
@@ -100,16 +111,52 @@ def status(runs: Path) -> Status:
             unreadable.append(name)
     return Status(
         url=url,
-        starting=up is not None and not up.elsewhere and not url,
+        starting=is_here and not url and not (up and up.url),
+        unanswered=is_here and not url and bool(up and up.url),
         elsewhere=up.elsewhere if up else "",
         seconds=time.time() - up.since if up and url else 0.0,
         password_file=str(state.password_file(folder)) if url else "",
         open_to_others=tuple(map(str, state.open_to_others(folder))),
-        runs=tuple(_unfinished_runs(_server(runs, url))) if url else (),
-        schedules=tuple(list_schedules(_server(runs, url))) if url else (),
+        runs=tuple(_with_holders(server, computing)),
+        schedules=tuple(server.schedules) if server else (),
         lineages=tuple(heads),
         unreadable=tuple(unreadable),
     )
+
+
+class _Answers(NamedTuple):
+    """What the server of `spin up` answers."""
+
+    url: str
+    runs: list[Run]
+    schedules: list[Schedule]
+
+
+def _answering_server(runs: Path, up: local.Up | None) -> _Answers | None:
+    """What the folder's server answers; None if there is none, or if it does not answer."""
+    if up and local.answers(up):
+        with contextlib.suppress(TryAgain):  # it starts, ends, or is busy
+            server = _server(runs, up.url)
+            return _Answers(up.url, _unfinished_runs(server), list_schedules(server))
+    return None
+
+
+def _with_holders(server: _Answers | None, computing: list[Holder]) -> list[Run]:
+    """The server's runs, and the runs of the command line of which it does not know."""
+    by_pid = {holder.pid: holder for holder in computing}
+    runs: list[Run] = []
+    for run in server.runs if server else ():
+        holder = by_pid.pop(run.process, None) if run.process else None
+        runs.append(run.model_copy(update={"since": holder.since}) if holder else run)
+    for pid, holder in by_pid.items():
+        if server and process.environment_value(pid, "SPIN_UP"):
+            continue  # a deployment's run, which the server knows
+        phases = tuple(Phase(name=title, percent=None) for title in holder.phases)
+        runs.append(
+            Run(name=holder.lineage, state="Running", started=1, phases=phases, waits="", process=pid,
+                since=holder.since)
+        )  # fmt: skip
+    return runs
 
 
 def _server(runs: Path, url: str) -> Server:
@@ -139,6 +186,7 @@ def _unfinished_runs(server: Server, selection: Mapping[str, Any] | None = None)
                     started=starts(run),
                     phases=tuple(phases),
                     waits=waits.removeprefix("waits: ") if state == WAITING else "",
+                    process=(run["labels"] or {}).get(PID_LABEL),
                 )
             )
     return runs
@@ -180,6 +228,8 @@ def down(runs: Path) -> None:
         click.echo(f"nothing is up for {runs}")
         return
     local.reject_other_machine(up, runs)
+    if not up.url:
+        click.echo("spin up is still starting; it ends now")
     waiting: list[str] = []
     with contextlib.suppress(SpinError):  # a server that does not answer is ended all the same
         if local.answers(up):

@@ -158,6 +158,15 @@ def command_line(pid: int) -> bytes:
         return b""
 
 
+def environment_value(pid: int, name: str) -> str:
+    """The value of an environment variable of a process; empty if it is not set, or cannot be read."""
+    prefix = f"{name}=".encode()
+    with contextlib.suppress(OSError):
+        values = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        return next((value.removeprefix(prefix).decode() for value in values if value.startswith(prefix)), "")
+    return ""
+
+
 def environment_values(name: str) -> set[str]:
     """The values of an environment variable in the running processes of this machine that this user may read."""
     values, prefix = set(), f"{name}=".encode()

@@ -22,14 +22,18 @@ def print_status(status: "Status", runs: Path) -> None:
         click.echo(f"up         {status.url} for {timedelta(seconds=int(status.seconds))}")
         click.echo(f"sign in    {_sign_in(status)}")
         click.echo(f"pages      {status.url}{LINEAGES}")
-        click.echo(f"runs       {_column([_run_line(run) for run in status.runs]) or 'none'}")
+        _print_runs(status)
         click.echo(f"nightly    {_column([_schedule_line(each) for each in status.schedules]) or 'none'}")
     elif status.elsewhere:
         click.echo(f"up         on {status.elsewhere}: run spin status there to see more")
     elif status.starting:
-        click.echo("starting   spin up runs, but its server does not answer yet, or no longer: try again in a minute")
+        click.echo("starting   spin up has been started and is not ready yet: try again in a minute")
+    elif status.unanswered:
+        click.echo("no answer  spin up runs, but its server is busy, restarts, or ends: try again in a minute")
     else:
         click.echo(f"nothing is up for {runs}: {spin_command()} up{runs_argument(runs)} starts it")
+    if status.runs and not status.url:
+        _print_runs(status)
     lines = [_head_line(head) for head in status.lineages] + [unreadable_line(name, runs) for name in status.unreadable]
     click.echo(f"lineages   {_column(lines) or f'none yet in {runs}'}")
     if status.open_to_others:
@@ -38,6 +42,11 @@ def print_status(status: "Status", runs: Path) -> None:
             f"passwords are: run chmod -R go= {shlex.quote(status.open_to_others[0])}, or spin up again",
             err=True,
         )
+
+
+def _print_runs(status: "Status") -> None:
+    """Print what computes or waits."""
+    click.echo(f"runs       {_column([_run_line(run) for run in status.runs]) or 'none'}")
 
 
 def _sign_in(status: "Status") -> str:
@@ -60,11 +69,14 @@ def _column(lines: Sequence[str]) -> str:
 
 
 def _run_line(run: "Run") -> str:
-    """`nightly-mine  Running: train t=2 43 %`."""
+    """`nightly-mine  Running: train t=2 43 %` or `mine  Running in a terminal (process 12) since 02:00: …`."""
     phases = ", ".join(
         phase.name + (f" {phase.percent:.0f} %" if phase.percent is not None else "") for phase in run.phases
     )
     again = f" (start {run.started})" if run.started > 1 else ""
+    if run.process:
+        since = f" since {run.since.astimezone():%Y-%m-%d %H:%M}" if run.since else ""
+        again = f" in a terminal (process {run.process}){since}"
     return f"{run.name}  {run.state}{again}" + (f": {text}" if (text := run.waits or phases) else "")
 
 

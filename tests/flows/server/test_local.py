@@ -144,8 +144,66 @@ def test_a_server_on_this_machine_is_found_and_ended(tmp_path, capsys):
 def test_a_server_that_does_not_answer_yet_is_starting(tmp_path):
     with up(tmp_path, f"{os.uname().nodename} {pid_scope()}", ""):
         output = CliRunner().invoke(main, ["status", "--runs", str(tmp_path)]).stdout
-    assert output.startswith("starting   spin up runs, but its server does not answer yet")
+    assert output.startswith("starting   spin up has been started and is not ready yet: try again in a minute\n")
     assert "nothing is up" not in output
+
+
+def test_a_server_that_was_ready_and_does_not_answer_is_busy_restarts_or_ends(tmp_path):
+    with up(tmp_path, f"{os.uname().nodename} {pid_scope()}", NOWHERE):
+        output = CliRunner().invoke(main, ["status", "--runs", str(tmp_path)]).stdout
+    assert output.startswith("no answer  spin up runs, but its server is busy, restarts, or ends: try again")
+
+
+@pytest.mark.parametrize("answer", [break_off, say_half])
+def test_status_of_a_server_that_ends_meanwhile_is_no_error(tmp_path, answer):
+    with server(answer) as url, up(tmp_path, f"{os.uname().nodename} {pid_scope()}", url):
+        done = CliRunner().invoke(main, ["status", "--runs", str(tmp_path)])
+    assert done.exit_code == 0
+    assert done.stdout.startswith("no answer  spin up runs, but")
+
+
+def test_a_command_waits_for_a_spin_up_that_starts_and_says_so(tmp_path, capsys):
+    with (
+        server(break_off) as url,
+        up(tmp_path, f"{os.uname().nodename} {pid_scope()}"),
+        local.address_file(tmp_path).open("a") as file,
+    ):
+        threading.Timer(1.0, print, [url], {"file": file, "flush": True}).start()
+        answering = local.wait_for_answer(tmp_path)
+    assert answering is not None
+    assert answering.url == url
+    assert capsys.readouterr().err == "spin up is starting; waiting for it …\n"
+
+
+def test_a_command_waits_for_a_spin_up_that_ends(tmp_path, capsys):
+    with up(tmp_path, f"{os.uname().nodename} {pid_scope()}", NOWHERE) as process:
+        threading.Timer(1.0, process.kill).start()
+        assert local.wait_for_answer(tmp_path) is None
+    assert capsys.readouterr().err == "spin up does not answer: it is busy, restarts, or ends; waiting for it …\n"
+
+
+def test_a_spin_up_that_never_answers_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "ANSWER_SECONDS", 0.1)
+    with (
+        up(tmp_path, f"{os.uname().nodename} {pid_scope()}") as process,
+        pytest.raises(TryAgain, match=rf"spin up \(process {process.pid}\) does not answer .* end it with spin down"),
+    ):
+        local.wait_for_answer(tmp_path)
+
+
+def test_a_second_spin_up_does_not_take_the_first_ones_port_for_another_programs(tmp_path):
+    with (
+        up(tmp_path, f"{os.uname().nodename} {pid_scope()}"),
+        pytest.raises(TryAgain, match=r"another spin up for .* is starting or ending: spin status says when"),
+    ):
+        serve.serve(tmp_path, "127.0.0.1", 1)
+
+
+def test_down_says_that_it_ends_a_spin_up_which_is_still_starting(tmp_path, capsys):
+    with up(tmp_path, f"{os.uname().nodename} {pid_scope()}") as process:
+        status.down(tmp_path)
+        assert process.wait() == -signal.SIGTERM
+    assert capsys.readouterr().out == "spin up is still starting; it ends now\ndown\n"
 
 
 def test_a_server_on_another_machine_is_reported_and_no_local_process_is_ended(tmp_path):
