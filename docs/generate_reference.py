@@ -200,7 +200,8 @@ def command_section(name: str, command: click.Command, parent: click.Context) ->
     usage = " ".join(command.collect_usage_pieces(context))
     yield from ("", f"## spin {name}", "", help_of(command.help), "", "```text", f"spin {name} {usage}", "```", "")
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
-    yield from ("| option | default | meaning |", "|---|---|---|")
+    if options:
+        yield from ("| option | default | meaning |", "|---|---|---|")
     for option in options:
         yield f"| {option_names(option)} | {option_default(option)} | {cell(help_of(option.help))} |"
 

@@ -46,8 +46,8 @@ IN_VLLM = (
     "spin_core.phases.mt_bench",
 )
 """Phases that may run in vLLM's environment, which has none of ABSENT_THERE."""
-ELSEWHERE = ("vllm", "packaging", "pydantic_core", "typing_extensions")
-"""Imports that need no line in pyproject.toml: vLLM has its own environment, and pip or pydantic bring the others."""
+ELSEWHERE = ("vllm", "pydantic_core", "typing_extensions")
+"""Imports that need no line in pyproject.toml: vLLM has its own environment, and pydantic brings the others."""
 ABSENT_THERE = ("lm_eval", "peft", "datasets", "prefect", "sklearn", "matplotlib")
 
 

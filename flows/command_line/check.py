@@ -7,11 +7,18 @@ from pathlib import Path
 
 import click
 
-from flows.command_line.options import config_options, json_option, json_text, runs_option
+from flows.command_line.options import (
+    config_options,
+    json_option,
+    json_text,
+    lineage_argument,
+    recipe_argument,
+    runs_option,
+)
 
 
 @click.command()
-@click.argument("recipe")
+@recipe_argument()
 @click.option("--weights", is_flag=True, help="Look for NaN in weights of any size, not only below 4 GB.")
 @config_options
 @json_option
@@ -32,7 +39,7 @@ def check(recipe: str, weights: bool, file: Path | None, sets: tuple[str, ...], 
 
 
 @click.command()
-@click.argument("recipe")
+@recipe_argument()
 @click.option("--rows", default=5, show_default=True, type=click.IntRange(0), help="How many rows to show.")
 @click.option("--full", is_flag=True, help="Show long texts whole.")
 @config_options
@@ -52,7 +59,7 @@ def data(recipe: str, rows: int, full: bool, file: Path | None, sets: tuple[str,
 
 
 @click.command()
-@click.argument("lineage")
+@lineage_argument()
 @runs_option
 def verify(lineage: str, runs: Path) -> None:
     """Check every published file against the digest in its manifest."""

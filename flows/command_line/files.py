@@ -5,11 +5,14 @@ from typing import Literal
 
 import click
 
-from flows.command_line.options import runs_option
+from flows.command_line.options import (
+    lineage_argument,
+    runs_option,
+)
 
 
 @click.command()
-@click.argument("lineage")
+@lineage_argument()
 @click.argument("url", required=False)
 @click.option("--again", is_flag=True, help="Read back what was pushed before, and replace what is damaged.")
 @click.option("--replace", is_flag=True, help="Also when the copy is another lineage's, or has more than this one.")
@@ -34,7 +37,7 @@ def pull(lineage: str, url: str, trust: bool, runs: Path) -> None:
 
 
 @click.command()
-@click.argument("lineage")
+@lineage_argument()
 @click.argument("t", type=int)
 @click.option(
     "--format",

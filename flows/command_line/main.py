@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from flows.command_line import check, files, nightly, run, serve, show
+from flows.command_line import check, environment, files, nightly, run, serve, show
 from flows.command_line.signals import exit_status
 
 
@@ -155,6 +155,7 @@ for command in (
     *(files.push, files.pull, files.export),
     show.recipes,
     *(serve.up, nightly.nightly, serve.status, serve.down),
+    *(environment.doctor, environment.completion),
 ):
     main.add_command(command)
 

@@ -8,14 +8,18 @@ from zoneinfo import available_timezones
 
 import click
 
-from flows.command_line.options import runs_argument, runs_option
+from flows.command_line.options import (
+    lineage_argument,
+    runs_argument,
+    runs_option,
+)
 
 if TYPE_CHECKING:
     from flows.server.api import Server
 
 
 @click.command()
-@click.argument("name", metavar="LINEAGE")
+@lineage_argument("name", metavar="LINEAGE")
 @click.option("--at", metavar="HH:MM", help="When; default: as it is, or 02:00 for a new schedule.")
 @click.option(
     "--timezone",

@@ -28,6 +28,29 @@ def runs_option(command: F) -> F:
     )(command)
 
 
+def lineage_argument(name: str = "lineage", **settings: Any) -> Callable[[F], F]:
+    """An argument that names a lineage. The shell completes it from the runs folder."""
+    return click.argument(name, shell_complete=_complete_lineages, **settings)
+
+
+def recipe_argument(**settings: Any) -> Callable[[F], F]:
+    """An argument that names a recipe. The shell completes it."""
+    return click.argument("recipe", shell_complete=_complete_recipes, **settings)
+
+
+def _complete_lineages(context: click.Context, _parameter: click.Parameter, start: str) -> list[str]:
+    """The lineages of the runs folder whose names begin so."""
+    runs = Path(context.params.get("runs") or os.environ.get("SPIN_RUNS", "") or "runs")
+    return sorted(path.parent.name for path in runs.glob("*/lineage.json") if path.parent.name.startswith(start))
+
+
+def _complete_recipes(_context: click.Context, _parameter: click.Parameter, start: str) -> list[str]:
+    """The recipes whose names begin so."""
+    from spin_core.config.recipes import RECIPES
+
+    return [name for name in RECIPES if name.startswith(start)]
+
+
 def _checked_folder(name: str) -> Path:
     """The folder if it exists or may be created. Raises `ConfigError` otherwise."""
     from spin_core.errors import ConfigError

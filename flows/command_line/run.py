@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.command_line.options import config_options, no_verify_option, no_wait_option, runs_option, warn
+from flows.command_line.options import (
+    config_options,
+    lineage_argument,
+    no_verify_option,
+    no_wait_option,
+    recipe_argument,
+    runs_option,
+    warn,
+)
 from flows.command_line.signals import stop_on_signals
 
 if TYPE_CHECKING:
@@ -17,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("recipe")
+@recipe_argument()
 @click.option("--lineage", "name", help="Name of the chain of model versions; default: the recipe's name.")
 @click.option("--iterations", type=int, help="How many iterations the lineage has at the end, in total.")
 @config_options
@@ -43,7 +51,7 @@ def run(
 
 
 @click.command()
-@click.argument("name", metavar="LINEAGE")
+@lineage_argument("name", metavar="LINEAGE")
 @click.option("--anyway", is_flag=True, help="Also when the lineage has converged.")
 @config_options
 @no_verify_option
@@ -76,7 +84,7 @@ def next(
 
 
 @click.command()
-@click.argument("recipe")
+@recipe_argument()
 @click.option("--name", help="Name of the comparison; default: compare-RECIPE. Its lineages are NAME-seed-1, …")
 @click.option("--seeds", default=3, show_default=True, help="How many runs, from the same model on the same data.")
 @click.option("--iterations", type=int, help="How many iterations each run has.")
@@ -121,7 +129,7 @@ def compare(
 
 
 @click.command()
-@click.argument("target")
+@lineage_argument("target")
 @click.argument("versions", type=int, nargs=-1, metavar="[T]…")
 @click.option(
     "--suite",

@@ -5,11 +5,20 @@ from typing import Literal
 
 import click
 
-from flows.command_line.options import json_option, json_text, runs_argument, runs_option, spin_command, warn
+from flows.command_line.options import (
+    json_option,
+    json_text,
+    lineage_argument,
+    recipe_argument,
+    runs_argument,
+    runs_option,
+    spin_command,
+    warn,
+)
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[LINEAGES]...")
+@lineage_argument("names", nargs=-1, metavar="[LINEAGES]...")
 @click.option("--all", "everything", is_flag=True, help="Show every score, not only the headline.")
 @click.option("--differences", is_flag=True, help="Show paired differences from the previous version and from θ_0.")
 @click.option("--frontier", is_flag=True, help="Compare versions with θ_0 over temperatures, where that was measured.")
@@ -69,7 +78,7 @@ def leaderboard(
 
 
 @click.command()
-@click.argument("name", metavar="LINEAGE")
+@lineage_argument("name", metavar="LINEAGE")
 @click.argument("t", type=int, required=False)
 @click.option(
     "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the whole lineage's report for a browser."
@@ -99,7 +108,7 @@ def show(name: str, t: int | None, html: Path | None, as_json: bool, runs: Path)
 
 
 @click.command()
-@click.argument("name", metavar="LINEAGE")
+@lineage_argument("name", metavar="LINEAGE")
 @click.argument("t", type=int, required=False)
 @click.option("--held-out", "part", flag_value="held-out", default="held-out", help="Held-out prompts: the default.")
 @click.option("--train", "part", flag_value="train", help="Training prompts, with the answers that were trained on.")
@@ -146,7 +155,7 @@ def samples(
 
 @click.command()
 @click.option("--settings", is_flag=True, help="List every setting with its default and what it does.")
-@click.argument("recipe", required=False)
+@recipe_argument(required=False)
 def recipes(settings: bool, recipe: str | None) -> None:
     """List the recipes, or show all the values of one."""
     from flows.command_line.printing import recipes as printing

@@ -49,6 +49,8 @@ class TransformersEngine:
         accepts = inspect.signature(model.forward).parameters
         self._last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
         self._takes_positions = "position_ids" in accepts
+        # transformers 5.24 gave the argument a new name.
+        self._cache_argument = "cache" if "cache" in accepts else "past_key_values"
 
     @classmethod
     def from_config(
@@ -95,8 +97,8 @@ class TransformersEngine:
         output = self.model(
             input_ids=input_ids_NT,
             attention_mask=attention_mask,
-            past_key_values=cache,
             use_cache=True,
+            **{self._cache_argument: cache},
             **positions,
             **self._last_logits_only,
         )
