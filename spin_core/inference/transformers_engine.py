@@ -91,6 +91,23 @@ class TransformersEngine:
                 first = 0
             yield from batch.extend(first, logits_NV, self.sampling, self.stop_ids, self.tokenizer)
 
+    @torch.inference_mode()
+    def stream(self, request: Request) -> Iterator[list[int]]:
+        """Answer one request; yields the tokens of its answer so far after each of them.
+
+        They are those of `answer`, whose errors it raises.
+        """
+        limit = token_limit(request.prompt_ids, self.sampling.max_new_tokens, self.context, self.vocabulary)
+        batch = _Batch(self.model, [request], [limit], 1, self.sampling)
+        inputs = batch.admit([0])
+        for count in range(1, limit + 1):
+            logits_NV = self.forward(batch.cache, **inputs)
+            ended = list(batch.extend(0, logits_NV, self.sampling, self.stop_ids, self.tokenizer))
+            yield batch.tokens[0, :count].tolist()
+            if ended:
+                return
+            inputs = batch.step()
+
     def forward(self, cache: RowCache, input_ids_NT: Tensor, position_ids_NT: Tensor, attention_mask: Tensor) -> Tensor:
         """The logits of the next token, (N, V)."""
         positions: dict[str, Any] = {"position_ids": position_ids_NT} if self._takes_positions else {}

@@ -108,7 +108,8 @@ class Board(Frozen):
     def headline(self, config: RunConfig) -> list[str]:
         """The scores to show first: main metric, gate's metric, suites' averages, configured ones, single tasks."""
         shown = config.evaluate
-        wanted = (self.main_metric, config.gate.metric, *shown.suites, *shown.headline, *shown.lm_eval.tasks)
+        votes = self.suites.get(VOTES, ())
+        wanted = (self.main_metric, config.gate.metric, *shown.suites, *shown.headline, *shown.lm_eval.tasks, *votes)
         tasks = self.tasks()
         return [task for task in dict.fromkeys(wanted) if task in tasks]
 
@@ -127,6 +128,9 @@ class Board(Frozen):
         """A row's name, with a mark if the gate chose it."""
         return f"{row.name} {CHOSEN}" if row.t is not None and row.t == self.choice else row.name
 
+
+VOTES = "votes"
+"""The suite of people's votes in `spin chat --blind`."""
 
 CHOSEN = "◂"
 """Marks the version that the gate has chosen: the next opponent, or the best of a run that ended."""

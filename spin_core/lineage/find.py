@@ -6,7 +6,9 @@ from pathlib import Path
 from spin_core.config.run import RunConfig
 from spin_core.errors import ConfigError
 from spin_core.lineage.lineage import CONFIGURATION, Lineage
+from spin_core.store import artifacts
 from spin_core.store.files import load
+from spin_core.store.records import ModelVersion
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
@@ -43,6 +45,25 @@ def find_lineage(runs: Path, name: str) -> Lineage:
         existing = ", ".join(lineage_names(runs)) or "none yet"
         raise ConfigError(f"there is no lineage {name!r} in {runs} (there: {existing}): start it with spin run")
     return Lineage(runs=runs, name=name, config=load(RunConfig, path, "config"))
+
+
+def find_version(lineage: Lineage, t: int | None = None) -> ModelVersion:
+    """θ_t; without a number the version that the gate has chosen.
+
+    Raises:
+        ConfigError: The lineage has no such version.
+    """
+    records = lineage.records()
+    if t is None:
+        t = records[-1].gate.next_opponent if records else 0
+    if not 0 <= t <= len(records):
+        raise ConfigError(f"lineage {lineage.name} has no θ_{t}: choose from 0 to {len(records)}")
+    if t > 0:
+        return lineage.player(t - 1)
+    base = records[0].opponent if records else artifacts.read_record(lineage.root / "base" / "model", ModelVersion)
+    if base is None:
+        raise ConfigError(f"lineage {lineage.name} has no version yet: continue it with spin run")
+    return base
 
 
 def lineage_names(runs: Path) -> list[str]:
