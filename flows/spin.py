@@ -146,8 +146,8 @@ def run_iterations(lineage: Lineage) -> Board:
 
 
 def first_opponent(lineage: Lineage) -> tuple[ModelVersion, PromptSet]:
-    """θ_0 and the SFT data. A recipe without a model trains its own, which lineages share."""
-    if lineage.config.model.path:
+    """θ_0 and the SFT data. Lineages share a θ_0 that is trained here."""
+    if not lineage.config.trains_base:
         base = base_model(lineage)
         return base, prepare_prompts(lineage, base)
     with lock.locked(lineage.runs / SHARED, wait=True):

@@ -41,8 +41,12 @@ class RunConfig(Frozen):
     model: ModelConfig = ModelConfig()
     """The SFT model."""
 
+    sft_first: bool = False
+    """Fine-tune the model at `model.path` on the SFT data first, as `sft.train` says, so that θ_0 has learnt the data
+    that self-play then uses, as the paper's model has. A recipe without a model always trains θ_0."""
+
     sft: SftConfig = SftConfig()
-    """Training of θ_0, if `model.path` is empty."""
+    """Training of θ_0, if `model.path` is empty or `sft_first` is set."""
 
     prompts: PromptsConfig = PromptsConfig()
     """The SFT data."""
@@ -78,9 +82,26 @@ class RunConfig(Frozen):
     """Controls that self-play is compared with."""
 
     @property
+    def trains_base(self) -> bool:
+        """Whether θ_0 is trained by SFT here, and not taken as it is."""
+        return self.sft_first or not self.model.path
+
+    @property
     def run_seed(self) -> int:
         """The seed of answers and trainings."""
         return self.seed + self.play_seed
+
+    @model_validator(mode="after")
+    def _sft_fits_the_model(self) -> Self:
+        if self.sft_first and not self.model.path:
+            raise ValueError("sft_first needs a model to fine-tune: set model.path, or leave sft_first out")
+        if self.sft_first and (missing := {"learning_rate", "epochs"} - self.sft.train.model_fields_set):
+            names = " and ".join(f"sft.train.{name}" for name in sorted(missing, reverse=True))
+            raise ValueError(
+                f"sft_first needs {names}: the defaults are for a new model; a trained one takes a learning rate of "
+                "about 2e-5, and 1 to 3 epochs"
+            )
+        return self
 
     @model_validator(mode="after")
     def _loss_is_for_self_play(self) -> Self:

@@ -44,7 +44,7 @@ def prompts_job(lineage: Lineage, tokenizer: ModelVersion) -> PromptsJob:
 
 
 def sft_job(lineage: Lineage, untrained: ModelVersion, prompts: PromptSet) -> TrainJob:
-    """Train θ_0, for a recipe that trains its own. Lineages with the same data and settings share it."""
+    """Train θ_0 from a new or a given model. Lineages with the same data and settings share it."""
     job = TrainJob(
         output=Path(),
         weights=Path(),
@@ -67,7 +67,7 @@ def sft_model(lineage: Lineage, untrained: ModelVersion, prompts: PromptSet) -> 
 def is_base_built(lineage: Lineage) -> bool:
     """Whether θ_0 is published."""
     base = artifacts.read_record(base_job(lineage).output, ModelVersion)
-    if base is None or lineage.config.model.path:
+    if base is None or not lineage.config.trains_base:
         return base is not None
     prompts = artifacts.read_record(prompts_job(lineage, base).output, PromptSet)
     return prompts is not None and (sft_job(lineage, base, prompts).weights / MANIFEST).exists()

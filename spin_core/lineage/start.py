@@ -21,6 +21,7 @@ _MAY_CHANGE = ("iterations", "controls", "evaluate", "gate", "metrics", "nightly
 What was scored with other settings of `evaluate` is scored again (`rescore`)."""
 
 _FIRST_USED: Mapping[str, tuple[str, ...]] = {
+    "sft_first": ("base/eval/*", "{iteration}/generations"),
     "sft.train": ("base/eval/*", "{iteration}/generations"),
     "prompts": ("iter_00/prompts",),
     "generate.max_new_tokens": ("iter_00/prompts",),  # human responses are cut there

@@ -43,7 +43,8 @@ def inspect_model(inspection: Inspection, config: RunConfig, folder: Path, skele
 
     model, settings = config.model, skeleton.config
     parameters = sum(weight.numel() for weight in skeleton.parameters())
-    origin = f"made here, and trained on the data for {count(at(config.sft.train.epochs, 0), 'epoch')}"
+    trained = f"trained on the data for {count(at(config.sft.train.epochs, 0), 'epoch')} first"
+    origin = f"made here, and {trained}"
     is_read = True
     if model.path and (Path(model.path).expanduser().is_dir() or any(folder.glob("*.safetensors"))):
         headers = weights.read_headers(weights.weight_files(folder))
@@ -53,6 +54,8 @@ def inspect_model(inspection: Inspection, config: RunConfig, folder: Path, skele
         origin = f"{model.path}, stored as {stored}"
     elif model.path:
         origin = f"{model.path}, fetched from the hub when the run begins"
+    if model.path and config.sft_first:
+        origin += f"; {trained}"
     inspection.add("model", f"{parameters:,} parameters, {model.dtype} on {device_of(model)}: {origin}")
     if not is_read:
         limit = size(weights.VALUES_LIMIT)

@@ -106,7 +106,7 @@ def find_folder(_inspection: Inspection, runs: Path) -> Path:
 def inspect_disk(inspection: Inspection, config: RunConfig, shape: Shape, texts: Texts, runs: Path) -> None:
     """What the whole run leaves on disk, and what an iteration needs while it trains, against what is free."""
     iterations = range(config.iterations)
-    versions = config.iterations + config.controls.trainings + (0 if config.model.path else 2)
+    versions = config.iterations + config.controls.trainings + config.trains_base + (not config.model.path)
     models = versions * disk.model_disk(shape)
     written = sum(disk.text_disk(texts, config, t) for t in iterations)
     temporary = max(disk.checkpoint_disk(shape, config.train, steps_in(texts, config, t)) for t in iterations)

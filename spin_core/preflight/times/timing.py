@@ -92,7 +92,7 @@ def other_seconds(shape: Shape, texts: Texts, config: RunConfig, speed: Speed, p
         preferences: Preferences that DPO reads, which are assumed to be as long as the SFT data.
     """
     row, seconds, controls = texts.prompt_tokens + texts.response_tokens, 0.0, config.controls
-    if not config.model.path:
+    if config.trains_base:
         train = config.sft.train
         seconds += training_seconds(shape, row * texts.prompts * at(train.epochs, 0), train, texts.longest, speed)
     if controls.dpo is not None:
@@ -101,7 +101,7 @@ def other_seconds(shape: Shape, texts: Texts, config: RunConfig, speed: Speed, p
     # θ_0 is made, the data are read, and θ_0 is scored, as is each control. DPO also reads and scores its preferences.
     # At other temperatures only held-out prompts are answered.
     scored_models = 1 + controls.trainings
-    phases = 2 + (not config.model.path) + controls.trainings + scored_models * _suites(config)
+    phases = 2 + config.trains_base + controls.trainings + scored_models * _suites(config)
     phases += len(controls.temperatures) + (2 * (1 + controls.dpo_after) if controls.dpo is not None else 0)
     answered = scored_models + len(controls.temperatures)
     seconds += phases * START_SECONDS + answered * evaluation_seconds(shape, texts, config, speed)

@@ -7,8 +7,10 @@ from spin_core.config import controls as settings
 from spin_core.config.base import Frozen, at
 from spin_core.config.data import PairsConfig
 from spin_core.config.generate import GenerateConfig
+from spin_core.config.resolve import resolve
 from spin_core.config.run import RunConfig
 from spin_core.config.train import TrainConfig
+from spin_core.errors import ConfigError
 
 
 def models() -> list[type[BaseModel]]:
@@ -88,3 +90,16 @@ def test_a_configuration_survives_json():
 def test_a_schedule_of_whole_numbers_stays_whole():
     assert TrainConfig(epochs=(1, 2)).epochs == (1, 2)
     assert isinstance(at(TrainConfig(epochs=(1, 2)).epochs, 1), int)
+
+
+@pytest.mark.parametrize(
+    ("sets", "line"),
+    [
+        (["model.path=''"], "sft_first needs a model to fine-tune: set model.path"),
+        ([], r"sft_first needs sft\.train\.learning_rate and sft\.train\.epochs: the defaults are for a new model"),
+        (["sft.train.epochs=1"], r"sft_first needs sft\.train\.learning_rate:"),
+    ],
+)
+def test_fine_tuning_first_needs_a_model_and_settings_that_fit_it(sets, line):
+    with pytest.raises(ConfigError, match=line):
+        resolve("tinystories", sets=["sft_first=true", *sets])

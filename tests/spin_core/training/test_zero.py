@@ -5,8 +5,10 @@ Tolerances are for sums in another order, over 21 steps that lower the loss by m
 rounding.
 """
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -254,15 +256,17 @@ def test_published_weights_are_loaded_by_from_pretrained(jobs):
 def test_two_ranks_killed_at_a_step_resume_to_the_same_bits(jobs):
     """SIGKILL to the whole phase, as launched by a task; then the same call again."""
     job = variant(jobs["alone"], "killed", "zero2", 2)
-    pid_file = launch.job_path(job).with_suffix(".pid")
+    pid_file, scratch = launch.job_path(job).with_suffix(".pid"), job.output.with_name(".train.partial")
 
     def kill(message) -> None:
         if message["done"] >= 6:
             os.kill(int(pid_file.read_text().split()[0]), signal.SIGKILL)
 
-    with pytest.raises(PhaseCrashed, match="SIGKILL"):
-        run_phase(job, TrainRun, kill)
-    scratch = job.output.with_name(".train.partial")
+    # The remaining steps are short: on a busy machine they may be over before the signal arrives.
+    while not scratch.exists():
+        shutil.rmtree(job.output.parent, ignore_errors=True)
+        with contextlib.suppress(PhaseCrashed, FileNotFoundError, ProcessLookupError):
+            run_phase(job, TrainRun, kill)
     assert latest_checkpoint(scratch / CHECKPOINTS)[0]["step"] >= 5
     assert not job.output.exists()
     logged = []
