@@ -13,6 +13,7 @@ from flows.parameters import AS_THE_LINEAGE, OptionalName, Overrides, RecipeChoi
 from flows.permissions import permitted_values, runs_folder
 from flows.requested import requested
 from flows.server.local import end_run_with_worker
+from flows.server.run_names import spin_name
 from flows.server.temporary import end_with_temporary_server
 from flows.server.watch import label_with_process
 from flows.turn import turn
@@ -21,6 +22,7 @@ from spin_core.leaderboard import gate
 from spin_core.leaderboard.board import Board
 from spin_core.leaderboard.opponents import answering_models
 from spin_core.lineage import phase_jobs
+from spin_core.lineage.find import find_lineage, lineage_exists
 from spin_core.lineage.history import decision_before, record_iteration
 from spin_core.lineage.lineage import SHARED, Lineage
 from spin_core.lineage.start import start_lineage
@@ -41,8 +43,7 @@ from tasks.train import train
 
 def run_name() -> str:
     """`demo-mylineage`; without a recipe `mylineage`, and `demo` for the lineage that has the recipe's name."""
-    recipe, lineage = flow_run.parameters["recipe"], flow_run.parameters["lineage"]
-    return "-".join(dict.fromkeys(name for name in (recipe, lineage) if name not in ("", AS_THE_LINEAGE))) or "spin"
+    return spin_name(flow_run.parameters["recipe"], flow_run.parameters["lineage"])
 
 
 @flow(name="spin", flow_run_name=run_name, persist_result=False)
@@ -73,8 +74,18 @@ def spin(
     end_run_with_worker()
     with turn(folder / name):
         # Again, as a run for which this one waited may have continued the lineage.
-        continue_lineage(folder, name, request()[1])
-    return completed(artifact_line("leaderboard", name), None)
+        config = request()[1]
+        finished = _finished_line(folder, name, config.iterations)
+        continue_lineage(folder, name, config)
+    return completed(finished + artifact_line("leaderboard", name), None)
+
+
+def _finished_line(runs: Path, name: str, iterations: int) -> str:
+    """What the end of a run says if the lineage had all its iterations before, as after a double click; else empty."""
+    existing = len(find_lineage(runs, name).records()) if lineage_exists(runs, name) else 0
+    if existing < iterations:
+        return ""
+    return f"no new iteration, since {name} has had {existing} already and {iterations} were asked for; "
 
 
 @flow(name="spin", flow_run_name="{lineage.name}", persist_result=False, validate_parameters=False)

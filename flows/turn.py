@@ -24,15 +24,25 @@ def turn(lineage: Path) -> Iterator[None]:
     """Wait until fewer than `spin up --at-once` runs compute on this machine, and until the lineage is free."""
     waited: list[str] = []
 
-    def report(ahead: Sequence[str]) -> None:
-        waited.append(_say_waiting(f"{', '.join(ahead)} computes on this machine; spin up --at-once sets how many may"))
+    own = f"run of {lineage.name}"
 
-    with turns.turn(f"run of {lineage.name}", turns.at_once(), report):
+    def report(ahead: Sequence[str]) -> None:
+        if same := next((other for other in ahead if other.startswith(f"{own} (")), None):
+            waited.append(_say_waiting(f"another {same} computes; this one continues after it"))
+        else:
+            verb = "computes" if len(ahead) == 1 else "compute"
+            names = ", ".join(f"a {other}" for other in ahead)
+            waited.append(_say_waiting(f"{names} {verb}; spin up --at-once sets how many may at once"))
+
+    with turns.turn(own, turns.at_once(), report):
         try:
             with lock.locked(lineage) if lineage.exists() else contextlib.nullcontext():
                 pass
         except LineageBusy as busy:
-            waited.append(_say_waiting(str(busy).partition(":")[0]))
+            holder = str(busy).partition(":")[0].partition(" is in use by ")[2]
+            waited.append(
+                _say_waiting(f"another run of {lineage.name} ({holder}) computes; this one continues after it")
+            )
             with lock.locked(lineage, wait=True):
                 pass
         if waited:

@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flows.server.holders import is_locked
 from spin_core.lineage.find import is_name
+from spin_core.lineage.holders import is_locked
 from spin_core.lineage.lineage import CONFIGURATION
 
 BOARD, COMPARISON, REPORT, SAMPLES = "leaderboard.json", "compare.json", "report.html", "samples.html"

@@ -14,13 +14,14 @@ import click
 
 from flows.server import local, state
 from flows.server.api import Server
-from flows.server.holders import Holder, holders
+from flows.server.run_names import shown_name
 from flows.server.schedules import Schedule, list_schedules
 from flows.server.watch import PID_LABEL, WAITING, starts
 from spin_core.config.base import Frozen
 from spin_core.errors import ConfigError, DamagedArtifact, SpinError, TryAgain
 from spin_core.lineage import phase_jobs
 from spin_core.lineage.find import find_lineage, lineage_names
+from spin_core.lineage.holders import Holder, holders
 from spin_core.runtime import grace, process
 
 DOWN_SECONDS = 180.0
@@ -181,7 +182,7 @@ def _unfinished_runs(server: Server, selection: Mapping[str, Any] | None = None)
             state, waits = run["state_name"], run["state"]["message"] or ""
             runs.append(
                 Run(
-                    name=run["name"],
+                    name=shown_name(run),
                     state=state,
                     started=starts(run),
                     phases=tuple(phases),

@@ -15,6 +15,7 @@ from typing import Any
 
 from flows.server import local
 from flows.server.api import Server
+from flows.server.run_names import lineage_of, shown_name
 from spin_core.errors import TryAgain
 from spin_core.runtime import process
 
@@ -104,6 +105,8 @@ def continue_later(server: Server, since: datetime) -> None:
 def explain_waiting(server: Server, at_once: int) -> None:
     """Name the state of runs that are due and for which the worker has no room `Waiting`, with the reason.
 
+    Such runs also get the names that their flows will give them.
+
     Args:
         server: The server of `spin up`.
         at_once: How many runs the worker executes at once; 0 for any number.
@@ -113,15 +116,29 @@ def explain_waiting(server: Server, at_once: int) -> None:
         "state": {"type": {"any_": ["SCHEDULED"]}, "name": {"any_": ["Scheduled", "Late", WAITING]}},
         "next_scheduled_start_time": {"before_": (now - timedelta(seconds=EVERY_SECONDS)).isoformat()},
     }
-    running = [run["name"] for run in _runs(server, list(WITHOUT_PROCESS_SECONDS))]
+    running = _runs(server, list(WITHOUT_PROCESS_SECONDS))
     if not at_once or len(running) < at_once:
         return
-    message = f"waits: {', '.join(sorted(running))} runs; spin up --at-once sets how many may"
     for run in server.post("/flow_runs/filter", {"flow_runs": due, "work_pools": _POOL}):
+        message = f"waits: {_reason(run, running)}"
         if (run["state_name"], run["state"]["message"]) != (WAITING, message):
             details = {"scheduled_time": run["next_scheduled_start_time"]}
             state = {"type": "SCHEDULED", "name": WAITING, "message": message, "state_details": details}
             server.post(f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+        if run["name"] != (name := shown_name(run)):
+            server.patch(f"/flow_runs/{run['id']}", {"name": name})
+
+
+def _reason(run: Mapping[str, Any], running: list[Any]) -> str:
+    """Why a run waits for those that the worker executes: one of its own lineage, or any."""
+    lineage = lineage_of(run)
+    same = [other for other in running if lineage and lineage_of(other) == lineage]
+    verb = "waits" if all(other["state_name"] == WAITING for other in same or running) else "computes"
+    if same:
+        return f"another run of lineage {lineage} {verb}; this one continues after it"
+    lineages = sorted({lineage_of(other) or other["name"] for other in running})
+    verb = verb if len(lineages) == 1 else verb.removesuffix("s")
+    return f"{', '.join(f'a run of {name}' for name in lineages)} {verb}; spin up --at-once sets how many may at once"
 
 
 def starts(run: Mapping[str, Any]) -> int:

@@ -148,15 +148,22 @@ def test_a_run_waits_for_another_of_this_machine_and_its_state_and_spin_status_s
         first = up.trigger("nightly", {"lineage": "tale"})
         state = wait_for(lambda: waiting_state(up, first, "PENDING"))
         assert re.match(
-            r"waits: run of a-terminal \(process \d+\) computes on this machine; spin up --at-", state["message"]
+            r"waits: a run of a-terminal \(process \d+\) computes; spin up --at-once sets how", state["message"]
         )
         second = up.trigger("spin", {"lineage": "tale", "iterations": 1})
         state = wait_for(lambda: waiting_state(up, second, "SCHEDULED"))
-        assert state["message"] == "waits: nightly-tale runs; spin up --at-once sets how many may"
+        assert state["message"] == "waits: another run of lineage tale waits; this one continues after it"
+        other = up.trigger("spin", {"lineage": "other", "iterations": 1})
+        state = wait_for(lambda: waiting_state(up, other, "SCHEDULED"))
+        assert state["message"] == "waits: a run of tale waits; spin up --at-once sets how many may at once"
         status = up.spin("status").stdout
-        assert "nightly-tale  Waiting: run of a-terminal (process " in status
-        assert "  Waiting: nightly-tale runs; spin up --at-once" in status
-        up.request("POST", f"/flow_runs/{second['id']}/set_state", {"state": {"type": "CANCELLED"}})
+        assert "nightly-tale  Waiting: a run of a-terminal (process " in status
+        assert " tale  Waiting: another run of lineage tale waits; this one continues after it" in status
+        assert " other  Waiting: a run of tale waits; spin up --at-once" in status
+        names = [up.request("GET", f"/flow_runs/{run['id']}")["name"] for run in (second, other)]
+        assert names == ["tale", "other"], "and not Prefect's random words"
+        for run in (second, other):
+            up.request("POST", f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLED"}})
     assert up.finish(first)["state_name"] == "Stopped"
     assert up.history(first)[-3:] == ["Waiting", "Running", "Stopped"]
 

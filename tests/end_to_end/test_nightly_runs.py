@@ -108,4 +108,6 @@ def test_a_nightly_run_waits_for_its_lineage_and_is_skipped_if_a_nightly_run_use
     with get_client(sync_client=True) as client:
         states = client.read_flow_run_states(state.state_details.flow_run_id)
     (waiting,) = (each for each in states if each.name == "Waiting")
-    assert re.match(rf"waits: lineage tale is in use by process {process.pid} on ", waiting.message)
+    assert re.match(
+        rf"waits: another run of tale \(process {process.pid} on .*\) computes; this one continues", waiting.message
+    )

@@ -195,6 +195,19 @@ def test_a_run_through_the_worker_is_completed_and_named_after_its_lineage(repea
     assert repeated_run["name"] == "demo-whole"
 
 
+def test_of_two_equal_runs_the_second_waits_and_says_that_it_adds_nothing(up, repeated_run):
+    """As after a double click on Submit."""
+    parameters = as_in_form(up.runs / "whole")
+    first, second = (up.trigger("spin", parameters) for _ in range(2))
+    later = max(up.finish(first), up.finish(second), key=lambda run: run["start_time"])
+    assert "Waiting" in up.history(later)
+    for run in (repeated_run, later):
+        assert run["state_name"] == "Completed"
+        assert run["state"]["message"].startswith(
+            "no new iteration, since whole has had 2 already and 2 were asked for; leaderboard: http"
+        )
+
+
 def test_results_of_the_command_line_are_reused_and_task_runs_are_named_after_their_phases(up, repeated_run):
     # The server learns the states of tasks from events, which may arrive after the run has ended.
     def ended() -> dict[str, str] | None:
@@ -218,7 +231,7 @@ def test_results_of_the_command_line_are_reused_and_task_runs_are_named_after_th
 def test_a_run_waits_for_a_nightly_run_of_its_lineage_and_says_so(nightly_run):
     assert nightly_run.concurrent_run["state_type"] == "SCHEDULED"
     message = nightly_run.concurrent_run["state"]["message"]
-    assert message == "waits: nightly-whole runs; spin up --at-once sets how many may"
+    assert message == "waits: another run of lineage whole computes; this one continues after it"
 
 
 def test_a_killed_flow_is_marked_as_crashed_and_started_again(nightly_run):

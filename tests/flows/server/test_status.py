@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from flows.server import status
-from flows.server.holders import Holder, holders
+from spin_core.lineage.holders import Holder, holders
 from spin_core.lineage.lineage import Lineage
 from spin_core.preflight.prepare import prepare_run
 from spin_core.runtime import process

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from flows.server import local, watch
+from flows.server.run_names import lineage_of, shown_name
 from spin_core.errors import TryAgain
 
 
@@ -201,3 +202,47 @@ def test_a_run_that_waited_after_its_start_was_not_started_more_often():
     server = Runs(waited)
     watch.check_runs(server, reruns=3)
     assert server.set == {"waited": "AwaitingRetry"}
+
+
+def described(name: str, tags: str, parameters: dict[str, Any], started: int = 0) -> dict[str, Any]:
+    """A run as the server describes it, which Prefect has named."""
+    return {"name": name, "tags": tags.split(), "parameters": parameters, "run_count": started, "state_name": "Running"}
+
+
+MINE = {"lineage": "mine", "recipe": "demo"}
+AS_IT_IS = {"lineage": "mine", "recipe": "as the lineage has it"}
+
+
+@pytest.mark.parametrize(
+    ("tags", "parameters", "name", "lineage"),
+    [
+        ("spin", MINE, "demo-mine", "mine"),
+        ("spin", AS_IT_IS, "mine", "mine"),
+        ("spin", {"recipe": "demo"}, "demo", "demo"),
+        ("spin", {}, "spin", ""),
+        ("spin nightly", AS_IT_IS, "nightly-mine", "mine"),
+        ("spin nightly", {}, "practical-pika", ""),
+        ("spin compare", {"recipe": "demo"}, "compare-demo", "compare-demo"),
+        ("spin compare", {"recipe": "demo", "name": "trial"}, "compare-demo", "trial"),
+        ("spin evaluate", {"target": "mine"}, "evaluate-mine", "mine"),
+        ("spin evaluate", {"target": "/models/small", "lineage": "small"}, "evaluate-/models/small", "small"),
+    ],
+)
+def test_a_run_that_has_not_started_has_the_name_that_its_flow_will_give_it(tags, parameters, name, lineage):
+    assert shown_name(described("practical-pika", tags, parameters)) == name
+    assert lineage_of(described("practical-pika", tags, parameters)) == lineage
+    assert shown_name(described("own", tags, parameters, started=1)) == "own"
+
+
+def test_a_run_that_waits_names_the_lineages_of_those_before_it_and_what_it_waits_for():
+    mine = described("demo-mine", "spin", MINE, started=1)
+    other = described("nightly-other", "spin nightly", {"lineage": "other"}, started=1)
+    waiting = other | {"state_name": "Waiting"}
+    again, new = (described("practical-pika", "spin", {"lineage": name}) for name in ("mine", "new"))
+    after_it = "this one continues after it"
+    at_once = "spin up --at-once sets how many may at once"
+    assert watch._reason(again, [other, mine]) == f"another run of lineage mine computes; {after_it}"
+    assert watch._reason(new, [mine]) == f"a run of mine computes; {at_once}"
+    assert watch._reason(new, [other, mine]) == f"a run of mine, a run of other compute; {at_once}"
+    assert watch._reason(new, [waiting]) == f"a run of other waits; {at_once}"
+    assert watch._reason(described("x", "spin", {}), [described("y", "spin", {})]).startswith("a run of y computes")
