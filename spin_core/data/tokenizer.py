@@ -22,6 +22,9 @@ _WIDTHS = ("hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner", "
 _VOCABULARY = ("vocab_size",)
 _CONTEXT = ("max_position_embeddings", "n_positions", "sliding_window")
 
+_WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+"""Types of layers that do not see the whole text, and the settings of how much they see."""
+
 _MOST = {
     **dict.fromkeys(_LAYERS, 5_000),
     **dict.fromkeys(_HEADS, 5_000),
@@ -76,7 +79,8 @@ def load_config(folder: Path, config: ModelConfig) -> Any:
         _read_sizes(folder / CONFIG)
     with library_errors(failed):
         settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
-        settings.get_text_config()
+        text = settings.get_text_config()
+    _check_windows(folder / CONFIG, text, "" if text is settings else "text_config.")
     return settings
 
 
@@ -90,6 +94,17 @@ def model_ends(folder: Path) -> tuple[int, ...]:
         if ends is not None:
             return tuple(id for id in (ends if isinstance(ends, list) else [ends]) if type(id) is int and id >= 0)
     return ()
+
+
+def _check_windows(path: Path, settings: Any, prefix: str) -> None:
+    """Raise `ModelError` if layers attend to a part of the text whose length is not set."""
+    kinds = list(getattr(settings, "layer_types", None) or ())
+    for kind, name in _WINDOWS.items():
+        if kind in kinds and getattr(settings, name, None) is None:
+            raise ModelError(
+                f"{path}: {prefix}{name} is null, but {kinds.count(kind)} of {len(kinds)} layers are of the type "
+                f"{kind}, which needs it: correct it, or copy or fetch the file again"
+            )
 
 
 def _read_sizes(path: Path) -> None:

@@ -146,6 +146,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "unknown activation": (setting("hidden_act", "best"), "config.json"),
     "padding outside the vocabulary": (setting("pad_token_id", 10**6), "config.json"),
     "unknown type": (setting("model_type", "from-tomorrow"), "config.json"),
+    **{f"window={value!r}": (setting("sliding_window", value), "sliding_window is") for value in ("wide", 0, -1)},
     "type is a number": (setting("model_type", 3), "config.json"),
     "type is absent": (setting("model_type", ...), "config.json"),
     "another type": (setting("model_type", "gpt2"), "lack transformer.h.0."),
@@ -267,6 +268,36 @@ def test_values_of_a_large_model_are_read_on_request(configured, whole_model, tm
     assert result.ok
     assert any("are not read; spin check --weights" in finding.text for finding in result.findings)
     assert not check_run(configured(folder), tmp_path, all_values=True).ok
+
+
+WINDOWS = {
+    "wide": "sliding_window is 'wide', not a whole number: correct it",
+    0: "sliding_window is 0, and must be at least 1: correct it",
+    -1: "sliding_window is -1, and must be at least 1: correct it",
+    None: "sliding_window is null, but 1 of 2 layers are of the type sliding_attention, which needs it: correct it",
+}
+
+
+@pytest.mark.parametrize("value", WINDOWS)
+@pytest.mark.parametrize("is_part", [False, True])
+def test_a_window_that_no_layer_can_have_is_named_with_its_place(configured, whole_model, tmp_path, value, is_part):
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+    }
+    text = {"model_type": "gemma3_text", "vocab_size": 100, "layer_types": ["sliding_attention", "full_attention"]}
+    text |= {**small, "num_key_value_heads": 1, "sliding_window": value}
+    config = {"model_type": "gemma3", "text_config": text, "vision_config": {}} if is_part else text
+    folder = broken(whole_model, tmp_path, content("config.json", json.dumps(config)))
+    [line] = [finding.text for finding in check_run(configured(folder), tmp_path).findings if finding.level == "wrong"]
+    assert line.startswith(f"{folder}/config.json: {'text_config.' if is_part else ''}{WINDOWS[value]}")
+
+
+def test_a_model_whose_layers_need_no_window_may_have_none(configured, whole_model, tmp_path):
+    assert check_run(configured(broken(whole_model, tmp_path, setting("sliding_window", None))), tmp_path).ok
 
 
 def test_weights_that_the_model_does_not_use_may_hold_anything(configured, whole_model, tmp_path):
