@@ -79,6 +79,11 @@ def first_line(error: BaseException) -> str:
     return printable(text)
 
 
+def count(number: int, unit: str) -> str:
+    """`1 row`, `1,200 rows`: a number with its unit, for messages."""
+    return f"{number:,} {unit}" + ("" if number == 1 else "s")
+
+
 def printable(text: str, longest: int = _LONGEST) -> str:
     """Foreign text as a part of one line: without line breaks and control characters, and cut where it is long."""
     text = "".join(character if character.isprintable() else "�" for character in text[: longest + 1])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from spin_core.errors import count
 from spin_core.preflight.findings import duration
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def details(message: Mapping[str, Any]) -> str:
     metrics = message.get("metrics", {})
     phase, run = metrics.get("seconds left"), metrics.get("seconds left of the run")
     parts = (
-        f"{message['done']:,}/{message['total']:,} {message['unit']}s",
+        f"{message['done']:,}/{count(message['total'], message['unit'])}",
         f"{timedelta(seconds=int(phase))} left" if phase is not None else "",
         f"run {duration(run)}" if run is not None else "",
         numbers(message),
@@ -180,7 +181,7 @@ def amount(message: Mapping[str, Any]) -> str:
     """`135 steps`; empty for a phase that has reported nothing."""
     if not message:
         return ""
-    return f"{message['done']:,} {message['unit']}" + ("" if message["done"] == 1 else "s")
+    return count(message["done"], message["unit"])
 
 
 def time_left(message: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from spin_core.errors import Stopped, TryAgain
+from spin_core.errors import Stopped, TryAgain, count
 from spin_core.preflight.findings import duration
 from spin_core.runtime import launch
 from spin_core.store.jobs import Job
@@ -198,6 +198,6 @@ class ProgressArtifact:
 
 def _progress_text(message: Mapping[str, Any]) -> str:
     """`1,200 of 6,000 steps  loss 0.5536  0:12:03 left  run: about 40 min left`."""
-    amount = f"{message['done']:,} of {message['total']:,} {message['unit']}s"
+    amount = f"{message['done']:,} of {count(message['total'], message['unit'])}"
     parts = (amount, display.numbers(message), display.time_left(message))
     return "  ".join(part for part in parts if part)

@@ -47,6 +47,7 @@ def check(recipe: str, weights: bool, file: Path | None, sets: tuple[str, ...], 
 def data(recipe: str, rows: int, full: bool, file: Path | None, sets: tuple[str, ...], as_json: bool) -> None:
     """Show the first rows as the player will see them, and what is left out of the data, with the reasons."""
     from spin_core.config.resolve import resolve
+    from spin_core.errors import DataError
     from spin_core.reports.data_preview import preview_data
 
     sources = preview_data(resolve(recipe, file=file, sets=sets), rows)
@@ -56,6 +57,10 @@ def data(recipe: str, rows: int, full: bool, file: Path | None, sets: tuple[str,
         from flows.command_line.printing.data import print_sources
 
         print_sources(sources, full=full)
+    # The rows are shown first: they may tell why there are too few.
+    for source in sources:
+        if source.problem:
+            raise DataError(source.problem)
 
 
 @click.command()
@@ -63,12 +68,14 @@ def data(recipe: str, rows: int, full: bool, file: Path | None, sets: tuple[str,
 @runs_option
 def verify(lineage: str, runs: Path) -> None:
     """Check every published file against the digest in its manifest."""
+    from spin_core.errors import count
     from spin_core.lineage.find import find_lineage
     from spin_core.lineage.verify import verify as verify_lineage
 
-    problems, count = verify_lineage(find_lineage(runs, lineage))
+    problems, folders = verify_lineage(find_lineage(runs, lineage))
     for problem in problems:
         click.echo(f"{click.style('damaged', fg='red')}  {problem}", err=True)
     if problems:
         sys.exit(1)
-    click.echo(f"{count} published folders of {lineage} are whole, and its records agree with them")
+    whole = f"{count(folders, 'published folder')} of {lineage} {'is' if folders == 1 else 'are'} whole"
+    click.echo(f"{whole}, and its records agree with them")

@@ -55,6 +55,7 @@ def export(
 ) -> None:
     """Write what iteration T made for other programs: its pairs, or the model that it trained."""
     from flows.command_line.printing.records import record_at
+    from spin_core.errors import count
     from spin_core.lineage.export import export_model, export_pairs
     from spin_core.lineage.find import find_lineage
 
@@ -67,4 +68,4 @@ def export(
         case "dpo" | "spin":
             path = output or Path(f"{lineage}-iteration-{t:02d}-{form}.jsonl")
             rows = export_pairs(record.pairs.path, path, form)
-            click.echo(f"{rows} pairs in {path}")
+            click.echo(f"{count(rows, 'pair')} in {path}")

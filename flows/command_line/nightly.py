@@ -4,7 +4,6 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zoneinfo import available_timezones
 
 import click
 
@@ -69,10 +68,11 @@ def _hour_and_minute(text: str) -> tuple[int, int]:
 
 def _check_timezone(name: str) -> None:
     """Raise `ConfigError` if there is no such time zone."""
+    from flows.server.schedules import time_zones
     from spin_core.config.resolve import suggestion
     from spin_core.errors import ConfigError
 
-    zones = available_timezones()
+    zones = time_zones()
     if name and name not in zones:
         raise ConfigError(
             f"--timezone {name!r} is not a time zone{suggestion(name, zones)}: write it as Europe/Berlin or UTC"

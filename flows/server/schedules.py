@@ -257,7 +257,12 @@ def next_due(schedule: Schedule, now: datetime) -> str:
 def machine_timezone() -> str:
     """This machine's time zone by its IANA name; UTC if it is not set."""
     name = os.environ.get("TZ", "") or str(Path("/etc/localtime").resolve()).partition("zoneinfo/")[2]
-    return name if name in available_timezones() else "UTC"
+    return name if name in time_zones() else "UTC"
+
+
+def time_zones() -> set[str]:
+    """The names of all time zones that mean the same on every machine."""
+    return available_timezones() - {"Factory", "localtime", "posixrules"}
 
 
 def with_own_lineages(settings: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from spin_core.comparison import frontier
 from spin_core.comparison.compare import Line, Spread, Table, Versus
+from spin_core.errors import count
 from spin_core.reports import formatting, plots
 from spin_core.reports import markdown as reports_markdown
 from spin_core.reports.markup import PARTS, styles
@@ -276,7 +277,8 @@ def write(path: Path, table: Table, made_by: str) -> None:
 def parts(table: Table, made_by: str) -> list[str]:
     """The elements of the page's body."""
     tasks = shown(table)
-    lead = f"recipe {table.recipe}, {len(table.epochs)} iterations, {table.prompts:,} training prompts; {made_by}"
+    sizes = f"{count(len(table.epochs), 'iteration')}, {count(table.prompts, 'training prompt')}"
+    lead = f"recipe {table.recipe}, {sizes}; {made_by}"
     body = [f'<p class="lead">{html.escape(lead)}</p>', _html_table(table, tasks)]
     body += [f"<p>{html.escape(note)}</p>" for note in notes(table)]
     if table.frontier is not None:

@@ -159,6 +159,8 @@ class LoadedSource(NamedTuple):
     revision: str | None
     """The hub's commit, if the source is there."""
     unused_columns: list[str]
+    rows: int
+    """The number of its rows."""
 
 
 def load_source(
@@ -201,7 +203,7 @@ def load_source(
     progress.report(done)
     kept = len(file) - before
     drops = loader.end_source(source.path, reader, kept)
-    return LoadedSource(drops, revision, sorted(reader.unused))
+    return LoadedSource(drops, revision, sorted(reader.unused), done)
 
 
 def write_examples(path: Path, examples: Sequence[Example]) -> None:

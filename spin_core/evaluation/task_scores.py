@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spin_core.data.seeds import seed_of
-from spin_core.errors import DataError
+from spin_core.errors import DataError, count
 from spin_core.evaluation import nltk_data
 from spin_core.evaluation.harness import AnswerJournal
 from spin_core.runtime.usage import environment, peak_memory_mb
@@ -168,10 +168,11 @@ def _score(
 def _check_punkt(task: Any, name: str) -> None:
     """Raise `DataError` if IFEval would fail after all answers, without the data to count sentences in them."""
     if name == "ifeval" and not nltk_data.has_punkt():
-        count = sum(map(nltk_data.needs_punkt, task.eval_docs))
-        if count:
+        rows = sum(map(nltk_data.needs_punkt, task.eval_docs))
+        if rows:
             raise DataError(
-                f"{count:,} rows of ifeval need sentence or word counts, and NLTK's punkt_tab is not installed: "
+                f"sentences or words are to be counted in {count(rows, 'row')} of ifeval, and NLTK's punkt_tab is not "
+                "installed: "
                 f"{nltk_data.HOW_TO_GET_PUNKT}"
             )
 

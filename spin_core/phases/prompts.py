@@ -47,6 +47,10 @@ def run(job: PromptsJob, scratch: Path, progress: Progress) -> dict[str, Any]:
         )
     build = _build_demo if job.config.is_demo else _build_from_rows
     fields = build(job, renderer, scratch, progress)
+    # The last message is about all rows, not about those of the last source.
+    read = fields.pop("read")
+    progress.start(read, "row")
+    progress.report(read)
     log.info(
         "%d training prompts (%d responses cut at %d tokens), %d held out",
         fields["rows"],
@@ -73,7 +77,8 @@ def _build_demo(job: PromptsJob, renderer: Renderer, scratch: Path, progress: Pr
     write_examples(scratch / "train.parquet", train)
     write_examples(scratch / "held_out.parquet", held_out)
     cut = sum(example.finish_reason == "length" for example in train)
-    return {"revision": None, "rows": len(train), "held_out": len(held_out), "cut": cut, "drops": drops}
+    read = len(rows) + len(held_out_rows)
+    return {"revision": None, "rows": len(train), "held_out": len(held_out), "cut": cut, "drops": drops, "read": read}
 
 
 def _build_from_rows(job: PromptsJob, renderer: Renderer, scratch: Path, progress: Progress) -> dict[str, Any]:
@@ -86,11 +91,12 @@ def _build_from_rows(job: PromptsJob, renderer: Renderer, scratch: Path, progres
                 name: load_source(part, loader, everything, progress, name if config.sources else "")
                 for name, part in config.parts().items()
             }
+        read = sum(source.rows for source in loaded.values())
         if config.held_out_source is not None:
             candidates = ExampleFile(Path(folder) / "held_out.parquet")
             held_out = config.model_copy(update={"source": config.held_out_source})
             with candidates:
-                load_source(held_out, ExampleLoader(job, renderer), candidates, progress)
+                read += load_source(held_out, ExampleLoader(job, renderer), candidates, progress).rows
         ids = everything.ids
         rows = np.arange(len(ids))
         if config.sources is not None:
@@ -112,6 +118,7 @@ def _build_from_rows(job: PromptsJob, renderer: Renderer, scratch: Path, progres
         "held_out": len(held_out_rows),
         "cut": int(everything.is_cut[train].sum()),
         "drops": drops,
+        "read": read,
         "unused_columns": sorted({column for source in loaded.values() for column in source.unused_columns}),
     }
     if config.sources is not None:

@@ -8,7 +8,7 @@ import numpy as np
 from spin_core.config.data import PromptsConfig, SourceConfig
 from spin_core.config.run import RunConfig
 from spin_core.config.train import TrainConfig
-from spin_core.errors import DataError
+from spin_core.errors import DataError, count
 from spin_core.lineage import phase_jobs
 from spin_core.lineage.lineage import Lineage
 from spin_core.preflight.findings import Inspection, listed_names
@@ -61,13 +61,13 @@ def _inspect_part(inspection: Inspection, settings: PromptsConfig, setting: str,
     )
     if on_hub(source):
         number = rows_on_hub(source, place)
-        size = f"has {number:,} rows" if number is not None else "does not say how many rows it has"
+        size = f"has {count(number, 'row')}" if number is not None else "does not say how many rows it has"
         inspection.add("data", f"{source.path} is on the hub and {size}; they are read when the run begins")
         return Source(None, number)
     beginning = (
         demo_beginning(settings, seed) if settings.is_demo else read_beginning(settings, CHARACTERS, setting, place)
     )
-    text = f"has {beginning.number:,} rows, of which {beginning.conversations:,} are a prompt and a response"
+    text = f"has {count(beginning.number, 'row')}, {beginning.conversations:,} with a prompt and a response"
     inspection.add("data", f"{source.path} {text}")
     return Source(beginning, beginning.number)
 
@@ -83,7 +83,7 @@ def inspect_preferences(inspection: Inspection, config: RunConfig) -> int:
     name = dpo.source.path
     if on_hub(dpo.source):
         number = rows_on_hub(dpo.source, f"{SETTING}.source")
-        size = f"has {number:,} rows" if number is not None else "does not say how many rows it has"
+        size = f"has {count(number, 'row')}" if number is not None else "does not say how many rows it has"
         inspection.add("data", f"{name} is on the hub and {size}; DPO reads them when the iterations are done")
         return min(number or 0, dpo.sample or number or 0)
     reader, rows, usable = PreferenceReader(dpo.columns, name), 0, 0
@@ -92,7 +92,7 @@ def inspect_preferences(inspection: Inspection, config: RunConfig) -> int:
     reader.check_columns()
     if not usable:
         raise no_preference_left(name, reader.drops)
-    inspection.add("data", f"{name} has {rows:,} rows, of which {usable:,} are preferences for DPO")
+    inspection.add("data", f"{name} has {count(rows, 'row')}, {usable:,} with a preference for DPO")
     return min(usable, dpo.sample or usable)
 
 
@@ -135,7 +135,7 @@ def _inspect_rows(inspection: Inspection, job: PromptsJob, source: Source, rende
         longest=max(prompt + response for prompt, response in tokens),
         padding=padding(tokens, train),
     )
-    basis = f", judged by the first {result.read:,} rows" if result.read < (source.number or 0) else ""
+    basis = f", judged by the first {count(result.read, 'row')}" if result.read < (source.number or 0) else ""
     lost = ", ".join(f"{number:,} {reason}" for reason, number in sorted(result.drops.items()) if number)
     left_out = f"; left out: {lost}" if lost else ""
     inspection.add("prompts", f"{texts.prompts:,} to train on and {texts.held_out:,} held out{basis}{left_out}")
@@ -183,7 +183,7 @@ def _assume_longest(inspection: Inspection, job: PromptsJob, number: int | None)
         return None
     prompt, response = settings.max_prompt_tokens, job.max_new_tokens
     inspection.add(
-        "lengths", f"unknown: {prompts:,} prompts of {prompt} and responses of {response} tokens are assumed"
+        "lengths", f"unknown: {count(prompts, 'prompt')} of {prompt} and responses of {response} tokens are assumed"
     )
     return Texts(prompts, settings.held_out, prompt, response, prompt, prompt + response)
 

@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 from packaging.requirements import Requirement
 
 from spin_core.config.generate import VllmConfig
-from spin_core.preflight.findings import Findings, Inspection, count, size
+from spin_core.errors import count
+from spin_core.preflight.findings import Findings, Inspection, size
 from spin_core.preflight.resources import free_memory
 from spin_core.runtime import interpreter, proxies
 from spin_core.runtime.version import spin_version

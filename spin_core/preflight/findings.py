@@ -82,11 +82,6 @@ class Inspection:
             self.add(subject, str(error), "wrong")
 
 
-def count(number: int, unit: str) -> str:
-    """`3 iterations`."""
-    return f"{number:,} {unit}" + ("" if number == 1 else "s")
-
-
 def listed(values: Iterable[Any]) -> str:
     """`0.1, 0.1, 5`; one value if all are the same."""
     texts = [f"{value:g}" for value in values]

@@ -8,8 +8,8 @@ from typing import Any
 from spin_core.config.base import at
 from spin_core.config.model import ModelConfig
 from spin_core.config.run import RunConfig
-from spin_core.errors import ModelError
-from spin_core.preflight.findings import Inspection, count, size
+from spin_core.errors import ModelError, count
+from spin_core.preflight.findings import Inspection, size
 from spin_core.preflight.sizes import Shape
 
 

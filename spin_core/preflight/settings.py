@@ -8,8 +8,8 @@ from pydantic import BaseModel
 
 from spin_core.config.base import SCHEDULE, at
 from spin_core.config.run import RunConfig
-from spin_core.errors import ConfigError
-from spin_core.preflight.findings import Inspection, count, listed
+from spin_core.errors import ConfigError, count
+from spin_core.preflight.findings import Inspection, listed
 
 
 def inspect_settings(inspection: Inspection, config: RunConfig) -> None:

@@ -17,10 +17,11 @@ from spin_core.config.controls import DpoConfig
 from spin_core.config.run import RunConfig
 from spin_core.data import prompts
 from spin_core.data.examples import Example, ExampleBuilder
-from spin_core.data.files.preview import demo_beginning, load_beginning, preview, read_beginning
+from spin_core.data.files.preview import Beginning, demo_beginning, load_beginning, preview, read_beginning
 from spin_core.data.preferences import SETTING, Preference, PreferenceReader, build_pairs, no_preference_left
 from spin_core.data.sources import check_demo_is_meant, open_preferences
 from spin_core.data.tokenizer import model_ends
+from spin_core.errors import DataError
 from spin_core.lineage import phase_jobs
 from spin_core.lineage.lineage import Lineage
 from spin_core.models import base_model
@@ -76,6 +77,8 @@ class SourcePreview:
     cut: float
     """The share of responses that are cut."""
     samples: Sequence[SampleRow]
+    problem: str = ""
+    """Why these rows cannot be divided into training and held-out prompts, with the fix; empty if they can."""
 
 
 def preview_data(config: RunConfig, rows: int) -> list[SourcePreview]:
@@ -112,7 +115,12 @@ def _preview_source(job: PromptsJob, renderer: Any, rows: int) -> SourcePreview:
     """The source of the training prompts."""
     config = job.config
     source = demo_beginning(config, job.seed) if config.is_demo else read_beginning(config, _CHARACTERS)
-    result = preview(job, source, renderer, characters=_CHARACTERS)
+    try:
+        result = preview(job, source, renderer, characters=_CHARACTERS)
+    except DataError as error:
+        if config.is_demo:
+            raise
+        return _preview_undivided(job, source, renderer, rows, str(error))
     held_out = 0 if config.held_out_source else result.held_out
     return _describe(
         job,
@@ -127,6 +135,26 @@ def _preview_source(job: PromptsJob, renderer: Any, rows: int) -> SourcePreview:
         held_out=held_out,
         left_out=result.drops,
         unused_columns=result.unused_columns,
+    )
+
+
+def _preview_undivided(job: PromptsJob, source: Beginning, renderer: Any, rows: int, problem: str) -> SourcePreview:
+    """A source whose prompts cannot be divided. Raises `DataError` if it has none at all."""
+    examples, drops, read = load_beginning(job, source, renderer, _CHARACTERS)
+    return _describe(
+        job,
+        renderer.tokenizer,
+        examples,
+        rows,
+        name=job.config.source.path,
+        use="train",
+        rows=source.number,
+        read=read,
+        train=len(examples) * source.number // read,
+        held_out=0,
+        left_out=drops,
+        unused_columns=source.unused_columns,
+        problem=problem,
     )
 
 

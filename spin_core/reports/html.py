@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 
-from spin_core.errors import ConfigError
+from spin_core.errors import ConfigError, count
 from spin_core.leaderboard.board import (
     CHOSEN,
     Board,
@@ -381,7 +381,7 @@ def _sample_list(samples: Sequence[Sample]) -> list[Html]:
 def _side(response: Response, kind: str) -> Html:
     """One response."""
     marks = [tag("span", mark, class_="chip") for mark in response.marks]
-    head = tag("div", tag("b", response.name), f" {response.tokens:,} tokens ", *marks, class_="head")
+    head = tag("div", tag("b", response.name), f" {count(response.tokens, 'token')} ", *marks, class_="head")
     text = tag("div", _clipped(response.text), class_="text") if response.text.strip() else tag("i", "nothing")
     return tag("div", head, text, class_=kind)
 

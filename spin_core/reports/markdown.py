@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from spin_core.config.run import RunConfig
+from spin_core.errors import count
 from spin_core.leaderboard.board import (
     CHOSEN,
     Board,
@@ -208,7 +209,7 @@ def training(record: IterationRecord) -> list[str]:
     events = [f"**{event.action}** at step {event.step}: {event.message}" for event in train.events]
     first = {name: f"{value:.4g}" for name, value in steps[0].items() if value is not None}
     return [
-        f"{train.steps} steps. The first loss is {train.first_loss:.5f}; log 2 is 0.69315.{chosen}",
+        f"{count(train.steps, 'step')}. The first loss is {train.first_loss:.5f}; log 2 is 0.69315.{chosen}",
         "\n".join(f"- {event}" for event in events or ["the monitors reported nothing unusual"]),
         markdown_table(
             ["metric", "first step", f"step {last}", *(["held out"] if train.held_out else [])],
@@ -235,7 +236,7 @@ def data_table(record: IterationRecord) -> str:
         ["what", "count"],
         [
             ["training prompts", f"{record.prompts.rows:,}"],
-            ["answers", f"{record.generations.rows:,} ({ended}; {record.generations.tokens:,} tokens)"],
+            ["answers", f"{record.generations.rows:,} ({ended}; {count(record.generations.tokens, 'token')})"],
             *([["smallest batch of prompts", f"{halved:,}, since memory ran out"]] if halved else []),
             ["pairs kept", f"{record.pairs.rows:,} of {record.pairs.rows_in:,} ({mix})"],
             ["pairs dropped", drops],

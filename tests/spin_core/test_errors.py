@@ -3,7 +3,7 @@
 import pytest
 
 from spin_core import errors
-from spin_core.errors import SpinError
+from spin_core.errors import SpinError, count
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, SpinError)]
 
@@ -22,3 +22,7 @@ def test_every_error_is_documented(kind):
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_an_error_is_found_again_by_the_name_that_a_phase_sends(kind):
     assert getattr(errors, kind.__name__)("text").args == ("text",)
+
+
+def test_a_unit_is_singular_for_one_alone():
+    assert [count(number, "row") for number in (0, 1, 2, 1200)] == ["0 rows", "1 row", "2 rows", "1,200 rows"]

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from flows.command_line.printing.console import console
 from flows.command_line.printing.samples import visible
-from spin_core.errors import printable
+from spin_core.errors import count, printable
 from spin_core.reports.data_preview import QUANTILES, SampleRow, SourcePreview
 
 _LABELS = {
@@ -78,7 +78,7 @@ def _lines(content: str, width: int, full: bool) -> list[str]:
     if full or len(lines) <= _FIRST + _LAST + 1:
         return lines
     left = len(lines) - _FIRST - _LAST
-    return [*lines[:_FIRST], f"… {left:,} more lines: --full shows them …", *lines[-_LAST:]]
+    return [*lines[:_FIRST], f"… {count(left, 'more line')}: --full shows them …", *lines[-_LAST:]]
 
 
 def _mark_edges(line: str) -> str:
@@ -99,13 +99,13 @@ def _wrap(line: str, width: int) -> Iterator[str]:
 def _print_numbers(source: SourcePreview, width: int) -> None:
     """How many rows there are, what is left out, and how long texts are."""
     kept = {
-        "held out": [f"{source.held_out:,} prompts held out"],
-        "preferences for DPO": [f"{source.train:,} preferences to train on"],
+        "held out": [f"{count(source.held_out, 'prompt')} held out"],
+        "preferences for DPO": [f"{count(source.train, 'preference')} to train on"],
     }
-    train, held_out = f"{source.train:,} prompts with their responses to train on", f"{source.held_out:,} held out"
+    train, held_out = f"{count(source.train, 'prompt')} with a response to train on", f"{source.held_out:,} held out"
     parts = kept.get(source.use, [train] if source.use == "train" else [train, held_out])
     basis = f" (judged by the first {source.read:,})" if source.read < source.rows else ""
-    console.print(f"[bold]{source.rows:,} rows[/]: {', '.join(parts)}{basis}", width=width)
+    console.print(f"[bold]{count(source.rows, 'row')}[/]: {', '.join(parts)}{basis}", width=width)
     if source.left_out:
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         table.add_column(justify="right")

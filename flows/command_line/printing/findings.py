@@ -6,7 +6,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.command_line.printing.console import console
-from spin_core.preflight.findings import Findings, count
+from spin_core.errors import count
+from spin_core.preflight.findings import Findings
 
 _SIGNS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "wrong": "[red]wrong[/]"}
 

@@ -14,6 +14,7 @@ from flows.command_line.options import runs_argument, spin_command
 from flows.command_line.printing.console import console
 from spin_core.config.recipes import RECIPES
 from spin_core.config.run import RunConfig
+from spin_core.errors import count
 from spin_core.leaderboard.board import (
     CHOSEN,
     Board,
@@ -122,7 +123,7 @@ def print_sources(leaderboards: Leaderboards, *, everything: bool = False) -> No
             part = board.of_source(source)
             tasks = part.tasks() if everything else _headline([(part, config)], everything) or part.tasks()[:1]
             prompts = max(score.n for row in part.rows for score in row.scores.values())
-            console.print(f"[bold]{escape(source)}[/], {prompts:,} prompts")
+            console.print(f"[bold]{escape(source)}[/], {count(prompts, 'prompt')}")
             _print_tables([part], tasks, reported=False)
     console.print(
         "[dim]value ± standard error; * differs from θ_0 on the source's prompts: the 95 % interval of the paired "

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from flows.command_line.printing.console import console
 from spin_core.config.recipes import RECIPES
-from spin_core.errors import ConfigError, DamagedArtifact
+from spin_core.errors import ConfigError, DamagedArtifact, count
 from spin_core.lineage import costs
 from spin_core.lineage.lineage import Lineage
 from spin_core.lineage.verify import REWRITE
@@ -98,8 +98,16 @@ def answer_rows(batch: GenerationBatch) -> list[tuple[str, str]]:
     counts = ", ".join(f"{share(number, generated.responses)} {fault}" for fault, number in faults.items() if number)
     smallest = batch.smallest_batch
     return [
-        ("answers", f"{generated.responses:,} answers, {batch.tokens:,} tokens" + (f"; {counts}" if counts else "")),
-        *([("  memory", f"ran out; continued with {smallest:,} prompts at a time at the least")] if smallest else []),
+        (
+            "answers",
+            f"{count(generated.responses, 'answer')}, {count(batch.tokens, 'token')}"
+            + (f"; {counts}" if counts else ""),
+        ),
+        *(
+            [("  memory", f"ran out; continued with {count(smallest, 'prompt')} at a time at the least")]
+            if smallest
+            else []
+        ),
         ("lengths", f"{_sparkline(generated.histogram)} {middle(generated)}"),
         ("  human", f"{_sparkline(real.histogram)} {middle(real)}"),
         ("distinct", f"{_diversity(generated)}; human {_diversity(real)}"),
@@ -121,4 +129,4 @@ def _steps(record: IterationRecord) -> str:
     """`40 steps`, or `40 steps, published step 30`."""
     train = record.train
     is_earlier = train.published is not None and train.published != train.steps
-    return f"{train.steps} steps" + (f", published step {train.published}" if is_earlier else "")
+    return count(train.steps, "step") + (f", published step {train.published}" if is_earlier else "")

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from flows.command_line.options import warn
 from spin_core.config.push import PushConfig
-from spin_core.errors import ConfigError
+from spin_core.errors import ConfigError, count
 from spin_core.lineage.find import find_lineage
 from spin_core.preflight.findings import size
 from spin_core.remote import pull as remote_pull
@@ -42,7 +42,7 @@ def pull(runs: Path, name: str, url: str, *, trust: bool) -> str:
 
 def _amount(done: Transfer) -> str:
     """`96 files, 12 of them (3.1 MB)`."""
-    return f"{done.files:,} files, {done.moved:,} of them ({size(done.bytes)})"
+    return f"{count(done.files, 'file')}, {done.moved:,} of them ({size(done.bytes)})"
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 from spin_core.data.drops import Drops, explain_drops
 from spin_core.data.files.ids import Ids, random_ranks, sample
 from spin_core.data.sequences import Ints
-from spin_core.errors import DataError
+from spin_core.errors import DataError, count
 from spin_core.store.jobs import PromptsJob
 
 
@@ -65,7 +65,7 @@ def _split(ids_N: Ids, held_out: int, seed: int, dropped: Drops, *, leave: int) 
     if most < held_out:
         fix = f"lower it to at most {most}" if most > 0 else "give more rows"
         raise DataError(
-            f"prompts.held_out is {held_out}, but there are only {len(different)} different prompts"
+            f"prompts.held_out is {held_out}, but the data have only {count(len(different), 'different prompt')}"
             f"{explain_drops(dropped)}: {fix}"
         )
     chosen = np.argsort(random_ranks(different, seed), kind="stable")[:held_out]

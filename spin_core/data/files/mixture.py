@@ -7,7 +7,7 @@ import numpy as np
 from spin_core.config.data import MixedSource
 from spin_core.data.files.ids import Ids, sample
 from spin_core.data.sequences import Ints
-from spin_core.errors import DataError
+from spin_core.errors import DataError, count
 
 
 def mixture_counts(sources: Mapping[str, MixedSource], available: Mapping[str, int]) -> dict[str, int]:
@@ -30,8 +30,8 @@ def mixture_counts(sources: Mapping[str, MixedSource], available: Mapping[str, i
     for name, source in sources.items():
         if source.rows is not None and source.rows > available[name]:
             raise DataError(
-                f"prompts.sources.{name}.rows is {source.rows}, but {source.path} has only {available[name]} usable "
-                "rows: lower it"
+                f"prompts.sources.{name}.rows is {source.rows}, but {source.path} has only "
+                f"{count(available[name], 'usable row')}: lower it"
             )
     return {name: source.rows or available[name] for name, source in sources.items()}
 

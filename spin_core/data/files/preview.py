@@ -23,7 +23,7 @@ from spin_core.data.formats.columns import wanted_columns
 from spin_core.data.formats.values import strings_in
 from spin_core.data.prompts import ExampleLoader, load_examples, no_prompt_left
 from spin_core.data.sources import demo_rows, no_rows, on_hub, open_source
-from spin_core.errors import DataError
+from spin_core.errors import DataError, count
 from spin_core.runtime.progress import Progress
 from spin_core.store.jobs import PromptsJob
 
@@ -186,7 +186,9 @@ def _left_to_train(config: PromptsConfig, usable: int) -> int:
     if source is None:
         left -= config.held_out
         if left < 1:
-            raise DataError(f"prompts.held_out is {config.held_out}, but there are only {usable} usable rows: lower it")
+            raise DataError(
+                f"prompts.held_out is {config.held_out}, but the data have only {count(usable, 'usable row')}: lower it"
+            )
     elif not on_hub(source):
         number = sum(map(len, _held_out_parts(config.model_copy(update={"source": source}))))
         if number < config.held_out:

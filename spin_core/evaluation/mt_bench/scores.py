@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from spin_core.errors import count
 from spin_core.evaluation.items import Values, mean
 from spin_core.evaluation.mt_bench.judge import Verdicts
 from spin_core.evaluation.mt_bench.questions import WITH_REFERENCE, Question, TurnKey
@@ -71,15 +72,17 @@ def comparison_note(name: str, score: Score, win_values: Sequence[float | None])
     assert score.interval is not None
     low, high = score.interval
     return (
-        f"{name}: won {counts[1.0]}, tied {counts[0.5]} and lost {counts[0.0]} answers; "
-        f"win rate {score.value:.3f}, 95 % interval {low:.3f} to {high:.3f} over {score.n} questions"
+        f"{name}: won {counts[1.0]}, tied {counts[0.5]} and lost {count(counts[0.0], 'answer')}; "
+        f"win rate {score.value:.3f}, 95 % interval {low:.3f} to {high:.3f} over {count(score.n, 'question')}"
     )
 
 
 def reference_notes(questions: Sequence[Question]) -> list[str]:
     """Return a note on the questions without the reference that MT-Bench judges them with."""
     without = [q for q in questions if q.category in WITH_REFERENCE and not q.references]
-    return [f"{len(without)} questions are judged without the reference answer they should have"] if without else []
+    return (
+        [f"{count(len(without), 'question')} judged without the reference answer they should have"] if without else []
+    )
 
 
 def fault_notes(requests: Sequence[VerdictRequest], verdicts: Verdicts) -> list[str]:

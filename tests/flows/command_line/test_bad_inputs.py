@@ -137,6 +137,15 @@ TABLE: list[tuple[str, Damage, int, str]] = [
         2,
         r"error  --timezone 'Europe/Berln' is not a time zone \(did you mean Europe/Berlin\?\): write it as .*",
     ),
+    *(
+        (
+            f"nightly tale --timezone {zone}",
+            nothing,
+            2,
+            f"error  --timezone '{zone}' is not a time zone.*: write it as .*",
+        )
+        for zone in ("localtime", "Factory")
+    ),
     ("nightly new --recipe dmo", nothing, 2, r"error  there is no recipe 'dmo' \(did you mean demo\?\): choose .*"),
     (
         "nightly tale --recipe tinystories",

@@ -48,11 +48,20 @@ def test_check_of_a_configuration_that_is_wrong_loads_nothing_heavy():
 def test_data_shows_rows_and_numbers(spin, tmp_path):
     shown = spin("data", "demo", "--rows", "2", "--set", "prompts.sample=32").stdout
     assert shown.count(" trained ▌ ") == 2
-    assert "32 rows: 32 prompts with their responses to train on, 300 held out" in shown
+    assert "32 rows: 32 prompts with a response to train on, 300 held out" in shown
     as_json = json.loads(spin("data", "demo", "--rows", "1", "--set", "prompts.sample=32", "--json").stdout)
     assert [len(source["samples"]) for source in as_json] == [1]
     missing = spin("data", "demo", "--set", f"prompts.source.path={tmp_path}/none.jsonl", status=2)
     assert missing.stderr.startswith(f"error  {tmp_path}/none.jsonl does not exist: ")
+
+
+def test_data_shows_rows_of_which_too_few_can_be_held_out(spin, tiny_model, tmp_path):
+    (tmp_path / "one.jsonl").write_text('{"prompt": "Why?", "response": "So."}\n')
+    sets = (f"model.path={tiny_model}", f"prompts.source.path={tmp_path}/one.jsonl", "evaluate.exact=false")
+    shown = spin("data", "demo", *(part for text in sets for part in ("--set", text)), status=2)
+    assert shown.stdout.count(" trained ▌ ") == 1
+    assert "1 row: 1 prompt with a response to train on" in shown.stdout
+    assert "but the data have only 1 different prompt: give more rows" in " ".join(shown.stderr.split())
 
 
 def test_check_of_a_broken_model_ends_with_status_2(spin, tiny_model, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 def test_pairs_are_exported_for_other_programs(spin, tmp_path, form):
     out = tmp_path / "pairs.jsonl"
     result = spin("export", "tale", 1, "--format", form, "-o", out)
-    assert result.stdout == f"1 pairs in {out}\n"
+    assert result.stdout == f"1 pair in {out}\n"
     (row,) = map(json.loads, out.read_text().splitlines())
     assert set(row) == ({"prompt", "chosen", "rejected"} if form == "dpo" else {"real", "generated"})
 

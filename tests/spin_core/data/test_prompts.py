@@ -1,5 +1,6 @@
 """The SFT data on its way from rows to token ids."""
 
+import io
 import json
 import shutil
 
@@ -11,8 +12,10 @@ from spin_core.data import demo
 from spin_core.data.sources import read_rows
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import ConfigError, DataError
+from spin_core.phases import prompts
+from spin_core.runtime.progress import Progress
 from tests.support.helpers import data_folder, save_tiny_model
-from tests.support.lineages.built_prompts import rows_of, write_jsonl
+from tests.support.lineages.built_prompts import job_of, rows_of, write_jsonl
 
 
 def test_prompt_and_response_columns_become_token_ids(build, tiny_model):
@@ -131,13 +134,13 @@ def test_held_out_prompts_can_come_from_elsewhere(build, tmp_path):
 
 
 def test_a_single_row_cannot_be_split(build):
-    with pytest.raises(DataError, match=r"held_out is 1, but there are only 1 different prompts: give more rows"):
+    with pytest.raises(DataError, match=r"held_out is 1, but the data have only 1 different prompt: give more rows"):
         build(rows_of(1))
 
 
 def test_more_held_out_than_there_is_names_the_most(build):
     with pytest.raises(
-        DataError, match=r"held_out is 8, but there are only 8 different prompts: lower it to at most 7"
+        DataError, match=r"held_out is 8, but the data have only 8 different prompts: lower it to at most 7"
     ):
         build(rows_of(8), held_out=8)
 
@@ -283,6 +286,26 @@ def test_rows_in_several_parts_give_the_bytes_of_rows_in_one(build, monkeypatch)
     assert parts.bytes == whole.bytes
     assert parts.fields == whole.fields
     assert parts.drops == {"duplicate": 5, "empty-response": 1, "not-sampled": 20}
+
+
+@pytest.mark.parametrize("held_out", [None, 3])
+def test_the_last_progress_is_about_all_rows_that_were_read(tiny_model, tmp_path, held_out):
+    source = write_jsonl(tmp_path / "rows.jsonl", rows_of(8))
+    other = write_jsonl(tmp_path / "other.jsonl", rows_of(20)[20 - held_out :]) if held_out else None
+    last = last_message(job_of(tiny_model, source, held_out_source=other), tmp_path)
+    assert (last["done"], last["total"], last["unit"]) == (8 + (held_out or 0), 8 + (held_out or 0), "row")
+
+
+def test_the_last_progress_of_the_demo_is_about_all_rows(demo_model, tmp_path):
+    job = job_of(demo_model, "demo", sample=64, held_out=16, max_prompt_tokens=8)
+    assert last_message(job, tmp_path)["done"] == 64 + 16
+
+
+def last_message(job, scratch):
+    """The last message of the phase."""
+    out = io.StringIO()
+    prompts.run(job, scratch, Progress(out=out))
+    return json.loads(out.getvalue().splitlines()[-1])
 
 
 def test_a_held_out_source_is_read_in_parts_too(build, tmp_path, monkeypatch):

@@ -80,5 +80,5 @@ def test_ifeval_without_nltks_data_fails_before_it_computes(tmp_path, model):
         return
     counted = {"instruction_id_list": ["length_constraints:number_sentences"], "kwargs": [{"num_sentences": 2}]}
     write_rows(tmp_path, "ifeval_train", [row, {**row, **counted, "kwargs": [{"relation": "at least"}]}])
-    with pytest.raises(DataError, match=r"1 rows of ifeval need sentence .* punkt_tab is not installed: run"):
+    with pytest.raises(DataError, match=r"counted in 1 row of ifeval, and NLTK.s punkt_tab is not installed: run"):
         run_benchmark(benchmark_job(tmp_path / "again", model, tmp_path, "ifeval"))

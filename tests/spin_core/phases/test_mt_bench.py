@@ -79,7 +79,7 @@ def test_the_report_has_all_answers_and_verdicts(tmp_path, data, models):
         seen = [reference for reference in ("REF one", "REF two") if reference in prompt]
         is_math = 85 < int(row["id"]) <= 88
         assert seen == (["REF one", "REF two"][: row["turn"]] if is_math else [])
-    assert "1 questions are judged without the reference answer they should have" in report.notes
+    assert "1 question judged without the reference answer they should have" in report.notes
     assert not list(report.path.glob(".*"))
 
 

@@ -77,7 +77,7 @@ def test_the_small_real_recipe_says_where_to_get_its_data(tmp_path, monkeypatch)
         (["model.path=/nowhere/model"], "model: /nowhere/model is not a folder"),
         (["prompts.source.path=/nowhere/rows.jsonl"], "data: /nowhere/rows.jsonl does not exist"),
         (["prompts.columns={prompt: ask}"], "data: "),
-        (["prompts.held_out=500"], "data: prompts.held_out is 500, but there are only"),
+        (["prompts.held_out=500"], "data: prompts.held_out is 500, but the data have only"),
         (["prompts.max_prompt_tokens=1020"], "context: prompts of 1020 tokens and responses of 24 exceed"),
         (["chat.template=tokenizer"], ": the tokenizer has no chat template"),
         (["model.pad_token=<none>"], "tokenizer: model.pad_token '<none>' is not in the tokenizer's vocabulary"),

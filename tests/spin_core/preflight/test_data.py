@@ -43,7 +43,7 @@ def preferred(tmp_path):
 def test_preferences_for_dpo_are_read_and_add_to_time_and_disk(configured, preferred, tmp_path):
     without = check_run(configured(), tmp_path)
     result = check_run(configured(f"controls.dpo.source.path={preferred}", "controls.dpo.epochs=9"), tmp_path)
-    assert f"{preferred} has 11 rows, of which 10 are preferences for DPO" in texts_of(result, "data")
+    assert f"{preferred} has 11 rows, 10 with a preference for DPO" in texts_of(result, "data")
     assert "SFT and controls" in texts_of(result, "time")[0]
     assert texts_of(result, "disk") != texts_of(without, "disk")
 
@@ -141,7 +141,7 @@ def test_each_of_several_sources_is_reported_and_its_rows_are_counted(configured
     source = f"{{path: {chats}, columns: {{ask: prompt, reply: response}}, rows: 10}}"
     result = check_run(configured(f"prompts.sources={{tasks: {rows}, chats: {source}}}"), tmp_path)
     reported = texts_of(result, "data")
-    assert f"{chats} has 20 rows, of which 20 are a prompt and a response" in reported
+    assert f"{chats} has 20 rows, 20 with a prompt and a response" in reported
     assert any(text.startswith(f"{rows} has 60 rows") for text in reported)
     assert texts_of(result, "prompts")[0].startswith("59 to train on and 8 held out"), "57 + 10 usable rows"
     assert any(text.endswith("columns without influence: id") for text in reported)

@@ -113,6 +113,15 @@ def test_data_without_usable_rows_are_a_one_line_error(configured, tmp_path):
         preview_data(configured(f"prompts.source.path={empty}"), 1)
 
 
+@pytest.mark.parametrize("sets", [(), ("prompts.held_out_source.path={rows}",)])
+def test_rows_are_shown_with_the_problem_where_too_few_can_be_held_out(configured, rows, sets):
+    config = configured("prompts.held_out=500", *(text.format(rows=rows) for text in sets))
+    preview, *_ = preview_data(config, 2)
+    assert len(preview.samples) == 2
+    assert preview.problem.startswith("prompts.held_out is 500, but the data have only ")
+    assert preview_data(configured(), 1)[0].problem == ""
+
+
 def test_each_of_several_sources_is_shown(configured, rows, tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text('{"ask": "Why?", "answer": "So."}\n' * 2)

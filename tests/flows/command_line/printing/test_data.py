@@ -52,7 +52,7 @@ def test_prompt_and_trained_part_have_gutters_of_their_own(printed):
 
 def test_numbers_reasons_and_columns_are_listed(printed):
     text = "\n".join(line.rstrip() for line in printed(80, SOURCE))
-    assert "1,000 rows: 900 prompts with their responses to train on, 32 held out (judged" in text
+    assert "1,000 rows: 900 prompts with a response to train on, 32 held out (judged" in text
     assert "60  empty-response  give rows with a response\n 8  duplicate\n" in text
     assert "columns without influence: id, [bold]\n" in text
     assert "40% of the responses are cut: raise generate.max_new_tokens" in text

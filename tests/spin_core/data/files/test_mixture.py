@@ -170,7 +170,7 @@ def test_a_preview_has_the_proportions_of_the_mixture(two, tiny_model):
     assert part.read < 40
     assert sum(example.prompt.startswith("Hi") for example in part.train) * 2 <= len(part.train)
     assert json.loads(json.dumps(whole.unused_columns)) == ["id"]
-    with pytest.raises(DataError, match=r"prompts.held_out is 50, but there are only 30 usable rows"):
+    with pytest.raises(DataError, match=r"prompts.held_out is 50, but the data have only 30 usable rows"):
         preview(
             job.model_copy(update={"config": job.config.model_copy(update={"held_out": 50})}),
             rows,
