@@ -33,7 +33,7 @@ def compare(
     recipe: RecipeName = "demo",
     name: OptionalName = "",
     seeds: Seeds = 3,
-    iterations: Iterations = None,
+    iterations: Iterations = 0,
     methods: tuple[Method, ...] = (),
     overrides: Overrides = Overrides(),  # noqa: B008 (frozen)
     runs: str = "",
@@ -45,14 +45,14 @@ def compare(
         name: The comparison's name, in lower-case letters, digits and dashes; by default compare-<recipe>. Its
             lineages are <name>-seed-1 and so on.
         seeds: How many runs there are, each from the same model on the same data.
-        iterations: How many iterations each run has; by default the recipe's number.
+        iterations: How many iterations each run has. 0 takes the recipe's number.
         methods: What SPIN is compared with; by default everything, but DPO only with preference data.
         overrides: Any other setting. What is left empty stays as the recipe has it.
         runs: The folder that holds lineages; by default SPIN_RUNS, or runs.
     """
     end_run_with_worker()
     name = name or f"compare-{recipe}"
-    config = resolve(recipe, overrides=permitted_values(overrides), iterations=iterations)
+    config = resolve(recipe, overrides=permitted_values(overrides), iterations=iterations or None)
     folder, warn = runs_folder(runs), get_run_logger().warning
     with turn(lineage_folder(folder, name)):
         lineages = comparisons.prepare_comparison(folder, name, config, seeds, methods, warn=warn, wait=started_again())

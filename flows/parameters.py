@@ -4,13 +4,14 @@ Prefect draws the form of a run from the JSON schema of the flow's parameters. R
 parameters of their own. All other settings of `RunConfig` are the parameter `overrides`, whose model `Overrides` is
 made from `RunConfig` by `_optional_copy`:
 
-1. Each setting becomes optional with the default None, which means "as the recipe has it". Bounds, choices and help
-   stay, since they are in the annotation, the metadata and the description. So Prefect rejects an invalid value by the
-   schema, before a run exists.
-2. Each section becomes a choice between None and the optional copy of the section. The form shows it closed.
+1. Each setting becomes optional with the default None, which means "as the lineage or the recipe has it". Bounds,
+   choices and help stay, since they are in the annotation, the metadata and the description. So Prefect rejects an
+   invalid value by the schema, before a run exists.
+2. Each section becomes a choice between nothing, an object without properties, and the optional copy of the section.
+   The form shows it closed.
 3. `position` is Prefect's own key for the order of fields: that of `RunConfig`.
 4. Nothing has a `default` in the schema, so that the form shows settings empty.
-5. A boolean becomes a choice of true and false, because a switch has no third position for "as the recipe has it".
+5. A boolean becomes a choice of true and false, because a switch has no third position for "as it is".
 6. A list has the choice `empty`, because a list that is left empty is as the recipe has it.
 7. The help ends with the values that the recipes have (`form_help`), for which the form's fields have no place.
 
@@ -21,7 +22,7 @@ from functools import cache
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_serializer
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import SkipJsonSchema
 
@@ -33,27 +34,18 @@ _SEPARATE_PARAMETERS = ("recipe", "iterations")
 """Settings that are parameters of the flow, and so not among the overrides."""
 
 
-def _null(title: str) -> Any:
-    """The type of None, with a title that the form shows as a choice."""
-    return Annotated[None, WithJsonSchema({"type": "null", "title": title})]
-
-
-_LabelledNone = _null("as the recipe has it")
-
 _HiddenNone = Annotated[None, SkipJsonSchema()]
 """None, which is not in the schema: an empty field of the form."""
 
-Iterations = Annotated[int, Field(ge=1, le=1000, title="number")] | _LabelledNone
-"""How many iterations; None takes the recipe's number."""
+Iterations = Annotated[int, Field(ge=0, le=1000)]
+"""How many iterations; 0 takes the lineage's or the recipe's number. None would be a choice of its own in the form,
+with the text `Property is type "None"`."""
 
 AS_THE_LINEAGE: Final = "as the lineage has it"
 """The choice of a form for a lineage that exists."""
 
 RecipeChoice = Literal["as the lineage has it", RecipeName]
 """A recipe for a new lineage. A text and not None for an existing one, so that the form shows one drop-down."""
-
-TotalIterations = Annotated[int, Field(ge=1, le=1000, title="number")] | _null(AS_THE_LINEAGE)
-"""How many iterations a lineage has at the end; None takes the lineage's or the recipe's number."""
 
 OptionalName = Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9-]{0,62})?$")]
 """A lineage's name, or an empty string."""
@@ -105,7 +97,7 @@ def _optional_copy(model: type[BaseModel], path: tuple[str, ...] = ()) -> type[P
         section = next((kind for kind in (annotation, *get_args(annotation)) if is_section(kind)), None)
         if section is not None:
             copy: Any = _optional_copy(section, (*path, name))
-            annotation = copy | _LabelledNone
+            annotation = copy | Annotated[None, "nothing is filled in, which is no choice of a setting's value"]
         elif NoneType not in get_args(annotation):
             # Annotated needs at least one argument next to the type, and `metadata`, with the bounds, may be empty.
             annotation = Annotated[annotation, "may be left out", *field.metadata] | _HiddenNone
@@ -128,6 +120,10 @@ def _help(field: FieldInfo, path: tuple[str, ...]) -> str:
     return form_help(field.description or "", path, is_list=is_list)
 
 
+_UNCHANGED = {"type": "object", "title": "leave as it is", "properties": {}, "maxProperties": 0}
+"""The choice of a section in which nothing is filled in. For a null, the form would show `Property is type "None"`."""
+
+
 def _section_schema(position: int) -> Any:
     """A function that changes the schema of a section: a choice, closed at first, whose wrong settings are named.
 
@@ -136,9 +132,9 @@ def _section_schema(position: int) -> Any:
     """
 
     def change(schema: dict[str, Any]) -> None:
-        section, left_out = schema["anyOf"]
+        section, _null = schema["anyOf"]
         del schema["default"]
-        schema |= {"position": position, "anyOf": [left_out, section], "type": ["object", "null"]}
+        schema |= {"position": position, "anyOf": [_UNCHANGED, section], "type": ["object", "null"]}
         schema |= {"if": {"type": "object"}, "then": dict(section)}
 
     return change

@@ -9,7 +9,7 @@ from prefect.runtime import flow_run
 
 from flows.controls import compare_with_controls
 from flows.labels import add_tags, artifact_line, completed
-from flows.parameters import AS_THE_LINEAGE, OptionalName, Overrides, RecipeChoice, TotalIterations
+from flows.parameters import AS_THE_LINEAGE, Iterations, OptionalName, Overrides, RecipeChoice
 from flows.permissions import permitted_values, runs_folder
 from flows.requested import requested
 from flows.server.local import end_run_with_worker
@@ -49,7 +49,7 @@ def run_name() -> str:
 @flow(name="spin", flow_run_name=run_name, persist_result=False)
 def spin(
     lineage: OptionalName = "",
-    iterations: TotalIterations = None,
+    iterations: Iterations = 0,
     recipe: RecipeChoice = AS_THE_LINEAGE,
     overrides: Overrides = Overrides(),  # noqa: B008 (frozen)
     runs: str = "",
@@ -59,8 +59,8 @@ def spin(
     Args:
         lineage: The name of the chain of model versions, in lower-case letters, digits and dashes. One that exists goes
             on with its own settings; for a new one choose a recipe, whose name is also the lineage's if this is empty.
-        iterations: How many iterations the lineage has when the run ends, including those that it has already; by
-            default the number that it was started with, or the recipe's.
+        iterations: How many iterations the lineage has when the run ends, including those that it has already. 0 takes
+            the number that it was started with, or for a new lineage the recipe's.
         recipe: For a new lineage, a complete configuration: demo (generated data, minutes on a CPU), tinystories (a
             real small model, on a CPU), smollm2-135m (one small GPU), zephyr-7b-paper (the paper's run),
             zephyr-7b-scripts (its authors' scripts), zephyr-7b (the same, corrected).
@@ -68,7 +68,7 @@ def spin(
         runs: The folder that holds lineages; by default SPIN_RUNS, or runs.
     """
     folder = runs_folder(runs)
-    request = partial(requested, folder, lineage, recipe, iterations, permitted_values(overrides))
+    request = partial(requested, folder, lineage, recipe, iterations or None, permitted_values(overrides))
     name, config = request()
     add_tags(recipe=config.recipe, lineage=name)
     end_run_with_worker()

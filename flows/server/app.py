@@ -24,18 +24,22 @@ HOSTS = "SPIN_HOSTS"
 """The environment variable with further host names under which browsers and clients may reach the server."""
 
 _SCRIPT = """
-const enter = () => location.replace("/v2/deployments");
-if (location.hash.length > 1) {
-  const code = location.hash.slice(1), given = atob(code), colon = given.indexOf(":");
-  localStorage.setItem("prefect-password", code);
+const target = new URLSearchParams(location.search).get("to") || "";
+const enter = () => location.replace(target.startsWith("/lineages") ? target + "?asked" : "/v2/deployments");
+const given = location.hash.slice(1);
+if (given) localStorage.setItem("prefect-password", given);
+const code = given || localStorage.getItem("prefect-password");
+try {
+  const [name, ...password] = atob(code).split(":");
   const request = new XMLHttpRequest();
   request.onloadend = enter;
-  request.open("HEAD", "/lineages/", true, given.slice(0, colon), given.slice(colon + 1));
+  request.open("HEAD", "/lineages/", true, name, password.join(":"));
   request.send();
-} else enter();
+} catch { enter(); }
 """
 """Stores the password where the pages of both of Prefect's UIs look for it, gives it to the browser for the pages at
-`/lineages/`, and leaves no trace in the history."""
+`/lineages/`, and leaves no trace in the history. These pages send a browser here that does not know the password, as
+after its restart: it is in the store, unless nobody has signed in."""
 
 _PAGE = f"<!doctype html><meta charset=utf-8><title>spin</title><script>{_SCRIPT}</script>".encode()
 

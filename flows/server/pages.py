@@ -1,9 +1,10 @@
 """The pages at `/lineages/` of the server of `spin up`: an index of lineages, and the files that runs have written.
 
 They are read-only and require the server's password, by HTTP's Basic authentication, which browsers keep for one
-address and port. Files of a lineage may come from elsewhere, so none is trusted: every answer is sandboxed, which takes
-it out of the origin of Prefect's UI, and loads nothing; only the samples' page runs a script, which reaches nothing
-either.
+address and port until they end. The sign-in page gives it to them again, from where Prefect's UI keeps it.
+
+Files of a lineage may come from elsewhere, so none is trusted: every answer is sandboxed, which takes it out of the
+origin of Prefect's UI, and loads nothing; only the samples' page runs a script, which reaches nothing either.
 """
 
 import base64
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
@@ -25,6 +27,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flows.server.catalogue import REPORT, SAMPLES, Catalogue, Entry, page_of
+from flows.server.state import SIGN_IN
 from spin_core.reports.links import LINEAGES
 from spin_core.reports.markup import styles
 
@@ -43,6 +46,9 @@ _HEADERS = {
 
 _MOST_BYTES = 2 * 2**20
 """A larger page of an iteration is not rendered: it could take the server half a minute. Usual ones have 0.1 MB."""
+
+_ASKED = "asked"
+"""The query of a page to which the sign-in page has sent a browser. If the password is unknown, a person types it."""
 
 _CHALLENGE = {"www-authenticate": 'Basic realm="spin", charset="UTF-8"'}
 
@@ -69,8 +75,14 @@ class Pages:
                 message["headers"] = [*message["headers"], *(item for item in extra if item[0] not in given)]
             await send(message)
 
-        if self._is_authorized(Request(scope).headers.get("authorization", "")):
-            await self._app(scope, receive, send_safely)
+        request = Request(scope)
+        was_asked = request.url.query == _ASKED
+        if self._is_authorized(request.headers.get("authorization", "")):
+            answer = RedirectResponse(request.url.path, 303) if was_asked else self._app
+            await answer(scope, receive, send_safely)
+        elif "text/html" in request.headers.get("accept", "") and not was_asked:  # a browser opens a page
+            address = f"{SIGN_IN}?to={quote(request.url.path)}"
+            await RedirectResponse(address, 303)(scope, receive, send_safely)
         else:
             await Response("a password is needed", 401, _CHALLENGE, "text/plain")(scope, receive, send_safely)
 
@@ -210,6 +222,16 @@ def _local(time: datetime) -> str:
     return time.astimezone().strftime("%Y-%m-%d %H:%M")
 
 
+def _now() -> str:
+    """`2026-12-01 08:31:05`, in this machine's time zone."""
+    return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _zone() -> str:
+    """This machine's time zone, as `UTC+0100`."""
+    return f"UTC{datetime.now().astimezone():%z}"
+
+
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
@@ -218,4 +240,4 @@ _TEMPLATES = Environment(
     lstrip_blocks=True,
 )
 _TEMPLATES.filters |= {"sparkline": sparkline, "local": _local}
-_TEMPLATES.globals |= {"style": Markup(styles("report")), "home": LINEAGES}
+_TEMPLATES.globals |= {"style": Markup(styles("report")), "home": LINEAGES, "now": _now, "zone": _zone}

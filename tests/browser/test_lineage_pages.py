@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Error, Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from spin_core.reports.links import lineage_links
 from tests.support.lineages.page_files import build_pages
@@ -88,9 +88,20 @@ def test_what_signs_in_to_the_pages_does_not_sign_in_to_the_api(ui):
 def test_without_the_password_the_browser_gets_nothing(browser, up):
     context = browser.new_context()
     page = context.new_page()
-    with pytest.raises(Error, match="ERR_INVALID_AUTH_CREDENTIALS"):
+    with page.expect_response(lambda answer: answer.url.endswith("/lineages/?asked")) as answer:
         page.goto(f"http://127.0.0.1:{up.port}/lineages/")
+    assert answer.value.status == 401
     expect(page.get_by_text("mine")).to_have_count(0)
+    context.close()
+
+
+def test_a_browser_that_was_started_again_still_opens_the_pages(browser, ui, up):
+    """Its store is kept, and the passwords for HTTP's authentication are not."""
+    context = browser.new_context(storage_state=ui.page.context.storage_state())
+    page = context.new_page()
+    page.goto(f"http://127.0.0.1:{up.port}/lineages/mine/")
+    expect(page.get_by_role("heading", name="mine")).to_be_visible()
+    assert page.url == f"http://127.0.0.1:{up.port}/lineages/mine/"
     context.close()
 
 

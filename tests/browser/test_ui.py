@@ -222,6 +222,8 @@ def test_the_form_lists_all_choices(ui):
     assert ui.chosen("recipe") == "zephyr-7b"
     for name in ("lineage", "iterations", "recipe", "overrides", "runs"):
         assert len(ui.field(name).locator("p").first.inner_text()) > len(name), "each has its help"
+    expect(ui.page.get_by_role("tab", name="leave as it is").first).to_be_visible()
+    expect(ui.page.get_by_text("Property is type")).to_have_count(0)
     ui.choose_suite("mt-bench-quick")
     assert ui.choices("suites") == list(get_args(SuiteName))
 
@@ -229,7 +231,7 @@ def test_the_form_lists_all_choices(ui):
 def test_an_invalid_value_is_rejected_in_the_form_before_a_run_exists(up, ui):
     before = up.count_runs()
     ui.open_form()
-    ui.fill("Mine!", 0)
+    ui.fill("Mine!", -1)
     ui.submit()
     number = ui.field("iterations").get_by_role("spinbutton")
     assert number.evaluate("one => one.validity.rangeUnderflow")

@@ -92,7 +92,7 @@ def test_sections_are_closed_and_settings_empty():
         assert "default" not in about, path
         if is_a_section(field):
             first, second = about["anyOf"]
-            assert first == {"type": "null", "title": "as the recipe has it"}
+            assert first == {"type": "object", "title": "leave as it is", "properties": {}, "maxProperties": 0}
             assert list(second) == ["$ref"]
 
 

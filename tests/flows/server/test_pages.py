@@ -209,3 +209,21 @@ def test_a_spark_line_goes_through_the_values_from_left_to_right():
     assert "<title>1 → 3 → 2</title>" in line
     assert sparkline([1.0]) == sparkline([]) == ""
     assert 'points="3.0,12.0 93.0,12.0"' in sparkline([2.0, 2.0])
+
+
+def test_a_browser_that_does_not_know_the_password_is_sent_to_where_it_is_kept(client, runs):
+    browser = TestClient(Pages(runs, "spin:secret"), follow_redirects=False, headers={"Accept": "text/html,*/*"})
+    answer = browser.get("/lineages/mine/")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in?to=/lineages/mine/")
+    asked = browser.get("/lineages/mine/?asked")
+    assert (asked.status_code, asked.headers["www-authenticate"][:5]) == (401, "Basic"), "no further redirect"
+    again = client.get("/lineages/mine/?asked", follow_redirects=False)
+    assert (again.status_code, again.headers["location"]) == (303, "/lineages/mine/")
+    assert TestClient(Pages(runs, "spin:secret")).get("/lineages/").status_code == 401, "no browser"
+
+
+def test_every_page_says_how_old_it_is_in_which_time_zone(client):
+    for path in ("", "mine/", "mine/iteration/0"):
+        page = client.get(f"/lineages/{path}").text
+        assert re.search(r"As of \d{4}-\d\d-\d\d \d\d:\d\d:\d\d, times in UTC[+-]\d{4}\.", page)
+    assert not re.search(r"<th[^>]*></th>", client.get("/lineages/").text), "each column has a heading"
