@@ -1,6 +1,7 @@
 """The server of `spin up`: Prefect's, behind a check of the host name, and the pages at `/lineages/`.
 
-Started as `python -m flows.server.app HOST PORT`, with the runs folder in SPIN_RUNS.
+Started as `python -m flows.server.app HOST PORT`, with the runs folder in SPIN_RUNS. A team's server is started without
+arguments, and listens where Prefect's settings say. Without SPIN_RUNS it has no pages.
 
 A web page may have its own DNS name resolved to this machine. A browser then takes the server for that page's own, past
 CORS and CSRF protection. Its requests still name the page's host, by which they are rejected here. Prefect has no such
@@ -21,7 +22,7 @@ from urllib.parse import urlsplit
 from flows.server.state import OF_SERVER, SIGN_IN
 
 HOSTS = "SPIN_HOSTS"
-"""The environment variable with further host names under which browsers and clients may reach the server."""
+"""The environment variable with further host names under which browsers and clients may reach the server; `*`: any."""
 
 _SCRIPT = """
 const target = new URLSearchParams(location.search).get("to") || "";
@@ -115,7 +116,7 @@ class HostCheck:
         if matched is None:
             return False
         name = matched[1].strip("[]").lower()
-        return name in self.names or _is_address(name)
+        return "*" in self.names or name in self.names or _is_address(name)
 
 
 def _api_origins() -> str:
@@ -163,13 +164,14 @@ def main() -> None:
     from flows.server.pages import Pages
 
     wait_for_lock()
-    host, port = sys.argv[1], int(sys.argv[2])
     server = get_current_settings().server
-    pages = Pages(Path(os.environ["SPIN_RUNS"]), os.environ[OF_SERVER])
+    host, port = sys.argv[1:] or (server.api.host, server.api.port)
+    runs = os.environ.get("SPIN_RUNS", "")
+    pages = Pages(Path(runs), os.environ[OF_SERVER]) if runs else None
     uvicorn.run(
         HostCheck(create_app(final=True), names_of(host), pages),
         host=host,
-        port=port,
+        port=int(port),
         timeout_keep_alive=server.api.keepalive_timeout,
         ws_ping_interval=server.api.websocket_ping_interval,
         ws_ping_timeout=server.api.websocket_ping_timeout,

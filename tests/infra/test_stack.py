@@ -189,6 +189,14 @@ def interrupted_run(alone: tuple[Path, subprocess.Popen[bytes]], team: Team) -> 
     return InterruptedRun(ended, team.get(f"/flow_run_states/?flow_run_id={run['id']}"), undisturbed / LINEAGE)
 
 
+def test_pages_of_the_ui_may_connect_to_the_teams_server_alone(team):
+    page = team.client.get(f"{team.url.removesuffix('/api')}/v2/dashboard", headers={"Accept": "text/html"})
+    policy = page.headers["content-security-policy"]
+    assert "connect-src 'self' http://127.0.0.1:4200 ws://127.0.0.1:4200;" in policy, "the address that browsers know"
+    assert team.get("/admin/settings")["server"]["analytics_enabled"] is False
+    assert team.client.get(f"{team.url}/health", headers={"Host": "spin.example.org"}).status_code == 200
+
+
 def test_a_run_outlives_its_server_its_worker_and_its_own_process_and_ends_with_the_same_leaderboard(
     team, interrupted_run
 ):
