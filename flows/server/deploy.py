@@ -1,7 +1,7 @@
 """Prepare the local server for runs: `python -m flows.server.deploy`, which `spin up` starts together with the server.
 
 Waits for the server, reschedules runs that an earlier `spin up` left in a running state, and installs the work pool
-and the deployments of flows/prefect.yaml. What users have changed on a deployment is kept: its schedules, parameters
+and the deployments of prefect.yaml. What users have changed on a deployment is kept: its schedules, parameters
 and tags, and its concurrency limit. Job variables are not: the pool offers none.
 """
 
@@ -52,7 +52,7 @@ JOB_TEMPLATE: dict[str, Any] = {
 lets the person who starts a run choose its command, its environment and its folder, and so run other programs."""
 
 DEPLOYMENTS = local.HOME / "flows" / "prefect.yaml"
-"""The file of the deployments. Their entry points are relative to the folder of the packages."""
+"""The file of the deployments, in a checkout a link to the one at its root. Entry points are relative to `HOME`."""
 
 _DEPLOYMENTS = ("spin", "nightly", "compare", "evaluate")
 

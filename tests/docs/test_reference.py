@@ -74,7 +74,7 @@ def test_every_variable_of_the_server_and_the_scripts_is_in_the_table():
     files = [
         ROOT / "infra/example.env",
         *(ROOT / "infra/slurm").iterdir(),
-        ROOT / "flows/prefect.yaml",
+        ROOT / "prefect.yaml",
         ROOT / "infra/compose.yaml",
     ]
     named = {name for path in files for name in re.findall(r"\bSPIN_[A-Z_]+\b", path.read_text("utf-8"))}
@@ -136,9 +136,9 @@ def test_the_levels_of_the_packages_are_those_that_the_imports_are_held_to():
 
 
 def every_other_file() -> list[Path]:
-    """The files of infra that are not Python, and flows/prefect.yaml."""
+    """The files of infra that are not Python, and prefect.yaml."""
     infra = (path for path in (ROOT / "infra").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc"))
-    return [*infra, ROOT / "flows/prefect.yaml"]
+    return [*infra, ROOT / "prefect.yaml"]
 
 
 def test_the_metadata_of_the_project_agree():

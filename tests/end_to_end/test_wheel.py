@@ -161,7 +161,7 @@ def test_a_deployment_of_spin_up_continues_the_lineage(up):
 
 @pytest.mark.usefixtures("lineage")
 def test_the_pages_of_spin_up_have_their_templates(up):
-    page = up.client.get(f"http://127.0.0.1:{up.port}/lineages/tale", auth=up.auth)
+    page = up.client.get(f"http://127.0.0.1:{up.port}/lineages/tale/", auth=up.auth)
     assert page.status_code == 200
     assert "θ_1" in page.text
     assert "<style>" in page.text
