@@ -120,9 +120,14 @@ class Renderer:
                 f"the chat template refuses the conversation that ends in {ending(turns)!r} ({error}): "
                 "fix that row, or set chat.template to format"
             )
+        return text + self.added_header
+
+    @property
+    def added_header(self) -> str:
+        """What is added to a prompt that the template has written: the answer's header, where it leaves that out."""
         # A template that is asked for thoughts lets the model write them; the header may have an empty thought.
         asks_for_thoughts = any(self.config.template_kwargs.get(name) for name in _THINKING)
-        return text if asks_for_thoughts else text + self.frame.header
+        return "" if asks_for_thoughts else self.frame.header
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt's token ids: what generation is given where the conversation has no response yet."""
@@ -202,7 +207,7 @@ class Renderer:
         return None if unknown in (*self.stop_ids, self.tokenizer.bos_token_id) else unknown
 
     @cached_property
-    def _takes_system(self) -> bool:
+    def takes_system(self) -> bool:
         """Whether the template writes a system turn, and still does so once the question is answered."""
         if self._template is None:
             return False
@@ -246,7 +251,7 @@ class Renderer:
         turns = [self._clean_turn(turn) for turn in messages]
         if self.config.system and turns[0]["role"] != "system":
             turns = [{"role": "system", "content": self.config.system}, *turns]
-        if turns[0]["role"] == "system" and not self._takes_system:
+        if turns[0]["role"] == "system" and not self.takes_system:
             system, first, *rest = turns
             turns = [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
         return self._tool_support.prepare(turns)

@@ -87,7 +87,7 @@ def others_in_group(group: int) -> set[int]:
     return members_of_group(group) - {group} - _guards
 
 
-def end_group(process: subprocess.Popen[str], grace: float | None = None) -> None:
+def end_group(process: subprocess.Popen[Any], grace: float | None = None) -> None:
     """Ask the process to save and end, and kill what is left of its group after `grace` seconds (30 by default)."""
     if process.poll() is None:
         process.terminate()
