@@ -111,7 +111,7 @@ def _optional_copy(model: type[BaseModel], path: tuple[str, ...] = ()) -> type[P
             ),
         )
     own_name = "".join(part.title() for part in path).replace("_", "") or model.__name__
-    return create_model(f"{own_name}Overrides", __base__=Partial, __doc__=model.__doc__, **fields)
+    return create_model(f"{own_name}Overrides", __base__=Partial, **fields)
 
 
 def _help(field: FieldInfo, path: tuple[str, ...]) -> str:
@@ -119,6 +119,16 @@ def _help(field: FieldInfo, path: tuple[str, ...]) -> str:
     is_list = any(get_origin(kind) is tuple for kind in (field.annotation, *get_args(field.annotation)))
     return form_help(field.description or "", path, is_list=is_list)
 
+
+_TITLES = {
+    "number": "number",
+    "integer": "whole number",
+    "string": "text",
+    "boolean": "true or false",
+    "array": "list",
+    "null": "none",
+}
+"""The names of a setting's choices in the form, which calls them `float`, `int`, `str`, … otherwise."""
 
 _UNCHANGED = {"type": "object", "title": "leave as it is", "properties": {}, "maxProperties": 0}
 """The choice of a section in which nothing is filled in. For a null, the form would show `Property is type "None"`."""
@@ -150,6 +160,9 @@ def _setting_schema(position: int) -> Any:
             items = {name: schema.pop(name) for name in _OF_LISTS if name in schema}
             empty = {"type": "array", "const": [], "maxItems": 0, "title": "empty"}
             schema["anyOf"] = [{**items, "title": "list"}, empty]
+        for alternative in schema.get("anyOf", ()):
+            if alternative.get("type") in _TITLES:
+                alternative.setdefault("title", _TITLES[alternative["type"]])
         for alternative in (schema, *schema.get("anyOf", ())):
             if alternative.get("type") == "boolean":
                 alternative["enum"] = [True, False]
