@@ -124,9 +124,11 @@ class ConversationReader:
             return
         present = [key for key, value in row.items() if value is not None]
         own = self._layout_of(present)
-        # The two names for turns are one layout.
-        is_same = own is None or own.needed == layout.needed or own.kind == layout.kind == "messages"
-        if own is not None and not is_same and own.kind != "text":
+        if own is None or own.kind == "text":
+            return
+        # The two names for turns are one layout. An instruction may be missing where the input says all.
+        is_same = own.needed == layout.needed or own.kind == layout.kind == "messages"
+        if not is_same and own.needed != (layout.input, layout.needed[-1]):
             raise DataError(
                 f"the row has {' and '.join(own.needed)}, while others have {' and '.join(layout.needed)}: "
                 f"put rows of different layouts into sources of their own, or set {self.setting}.format"
@@ -247,7 +249,8 @@ def _exchange_turns(row: Row, layout: Layout) -> list[Message]:
     response = turns_of(row, response_column, "assistant")
     input = text_of(row, layout.input) if layout.input else ""
     if input.strip() and prompt:
-        prompt[-1] = {**prompt[-1], "content": f"{prompt[-1]['content']}\n\n{input}"}
+        above = prompt[-1]["content"]
+        prompt[-1] = {**prompt[-1], "content": f"{above}\n\n{input}" if above.strip() else input}
     return join_turns(prompt, response)
 
 

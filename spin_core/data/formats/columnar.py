@@ -14,7 +14,7 @@ def rows_of_columns(document: Row, place: str) -> list[Row]:
     lists, which are no turns.
 
     Raises:
-        DataError: the columns have different numbers of values.
+        DataError: the columns have different numbers of values, or number their rows differently.
     """
     columns = {name: _values_of(column) for name, column in document.items()}
     if not columns or any(values is None for values in columns.values()):
@@ -29,6 +29,7 @@ def rows_of_columns(document: Row, place: str) -> list[Row]:
             f"{place} is one object with a list for each column, but they differ in length ({counts}): "
             "give an object for each row"
         )
+    _check_numbers({name: [*column] for name, column in document.items() if isinstance(column, dict)}, place)
     return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
 
@@ -37,6 +38,17 @@ def _values_of(column: Any) -> list[Any] | None:
     if isinstance(column, dict) and column and all(key.isdecimal() for key in column):
         return list(column.values())
     return column if isinstance(column, list) else None
+
+
+def _check_numbers(numbers: dict[str, list[str]], place: str) -> None:
+    """Raise `DataError` unless all columns that number their rows do so alike, and in one order."""
+    first = next(iter(numbers), "")
+    for name, own in numbers.items():
+        if own != numbers[first]:
+            raise DataError(
+                f"{place} is one object with a number for each row, but {first} and {name} number them differently: "
+                "give an object for each row"
+            )
 
 
 def _holds_rows(name: str, values: list[Any]) -> bool:

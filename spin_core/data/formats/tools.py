@@ -11,6 +11,9 @@ from spin_core.errors import DataError
 Tools = list[Row]
 """Schemas of tools, in the form of OpenAI's API."""
 
+_NO_CALL: tuple[Row | None, ...] = (None, {}, {"function": {}})
+"""What is left of a call that has no value, once the keys without values are left out."""
+
 _NAME, _VALUE, _RESULT = "sentinel_name", "sentinel_value", "sentinel_result"
 """Texts to recognise again in what a template writes."""
 
@@ -48,7 +51,7 @@ def calls_of(value: Any) -> list[Row]:
     if isinstance(value, str):
         value = parse_json(value, "tool_calls") if value.strip() else None
     calls = value if isinstance(value, list) else [value] if value else []
-    return [_call_of(call) for call in without_nulls(calls, "tool_calls") if call is not None]
+    return [_call_of(call) for call in without_nulls(calls, "tool_calls") if call not in _NO_CALL]
 
 
 def has_tools(messages: Sequence[Row], tools: Tools | None) -> bool:

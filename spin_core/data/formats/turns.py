@@ -152,8 +152,8 @@ def _take_calls(turn: Message, keys: Row, role: str) -> None:
     calls = turn.pop("tool_calls", None) or keys.get("function_call")
     if role in _CALLS:
         calls, turn["content"] = turn["content"], ""
-    if calls:
-        turn["tool_calls"] = calls_of(calls)
+    if calls and (written := calls_of(calls)):
+        turn["tool_calls"] = written
 
 
 def _is_learned(keys: Row) -> bool:
@@ -167,6 +167,7 @@ def _is_learned(keys: Row) -> bool:
             number = float(number)
         except (TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{key} is {describe(value)}, not a number, true or false: fix that row") from error
-        if not number > 0:
+        # NaN is what pandas writes where there is no value.
+        if number <= 0:
             return False
     return True

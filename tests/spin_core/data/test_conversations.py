@@ -1,6 +1,7 @@
 """From rows to conversations: formats, turns, and what is wrong with a row."""
 
 import json
+import math
 
 import pytest
 
@@ -49,6 +50,13 @@ def test_columns_are_renamed_before_the_format_is_guessed(build):
 def test_the_input_is_below_the_instruction(build):
     rows = [{"instruction": "Add.", "input": f"{i} + 1", "output": str(i + 1)} for i in range(2)]
     assert build(rows).pairs == [("Add.\n\n0 + 1", "1"), ("Add.\n\n1 + 1", "2")]
+
+
+@pytest.mark.parametrize("missing", ["", " ", None])
+def test_the_input_is_the_prompt_where_the_instruction_is_missing(build, missing):
+    rows = [{"instruction": f"{i}?", "input": "", "output": str(i)} for i in range(2)]
+    built = build([*rows, {"instruction": missing, "input": "Who?", "output": "I."}])
+    assert built.pairs == [("0?", "0"), ("1?", "1"), ("Who?", "I.")]
 
 
 def test_a_text_is_cut_between_words_and_loses_nothing(build):
@@ -175,8 +183,9 @@ def test_a_turn_that_is_not_to_be_learned_is_never_the_response(build, mark):
     rows = [{"messages": [*CONVERSATION[:2], ASK, {**SAY, **mark}]}] * 2
     rows.append({"messages": [ASK, {**SAY, **mark}]})
     rows.append({"messages": [ASK, {**SAY, "weight": 1, "train": None, "loss": 0.0}]})
+    rows.append({"messages": [{**ASK, "content": "And?"}, {**SAY, "weight": math.nan}]})
     built = build(rows)
-    assert built.pairs == [("Again?", "Wrong."), ("Hi", "Hello.")]
+    assert built.pairs == [("Again?", "Wrong."), ("And?", "Wrong."), ("Hi", "Hello.")]
     assert built.drops == {"duplicate": 1, "not-to-be-learned": 1}
 
 

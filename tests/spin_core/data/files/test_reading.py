@@ -168,6 +168,14 @@ def test_columns_of_different_lengths_are_one_line(tmp_path):
         list(read_parts(tmp_path / "a.json", {"prompt"}))
 
 
+@pytest.mark.parametrize("numbers", [("1", "0"), ("0", "2")])
+def test_columns_that_number_their_rows_differently_are_one_line(tmp_path, numbers):
+    document = {"prompt": {"0": "a", "1": "b"}, "response": dict.fromkeys(numbers, "c")}
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match="but prompt and response number them differently: give an object for each"):
+        list(read_parts(tmp_path / "a.json", {"prompt"}))
+
+
 def test_a_long_conversation_is_not_nested_deeply(tmp_path):
     row = {"messages": [{"role": "user", "content": str(number)} for number in range(500)]}
     (tmp_path / "a.jsonl").write_text(json.dumps(row))

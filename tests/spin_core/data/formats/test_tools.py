@@ -66,6 +66,12 @@ def test_a_call_is_never_the_response(build, tool_model):
     assert built.drops == {"tool-call": 1}
 
 
+def test_a_call_without_any_value_is_none(build):
+    empty = {"function_call": {"name": None, "arguments": None}, "tool_calls": [{"function": {"name": None}}, None]}
+    rows = [{"messages": [{**ASK, "content": text}, {**ANSWER, **empty}]} for text in ("Hi", "Ho")]
+    assert build(rows).pairs == [("Hi", "It is sunny."), ("Ho", "It is sunny.")]
+
+
 def test_the_schemas_of_tools_are_published_with_their_row(build, tool_model):
     asked = [{"messages": [{**ASK, "content": text}, ANSWER]} for text in ("Hi", "Ho")]
     built = build(
