@@ -87,9 +87,12 @@ class Up:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it, unless a test has."""
+        """End it, unless a test has, and close the connections to it."""
         if self.process.poll() is None:
             self.end()
+        self.client.close()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
 
     @property
     def auth(self) -> tuple[str, str] | None:
