@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from flows.command_line import chat, check, endpoint, environment, files, nightly, run, serve, show
+from flows.command_line import chat, check, endpoint, environment, files, nightly, publish, run, serve, show
 from flows.command_line.signals import exit_status
 
 
@@ -152,7 +152,7 @@ for command in (
     *(run.run, run.next, run.compare, run.evaluate),
     *(show.leaderboard, show.show, show.samples),
     *(check.data, check.check, check.verify),
-    *(chat.chat, endpoint.serve, files.push, files.pull, files.export),
+    *(chat.chat, endpoint.serve, publish.publish, files.push, files.pull, files.export),
     show.recipes,
     *(serve.up, nightly.nightly, serve.status, serve.down),
     *(environment.doctor, environment.completion),
