@@ -37,9 +37,9 @@ _SEPARATE_PARAMETERS = ("recipe", "iterations")
 _HiddenNone = Annotated[None, SkipJsonSchema()]
 """None, which is not in the schema: an empty field of the form."""
 
-Iterations = Annotated[int, Field(ge=0, le=1000)]
-"""How many iterations; 0 takes the lineage's or the recipe's number. None would be a choice of its own in the form,
-with the text `Property is type "None"`."""
+Iterations = Annotated[int, Field(ge=0, le=1000)] | _HiddenNone
+"""How many iterations; 0 takes the lineage's or the recipe's number, as does None, which older schedules have. None is
+not in the schema: it would be a choice of its own in the form, with the text `Property is type "None"`."""
 
 AS_THE_LINEAGE: Final = "as the lineage has it"
 """The choice of a form for a lineage that exists."""

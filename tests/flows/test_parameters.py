@@ -77,6 +77,10 @@ def test_recipe_and_iterations_are_parameters_of_their_own():
     assert [about["position"] for about in parameters.values()] == [0, 1, 2, 3, 4]
 
 
+def test_a_schedule_of_before_may_have_null_as_its_iterations():
+    assert spin.validate_parameters({"lineage": "mine", "iterations": None})["iterations"] is None
+
+
 def test_settings_have_the_order_of_the_configuration():
     # A model in a mapping is not a section: it is given as a whole.
     sections = [about for name, about in SCHEMA["$defs"].items() if name.endswith("Overrides")]
