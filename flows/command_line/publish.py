@@ -1,5 +1,6 @@
 """The command `spin publish`: a version, or an iteration's pairs, with a card for the hub."""
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,19 +19,22 @@ if TYPE_CHECKING:
 @click.argument("target")
 @click.option("--adapter", is_flag=True, help="Only the adapter of a version that was trained with train.lora.")
 @click.option("--pairs", is_flag=True, help="The pairs of iteration T as a data set instead of θ_T.")
+@click.option("--gguf", is_flag=True, help="Also one GGUF file, by llama.cpp's converter, which must be on the PATH.")
 @click.option("--public", is_flag=True, help="Make a new repository public; it is private otherwise.")
 @click.option("--yes", is_flag=True, help="Do not ask before files of an existing repository are replaced.")
 @runs_option
-def publish(name: str, t: int, target: str, adapter: bool, pairs: bool, public: bool, yes: bool, runs: Path) -> None:
+def publish(
+    name: str, t: int, target: str, adapter: bool, pairs: bool, gguf: bool, public: bool, yes: bool, runs: Path
+) -> None:
     """Write θ_T with its model card to a new folder, or upload it: to hf://user/name."""
     from spin_core.errors import ConfigError
     from spin_core.lineage.find import find_lineage
     from spin_core.remote import hub
 
-    if adapter and pairs:
-        raise ConfigError("--adapter and --pairs exclude each other: choose one")
+    if adapter + pairs + gguf > 1:
+        raise ConfigError("--adapter, --pairs and --gguf exclude each other: choose one")
     lineage = find_lineage(runs, name)
-    write = _write_pairs if pairs else _write_adapter if adapter else _write_model
+    write = _write_pairs if pairs else _write_adapter if adapter else _write_gguf if gguf else _write_model
     if not target.startswith(hub.SCHEME):
         folder = Path(target)
         if folder.exists():
@@ -70,6 +74,19 @@ def _write_model(lineage: "Lineage", t: int, folder: Path) -> None:
     for warning in write_model_folder(version, lineage.config, folder, link=False):
         warn(warning)
     _write_card(lineage, t, folder, is_adapter=False)
+
+
+def _write_gguf(lineage: "Lineage", t: int, folder: Path) -> None:
+    """Write θ_t as plain weights and as one GGUF file, with its card."""
+    from spin_core.lineage.model_folder import add_gguf, find_converter
+
+    converter = find_converter()
+    try:
+        _write_model(lineage, t, folder)
+        add_gguf(folder, f"{lineage.name}-{t}", converter)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _write_adapter(lineage: "Lineage", t: int, folder: Path) -> None:

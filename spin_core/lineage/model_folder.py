@@ -1,14 +1,19 @@
 """A version as a folder for other programs: weights, a tokenizer with the lineage's chat format, sampling."""
 
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from spin_core.config.base import at
 from spin_core.config.model import ModelConfig
 from spin_core.config.run import RunConfig
+from spin_core.errors import ConfigError, printable
 from spin_core.store.files import storage_errors, write_json
 from spin_core.store.records import ModelVersion
+
+CONVERTER = "convert_hf_to_gguf.py"
+"""llama.cpp's converter of model folders."""
 
 GENERATION = "generation_config.json"
 
@@ -42,6 +47,31 @@ def write_model_folder(version: ModelVersion, config: RunConfig, out: Path, *, l
         tokenizer.save_pretrained(out)
         write_json(out / GENERATION, generation_settings(config, version.t, renderer.stop_ids))
     return ["other programs write some prompts in another way than the lineage: compare its template"] * is_other
+
+
+def find_converter() -> str:
+    """The path of llama.cpp's converter. Raises `ConfigError` if it is not installed."""
+    converter = shutil.which(CONVERTER)
+    if converter is None:
+        raise ConfigError(
+            f"--gguf needs llama.cpp's {CONVERTER}, which is not on the PATH: fetch llama.cpp and install what its "
+            "converter requires, then put its folder on the PATH"
+        )
+    return converter
+
+
+def add_gguf(folder: Path, name: str, converter: str) -> Path:
+    """Convert the weights in a model's folder to one GGUF file next to them.
+
+    Raises:
+        ConfigError: The converter does not know this kind of model.
+    """
+    out = folder / f"{name}.gguf"
+    done = subprocess.run([converter, folder, "--outfile", out], capture_output=True, text=True, check=False)
+    if done.returncode or not out.exists():
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise ConfigError(f"{converter} cannot convert this model ({printable(lines[-1])}): publish it without --gguf")
+    return out
 
 
 def generation_settings(config: RunConfig, t: int, stop_ids: tuple[int, ...]) -> dict[str, Any]:

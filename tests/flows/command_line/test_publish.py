@@ -107,13 +107,28 @@ def test_an_upload_is_private_and_asks_before_it_replaces(hub, talking):
     assert refused.stderr.startswith("error  the hub refuses hf://me/other (401): set HF_TOKEN")
 
 
+def test_gguf_is_made_by_the_converter_on_the_path(publish, tmp_path, monkeypatch):
+    converter = tmp_path / "bin" / "convert_hf_to_gguf.py"
+    converter.parent.mkdir()
+    converter.write_text('#!/bin/sh\ntest -f "$1/model.safetensors" && test "$2" = --outfile && echo GGUF > "$3"\n')
+    converter.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{converter.parent}{os.pathsep}{os.environ['PATH']}")
+    publish(1, tmp_path / "made", "--gguf")
+    assert (tmp_path / "made" / "tale-1.gguf").read_text() == "GGUF\n"
+    converter.write_text("#!/bin/sh\necho Model LlamaForCausalLM is not supported >&2\nexit 1\n")
+    refused = refusal(publish(1, tmp_path / "refused", "--gguf", status=2))
+    assert "cannot convert this model (Model LlamaForCausalLM is not supported)" in refused
+    assert not (tmp_path / "refused").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["9", "out"], "lineage tale has no θ_9"),
         (["2", "hf://name"], "hf://name is not a repository of the hub: write hf://user/name"),
+        (["2", "out", "--gguf"], "--gguf needs llama.cpp's convert_hf_to_gguf.py, which is not on the PATH: "),
         (["2", "out", "--adapter"], "was trained with all its weights"),
-        (["2", "out", "--adapter", "--pairs"], "--adapter and --pairs exclude each other"),
+        (["2", "out", "--adapter", "--pairs"], "--adapter, --pairs and --gguf exclude each other"),
     ],
 )
 def test_what_cannot_be_published_is_one_line(publish, tmp_path, monkeypatch, arguments, says):
