@@ -5,7 +5,7 @@ A source's layout is recognised by the names of its columns (`spin_core.data.for
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from spin_core.config.data import PromptsConfig
 from spin_core.config.resolve import suggestion
@@ -14,7 +14,7 @@ from spin_core.data.drops import Drops
 from spin_core.data.files.rows import Rows, rows_at
 from spin_core.data.formats.columns import INSTANCES, Layout, find_layout, missing_columns, rename
 from spin_core.data.formats.context import row_tools, with_context
-from spin_core.data.formats.marked import has_mark, mostly_marked, split_marked
+from spin_core.data.formats.marked import divide, looks_marked, split_marked
 from spin_core.data.formats.tools import Tools
 from spin_core.data.formats.turns import UNLEARNED, Dropped, join_turns, turns_of
 from spin_core.data.formats.values import Row, describe, text_of
@@ -88,8 +88,21 @@ class ConversationReader:
         if layout is None:
             raise missing_columns(self.name, named | source.unread, self.config, self.setting)
         if layout.kind == "text" and self.config.format == "auto":
-            self._marked = mostly_marked([row.get("text") for row in rows])
+            self._marked = self._are_marked([text for row in rows if (text := row.get("text"))])
         return layout
+
+    def _are_marked(self, texts: Sequence[Any]) -> bool:
+        """Whether marks divide most of the texts into turns. Raises `DataError` if they only look like that."""
+        if 2 * sum(bool(divide(text)) for text in texts) > len(texts):
+            return True
+        marked = [text for text in texts if looks_marked(text)]
+        if 2 * len(marked) > len(texts):
+            raise DataError(
+                f"{self.name}: most texts begin with a mark, such as {marked[0].strip()[:20]!r}, but few can be "
+                f"divided into questions and answers: give the turns in a column messages, or set "
+                f"{self.setting}.format to text, which trains them as plain text"
+            )
+        return False
 
     def _check_names(self, source: Rows) -> None:
         """Raise `DataError` if a column that the configuration renames is in none of the first rows."""
@@ -156,7 +169,7 @@ class ConversationReader:
     def _turns_in_text(self, text: str) -> list[Message]:
         if self._marked:
             return split_marked(text)
-        if self.config.format == "auto" and has_mark(text):
+        if self.config.format == "auto" and divide(text):
             raise Dropped("with-marks")
         return _split_text(text, self.config)
 

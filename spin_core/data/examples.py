@@ -47,7 +47,8 @@ FIXES = {
     "tool-call": "give rows in which the assistant answers in text",
     "tools-not-in-template": "use a model whose chat template writes tools, their calls and results",
     "not-text": "give turns of text alone",
-    "without-marks": 'begin each text with "### Human:", or set prompts.format to text',
+    "without-marks": "begin each text with the mark of a question, or set prompts.format to text",
+    "marks-out-of-order": "let marked questions and answers take turns, or set prompts.format to text",
 }
 """What to do if no row is left, by the reason for which most rows were dropped."""
 
