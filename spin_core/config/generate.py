@@ -132,8 +132,10 @@ class GenerateConfig(Frozen):
     max_new_tokens: PositiveInt = 256
     """Longest response in tokens, on both sides: human responses are cut to it too."""
 
-    batch_size: PositiveInt = 32
-    """Prompts answered at a time by transformers; vLLM has `vllm.speed.batch_size`."""
+    batch_size: PositiveInt | Literal["auto"] = "auto"
+    """Prompts answered at a time by transformers; vLLM has `vllm.speed.batch_size`. `auto` takes what fits into the
+    free memory, at most 128 on a CPU and 512 on a GPU. It is halved when memory runs out, which changes only
+    rounding."""
 
     vllm: VllmConfig = VllmConfig()
     """How vLLM runs."""

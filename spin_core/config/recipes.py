@@ -72,7 +72,7 @@ SMOLLM2: dict[str, Any] = {
         "held_out": 500,
         "max_prompt_tokens": 512,
     },
-    "generate": {"max_new_tokens": 512, "batch_size": 128},
+    "generate": {"max_new_tokens": 512},
     "train": {"learning_rate": 1e-6, "beta": 0.1, "epochs": 2, "batch_size": 64},
     # Not the held-out NLL, here and below: at temperature 1, self-play improves at its cost.
     "evaluate": {"main_metric": "hellaswag", "lm_eval": {"tasks": ["arc_easy", "hellaswag"], "limit": 500}},
@@ -127,7 +127,7 @@ ZEPHYR: dict[str, Any] = {
     **ZEPHYR_PAPER,
     "pairs": {"mix_previous": ZEPHYR_PAPER["pairs"]["mix_previous"]},
     "chat": {"template": "tokenizer"},
-    "generate": {**ZEPHYR_PAPER["generate"], "max_new_tokens": 1024},
+    "generate": {**ZEPHYR_PAPER["generate"], "max_new_tokens": 1024, "batch_size": "auto"},
     "gate": {"rule": "stop"},
 }
 """The paper's run with the defects of its code fixed: one chat template in generation and training, and responses long

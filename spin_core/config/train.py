@@ -157,10 +157,11 @@ class TrainConfig(Frozen):
     batch_size: PositiveInt = 64
     """Pairs in an optimizer step, over all devices and accumulated micro-batches."""
 
-    micro_batch_tokens: Execution[PositiveInt] = 16384
+    micro_batch_tokens: Execution[PositiveInt | Literal["auto"]] = "auto"
     """Tokens in one forward and backward pass of a device, including padding; a batch is split to fit, but never
-    the responses to one prompt. It may change at any time, for example to save memory: it changes only rounding and
-    what an adapter's dropout drops."""
+    the responses to one prompt. `auto` takes what fits into the free memory, at most 16,384 on a CPU and 32,768 on a
+    GPU, and halves it when memory runs out. It may change at any time, for example to save memory: it changes only
+    rounding and what an adapter's dropout drops."""
 
     optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
     """RMSProp is the paper's choice."""

@@ -11,6 +11,7 @@ from spin_core.data.seeds import seed_of
 from spin_core.data.templates.responses import Ends, decode_responses
 from spin_core.errors import ModelError
 from spin_core.inference.engine import Answer, Engine, Request
+from spin_core.runtime.memory.free import is_out_of_memory
 from spin_core.store.records import PromptSet
 
 log = logging.getLogger("spin_core")
@@ -72,7 +73,7 @@ def answer_requests(
                 tokens += len(answer.response_ids)
                 on_progress(len(answers), tokens)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if engine.batch_size == 1:
                 raise ModelError(
@@ -98,8 +99,3 @@ def decode_answers(
     return decode_responses(
         tokenizer, [request.prompt_ids for request in requests], [answer.response_ids for answer in answers], ends
     )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: torch has an error class for a GPU, but only a message for a CPU."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

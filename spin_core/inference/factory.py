@@ -36,9 +36,10 @@ def make_engine(
         from spin_core.inference.vllm_engine import VllmEngine  # only vLLM's environment has vLLM
 
         return VllmEngine(folder, model, stop_ids, Sampling.of(config, t, stop_strings), config.vllm)
-    log.info(
-        "answering with transformers %s, at most %d prompts at a time", transformers.__version__, config.batch_size
-    )
-    return TransformersEngine.from_config(
+    engine = TransformersEngine.from_config(
         load_model(folder, model), load_tokenizer(folder, model), stop_ids, config, t, stop_strings
     )
+    log.info(
+        "answering with transformers %s, at most %d prompts at a time", transformers.__version__, engine.batch_size
+    )
+    return engine

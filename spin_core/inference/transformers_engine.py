@@ -19,6 +19,9 @@ from spin_core.inference.engine import Answer, Request, token_limit
 from spin_core.inference.kv_cache import RowCache
 from spin_core.inference.sampling import Sampling, draw, penalised, probabilities, uniforms
 
+_BATCH = 32
+"""Prompts at a time where the configuration has `auto` and no phase has chosen a number."""
+
 
 class TransformersEngine:
     """Samples from any causal language model of transformers, on a CPU or one GPU.
@@ -35,7 +38,7 @@ class TransformersEngine:
         model: PreTrainedModel,
         stop_ids: Sequence[int],
         sampling: Sampling,
-        batch_size: int = 32,
+        batch_size: int = _BATCH,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         """Use a loaded model; `tokenizer` is needed only for stop strings."""
@@ -63,7 +66,8 @@ class TransformersEngine:
         stop_strings: Sequence[str] = (),
     ) -> "TransformersEngine":
         """Use a loaded model with the settings of iteration `t`; `config.engine` is ignored."""
-        return cls(model, stop_ids, Sampling.of(config, t, stop_strings), config.batch_size, tokenizer)
+        batch_size = _BATCH if config.batch_size == "auto" else config.batch_size
+        return cls(model, stop_ids, Sampling.of(config, t, stop_strings), batch_size, tokenizer)
 
     @torch.inference_mode()
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:

@@ -1,10 +1,11 @@
 """Phase `generate`: the opponent answers the training prompts: `python -m spin_core.phases.generate JOB`."""
 
+import contextlib
 import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from spin_core.inference.shards import shard_name, work_folder
 from spin_core.inference.tally import merge_timings
 from spin_core.inference.worker import GenerationWorker
 from spin_core.inference.workers import helpers
+from spin_core.preflight import fit
 from spin_core.runtime import devices
 from spin_core.runtime.phase import main
 from spin_core.runtime.progress import Progress
+from spin_core.runtime.ranks import Ranks
 from spin_core.store.jobs import GenerateJob
 from spin_core.store.records import GenerationBatch
 
@@ -31,8 +34,9 @@ def run(job: GenerateJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     """Answer every training prompt with the configured number of workers; shards in `scratch` are kept."""
     folder = work_folder(job)
     folder.mkdir(exist_ok=True)
-    with helpers(job, folder, _environments_of_helpers(job)) as stop_helpers:
-        worker = GenerationWorker(job, scratch, progress, idle=not job.config.speed.workers, on_stop=stop_helpers)
+    with helpers(job, folder, _environments_of_helpers(job)) as stop_helpers, _sized(job, scratch) as sized_job:
+        idle = not job.config.speed.workers
+        worker = GenerationWorker(sized_job, scratch, progress, idle=idle, on_stop=stop_helpers)
         worker.tally.update()
         while worker.shards.missing():
             worker.run()
@@ -47,6 +51,17 @@ def run(job: GenerateJob, scratch: Path, progress: Progress) -> dict[str, Any]:
         "smallest_batch": min(halved_batches, default=None),
         **_count_answers([worker.shards.path(number) for number in numbers], job),
     }
+
+
+@contextlib.contextmanager
+def _sized(job: GenerateJob, scratch: Path) -> Iterator[GenerateJob]:
+    """The job with the number of prompts at a time that fits this machine, while an attempt at it runs."""
+    if job.config.engine == "vllm" or not job.config.speed.workers:
+        yield job
+        return
+    limit = fit.open_generation_limit(job, scratch)
+    with limit.attempt(Ranks()):
+        yield fit.answering(job, limit.size)
 
 
 def _environments_of_helpers(job: GenerateJob) -> Sequence[Mapping[str, str]]:

@@ -15,6 +15,7 @@ from spin_core.inference.shard_loop import WAITING_SECONDS
 from spin_core.inference.shards import POLL_SECONDS, work_folder
 from spin_core.inference.worker import GenerationWorker
 from spin_core.inference.workers import WORKER_VARIABLE
+from spin_core.preflight import fit
 from spin_core.runtime import phase, process
 from spin_core.runtime.progress import Progress, claim_stdout
 from spin_core.runtime.ranks import Ranks
@@ -39,9 +40,15 @@ def main() -> None:
         job = phase.read_job(sys.argv[1:], GenerateJob)
         with files.storage_errors(job.output.parent):
             if wait_until_begun(job, progress.check):
-                GenerationWorker(job, phase.scratch_of(job.output), progress).run()
+                GenerationWorker(_sized(job), phase.scratch_of(job.output), progress).run()
     except SpinError as error:
         phase.exit_with(error, progress, Ranks())
+
+
+def _sized(job: GenerateJob) -> GenerateJob:
+    """The job with the number of prompts at a time that fits this machine."""
+    chosen_here = job.config.engine != "vllm" and job.config.batch_size == "auto"
+    return fit.answering(job, fit.prompts_that_fit(job)) if chosen_here else job
 
 
 def wait_until_begun(job: GenerateJob, check_stop: Callable[[], None]) -> bool:

@@ -25,7 +25,10 @@ from spin_core.data.sequences import Ints, Sequences
 from spin_core.errors import STOPPED, Stopped
 from spin_core.models.loading import load_model
 from spin_core.models.logps import ResponseLogps, group_sequences, response_logps, score_sequences
+from spin_core.preflight import fit
 from spin_core.runtime import ranks
+from spin_core.runtime.memory.batch_limit import BatchLimit
+from spin_core.runtime.memory.free import is_out_of_memory
 from spin_core.runtime.phase import main
 from spin_core.runtime.progress import Progress
 from spin_core.runtime.ranks import Ranks
@@ -60,10 +63,12 @@ def run(job: ScoreJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     # By digest, so that an opponent that is θ_0 is scored once.
     versions = {version.digest: version for version in models.values()}
     progress.start(len(first) * len(versions), "response")
-    scored = {
-        digest: _score_all(job, version, sequences, blocks, progress, number)
-        for number, (digest, version) in enumerate(versions.items())
-    }
+    limit = fit.open_scoring_limit(job, tokens.lengths_NC, scratch, world)
+    with limit.attempt(world):
+        scored = {
+            digest: _score_all(job, version, sequences, blocks, progress, number, limit)
+            for number, (digest, version) in enumerate(versions.items())
+        }
     if not world.first:  # the first rank has all scores, and writes
         return {}
     columns: dict[str, npt.NDArray[np.float32]] = {}
@@ -122,6 +127,7 @@ def _score_all(
     blocks: Path,
     progress: Progress,
     number: int,
+    limit: BatchLimit,
 ) -> npt.NDArray[np.float32]:
     """Log-probabilities under one model, (S,) on the first rank; the other ranks have those of this attempt only.
 
@@ -130,6 +136,7 @@ def _score_all(
 
     Args:
         number: How many models were scored before this one.
+        limit: Tokens in a pass, which are halved when memory runs out.
     """
     world, total = ranks.current(), len(responses.places_S)
     saved = _saved_blocks(blocks, number) if world.first else []
@@ -140,7 +147,7 @@ def _score_all(
     while done < total:
         logps = logps or response_logps(load_model(version.path, job.model), job.speed)
         end = min(done + BLOCK * world.size, total)
-        saved.append(_score_block(job, logps, *responses.read(done, end), world))
+        saved.append(_score_block(job, logps, *responses.read(done, end), limit, world))
         if world.first:
             _save(saved[-1], blocks / f"{number}-{done:09d}.npy")
         done = end
@@ -149,7 +156,12 @@ def _score_all(
 
 
 def _score_block(
-    job: ScoreJob, logps: ResponseLogps, prompt_ids: list[TokenArray], response_ids: list[TokenArray], world: Ranks
+    job: ScoreJob,
+    logps: ResponseLogps,
+    prompt_ids: list[TokenArray],
+    response_ids: list[TokenArray],
+    limit: BatchLimit,
+    world: Ranks,
 ) -> npt.NDArray[np.float32]:
     """Log-probabilities of a block, (S,), the same on each rank.
 
@@ -160,11 +172,26 @@ def _score_block(
     shared_S, tokens_G = group_sequences(Sequences.of(prompt_ids, response_ids), group_S)
     own_S = np.flatnonzero(assign_ranks(tokens_G, world.size)[shared_S] == world.rank)
     sequences = Sequences.of([prompt_ids[row] for row in own_S], [response_ids[row] for row in own_S])
-    logps_S = score_sequences(logps, sequences, job.micro_batch_tokens, None if group_S is None else group_S[own_S])
+    own_group_S = None if group_S is None else group_S[own_S]
+    logps_S = _score_within_memory(logps, sequences, own_group_S, limit)
     scores_S = torch.zeros(len(prompt_ids), dtype=torch.float32)
     scores_S[torch.from_numpy(own_S)] = logps_S
     all_scores_S: npt.NDArray[np.float32] = world.sum(scores_S.to(logps.model.device)).cpu().numpy()
     return all_scores_S
+
+
+def _score_within_memory(
+    logps: ResponseLogps, sequences: Sequences, group_S: Ints | None, limit: BatchLimit
+) -> torch.Tensor:
+    """Log-probabilities of sequences, (S,), with half as many tokens in a pass each time that memory runs out."""
+    while True:
+        try:
+            return score_sequences(logps, sequences, limit.size, group_S)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or not limit.halve(least=int(sequences.lengths_S.max())):
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _saved_blocks(blocks: Path, number: int) -> list[npt.NDArray[np.float32]]:

@@ -8,6 +8,7 @@ from spin_core.data.batches import DataOrder
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import DamagedArtifact
 from spin_core.models.adapters import Adapter
+from spin_core.preflight import fit
 from spin_core.runtime import ranks
 from spin_core.runtime.phase import main, scratch_of
 from spin_core.runtime.progress import Progress
@@ -19,7 +20,7 @@ from spin_core.store.records import ModelVersion, TrainRun
 from spin_core.store.training_log import HELD_OUT, METRICS, TIMING, read_rows
 from spin_core.training import held_out, lora
 from spin_core.training.budget import steps_planned
-from spin_core.training.checkpoint import CHECKPOINTS, ranks_of
+from spin_core.training.checkpoint import CHECKPOINTS, micro_batches_of, ranks_of
 from spin_core.training.loop import train
 from spin_core.training.monitors import ending, events_of
 from spin_core.training.objective import objective_of
@@ -44,8 +45,10 @@ def run(job: TrainJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     total = steps_planned(job, data.tokens_of_items(), order)
     version = artifacts.reusable(job.weights, identity_of(job), ModelVersion) if world.first else None
     if not world.any(version is not None and is_complete(job, scratch, total)):
-        stepper, adapter = train(job, data, order, held, total, scratch, progress)
-        version = publish_weights(job, stepper, adapter, world)
+        limit = fit.open_training_limit(job, data.tokens.lengths_NC, scratch, world)
+        with limit.attempt(world):
+            stepper, adapter = train(job, data, order, held, total, limit, scratch, progress)
+            version = publish_weights(job, stepper, adapter, world)
     if version is None:  # only the first rank has it
         return {}
     for folder in (CHECKPOINTS, TOKENS):
@@ -83,6 +86,7 @@ def publish_weights(job: TrainJob, stepper: Stepper, adapter: Adapter | None, wo
 def summary(job: TrainJob, version: ModelVersion, scratch: Path) -> dict[str, Any]:
     """The fields of the record, computed from the training's files alone, so that a resumed training has the same."""
     rows, held_rows = read_rows(scratch / METRICS), read_rows(scratch / HELD_OUT)
+    timings = read_rows(scratch / TIMING)
     events = events_of(rows, job.config.monitors, objective_of(job.config, job.t))
     published = held_out.published_step(job.config, len(rows), held_rows, events)
     held_rows = [row for row in held_rows if row["step"] <= published]
@@ -90,7 +94,8 @@ def summary(job: TrainJob, version: ModelVersion, scratch: Path) -> dict[str, An
         "t": job.t,
         "model": version.digest,
         "steps": len(rows),
-        "ranks": ranks_of(read_rows(scratch / TIMING)),
+        "ranks": ranks_of(timings),
+        "micro_batch_tokens": micro_batches_of(timings),
         "published": published,
         "first_loss": rows[0]["loss"],
         "metrics": {name: value for name, value in rows[published - 1].items() if name not in ("step", "epoch")},

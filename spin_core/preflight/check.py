@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from spin_core.config.run import RunConfig
+from spin_core.preflight import fit
 from spin_core.preflight.data import inspect_preferences, inspect_source, inspect_texts
 from spin_core.preflight.evaluation import inspect_benchmarks, inspect_judge
 from spin_core.preflight.findings import Findings, Inspection
@@ -24,6 +25,7 @@ from spin_core.preflight.model import (
 from spin_core.preflight.prepare import REQUIREMENTS
 from spin_core.preflight.resources import find_folder, inspect_disk, inspect_memory, inspect_time
 from spin_core.preflight.settings import inspect_kept_metric, inspect_ranks, inspect_settings
+from spin_core.preflight.sizes import Shape, Texts
 from spin_core.runtime import interpreter
 
 
@@ -56,6 +58,7 @@ def check_run(config: RunConfig, runs: Path, *, all_values: bool = False) -> Fin
         if "benchmarks" not in failed:
             inspection.run("benchmarks", inspect_benchmarks, config, Path(scratch))
         inspection.run("judge", inspect_judge, config)
+    effective = inspection.run("memory", choose_sizes, effective, shape, texts) or effective
     inspection.run("memory", inspect_memory, effective, shape, texts)
     disk = inspection.run("disk", find_folder, runs)
     inspection.run("disk", inspect_disk, config, shape, texts, disk)
@@ -64,6 +67,13 @@ def check_run(config: RunConfig, runs: Path, *, all_values: bool = False) -> Fin
     inspection.run("store", inspect_store, config)
     inspection.run("time", inspect_time, effective, shape, texts, preferences)
     return Findings(findings=tuple(inspection.findings))
+
+
+def choose_sizes(_inspection: Inspection, config: RunConfig, shape: Shape, texts: Texts) -> RunConfig:
+    """The configuration with the sizes that `auto` stands for on this machine."""
+    from spin_core.runtime.devices import device_of
+
+    return fit.fit_run(config, shape, texts, device_of(config.model).type)
 
 
 def inspect_engine(inspection: Inspection, config: RunConfig) -> None:

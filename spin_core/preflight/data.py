@@ -12,7 +12,7 @@ from spin_core.errors import DataError, count
 from spin_core.lineage import phase_jobs
 from spin_core.lineage.lineage import Lineage
 from spin_core.preflight.findings import Inspection, listed_names
-from spin_core.preflight.sizes import Texts, sides
+from spin_core.preflight.sizes import Texts, micro_batch_tokens, sides
 from spin_core.store.jobs import PromptsJob
 from spin_core.store.records import ModelVersion
 
@@ -167,7 +167,7 @@ def padding(tokens: list[tuple[int, int]], train: TrainConfig) -> float:
     longest_N, padded = lengths_PN.max(axis=0), 0
     for start in range(0, len(longest_N), train.batch_size):
         longest_B = longest_N[start : start + train.batch_size]
-        for cut in micro_batches(longest_B, responses, train.micro_batch_tokens):
+        for cut in micro_batches(longest_B, responses, micro_batch_tokens(train)):
             padded += responses * len(cut) * int(longest_B[cut[0]])
     return padded / int(lengths_PN.sum())
 

@@ -2,8 +2,8 @@
 
 from spin_core.config.run import RunConfig
 from spin_core.config.train import TrainConfig
-from spin_core.preflight.memory import optimizer_states
-from spin_core.preflight.sizes import FLOAT32, Shape, Texts, pairs_in
+from spin_core.preflight.memory import checkpoint_bytes
+from spin_core.preflight.sizes import Shape, Texts, pairs_in
 
 _BYTES_PER_TOKEN = 8
 """A token in a Parquet file: its id, and the text that it stands for."""
@@ -20,7 +20,7 @@ def checkpoint_disk(shape: Shape, config: TrainConfig, steps: int) -> int:
     The next checkpoint is written before the oldest is removed. The last step has none, except of an adapter. With
     `keep_best` there are two more: the best one that the last checkpoint refers to, and a better one since.
     """
-    checkpoint = shape.trained * FLOAT32 * (1 + optimizer_states(config))
+    checkpoint = checkpoint_bytes(shape, config)
     saved = (steps - 1) // config.save_every + bool(shape.adapter)
     best = min(2, -(-steps // config.evaluate_every)) if config.keep_best else 0
     return checkpoint * (min(config.keep_checkpoints + 1, saved) + best)

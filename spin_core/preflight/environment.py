@@ -20,8 +20,8 @@ from packaging.requirements import Requirement
 from spin_core.config.generate import VllmConfig
 from spin_core.errors import count
 from spin_core.preflight.findings import Findings, Inspection, size
-from spin_core.preflight.resources import free_memory
 from spin_core.runtime import interpreter, proxies
+from spin_core.runtime.memory.free import free_memory
 from spin_core.runtime.version import spin_version
 
 _PACKAGE = "spin-loop"

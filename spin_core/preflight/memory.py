@@ -4,9 +4,11 @@ Each term follows the code that is named next to it. Measured against training o
 high and 25 % too low, hence `_SLACK`.
 """
 
+from dataclasses import replace
+
 from spin_core.config.generate import GenerateConfig
 from spin_core.config.train import TrainConfig
-from spin_core.preflight.sizes import FLOAT32, Parts, Shape, tokens_in_a_pass
+from spin_core.preflight.sizes import FLOAT32, Parts, Shape, prompts_at_a_time, tokens_in_a_pass
 
 LIBRARIES = 450 * 2**20
 """Memory of Python, torch and transformers before any weight is loaded."""
@@ -46,9 +48,26 @@ def training_memory(shape: Shape, config: TrainConfig, longest: int, device: str
     }
     if holds_opponent(config, shape):
         parts["the opponent"] = whole
+    saved = checkpoint_memory(shape, config, device) / config.speed.ranks if device == "cpu" else 0.0
+    if (more := saved - parts["activations"] - parts["logits"]) > 0:
+        parts["copies for a checkpoint, beyond these"] = more  # when it is saved, there are no activations
     if stage == 3 and (more := whole - sum(parts.values())) > 0:
         parts["the whole model, before it is shared out"] = more  # `zero.py` loads it before it divides it
     return parts
+
+
+def scoring_memory(shape: Shape, tokens: int, device: str = "cpu") -> Parts:
+    """The peak of `score`: the weights, one layer's tensors, the states of all tokens, and a chunk of logits."""
+    from spin_core.models.vocabulary_projection import CHUNK_LOGITS
+
+    states = 2 * tokens * shape.hidden * shape.itemsize
+    chunk = min(CHUNK_LOGITS[device], tokens * shape.vocabulary) * (2 * FLOAT32 + shape.itemsize)
+    layer = activations(replace(shape, layers=1), tokens, recomputed=False)
+    return {
+        "weights": float(shape.parameters * shape.itemsize),
+        "activations": _SLACK * (states + layer),
+        "logits": _SLACK * chunk,
+    }
 
 
 def generation_memory(shape: Shape, config: GenerateConfig, longest_prompt: int) -> Parts:
@@ -56,7 +75,7 @@ def generation_memory(shape: Shape, config: GenerateConfig, longest_prompt: int)
 
     keys and values = rows · columns · layers · 2 · key width · bytes; the columns are those of `kv_cache`.
     """
-    rows, longest = config.batch_size, longest_prompt + config.max_new_tokens
+    rows, longest = prompts_at_a_time(config), longest_prompt + config.max_new_tokens
     columns = longest + max(64, longest // 2)
     prompts = rows * longest_prompt * shape.itemsize * (4 * shape.hidden + 3 * shape.intermediate)
     return {
@@ -73,6 +92,21 @@ def offloaded_memory(shape: Shape, config: TrainConfig) -> float:
     sums = gradients * FLOAT32 / _gradient_bytes(shape, config)
     each = (states + sums) * (offloaded.get("optimizer") == "cpu") + weights * (offloaded.get("param") == "cpu")
     return config.speed.ranks * each
+
+
+def checkpoint_bytes(shape: Shape, config: TrainConfig) -> int:
+    """A checkpoint: the float32 weights that are trained, and the optimizer's states."""
+    return shape.trained * FLOAT32 * (1 + optimizer_states(config))
+
+
+def checkpoint_memory(shape: Shape, config: TrainConfig, device: str = "cpu") -> float:
+    """The machine's own memory that its ranks take together to save a checkpoint, or to resume from one.
+
+    What is on a GPU is copied before it is written, all tensors of a rank at once, and so is what DeepSpeed divides.
+    Only one CPU without DeepSpeed writes from where the tensors are.
+    """
+    copies = device == "cuda" or not _without_deepspeed(config, shape)
+    return checkpoint_bytes(shape, config) / config.speed.nodes if copies else 0.0
 
 
 def offloads(config: TrainConfig, shape: Shape) -> dict[str, str]:

@@ -79,13 +79,13 @@ def _inspect_text_only(inspection: Inspection, folder: Path, settings: Any, mode
 
 def inspect_adapter(inspection: Inspection, config: RunConfig, skeleton: Any, shape: Shape) -> Shape:
     """The sizes with those of the adapter, if one is trained. Its layers exist."""
-    from spin_core.training.lora import adapted_layers
+    from spin_core.training.lora import adapted_layers, adapter_parameters
 
     lora = config.train.lora
     if lora is None:
         return shape
-    layers: list[Any] = [skeleton.get_submodule(name) for name in adapted_layers(skeleton, lora.targets)]
-    trained = sum(lora.rank * sum(layer.weight.shape) for layer in layers)
+    layers = adapted_layers(skeleton, lora.targets)
+    trained = adapter_parameters(skeleton, layers, lora)
     scale = f"rank {lora.rank}, alpha {lora.alpha:g}"
     inspection.add("model", f"trains an adapter of {scale} on {count(len(layers), 'layer')}: {trained:,} parameters")
     return replace(shape, adapter=trained)

@@ -5,14 +5,16 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from spin_core.config.generate import GenerateConfig
 from spin_core.config.run import RunConfig
-from spin_core.errors import StorageError
+from spin_core.errors import StorageError, count
 from spin_core.evaluation import suites
 from spin_core.preflight import disk, memory
 from spin_core.preflight.findings import Inspection, duration, size
-from spin_core.preflight.sizes import Parts, Shape, Texts, sides, steps_in, tokens_in_a_pass
+from spin_core.preflight.sizes import Parts, Shape, Texts, prompts_at_a_time, sides, steps_in, tokens_in_a_pass
 from spin_core.preflight.times import measure, timing
 from spin_core.runtime import interpreter
+from spin_core.runtime.memory.free import free_memory
 
 _SLOW = 24 * 3600.0
 """Seconds of an iteration above which the time is a warning."""
@@ -26,12 +28,9 @@ def inspect_memory(inspection: Inspection, config: RunConfig, shape: Shape, text
     _inspect_training_memory(inspection, config, shape, texts, device)
     if interpreter.choose_engine(config.generate, config.model) == "transformers":
         # vLLM takes the memory that its settings give it, which the finding about the engine names.
-        need = memory.generation_memory(shape, config.generate, texts.longest_prompt)
-        _judge_memory(
-            inspection, config, "generation", need, ["lower generate.batch_size", "take a smaller model"], device
-        )
+        _inspect_generation_memory(inspection, config.generate, shape, texts, device)
     if device == "cuda":
-        _inspect_offloaded_memory(inspection, config, shape)
+        _inspect_host_memory(inspection, config, shape)
 
 
 def _inspect_training_memory(
@@ -51,46 +50,45 @@ def _inspect_training_memory(
         "take a smaller model": True,
     }
     need = memory.training_memory(shape, train, texts.longest, device)
-    _judge_memory(inspection, config, "training", need, [fix for fix, helps in fixes.items() if helps], device)
+    tokens = tokens_in_a_pass(train, texts.longest)
+    what, helpful = f"training with {tokens:,} tokens in a pass", [fix for fix, helps in fixes.items() if helps]
+    _judge_memory(inspection, what, need, helpful, device, speed.ranks)
+
+
+def _inspect_generation_memory(
+    inspection: Inspection, generate: GenerateConfig, shape: Shape, texts: Texts, device: str
+) -> None:
+    """The peak of generation with transformers."""
+    need, rows = memory.generation_memory(shape, generate, texts.longest_prompt), prompts_at_a_time(generate)
+    fixes = ["lower generate.batch_size"] if rows > 1 else []
+    what = f"generation with {count(rows, 'answer')} at a time"
+    _judge_memory(inspection, what, need, [*fixes, "take a smaller model"], device, generate.speed.workers)
 
 
 def _judge_memory(
-    inspection: Inspection, config: RunConfig, phase: str, need: Parts, fixes: Sequence[str], device: str
+    inspection: Inspection, what: str, need: Parts, fixes: Sequence[str], device: str, processes: int
 ) -> None:
-    """One phase's peak, by its parts, against the memory that is free for it."""
+    """One phase's peak, by its parts, against the memory that is free for each of its processes."""
     free, where = free_memory(device)
-    ranks = config.train.speed.ranks
-    if device == "cpu" and ranks > 1:
-        free, where = free // ranks, f"{where} for each of {ranks} ranks"
+    if device == "cpu" and processes > 1:
+        free, where = free // processes, f"{where} for each of {processes} processes"
     parts = {**need, "libraries": float(memory.LIBRARIES)}
     total = sum(parts.values())
     listing = ", ".join(f"{name} {size(part)}" for name, part in parts.items())
-    text = f"{phase} takes about {size(total)} ({listing}); {size(free)} are free {where}"
+    text = f"{what} takes about {size(total)} ({listing}); {size(free)} are free {where}"
     inspection.add_need("memory", text, total, free, " or ".join(fixes))
 
 
-def _inspect_offloaded_memory(inspection: Inspection, config: RunConfig, shape: Shape) -> None:
-    """What training offloads from the GPUs, against the machine's own free memory."""
-    need = memory.offloaded_memory(shape, config.train)
-    if not need:
-        return
+def _inspect_host_memory(inspection: Inspection, config: RunConfig, shape: Shape) -> None:
+    """What training on GPUs takes of the machine's own memory, against what is free there."""
+    parts = {
+        "a checkpoint": memory.checkpoint_memory(shape, config.train, "cuda"),
+        "offloaded": memory.offloaded_memory(shape, config.train),
+    }
+    need, listing = sum(parts.values()), ", ".join(f"{name} {size(part)}" for name, part in parts.items() if part)
     free, where = free_memory("cpu")
-    text = f"training offloads about {size(need)} to this machine's own memory; {size(free)} are free {where}"
-    inspection.add_need("memory", text, need, free, "train on more nodes or take a smaller model")
-
-
-def free_memory(device: str) -> tuple[int, str]:
-    """Bytes that are free for a process on `cpu` or `cuda`, and where. A container's limit counts."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.mem_get_info()[0], f"on {torch.cuda.get_device_name()}"
-    meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text("utf-8").splitlines())
-    free = int(meminfo["MemAvailable"].split()[0]) * 1024
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.exists() and limit.read_text("utf-8").strip() != "max":
-        return min(free, int(limit.read_text("utf-8")) - int(used.read_text("utf-8"))), "in this container"
-    return free, "in memory"
+    text = f"training takes about {size(need)} of this machine's own memory ({listing}); {size(free)} are free {where}"
+    inspection.add_need("memory", text, need, free, "train adapters, train on more nodes or take a smaller model")
 
 
 def find_folder(_inspection: Inspection, runs: Path) -> Path:

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from spin_core.config.base import at
+from spin_core.config.generate import GenerateConfig
 from spin_core.config.run import RunConfig
 from spin_core.config.train import TrainConfig
+
+TYPICAL_TOKENS, TYPICAL_PROMPTS = 16384, 128
+"""What `auto` takes on a CPU with enough memory: tokens in a pass of training, and prompts answered at a time."""
 
 FLOAT32 = 4
 """Bytes of a number in float32."""
@@ -104,7 +108,17 @@ def tokens_of_item(texts: Texts, config: TrainConfig) -> float:
 def tokens_in_a_pass(config: TrainConfig, longest: int) -> int:
     """The most tokens that one forward and backward pass holds (`batches.deal`): at least one prompt's responses."""
     pair = longest * sides(config)
-    return max(pair, min(config.micro_batch_tokens, config.batch_size * pair))
+    return max(pair, min(micro_batch_tokens(config), config.batch_size * pair))
+
+
+def micro_batch_tokens(config: TrainConfig) -> int:
+    """The setting, or what `auto` takes where memory suffices. `fit.fit_run` puts the size that fits in its place."""
+    return TYPICAL_TOKENS if config.micro_batch_tokens == "auto" else config.micro_batch_tokens
+
+
+def prompts_at_a_time(config: GenerateConfig) -> int:
+    """The setting, or what `auto` takes where memory suffices. `fit.fit_run` puts the size that fits in its place."""
+    return TYPICAL_PROMPTS if config.batch_size == "auto" else config.batch_size
 
 
 def pairs_in(texts: Texts, config: RunConfig, t: int) -> int:

@@ -171,7 +171,7 @@ class ScoreJob(Job):
     model: ModelConfig
     opponent: ModelVersion
     pairs: PairDataset
-    micro_batch_tokens: Execution[int]
+    micro_batch_tokens: Execution[int | Literal["auto"]]
     speed: Execution[SpeedConfig] = SpeedConfig()
     base: ModelVersion | None = None
     """θ_0, if the reference contains it (`train.anchor`): the pairs are scored with it too."""

@@ -172,6 +172,9 @@ class TrainRun(Artifact):
     """Steps that were trained: fewer than planned if an event ended the training."""
     ranks: tuple[tuple[int, int], ...] = ()
     """How many steps ran on how many ranks, in order: `((40, 2), (24, 1))`."""
+    micro_batch_tokens: tuple[tuple[int, int], ...] = ()
+    """How many steps had at most how many tokens in a pass, in order: `((40, 16384), (24, 8192))`; empty in older
+    records."""
     published: int | None = None
     """The step whose weights were published; None means the last."""
     first_loss: float

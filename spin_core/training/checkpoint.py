@@ -341,4 +341,14 @@ def _set_random_state(tensors: Mapping[str, Tensor], rank: int) -> None:
 
 def ranks_of(timings: Sequence[Mapping[str, float]]) -> tuple[tuple[int, int], ...]:
     """How many steps were taken by how many ranks, `((40, 2), (24, 1))`, from the rows of `TIMING`."""
-    return tuple((len(list(rows)), int(size)) for size, rows in groupby(row["ranks"] for row in timings))
+    return _runs_of("ranks", timings)
+
+
+def micro_batches_of(timings: Sequence[Mapping[str, float]]) -> tuple[tuple[int, int], ...]:
+    """How many steps had how many tokens in a pass, `((40, 16384), (24, 8192))`, from the rows of `TIMING`."""
+    return _runs_of("micro_batch_tokens", [row for row in timings if "micro_batch_tokens" in row])
+
+
+def _runs_of(name: str, timings: Sequence[Mapping[str, float]]) -> tuple[tuple[int, int], ...]:
+    """The lengths of runs of the same value, and that value."""
+    return tuple((len(list(rows)), int(value)) for value, rows in groupby(row[name] for row in timings))

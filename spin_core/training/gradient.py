@@ -4,6 +4,7 @@ Shapes: B items of a batch (pairs; for loss `sft` responses), P responses to eac
 micro-batch, S = P * b sequences of a micro-batch.
 """
 
+import gc
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -11,8 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spin_core.errors import ModelError, TryAgain
 from spin_core.models.packing import Rows
 from spin_core.models.vocabulary_loss import ItemLosses
+from spin_core.runtime.memory.batch_limit import BatchLimit
+from spin_core.runtime.memory.free import is_out_of_memory
 from spin_core.runtime.ranks import Ranks
 from spin_core.training.objective import Objective
 from spin_core.training.stepper import Stepper
@@ -83,6 +87,47 @@ def forward_backward(
     return BatchResult(
         {name: value.float() for name, value in metrics.items()}, None if distance is None else distance.float()
     )
+
+
+def within_memory(
+    compute: Callable[[Batch], BatchResult],
+    batch: Batch,
+    lay_out_again: Callable[[], Batch],
+    limit: BatchLimit,
+    discard_gradient: Callable[[], bool],
+) -> BatchResult:
+    """The result of a batch. When memory runs out, the batch begins again with half as many tokens in a pass.
+
+    Args:
+        compute: Leaves the batch's gradient with the stepper.
+        batch: The batch. It is laid out again if that was done before memory ran out.
+        lay_out_again: Returns the same batch with the limit's present size.
+        limit: The most tokens of a pass.
+        discard_gradient: See `Stepper.discard_gradient`.
+
+    Raises:
+        ModelError: There is not enough memory for one item at a time.
+        TryAgain: The batch cannot begin again in this process; a new one continues from the last checkpoint.
+    """
+    while True:
+        if batch.max_tokens > limit.size:
+            batch = lay_out_again()
+        try:
+            return compute(batch)
+        except (RuntimeError, MemoryError) as error:
+            if limit.path is None or not is_out_of_memory(error):
+                raise
+            if not limit.halve(least=int(batch.tokens_PB.sum(axis=0).max())):
+                raise ModelError(
+                    "there is not enough memory to train on one pair at a time: set train.gradient_checkpointing, "
+                    "train adapters with train.lora, or set train.speed.deepspeed to zero3-offload"
+                ) from error
+            if not discard_gradient():
+                raise TryAgain(f"memory ran out: the next attempt has at most {limit.size} tokens in a pass") from error
+        # Only here, where the error no longer holds the tensors of the pass that failed, can they be freed.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ How a training resumes, so that the result has the same bits as without the inte
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ from spin_core.data.sequences import Ints
 from spin_core.errors import STOPPED, Stopped, TrainingDiverged
 from spin_core.models.adapters import Adapter
 from spin_core.runtime import ranks
+from spin_core.runtime.memory.batch_limit import BatchLimit
 from spin_core.runtime.progress import Progress
 from spin_core.runtime.ranks import Ranks
 from spin_core.store.jobs import TrainJob
@@ -40,19 +42,26 @@ from spin_core.store.records import Event
 from spin_core.store.training_log import HELD_OUT, METRICS, TIMING, read_rows
 from spin_core.training import held_out, lora
 from spin_core.training.checkpoint import TrainingRecorder
-from spin_core.training.gradient import forward_backward
+from spin_core.training.gradient import BatchResult, forward_backward, within_memory
 from spin_core.training.monitors import Monitors, check_first_loss, ending
 from spin_core.training.objective import objective_of
 from spin_core.training.optim import learning_rate_at
 from spin_core.training.player import Player, opponent_scorer, set_up_player
 from spin_core.training.stepper import Stepper
-from spin_core.training.train_data import Batch, TrainData, batches, configured_batch
+from spin_core.training.train_data import Batch, TrainData, batch_of, batches
 
 log = logging.getLogger("spin_core")
 
 
 def train(
-    job: TrainJob, data: TrainData, order: DataOrder, held: Ints, total: int, scratch: Path, progress: Progress
+    job: TrainJob,
+    data: TrainData,
+    order: DataOrder,
+    held: Ints,
+    total: int,
+    limit: BatchLimit,
+    scratch: Path,
+    progress: Progress,
 ) -> tuple[Stepper, Adapter | None]:
     """Train from the last checkpoint, or from the start, to the last step or to an event that ends the training.
 
@@ -62,6 +71,7 @@ def train(
         order: Which items each step trains on.
         held: The items that are held out.
         total: The number of steps.
+        limit: Tokens in a pass, which are halved when memory runs out.
         scratch: Where metrics and checkpoints are.
         progress: Gets the progress, and knows whether this process is asked to stop.
 
@@ -78,7 +88,7 @@ def train(
     with TrainingRecorder(
         scratch, config.keep_checkpoints, config.save_every, held_out=len(held) > 0, world=world
     ) as recorder:
-        training = _Training(job, data, order, held, total, player, recorder, progress, world)
+        training = _Training(job, data, order, held, total, limit, player, recorder, progress, world)
         training.resume(scratch)
         last = training.done if training.has_ended else total
         log.info("%d items, step %d to %d, %d items a step", len(order.items), training.done, last, config.batch_size)
@@ -110,12 +120,14 @@ class _Training:
         order: DataOrder,
         held: Ints,
         total: int,
+        limit: BatchLimit,
         player: Player,
         recorder: TrainingRecorder,
         progress: Progress,
         world: Ranks,
     ) -> None:
         self.job, self.config, self.data, self.order, self.total = job, job.config, data, order, total
+        self.limit, self.held = limit, held
         self.player, self.stepper, self.packed = player, player.stepper, player.network.packed
         self.recorder, self.progress, self.world = recorder, progress, world
         self.objective = objective_of(job.config, job.t)
@@ -123,7 +135,6 @@ class _Training:
         self.monitors = Monitors(job.config.monitors, self.objective)
         scores_are_cached = job.config.speed.cached_scores or data.reference_2N is None
         self.opponent = None if scores_are_cached else opponent_scorer(job, player.network)
-        self.held_batch = configured_batch(data, held, world, job.config, self.packed) if len(held) else None
         self.done = 0
         """Steps done."""
         self.events: list[Event] = []
@@ -153,7 +164,7 @@ class _Training:
 
     def batches(self, last: int) -> Iterator[Batch]:
         """The batches of the steps that are left up to `last`."""
-        return batches(self.data, self.order, self.world, self.config, self.packed, self.done, last)
+        return batches(self._batch, self.done, last, ahead=self.config.speed.prefetch)
 
     def take_step(self, batch: Batch) -> tuple[dict[str, float], Tensor | None]:
         """Learn from one batch.
@@ -163,10 +174,8 @@ class _Training:
             (`Objective.distance`).
         """
         started = time.monotonic()
-        with lora.dropout(self.player.model, self.config.lora, self.job.seed, self.done, self.world.rank):
-            measured = forward_backward(
-                batch, self.objective, self.stepper, self.world, self.player.model.device, self.opponent
-            )
+        again = partial(self._batch, self.done)
+        measured = within_memory(self._forward_backward, batch, again, self.limit, self.stepper.discard_gradient)
         rate = learning_rate_at(self.done, self.total, self.peak_rate, self.config)
         # One transfer a step: each .item() would make the device wait.
         values = torch.stack([*measured.metrics.values(), self.stepper.step(rate)]).tolist()
@@ -179,6 +188,21 @@ class _Training:
         }
         self._seconds = {"seconds": time.monotonic() - started, "wait": started - self._step_ended}
         return row, measured.distance
+
+    def _batch(self, step: int) -> Batch:
+        """The batch of a step."""
+        return self._lay_out(self.order.batch(step))
+
+    def _lay_out(self, items: Ints) -> Batch:
+        """These items as a batch, with as many tokens in a pass as the limit allows now."""
+        sharing = self.config.speed.prefix_sharing
+        return batch_of(self.data, items, self.world, self.limit.size, packed=self.packed, prefix_sharing=sharing)
+
+    def _forward_backward(self, batch: Batch) -> BatchResult:
+        with lora.dropout(self.player.model, self.config.lora, self.job.seed, self.done, self.world.rank):
+            return forward_backward(
+                batch, self.objective, self.stepper, self.world, self.player.model.device, self.opponent
+            )
 
     def watch(self, row: dict[str, float], distance: Tensor | None) -> Event | None:
         """Give a step's row to the monitors; returns the event that ends the training, if one does.
@@ -202,6 +226,7 @@ class _Training:
         """Write a step's metrics and timing."""
         self.recorder.write(METRICS, row)
         counts = {"tokens": batch.tokens, "pairs": batch.tokens_PB.shape[1], "ranks": self.world.size}
+        counts["micro_batch_tokens"] = self.limit.size
         self.recorder.write(TIMING, {"step": self.done, **self._seconds, **counts})
 
     def measure_if_due(self) -> bool:
@@ -212,11 +237,11 @@ class _Training:
         """
         due = self.has_ended or self.done == self.total or self.done % self.config.evaluate_every == 0
         is_measured = bool(self.held_rows) and self.held_rows[-1]["step"] == self.done
-        if self.held_batch is None or not due or is_measured:
+        if not len(self.held) or not due or is_measured:
             return False
         try:
             measured = held_out.measure(
-                self.held_batch, self.objective, self.stepper, self.world, self.player.model.device,
+                self._lay_out(self.held), self.objective, self.stepper, self.world, self.player.model.device,
                 lambda: self.progress.stopping,
             )  # fmt: skip
         except Stopped:

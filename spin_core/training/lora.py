@@ -34,6 +34,12 @@ _WEIGHT = "weight/"
 """Prefix of the weights among a stepper's tensors."""
 
 
+def adapter_parameters(model: PreTrainedModel, layers: Sequence[str], lora: LoraConfig) -> int:
+    """The number of parameters of an adapter on these layers."""
+    weights: list[Any] = [model.get_submodule(name).weight for name in layers]
+    return sum(lora.rank * sum(weight.shape) for weight in weights)
+
+
 def adapted_layers(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
     """Full names of the layers that get an adapter: those in `targets`, or all linear ones except the output.
 

@@ -55,6 +55,12 @@ class SingleDeviceStepper:
         """Add the loss's gradient to the masters' gradients."""
         loss.backward()  # type: ignore[no-untyped-call]
 
+    def discard_gradient(self) -> bool:
+        """See `Stepper.discard_gradient`."""
+        for weight in (*self.weights, *self.masters):
+            weight.grad = None
+        return True
+
     @torch.no_grad()
     def step(self, learning_rate: float) -> Tensor:
         """See `Stepper.step`."""

@@ -32,6 +32,9 @@ class Stepper(Protocol):
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add a micro-batch's gradient; those of all calls and ranks are summed. `last` marks the batch's last call."""
 
+    def discard_gradient(self) -> bool:
+        """Drop what a batch's gradient has so far, so that the batch can begin again. False if that is not possible."""
+
     def step(self, learning_rate: float) -> Tensor:
         """Clip the gradient, move the weights and clear the gradient.
 

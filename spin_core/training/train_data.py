@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spin_core.config.train import TrainConfig
-from spin_core.data.batches import DataOrder, deal, deal_padded
+from spin_core.data.batches import deal, deal_padded
 from spin_core.data.files.token_file import TokenArray, TokenFile
 from spin_core.data.sequences import Ints, Sequences
 from spin_core.errors import DataError
@@ -107,6 +106,8 @@ class Batch:
     """The number of tokens of each response."""
     tokens: int
     """Tokens of all prompts and responses on all ranks, prompts counted once a response, padding not counted."""
+    max_tokens: int
+    """The most tokens of a micro-batch, unless one item has more."""
 
 
 def batch_of(
@@ -131,7 +132,7 @@ def batch_of(
         shares = deal_padded(prompts_B + responses_PB.max(axis=0), data.sides, ranks.size, max_tokens)
     lay_out = partial(_micro_batch, data, items, packed=packed, prefix_sharing=prefix_sharing)
     tokens = int((prompts_B + responses_PB).sum())
-    return Batch(MicroBatches(shares[ranks.rank], lay_out), data.reference(items), responses_PB, tokens)
+    return Batch(MicroBatches(shares[ranks.rank], lay_out), data.reference(items), responses_PB, tokens, max_tokens)
 
 
 def _micro_batch(data: TrainData, items: Ints, chosen: Ints, *, packed: bool, prefix_sharing: bool) -> MicroBatch:
@@ -147,23 +148,14 @@ def _micro_batch(data: TrainData, items: Ints, chosen: Ints, *, packed: bool, pr
     return MicroBatch(torch.from_numpy(chosen_b), rows, idle)
 
 
-def configured_batch(data: TrainData, items: Ints, ranks: Ranks, config: TrainConfig, packed: bool) -> Batch:
-    """Lay out items as this training's configuration says."""
-    return batch_of(
-        data, items, ranks, config.micro_batch_tokens, packed=packed, prefix_sharing=config.speed.prefix_sharing
-    )
-
-
-def batches(
-    data: TrainData, order: DataOrder, ranks: Ranks, config: TrainConfig, packed: bool, first: int, last: int
-) -> Iterator[Batch]:
-    """The batches of steps `first` to `last` - 1, each laid out while the step before it computes."""
+def batches(lay_out: Callable[[int], Batch], first: int, last: int, *, ahead: bool) -> Iterator[Batch]:
+    """The batches of steps `first` to `last` - 1, with `ahead` each laid out while the step before it computes."""
 
     def make(step: int) -> Batch:
-        batch = configured_batch(data, order.batch(step), ranks, config, packed)
+        batch = lay_out(step)
         return replace(batch, micro_batches=list(batch.micro_batches))
 
-    return prefetch(make, first, last) if config.speed.prefetch else (make(step) for step in range(first, last))
+    return prefetch(make, first, last) if ahead else (make(step) for step in range(first, last))
 
 
 def prefetch(make: Callable[[int], _T], first: int, last: int, depth: int = _AHEAD) -> Iterator[_T]:

@@ -72,6 +72,10 @@ class Zero:
         # DeepSpeed takes the mean over the ranks.
         self.engine.backward(loss * self.ranks.size)
 
+    def discard_gradient(self) -> bool:
+        """See `Stepper.discard_gradient`. The other ranks wait within this batch, so only a new start helps."""
+        return False
+
     def step(self, learning_rate: float) -> Tensor:
         """See `Stepper.step`."""
         for group in self.engine.optimizer.param_groups:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -187,7 +188,7 @@ def read(part: str, path: Path) -> None:
     from spin_core.runtime.ranks import Ranks
     from spin_core.store.jobs import TrainJob
     from spin_core.training import held_out
-    from spin_core.training.train_data import batches, configured_batch, read_data
+    from spin_core.training.train_data import batch_of, batches, read_data
 
     job = TrainJob.model_validate_json(path.read_text())
     assert job.pairs is not None
@@ -202,9 +203,10 @@ def read(part: str, path: Path) -> None:
         data = read_data(job, Path(folder))
         items, held = held_out.split(data, job.config.held_out, job.held_out_seed)
         order = DataOrder(items, job.config.batch_size, job.seed)
-        for _batch in batches(data, order, Ranks(), job.config, True, 0, 50):
+        lay_out = partial(batch_of, data, ranks=Ranks(), max_tokens=16384, packed=True, prefix_sharing=True)
+        for _batch in batches(lambda step: lay_out(order.batch(step)), 0, 50, ahead=True):
             pass
-        for _micro_batch in configured_batch(data, held, Ranks(), job.config, True).micro_batches:
+        for _micro_batch in lay_out(held).micro_batches:
             pass
 
 

@@ -12,7 +12,7 @@ from spin_core.lineage import costs
 from spin_core.lineage.lineage import Lineage
 from spin_core.lineage.verify import REWRITE
 from spin_core.reports.formatting import middle, share
-from spin_core.store.records import GenerationBatch, IterationRecord, ResponseStatistics
+from spin_core.store.records import GenerationBatch, IterationRecord, ResponseStatistics, TrainRun
 
 
 def record_at(lineage: Lineage, t: int) -> IterationRecord:
@@ -71,6 +71,7 @@ def _record_rows(record: IterationRecord) -> list[tuple[str, str]]:
         *answer_rows(record.generations),
         ("pairs", f"{record.pairs.rows:,} of {record.pairs.rows_in:,}; dropped: {drops}"),
         ("training", f"{_steps(record)}, first loss {record.train.first_loss:.5f}; {metrics}"),
+        *smaller_passes(record.train),
         ("gate", f"{record.gate.outcome}: {record.gate.reason}"),
         # Phases measure their own time, from when their processes have started.
         (
@@ -123,6 +124,15 @@ def _sparkline(counts: Sequence[int]) -> str:
     """`▁▃█▂ `: one character per count, as high as its share of the largest; a blank for 0."""
     steps, most = "▁▂▃▄▅▆▇█", max(counts, default=0)
     return "".join(steps[(number * len(steps) - 1) // most] if number else " " for number in counts)
+
+
+def smaller_passes(train: TrainRun) -> list[tuple[str, str]]:
+    """From which step on a training had fewer tokens in a pass."""
+    runs = train.micro_batch_tokens
+    if len(runs) < 2:
+        return []
+    before = sum(steps for steps, _ in runs[:-1])
+    return [("  memory", f"ran out; continued with {runs[-1][1]:,} tokens in a pass after step {before:,}")]
 
 
 def _steps(record: IterationRecord) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from spin_core.config.run import RunConfig
-from spin_core.preflight.sizes import FLOAT32, Shape, Texts, tokens_in_a_pass
+from spin_core.preflight.sizes import FLOAT32, Shape, Texts, prompts_at_a_time, tokens_in_a_pass
 from spin_core.preflight.times.timing import Speed
 
 TRIED_SECONDS = 0.12
@@ -45,7 +45,7 @@ def measure(shape: Shape, config: RunConfig, texts: Texts, device: Any) -> Speed
         large, tiny = (torch.zeros(size, device=device) for size in (4_000_000, 8))
         return Speed(
             batch_flops=flops(min(_MOST_ROWS[device.type], tokens_in_a_pass(config.train, texts.longest))),
-            row_flops=flops(min(config.generate.batch_size, texts.prompts)),
+            row_flops=flops(min(prompts_at_a_time(config.generate), texts.prompts)),
             bandwidth=2.0 * FLOAT32 * len(large) / _fastest(lambda: large + 1, device),
             attention=attention(),
             start=_fastest(lambda: tiny + 1, device),

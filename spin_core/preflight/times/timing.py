@@ -10,7 +10,16 @@ from spin_core.config.run import RunConfig
 from spin_core.config.train import TrainConfig
 from spin_core.evaluation import suites
 from spin_core.preflight.memory import activations
-from spin_core.preflight.sizes import Parts, Shape, Texts, pairs_in, steps_in, tokens_in_a_pass, tokens_of_item
+from spin_core.preflight.sizes import (
+    Parts,
+    Shape,
+    Texts,
+    pairs_in,
+    prompts_at_a_time,
+    steps_in,
+    tokens_in_a_pass,
+    tokens_of_item,
+)
 
 _KERNELS = 120
 """Kernels that a layer's forward pass starts, in units of starting one addition. Small models wait for little else."""
@@ -49,7 +58,7 @@ def iteration_seconds(shape: Shape, texts: Texts, config: RunConfig, t: int, spe
     item = tokens_of_item(texts, config.train)
     trained = item * pairs * at(config.train.epochs, t)
     scored = item * pairs * (2 if config.train.anchor_in(t) else 1)
-    rows, answers = config.generate.batch_size, texts.prompts * config.generate.answers
+    rows, answers = prompts_at_a_time(config.generate), texts.prompts * config.generate.answers
     devices = max(1, config.generate.speed.workers) if speed.own_device else 1
     return {
         "generating": _generation_seconds(shape, texts, answers, rows, speed) / devices,
@@ -64,14 +73,14 @@ def iteration_seconds(shape: Shape, texts: Texts, config: RunConfig, t: int, spe
 def evaluation_seconds(shape: Shape, texts: Texts, config: RunConfig, speed: Speed) -> float:
     """Answers to the held-out prompts, and three passes over them for their scores."""
     row = texts.prompt_tokens + texts.response_tokens
-    answers = _generation_seconds(shape, texts, texts.held_out, config.generate.batch_size, speed)
+    answers = _generation_seconds(shape, texts, texts.held_out, prompts_at_a_time(config.generate), speed)
     return answers + _pass_seconds(shape, 3 * row * texts.held_out, config.train, texts.longest, speed)
 
 
 def frontier_seconds(shape: Shape, texts: Texts, config: RunConfig, speed: Speed) -> float:
     """Answers to the held-out prompts at each temperature of a frontier of texts. An exact one takes a single pass."""
     sweeps = 0 if config.evaluate.exact else len(config.evaluate.frontier)
-    return sweeps * _generation_seconds(shape, texts, texts.held_out, config.generate.batch_size, speed)
+    return sweeps * _generation_seconds(shape, texts, texts.held_out, prompts_at_a_time(config.generate), speed)
 
 
 def _suites(config: RunConfig) -> int:

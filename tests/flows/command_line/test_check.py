@@ -71,3 +71,24 @@ def test_check_of_a_broken_model_ends_with_status_2(spin, tiny_model, tmp_path):
     checked = spin("check", "demo", "--set", f"model.path={model}", "--set", "chat.template=plain", status=2)
     without_breaks = "".join(checked.stdout.split())
     assert f"{model}/config.json cannot be read as JSON".replace(" ", "") in without_breaks
+
+
+def test_a_forecast_of_another_machine_is_printed_or_given_as_json(spin):
+    printed = spin("check", "zephyr-7b", "--on", "8xH100", "--price", "2.5").stdout
+    assert "zephyr-7b on 8 x H100 80 GB" in printed
+    assert "the cheapest that fits, all weights" in printed
+    assert "--set train.speed.ranks=8" in printed
+    assert "money" in printed
+    result = json.loads(spin("check", "zephyr-7b", "--on", "8xH100", "--json").stdout)
+    assert len(result["options"]) == 8
+    assert result["price"] is None
+
+
+def test_a_machine_on_which_nothing_fits_has_another_status(spin):
+    assert "training does not fit" in spin("check", "zephyr-7b", "--on", "8xT4", status=2).stdout
+    assert "generation does not fit" in spin("check", "zephyr-7b", "--on", "T4", status=2).stdout
+
+
+def test_what_belongs_to_a_forecast_needs_a_machine(spin):
+    assert "need --on" in spin("check", "demo", "--price", "2", status=2).stderr
+    assert "'8xB200' is not a known machine" in spin("check", "demo", "--on", "8xB200", status=2).stderr

@@ -92,8 +92,11 @@ def test_the_small_real_recipe_says_where_to_get_its_data(tmp_path, monkeypatch)
             ["evaluate.suites=[big-bench]", "evaluate.lm_eval.tasks=[openbookqa]"],
             "benchmarks: big-bench and lm-eval both score openbookqa",
         ),
-        (["train.micro_batch_tokens=1000000000", "train.batch_size=10000000"], "memory: training takes about"),
-        (["generate.batch_size=10000000"], "memory: generation takes about"),
+        (
+            ["train.micro_batch_tokens=1000000000", "train.batch_size=10000000"],
+            "memory: training with 740,000,000 tokens in a pass takes about",
+        ),
+        (["generate.batch_size=10000000"], "memory: generation with 10,000,000 answers at a time takes about"),
         (
             ["iterations=1000", "train.save_every=1", "train.keep_checkpoints=10000000", "train.epochs=1000000"],
             "disk: ",

@@ -69,6 +69,20 @@ def test_offloaded_tensors_are_not_counted_on_the_gpu_by_hand():
     assert memory.offloaded_memory(deep, TrainConfig()) == 0
 
 
+def test_a_checkpoint_is_copied_from_gpus_and_from_what_deepspeed_divides():
+    bf16 = Shape(**{**vars(SHAPE), "itemsize": 2, "parameters": 10**9})
+    nodes = {"ranks": 4, "nodes": 2, "rendezvous": "first:29500"}
+    one, two = TrainConfig(batch_size=1), TrainConfig(batch_size=1, speed=nodes)
+    assert memory.checkpoint_memory(bf16, one, "cuda") == (4 + 4) * 10**9, "masters and one state"
+    assert memory.checkpoint_memory(bf16, TrainConfig(optimizer="adamw"), "cuda") == (4 + 8) * 10**9
+    assert memory.checkpoint_memory(bf16, two, "cuda") == memory.checkpoint_memory(bf16, two, "cpu") == 4 * 10**9
+    assert memory.checkpoint_memory(bf16, one, "cpu") == 0, "written from where it is"
+    assert memory.checkpoint_memory(dataclasses.replace(bf16, adapter=10**6), one, "cuda") == 8 * 10**6
+    parts = memory.training_memory(bf16, two, 10, "cpu")
+    assert parts["copies for a checkpoint, beyond these"] == 10**9 - parts["activations"] - parts["logits"]
+    assert "copies for a checkpoint, beyond these" not in memory.training_memory(bf16, two, 10, "cuda")
+
+
 def test_offloading_in_a_users_deepspeed_file_counts_as_deepspeed_reads_it(tmp_path):
     def offloads(**zero) -> dict[str, str]:
         file = tmp_path / "own.json"

@@ -17,8 +17,8 @@ from spin_core.store.training_log import read_rows
 from spin_core.training.gradient import forward_backward
 from spin_core.training.objective import objective_of
 from spin_core.training.player import opponent_scorer
-from spin_core.training.train_data import batches, prefetch
-from tests.support.lineages.small_jobs import data_of, random_train_job, run_job, stepper_of
+from spin_core.training.train_data import Batch, batches, prefetch
+from tests.support.lineages.small_jobs import data_of, laid_out, random_train_job, run_job, stepper_of
 
 
 def with_speed(job: TrainJob, folder, **speed) -> TrainJob:
@@ -33,7 +33,11 @@ def steps_of(job: TrainJob, steps: int) -> list[tuple[dict[str, float], list[tor
     order = DataOrder(data.items, job.config.batch_size, job.seed)
     opponent = None if job.config.speed.cached_scores else opponent_scorer(job, stepper.network)
     steps_done = []
-    for batch in batches(data, order, Ranks(), job.config, stepper.network.packed, 0, steps):
+
+    def lay_out(step: int) -> Batch:
+        return laid_out(data, order.batch(step), job.config, packed=stepper.network.packed)
+
+    for batch in batches(lay_out, 0, steps, ahead=job.config.speed.prefetch):
         measured = forward_backward(
             batch, objective_of(job.config, job.t), stepper, Ranks(), torch.device("cpu"), opponent
         )

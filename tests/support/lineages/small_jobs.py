@@ -14,6 +14,7 @@ from spin_core.config.train import TrainConfig
 from spin_core.models.loading import load_model
 from spin_core.models.logps import response_logps
 from spin_core.phases import score, train
+from spin_core.preflight.sizes import micro_batch_tokens
 from spin_core.runtime import phase
 from spin_core.runtime import progress as runtime_progress
 from spin_core.runtime.ranks import Ranks
@@ -24,7 +25,7 @@ from spin_core.training.gradient import forward_backward
 from spin_core.training.objective import objective_of
 from spin_core.training.optim import SingleDeviceStepper
 from spin_core.training.player import prepare
-from spin_core.training.train_data import TrainData, batch_of, read_data
+from spin_core.training.train_data import Batch, TrainData, batch_of, read_data
 
 CPU = ModelConfig(device="cpu")
 TOKENS = pa.list_(pa.int32())
@@ -121,12 +122,15 @@ def data_of(job: TrainJob) -> TrainData:
     return read_data(job, job.output.with_name("tokens"))
 
 
+def laid_out(data: TrainData, items: np.ndarray, config: TrainConfig, *, packed: bool) -> Batch:
+    """These items as one batch, as a training with this configuration lays them out."""
+    most, sharing = micro_batch_tokens(config), config.speed.prefix_sharing
+    return batch_of(data, items, Ranks(), most, packed=packed, prefix_sharing=sharing)
+
+
 def batch_metrics(job: TrainJob, stepper: SingleDeviceStepper, items: np.ndarray) -> dict[str, float]:
     """The metrics of one forward and backward pass over these items."""
-    batch = batch_of(
-        data_of(job), items, Ranks(), job.config.micro_batch_tokens,
-        packed=stepper.network.packed, prefix_sharing=job.config.speed.prefix_sharing,
-    )  # fmt: skip
+    batch = laid_out(data_of(job), items, job.config, packed=stepper.network.packed)
     measured = forward_backward(batch, objective_of(job.config, job.t), stepper, Ranks(), stepper.network.model.device)
     return {name: value.item() for name, value in measured.metrics.items()}
 
