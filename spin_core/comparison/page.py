@@ -3,12 +3,13 @@
 The HTML page contains everything it shows and runs no script.
 """
 
-import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from string import Template
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from spin_core.comparison import frontier
 from spin_core.comparison.compare import Line, Spread, Table, Versus
@@ -265,56 +266,51 @@ def markdown(table: Table) -> str:
 
 def write(path: Path, table: Table, made_by: str) -> None:
     """Write the HTML page. `made_by` names the software that made it."""
-    page = Template((PARTS / "compare.html").read_text("utf-8")).substitute(
-        title=html.escape(f"SPIN compared: {table.name}"),
-        style=styles("compare"),
-        body="\n".join(parts(table, made_by)),
-    )
+    page = render(table, made_by)
     with files.storage_errors(path.parent):
         path.write_text(page, "utf-8")
 
 
-def parts(table: Table, made_by: str) -> list[str]:
-    """The elements of the page's body."""
+def render(table: Table, made_by: str) -> str:
+    """The HTML page. The template escapes every text."""
     tasks = shown(table)
-    sizes = f"{count(len(table.epochs), 'iteration')}, {count(table.prompts, 'training prompt')}"
-    lead = f"recipe {table.recipe}, {sizes}; {made_by}"
-    body = [f'<p class="lead">{html.escape(lead)}</p>', _html_table(table, tasks)]
-    body += [f"<p>{html.escape(note)}</p>" for note in notes(table)]
-    if table.frontier is not None:
-        swept = [frontier.cells(line) for line in table.frontier.lines]
-        body += ["<h2>Frontier over temperatures</h2>", _plain_table(table.frontier.header(), swept)]
-        body.append(f"<p>{html.escape(frontier.FRONTIER_NOTE)}</p>")
-    for name, drawn in figures(table).items():
-        caption = f"<figcaption>{html.escape(_CAPTIONS[name])}</figcaption>"
-        body += [f"<h2>As the paper's {name}</h2>", f"<figure>{plots.svg(drawn(PAGE), name)}{caption}</figure>"]
     others = [task for task in dict.fromkeys(task for line in table.lines for task in line.scores) if task not in tasks]
-    if others:
-        rows = [(line, [line.name, *values(line, others)]) for line in table.lines]
-        body += ["<h2>Further scores</h2>", _as_html(["", *_titles(table, others)], rows)]
-    lines = ", ".join(table.lineages)
-    return [*body, f"<p>Lineages: {html.escape(lines)}. The values of single seeds are in compare.json.</p>"]
+    parts = f"{count(len(table.epochs), 'iteration')}, {count(table.prompts, 'training prompt')}"
+    return _TEMPLATES.get_template("compare.html").render(
+        name=table.name,
+        style=Markup(styles("compare")),
+        lead=f"recipe {table.recipe}, {parts}; {made_by}",
+        scores=(header(table, tasks), _ruled(table, [cells(line, tasks) for line in table.lines])),
+        notes=notes(table),
+        frontier=table.frontier and (table.frontier.header(), _plain(map(frontier.cells, table.frontier.lines))),
+        frontier_note=frontier.FRONTIER_NOTE,
+        figures=[
+            {"name": name, "svg": Markup(plots.svg(drawn(PAGE), name)), "caption": _CAPTIONS[name]}
+            for name, drawn in figures(table).items()
+        ],
+        further=others
+        and (
+            ["", *_titles(table, others)],
+            _ruled(table, [[line.name, *values(line, others)] for line in table.lines]),
+        ),
+        lineages=", ".join(table.lineages),
+    )
 
 
-def _html_table(table: Table, tasks: Sequence[str]) -> str:
-    """The main table, with costs."""
-    return _as_html(header(table, tasks), [(line, cells(line, tasks)) for line in table.lines])
+def _ruled(table: Table, rows: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """Rows of the page, with a rule above each method's first row."""
+    before = [line.method for line in (table.lines[0], *table.lines)]
+    return [
+        {"cells": row, "is_first": line.method != method}
+        for row, line, method in zip(rows, table.lines, before, strict=False)
+    ]
 
 
-def _as_html(head: Sequence[str], rows: Sequence[tuple[Line, Sequence[str]]]) -> str:
-    """A table, with a rule above each method's first row."""
-    html_rows = ["<tr>" + "".join(f"<th>{html.escape(text)}</th>" for text in head) + "</tr>"]
-    before = rows[0][0].method
-    for line, texts in rows:
-        mark = ' class="first"' if line.method != before else ""
-        html_rows.append(f"<tr{mark}>" + "".join(f"<td>{html.escape(text)}</td>" for text in texts) + "</tr>")
-        before = line.method
-    return f'<div class="wide"><table>{"".join(html_rows)}</table></div>'
+def _plain(rows: Iterable[Sequence[str]]) -> list[dict[str, Any]]:
+    """Rows of the page without rules."""
+    return [{"cells": row, "is_first": False} for row in rows]
 
 
-def _plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table without rules."""
-    titles = "".join(f"<th>{html.escape(text)}</th>" for text in head)
-    lines = ("".join(f"<td>{html.escape(text)}</td>" for text in row) for row in rows)
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="wide"><table><tr>{titles}</tr>{body}</table></div>'
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(PARTS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)

@@ -320,7 +320,7 @@ def test_the_page_shows_the_suites_and_what_only_some_methods_have(tmp_path):
     rows = tuple(compare.line_of(arms, spin) for arms in (spin, other, late))
     comparison = compare.Table.model_validate({**EMPTY, "lines": rows, "headline": ("suite",), "left_out": {}})
     assert comparison_page.shown(comparison) == ["heldout_nll", "suite"]
-    head, further = "\n".join(comparison_page.parts(comparison, "here")).split("<h2>Further scores</h2>")
+    head, further = comparison_page.render(comparison, "here").split("<h2>Further scores</h2>")
     assert "<th>suite ↑</th><th>minus SPIN</th>" in head
     assert "<td>-0.3000 ± 0.0000 *</td>" in head
     for name in ("ifeval ↑", "part ↑", "new ↑"):

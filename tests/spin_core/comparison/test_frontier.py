@@ -80,7 +80,7 @@ def test_the_pages_show_the_table(tmp_path, standing):
     assert Table.model_validate(json.loads(compare.save(tmp_path, standing).read_text())) == standing
     plain = standing.model_copy(update={"frontier": None})
     assert "Frontier" not in page.markdown(plain)
-    assert "Frontier" not in "".join(page.parts(plain, "this test"))
+    assert "Frontier" not in page.render(plain, "this test")
 
 
 def test_the_command_line_prints_it(tmp_path, standing, capsys):
