@@ -217,8 +217,9 @@ def _start_server(runs: Path) -> "Server | None":
     if not local.prepare(runs, quiet=True):
         click.echo("loading Prefect …", err=True)
         return None
+    server = temporary.Server(local.prefect_home(runs))
     click.echo("starting Prefect's temporary server for this run …", err=True)
-    return temporary.Server(local.prefect_home(runs))
+    return server
 
 
 @contextlib.contextmanager
