@@ -13,11 +13,12 @@ from spin_core.data.chat import Message
 from spin_core.data.drops import Drops
 from spin_core.data.files.rows import Rows, rows_at
 from spin_core.data.formats.columns import INSTANCES, Layout, find_layout, missing_columns, rename
-from spin_core.data.formats.context import row_tools, with_context
+from spin_core.data.formats.context import read_column, row_tools, unlearned_by, with_context
 from spin_core.data.formats.marked import divide, looks_marked, split_marked
 from spin_core.data.formats.tools import Tools
 from spin_core.data.formats.turns import UNLEARNED, Dropped, join_turns, turns_of
-from spin_core.data.formats.values import Row, describe, text_of
+from spin_core.data.formats.values import Row, describe, parse_json, text_of
+from spin_core.data.templates.thoughts import is_unclosed
 from spin_core.errors import DataError
 
 
@@ -45,6 +46,8 @@ class ConversationReader:
         """Rows that were left out, by reason."""
         self.unused: set[str] = set()
         """The columns with values that had no influence, by the source's own names."""
+        self._flags: set[str] = set()
+        """The columns by which rows are not to be learned."""
         self._layout: Layout | None = None
         self._marked = False
         """Whether texts have marks before their turns."""
@@ -65,8 +68,9 @@ class ConversationReader:
                 kept += self._conversations_in(row)
             except DataError as error:
                 raise DataError(f"{source.place(index)}: {error}") from error
-            self._note_unused(source[index])
+            self._note_unused(source[index], row)
         self.unused |= source.unread
+        self.unused = {name for name in self.unused if self.config.columns.get(name, name) not in self._flags}
         return kept
 
     def _rename(self, rows: Rows, index: int) -> Row:
@@ -119,6 +123,10 @@ class ConversationReader:
 
     def _conversations_in(self, row: Row) -> Iterator[Conversation]:
         """The conversations of one row; what has none is counted."""
+        if flag := unlearned_by(row):
+            self._flags.add(flag)
+            self.drops["not-to-be-learned"] += 1
+            return
         for inner in _expand(row):
             self._check_columns(inner)
             try:
@@ -154,17 +162,16 @@ class ConversationReader:
         if layout.kind == "text":
             return self._turns_in_text(text_of(row, layout.needed[0]))
         if layout.kind == "exchange":
-            return with_context(row, _exchange_turns(row, layout), self.setting)
-        (column,) = layout.needed
-        # A row may have the other one of the two names for turns.
-        if row.get(column) is None and layout.kind == "messages":
-            column = "conversations"
+            return with_context(row, _exchange_turns(row, layout, self.setting), self.setting)
+        column = layout.turns_column(row)
         turns = row.get(column)
         if turns is None:
             raise Dropped("no-response")
-        if not isinstance(turns, list):
+        if isinstance(turns, str) and turns.lstrip().startswith(("[", "{")):
+            turns = parse_json(turns, column)
+        if not isinstance(turns, list | dict):
             raise DataError(f"{column} is {describe(turns)}, not a list of turns: fix that row")
-        return with_context(row, turns_of(row, column, "user"), self.setting)
+        return with_context(row, turns_of({column: turns}, column, "user"), self.setting)
 
     def _turns_in_text(self, text: str) -> list[Message]:
         if self._marked:
@@ -173,10 +180,11 @@ class ConversationReader:
             raise Dropped("with-marks")
         return _split_text(text, self.config)
 
-    def _note_unused(self, row: Row) -> None:
+    def _note_unused(self, source: Row, row: Row) -> None:
+        """Note the columns without influence of a row, by the source's own names."""
         assert self._layout
-        used, columns = self._layout.used, self.config.columns
-        for key, value in row.items():
+        used, columns = self._layout.used_in(row), self.config.columns
+        for key, value in source.items():
             if columns.get(key, key) not in used and value not in (None, "", [], {}):
                 self.unused.add(key)
 
@@ -226,6 +234,8 @@ def check_conversation(turns: list[Message], config: PromptsConfig) -> Conversat
         raise Dropped("turn-without-content")
     if not response.strip():
         raise Dropped("empty-response")
+    if is_unclosed(response):
+        raise Dropped("unclosed-thought")
     return Conversation(messages, response, extra=extra)
 
 
@@ -255,13 +265,15 @@ def _expand(row: Row) -> Iterator[Row]:
         yield {**row, **instance} if isinstance(instance, dict) else row
 
 
-def _exchange_turns(row: Row, layout: Layout) -> list[Message]:
+def _exchange_turns(row: Row, layout: Layout, setting: str) -> list[Message]:
     """The turns of a prompt and a response, with the input below the prompt."""
     prompt_column, response_column = layout.needed
     prompt = turns_of(row, prompt_column, "user")
     response = turns_of(row, response_column, "assistant")
-    input = text_of(row, layout.input) if layout.input else ""
-    if input.strip() and prompt:
+    input = read_column(text_of, row, layout.input, setting) if layout.input else ""
+    # A whole prompt may have its input in it.
+    is_repeated = prompt_column == "prompt" and prompt and input.strip() in prompt[-1]["content"]
+    if input.strip() and prompt and not is_repeated:
         above = prompt[-1]["content"]
         prompt[-1] = {**prompt[-1], "content": f"{above}\n\n{input}" if above.strip() else input}
     return join_turns(prompt, response)

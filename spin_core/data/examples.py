@@ -43,7 +43,9 @@ FIXES = {
     "template-drops-text": "give turns whose only thought is at the beginning, between <think> and </think>, or set "
     "chat.template to format",
     "unknown-role": "use the roles system, user, assistant and tool",
-    "not-to-be-learned": "give rows with an assistant's turn whose weight is not 0",
+    "not-to-be-learned": "give rows with an assistant's turn whose weight is not 0, or leave the row's column weight, "
+    "train or label out in prompts.columns",
+    "unclosed-thought": "give responses whose thoughts end with </think>",
     "tool-call": "give rows in which the assistant answers in text",
     "tools-not-in-template": "use a model whose chat template writes tools, their calls and results",
     "not-text": "give turns of text alone",

@@ -49,6 +49,8 @@ def read_folder(folder: Path, source: SourceConfig, setting: str, wanted: Collec
             yield from _table_parts(_split_of(loaded, source, setting), source, wanted)
             return
         links = _links_to(folder, Path(fresh) / "data", setting)
+        if not any(path.is_symlink() and path.name != _CARD for path in links.rglob("*")):
+            raise DataError(f"{folder} holds no data: set {setting}.path to a file or to a folder with files")
         with _reported(source, setting, "cannot be read as a data set"):
             builder = datasets.load_dataset_builder(str(links), name=source.subset, cache_dir=f"{fresh}/cache")
         files = {str(split): list(paths) for split, paths in (builder.config.data_files or {}).items()}
@@ -90,6 +92,9 @@ def _reported(source: SourceConfig, setting: str, problem: str) -> Iterator[None
     try:
         yield
     except (*kinds, YAMLError, datasets.exceptions.DatasetsError, HTTPError) as error:
+        if subsets := re.search(r"available configs: \[(.+?)\]", str(error)):
+            names = subsets[1].replace("'", "")
+            raise DataError(f"{source.path} has several subsets: set {setting}.subset to one of {names}") from error
         raise DataError(f"{source.path} {problem} ({first_line(error)}): fix {setting}") from error
 
 

@@ -46,6 +46,11 @@ def read_json(path: Path, kind: FileKind, wanted: Collection[str] | None, split:
         number, line = _next_line(file, 0)
         if line.lstrip().startswith("["):
             for document in _parse_documents(path, number, line, file):
+                if isinstance(document, list) and any(map(_is_turn, document[:1])):
+                    raise DataError(
+                        f"{path}, line {number} is a list of turns, not a JSON object: put each list into one, "
+                        '{"messages": [...]}'
+                    )
                 yield from _objects(path, document if isinstance(document, list) else [document])
             return
         if kind.suffix == ".json" and line.lstrip().startswith("{"):
@@ -159,6 +164,10 @@ def _objects_on(line: str, place: str) -> list[Row]:
         if not isinstance(row, dict):
             raise DataError(f"{place} is {type(row).__name__}, not a JSON object: fix that line")
     return rows
+
+
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, dict) and any({*names} <= {*value} for names in (("role", "content"), ("from", "value")))
 
 
 def _objects(path: Path, rows: list[Any]) -> list[Row]:

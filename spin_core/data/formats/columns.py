@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Literal, NamedTuple
 
 from spin_core.config.data import PromptsConfig
+from spin_core.data.formats.turns import FLAGS
 from spin_core.data.formats.values import Row
 from spin_core.errors import DataError
 
@@ -20,9 +21,14 @@ INPUTS = ("input", "context")
 """Names of the column with the text that an instruction is about."""
 
 SYSTEMS = ("system", "system_prompt")
-HISTORY, TOOLS, INSTANCES = "history", "tools", "instances"
+HISTORY, INSTANCES = "history", "instances"
+TOOLS = ("tools", "functions")
+"""Names of the column with the schemas of tools."""
 
-CONTEXT = (*SYSTEMS, HISTORY, TOOLS)
+LABEL = "label"
+"""The column in which false says that a response is a bad one, as in KTO's data."""
+
+CONTEXT = (*SYSTEMS, HISTORY, *TOOLS)
 """Columns that any conversation may have next to its turns."""
 
 _TURNS = ("messages", "conversations")
@@ -30,7 +36,7 @@ _TURNS = ("messages", "conversations")
 _PAIRS = {"prompt-response": ("prompt", "response"), "instruction": ("instruction", "output")}
 """Names that belong together. They are taken though a row has other names of prompts and responses too."""
 
-KNOWN = {*_TURNS, "real", *PROMPTS, *RESPONSES, *INPUTS, *CONTEXT, INSTANCES, "text"}
+KNOWN = {*_TURNS, "real", *PROMPTS, *RESPONSES, *INPUTS, *CONTEXT, INSTANCES, "text", *FLAGS, LABEL}
 """All names that have a meaning."""
 
 PREFERENCES = {"prompt", "conversations", "chosen", "rejected", *CONTEXT}
@@ -57,13 +63,19 @@ class Layout(NamedTuple):
     others: tuple[str, ...] = ()
     """Columns with which a row would have a second prompt or response."""
 
-    @property
-    def used(self) -> set[str]:
-        """All columns that have an influence on the conversation."""
+    def turns_column(self, row: Row) -> str:
+        """The column with a row's turns: of the two names for them, the one that has a value."""
+        (column,) = self.needed
+        others = (name for name in _TURNS if row.get(name) is not None)
+        return next(others, column) if self.kind == "messages" and row.get(column) is None else column
+
+    def used_in(self, row: Row) -> set[str]:
+        """All columns that have an influence on a row's conversation."""
         if self.kind == "text":
             return {*self.needed}
-        own = {self.input} if self.input else set()
-        return {*self.needed, *own, *CONTEXT, *({INSTANCES} if self.kind == "exchange" else ())}
+        if self.kind != "exchange":
+            return {self.turns_column(row), *CONTEXT}
+        return {*self.needed, *([self.input] if self.input else []), *CONTEXT, INSTANCES}
 
 
 def wanted_columns(columns: Mapping[str, str], known: Collection[str] = KNOWN) -> set[str]:
@@ -131,7 +143,7 @@ def missing_columns(place: str, present: Collection[str], config: PromptsConfig,
         needed = f"{' or '.join(_TURNS)}; real; a prompt ({', '.join(PROMPTS)}) and a response ({', '.join(RESPONSES)})"
         return DataError(
             f"{place} has the columns {columns}, but needs one of: {needed}; text. "
-            f'Name them in {setting}.columns, for instance {{"ask": "prompt", "reply": "response"}}'
+            f"Name them in {setting}.columns, for instance {{{_example_names(present)}}}"
         )
     groups = _NEEDED[config.format]
     names = _PAIRS.get(config.format, tuple(group[0] for group in groups))
@@ -141,6 +153,13 @@ def missing_columns(place: str, present: Collection[str], config: PromptsConfig,
         f"(found: {columns}): name it in {setting}.columns, "
         f'{{"its name": "{missing[0]}"}}, or set another {setting}.format'
     )
+
+
+def _example_names(present: Collection[str]) -> str:
+    """New names for columns whose names differ from known ones in case or spaces alone, or else an example."""
+    names = {name: name.strip().lower() for name in sorted(present)}
+    renamed = {own: new for own, new in names.items() if new in KNOWN} or {"ask": "prompt", "reply": "response"}
+    return ", ".join(f'"{own}": "{new}"' for own, new in renamed.items())
 
 
 def _exchange(present: Collection[str], config: PromptsConfig, setting: str) -> Layout | None:
@@ -165,8 +184,7 @@ def _exchange(present: Collection[str], config: PromptsConfig, setting: str) -> 
                 f'leave one out in {setting}.columns, {{"{names[1]}": "unused"}}'
             )
     prompt, response = pair or (prompts[0], responses[0])
-    # A prompt by that name is whole, unless the input is named for it.
-    input = inputs[0] if inputs and (prompt != "prompt" or inputs[0] in targets) else None
+    input = inputs[0] if inputs else None
     stated = pair or (prompt in targets and response in targets)
     others = () if stated else tuple(name for name in (*PROMPTS, *RESPONSES) if name not in (prompt, response))
     return Layout("exchange", (prompt, response), input, others)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from spin_core.data.chat import Message
-from spin_core.data.formats.columns import HISTORY, SYSTEMS, TOOLS
+from spin_core.data.formats.columns import HISTORY, LABEL, SYSTEMS, TOOLS
 from spin_core.data.formats.tools import Tools, tools_of
-from spin_core.data.formats.turns import Dropped, is_role, turns_of
+from spin_core.data.formats.turns import FLAGS, Dropped, is_role, may_learn, turns_of
 from spin_core.data.formats.values import Row, describe, parse_json, text_of
 from spin_core.errors import DataError
 
@@ -21,9 +21,9 @@ def with_context(row: Row, turns: list[Message], setting: str = "prompts") -> li
         Dropped: the row has different system prompts.
     """
     system = turns[:1] if turns and turns[0]["role"] == "system" else []
-    prompts = [_read(text_of, row, column, setting) for column in SYSTEMS]
+    prompts = [read_column(text_of, row, column, setting) for column in SYSTEMS]
     prompts = [text for text in prompts if text.strip()]
-    history = _read(_history_of, row, HISTORY, setting)
+    history = read_column(_history_of, row, HISTORY, setting)
     different = {*prompts, *(turn["content"] for turn in system)}
     if len(different) > 1:
         raise Dropped("several-system-prompts")
@@ -33,7 +33,23 @@ def with_context(row: Row, turns: list[Message], setting: str = "prompts") -> li
 
 def row_tools(row: Row, setting: str = "prompts") -> Tools | None:
     """The schemas of the tools in a row. Raises `DataError` if its column holds something else."""
-    return _read(lambda row, column: tools_of(row.get(column)), row, TOOLS, setting)
+    found = (read_column(lambda row, column: tools_of(row.get(column), column), row, name, setting) for name in TOOLS)
+    return next((tools for tools in found if tools), None)
+
+
+def unlearned_by(row: Row) -> str | None:
+    """The column that says that a row is not to be learned; None if there is none."""
+    if row.get(LABEL) is False:
+        return LABEL
+    return next((column for column in FLAGS if _says_unlearned(column, row.get(column))), None)
+
+
+def _says_unlearned(column: str, value: Any) -> bool:
+    """Whether a flag's value forbids to learn a row. A column by such a name may mean something else."""
+    try:
+        return not may_learn(column, value)
+    except DataError:
+        return False
 
 
 def _history_of(row: Row, column: str) -> list[Message]:
@@ -62,8 +78,11 @@ def _is_pair(item: Any) -> bool:
     return isinstance(item, list) and len(item) == 2
 
 
-def _read(parse: Callable[[Row, str], T], row: Row, column: str, setting: str) -> T:
-    """What a column says, or an error with another fix: a column by such a name may mean something else."""
+def read_column(parse: Callable[[Row, str], T], row: Row, column: str, setting: str) -> T:
+    """What a column says.
+
+    Raises `DataError` with another fix than `parse` names: a column by such a name may mean something else.
+    """
     try:
         return parse(row, column)
     except DataError as error:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
-from spin_core.data.formats.values import Row, describe, parse_json, without_nulls
+from spin_core.data.formats.values import Row, describe, parse_json, strings_in, without_nulls
 from spin_core.errors import DataError
 
 Tools = list[Row]
@@ -27,20 +27,25 @@ _ID = "call12345"
 _TOOL_TURN: Row = {"role": "tool", "content": _RESULT, "name": _NAME, "tool_call_id": _ID}
 
 
-def tools_of(value: Any) -> Tools | None:
-    """The tools in a row's column `tools`: a list of schemas, perhaps as JSON; None if there are none.
+def tools_of(value: Any, column: str = "tools") -> Tools | None:
+    """The tools in a row's column: a list of schemas, perhaps as JSON; None if there are none.
 
     Raises `DataError` for anything else.
     """
     if isinstance(value, str):
-        value = parse_json(value, "tools") if value.strip() else None
+        value = parse_json(value, column) if value.strip() else None
     if value in (None, [], {}):
         return None
     tools = value if isinstance(value, list) else [value]
     if not all(isinstance(tool, dict) for tool in tools):
-        raise DataError(f"tools is {describe(value)}, not a list of tools: fix that row")
-    written: Tools = without_nulls(tools, "tools")
-    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in written]
+        raise DataError(f"{column} is {describe(value)}, not a list of tools: fix that row")
+    written: Tools = [tool for tool in without_nulls(tools, column) if _has_schema(tool)]
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in written] or None
+
+
+def _has_schema(tool: Row) -> bool:
+    """Whether anything but its type is left of a tool, once the keys without values are left out."""
+    return any(strings_in(tool.get("function", {key: value for key, value in tool.items() if key != "type"})))
 
 
 def calls_of(value: Any) -> list[Row]:

@@ -1,6 +1,6 @@
 """One turn of a conversation, under the names that chat templates use: `role`, `content`, and some others.
 
-A turn has `role` and `content`, or ShareGPT's `from` and `value`. Files that Arrow writes give every turn the keys of
+A turn has `role` or `from`, and `content` or `value`. Files that Arrow writes give every turn the keys of
 all turns and fill them with null, so a key without a value counts as absent here, at any depth.
 """
 
@@ -21,6 +21,7 @@ _ROLES = {
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
+    "ai": "assistant",
     "model": "assistant",
     "function_call": "assistant",
     "tool_call": "assistant",
@@ -36,11 +37,14 @@ _CALLS = ("function_call", "tool_call")
 _KEPT = ("name", "reasoning", "reasoning_content", "thinking", "tool_calls", "tool_call_id")
 """Other keys of a turn that a chat template may write."""
 
-_LEARNED = ("weight", "train", "training", "trainable", "loss")
-"""Keys of a turn that say whether it is to be learned."""
+FLAGS = ("weight", "train", "training", "trainable", "loss")
+"""Keys of a turn, or of a row, that say whether it is to be learned."""
 
 UNLEARNED = "unlearned"
 """The key of an assistant's turn that is context alone. No template sees it."""
+
+_TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of a message's parts that are text."""
 
 _WORDS = {"true": 1, "yes": 1, "": 1, "false": 0, "no": 0}
 """What words in place of such a number mean."""
@@ -60,10 +64,21 @@ def turns_of(row: Row, column: str, role: str) -> list[Message]:
     value = row.get(column)
     if value is None or isinstance(value, str):
         return [{"role": role, "content": text_of(row, column)}]
-    turns = [value] if isinstance(value, dict) else value
+    turns = _turns_of_lists(value, column) or [value] if isinstance(value, dict) else value
     if not isinstance(turns, list):
         raise DataError(f"{column} is {describe(value)}, not text or a list of turns: fix that row")
     return [_turn_of(turn, column) for turn in turns if turn is not None]
+
+
+def _turns_of_lists(value: Row, column: str) -> list[Row]:
+    """The turns of an object that holds a list for each key, as Arrow writes sequences; none if it does not."""
+    lists = {key: items for key, items in value.items() if items is not None}
+    roles = lists.get("role", lists.get("from"))
+    if not isinstance(roles, list) or not all(isinstance(items, list) for items in lists.values()):
+        return []
+    if any(len(items) != len(roles) for items in lists.values()):
+        raise DataError(f"{column} has lists of different lengths: fix that row")
+    return [dict(zip(lists, items, strict=True)) for items in zip(*lists.values(), strict=True)]
 
 
 def join_turns(prompt: list[Message], response: list[Message]) -> list[Message]:
@@ -103,7 +118,7 @@ def _texts_of(turns: list[Message]) -> list[tuple[str, str]]:
 
 def is_role(value: Any) -> bool:
     """Whether a value is the name of a role."""
-    return isinstance(value, str) and value.lower() in _ROLES
+    return isinstance(value, str) and value.strip().lower() in _ROLES
 
 
 def _turn_of(turn: Any, column: str) -> Message:
@@ -111,10 +126,11 @@ def _turn_of(turn: Any, column: str) -> Message:
     if not isinstance(turn, dict):
         raise DataError(f"{column} holds {describe(turn)}, not a turn with role and content: fix that row")
     keys = {key: value for key, value in turn.items() if value is not None}
-    role_key, content_key = ("role", "content") if "role" in keys else ("from", "value")
+    role_key, names = ("role", ("content", "value")) if "role" in keys else ("from", ("value", "content"))
     if role_key not in keys:
         raise DataError(f"{column} holds {describe(turn)}, not a turn with role and content: fix that row")
-    own_role = str(keys[role_key]).lower()
+    content_key = next((name for name in names if name in keys), names[0])
+    own_role = str(keys[role_key]).strip().lower()
     role = _ROLES.get(own_role)
     if role is None:
         raise Dropped("unknown-role")
@@ -126,25 +142,28 @@ def _turn_of(turn: Any, column: str) -> Message:
             result[key] = without_nulls(keys[key], key)
     if role == "assistant":
         _take_calls(result, keys, own_role)
-        if not _is_learned(keys):
+        if not all(may_learn(key, keys.get(key)) for key in FLAGS):
             result[UNLEARNED] = True
     return result
 
 
 def _content_of(keys: Row, column: str) -> str:
-    """A turn's text. Text in several parts is joined; parts of other kinds cannot be trained on."""
+    """A turn's text. Text in several parts is joined as most templates do, with nothing in between.
+
+    Parts of other kinds cannot be trained on.
+    """
     parts = keys.get(column)
     if not isinstance(parts, list):
         return text_of(keys, column)
     texts = []
     for part in parts:
         if isinstance(part, dict):
-            if part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
+            if part.get("type", "text") not in _TEXT_PARTS or not isinstance(part.get("text"), str):
                 raise Dropped("not-text")
             texts.append(text_of(part, "text"))
         elif part is not None:
             texts.append(text_of({column: part}, column))
-    return "\n".join(texts)
+    return "".join(texts)
 
 
 def _take_calls(turn: Message, keys: Row, role: str) -> None:
@@ -156,18 +175,14 @@ def _take_calls(turn: Message, keys: Row, role: str) -> None:
         turn["tool_calls"] = written
 
 
-def _is_learned(keys: Row) -> bool:
-    """Whether the model may learn a turn: nothing in it says that it may not."""
-    for key in _LEARNED:
-        value = keys.get(key)
-        if value is None or (key == "loss" and not isinstance(value, bool)):
-            continue
-        number = _WORDS.get(value.strip().lower(), value) if isinstance(value, str) else value
-        try:
-            number = float(number)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise DataError(f"{key} is {describe(value)}, not a number, true or false: fix that row") from error
-        # NaN is what pandas writes where there is no value.
-        if number <= 0:
-            return False
-    return True
+def may_learn(key: str, value: Any) -> bool:
+    """Whether the value of a key in `FLAGS` allows to learn a turn. Raises `DataError` if it says neither."""
+    if value is None or (key == "loss" and not isinstance(value, bool)):
+        return True
+    number = _WORDS.get(value.strip().lower(), value) if isinstance(value, str) else value
+    try:
+        number = float(number)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{key} is {describe(value)}, not a number, true or false: fix that row") from error
+    # NaN is what pandas writes where there is no value.
+    return not number <= 0

@@ -9,15 +9,20 @@ Turn = dict[str, Any]
 KEYS = ("reasoning_content", "thinking", "reasoning")
 """Keys of a turn's thoughts in data and templates, in the order in which they count."""
 
-_OPENING = "<think>"
+_OPENING, _CLOSING = "<think>", "</think>"
 
-_THOUGHT = re.compile(rf"{_OPENING}(.*?)</think>", re.DOTALL)
+_THOUGHT = re.compile(rf"{_OPENING}(.*?){_CLOSING}", re.DOTALL)
 
 
 def thoughts_in(turn: Turn) -> list[str]:
     """The thoughts of an assistant's turn, next to its text or in it."""
     thoughts = [str(turn[key]) for key in KEYS if key in turn][:1] + _THOUGHT.findall(turn["content"])
     return [thought.strip() for thought in thoughts if thought.strip()]
+
+
+def is_unclosed(text: str) -> bool:
+    """Whether a response begins with a thought that does not end."""
+    return text.lstrip().startswith(_OPENING) and _CLOSING not in text
 
 
 def answers_with(answer: Turn, prompt: str, tail: str) -> bool:

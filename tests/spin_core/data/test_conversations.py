@@ -21,6 +21,14 @@ FORMATS = {
         "generated": [{"role": "user", "content": q}, {"role": "assistant", "content": "other"}],
     },
     "prompt-response": lambda q, a: {"prompt": q, "response": a},
+    "role and value": lambda q, a: {"messages": [{"role": "User ", "value": q}, {"role": "AI", "value": a}]},
+    "from and content": lambda q, a: {
+        "conversations": [{"from": "human", "content": q}, {"from": "gpt", "content": a}]
+    },
+    "JSON": lambda q, a: {
+        "messages": json.dumps([{"role": "user", "content": q}, {"role": "assistant", "content": a}])
+    },
+    "lists": lambda q, a: {"messages": {"role": ["user", "assistant"], "content": [q, a], "name": None}},
     "turns": lambda q, a: {
         "prompt": [{"role": "user", "content": q}],
         "response": [{"role": "assistant", "content": a}],
@@ -287,6 +295,18 @@ def test_turns_of_the_prompt_are_kept_where_the_response_has_turns_of_a_user(row
         assert (kept, drops) == ([], {texts: 1})
     else:
         assert [*(turn["content"] for turn in kept[0].messages), kept[0].response] == texts
+
+
+def test_lists_of_different_lengths_are_no_turns():
+    with pytest.raises(DataError, match="row 1: messages has lists of different lengths: fix that row"):
+        conversations([{"messages": {"role": ["user", "assistant"], "content": ["Hi"]}}], PromptsConfig(), "x")
+
+
+@pytest.mark.parametrize("thought", ["<think>\nHm", "\n<think>Hm</thin"])
+def test_a_response_whose_thought_does_not_end_is_left_out(thought):
+    row = {"prompt": "Q?", "response": "<think>\nHm\n</think>\n\nA."}
+    kept, drops = conversations([row, {**row, "response": thought}], PromptsConfig(), "x")
+    assert ([item.response for item in kept], drops) == ([row["response"]], {"unclosed-thought": 1})
 
 
 # Marked texts

@@ -129,12 +129,6 @@ def test_an_unknown_split_names_the_ones_there_are(build, tmp_path):
         build(tmp_path / "data")
 
 
-def test_a_folder_without_data_is_rejected(build, tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty cannot be read as a data set"):
-        build(tmp_path / "empty")
-
-
 def test_the_hub_commit_is_read_from_the_files_that_were_fetched():
     commit = "0123456789abcdef0123456789abcdef01234567"
     assert commit_of({f"hf://datasets/owner/name@{commit}/train.parquet": {}}) == commit

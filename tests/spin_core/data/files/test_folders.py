@@ -70,6 +70,26 @@ def test_a_folder_of_plain_text_is_read_by_line(tmp_path):
     assert read_rows(SourceConfig(path=str(tmp_path / "data")))[0] == [{"text": "one"}, {"text": "two"}]
 
 
+@pytest.mark.parametrize("files", [[], ["README.md"]])
+def test_a_folder_without_data_is_named(tmp_path, files):
+    (tmp_path / "data").mkdir()
+    for name in files:
+        (tmp_path / "data" / name).write_text("# Nothing yet\n")
+    with pytest.raises(DataError, match=r"/data holds no data: set prompts\.source\.path to a file or to a folder"):
+        read_rows(SourceConfig(path=str(tmp_path / "data")))
+
+
+def test_the_subsets_of_a_card_are_named(tmp_path):
+    (tmp_path / "data").mkdir()
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("one", "two"))
+    (tmp_path / "data" / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    for number, name in enumerate(("one", "two"), start=1):
+        write_jsonl(tmp_path / "data" / f"{name}.jsonl", rows_of(number))
+    with pytest.raises(DataError, match=r"has several subsets: set prompts\.source\.subset to one of one, two$"):
+        read_rows(SourceConfig(path=str(tmp_path / "data")))
+    assert read_rows(SourceConfig(path=str(tmp_path / "data"), subset="two"))[0] == rows_of(2)
+
+
 def test_a_folder_with_a_script_is_rejected_in_one_line(tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "old.py").write_text("import datasets\nraise SystemExit('this ran')\n")

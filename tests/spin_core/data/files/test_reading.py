@@ -108,6 +108,11 @@ def test_one_object_without_rows_says_so(tmp_path):
         ("f.jsonl", '{"a": 1}\n{"a": 1, "b": 2, "a": 3}\n', "line 2 has the key 'a' twice in one object"),
         ("g.json", '\n\n{"a": [\n{"b" 1}]}', r"g.json, line 4 is not JSON \(Expecting ':'"),
         ("h.json", "\n[\n1 2]", r"h.json, line 3 is not JSON \(Expecting ','"),
+        (
+            "j.jsonl",
+            '[{"role": "user", "content": "a"}]\n' * 2,
+            "line 1 is a list of turns, not a JSON object: put each",
+        ),
         ("i.jsonl", "7\n", "i.jsonl, line 1 is int, not a JSON object"),
     ],
 )
@@ -217,6 +222,27 @@ def test_a_first_line_may_state_the_separator(tmp_path, stated, end):
         read_file(tmp_path / "a.csv")
     (tmp_path / "a.csv").write_bytes(end.join([stated, "prompt;response", "a, b;c"]).encode())
     assert read_file(tmp_path / "a.csv") == [{"prompt": "a, b", "response": "c"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ('"What a day\tR\nwonderful"\tS\n', [['"What a day', "R"], ['wonderful"', "S"]]),
+        ('"Hi" she said\tR\n"Hi\tS\n\nx\ty', [['"Hi" she said', "R"], ['"Hi', "S"], ["x", "y"]]),
+        ('Q\t"a\nb"\r\nx\ty', [["Q", "a\nb"], ["x", "y"]]),
+        ('"a\tb"\tR\n"say ""x"""\t"S"\n', [["a\tb", "R"], ['say "x"', "S"]]),
+        ('"' + "x\ty\n" * 300, [['"x', "y"]] + [["x", "y"]] * 299),
+    ],
+)
+def test_quotes_among_tabs_are_text_unless_they_make_a_row(tmp_path, text, rows):
+    (tmp_path / "a.tsv").write_bytes(f"prompt\tresponse\n{text}".encode())
+    assert [list(row.values()) for row in read_file(tmp_path / "a.tsv")] == rows
+
+
+def test_a_line_with_too_few_tabs_is_named_by_its_number(tmp_path):
+    (tmp_path / "a.tsv").write_text('prompt\tresponse\n"a\nb"\tc\n"Hi\tR\nx\n')
+    with pytest.raises(DataError, match=r"a.tsv, line 5 has fewer or more fields than the first line: quote fields"):
+        read_file(tmp_path / "a.tsv")
 
 
 def test_doubled_columns_are_rejected(tmp_path):

@@ -36,10 +36,14 @@ def test_an_input_without_an_instruction_is_the_prompt(build):
     assert build([{"input": f"{i}?", "output": str(i)} for i in range(2)]).pairs == [("0?", "0"), ("1?", "1")]
 
 
-def test_a_whole_prompt_takes_an_input_only_if_it_is_named_so(build):
+def test_a_prompt_takes_an_input_unless_it_has_it_already(build):
     rows = [{"prompt": f"{i}?", "context": "Sums.", "response": str(i)} for i in range(2)]
-    assert build(rows).fields["unused_columns"] == ["context"]
-    assert build(rows, columns={"context": "input"}).pairs == [("0?\n\nSums.", "0"), ("1?\n\nSums.", "1")]
+    rows.append({"prompt": "Of Sums. 2?", "context": " Sums.\n", "response": "2"})
+    built = build(rows)
+    assert built.pairs == [("0?\n\nSums.", "0"), ("1?\n\nSums.", "1"), ("Of Sums. 2?", "2")]
+    assert built.fields["unused_columns"] == []
+    with pytest.raises(DataError, match=r"row 1: context is list .* fix that row, or leave the column out in prompts"):
+        build([{**rows[0], "context": ["Sums."]}])
 
 
 # Context
@@ -125,10 +129,40 @@ def test_context_of_another_kind_is_named_by_its_row_and_can_be_left_out(build, 
 def test_columns_without_influence_are_listed_by_their_own_names():
     rows = [{"id": 1, "ask": "a", "answer": "b", "note": None}, {"id": 2, "ask": "c", "answer": "d", "source": "x"}]
     assert unused_columns(rows, PromptsConfig(columns={"ask": "prompt"}), "rows") == ["id", "source"]
+    turns = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    assert unused_columns([turns, {"conversations": turns["messages"]}], PromptsConfig(), "rows") == []
+    assert unused_columns([{**turns, "conversations": turns["messages"]}], PromptsConfig(), "rows") == ["conversations"]
     assert unused_columns([{"real": [], "generated": [1], "messages": None}], PromptsConfig(), "rows") == ["generated"]
 
 
+# Rows that are not to be learned
+
+
+@pytest.mark.parametrize(
+    "flag", [{"weight": 0}, {"weight": "0.0"}, {"train": False}, {"train": "no"}, {"label": False}]
+)
+def test_a_row_that_is_not_to_be_learned_is_left_out(build, flag):
+    (column,) = flag
+    rows = [{**row, column: True} for row in rows_of(2)]
+    built = build([*rows, {"prompt": "x", "response": "y", **flag}])
+    assert built.drops == {"not-to-be-learned": 1}
+    assert built.fields["unused_columns"] == []
+    assert build([*rows, {"prompt": "x", "response": "y", **flag}], columns={column: "unused"}).drops == {}
+
+
+@pytest.mark.parametrize("other", [{"weight": "3 kg"}, {"train": "test"}, {"label": 0}, {"label": "no"}, {"loss": 0.0}])
+def test_a_column_of_such_a_name_with_another_meaning_has_no_influence(build, other):
+    built = build([{**row, **other} for row in rows_of(2)])
+    assert built.drops == {}
+    assert built.fields["unused_columns"] == [*other]
+
+
 # Names that collide
+
+
+def test_names_that_differ_in_case_alone_are_the_example():
+    with pytest.raises(DataError, match=r'for instance \{" Response": "response", "Prompt": "prompt"\}'):
+        unused_columns([{"Prompt": "a", " Response": "b", "id": "c"}], PromptsConfig(), "rows")
 
 
 @pytest.mark.parametrize("flip", [False, True])

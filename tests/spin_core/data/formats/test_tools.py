@@ -72,6 +72,21 @@ def test_a_call_without_any_value_is_none(build):
     assert build(rows).pairs == [("Hi", "It is sunny."), ("Ho", "It is sunny.")]
 
 
+def test_schemas_are_read_from_functions_and_those_without_any_value_are_none(build, tool_model):
+    schema = {"name": "look", "description": "Look up.", "parameters": {}}
+    rows = [
+        {"prompt": "a", "response": "b", "functions": [schema]},
+        {"prompt": "c", "response": "d", "tools": [schema]},
+    ]
+    built = build(rows, model=tool_model, chat="tokenizer", max_prompt_tokens=300)
+    assert {row["tools"] for row in built.train + built.held_out} == {
+        json.dumps([{"type": "function", "function": schema}])
+    }
+    empty = [{"type": None, "function": None}, {"type": "function", "function": {"name": None}}]
+    built = build([{**row, "functions": empty[:1], "tools": empty} for row in rows_of(2)])
+    assert (built.drops, len(built.pairs)) == ({}, 2)
+
+
 def test_the_schemas_of_tools_are_published_with_their_row(build, tool_model):
     asked = [{"messages": [{**ASK, "content": text}, ANSWER]} for text in ("Hi", "Ho")]
     built = build(
@@ -132,10 +147,10 @@ def test_a_call_of_another_kind_is_named_by_its_row(build, call):
 
 
 def test_parts_of_text_are_joined(build):
-    parts = [{"type": "text", "text": "One"}, {"type": "text", "text": "two", "image_url": None}, "three"]
+    parts = [{"type": "text", "text": "One"}, {"type": "input_text", "text": " two,", "image_url": None}, " three"]
     answer = {**ANSWER, "content": [{"type": "text", "text": "Yes!"}]}
     built = build([{"messages": [{**ASK, "content": parts}, answer]}, *({"messages": [ASK, ANSWER]},)])
-    assert ("One\ntwo\nthree", "Yes!") in built.pairs
+    assert ("One two, three", "Yes!") in built.pairs
 
 
 @pytest.mark.parametrize(
