@@ -48,7 +48,7 @@ def compare(
         iterations: How many iterations each run has. 0 takes the recipe's number.
         methods: What SPIN is compared with; by default everything, but DPO only with preference data.
         overrides: Any other setting. What is left empty stays as the recipe has it.
-        runs: The folder that holds lineages; by default SPIN_RUNS, or runs.
+        runs: The folder that holds lineages. If empty: that of `spin up`; elsewhere SPIN_RUNS, or runs.
     """
     end_run_with_worker()
     name = name or f"compare-{recipe}"

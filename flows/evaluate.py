@@ -51,7 +51,7 @@ def evaluate(
         overrides: Settings of evaluate, such as limits and local data.
         recipe: For a model: whose settings, prompts and chat template to use.
         lineage: For a model: its name on the leaderboard; by default its folder's name.
-        runs: The folder that holds lineages; by default SPIN_RUNS, or runs.
+        runs: The folder that holds lineages. If empty: that of `spin up`; elsewhere SPIN_RUNS, or runs.
     """
     end_run_with_worker()
     prepared = scoring.prepare(runs_folder(runs), target, suites, [permitted_values(overrides)], recipe or "", lineage)

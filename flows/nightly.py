@@ -57,8 +57,8 @@ def nightly(
     Args:
         lineage: The name of the chain of model versions, in lower-case letters, digits and dashes. There is no default.
         recipe: What to start the lineage with, if it does not exist yet.
-        until_converged: Stop when the lineage has converged, by its `nightly` settings.
-        runs: The folder that holds lineages; by default SPIN_RUNS, or runs.
+        until_converged: Stop when the lineage has converged, by its `nightly` settings. True, unless it is set.
+        runs: The folder that holds lineages. If empty: that of `spin up`; elsewhere SPIN_RUNS, or runs.
     """
     lineage = _checked_lineage(_lineage_of_run(flow_run.id, lineage))
     folder = runs_folder(runs)

@@ -65,7 +65,7 @@ def spin(
             real small model, on a CPU), smollm2-135m (one small GPU), zephyr-7b-paper (the paper's run),
             zephyr-7b-scripts (its authors' scripts), zephyr-7b (the same, corrected).
         overrides: Any other setting. What is left empty stays as the lineage or the recipe has it.
-        runs: The folder that holds lineages; by default SPIN_RUNS, or runs.
+        runs: The folder that holds lineages. If empty: that of `spin up`; elsewhere SPIN_RUNS, or runs.
     """
     folder = runs_folder(runs)
     request = partial(requested, folder, lineage, recipe, iterations or None, permitted_values(overrides))

@@ -32,7 +32,7 @@ def turn(lineage: Path) -> Iterator[None]:
         else:
             verb = "computes" if len(ahead) == 1 else "compute"
             names = ", ".join(f"a {other}" for other in ahead)
-            waited.append(_say_waiting(f"{names} {verb}; spin up --at-once sets how many may at once"))
+            waited.append(_say_waiting(f"{names} {verb}; spin up --at-once allows more"))
 
     with turns.turn(own, turns.at_once(), report):
         try:

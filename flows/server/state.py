@@ -32,6 +32,9 @@ _NAME = "spin"
 _TEMPORARY = "spin-up-"
 """How the names of folders for temporary files begin."""
 
+_STORAGE = "storage"
+"""Where Prefect keeps the errors of runs. It is made here because Prefect would make it readable by everyone."""
+
 DATABASE = "prefect.db"
 """It is made here because Prefect would make it readable by everyone. SQLite accepts an empty file, and gives its other
 files the permissions of the database."""
@@ -53,6 +56,7 @@ def prepare_state(state: Path) -> None:
     try:
         with contextlib.suppress(FileExistsError):
             state.mkdir(mode=0o700)
+        (state / _STORAGE).mkdir(mode=0o700, exist_ok=True)
         for path in open_to_others(state):
             path.chmod(stat.S_IMODE(path.stat().st_mode) & 0o700)
         open_private(state / DATABASE).close()

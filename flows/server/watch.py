@@ -8,6 +8,7 @@ crashed, and a person starts them again.
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -35,6 +36,9 @@ RECENT = timedelta(days=2)
 
 WAITING = "Waiting"
 """The name of the state of a run that waits for others."""
+
+_DUE = ["Scheduled", "Late", "AwaitingRetry", WAITING]
+"""The names of the states of runs that a worker takes when it has room."""
 
 WAITS_LABEL = "spin.waits"
 """The label with how often a run has waited after its start. Prefect counts its going on as another start."""
@@ -105,7 +109,7 @@ def continue_later(server: Server, since: datetime) -> None:
 def explain_waiting(server: Server, at_once: int) -> None:
     """Name the state of runs that are due and for which the worker has no room `Waiting`, with the reason.
 
-    Such runs also get the names that their flows will give them.
+    The reason is also in their logs, where the UI opens a run. Such runs get the names that their flows will give them.
 
     Args:
         server: The server of `spin up`.
@@ -113,7 +117,7 @@ def explain_waiting(server: Server, at_once: int) -> None:
     """
     now = datetime.now(UTC)
     due = {
-        "state": {"type": {"any_": ["SCHEDULED"]}, "name": {"any_": ["Scheduled", "Late", WAITING]}},
+        "state": {"type": {"any_": ["SCHEDULED"]}, "name": {"any_": _DUE}},
         "next_scheduled_start_time": {"before_": (now - timedelta(seconds=EVERY_SECONDS)).isoformat()},
     }
     running = _runs(server, list(WITHOUT_PROCESS_SECONDS))
@@ -125,8 +129,15 @@ def explain_waiting(server: Server, at_once: int) -> None:
             details = {"scheduled_time": run["next_scheduled_start_time"]}
             state = {"type": "SCHEDULED", "name": WAITING, "message": message, "state_details": details}
             server.post(f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+            _log(server, run, message, now)
         if run["name"] != (name := shown_name(run)):
             server.patch(f"/flow_runs/{run['id']}", {"name": name})
+
+
+def _log(server: Server, run: Mapping[str, Any], message: str, now: datetime) -> None:
+    """Add a line to the log of a run that has no process yet."""
+    line = {"name": "prefect.flow_runs", "level": logging.INFO, "message": message, "timestamp": now.isoformat()}
+    server.post("/logs/", [line | {"flow_run_id": run["id"]}])
 
 
 def _reason(run: Mapping[str, Any], running: list[Any]) -> str:
@@ -138,7 +149,7 @@ def _reason(run: Mapping[str, Any], running: list[Any]) -> str:
         return f"another run of lineage {lineage} {verb}; this one continues after it"
     lineages = sorted({lineage_of(other) or other["name"] for other in running})
     verb = verb if len(lineages) == 1 else verb.removesuffix("s")
-    return f"{', '.join(f'a run of {name}' for name in lineages)} {verb}; spin up --at-once sets how many may at once"
+    return f"{', '.join(f'a run of {name}' for name in lineages)} {verb}; spin up --at-once allows more"
 
 
 def starts(run: Mapping[str, Any]) -> int:

@@ -148,14 +148,18 @@ def test_a_run_waits_for_another_of_this_machine_and_its_state_and_spin_status_s
         first = up.trigger("nightly", {"lineage": "tale"})
         state = wait_for(lambda: waiting_state(up, first, "PENDING"))
         assert re.match(
-            r"waits: a run of a-terminal \(process \d+\) computes; spin up --at-once sets how", state["message"]
+            r"waits: a run of a-terminal \(process \d+\) computes; spin up --at-once allows more", state["message"]
         )
         second = up.trigger("spin", {"lineage": "tale", "iterations": 1})
         state = wait_for(lambda: waiting_state(up, second, "SCHEDULED"))
         assert state["message"] == "waits: another run of lineage tale waits; this one continues after it"
         other = up.trigger("spin", {"lineage": "other", "iterations": 1})
         state = wait_for(lambda: waiting_state(up, other, "SCHEDULED"))
-        assert state["message"] == "waits: a run of tale waits; spin up --at-once sets how many may at once"
+        assert state["message"] == "waits: a run of tale waits; spin up --at-once allows more"
+        assert state["message"] in log_of(up, other), "where the UI opens a run"
+        again = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
+        up.request("POST", f"/flow_runs/{other['id']}/set_state", again)  # as after a crash
+        wait_for(lambda: waiting_state(up, other, "SCHEDULED"))
         status = up.spin("status").stdout
         assert "nightly-tale  Waiting: a run of a-terminal (process " in status
         assert " tale  Waiting: another run of lineage tale waits; this one continues after it" in status
@@ -166,6 +170,12 @@ def test_a_run_waits_for_another_of_this_machine_and_its_state_and_spin_status_s
             up.request("POST", f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLED"}})
     assert up.finish(first)["state_name"] == "Stopped"
     assert up.history(first)[-3:] == ["Waiting", "Running", "Stopped"]
+
+
+def log_of(up: Up, run: Any) -> list[str]:
+    """The lines of the run's log."""
+    lines = up.request("POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})
+    return [line["message"] for line in lines]
 
 
 def waiting_state(up: Up, run: Any, kind: str) -> Any:

@@ -25,6 +25,17 @@ def test_temporary_files_are_removed_with_what_killed_processes_left_in_them(pri
     assert not (private / "temporary").exists()
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+def test_errors_that_prefect_keeps_are_closed_to_others(private, is_new):
+    storage = private / "storage"
+    if not is_new:
+        storage.chmod(0o755)
+    state.prepare_state(private)
+    (storage / "error").touch()
+    assert storage.stat().st_mode & 0o077 == 0
+    assert not state.open_to_others(private)
+
+
 def test_the_next_start_removes_the_temporary_files_of_a_killed_one(private):
     left = state.temporary_folder(private).gen  # never ended, as after kill -9
     folder = next(left)

@@ -240,7 +240,7 @@ def test_a_run_that_waits_names_the_lineages_of_those_before_it_and_what_it_wait
     waiting = other | {"state_name": "Waiting"}
     again, new = (described("practical-pika", "spin", {"lineage": name}) for name in ("mine", "new"))
     after_it = "this one continues after it"
-    at_once = "spin up --at-once sets how many may at once"
+    at_once = "spin up --at-once allows more"
     assert watch._reason(again, [other, mine]) == f"another run of lineage mine computes; {after_it}"
     assert watch._reason(new, [mine]) == f"a run of mine computes; {at_once}"
     assert watch._reason(new, [other, mine]) == f"a run of mine, a run of other compute; {at_once}"
