@@ -13,7 +13,7 @@ from spin_core.data.chat import Message
 from spin_core.data.drops import Drops
 from spin_core.data.files.rows import Rows, rows_at
 from spin_core.data.formats.columns import INSTANCES, Layout, find_layout, missing_columns, rename
-from spin_core.data.formats.context import read_column, row_tools, unlearned_by, with_context
+from spin_core.data.formats.context import row_tools, unlearned_by, with_context, with_input
 from spin_core.data.formats.marked import divide, looks_marked, split_marked
 from spin_core.data.formats.tools import Tools
 from spin_core.data.formats.turns import UNLEARNED, Dropped, join_turns, turns_of
@@ -270,12 +270,7 @@ def _exchange_turns(row: Row, layout: Layout, setting: str) -> list[Message]:
     prompt_column, response_column = layout.needed
     prompt = turns_of(row, prompt_column, "user")
     response = turns_of(row, response_column, "assistant")
-    input = read_column(text_of, row, layout.input, setting) if layout.input else ""
-    # A whole prompt may have its input in it.
-    is_repeated = prompt_column == "prompt" and prompt and input.strip() in prompt[-1]["content"]
-    if input.strip() and prompt and not is_repeated:
-        above = prompt[-1]["content"]
-        prompt[-1] = {**prompt[-1], "content": f"{above}\n\n{input}" if above.strip() else input}
+    prompt = with_input(prompt, prompt_column, row, layout.input, setting)
     return join_turns(prompt, response)
 
 

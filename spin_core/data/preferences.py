@@ -3,15 +3,13 @@
 The chosen response takes the place of the real one and the rejected response that of the generated one. A row is one of
 
     prompt, chosen, rejected           text or turns; the responses may repeat the prompt's turns
-    conversations, chosen, rejected    turns, also ShareGPT's
     chosen, rejected                   whole conversations, or texts whose common beginning is the prompt
 
-with or without `system`, `history` and `tools`. A row from which nothing can be learned is dropped, and counted by its
-reason.
+with or without `input`, `system`, `history` and `tools`. The prompt's column has one of several names. A row from which
+nothing can be learned is dropped, and counted by its reason.
 """
 
 import os
-import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -25,8 +23,9 @@ from spin_core.data.drops import Drops, nothing_left
 from spin_core.data.examples import BATCH, FIXES, Example, ExampleBuilder
 from spin_core.data.files.example_files import TOOLS
 from spin_core.data.files.rows import Rows, rows_at
-from spin_core.data.formats.columns import rename
-from spin_core.data.formats.context import row_tools, with_context
+from spin_core.data.formats.columns import CHOSEN, CONTEXT, INPUTS, PREFERENCE_PROMPTS, REJECTED, rename
+from spin_core.data.formats.context import row_tools, with_context, with_input
+from spin_core.data.formats.marked import looks_marked, split_marked
 from spin_core.data.formats.tools import Tools
 from spin_core.data.formats.turns import Dropped, join_turns, turns_of
 from spin_core.data.formats.values import Row, text_of
@@ -35,11 +34,6 @@ from spin_core.runtime.progress import Progress
 
 SETTING = "controls.dpo"
 """Where the configuration names preference data."""
-
-_CHOSEN, _REJECTED = "chosen", "rejected"
-
-_SPEAKER = re.compile(r"\s*(Human|Assistant): ?")
-"""How texts like those of Anthropic's HH-RLHF mark whose turn it is, at the beginning of a line after an empty one."""
 
 _FIXES = {
     **{reason: fix.replace("prompts.columns", f"{SETTING}.columns") for reason, fix in FIXES.items()},
@@ -81,27 +75,42 @@ class PreferenceReader:
         """The number of rows that were read."""
         self.drops: Drops = Counter()
         """Rows that were left out, by reason."""
+        self.unused: set[str] = set()
+        """The columns with values that had no influence, by the source's own names."""
+        self._has_prompts: bool | None = None
+        """Whether the first rows have a column for the prompt. Then it is never guessed."""
 
     def read(self, rows: Sequence[Row]) -> list[Preference]:
         """The preference in each row that has one. Raises `DataError` for columns that get one name."""
         source = rows_at(rows, self._name)
         kept: list[Preference] = []
-        for index in range(len(source)):
-            row = self._rename(source, index)
+        renamed = [self._rename(source, index) for index in range(len(source))]
+        if self._has_prompts is None:
+            self._has_prompts = any(_prompt_column(row) for row in renamed)
+        for index, row in enumerate(renamed):
             self._names.update(row)
+            self._note_unused(source[index], row)
             try:
-                kept.append(preference_of(row))
+                kept.append(preference_of(row, has_prompts=self._has_prompts))
             except Dropped as reason:
                 self.drops[str(reason)] += 1
             except DataError:
                 self.drops["malformed"] += 1
         self.rows += len(source)
         self._unread |= source.unread
+        self.unused |= source.unread
         return kept
+
+    def _note_unused(self, source: Row, row: Row) -> None:
+        """Note the columns of a row that have a value and no influence."""
+        used = {_prompt_column(row), _input_column(row), CHOSEN, REJECTED, *CONTEXT}
+        for key, value in source.items():
+            if self._columns.get(key, key) not in used and value not in (None, "", [], {}):
+                self.unused.add(key)
 
     def check_columns(self) -> None:
         """Raise `DataError` if no row that was read has one of the two sides."""
-        missing = [side for side in (_CHOSEN, _REJECTED) if side not in self._names]
+        missing = [side for side in (CHOSEN, REJECTED) if side not in self._names]
         if missing:
             present = ", ".join(sorted(self._names | self._unread))
             raise DataError(
@@ -117,21 +126,26 @@ class PreferenceReader:
             raise DataError(f"{rows.place(index)}: {error}") from error
 
 
-def preference_of(row: Row) -> Preference:
+def preference_of(row: Row, *, has_prompts: bool = False) -> Preference:
     """A row's preference.
+
+    Args:
+        row: under its new names.
+        has_prompts: whether other rows have a column for the prompt, so that it is not guessed where it is missing.
 
     Raises:
         Dropped: nothing can be learned from the row.
         DataError: a value is of the wrong kind.
     """
-    prompt_column = next((column for column in ("conversations", "prompt") if row.get(column) is not None), None)
-    if prompt_column is not None:
-        prompt = turns_of(row, prompt_column, "user")
-        sides = [turns_of(row, side, "assistant") for side in (_CHOSEN, _REJECTED)]
-    elif isinstance(row.get(_CHOSEN), str):
-        prompt, sides = _split_texts(text_of(row, _CHOSEN), text_of(row, _REJECTED))
+    column = _prompt_column(row)
+    is_text = isinstance(row.get(CHOSEN), str)
+    if column is None and is_text and not has_prompts:
+        prompt, sides = _split_texts(text_of(row, CHOSEN), text_of(row, REJECTED))
     else:
-        prompt, sides = [], [turns_of(row, side, "assistant") for side in (_CHOSEN, _REJECTED)]
+        column = column or ("prompt" if is_text else None)
+        prompt = turns_of(row, column, "user") if column else []
+        prompt = with_input(prompt, column or "", row, _input_column(row), SETTING)
+        sides = [turns_of(row, side, "assistant") for side in (CHOSEN, REJECTED)]
     config = PromptsConfig()
     chosen, rejected = (
         check_conversation(with_context(row, join_turns(prompt, side), SETTING), config) for side in sides
@@ -189,34 +203,28 @@ def no_preference_left(name: str, drops: Drops) -> DataError:
     return nothing_left(f"preference of {name}", drops, _FIXES)
 
 
+def _prompt_column(row: Row) -> str | None:
+    """The column with a row's prompt; None without one."""
+    return next((column for column in PREFERENCE_PROMPTS if row.get(column) is not None), None)
+
+
+def _input_column(row: Row) -> str | None:
+    """The column with the text that a row's prompt is about; None without one."""
+    return next((column for column in INPUTS if row.get(column) is not None and column != _prompt_column(row)), None)
+
+
 def _split_texts(chosen: str, rejected: str) -> tuple[list[Message], list[list[Message]]]:
     """Two texts without a prompt of their own: the prompt's turns, and each response's.
 
     Texts that mark their turns are split at the marks. Others have the same beginning: their prompt ends with the last
     word that they share, and the responses begin with the space after it, so that prompt + response is the text.
     """
-    dialogues = [_dialogue(text) for text in (chosen, rejected)]
-    if all(dialogues):
-        return [], dialogues
+    if looks_marked(chosen) and looks_marked(rejected):
+        return [], [split_marked(chosen), split_marked(rejected)]
     common = os.path.commonprefix([chosen, rejected])
     prompt = common[: max(common.rfind(space) for space in " \n\t") + 1].rstrip()
     sides = [[{"role": "assistant", "content": text[len(prompt) :]}] for text in (chosen, rejected)]
     return [{"role": "user", "content": prompt}], sides
-
-
-def _dialogue(text: str) -> list[Message]:
-    """The turns of a text whose paragraphs say who speaks; none if they do not."""
-    turns: list[Message] = []
-    for paragraph in text.strip().split("\n\n"):
-        mark = _SPEAKER.match(paragraph)
-        if mark:
-            role = "user" if mark[1] == "Human" else "assistant"
-            turns.append({"role": role, "content": paragraph[mark.end() :]})
-        elif turns:
-            turns[-1]["content"] += f"\n\n{paragraph}"
-        else:
-            return []
-    return turns
 
 
 def _pair_of(chosen: Example, rejected: Example) -> Row:

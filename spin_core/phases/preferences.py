@@ -52,6 +52,8 @@ def run(job: PreferencesJob, scratch: Path, progress: Progress) -> dict[str, Any
     schema = SCHEMA.append(TOOLS) if any(pair[TOOLS.name] for pair in pairs) else SCHEMA
     pq.write_table(pa.Table.from_pylist(pairs, schema), scratch / "pairs.parquet")
     log.info("%s: kept %d of %d preferences%s", name, len(pairs), reader.rows, list_drops(drops))
+    if reader.unused:
+        log.info("%s: columns without influence: %s", name, ", ".join(sorted(reader.unused)))
     return {"t": 0, "rows_in": reader.rows, "rows": len(pairs), "drops": dict(sorted((+drops).items())), "mix": {}}
 
 

@@ -93,6 +93,8 @@ def inspect_preferences(inspection: Inspection, config: RunConfig) -> int:
     if not usable:
         raise no_preference_left(name, reader.drops)
     inspection.add("data", f"{name} has {count(rows, 'row')}, {usable:,} with a preference for DPO")
+    if reader.unused:
+        inspection.add("data", f"{name}: columns without influence: {listed_names(sorted(reader.unused))}")
     return min(usable, dpo.sample or usable)
 
 

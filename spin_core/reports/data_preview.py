@@ -210,7 +210,7 @@ def _preview_preferences(job: PromptsJob, config: DpoConfig, renderer: Any, rows
         train=min(config.sample or usable, usable * len(pairs) // len(first)),
         held_out=0,
         left_out=reader.drops + drops,
-        unused_columns=[],
+        unused_columns=sorted(reader.unused),
     )
 
 

@@ -39,7 +39,12 @@ _PAIRS = {"prompt-response": ("prompt", "response"), "instruction": ("instructio
 KNOWN = {*_TURNS, "real", *PROMPTS, *RESPONSES, *INPUTS, *CONTEXT, INSTANCES, "text", *FLAGS, LABEL}
 """All names that have a meaning."""
 
-PREFERENCES = {"prompt", "conversations", "chosen", "rejected", *CONTEXT}
+CHOSEN, REJECTED = "chosen", "rejected"
+
+PREFERENCE_PROMPTS = ("conversations", *PROMPTS, "messages", "input")
+"""Names of the prompt's column in preference data, in the order in which they count."""
+
+PREFERENCES = {*PREFERENCE_PROMPTS, *INPUTS, CHOSEN, REJECTED, *CONTEXT}
 """All names that have a meaning in preference data."""
 
 _NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {

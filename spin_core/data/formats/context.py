@@ -21,9 +21,9 @@ def with_context(row: Row, turns: list[Message], setting: str = "prompts") -> li
         Dropped: the row has different system prompts.
     """
     system = turns[:1] if turns and turns[0]["role"] == "system" else []
-    prompts = [read_column(text_of, row, column, setting) for column in SYSTEMS]
+    prompts = [_read(text_of, row, column, setting) for column in SYSTEMS]
     prompts = [text for text in prompts if text.strip()]
-    history = read_column(_history_of, row, HISTORY, setting)
+    history = _read(_history_of, row, HISTORY, setting)
     different = {*prompts, *(turn["content"] for turn in system)}
     if len(different) > 1:
         raise Dropped("several-system-prompts")
@@ -31,9 +31,23 @@ def with_context(row: Row, turns: list[Message], setting: str = "prompts") -> li
     return [*first, *history, *turns[len(system) :]]
 
 
+def with_input(prompt: list[Message], prompt_column: str, row: Row, column: str | None, setting: str) -> list[Message]:
+    """A prompt's turns with the text of a row's column of input below the last one.
+
+    A column `prompt` may be whole, with its input in it. Then nothing is added.
+    """
+    input = _read(text_of, row, column, setting) if column else ""
+    if not input.strip() or not prompt:
+        return prompt
+    above = prompt[-1]["content"]
+    if prompt_column == "prompt" and input.strip() in above:
+        return prompt
+    return [*prompt[:-1], {**prompt[-1], "content": f"{above}\n\n{input}" if above.strip() else input}]
+
+
 def row_tools(row: Row, setting: str = "prompts") -> Tools | None:
     """The schemas of the tools in a row. Raises `DataError` if its column holds something else."""
-    found = (read_column(lambda row, column: tools_of(row.get(column), column), row, name, setting) for name in TOOLS)
+    found = (_read(lambda row, column: tools_of(row.get(column), column), row, name, setting) for name in TOOLS)
     return next((tools for tools in found if tools), None)
 
 
@@ -78,7 +92,7 @@ def _is_pair(item: Any) -> bool:
     return isinstance(item, list) and len(item) == 2
 
 
-def read_column(parse: Callable[[Row, str], T], row: Row, column: str, setting: str) -> T:
+def _read(parse: Callable[[Row, str], T], row: Row, column: str, setting: str) -> T:
     """What a column says.
 
     Raises `DataError` with another fix than `parse` names: a column by such a name may mean something else.

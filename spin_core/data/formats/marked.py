@@ -23,6 +23,8 @@ _FAMILIES = [
         r"\[(/?INST)\]",
         rf"#{{2,4}}[ \t]*({_SPEAKERS})[ \t]*:",
         r"#{2,4}[ \t]*(system|instruction|question|input|context|response|output|answer)[ \t]*(?::|$)",
+        # At the beginning of a paragraph, as in HH-RLHF, or of a line.
+        rf"(?:\A|(?<=\n\n))[ \t]*({_SPEAKERS})[ \t]*:",
         rf"^[ \t]*({_SPEAKERS})[ \t]*:",
         # On one line, as Vicuna's texts are.
         rf"(?:^|(?<=\s)|(?<=>))({_SPEAKERS}):",

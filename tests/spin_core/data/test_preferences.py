@@ -11,7 +11,7 @@ from spin_core.config.model import ChatConfig
 from spin_core.data import pairs
 from spin_core.data.chat import Renderer
 from spin_core.data.files.example_files import SCHEMA as PROMPTS
-from spin_core.data.preferences import preference_of
+from spin_core.data.preferences import PreferenceReader, preference_of
 from spin_core.data.tokenizer import load_tokenizer
 from spin_core.errors import DataError
 from spin_core.phases import preferences
@@ -105,6 +105,14 @@ SAME = {
         "chosen": {"from": "gpt", "value": "Four."},
         "rejected": {"from": "gpt", "value": "Five."},
     },
+    "question": {"question": ASKED, "chosen": "Four.", "rejected": "Five."},
+    "instruction and input": {"instruction": ASKED, "input": "", "chosen": "Four.", "rejected": "Five."},
+    "input": {"input": ASKED, "chosen": "Four.", "rejected": "Five."},
+    "messages": {"messages": [user(ASKED)], "chosen": assistant("Four."), "rejected": "Five."},
+    "ChatML": {
+        "chosen": f"<|im_start|>user\n{ASKED}<|im_end|>\n<|im_start|>assistant\nFour.<|im_end|>\n",
+        "rejected": f"<|im_start|>user\n{ASKED}<|im_end|>\n<|im_start|>assistant\nFive.<|im_end|>\n",
+    },
     "marked text": {
         "chosen": f"\n\nHuman: {ASKED}\n\nAssistant: Four.",
         "rejected": f"\n\nHuman: {ASKED}\n\nAssistant: Five.",
@@ -120,6 +128,26 @@ def test_every_form_of_a_preference_is_read_to_the_same_pair(form):
 def test_texts_without_a_prompt_part_after_the_last_word_that_they_share():
     row = {"chosen": "The sky is blue today.", "rejected": "The sky is black today."}
     assert preference_of(row) == ([user("The sky is")], " blue today.", " black today.", None, ({}, {}))
+
+
+def test_an_input_is_below_the_prompt():
+    row = {"instruction": "Add.", "input": "2 + 2", "chosen": "Four.", "rejected": "Five."}
+    assert preference_of(row).messages == [user("Add.\n\n2 + 2")]
+    whole = {"prompt": "Add 2 + 2", "context": "2 + 2", "chosen": "Four.", "rejected": "Five."}
+    assert preference_of(whole).messages == [user("Add 2 + 2")]
+
+
+@pytest.mark.parametrize("missing", [{"prompt": None}, {"prompt": ""}, {}])
+def test_a_prompt_that_is_missing_among_others_is_not_guessed(build, missing):
+    row = {"chosen": "The sky is blue.", "rejected": "The sky is black."}
+    fields, rows = build([SAME["explicit text"], {**missing, **row}])
+    assert (fields["drops"], len(rows)) == ({"empty-prompt": 1}, 1)
+
+
+def test_columns_without_influence_are_noted():
+    reader = PreferenceReader({"ask": "question"}, "x")
+    reader.read([{"ask": "a", "messages": [user("a")], "chosen": "b", "rejected": "c", "score": 1, "note": None}])
+    assert reader.unused == {"messages", "score"}
 
 
 def test_several_rounds_and_system_prompts_are_kept():
