@@ -62,7 +62,6 @@ def load_examples(
     progress: Progress,
     *,
     keep_duplicates: bool = False,
-    reader: ConversationReader | None = None,
 ) -> tuple[list[Example], Drops]:
     """The examples in a source's rows, in their order, and how many rows were dropped, by reason.
 
@@ -73,13 +72,12 @@ def load_examples(
         renderer: renders and tokenises conversations.
         progress: counts the rows.
         keep_duplicates: whether rows with the same token ids are all kept.
-        reader: reads the conversations; a new one by default.
 
     Raises:
         DataError: no row is left.
     """
     loader = ExampleLoader(job, renderer, keep_duplicates=keep_duplicates)
-    reader = reader or ConversationReader(job.config, name)
+    reader = ConversationReader(job.config, name)
     progress.start(len(rows), "row")
     examples = [example for batch in loader.load(rows, reader, progress) for example in batch]
     return examples, loader.end_source(name, reader, len(examples))
@@ -218,7 +216,8 @@ def fix_of(reason: str) -> str:
 
 def no_prompt_left(name: str, drops: Drops) -> DataError:
     """The error to raise when all rows of a source were dropped."""
-    return nothing_left(f"row of {name}", drops, _FIXES)
+    # Only rows of other sources can make duplicates of all.
+    return nothing_left(f"row of {name}", drops, {**_FIXES, "duplicate": "give rows that no other source has"})
 
 
 def _bytes_of(example: Example) -> bytes:

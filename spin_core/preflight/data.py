@@ -40,6 +40,8 @@ def inspect_source(inspection: Inspection, config: RunConfig) -> Source:
     settings = config.prompts
     if settings.sources is None:
         return _inspect_part(inspection, settings, "prompts", config.seed)
+    if settings.source != SourceConfig():
+        inspection.add("data", f"prompts.sources are read, and prompts.source ({settings.source.path}) is not")
     parts = {
         name: _inspect_part(inspection, part, f"prompts.sources.{name}", config.seed)
         for name, part in settings.parts().items()

@@ -17,7 +17,7 @@ from spin_core.config.controls import DpoConfig
 from spin_core.config.run import RunConfig
 from spin_core.data import prompts
 from spin_core.data.examples import Example, ExampleBuilder
-from spin_core.data.files.preview import Beginning, demo_beginning, load_beginning, preview, read_beginning
+from spin_core.data.files.preview import Beginning, Share, demo_beginning, load_beginning, preview, read_beginning
 from spin_core.data.preferences import SETTING, Preference, PreferenceReader, build_pairs, no_preference_left
 from spin_core.data.sources import check_demo_is_meant, open_preferences
 from spin_core.data.tokenizer import model_ends
@@ -98,14 +98,10 @@ def preview_data(config: RunConfig, rows: int) -> list[SourcePreview]:
         if settings.sources is None:
             previews = [_preview_source(job, renderer, rows)]
         else:
-            use = "train" if settings.held_out_source else "train and held out"
-            previews = [
-                _preview_part(job.model_copy(update={"config": part}), renderer, rows, use, name)
-                for name, part in settings.parts().items()
-            ]
+            previews = _preview_mixture(job, renderer, rows)
         if settings.held_out_source is not None:
             part = settings.model_copy(update={"source": settings.held_out_source})
-            previews.append(_preview_part(job.model_copy(update={"config": part}), renderer, rows, "held out"))
+            previews.append(_preview_held_out(job.model_copy(update={"config": part}), renderer, rows))
         if config.controls.dpo is not None:
             previews.append(_preview_preferences(job, config.controls.dpo, renderer, rows))
         return previews
@@ -158,24 +154,76 @@ def _preview_undivided(job: PromptsJob, source: Beginning, renderer: Any, rows: 
     )
 
 
-def _preview_part(job: PromptsJob, renderer: Any, rows: int, use: str, name: str = "") -> SourcePreview:
-    """One of several sources, or that of the held-out prompts. How it is divided is not known."""
-    config, setting = job.config, f"prompts.sources.{name}" if name else "prompts"
-    place = setting if name else "prompts.held_out_source"
-    source = read_beginning(config, _CHARACTERS, setting, place)
-    examples, drops, read = load_beginning(job, source, renderer, _CHARACTERS, setting)
+def _preview_mixture(job: PromptsJob, renderer: Any, rows: int) -> list[SourcePreview]:
+    """Each of several sources, and how many of its rows are taken."""
+    parts = {name: job.model_copy(update={"config": part}) for name, part in job.config.parts().items()}
+    sources = {
+        name: read_beginning(part.config, _CHARACTERS, f"prompts.sources.{name}", f"prompts.sources.{name}")
+        for name, part in parts.items()
+    }
+    shares: Mapping[str, Share] = {}
+    problem = ""
+    try:
+        shares = preview(job, sources, renderer, characters=_CHARACTERS).shares
+    except DataError as error:
+        problem = str(error)
+    loader = prompts.ExampleLoader(job, renderer)
+    return [
+        _preview_part(part, sources[name], renderer, rows, name, shares.get(name), problem, loader)
+        for name, part in parts.items()
+    ]
+
+
+def _preview_part(
+    job: PromptsJob,
+    source: Beginning,
+    renderer: Any,
+    rows: int,
+    name: str,
+    share: Share | None,
+    problem: str,
+    loader: prompts.ExampleLoader,
+) -> SourcePreview:
+    """One of several sources. Without a share it is not known what is taken of it, because of a problem."""
+    setting, characters = f"prompts.sources.{name}", _CHARACTERS // len(job.config.parts())
+    examples, drops, read = load_beginning(job, source, renderer, characters, setting, loader)
     usable = len(examples) * source.number // read
+    train, held_out = share or Share(usable, 0)
+    has_own = job.config.held_out_source is not None
+    if share and read == source.number:
+        drops["not-taken"] = usable - train - held_out
     return _describe(
         job,
         renderer.tokenizer,
         examples,
         rows,
-        name=config.source.path,
-        use=use,
+        name=f"{name} ({job.config.source.path})",
+        use="train" if has_own or share is None else "train and held out",
         rows=source.number,
         read=read,
-        train=usable if name else 0,
-        held_out=0 if name else min(config.held_out, usable),
+        train=train,
+        held_out=held_out,
+        left_out=+drops,
+        unused_columns=source.unused_columns,
+        problem=problem,
+    )
+
+
+def _preview_held_out(job: PromptsJob, renderer: Any, rows: int) -> SourcePreview:
+    """The source of the held-out prompts."""
+    source = read_beginning(job.config, _CHARACTERS, "prompts", "prompts.held_out_source")
+    examples, drops, read = load_beginning(job, source, renderer, _CHARACTERS)
+    return _describe(
+        job,
+        renderer.tokenizer,
+        examples,
+        rows,
+        name=job.config.source.path,
+        use="held out",
+        rows=source.number,
+        read=read,
+        train=0,
+        held_out=min(job.config.held_out, len(examples) * source.number // read),
         left_out=drops,
         unused_columns=source.unused_columns,
     )

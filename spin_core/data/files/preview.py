@@ -7,7 +7,7 @@ tokenised. Of a held-out source of its own all rows are tokenised, since it is s
 import io
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from spin_core.config.data import PromptsConfig
@@ -17,7 +17,7 @@ from spin_core.data.drops import Drops
 from spin_core.data.examples import Example
 from spin_core.data.files.division import divide_rows
 from spin_core.data.files.ids import Ids, numbers_of
-from spin_core.data.files.mixture import mixture_counts
+from spin_core.data.files.mixture import mix_rows, mixture_counts
 from spin_core.data.files.rows import Rows
 from spin_core.data.formats.columns import wanted_columns
 from spin_core.data.formats.values import strings_in
@@ -40,6 +40,13 @@ class Beginning(NamedTuple):
     """Columns with values that have no influence."""
 
 
+class Share(NamedTuple):
+    """What is taken of one of several sources."""
+
+    train: int
+    held_out: int
+
+
 class Preview(NamedTuple):
     """What phase `prompts` makes of its sources."""
 
@@ -54,6 +61,8 @@ class Preview(NamedTuple):
     """Columns with values that have no influence."""
     read: int
     """The number of rows that were tokenised."""
+    shares: Mapping[str, Share] = {}
+    """What is taken of each source, by its name, if there are several."""
 
 
 def read_beginning(
@@ -125,9 +134,22 @@ def preview(
 
 
 def load_beginning(
-    job: PromptsJob, source: Beginning, renderer: Renderer, characters: int, setting: str = "prompts"
+    job: PromptsJob,
+    source: Beginning,
+    renderer: Renderer,
+    characters: int,
+    setting: str = "prompts",
+    loader: ExampleLoader | None = None,
 ) -> tuple[list[Example], Drops, int]:
     """The examples and the drops of a source's first rows, and how many rows these are.
+
+    Args:
+        job: the phase's job, for this source.
+        source: the beginning of the source.
+        renderer: renders and tokenises conversations.
+        characters: the most characters that are tokenised.
+        setting: where the configuration describes the source's rows, for messages.
+        loader: knows the examples of other sources, to count duplicates among them.
 
     Raises:
         DataError: no row is left.
@@ -136,8 +158,11 @@ def load_beginning(
     read = math.ceil(len(rows) * min(1.0, characters / max(1, _characters_in(rows))))
     reader = ConversationReader(job.config, name, setting)
     first = rows[:read] if read < len(rows) else rows
-    examples, drops = load_examples(job, name, first, renderer, Progress(out=io.StringIO()), reader=reader)
-    return examples, drops, read
+    loader, progress = loader or ExampleLoader(job, renderer), Progress(out=io.StringIO())
+    loader.begin_source()
+    progress.start(len(first), "row")
+    examples = [example for batch in loader.load(first, reader, progress) for example in batch]
+    return examples, loader.end_source(name, reader, len(examples)), read
 
 
 def _held_out_ids(job: PromptsJob, renderer: Renderer) -> Ids | None:
@@ -160,24 +185,53 @@ def _held_out_parts(config: PromptsConfig) -> Iterator[Rows]:
 
 
 def _preview_mixture(job: PromptsJob, sources: Mapping[str, Beginning], renderer: Renderer, characters: int) -> Preview:
-    """What the phase makes of several sources, each judged by its beginning. Duplicates among them are not known."""
-    config = job.config
+    """What the phase makes of several sources, each judged by its beginning."""
+    config, loader = job.config, ExampleLoader(job, renderer)
     assert config.sources is not None
     examples: dict[str, list[Example]] = {}
     available, drops, unused, read = {}, Counter[str](), set[str](), 0
     for name, part in config.parts().items():
         own_job, source = job.model_copy(update={"config": part}), sources[name]
         own, lost, first = load_beginning(
-            own_job, source, renderer, characters // len(sources), f"prompts.sources.{name}"
+            own_job, source, renderer, characters // len(sources), f"prompts.sources.{name}", loader
         )
         examples[name], available[name] = own, len(own) * source.number // first
         drops, unused, read = drops + lost, unused | {*source.unused_columns}, read + first
+    if read == sum(source.number for source in sources.values()):
+        return _divide_mixture(job, examples, renderer, drops, unused)._replace(read=read)
     counts = mixture_counts(config.sources, available)
     left = _left_to_train(config, sum(counts.values()))
     # Equal shares of what was read of each source give the mixture's proportions.
     share = min(1.0, *(len(examples[name]) / count for name, count in counts.items()))
     train = [example for name, count in counts.items() for example in examples[name][: max(1, int(count * share))]]
-    return Preview(train, left, config.held_out, drops, sorted(unused), read)
+    total, held_out = sum(counts.values()), 0 if config.held_out_source else config.held_out
+    shares = {
+        name: Share(round(left * count / total), round(held_out * count / total)) for name, count in counts.items()
+    }
+    return Preview(train, left, config.held_out, drops, sorted(unused), read, shares)
+
+
+def _divide_mixture(
+    job: PromptsJob, examples: Mapping[str, list[Example]], renderer: Renderer, dropped: Drops, unused: Collection[str]
+) -> Preview:
+    """What the phase makes of several sources that were tokenised as a whole: the very rows that it takes."""
+    assert job.config.sources is not None
+    names = [name for name, own in examples.items() for _ in own]
+    everything = [example for own in examples.values() for example in own]
+    ids = numbers_of(example.id for example in everything)
+    rows = mix_rows(job.config.sources, names, ids, job.seed)
+    other_ids = _held_out_ids(job, renderer)
+    division = divide_rows(job, ids[rows], other_ids, dropped)
+    train = rows[division.train]
+    drops = dropped + division.drops
+    drops["not-in-mixture"] = len(ids) - len(rows)
+    if not len(train):
+        raise no_prompt_left(", ".join(examples), drops)
+    trained = Counter(names[row] for row in train)
+    held_out = Counter(names[row] for row in rows[division.held_out]) if other_ids is None else Counter()
+    shares = {name: Share(trained[name], held_out[name]) for name in examples}
+    kept = [everything[row] for row in train]
+    return Preview(kept, len(kept), len(division.held_out), drops, sorted(unused), 0, shares)
 
 
 def _left_to_train(config: PromptsConfig, usable: int) -> int:

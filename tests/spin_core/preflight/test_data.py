@@ -140,6 +140,7 @@ def test_each_of_several_sources_is_reported_and_its_rows_are_counted(configured
     chats.write_text("".join(json.dumps({"ask": f"hi {i}", "reply": "ho", "id": i}) + "\n" for i in range(20)))
     source = f"{{path: {chats}, columns: {{ask: prompt, reply: response}}, rows: 10}}"
     result = check_run(configured(f"prompts.sources={{tasks: {rows}, chats: {source}}}"), tmp_path)
+    assert f"prompts.sources are read, and prompts.source ({rows}) is not" in texts_of(result, "data")
     reported = texts_of(result, "data")
     assert f"{chats} has 20 rows, 20 with a prompt and a response" in reported
     assert any(text.startswith(f"{rows} has 60 rows") for text in reported)

@@ -127,11 +127,25 @@ def test_each_of_several_sources_is_shown(configured, rows, tmp_path):
     other.write_text('{"ask": "Why?", "answer": "So."}\n' * 2)
     source = f"{{path: {other}, columns: {{ask: prompt}}}}"
     shown = preview_data(configured(f"prompts.sources={{own: {rows}, other: {source}}}", "chat.system=null"), 1)
-    assert [(part.name, part.use, part.train, part.left_out.get("duplicate")) for part in shown] == [
-        (str(rows), "train and held out", 20, 1),
-        (str(other), "train and held out", 1, 1),
+    assert [(part.name, part.use, part.train + part.held_out, part.left_out.get("duplicate")) for part in shown] == [
+        (f"own ({rows})", "train and held out", 20, 1),
+        (f"other ({other})", "train and held out", 1, 1),
     ]
     assert "Why?" in shown[1].samples[0].prompt
+
+
+def test_of_several_sources_the_rows_are_shown_that_the_mixture_takes(configured, rows, tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(f'{{"prompt": "Why {i}?", "response": "So."}}\n' for i in range(8)))
+    own, others = preview_data(
+        configured(f"prompts.sources={{own: {{path: {rows}, weight: 1}}, other: {{path: {other}, weight: 1}}}}"), 1
+    )
+    assert (own.train + own.held_out, others.train + others.held_out) == (8, 8)
+    assert (own.left_out["not-taken"], others.left_out) == (12, {})
+    too_many = f"prompts.sources={{own: {{path: {rows}, rows: 99}}, other: {other}}}"
+    assert preview_data(configured(too_many), 1)[0].problem.startswith("prompts.sources.own.rows is 99, but ")
+    with pytest.raises(DataError, match=r"dropped as duplicate\): give rows that no other source has$"):
+        preview_data(configured(f"prompts.sources={{own: {rows}, again: {rows}}}"), 1)
 
 
 def test_preferences_are_shown_with_both_sides(configured, tmp_path):

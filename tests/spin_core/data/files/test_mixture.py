@@ -165,12 +165,15 @@ def test_a_preview_has_the_proportions_of_the_mixture(two, tiny_model):
     rows = {name: read_beginning(part, 10**9) for name, part in job.config.parts().items()}
     renderer = Renderer(load_tokenizer(tiny_model, ModelConfig()), job.chat)
     whole = preview(job, rows, renderer, characters=10**9)
-    assert (whole.prompts, whole.held_out, whole.read, len(whole.train)) == (27, 3, 40, 30)
+    assert (whole.prompts, whole.held_out, whole.read, len(whole.train)) == (27, 3, 40, 27)
+    held_out = [share.held_out for share in whole.shares.values()]
+    assert [share.train + held for share, held in zip(whole.shares.values(), held_out, strict=True)] == [20, 10]
+    assert sum(held_out) == 3
     part = preview(job, rows, renderer, characters=200)
     assert part.read < 40
     assert sum(example.prompt.startswith("Hi") for example in part.train) * 2 <= len(part.train)
     assert json.loads(json.dumps(whole.unused_columns)) == ["id"]
-    with pytest.raises(DataError, match=r"prompts.held_out is 50, but the data have only 30 usable rows"):
+    with pytest.raises(DataError, match=r"prompts.held_out is 50, but the data have only 30 different prompts"):
         preview(
             job.model_copy(update={"config": job.config.model_copy(update={"held_out": 50})}),
             rows,
