@@ -22,7 +22,7 @@ from markupsafe import Markup, escape
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -114,11 +114,14 @@ def _application(catalogue: Catalogue) -> Starlette:
         return _page("iteration.html", entry=entry, t=t, page=_iteration_page(path))
 
     def report(request: Request) -> Response:
-        return _File(catalogue.file(request.path_params["name"], REPORT) or _missing(), media_type="text/html")
+        name = request.path_params["name"]
+        return _with_bar(catalogue.file(name, REPORT) or _missing(), catalogue, name)
 
     def samples(request: Request) -> Response:
-        path = catalogue.file(request.path_params["name"], SAMPLES) or _missing()
-        return _File(path, media_type="text/html", headers={"content-security-policy": _POLICY_OF_SAMPLES})
+        name = request.path_params["name"]
+        page = _with_bar(catalogue.file(name, SAMPLES) or _missing(), catalogue, name)
+        page.headers["content-security-policy"] = _POLICY_OF_SAMPLES
+        return page
 
     def to_index(_request: Request) -> Response:
         return RedirectResponse(LINEAGES)
@@ -136,17 +139,19 @@ def _application(catalogue: Catalogue) -> Starlette:
     )
 
 
-class _File(FileResponse):
-    """A file as it is; 404 if it was deleted since it was looked up."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        try:
-            await super().__call__(scope, receive, send)
-        except RuntimeError as error:
-            if Path(self.path).is_file():
-                raise
-            raise HTTPException(404) from error
+def _with_bar(path: Path, catalogue: Catalogue, name: str) -> Response:
+    """A page that a run has written, below links to others; 404 if it was deleted since it was looked up."""
+    try:
+        text = path.read_text("utf-8", "replace")
+    except OSError:
+        return _missing()  # type: ignore[no-any-return]
+    pages = [page for page in (REPORT, SAMPLES) if catalogue.file(name, page)]
+    bar = _TEMPLATES.get_template("bar.html").render(
+        name=name, pages=pages, has_page=catalogue.lineage(name) is not None
+    )
+    beginning = re.search("<body>|(?=<main>)", text)
+    at = beginning.end() if beginning else 0
+    return HTMLResponse(text[:at] + bar + text[at:])
 
 
 def _missing() -> Any:

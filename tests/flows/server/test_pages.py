@@ -65,9 +65,14 @@ def test_a_lineages_page_leads_to_all_that_it_has(client):
     assert 'href="/lineages/trial/report.html"' in client.get("/lineages/trial-seed-1/").text
 
 
-def test_the_files_are_sent_as_they_are(client, runs):
+def test_the_files_are_sent_as_they_are_below_links_to_the_other_pages(client, runs):
     for path in ("mine/report.html", "mine/samples.html", "trial/report.html"):
-        assert client.get(f"/lineages/{path}").content == (runs / path).read_bytes()
+        sent = client.get(f"/lineages/{path}").text
+        bar = re.search("<p>&emsp;.*?</p>", sent, re.DOTALL)[0]
+        assert sent.replace(bar, "") == (runs / path).read_text()
+        links = re.findall('href="([^"]+)"', bar)
+        pages = ["./", "report.html", "samples.html"] if path.startswith("mine") else ["report.html"]
+        assert links == ["/lineages/", *pages]
 
 
 def test_an_iterations_page_has_its_tables_pictures_and_samples(client):
