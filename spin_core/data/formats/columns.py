@@ -163,7 +163,10 @@ def missing_columns(place: str, present: Collection[str], config: PromptsConfig,
 def _example_names(present: Collection[str]) -> str:
     """New names for columns whose names differ from known ones in case or spaces alone, or else an example."""
     names = {name: name.strip().lower() for name in sorted(present)}
-    renamed = {own: new for own, new in names.items() if new in KNOWN} or {"ask": "prompt", "reply": "response"}
+    renamed = {own: new for own, new in names.items() if new in KNOWN and new not in present} or {
+        "ask": "prompt",
+        "reply": "response",
+    }
     return ", ".join(f'"{own}": "{new}"' for own, new in renamed.items())
 
 

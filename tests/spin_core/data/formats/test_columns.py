@@ -163,6 +163,8 @@ def test_a_column_of_such_a_name_with_another_meaning_has_no_influence(build, ot
 def test_names_that_differ_in_case_alone_are_the_example():
     with pytest.raises(DataError, match=r'for instance \{" Response": "response", "Prompt": "prompt"\}'):
         unused_columns([{"Prompt": "a", " Response": "b", "id": "c"}], PromptsConfig(), "rows")
+    with pytest.raises(DataError, match=r'for instance \{"ask": "prompt", "reply": "response"\}'):
+        unused_columns([{"prompt": "a", "Prompt": "b", "id": "c"}], PromptsConfig(), "rows")
 
 
 @pytest.mark.parametrize("flip", [False, True])
