@@ -58,7 +58,7 @@ def serve_version(
         ConfigError: The port is taken.
         TryAgain: The server does not start, or ends by itself.
     """
-    check_address(openai_server.HOST, port)
+    check_address(openai_server.HOST, port, "spin serve")
     config = lineage.config
     token = _read_token(lineage.runs)
     log_file = state.state_folder(lineage.runs) / "serve.log"

@@ -1,6 +1,9 @@
 """The command `spin chat`: talk to a version, or to two versions and vote."""
 
 import contextlib
+import io
+import math
+import sys
 from pathlib import Path
 
 import click
@@ -36,6 +39,8 @@ def chat(
     from spin_core.errors import ConfigError
     from spin_core.lineage.find import find_lineage, find_version
 
+    if temperature is not None and not math.isfinite(temperature):
+        raise ConfigError(f"--temperature cannot be {temperature}: give a number from 0 on")
     lineage = find_lineage(runs, name)
     version = find_version(lineage, t)
     versions = [version]
@@ -50,6 +55,8 @@ def chat(
     conversation.system = system
     if temperature is not None:
         conversation.set_temperature(temperature)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # a piped file may have another encoding
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 (input lines can be edited from here on)
     conversation.run()

@@ -36,6 +36,8 @@ def publish(
     lineage = find_lineage(runs, name)
     write = _write_pairs if pairs else _write_adapter if adapter else _write_gguf if gguf else _write_model
     if not target.startswith(hub.SCHEME):
+        if "://" in target:
+            raise ConfigError(f"{target} is neither a folder nor hf://user/name: name one of the two")
         folder = Path(target)
         if folder.exists():
             raise ConfigError(f"{folder} exists already: name another folder, or remove it")

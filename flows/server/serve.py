@@ -121,15 +121,23 @@ def handle_signals() -> None:
         signal.signal(signal.SIGHUP, _hang_up)
 
 
-def check_address(host: str, port: int) -> None:
-    """Raise `ConfigError` if the port is taken or reserved, or if the host is not an address of this machine."""
+def check_address(host: str, port: int, command: str = "spin up") -> None:
+    """Raise `ConfigError` if the port is taken or reserved, or if the host is not an address of this machine.
+
+    Args:
+        host: The address to listen on.
+        port: The port to listen on.
+        command: The command whose option `--port` chooses another port.
+    """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except PermissionError as error:
-        raise ConfigError(f"port {port} is for root alone: choose another with spin up --port, from 1024 on") from error
+        raise ConfigError(
+            f"port {port} is for root alone: choose another with {command} --port, from 1024 on"
+        ) from error
     except (OSError, UnicodeError) as error:
         if not isinstance(error, OSError) or error.errno != errno.EADDRINUSE:
             raise ConfigError(
@@ -137,7 +145,7 @@ def check_address(host: str, port: int) -> None:
                 "serve others too"
             ) from error
         raise ConfigError(
-            f"port {port} is taken by another program: end it, or choose another with spin up --port {port + 1}"
+            f"port {port} is taken by another program: end it, or choose another with {command} --port {port + 1}"
         ) from error
 
 

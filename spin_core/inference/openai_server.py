@@ -78,8 +78,10 @@ def main() -> None:
 
     build_server = server.build_server
 
-    def build_with_token(*arguments: Any, **settings: Any) -> Any:
-        app = build_server(*arguments, **settings)
+    def build_with_token(model_manager: Any, *arguments: Any, **settings: Any) -> Any:
+        # Its own list has the models in the hub's cache, and fails without a cache.
+        model_manager.get_gen_models = lambda: [{"id": folder, "object": "model", "created": 0, "owned_by": "spin"}]
+        app = build_server(model_manager, *arguments, **settings)
         app.add_middleware(TokenRequired, token=token)
         return app
 

@@ -7,6 +7,7 @@ from spin_core.config.run import RunConfig
 from spin_core.data.chat import Message, Renderer
 from spin_core.data.templates.responses import decode_responses
 from spin_core.data.tokenizer import load_tokenizer, model_ends
+from spin_core.errors import DataError
 from spin_core.inference.engine import Request
 from spin_core.inference.transformers_engine import TransformersEngine
 from spin_core.models.loading import load_model
@@ -64,6 +65,11 @@ class Speaker:
                 return prompt_ids
             oldest = 1 if turns[0]["role"] == "system" else 0
             if len(turns) <= oldest + 1:
+                if len(prompt_ids) >= context:
+                    raise DataError(
+                        f"the question makes a prompt of {len(prompt_ids)} tokens, and the model's context has "
+                        f"{context}: ask a shorter one"
+                    )
                 return prompt_ids
             del turns[oldest : oldest + 2]
 

@@ -76,7 +76,10 @@ def export_model(player: Path, out: Path, format: Literal["adapter", "merged"], 
 
     disable_progress_bar()
     if format == "adapter" and not (player / ADAPTERS).is_dir():
-        raise ConfigError(f"{player} was trained with all its weights, not train.lora: use --format merged")
+        raise ConfigError(
+            f"{player} was trained with all its weights, not train.lora: use --format merged, or "
+            "publish without --adapter"
+        )
     if out.exists():
         raise ConfigError(f"{out} exists already: name another folder with -o, or remove it")
     scratch = out.with_name(f".{out.name}.{os.getpid()}")

@@ -1,5 +1,6 @@
 """Upload a folder to the hub: `hf://user/name`."""
 
+import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,6 @@ def upload(
         ConfigError: The token is missing or may not write there, or the user does not confirm.
         TryAgain: The hub does not answer.
     """
-    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
@@ -64,6 +64,12 @@ def upload(
                 f"the hub refuses {url} ({status}): set HF_TOKEN to a token that may write there"
             ) from error
         raise TryAgain(f"the hub did not take {url} ({first_line(error)}): run the same command again") from error
-    except (httpx.HTTPError, ConnectionError) as error:
+    except _network_errors() as error:
         raise TryAgain(f"the hub does not answer ({first_line(error)}): run the same command again") from error
     return str(done.commit_url)
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """The errors of the client by which the hub's library asks: `httpx2` in its newer versions, `httpx` before."""
+    clients = [name for name in ("httpx", "httpx2") if importlib.util.find_spec(name)]
+    return (ConnectionError, *(importlib.import_module(name).HTTPError for name in clients))

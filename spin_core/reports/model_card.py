@@ -120,7 +120,11 @@ def _scores(board: Board, row: Row | None) -> Iterator[str]:
         better = "→" if score.target is not None else "↑" if score.higher_is_better else "↓"
         difference = format_difference(change) if change else "–"
         yield f"| {task} {better} | {format_score(base.scores.get(task))} | {format_score(score)} | {difference} |"
-    yield from ("", "Value ± standard error over items; in brackets a 95 % interval. ↑ higher, ↓ lower is better.")
+    yield from (
+        "",
+        "Value ± standard error over items; in brackets a 95 % interval. ↑ higher, ↓ lower is better; "
+        "→ nearer to the human responses' value is better.",
+    )
 
 
 def _origin(config: RunConfig, version: ModelVersion, records: Sequence[IterationRecord]) -> Iterator[str]:

@@ -68,6 +68,7 @@ def test_openais_client_talks_to_a_version(talking, engine):
         assert 0 < len(answers[0]) <= 8
         pieces = chat.create(model="tale-2", messages=question, temperature=0, max_tokens=8, stream=True)
         assert "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices) == answers[0]
+        assert [model.id for model in client(talking, port).models.list()] == ["tale-2"]
         with pytest.raises(openai.AuthenticationError):
             client(talking, port, "wrong").models.list()
         started = children_of(process.pid)

@@ -23,7 +23,7 @@ def chat(talking, monkeypatch):
     """`spin chat tale` with these lines as its input."""
     monkeypatch.setenv("COLUMNS", "100")
 
-    def run(*arguments: str, lines: str, status: int = 0):
+    def run(*arguments: str, lines: str | bytes, status: int = 0):
         command = ["chat", "tale", *arguments, "--runs", str(talking.runs)]
         result = CliRunner().invoke(main, command, input=lines)
         assert result.exit_code == status, (result.output, result.exception)
@@ -95,7 +95,22 @@ def test_blind_votes_are_a_score_of_the_leaderboard(chat, talking, monkeypatch):
         (["1", "--versus", "1"], "both sides are θ_1: name another version with --versus"),
         (["0", "--blind"], "both sides are θ_0: name another version with --versus"),
         (["1", "--temperature", "-1"], "invalid value for '--temperature'"),
+        (["1", "--temperature", "nan"], "--temperature cannot be nan: give a number from 0 on"),
+        (["1", "--temperature", "inf"], "--temperature cannot be inf: give a number from 0 on"),
     ],
 )
 def test_versions_that_cannot_be_compared_are_refused_in_one_line(chat, arguments, says):
     assert refusal(chat(*arguments, lines="", status=2)).startswith(says)
+
+
+def test_a_question_that_is_too_long_is_refused_in_its_own_words(chat):
+    answered = chat("1", lines="x" * 5000 + "\n/temperature\n")
+    assert "error  the question makes a prompt of" in answered.stderr
+    assert "ask a shorter one" in answered.stderr
+    assert "temperature " in answered.stdout  # the conversation goes on
+
+
+def test_input_that_is_not_utf_8_is_answered(chat, tmp_path):
+    history = tmp_path / "history.jsonl"
+    chat("1", "--history", str(history), lines=b"caf\xe9\n")
+    assert [json.loads(line)["question"] for line in history.read_text("utf-8").splitlines()] == ["caf\ufffd"]

@@ -9,6 +9,8 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spin_core.config.resolve import resolve
+from spin_core.errors import TryAgain
+from spin_core.remote import hub as hub_upload
 from tests.support.lineages.talking import build_talking_lineage
 from tests.support.processes.command_runner import refusal, run_spin
 from tests.support.servers.hub import TOKEN, running_hub
@@ -60,6 +62,7 @@ def test_a_folder_has_weights_tokenizer_sampling_card_and_recipe(publish, talkin
     assert talking.player(1).digest in text
     assert talking.records()[0].prompts.digest in text
     assert "| heldout_nll ↓ | 3.50 ± 0.42 | 2.90 ± 0.41 | -0.600 [-0.664, -0.536] |" in text
+    assert "→ nearer to the human responses' value is better." in text
     assert "`temperature` 0.5" in text
     assert resolve("demo", file=folder / "recipe.yaml") == talking.config
     assert "exists already" in refusal(publish(2, folder, status=2))
@@ -125,13 +128,31 @@ def test_gguf_is_made_by_the_converter_on_the_path(publish, tmp_path, monkeypatc
     ("arguments", "says"),
     [
         (["9", "out"], "lineage tale has no θ_9"),
+        (["2", "s3://bucket/tale"], "s3://bucket/tale is neither a folder nor hf://user/name: name one of the two"),
         (["2", "hf://name"], "hf://name is not a repository of the hub: write hf://user/name"),
         (["2", "out", "--gguf"], "--gguf needs llama.cpp's convert_hf_to_gguf.py, which is not on the PATH: "),
-        (["2", "out", "--adapter"], "was trained with all its weights"),
+        (
+            ["2", "out", "--adapter"],
+            "was trained with all its weights, not train.lora: use --format merged, or publish without --adapter",
+        ),
         (["2", "out", "--adapter", "--pairs"], "--adapter, --pairs and --gguf exclude each other"),
     ],
 )
 def test_what_cannot_be_published_is_one_line(publish, tmp_path, monkeypatch, arguments, says):
     monkeypatch.chdir(tmp_path)
     assert says in refusal(publish(*arguments, status=2))
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("client", ["httpx", "httpx2"])
+def test_a_hub_that_does_not_answer_is_one_line(tmp_path, monkeypatch, client):
+    errors = pytest.importorskip(client)
+
+    def fail(*_, **__):
+        raise errors.ConnectError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_exists", fail)
+    with pytest.raises(
+        TryAgain, match=r"the hub does not answer \(.*Name or service not known\): run the same command"
+    ):
+        hub_upload.upload(tmp_path, "hf://me/tale", "model", private=True, confirm=bool)

@@ -253,6 +253,8 @@ def test_a_port_that_only_root_may_use_is_rejected_with_the_fix(monkeypatch):
     monkeypatch.setattr(serve.socket.socket, "bind", refuse)
     with pytest.raises(ConfigError, match="port 80 is for root alone: choose another with spin up --port"):
         serve.check_address("127.0.0.1", 80)
+    with pytest.raises(ConfigError, match="choose another with spin serve --port"):
+        serve.check_address("127.0.0.1", 80, "spin serve")
 
 
 @pytest.mark.parametrize("ignored", [False, True])
