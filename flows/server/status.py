@@ -3,10 +3,11 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from flows.server.run_names import shown_name
 from flows.server.schedules import Schedule, list_schedules
 from flows.server.watch import PID_LABEL, WAITING, starts
 from spin_core.config.base import Frozen
-from spin_core.errors import ConfigError, DamagedArtifact, SpinError, TryAgain
+from spin_core.errors import ConfigError, DamagedArtifact, SpinError, TryAgain, printable
 from spin_core.lineage import phase_jobs
 from spin_core.lineage.find import find_lineage, lineage_names
 from spin_core.lineage.holders import Holder, holders
@@ -33,6 +34,16 @@ _UNFINISHED = [
 ]
 
 _OF_DEPLOYMENTS = {"deployment_id": {"is_null_": False}}
+
+
+_FAILED_WITHIN = timedelta(days=1)
+"""For how long a failed run is shown."""
+
+_MOST_FAILURES = 5
+"""How many are shown at most."""
+
+_PREFIX = re.compile(r"^(Flow|Task) run encountered an exception:?\s*(\w+: )?")
+"""What Prefect writes before an error's message."""
 
 
 class Phase(Frozen):
@@ -57,6 +68,15 @@ class Run(Frozen):
     """The process of a run of the command line; None for a deployment's run."""
     since: datetime | None = None
     """Since when the process computes; None where only the server knows the run."""
+
+
+class Failure(Frozen):
+    """A run that has failed and is not continued by itself."""
+
+    name: str
+    ended: datetime
+    sentence: str
+    """Why, in one line."""
 
 
 class Head(Frozen):
@@ -89,6 +109,8 @@ class Status(Frozen):
     open_to_others: tuple[str, ...]
     """The state folder, and files in it, that other users may read or change."""
     runs: tuple[Run, ...]
+    failures: tuple[Failure, ...]
+    """The runs of deployments that have failed lately."""
     schedules: tuple[Schedule, ...]
     lineages: tuple[Head, ...]
     unreadable: tuple[str, ...]
@@ -119,6 +141,7 @@ def status(runs: Path) -> Status:
         password_file=str(state.password_file(folder)) if url else "",
         open_to_others=tuple(map(str, state.open_to_others(folder))),
         runs=tuple(_with_holders(server, computing)),
+        failures=tuple(server.failures) if server else (),
         schedules=tuple(server.schedules) if server else (),
         lineages=tuple(heads),
         unreadable=tuple(unreadable),
@@ -130,6 +153,7 @@ class _Answers(NamedTuple):
 
     url: str
     runs: list[Run]
+    failures: list[Failure]
     schedules: list[Schedule]
 
 
@@ -138,7 +162,8 @@ def _answering_server(runs: Path, up: local.Up | None) -> _Answers | None:
     if up and local.answers(up):
         with contextlib.suppress(TryAgain):  # it starts, ends, or is busy
             server = _server(runs, up.url)
-            return _Answers(up.url, _unfinished_runs(server), list_schedules(server))
+            failures = recent_failures(server, datetime.now(UTC))
+            return _Answers(up.url, _unfinished_runs(server), failures, list_schedules(server))
     return None
 
 
@@ -191,6 +216,29 @@ def _unfinished_runs(server: Server, selection: Mapping[str, Any] | None = None)
                 )
             )
     return runs
+
+
+def recent_failures(server: Server, now: datetime) -> list[Failure]:
+    """The newest failed runs of the last day, the newest first. Raises what `Server.request` does."""
+    query = {
+        "flow_runs": {
+            "state": {"type": {"any_": ["FAILED", "CRASHED"]}},
+            "end_time": {"after_": (now - _FAILED_WITHIN).isoformat()},
+        },
+        "sort": "END_TIME_DESC",
+        "limit": _MOST_FAILURES,
+    }
+    return [_failure(run) for run in server.post("/flow_runs/filter", query)]
+
+
+def _failure(run: Mapping[str, Any]) -> Failure:
+    """A failed run with the sentence of its error."""
+    message = _PREFIX.sub("", run["state"]["message"] or "").strip().partition("\n")[0]
+    return Failure(
+        name=shown_name(run),
+        ended=datetime.fromisoformat(run["end_time"]),
+        sentence=printable(message) or f"{run['state_name']}: its page in the UI has the log",
+    )
 
 
 def _percent(server: Server, task: str) -> float | None:

@@ -365,6 +365,14 @@ def test_a_failed_run_is_reported_by_mail(failed_evaluation):
     assert "evaluate-whole is Failed: " in mail.get_content()
 
 
+def test_status_shows_a_failed_run_with_its_reason(up, failed_evaluation):
+    assert failed_evaluation
+    shown = up.spin("status").stdout
+    assert re.search(
+        r"^failed +evaluate-whole  at .*: .*refuses the key in OPENAI_API_KEY \(401\)", shown, re.MULTILINE
+    )
+
+
 @pytest.fixture(scope="module")
 def run_with_keys(up: Up, failed_evaluation: Any, bucket: Bucket) -> Any:
     """A run that uses the keys of a store and of sinks."""

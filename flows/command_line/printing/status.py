@@ -13,7 +13,7 @@ from spin_core.reports.links import LINEAGES
 
 if TYPE_CHECKING:
     from flows.server.schedules import Schedule
-    from flows.server.status import Head, Run, Status
+    from flows.server.status import Failure, Head, Run, Status
 
 
 def print_status(status: "Status", runs: Path) -> None:
@@ -23,6 +23,8 @@ def print_status(status: "Status", runs: Path) -> None:
         click.echo(f"sign in    {_sign_in(status)}")
         click.echo(f"pages      {status.url}{LINEAGES}")
         _print_runs(status)
+        if status.failures:
+            click.echo(f"failed     {_column([_failure_line(each) for each in status.failures])}")
         click.echo(f"nightly    {_column([_schedule_line(each) for each in status.schedules]) or 'none'}")
     elif status.elsewhere:
         click.echo(f"up         on {status.elsewhere}: run spin status there to see more")
@@ -78,6 +80,11 @@ def _run_line(run: "Run") -> str:
         since = f" since {run.since.astimezone():%Y-%m-%d %H:%M}" if run.since else ""
         again = f" in a terminal (process {run.process}){since}"
     return f"{run.name}  {run.state}{again}" + (f": {text}" if (text := run.waits or phases) else "")
+
+
+def _failure_line(failure: "Failure") -> str:
+    """`nightly-mine  at 2026-12-01 02:03: lineage mine …`."""
+    return f"{failure.name}  at {failure.ended.astimezone():%Y-%m-%d %H:%M}: {failure.sentence}"
 
 
 def _schedule_line(schedule: "Schedule") -> str:

@@ -1,4 +1,4 @@
-"""What `spin status` shows of lineages, and of runs in other terminals."""
+"""What `spin status` shows of lineages, of runs in other terminals, and of runs that have failed lately."""
 
 import os
 import re
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_a_run_in_another_terminal_is_shown_once_whether_or_not_the_server_knows
     """A run that has a temporary server is not known to a server that was started after it."""
     known = status.Run(name="mine", state="Running", started=1, phases=(), waits="", process=os.getpid())
     with training(build_lineage(tmp_path)) as holder:
-        (run,) = status._with_holders(status._Answers("", [known] if reported else [], []), [holder])
+        (run,) = status._with_holders(status._Answers("", [known] if reported else [], [], []), [holder])
     assert (run.name, run.process, run.since) == ("mine" if reported else "tale", os.getpid(), holder.since)
 
 
@@ -78,6 +79,39 @@ def test_a_deployments_run_is_the_servers_to_report(tmp_path):
         assert worker.stdout is not None
         worker.stdout.readline()
         of_worker = holder.model_copy(update={"pid": worker.pid})
-        assert status._with_holders(status._Answers("", [], []), [of_worker]) == []
+        assert status._with_holders(status._Answers("", [], [], []), [of_worker]) == []
         assert [run.name for run in status._with_holders(None, [of_worker])] == ["tale"]
         worker.kill()
+
+
+MORNING = datetime(2026, 12, 1, 8, tzinfo=UTC)
+
+
+class Recorded:
+    """A server with one failed run, which notes what it is asked."""
+
+    def __init__(self, message):
+        self.message = message
+
+    def post(self, path, query):
+        self.asked = path, query
+        run = {"name": "nightly-mine", "run_count": 1, "parameters": {}, "tags": ["nightly"]}
+        ended = {"end_time": "2026-12-01T02:03:00+00:00", "state_name": "Failed", "state": {"message": self.message}}
+        return [run | ended]
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        ("Flow run encountered an exception: ConfigError: give a lineage\nmore", "give a lineage"),
+        ("lineage mine is busy", "lineage mine is busy"),
+        (None, "Failed: its page in the UI has the log"),
+    ],
+)
+def test_a_failure_has_its_name_time_and_sentence(message, sentence):
+    server = Recorded(message)
+    (failure,) = status.recent_failures(server, MORNING)
+    assert (failure.name, failure.ended.hour, failure.sentence) == ("nightly-mine", 2, sentence)
+    path, query = server.asked
+    assert path == "/flow_runs/filter"
+    assert query["flow_runs"]["end_time"] == {"after_": "2026-11-30T08:00:00+00:00"}
