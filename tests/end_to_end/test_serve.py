@@ -174,7 +174,7 @@ def test_there_is_no_schedule_and_no_default_lineage_at_first(up):
     ("parameters", "named"),
     [
         ({"recipe": "no-such-recipe"}, "recipe"),
-        ({"iterations": 0}, "iterations"),
+        ({"iterations": -1}, "iterations"),
         ({"lineage": "up/../and/away"}, "lineage"),
         ({"lineage": "Mine"}, "lineage"),
         ({"overrides": {"train": {"beta": -1}}}, "overrides.train.beta"),
