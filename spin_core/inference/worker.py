@@ -47,6 +47,7 @@ class GenerationWorker:
         scratch: Path,
         progress: Progress,
         *,
+        batch_size: int | None = None,
         idle: bool = False,
         on_stop: Callable[[], None] = lambda: None,
     ) -> None:
@@ -56,11 +57,14 @@ class GenerationWorker:
             job: The job, the same for all its workers.
             scratch: Where finished shards appear.
             progress: Gets the progress of the whole job, and knows whether this process is asked to stop.
+            batch_size: Prompts at a time on this machine; None for the job's own number. It is not put into the job,
+                whose identity names the folder that all workers share.
             idle: Make no shard here, but wait for other workers.
             on_stop: Is called when this process is asked to stop, before it finishes its shard.
         """
         path = job.prompts.path / "train.parquet"
         self.job, self.progress, self.idle, self.on_stop = job, progress, idle, on_stop
+        self._engine_config = job.config.model_copy(update={"batch_size": batch_size} if batch_size else {})
         self.prompts = RowReader([path], ["id", "prompt_ids"])
         self.answers = job.config.answers
         self.plans = plan_shards(ids_in([path]), job)
@@ -158,7 +162,7 @@ class GenerationWorker:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self._engine = make_engine(
-                version.path, self.job.model, self.ends.ids, self.job.config, self.job.t, self.ends.strings
+                version.path, self.job.model, self.ends.ids, self._engine_config, self.job.t, self.ends.strings
             )
             self._full_batch = self._engine.batch_size
             self._version = version

@@ -34,9 +34,9 @@ def run(job: GenerateJob, scratch: Path, progress: Progress) -> dict[str, Any]:
     """Answer every training prompt with the configured number of workers; shards in `scratch` are kept."""
     folder = work_folder(job)
     folder.mkdir(exist_ok=True)
-    with helpers(job, folder, _environments_of_helpers(job)) as stop_helpers, _sized(job, scratch) as sized_job:
+    with helpers(job, folder, _environments_of_helpers(job)) as stop_helpers, _batch_size(job, scratch) as batch_size:
         idle = not job.config.speed.workers
-        worker = GenerationWorker(sized_job, scratch, progress, idle=idle, on_stop=stop_helpers)
+        worker = GenerationWorker(job, scratch, progress, batch_size=batch_size, idle=idle, on_stop=stop_helpers)
         worker.tally.update()
         while worker.shards.missing():
             worker.run()
@@ -54,14 +54,14 @@ def run(job: GenerateJob, scratch: Path, progress: Progress) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _sized(job: GenerateJob, scratch: Path) -> Iterator[GenerateJob]:
-    """The job with the number of prompts at a time that fits this machine, while an attempt at it runs."""
+def _batch_size(job: GenerateJob, scratch: Path) -> Iterator[int | None]:
+    """How many prompts at a time fit this machine, while an attempt at them runs; None where no engine is told."""
     if job.config.engine == "vllm" or not job.config.speed.workers:
-        yield job
+        yield None
         return
     limit = fit.open_generation_limit(job, scratch)
     with limit.attempt(Ranks()):
-        yield fit.answering(job, limit.size)
+        yield limit.size
 
 
 def _environments_of_helpers(job: GenerateJob) -> Sequence[Mapping[str, str]]:

@@ -40,15 +40,15 @@ def main() -> None:
         job = phase.read_job(sys.argv[1:], GenerateJob)
         with files.storage_errors(job.output.parent):
             if wait_until_begun(job, progress.check):
-                GenerationWorker(_sized(job), phase.scratch_of(job.output), progress).run()
+                GenerationWorker(job, phase.scratch_of(job.output), progress, batch_size=_batch_size(job)).run()
     except SpinError as error:
         phase.exit_with(error, progress, Ranks())
 
 
-def _sized(job: GenerateJob) -> GenerateJob:
-    """The job with the number of prompts at a time that fits this machine."""
+def _batch_size(job: GenerateJob) -> int | None:
+    """How many prompts at a time fit this machine, if the job leaves that to it."""
     chosen_here = job.config.engine != "vllm" and job.config.batch_size == "auto"
-    return fit.answering(job, fit.prompts_that_fit(job)) if chosen_here else job
+    return fit.prompts_that_fit(job) if chosen_here else None
 
 
 def wait_until_begun(job: GenerateJob, check_stop: Callable[[], None]) -> bool:

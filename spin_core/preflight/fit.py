@@ -125,11 +125,6 @@ def prompts_that_fit(job: GenerateJob) -> int:
     return fit_batch_size(_shape_of(job.opponent.path, job.model), job.config, longest, device, free)
 
 
-def answering(job: GenerateJob, prompts: int) -> GenerateJob:
-    """The job with this number of prompts at a time, for one worker. Its identity is the same."""
-    return job.model_copy(update={"config": job.config.model_copy(update={"batch_size": prompts})})
-
-
 def _largest(need: Callable[[int], Parts], sizes: Iterator[int], free: float) -> int:
     """The first of the falling sizes that fits, or else the last."""
     size = 0

@@ -316,6 +316,15 @@ def test_a_halved_batch_is_recorded_and_changes_no_answer(tmp_path, tiny_model, 
     assert {(line["batch_size"], line["halved"]) for line in lines} == {(2, True)}
 
 
+def test_a_batch_that_the_machine_chooses_changes_no_answer_and_no_folder(tmp_path, tiny_model, prompts):
+    whole = run_generation(generate_job(tmp_path / "whole", tiny_model, prompts, batch_size=8))
+    chosen = run_generation(generate_job(tmp_path / "chosen", tiny_model, prompts, batch_size="auto"))
+    assert answers_of(chosen) == answers_of(whole)
+    lines = [json.loads(line) for line in (chosen.path / "log" / "timing.jsonl").read_text().splitlines()]
+    assert {line["batch_size"] for line in lines} == {128}
+    assert not list(chosen.path.parent.glob(".*.work"))
+
+
 def test_memory_for_less_than_one_prompt_is_an_error_for_the_user():
     with pytest.raises(ModelError, match="one prompt at a time"):
         answer_requests(Cramped(4, room=0), [Request([1], seed) for seed in range(10)])
