@@ -12,6 +12,9 @@ from spin_core.errors import DataError
 
 T = TypeVar("T")
 
+_NO_INPUT = ("", "<noinput>")
+"""An input that is none. Data in the manner of self-instruct write the second."""
+
 
 def with_context(row: Row, turns: list[Message], setting: str = "prompts") -> list[Message]:
     """The turns after the system prompt and the earlier turns of the row's columns.
@@ -37,7 +40,7 @@ def with_input(prompt: list[Message], prompt_column: str, row: Row, column: str 
     A column `prompt` may be whole, with its input in it. Then nothing is added.
     """
     input = _read(text_of, row, column, setting) if column else ""
-    if not input.strip() or not prompt:
+    if input.strip().lower() in _NO_INPUT or not prompt:
         return prompt
     above = prompt[-1]["content"]
     if prompt_column == "prompt" and input.strip() in above:

@@ -32,6 +32,12 @@ def test_an_input_follows_the_instruction(build, prompt, column):
     assert build(rows).pairs == [("Add.\n\n0 + 1", "1"), ("Add.\n\n1 + 1", "2")]
 
 
+@pytest.mark.parametrize("input", ["", " ", "<noinput>", "<noInput>\n"])
+def test_an_input_that_is_none_is_not_in_the_prompt(build, input):
+    rows = [{"instruction": f"Sing {i}.", "input": input, "output": "La."} for i in range(2)]
+    assert build(rows).pairs == [("Sing 0.", "La."), ("Sing 1.", "La.")]
+
+
 def test_an_input_without_an_instruction_is_the_prompt(build):
     assert build([{"input": f"{i}?", "output": str(i)} for i in range(2)]).pairs == [("0?", "0"), ("1?", "1")]
 
