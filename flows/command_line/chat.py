@@ -41,6 +41,10 @@ def chat(
 
     if temperature is not None and not math.isfinite(temperature):
         raise ConfigError(f"--temperature cannot be {temperature}: give a number from 0 on")
+    if blind and (system or temperature is not None):
+        raise ConfigError(
+            "--blind compares versions with the lineage's own settings: leave --system and --temperature out"
+        )
     lineage = find_lineage(runs, name)
     version = find_version(lineage, t)
     versions = [version]

@@ -95,6 +95,8 @@ class Conversation:
             case "reset":
                 self.reset()
                 click.echo("new conversation")
+            case "system" | "temperature" if self.blind and value.strip():
+                click.echo("votes are about the lineage's own settings: change them in a chat without --blind")
             case "system":
                 self.system = value.strip()
                 self.reset()

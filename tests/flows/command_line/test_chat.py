@@ -88,9 +88,17 @@ def test_blind_votes_are_a_score_of_the_leaderboard(chat, talking, monkeypatch):
     assert board.leaderboard(talking).rows[2].scores["votes_against_1"].n == 1
 
 
+def test_votes_are_about_the_lineages_own_settings(chat):
+    printed = chat("2", "--blind", lines="/temperature 0\n/system be kind\n/temperature\n").stdout
+    assert printed.count("votes are about the lineage's own settings") == 2
+    assert "temperature 0\n" not in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["2", "--blind", "--temperature", "0"], "--blind compares versions with the lineage's own settings"),
+        (["2", "--blind", "--system", "be kind"], "--blind compares versions with the lineage's own settings"),
         (["7"], "lineage tale has no θ_7: choose from 0 to 2"),
         (["1", "--versus", "1"], "both sides are θ_1: name another version with --versus"),
         (["0", "--blind"], "both sides are θ_0: name another version with --versus"),
