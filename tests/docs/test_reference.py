@@ -15,7 +15,15 @@ SOURCES = [
     path for folder in ("spin_core", "flows", "tasks", "infra") for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 NAME = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")
-OTHERS = {"CAUSAL_LM", "CREATED_DESC", "F8_E4M3", "F8_E5M2", "START_TIME_ASC", "EXPECTED_START_TIME_ASC"}
+OTHERS = {
+    "CAUSAL_LM",
+    "CREATED_DESC",
+    "END_TIME_DESC",
+    "F8_E4M3",
+    "F8_E5M2",
+    "START_TIME_ASC",
+    "EXPECTED_START_TIME_ASC",
+}
 """Constants of libraries that look like variables."""
 
 
