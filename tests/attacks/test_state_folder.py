@@ -31,7 +31,9 @@ def modes(folder: Path) -> dict[str, str]:
 
 def test_the_files_of_a_run_are_never_readable_by_others(tmp_path):
     local.prepare(tmp_path / "runs", quiet=True)
-    assert modes(tmp_path / "runs" / ".prefect") == {".prefect": "0o700", "prefect.db": "0o600", "password": "0o600"}
+    folders, files = (".prefect", "storage"), ("prefect.db", "password")
+    expected = dict.fromkeys(folders, "0o700") | dict.fromkeys(files, "0o600")
+    assert modes(tmp_path / "runs" / ".prefect") == expected
 
 
 def test_a_folder_of_an_earlier_version_is_closed_at_the_next_start(tmp_path):
