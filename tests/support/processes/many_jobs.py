@@ -6,6 +6,7 @@ Each is a training or a scoring.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,10 @@ def main() -> None:
             assert stop is not None
         local.wait()
     ranks.leave()
+    # All is published. A thread of gloo's that is still ending would abort the interpreter's own end on a busy machine.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
